@@ -1,0 +1,6 @@
+"""Plain networks, from an input of a fixed shape to a feature vector; they know nothing of tasks."""
+
+from msh.backbones.conv import PaperConv
+from msh.backbones.mlp import MLP
+
+__all__ = ["MLP", "PaperConv"]

@@ -1,0 +1,43 @@
+"""Fully connected networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers of one width, each followed by ReLU.
+
+    Args:
+        input_shape: shape of one example; flattened.
+        width: units per hidden layer.
+        depth: number of hidden layers.
+        norm: batch normalisation between each linear layer and its ReLU.
+    Raises:
+        ValueError: width or depth is below 1.
+
+    The paper's network is the default: Renn et al. 2022, experiment 1. Weights start as in He et al. 2015.
+    """
+
+    def __init__(self, input_shape: Sequence[int], width: int = 1000, depth: int = 6, norm: bool = False) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise ValueError(f"width = {width}, depth = {depth}: both must be at least 1")
+        self.input_shape = tuple(input_shape)
+        self.features = width
+        sizes = [math.prod(self.input_shape), *[width] * depth]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+            linear = nn.Linear(inputs, outputs)
+            nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers += [linear, *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, *input_shape) to features (batch, width)."""
+        features: Tensor = self.layers(inputs)
+        return features

@@ -1,0 +1,214 @@
+"""Who may own which weight: exact selection, budgets, and the account of what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FREE = 0
+"""Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
+
+Scope = Literal["tensor", "network"]
+
+
+def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
+    """Keep the k highest-scoring weights.
+
+    Args:
+        scores: (*shape), higher is kept; unitless.
+        k: number kept, 0 <= k <= number of candidates.
+        candidates: bool, (*shape); only these can be kept. All of them when None.
+    Returns:
+        bool, (*shape), exactly k True, a subset of the candidates; ties go to the lower flat index.
+    Raises:
+        ValueError: k is out of range, shapes differ, or a candidate's score is NaN.
+    Source: Mallya and Lazebnik 2018, PackNet, sec. 3.
+    """
+    named = None if candidates is None else {"scores": candidates}
+    return top_k_masks({"scores": scores}, k, named)["scores"]
+
+
+def top_k_masks(
+    scores: Mapping[str, Tensor], k: int, candidates: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Keep the k highest-scoring weights over several tensors together.
+
+    Args:
+        scores: tensor name to scores of any shape, higher is kept; unitless.
+        k: number kept over all tensors, 0 <= k <= number of candidates.
+        candidates: tensor name to bool of the same shape; only these can be kept.
+    Returns:
+        Tensor name to bool of the same shape, exactly k True in all; ties go to the earlier tensor,
+        then to the lower flat index.
+    Raises:
+        ValueError: k is out of range, shapes differ, or a candidate's score is NaN.
+    """
+    flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
+    if candidates is None:
+        places = torch.arange(flat.numel(), device=flat.device)
+    else:
+        for name, score in scores.items():
+            if candidates[name].shape != score.shape:
+                raise ValueError(
+                    f"candidates[{name!r}] have shape {tuple(candidates[name].shape)}, "
+                    f"the scores have {tuple(score.shape)}"
+                )
+        places = torch.cat([candidates[name].reshape(-1) for name in scores]).nonzero().squeeze(1)
+    if not 0 <= k <= places.numel():
+        raise ValueError(f"k = {k} is out of range: there are {places.numel()} candidates")
+    ranked = flat[places]
+    if ranked.isnan().any():
+        raise ValueError(f"{int(ranked.isnan().sum())} scores are NaN")
+    chosen = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    if k:
+        threshold = ranked.topk(k, sorted=False).values.min()
+        above = ranked > threshold
+        ties = (ranked == threshold).nonzero().squeeze(1)[: k - int(above.sum())]
+        chosen[places[above]] = True
+        chosen[places[ties]] = True
+    parts = chosen.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+class CapacityError(ValueError):
+    """A task asks for more weights than are free."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many weights a task may keep.
+
+    Exactly one of the three is given.
+
+    Attributes:
+        density: kept share of the prunable weights, in (0, 1].
+        weights: kept number of weights over the whole network, at least 1.
+        share: "equal": an equal part of what is free among this task and those still to come.
+        scope: "tensor" gives every prunable tensor the same share; "network" lets the scores decide
+            how many each tensor gets.
+    """
+
+    density: float | None = None
+    weights: int | None = None
+    share: Literal["equal"] | None = None
+    scope: Scope = "tensor"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("density", "weights", "share") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget needs exactly one of density, weights, share; got {given or 'none'}")
+        if self.density is not None and not 0.0 < self.density <= 1.0:
+            raise ValueError(f"density = {self.density} is not allowed: it is the kept share of weights, in (0, 1]")
+        if self.weights is not None and self.weights < 1:
+            raise ValueError(f"weights = {self.weights} is not allowed: it is a number of weights, at least 1")
+        if self.share not in (None, "equal"):
+            raise ValueError(f"share = {self.share!r} is not allowed: only 'equal' is")
+        if self.scope not in ("tensor", "network"):
+            raise ValueError(f"scope = {self.scope!r} is not allowed: 'tensor' or 'network' is")
+
+    def counts(self, sizes: Mapping[str, int], free: Mapping[str, int], tasks_left: int = 1) -> dict[str, int]:
+        """Weights to keep in each tensor (scope "tensor") or in all, under the key "" (scope "network").
+
+        Args:
+            sizes: tensor name to its number of weights.
+            free: tensor name to its number of free weights.
+            tasks_left: tasks still to be served, this one included; only `share` looks at it.
+        """
+        if self.scope == "network":
+            sizes, free = {"": sum(sizes.values())}, {"": sum(free.values())}
+        if self.share is not None:
+            return {name: count // tasks_left for name, count in free.items()}
+        total = sum(sizes.values())
+        density = self.density if self.density is not None else (self.weights or 0) / total
+        wanted = {name: round(density * size) for name, size in sizes.items()}
+        if self.weights is not None:
+            _spread(wanted, self.weights - sum(wanted.values()))
+        return wanted
+
+
+def _spread(counts: dict[str, int], rest: int) -> None:
+    """Add the rounding rest to the tensors, largest first, so that the sum is exact."""
+    order = sorted(counts, key=lambda name: -counts[name])
+    step = 1 if rest > 0 else -1
+    for i in range(abs(rest)):
+        counts[order[i % len(order)]] += step
+
+
+def check_free(task: str, wanted: Mapping[str, int], free: Mapping[str, int]) -> None:
+    """Raise when a task's budget is more than what is free.
+
+    Args:
+        task: the task's name, for the message.
+        wanted: as `Budget.counts` returns it.
+        free: tensor name to its number of free weights.
+    Raises:
+        CapacityError: naming task, layer, wanted and free.
+    """
+    for name, count in wanted.items():
+        available = sum(free.values()) if name == "" else free[name]
+        if count > available:
+            layer = "the whole network" if name == "" else f"layer {name!r}"
+            raise CapacityError(
+                f"task {task!r} wants {count} weights of {layer}, but only {available} are free; "
+                "lower its density, or give the network more weights"
+            )
+
+
+def plan_counts(
+    sizes: Mapping[str, int], budgets: Mapping[str, Budget], free: Mapping[str, int] | None = None
+) -> dict[str, dict[str, int]]:
+    """Serve the tasks' budgets in order, on paper.
+
+    Args:
+        sizes: tensor name to its number of weights.
+        budgets: task name to its budget, in the order they will be served.
+        free: tensor name to its number of free weights; all of them when None.
+    Returns:
+        Task name to what `Budget.counts` gives it.
+    Raises:
+        CapacityError: a task asks for more than what the tasks before it leave.
+    """
+    left = dict(sizes if free is None else free)
+    plan: dict[str, dict[str, int]] = {}
+    for position, (task, budget) in enumerate(budgets.items()):
+        wanted = budget.counts(sizes, left, len(budgets) - position)
+        check_free(task, wanted, left)
+        plan[task] = wanted
+        if "" in wanted:  # which tensors will give is not known yet: take from each in proportion
+            left = _take_evenly(left, wanted[""])
+        else:
+            left = {name: left[name] - wanted[name] for name in left}
+    return plan
+
+
+def _take_evenly(free: Mapping[str, int], count: int) -> dict[str, int]:
+    total = sum(free.values())
+    left, owed = {}, count
+    for name, available in free.items():
+        part = min(owed, -(-available * count // total)) if total else 0
+        left[name], owed = available - part, owed - part
+    return left
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How full the network is, in weights.
+
+    Attributes:
+        prunable: all weights that tasks can own.
+        owned: those that some task owns.
+        per_tensor: tensor name to {task name: weights it owns there, "": free weights there}.
+    """
+
+    prunable: int
+    owned: int
+    per_tensor: dict[str, dict[str, int]]
+
+    @property
+    def free(self) -> int:
+        """Weights that no task owns."""
+        return self.prunable - self.owned

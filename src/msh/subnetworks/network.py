@@ -1,0 +1,456 @@
+"""One network, many subnetworks: a dense tensor and an owner id per weight for each prunable tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from msh.subnetworks.allocation import FREE, Capacity, CapacityError
+from msh.subnetworks.subnetwork import Subnetwork
+from msh.subnetworks.tensors import (
+    Prunable,
+    TensorBag,
+    as_buffers,
+    is_weight_tensor,
+    masked_weight,
+    name_tensors,
+    scattered_weight,
+)
+
+Reuse = Literal["none", "all"]
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
+STATE_VERSION = 1
+
+
+class MultiSubnetwork(nn.Module):
+    """A backbone whose weights belong to tasks.
+
+    Wrapping turns the backbone's parameters into buffers: what trains are the subnetworks' own parameters.
+    Weights that no task owns keep the values the backbone came with, so a pretrained backbone starts as such.
+
+    Args:
+        backbone: any module; its prunable tensors are found by walking it.
+        prunable: tells which parameters tasks share weight by weight; the rest (biases, normalisation) and
+            all buffers each task has for itself.
+    Raises:
+        ValueError: the backbone has no prunable tensor.
+    Source: Renn et al. 2022, arXiv 2207.08821; owner map as in Mallya and Lazebnik 2018, PackNet.
+    """
+
+    def __init__(self, backbone: nn.Module, prunable: Prunable = is_weight_tensor) -> None:
+        super().__init__()
+        self.names = name_tensors(backbone, prunable)
+        if not self.names.prunable:
+            raise ValueError(f"{type(backbone).__name__} has no prunable tensor: nothing to allocate")
+        as_buffers(backbone)
+        self.backbone = backbone
+        self.owners = TensorBag()
+        self.initial_norms = TensorBag()
+        for name, weight in self.weights():
+            self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
+            self.initial_norms.set(name, weight.float().norm().reshape(()))
+        self.subnetworks = nn.ModuleDict()
+        self.active: str | None = None
+        self._shown: tuple[str, dict[str, Tensor]] | None = None
+        self.register_load_state_dict_pre_hook(_adopt_state)
+        self.register_load_state_dict_post_hook(_after_load)
+
+    # ---- looking
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, dense tensor (*shape)) of each prunable tensor; every task's weights, and the free ones."""
+        for name in self.names.prunable:
+            yield name, self.backbone.get_buffer(name)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in the order they were added."""
+        return list(self.subnetworks)
+
+    def subnetwork(self, task: str) -> Subnetwork:
+        """The task's part of the network.
+
+        Raises:
+            KeyError: there is no such task.
+        """
+        if task not in self.subnetworks:
+            raise KeyError(f"there is no task {task!r}; the tasks are {self.tasks}")
+        found = self.subnetworks[task]
+        assert isinstance(found, Subnetwork)
+        return found
+
+    def masks(self, task: str) -> dict[str, Tensor]:
+        """The task's own weights: tensor name to bool (*shape)."""
+        sub = self.subnetwork(task)
+        if sub.phase == "masked":
+            return {name: sub.masks[name].clone() for name in self.names.prunable}
+        return {name: self.owners[name] == sub.owner for name in self.names.prunable}
+
+    def free(self) -> dict[str, Tensor]:
+        """Weights that no task owns: tensor name to bool (*shape)."""
+        return {name: self.owners[name] == FREE for name in self.names.prunable}
+
+    def sizes(self) -> dict[str, int]:
+        """Tensor name to its number of weights."""
+        return {name: weight.numel() for name, weight in self.weights()}
+
+    def capacity(self) -> Capacity:
+        """How full the network is."""
+        names = {FREE: ""} | {self.subnetwork(task).owner: task for task in self.tasks}
+        per_tensor: dict[str, dict[str, int]] = {}
+        for name in self.names.prunable:
+            counts = torch.bincount(self.owners[name].reshape(-1).int(), minlength=1)
+            per_tensor[name] = {names[i]: n for i, n in enumerate(counts.tolist()) if i == FREE or n}
+        total = sum(self.sizes().values())
+        free = sum(row[""] for row in per_tensor.values())
+        return Capacity(prunable=total, owned=total - free, per_tensor=per_tensor)
+
+    def readers(self, task: str) -> list[str]:
+        """Tasks that read this task's weights."""
+        owner = self.subnetwork(task).owner
+        return [other for other in self.tasks if owner in self.subnetwork(other).reads]
+
+    def digest(self, task: str) -> str:
+        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, and its private tensors."""
+        sub = self.subnetwork(task)
+        sha = hashlib.sha256()
+        for name, weight in self._effective(sub):
+            sha.update(name.encode())
+            sha.update(_bytes(weight))
+            sha.update(_bytes(self.owners[name] == sub.owner))
+        for name, tensor in sub.private_tensors().items():
+            sha.update(name.encode())
+            sha.update(_bytes(tensor))
+        return sha.hexdigest()
+
+    # ---- the life of a task
+
+    def add_task(
+        self, task: str, head: nn.Module | None = None, stem: nn.Module | None = None, reuse: Reuse = "none"
+    ) -> Subnetwork:
+        """Add a task, with no weights yet.
+
+        Args:
+            task: its name; letters, digits, "_" and "-".
+            head: from the backbone's features to the outputs; identity when None.
+            stem: from the task's input to the backbone's; identity when None.
+            reuse: "none" reads no other task's weights; "all" reads those of every task frozen so far.
+        Raises:
+            ValueError: the name is taken or not allowed, or reuse is unknown.
+        """
+        if not TASK_NAME.fullmatch(task):
+            raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
+        if task in self.subnetworks:
+            raise ValueError(f"there is already a task {task!r}")
+        if reuse not in ("none", "all"):
+            raise ValueError(f"reuse = {reuse!r} is not allowed: 'none' or 'all' is")
+        taken = {self.subnetwork(other).owner for other in self.tasks}
+        owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
+        frozen = [self.subnetwork(t).owner for t in self.tasks if self.subnetwork(t).phase == "frozen"]
+        self._widen_owners(owner)
+        sub = Subnetwork(task, owner, tuple(frozen) if reuse == "all" else (), head, stem)
+        for name in self.names.parameters:
+            sub.private.set(name, nn.Parameter(self.backbone.get_buffer(name).detach().clone()))
+        for name in self.names.buffers:
+            sub.private.set(name, self.backbone.get_buffer(name).detach().clone())
+        self.subnetworks[task] = sub
+        sub.to(next(self.weights())[1].device)
+        return sub
+
+    def begin(self, task: str) -> None:
+        """Give a new task every free weight as a candidate, at the scale the backbone came with.
+
+        Raises:
+            CapacityError: no weight of the network is free.
+        """
+        sub = self._in_phase(task, "new")
+        free = self.free()
+        if not any(bool(mask.any()) for mask in free.values()):
+            raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
+        for name, weight in self.weights():
+            base = self._read(sub, name)
+            values = torch.where(free[name], weight, base)
+            values[free[name]] *= self._start_scale(name, weight[free[name]], base)
+            sub.values.set(name, nn.Parameter(values))
+            sub.masks.set(name, free[name])
+        sub.phase = "masked"
+        self._derive(sub)
+        self.active = task
+
+    def _start_scale(self, name: str, candidates: Tensor, base: Tensor) -> float:
+        """Factor that brings a tensor's norm to the one the backbone came with, beside what is read."""
+        norm = float(candidates.float().norm())
+        if norm == 0.0 or not math.isfinite(norm):
+            return 1.0
+        target, read = float(self.initial_norms[name]), float(base.float().norm())
+        share = candidates.numel() / self.owners[name].numel()
+        return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
+
+    def restrict(self, task: str, masks: Mapping[str, Tensor]) -> None:
+        """Narrow the weights of a task in training; what falls outside is 0 (or what it reads there) from now on.
+
+        Args:
+            task: a masked task.
+            masks: bool, (*shape) for each prunable tensor, each a subset of the present mask.
+        Raises:
+            ValueError: a mask is missing, has another shape, or holds a weight that is not a candidate.
+        """
+        sub = self._in_phase(task, "masked")
+        for name in self.names.prunable:
+            if name not in masks or masks[name].shape != sub.masks[name].shape:
+                raise ValueError(f"task {task!r}: the mask of layer {name!r} is missing or has another shape")
+            if bool((masks[name] & ~sub.masks[name]).any()):
+                raise ValueError(f"task {task!r}: the mask of layer {name!r} holds weights that are not candidates")
+        for name in self.names.prunable:
+            sub.masks.set(name, masks[name].to(self.owners[name].device, copy=True))
+        self._derive(sub)
+
+    def compact(self, task: str) -> None:
+        """Make the task's mask final: it owns these weights from now on, and trains nothing else.
+
+        Its parameters are new objects afterwards: build the optimizer after this call.
+        """
+        sub = self._in_phase(task, "masked")
+        self._check_disjoint(sub)
+        for name in self.names.prunable:
+            mask = sub.masks[name]
+            kept = sub.values[name].detach()[mask].clone()
+            self.owners[name][mask] = sub.owner
+            sub.values.set(name, nn.Parameter(kept))
+        sub.masks.clear()
+        sub.phase = "compact"
+        self._derive(sub)
+        self._shown = None
+
+    def _check_disjoint(self, sub: Subnetwork) -> None:
+        for name in self.names.prunable:
+            taken = sub.masks[name] & (self.owners[name] != FREE)
+            if bool(taken.any()):
+                raise CapacityError(
+                    f"task {sub.task!r} holds {int(taken.sum())} weights of layer {name!r} that another task has taken"
+                )
+
+    @torch.no_grad()
+    def freeze(self, task: str) -> None:
+        """End a task's training: its weights go into the dense tensors, and nothing of it is a parameter any more."""
+        sub = self.subnetwork(task)
+        if sub.phase == "masked":
+            self.compact(task)
+        self._in_phase(task, "compact")
+        for name, weight in self.weights():
+            weight.view(-1).index_copy_(0, sub.index[name], sub.values[name].detach())
+        sub.make_untrainable()
+        sub.drop_training_state()
+        sub.phase = "frozen"
+        self._shown = None
+
+    @torch.no_grad()
+    def release(self, task: str) -> None:
+        """Forget a task: its weights are overwritten with fresh random ones and become free.
+
+        Raises:
+            ValueError: other tasks read its weights.
+        """
+        sub = self.subnetwork(task)
+        if readers := self.readers(task):
+            raise ValueError(f"task {task!r} cannot be released: {', '.join(map(repr, readers))} read its weights")
+        for place, (name, weight) in enumerate(self.weights()):
+            mask = self.owners[name] == sub.owner
+            bound = math.sqrt(3.0 / weight.numel()) * float(self.initial_norms[name])
+            generator = torch.Generator().manual_seed(sub.owner * 1_000_003 + place)
+            fresh = torch.empty(int(mask.sum())).uniform_(-bound, bound, generator=generator)
+            weight[mask] = fresh.to(weight)
+            self.owners[name][mask] = FREE
+        del self.subnetworks[task]
+        self.active = None if self.active == task else self.active
+        self._shown = None
+
+    # ---- computing
+
+    def activate(self, task: str) -> None:
+        """Make this the task that `forward` computes when it is given none."""
+        self.subnetwork(task)
+        self.active = task
+
+    def forward(self, inputs: Tensor, task: str | None = None) -> Tensor:
+        """Compute one task's outputs.
+
+        A frozen task computes in evaluation mode, whatever mode the network is in.
+
+        Args:
+            inputs: (batch, *the task's input shape).
+            task: which one; the active one when None.
+        Returns:
+            (batch, *the head's outputs).
+        Raises:
+            ValueError: no task is given and none is active.
+        """
+        task = task if task is not None else self.active
+        if task is None:
+            raise ValueError("no task is active: name one, or call activate first")
+        sub = self.subnetwork(task)
+        if sub.phase != "frozen":
+            return self._run(sub, self._training_weights(sub), inputs)
+        with _evaluating(self.backbone, sub):
+            return self._run(sub, self._shown_weights(sub), inputs)
+
+    def _run(self, sub: Subnetwork, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        tensors = {**weights, **dict(sub.private.items())}
+        tensors.update({again: tensors[name] for again, name in self.names.tied.items()})
+        outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (sub.stem(inputs),)))
+        return outputs
+
+    def _training_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
+        if sub.phase == "new":
+            raise ValueError(f"task {sub.task!r} has no weights yet: call begin first")
+        weights: dict[str, Tensor] = {}
+        for name, values in sub.values.items():
+            if name in sub.whole:
+                weights[name] = values
+            elif sub.phase == "masked":
+                weights[name] = masked_weight(values, sub.masks[name], sub.base[name])
+            else:
+                unchanged = sub.written.get(name) == values._version
+                weights[name] = scattered_weight(values, sub.dense[name], sub.index[name], unchanged)
+                sub.written[name] = values._version
+        return weights
+
+    def _shown_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
+        """The weights of a frozen task, made once and kept until another one is asked for."""
+        device = self.owners[self.names.prunable[0]].device
+        if self._shown is None or self._shown[0] != sub.task or next(iter(self._shown[1].values())).device != device:
+            self._shown = (sub.task, dict(self._effective(sub)))
+        return self._shown[1]
+
+    def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
+        """(name, (*shape)): what the task computes with; 0 where it neither owns nor reads."""
+        if sub.phase in ("masked", "compact"):
+            for name, weight in self._training_weights(sub).items():
+                yield name, weight.detach()
+            return
+        readable = torch.tensor([sub.owner, *sub.reads])
+        for name, weight in self.weights():
+            owners = self.owners[name]
+            yield name, torch.where(_belongs(owners, readable), weight, weight.new_zeros(()))
+
+    def _read(self, sub: Subnetwork, name: str) -> Tensor:
+        """What the task reads of other tasks' weights in a tensor: (*shape), or () if nothing."""
+        weight = self.backbone.get_buffer(name)
+        if not sub.reads:
+            return weight.new_zeros(())
+        return torch.where(_belongs(self.owners[name], torch.tensor(sub.reads)), weight, weight.new_zeros(()))
+
+    @torch.no_grad()
+    def _derive(self, sub: Subnetwork) -> None:
+        """Rebuild what follows from masks, owners and values: bases, indices, dense buffers."""
+        for bag in (sub.index, sub.dense, sub.base):
+            bag.clear()
+        sub.whole.clear()
+        sub.written.clear()
+        for name in self.names.prunable:
+            base = self._read(sub, name)
+            if sub.phase == "masked":
+                sub.base.set(name, base, persistent=False)
+                if bool(sub.masks[name].all()):
+                    sub.whole.add(name)
+                else:  # so that what is looked at before the next forward is right too
+                    torch.where(sub.masks[name], sub.values[name], base, out=sub.values[name])
+            elif sub.phase == "compact":
+                index = (self.owners[name] == sub.owner).view(-1).nonzero().squeeze(1)
+                sub.index.set(name, index, persistent=False)
+                sub.dense.set(name, base.expand(self.owners[name].shape).clone(), persistent=False)
+
+    def _in_phase(self, task: str, phase: str) -> Subnetwork:
+        sub = self.subnetwork(task)
+        if sub.phase != phase:
+            raise ValueError(f"task {task!r} is {sub.phase}; this needs a task that is {phase}")
+        return sub
+
+    def _widen_owners(self, owner: int) -> None:
+        """Take a wider integer for the owner maps once an id does not fit."""
+        if owner <= torch.iinfo(self.owners[self.names.prunable[0]].dtype).max - 1:
+            return
+        for name in self.names.prunable:
+            self.owners.set(name, self.owners[name].to(torch.int16 if owner < 2**15 - 1 else torch.int32))
+
+    # ---- saving and loading
+
+    def get_extra_state(self) -> str:
+        """The tasks as JSON: names, owner ids, what they read, phases. Plain text, so that loading runs no code."""
+        rows = [
+            {"task": sub.task, "owner": sub.owner, "reads": list(sub.reads), "phase": sub.phase}
+            for sub in map(self.subnetwork, self.tasks)
+        ]
+        return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
+
+    def set_extra_state(self, state: str) -> None:
+        """Taken over before the tensors are loaded; nothing is left to do."""
+
+
+def _belongs(owners: Tensor, ids: Tensor) -> Tensor:
+    """Bool, shape of owners: whether each owner is among the ids, by a look-up table (ids are few, weights many)."""
+    table = torch.zeros(int(ids.max()) + 2, dtype=torch.bool)
+    table[ids.long()] = True
+    table = table.to(owners.device)
+    return table[owners.int().clamp(max=table.numel() - 1)]
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode again outside."""
+    training = [child for module in modules for child in module.modules() if child.training]
+    for child in training:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+def _adopt_state(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: give every subnetwork the phase and the shapes that the state has."""
+    assert isinstance(network, MultiSubnetwork)
+    described = json.loads(state[f"{prefix}_extra_state"])
+    if described["version"] > STATE_VERSION:
+        raise ValueError(f"the state has version {described['version']}; this release reads up to {STATE_VERSION}")
+    rows = {row["task"]: row for row in described["tasks"]}
+    if list(rows) != network.tasks:
+        raise ValueError(f"the state holds the tasks {list(rows)}, the network {network.tasks}: add the same first")
+    for name in network.names.prunable:
+        saved = state[f"{prefix}owners.{name.replace('.', '/')}"]
+        network.owners.set(name, torch.zeros_like(saved, device=network.owners[name].device))
+    for task, row in rows.items():
+        sub = network.subnetwork(task)
+        sub.drop_training_state()
+        sub.owner, sub.reads, sub.phase = row["owner"], tuple(row["reads"]), row["phase"]
+        if sub.phase == "frozen":
+            sub.make_untrainable()
+        device = next(network.weights())[1].device
+        for bag, trainable in (("values", True), ("masks", False)):
+            start = f"{prefix}subnetworks.{task}.{bag}."
+            for key in [key for key in state if key.startswith(start)]:
+                empty = torch.zeros_like(state[key], device=device)
+                getattr(sub, bag).set(key.removeprefix(start), nn.Parameter(empty) if trainable else empty)
+    network.active = described["active"]
+
+
+def _after_load(network: nn.Module, _: Any) -> None:
+    """After loading: rebuild what is not saved."""
+    assert isinstance(network, MultiSubnetwork)
+    for task in network.tasks:
+        network._derive(network.subnetwork(task))
+    network._shown = None

@@ -1,0 +1,117 @@
+"""Iterative pruning of a task in training: score, cut, keep the scale, rewind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from msh.subnetworks.allocation import top_k_mask, top_k_masks
+from msh.subnetworks.criteria import MAGNITUDE, Criterion
+from msh.subnetworks.network import MultiSubnetwork
+
+
+def candidate_counts(network: MultiSubnetwork, task: str, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Weights the task may still keep, in each tensor or (key "") in all; keyed as `wanted` is."""
+    counts = {name: int(mask.sum()) for name, mask in network.masks(task).items()}
+    return {"": sum(counts.values())} if "" in wanted else counts
+
+
+@torch.no_grad()
+def prune(
+    network: MultiSubnetwork,
+    task: str,
+    kept: Mapping[str, int],
+    criterion: Criterion = MAGNITUDE,
+    gradients: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    rescale: bool = True,
+) -> None:
+    """Cut a masked task down to as many weights as it may keep.
+
+    Weights that it has lost already, or that another task owns, are never candidates.
+
+    Args:
+        network: holds the task.
+        task: a masked task.
+        kept: tensor name to the number of weights kept there, or {"": number over the whole network}.
+        criterion: scores the weights; the highest stay.
+        gradients: tensor name to dL/dw (*shape), if the criterion needs them.
+        generator: on the CPU, for the criterion; a fixed seed when None.
+        rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
+            deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
+    Raises:
+        ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
+    Source: Han et al. 2015; Zhu and Gupta 2017.
+    """
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    candidates = network.masks(task)
+    values = network.subnetwork(task).values
+    scores = {
+        name: criterion(values[name], None if gradients is None else gradients[name], generator) for name in candidates
+    }
+    if "" in kept:
+        masks = top_k_masks(scores, kept[""], candidates)
+    else:
+        masks = {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
+    norms = {name: _norm(values[name], candidates[name]) for name in masks}
+    network.restrict(task, masks)
+    if rescale:
+        for name, mask in masks.items():
+            rescale_to(values[name], mask, norms[name])
+
+
+def _norm(values: Tensor, mask: Tensor) -> Tensor:
+    return values[mask].float().norm()
+
+
+def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:
+    """Multiply the values where mask, in place, so that their Euclidean norm becomes `norm`; zeros stay."""
+    now = _norm(values, mask)
+    if now > 0:
+        values[mask] *= (norm / now).to(values)
+
+
+def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Gradient of a loss with respect to a masked task's weights, leaving no trace in any parameter's `.grad`.
+
+    Args:
+        network: holds the task.
+        task: a masked task.
+        loss: computes the scalar loss of this task by calling the network.
+    Returns:
+        Tensor name to (*shape).
+    """
+    values = network.subnetwork(task).values
+    names = network.names.prunable
+    found = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
+    return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, found, strict=True)}
+
+
+def snapshot(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+    """Copies of all that trains in a masked task, to rewind to: names as in the subnetwork's parameters."""
+    return {name: p.detach().clone() for name, p in network.subnetwork(task).named_parameters()}
+
+
+@torch.no_grad()
+def rewind(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor], rescale: bool = True) -> None:
+    """Set a masked task's surviving weights, and its private parameters, back to earlier values.
+
+    Args:
+        network: holds the task.
+        task: a masked task.
+        earlier: from `snapshot`, of the same task at initialisation or an early epoch.
+        rescale: give each tensor the norm it had in the snapshot.
+    Source: Frankle and Carbin 2019; Renda et al. 2020.
+    """
+    sub = network.subnetwork(task)
+    for name, parameter in sub.named_parameters():
+        parameter.copy_(earlier[name])
+    for name, mask in network.masks(task).items():
+        values = sub.values[name]
+        norm = values.float().norm()
+        values.masked_fill_(~mask, 0.0)
+        if rescale and not sub.reads:
+            rescale_to(values, mask, norm)
+    network.restrict(task, network.masks(task))

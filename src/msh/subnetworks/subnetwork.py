@@ -1,0 +1,71 @@
+"""What one task has of a network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from msh.subnetworks.tensors import TensorBag, as_buffers
+
+Phase = Literal["new", "masked", "compact", "frozen"]
+
+
+class Subnetwork(nn.Module):
+    """What one task has for itself, and its weights while they are in training.
+
+    Its phases: "new" (no weights yet) -> "masked" (parameters have the tensors' full shape; a mask says which
+    weights are still candidates, and pruning narrows it) -> "compact" (parameters are only the weights the task
+    owns) -> "frozen" (no parameters at all).
+
+    Attributes:
+        task: the task's name.
+        owner: its id in the owner maps.
+        reads: owner ids of the earlier tasks whose weights it reads.
+        phase: see above.
+        stem: from the task's input to the backbone's, or identity.
+        head: from the backbone's features to the task's outputs, or identity.
+        private: biases, normalisation affine and statistics, under the backbone's names.
+        values: the weights in training: (*shape) while masked, (k,) while compact, none otherwise.
+        masks: bool, (*shape), while masked: the candidates.
+        index: int64, (k,), while compact: flat places of the values. Not saved: the owner maps say it.
+        dense: (*shape), while compact: the buffer that the values are scattered into. Not saved.
+        base: (*shape) or (), while masked: what is read outside the mask. Not saved.
+    """
+
+    def __init__(self, task: str, owner: int, reads: tuple[int, ...], head: nn.Module | None, stem: nn.Module | None):
+        super().__init__()
+        self.task, self.owner, self.reads = task, owner, reads
+        self.phase: Phase = "new"
+        self.stem = stem if stem is not None else nn.Identity()
+        self.head = head if head is not None else nn.Identity()
+        self.private = TensorBag()
+        self.values = TensorBag()
+        self.masks = TensorBag()
+        self.index = TensorBag()
+        self.dense = TensorBag()
+        self.base = TensorBag()
+        self.whole: set[str] = set()
+        """Tensors whose every weight is a candidate: these need no masking."""
+        self.written: dict[str, int] = {}
+        """Version of each tensor's values when they were last scattered."""
+
+    def drop_training_state(self) -> None:
+        """Forget values, masks and buffers."""
+        for bag in (self.values, self.masks, self.index, self.dense, self.base):
+            bag.clear()
+        self.whole.clear()
+        self.written.clear()
+
+    def make_untrainable(self) -> None:
+        """Turn what is left of parameters into buffers."""
+        for module in (self.stem, self.head, self.private, self.values):
+            as_buffers(module)
+
+    def private_tensors(self) -> dict[str, Tensor]:
+        """Stem, head and private tensors: their names, prefixed by which of the three, to tensors."""
+        found: dict[str, Tensor] = {f"private.{name}": tensor for name, tensor in sorted(self.private.items())}
+        for part in ("stem", "head"):
+            state = getattr(self, part).state_dict()
+            found.update({f"{part}.{name}": state[name] for name in sorted(state)})
+        return found

@@ -1,0 +1,176 @@
+"""Which tensors of a module tasks share, which each task has for itself, and a bag to keep them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+Prunable = Callable[[nn.Module, str, nn.Parameter], bool]
+"""(module that holds it, its name there, the parameter) to whether tasks share it weight by weight."""
+
+
+def is_weight_tensor(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is a weight tensor: two dimensions or more, and not a normalisation's.
+
+    Linear, convolution of any dimension and transposed, embedding: found by their shape, not by their class.
+    """
+    return parameter.dim() >= 2 and not isinstance(module, NORMS)
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """A backbone's tensors by what becomes of them, as dotted names, each tensor once.
+
+    Attributes:
+        prunable: tasks share these weight by weight.
+        parameters: each task has these for itself (biases, normalisation).
+        buffers: each task has these for itself too (running statistics).
+        tied: a further name of a tensor (tied weights) to the name that stands for it above.
+    """
+
+    prunable: list[str]
+    parameters: list[str]
+    buffers: list[str]
+    tied: dict[str, str]
+
+
+def name_tensors(backbone: nn.Module, prunable: Prunable) -> TensorNames:
+    """Find a module's tensors and tell which of them tasks share."""
+    names = TensorNames([], [], [name for name, _ in backbone.named_buffers()], {})
+    first: dict[int, str] = {}
+    for prefix, module in backbone.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            dotted = f"{prefix}.{name}" if prefix else name
+            if id(parameter) in first:
+                names.tied[dotted] = first[id(parameter)]
+                continue
+            first[id(parameter)] = dotted
+            (names.prunable if prunable(module, name, parameter) else names.parameters).append(dotted)
+    return names
+
+
+def as_buffers(module: nn.Module) -> None:
+    """Turn every parameter below a module into a buffer of the same name, so that no optimizer can find it.
+
+    The memory stays the same; tied parameters become tied buffers.
+    """
+    made: dict[int, Tensor] = {}
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
+            tensor = made.setdefault(id(parameter), parameter.detach().contiguous())
+            del child._parameters[name]
+            child.register_buffer(name, tensor)
+
+
+class TensorBag(nn.Module):
+    """Named tensors, parameters or buffers, under dotted names that a module itself would not allow."""
+
+    def set(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
+        """Keep a tensor, in place of what had that name; a Parameter stays one, any other becomes a buffer."""
+        key = name.replace(".", "/")
+        self._parameters.pop(key, None)
+        self._buffers.pop(key, None)
+        if isinstance(tensor, nn.Parameter):
+            self.register_parameter(key, tensor)
+        else:
+            self.register_buffer(key, tensor, persistent=persistent)
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = name.replace(".", "/")
+        found = self._parameters.get(key)
+        if found is None:
+            found = self._buffers.get(key)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        key = name.replace(".", "/")
+        return key in self._parameters or key in self._buffers
+
+    def __iter__(self) -> Iterator[str]:
+        for key in (*self._parameters, *self._buffers):
+            yield key.replace("/", ".")
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) for each."""
+        for name in self:
+            yield name, self[name]
+
+    def clear(self) -> None:
+        """Forget every tensor."""
+        self._parameters.clear()
+        self._buffers.clear()
+        self._non_persistent_buffers_set.clear()
+
+
+class _MaskedGradient(torch.autograd.Function):
+    """The weight itself going forward; going backward, no gradient where the mask is False."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(mask)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)), None
+
+
+class _Scattered(torch.autograd.Function):
+    """A dense buffer that holds the values already; going backward, the gradient at their places."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, dense: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(index)
+        return dense.view_as(dense)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+        (index,) = ctx.saved_tensors
+        return gradient.reshape(-1).index_select(0, index), None, None
+
+
+def masked_weight(values: Tensor, mask: Tensor, base: Tensor) -> Tensor:
+    """A tensor's weight while its task may still be pruned.
+
+    Whatever an optimizer did outside the mask (weight decay, momentum) is undone first, in place.
+
+    Args:
+        values: (*shape), the parameter.
+        mask: bool, (*shape), where the task holds weights.
+        base: (*shape) or (), what stands outside the mask: other tasks' weights that it reads, or 0.
+    Returns:
+        (*shape), values where mask, base elsewhere; its gradient is 0 outside the mask.
+    """
+    with torch.no_grad():
+        torch.where(mask, values, base, out=values)
+    weight: Tensor = _MaskedGradient.apply(values, mask)
+    return weight
+
+
+def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bool) -> Tensor:
+    """A tensor's weight from the compact parameter of its task.
+
+    Args:
+        values: (k,), the parameter.
+        dense: (*shape), holds what else the task reads, else 0; overwritten at the index.
+        index: int64, (k,), flat places of the values.
+        unchanged: the values are known not to have changed since the last call. They are written again all the
+            same (a write through `.data` leaves no trace), but without telling autograd, so that two forward
+            passes before one backward pass are allowed, as they are with any module.
+    Returns:
+        (*shape), sharing memory with `dense`; its gradient reaches only the values.
+    """
+    target = dense.data if unchanged else dense
+    with torch.no_grad():
+        target.view(-1).index_copy_(0, index, values.detach().to(dense.dtype))
+    weight: Tensor = _Scattered.apply(values, dense, index)
+    return weight
