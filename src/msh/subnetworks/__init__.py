@@ -12,7 +12,7 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.network import MultiSubnetwork, Reuse
-from msh.subnetworks.pruning import candidate_counts, loss_gradients, prune, rewind, snapshot
+from msh.subnetworks.pruning import candidate_counts, cut, loss_gradients, prune, rewind, select, snapshot
 from msh.subnetworks.schedules import SCHEDULES, Schedule
 from msh.subnetworks.subnetwork import Subnetwork
 
@@ -30,10 +30,12 @@ __all__ = [
     "Subnetwork",
     "candidate_counts",
     "check_free",
+    "cut",
     "loss_gradients",
     "plan_counts",
     "prune",
     "rewind",
+    "select",
     "snapshot",
     "top_k_mask",
     "top_k_masks",

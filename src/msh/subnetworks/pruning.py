@@ -19,16 +19,15 @@ def candidate_counts(network: MultiSubnetwork, task: str, wanted: Mapping[str, i
 
 
 @torch.no_grad()
-def prune(
+def select(
     network: MultiSubnetwork,
     task: str,
     kept: Mapping[str, int],
     criterion: Criterion = MAGNITUDE,
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    rescale: bool = True,
-) -> None:
-    """Cut a masked task down to as many weights as it may keep.
+) -> dict[str, Tensor]:
+    """Choose the weights that a masked task keeps.
 
     Weights that it has lost already, or that another task owns, are never candidates.
 
@@ -39,11 +38,10 @@ def prune(
         criterion: scores the weights; the highest stay.
         gradients: tensor name to dL/dw (*shape), if the criterion needs them.
         generator: on the CPU, for the criterion; a fixed seed when None.
-        rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
-            deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
+    Returns:
+        Tensor name to bool (*shape).
     Raises:
         ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
-    Source: Han et al. 2015; Zhu and Gupta 2017.
     """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     candidates = network.masks(task)
@@ -52,14 +50,43 @@ def prune(
         name: criterion(values[name], None if gradients is None else gradients[name], generator) for name in candidates
     }
     if "" in kept:
-        masks = top_k_masks(scores, kept[""], candidates)
-    else:
-        masks = {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
-    norms = {name: _norm(values[name], candidates[name]) for name in masks}
+        return top_k_masks(scores, kept[""], candidates)
+    return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
+
+
+@torch.no_grad()
+def cut(network: MultiSubnetwork, task: str, masks: Mapping[str, Tensor], rescale: bool = True) -> None:
+    """Narrow a masked task to these weights.
+
+    Args:
+        network: holds the task.
+        task: a masked task.
+        masks: from `select`.
+        rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
+            deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
+    """
+    values = network.subnetwork(task).values
+    norms = {name: _norm(values[name], mask) for name, mask in network.masks(task).items()}
     network.restrict(task, masks)
     if rescale:
         for name, mask in masks.items():
             rescale_to(values[name], mask, norms[name])
+
+
+def prune(
+    network: MultiSubnetwork,
+    task: str,
+    kept: Mapping[str, int],
+    criterion: Criterion = MAGNITUDE,
+    gradients: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    rescale: bool = True,
+) -> None:
+    """Cut a masked task down to as many weights as it may keep: `select`, then `cut`.
+
+    Source: Han et al. 2015; Zhu and Gupta 2017.
+    """
+    cut(network, task, select(network, task, kept, criterion, gradients, generator), rescale)
 
 
 def _norm(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,99 @@
+"""Errors as a user reads them: one message, not a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msh.cli.configs import config_folder
+from msh.tasks.names import suggestion
+
+log = logging.getLogger(__name__)
+
+FULL = "HYDRA_FULL_ERROR"
+EXPECTED = (ValueError, FileNotFoundError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print the message of an error that a user can mend, and exit with 1; the traceback goes to the log file.
+
+    With HYDRA_FULL_ERROR=1 in the environment, the error is raised as it is.
+    """
+    wants_traceback = bool(os.environ.get(FULL))
+    os.environ[FULL] = "1"  # or Hydra prints its own traceback and exits before we see the error
+    try:
+        yield
+    except EXPECTED as error:
+        if wants_traceback:
+            raise
+        _log_traceback(error)
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if not wants_traceback:
+            os.environ.pop(FULL, None)
+
+
+def _log_traceback(error: BaseException) -> None:
+    """Write the traceback into the log file, if there is one by now."""
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    for handler in files:
+        record = log.makeRecord(
+            log.name, logging.ERROR, __file__, 0, "the run failed", (), (type(error), error, error.__traceback__)
+        )
+        handler.handle(record)
+
+
+def message_of(error: BaseException) -> str:
+    """What to tell the user: the error's own words, and the nearest valid name where one is misspelt."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return message_of(error.__cause__)
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, MissingConfigException):
+        return text + _nearest_option(text)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = str(error.__cause__).strip() if error.__cause__ is not None else ""
+        text = text if not cause or cause.splitlines()[0] in text else f"{text}\n{cause}"
+        return text + _nearest_key(text)
+    return text
+
+
+def _nearest_option(text: str) -> str:
+    """A suggestion for "Could not find 'group/option'", out of the options that the message lists."""
+    wanted = re.search(r"'(?:.*/)?([^'/]+)'", text)
+    options = re.findall(r"^\s+(\S+)$", text, flags=re.M)
+    return suggestion(wanted.group(1), options) if wanted else ""
+
+
+def _nearest_key(text: str) -> str:
+    """A suggestion for a key that the config does not have."""
+    missing = re.search(r"full_key: (\S+)", text) or re.search(r"[Kk]ey '([^']+)'", text)
+    missing = missing or re.search(r"override '([^']+)'", text)
+    if not missing or not re.search(r"not in|Could not override|not find", text):
+        return ""
+    return suggestion(missing.group(1), known_keys())
+
+
+def known_keys() -> list[str]:
+    """All keys of the schema, dotted, and all config groups."""
+    from msh.training.config import Config
+
+    def walk(node: object, prefix: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield f"{prefix}{key}"
+                yield from walk(value, f"{prefix}{key}.")
+
+    folder = Path(config_folder())
+    groups = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()]
+    return [*walk(OmegaConf.to_container(OmegaConf.structured(Config)), ""), *groups]

@@ -1,0 +1,55 @@
+"""`msh evaluate`, `python evaluate.py`: measure a run's tasks again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from msh.cli.configs import config_folder
+from msh.cli.errors import user_errors
+
+
+@dataclass
+class EvaluatePaths:
+    """Folders."""
+
+    data_dir: str | None = None
+    """Where the data is now; where the run had it when null."""
+
+
+@dataclass
+class EvaluateConfig:
+    """What `evaluate` needs."""
+
+    run: str = MISSING
+    """The run folder."""
+    paths: EvaluatePaths = EvaluatePaths  # type: ignore[assignment]
+
+
+ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+
+
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
+def _evaluate(config: DictConfig) -> None:
+    from msh.cli.train import _quiet_lightning
+    from msh.reports.table import print_scores
+    from msh.training.evaluation import evaluate
+
+    _quiet_lightning()
+    folder = Path(config.run)
+    print_scores(evaluate(folder, config.paths.data_dir))
+    print(f"written: {folder / 'evaluation.json'}")
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    with user_errors():
+        _evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Going on with a run: find its folder, compose its config again, and see that it is the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msh.reports.results import FILE_NAME, Results
+
+CHANGEABLE = ("resume", "paths", "logger", "callbacks", "checkpoint", "hydra", "trainer.enable_progress_bar")
+"""Settings that a resumed run may change: they do not change its results."""
+
+
+def rewrite_arguments() -> None:
+    """Put a resumed run's own overrides and folder into `sys.argv`, so that Hydra composes the same config there.
+
+    `+experiment=NAME` becomes `experiment=NAME`: the group is in the defaults list, before `debug`, which wins.
+
+    Raises:
+        ValueError: the run to resume does not fit the command, or the run folder asked for holds a run already.
+        FileNotFoundError: there is no such run.
+    """
+    sys.argv[1:] = [re.sub(r"^\+(experiment|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
+    overrides = _by_key(sys.argv[1:])
+    target = overrides.get("resume", "resume=null").split("=", 1)[1]
+    if target in ("null", ""):
+        _refuse_used_folder(overrides)
+        return
+    if "-m" in sys.argv or "--multirun" in sys.argv:
+        raise ValueError("resume goes on with one run: leave out --multirun")
+    folder = find_run(target, overrides)
+    saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(saved, list)
+    merged = _by_key([str(override) for override in saved]) | overrides
+    merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
+    merged["hydra.output_subdir"] = "hydra.output_subdir=null"
+    sys.argv[1:] = list(merged.values())
+
+
+def _by_key(arguments: list[str]) -> dict[str, str]:
+    """Overrides by their key; other arguments under themselves."""
+    return {a.split("=", 1)[0].lstrip("+") if "=" in a and not a.startswith("-") else a: a for a in arguments}
+
+
+def _refuse_used_folder(overrides: dict[str, str]) -> None:
+    folder = overrides.get("hydra.run.dir", "=").split("=", 1)[1].strip("'\"")
+    if folder and (Path(folder) / FILE_NAME).exists() and "hydra.output_subdir" not in overrides:
+        raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
+
+
+def find_run(target: str, overrides: dict[str, str]) -> Path:
+    """The run folder that `resume=` means.
+
+    Args:
+        target: a run folder, or "auto".
+        overrides: of the command, by key.
+    Raises:
+        FileNotFoundError: it is not a run folder, or there is no unfinished run.
+    """
+    if target != "auto":
+        folder = Path(target.strip("'\"")).resolve()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"resume = {target}: there is no such folder")
+        for needed in (FILE_NAME, ".hydra/overrides.yaml", ".hydra/config.yaml"):
+            if not (folder / needed).is_file():
+                raise FileNotFoundError(f"resume = {target} is not a run folder: it has no {needed}")
+        return folder
+    name = overrides.get("experiment", "=train").split("=", 1)[1]
+    root = Path(overrides.get("paths.output_dir", "=outputs").split("=", 1)[1].strip("'\"")) / name
+    unfinished = [path.parent for path in root.glob(f"*/{FILE_NAME}") if _is_unfinished(path.parent)]
+    if not unfinished:
+        raise FileNotFoundError(f"resume = auto: there is no unfinished run below {root}")
+    return max(unfinished, key=lambda folder: folder.name).resolve()
+
+
+def _is_unfinished(folder: Path) -> bool:
+    try:
+        return Results.load(folder).status != "finished"
+    except ValueError:
+        return False
+
+
+def check_same_run(config: DictConfig, folder: Path) -> None:
+    """Raise unless a resumed run's config is the one it was started with.
+
+    Raises:
+        ValueError: naming the first setting that differs, and both values.
+    """
+    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    before, now = _flat(saved), _flat(config)
+    if before.get("name") != now.get("name"):
+        raise ValueError(f"{folder} is a run of experiment {before.get('name')!r}, not {now.get('name')!r}")
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not any(key == c or key.startswith(f"{c}.") for c in CHANGEABLE):
+            raise ValueError(
+                f"{folder} was started with {key} = {json.dumps(before.get(key))}, not {json.dumps(now.get(key))}: "
+                "a resumed run keeps its settings; start a new run for others"
+            )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value; interpolations as they are written."""
+    container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    if not isinstance(container, dict):
+        return {prefix: container}
+    flat: dict[str, Any] = {}
+    for key, value in container.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,56 @@
+"""`msh train`, `python train.py`: compose a config, do the run, show the table."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from msh.cli.configs import config_folder
+from msh.cli.errors import user_errors
+from msh.cli.resume import rewrite_arguments
+from msh.training.config import register
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
+def _train(config: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from msh.cli.resume import check_same_run
+    from msh.reports.table import print_results
+    from msh.training.run import train
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    _quiet_lightning()
+    if config.resume is not None:
+        check_same_run(config, folder)
+    results = train(config, folder)
+    if rank_zero_only.rank == 0 and results.capacity:
+        print_results(results)
+        print(f"run folder: {folder}")
+    return results.matrix[-1][-1] if results.matrix else None
+
+
+def _quiet_lightning() -> None:
+    """Keep Lightning's notes on devices and tips out of the way; its warnings still show."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Batches are taken from memory by index: worker processes would only slow that down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def main() -> None:
+    """Run the command with the process's arguments."""
+    with user_errors():
+        rewrite_arguments()
+        _train()
+
+
+if __name__ == "__main__":
+    main()

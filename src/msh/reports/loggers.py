@@ -1,0 +1,152 @@
+"""Loggers that go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers.csv_logs import _ExperimentWriter
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from msh.deploy.atomic import write_text
+from msh.reports.results import Results
+
+
+class _GoingOnWriter(_ExperimentWriter):
+    """Lightning's writer, but it keeps the rows that are there and never leaves a file half written."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.metrics_keys = list(read_rows(Path(self.metrics_file_path))[0])
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's would delete the rows of the run so far."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        write_rows(path, fieldnames, read_rows(path)[1])
+
+
+class RunCSVLogger(CSVLogger):
+    """Writes metrics.csv into the run folder, each row as soon as it is logged.
+
+    Args:
+        directory: the run folder.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(save_dir=directory, name="", version="", flush_logs_every_n_steps=1)
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return self._root_dir
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        """The writer."""
+        if self._experiment is None:
+            os.makedirs(self._root_dir, exist_ok=True)
+            self._experiment = _GoingOnWriter(log_dir=self._root_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the composed config is in the run folder already."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that are waiting."""
+        self.experiment.save()
+
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of steps past this one: the resumed run logs them again."""
+        path = Path(self._root_dir) / "metrics.csv"
+        names, rows = read_rows(path)
+        kept = [row for row in rows if int(row["step"]) <= step]
+        if len(kept) < len(rows):
+            write_rows(path, names, kept)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """(column names, rows) of a metrics.csv; a last line cut short is left out, a missing file is empty."""
+    if not path.is_file():
+        return [], []
+    content = path.read_text()
+    whole = content[: content.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(whole, newline=""))
+    names = list(reader.fieldnames or [])
+    return names, [row for row in reader if (row.get("step") or "").isdigit()]
+
+
+def write_rows(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+    """Write a metrics.csv, whole or not at all."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def wandb_logger(
+    directory: str,
+    project: str,
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    mode: str | None = None,
+) -> Logger:
+    """A W&B logger for a run folder; never asks anything.
+
+    Args:
+        directory: the run folder; files go to its `wandb/`.
+        project: in W&B.
+        entity: in W&B; the user's default when None.
+        name: of the run; W&B chooses when None.
+        group: of the run.
+        tags: of the run.
+        mode: "online", "offline" or "disabled"; when None, WANDB_MODE decides, and without it: offline unless
+            the user is logged in.
+    Raises:
+        ValueError: the mode is not allowed.
+    """
+    from pytorch_lightning.loggers import WandbLogger
+
+    from msh.tasks.names import one_of
+
+    mode = mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    one_of("logger.wandb.mode", mode, ("online", "offline", "disabled"))
+    run_id = Results.load(Path(directory)).run_id
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return WandbLogger(
+        save_dir=directory,
+        project=project,
+        entity=entity,
+        name=name,
+        group=group,
+        tags=list(tags or []),
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+    )
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key, from the environment or a login; looked up without asking or connecting."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    return host in hosts

@@ -1,0 +1,135 @@
+"""results.json: the scores of a run, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msh.deploy.atomic import write_text
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+
+
+@dataclass
+class TaskResult:
+    """One task's part of results.json.
+
+    Attributes:
+        metric: name of its metric.
+        direction: "max" or "min".
+        stage: index of the stage that learned it.
+        test: score on the test split, measured after the last stage so far.
+        test_when_learned: the same, after its own stage.
+        val: score on the validation split, after its own stage.
+        density: own weights over all prunable weights, in (0, 1].
+        weights: number of own prunable weights.
+        weights_reused: number of earlier tasks' weights that it reads.
+        weights_private: number of values in its stem, head, biases and normalisation.
+        dense: test score of a dense network of its own, or None.
+        train_seconds: wall seconds of its stage's fits; a parallel stage's tasks all have their stage's.
+    """
+
+    metric: str
+    direction: str
+    stage: int
+    test: float | None = None
+    test_when_learned: float | None = None
+    val: float | None = None
+    density: float | None = None
+    weights: int | None = None
+    weights_reused: int = 0
+    weights_private: int | None = None
+    dense: float | None = None
+    train_seconds: float = 0.0
+
+
+@dataclass
+class Results:
+    """results.json, schema version 1.
+
+    Attributes:
+        matrix: row i: every task's test score after stage i, None for tasks not learned yet.
+        forgetting: mean over the tasks of best past minus final score (for "min" metrics: final minus best past).
+        bwt: backward transfer: mean over the tasks that were learned before the last stage of final score minus
+            score when learned (sign turned for "min" metrics).
+        guarantee: comparisons of frozen tasks with their records, and how many failed.
+        run_id: names the run in trackers; stays over resumes.
+    Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
+    """
+
+    experiment: str
+    seed: int
+    curriculum: list[list[str]]
+    tasks: dict[str, TaskResult]
+    run_id: str
+    status: str = "running"
+    wall_seconds: float = 0.0
+    matrix: list[list[float | None]] = field(default_factory=list)
+    forgetting: float | None = None
+    bwt: float | None = None
+    capacity: dict[str, int] = field(default_factory=dict)
+    guarantee: dict[str, int] = field(default_factory=lambda: {"checked": 0, "violations": 0})
+    schema_version: int = SCHEMA_VERSION
+
+    def add_row(self, scores: dict[str, float]) -> None:
+        """Add a stage's measurements of every task learned so far, and what follows from the matrix."""
+        stage = len(self.matrix)
+        self.matrix.append([scores.get(task) for task in self.tasks])
+        for name, score in scores.items():
+            result = self.tasks[name]
+            result.test = score
+            if result.stage == stage:
+                result.test_when_learned = score
+        self.forgetting = self._mean_over_tasks(best_of_past=True)
+        self.bwt = self._mean_over_tasks(best_of_past=False)
+
+    def forgetting_of(self, task: str) -> float | None:
+        """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage."""
+        scores = self._oriented(task)
+        if not scores:
+            return None
+        return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
+
+    def _oriented(self, task: str) -> list[float]:
+        """The task's column of the matrix from its stage on, higher is better."""
+        column = list(self.tasks).index(task)
+        sign = 1.0 if self.tasks[task].direction == "max" else -1.0
+        return [sign * score for row in self.matrix if (score := row[column]) is not None]
+
+    def _mean_over_tasks(self, best_of_past: bool) -> float:
+        """Forgetting, or (not best_of_past) backward transfer; 0.0 while no task is older than the last stage."""
+        columns = [c for task in self.tasks if len(c := self._oriented(task)) > 1]
+        if not columns:
+            return 0.0
+        changes = [max(c[:-1]) - c[-1] if best_of_past else c[-1] - c[0] for c in columns]
+        return sum(changes) / len(changes)
+
+    def save(self, folder: Path) -> None:
+        """Write results.json into a run folder, whole or not at all."""
+        first = {"schema_version": self.schema_version}
+        write_text(folder / FILE_NAME, json.dumps(first | asdict(self), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read a run folder's results.json.
+
+        Raises:
+            FileNotFoundError: the folder is not a run folder.
+            ValueError: the file is damaged, or of a later schema version.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is not a run folder: it has no {FILE_NAME}")
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            version = content["schema_version"]
+            if version > SCHEMA_VERSION:
+                raise ValueError(f"schema_version {version} is later than {SCHEMA_VERSION}, which this release reads")
+            known = {name: content[name] for name in cls.__dataclass_fields__}
+            known["tasks"] = {name: TaskResult(**row) for name, row in content["tasks"].items()}
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return cls(**known)

@@ -1,0 +1,51 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from msh.reports.results import Results
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print a line per task: metric, score, the dense network's, density, weights, forgetting."""
+    console = console or _console()
+    with_dense = any(task.dense is not None for task in results.tasks.values())
+    table = Table(title=f"{results.experiment}, seed {results.seed}")
+    columns = ["task", "metric", "test", *(["dense"] if with_dense else []), "density", "weights", "forgetting"]
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for name, task in results.tasks.items():
+        arrow = "↑" if task.direction == "max" else "↓"
+        forgetting = results.forgetting_of(name)
+        row = [name, f"{task.metric} {arrow}", _number(task.test)]
+        row += [_number(task.dense)] if with_dense else []
+        row += [f"{task.density:.3f}" if task.density is not None else "", f"{task.weights or 0:,}"]
+        table.add_row(*row, "" if forgetting is None else f"{forgetting:g}")
+    console.print(table)
+    checked, violations = results.guarantee["checked"], results.guarantee["violations"]
+    share = results.capacity["owned"] / results.capacity["prunable"]
+    console.print(
+        f"frozen tasks compared bitwise: {checked} times, {violations} changed; "
+        f"network used: {share:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
+    )
+
+
+def print_scores(rows: list[dict[str, object]], console: Console | None = None) -> None:
+    """Print measured scores: task, metric, score."""
+    table = Table()
+    for column in ("task", "metric", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(str(row["task"]), str(row["metric"]), str(row["score"]))
+    (console or _console()).print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
+
+
+def _number(score: float | None) -> str:
+    return "" if score is None else f"{score:.4f}"

@@ -1,0 +1,43 @@
+"""Data sets that ship with scikit-learn: nothing is downloaded."""
+
+from __future__ import annotations
+
+import torch
+from msh.tasks.build import RawData, hold_out
+from msh.tasks.names import one_of
+from msh.tasks.task import Kind, Split
+
+KINDS: dict[str, Kind] = {
+    "digits": "classification",
+    "breast_cancer": "classification",
+    "wine": "classification",
+    "iris": "classification",
+    "diabetes": "regression",
+}
+
+
+def bundled(name: str, test_fraction: float = 0.3) -> RawData:
+    """Load one of scikit-learn's data sets.
+
+    Args:
+        name: digits (images of 8x8, 10 classes), breast_cancer, wine, iris (tables) or diabetes (table, regression).
+        test_fraction: share of the examples that are the test split, in (0, 1); the same for every seed.
+    Raises:
+        ValueError: the name or the fraction is not allowed.
+    """
+    from sklearn import datasets  # takes long to import, and only these tasks need it
+
+    one_of("source.name", name, KINDS)
+    if not 0.0 < test_fraction < 1.0:
+        raise ValueError(f"source.test_fraction = {test_fraction} is not allowed: in (0, 1)")
+    kind = KINDS[name]
+    loaded = getattr(datasets, f"load_{name}")()
+    inputs = torch.as_tensor(loaded.images[:, None] if name == "digits" else loaded.data, dtype=torch.float32)
+    if kind == "classification":
+        targets = torch.as_tensor(loaded.target, dtype=torch.int64)
+        outputs = len(loaded.target_names)
+    else:
+        targets = torch.as_tensor(loaded.target, dtype=torch.float32)[:, None]
+        outputs = 1
+    train, test = hold_out(Split(inputs, targets), test_fraction, kind)
+    return RawData(kind, train, test, outputs)

@@ -1,0 +1,97 @@
+"""Batches of tensors that fit in memory: taken by index, in an order that (seed, stage, epoch) alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+
+from msh.tasks.seeds import derive_seed
+from msh.tasks.task import Split
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TensorBatches(Dataset[Batch]):
+    """A split that is indexed by a whole batch at a time."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, index: Tensor) -> Batch:  # type: ignore[override]
+        """(inputs (batch, ...), targets (batch, ...)) of the examples at the index, int64 (batch,)."""
+        return self.split.inputs[index], self.split.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+class ShuffledBatches(Sampler[Tensor]):
+    """Training batches: a new order each epoch, a batch that would be smaller left out, shared out over ranks.
+
+    Args:
+        examples: number of examples.
+        batch_size: examples per batch over all ranks, at most `examples`, a multiple of `world_size`.
+        seed: decides the orders, with the epoch.
+        rank: this process.
+        world_size: number of processes; each gets an equal part of every batch.
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"batch_size = {batch_size} cannot be shared out over {world_size} processes evenly")
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.examples, generator=generator)
+        for i in range(len(self)):
+            yield order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return self.examples // self.batch_size
+
+
+class OrderedBatches(SequentialSampler):
+    """Batches for measuring: every example exactly once over all ranks, in order; the last batch may be smaller.
+
+    It is a `SequentialSampler`, so that Lightning's `overfit_batches` leaves it as it is.
+    """
+
+    def __init__(self, split: TensorBatches, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(split)
+        self.batches = list(torch.arange(len(split)).split(batch_size))[rank::world_size]
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+MEASURING_BATCH = 500
+"""Examples per batch when measuring. Fixed, so that a score is the same to the last digit wherever it is measured."""
+
+
+def train_loader(split: Split, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+    """Batches to train on; see `ShuffledBatches`."""
+    sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size)
+    return DataLoader(TensorBatches(split), sampler=sampler, batch_size=None)
+
+
+def measuring_loader(
+    split: Split, rank: int = 0, world_size: int = 1, batch_size: int = MEASURING_BATCH
+) -> DataLoader[Batch]:
+    """Batches in order; see `OrderedBatches`."""
+    batches = TensorBatches(split)
+    return DataLoader(batches, sampler=OrderedBatches(batches, batch_size, rank, world_size), batch_size=None)

@@ -1,0 +1,136 @@
+"""A task: data in three splits, a loss, and a metric with a direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, Metric, R2Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
+
+Kind = Literal["classification", "multilabel", "regression"]
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    Attributes:
+        inputs: float, (examples, *input shape).
+        targets: classification: int64, (examples,); multilabel: float of 0 and 1, (examples, labels);
+            regression: float, (examples, outputs), in the data's own unit.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return int(self.inputs.shape[0])
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric and which way is better.
+
+    Attributes:
+        build: number of outputs to a torchmetrics metric.
+        direction: "max" or "min".
+        kinds: kinds of task that it is for.
+    """
+
+    build: Callable[[int], Metric]
+    direction: Literal["max", "min"]
+    kinds: tuple[Kind, ...]
+
+
+METRICS: dict[str, MetricSpec] = {
+    "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", ("classification",)),
+    "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", ("classification",)),
+    "label_accuracy": MetricSpec(lambda n: MultilabelAccuracy(n, average="micro"), "max", ("multilabel",)),
+    "rmse": MetricSpec(lambda n: MeanSquaredError(squared=False), "min", ("regression",)),
+    "mse": MetricSpec(lambda n: MeanSquaredError(), "min", ("regression",)),
+    "r2": MetricSpec(lambda n: R2Score(), "max", ("regression",)),
+}
+DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "rmse"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to learn, apart from any network.
+
+    Attributes:
+        name: as users call it.
+        kind: decides the loss: cross-entropy, binary cross-entropy, or squared error on the scaled target.
+        splits: the data; "test" chooses nothing.
+        outputs: size of the head: classes, labels or regression outputs.
+        metric: a name in METRICS.
+        batch_size: examples an optimizer step sees, over all devices together.
+        target_mean: (outputs,), of the training targets (regression), in the data's unit.
+        target_std: (outputs,), likewise.
+        loss_weight: factor of this task's loss where several train together.
+    """
+
+    name: str
+    kind: Kind
+    splits: dict[SplitName, Split]
+    outputs: int
+    metric: str
+    batch_size: int
+    target_mean: Tensor
+    target_std: Tensor
+    loss_weight: float = 1.0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.splits["train"].inputs.shape[1:])
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Which way the metric is better."""
+        return METRICS[self.metric].direction
+
+    def build_metric(self) -> Metric:
+        """A fresh metric, to be fed with `predictions` and targets."""
+        return METRICS[self.metric].build(self.outputs)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch: a scalar.
+
+        Args:
+            outputs: (batch, outputs), the head's.
+            targets: as in `Split`.
+        """
+        if self.kind == "classification":
+            return F.cross_entropy(outputs, targets)
+        if self.kind == "multilabel":
+            return F.binary_cross_entropy_with_logits(outputs, targets)
+        scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
+        return F.mse_loss(outputs, scaled)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """The head's outputs (batch, outputs) in the form the metric takes; regression in the data's unit."""
+        outputs = outputs.float()
+        if self.kind == "regression":
+            return outputs * self.target_std.to(outputs) + self.target_mean.to(outputs)
+        return outputs
+
+    def build_head(self, features: int) -> nn.Module:
+        """A linear head from the backbone's features."""
+        return nn.Linear(features, self.outputs)
+
+    def build_stem(self, input_shape: tuple[int, ...]) -> nn.Module | None:
+        """A linear stem from the task's input to the backbone's; None where the shapes are the same."""
+        if self.input_shape == input_shape:
+            return None
+        linear = nn.Linear(math.prod(self.input_shape), math.prod(input_shape))
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(nn.Flatten(), linear, nn.Unflatten(1, torch.Size(input_shape)))

@@ -1,0 +1,1 @@
+"""Training: the curriculum, the LightningModule, and the callbacks that prune, freeze and check."""

@@ -1,0 +1,18 @@
+"""Lightning callbacks: prune within a fit, freeze and check after it, keep what a killed run goes on from."""
+
+from msh.training.callbacks.best import RestoreBest
+from msh.training.callbacks.checkpoint import EpochCheckpoint
+from msh.training.callbacks.freeze import Freeze
+from msh.training.callbacks.guarantee import Guarantee, GuaranteeError
+from msh.training.callbacks.progress import StageProgress
+from msh.training.callbacks.prune import IterativePruning
+
+__all__ = [
+    "EpochCheckpoint",
+    "Freeze",
+    "Guarantee",
+    "GuaranteeError",
+    "IterativePruning",
+    "RestoreBest",
+    "StageProgress",
+]

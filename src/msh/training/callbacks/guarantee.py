@@ -1,0 +1,107 @@
+"""The guarantee: what has been learned does not change by a bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from msh.deploy.atomic import write_bytes
+from msh.deploy.files import open_safetensors
+from msh.subnetworks import MultiSubnetwork
+from msh.training.module import SubnetworkModule
+
+log = logging.getLogger(__name__)
+
+
+class GuaranteeError(RuntimeError):
+    """A frozen task's outputs or weights have changed."""
+
+
+class Guarantee(pl.Callback):
+    """Record each task when it is frozen; compare all earlier ones, bitwise, after every later stage.
+
+    Recorded are the outputs on validation examples and a digest of all weights and private tensors.
+
+    Args:
+        folder: where records are kept, so that a resumed run compares with the same.
+        examples: validation examples per task.
+        on_violation: "error" ends the run; "warn" logs and counts.
+    """
+
+    def __init__(self, folder: Path, examples: int = 256, on_violation: Literal["error", "warn"] = "error") -> None:
+        super().__init__()
+        self.folder, self.examples, self.on_violation = folder, examples, on_violation
+        self.checked = 0
+        self.violations = 0
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check what was frozen before this fit, then record what it has frozen."""
+        assert isinstance(pl_module, SubnetworkModule)
+        frozen = [t for t in pl_module.network.tasks if pl_module.network.subnetwork(t).phase == "frozen"]
+        self.check(pl_module, [task for task in frozen if task not in pl_module.learning])
+        for task in pl_module.learning:
+            if trainer.is_global_zero:
+                self.record(pl_module, task)
+        trainer.strategy.barrier()
+
+    def record(self, module: SubnetworkModule, task: str) -> None:
+        """Write down a task's outputs and digest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        metadata = {"digest": module.network.digest(task), "computed_on": _computed_on(module.device)}
+        write_bytes(self.folder / f"{task}.safetensors", save({"outputs": self._outputs(module, task)}, metadata))
+
+    def check(self, module: SubnetworkModule, tasks: Iterable[str]) -> None:
+        """Compare tasks with their records.
+
+        Raises:
+            GuaranteeError: one has changed, and violations are errors.
+        """
+        for task in tasks:
+            tensors, metadata = open_safetensors(self.folder / f"{task}.safetensors")
+            problems = []
+            if module.network.digest(task) != metadata["digest"]:
+                problems.append("its weights")
+            if metadata["computed_on"] != _computed_on(module.device):
+                log.warning(
+                    "task %s was recorded on %s and this is %s, where the same weights may round otherwise: "
+                    "its weights are compared, its outputs are not",
+                    *(task, metadata["computed_on"], _computed_on(module.device)),
+                )
+            elif not same_bits(self._outputs(module, task), tensors["outputs"]):
+                problems.append("its outputs")
+            self.checked += 1
+            if problems:
+                self.violations += 1
+                self._report(f"guarantee violated: task {task!r} has changed since it was frozen: {problems}")
+
+    def _report(self, message: str) -> None:
+        if self.on_violation == "error":
+            raise GuaranteeError(message)
+        log.warning(message)
+
+    def _outputs(self, module: SubnetworkModule, task: str) -> Tensor:
+        inputs = module.tasks[task].splits["val"].inputs[: self.examples]
+        return frozen_outputs(module.network, task, inputs.to(module.device))
+
+
+@torch.no_grad()
+def frozen_outputs(network: MultiSubnetwork, task: str, inputs: Tensor) -> Tensor:
+    """A frozen task's outputs (batch, outputs), on the CPU."""
+    outputs: Tensor = network(inputs, task)
+    return outputs.float().cpu().contiguous()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, bit by bit; NaN equals itself here, and 0 is not -0."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def _computed_on(device: torch.device) -> str:
+    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"

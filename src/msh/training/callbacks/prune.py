@@ -1,0 +1,152 @@
+"""Iterative pruning within a fit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from msh.subnetworks import Criterion, Schedule, candidate_counts, cut, loss_gradients, rewind, select, snapshot
+from msh.tasks.seeds import derive_seed
+from msh.training.module import SubnetworkModule
+from msh.training.ranks import from_rank_zero
+
+
+class IterativePruning(pl.Callback):
+    """Narrow the candidates of the tasks in training, cut by cut, down to their budgets.
+
+    Cuts fall after training batches, `rounds` of them evenly spaced from `begin` to `end`, the last at `end`.
+    A cut changes masks only: parameters stay the same objects, of the same shape.
+
+    Args:
+        wanted: task to {tensor name, or "" for all: weights to keep at the end}.
+        criterion: scores the weights.
+        schedule: (candidates at the start, budget, time in [0, 1]) to weights kept.
+        begin: epochs (a fraction counts) before the first round starts.
+        end: epochs (a fraction counts) until the last cut.
+        rounds: number of cuts.
+        rescale: keep each tensor's norm over a cut.
+        rewind_epoch: after each cut, survivors go back to their values after this many epochs; None: they stay.
+        sample: training examples that gradients are computed on.
+    Raises:
+        ValueError: a setting is out of range.
+    Source: Zhu and Gupta 2017; Frankle and Carbin 2019; Renda et al. 2020.
+    """
+
+    def __init__(
+        self,
+        wanted: Mapping[str, Mapping[str, int]],
+        criterion: Criterion,
+        schedule: Schedule,
+        begin: float,
+        end: float,
+        rounds: int,
+        rescale: bool = True,
+        rewind_epoch: int | None = None,
+        sample: int = 1000,
+    ) -> None:
+        super().__init__()
+        if not 0 <= begin <= end or rounds < 1:
+            raise ValueError(f"begin = {begin}, end = {end}, rounds = {rounds}: needs 0 <= begin <= end, rounds >= 1")
+        if rewind_epoch is not None and not 0 <= rewind_epoch <= begin:
+            raise ValueError(f"rewind_epoch = {rewind_epoch}: must be an epoch before the first cut, 0 to {begin:g}")
+        self.wanted = {task: dict(counts) for task, counts in wanted.items()}
+        self.criterion, self.schedule = criterion, schedule
+        self.begin, self.end, self.rounds = begin, end, rounds
+        self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
+        self.rounds_done = 0
+        self.start: dict[str, dict[str, int]] = {}
+        self.earlier: dict[str, dict[str, Tensor]] = {}
+
+    def rounds_due(self, step: int, steps_per_epoch: int) -> int:
+        """Number of cuts that must have been made after this many batches of the fit."""
+        begin, end = self.begin * steps_per_epoch, self.end * steps_per_epoch
+        return sum(step >= round(begin + (end - begin) * n / self.rounds) for n in range(1, self.rounds + 1))
+
+    def prune_now(self, module: SubnetworkModule) -> None:
+        """Make all cuts at once, outside a fit: pruning at initialisation."""
+        self._count_start(module)
+        self._keep_earlier(module, 0)
+        self._cut_down_to(module, self.rounds)
+
+    def _count_start(self, module: SubnetworkModule) -> None:
+        if not self.start:
+            self.start = {t: candidate_counts(module.network, t, c) for t, c in self.wanted.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the candidates at the start; a resumed fit has the counts already."""
+        assert isinstance(pl_module, SubnetworkModule)
+        self._count_start(pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the values that survivors will be rewound to."""
+        assert isinstance(pl_module, SubnetworkModule)
+        self._keep_earlier(pl_module, trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Make the cuts that are due."""
+        assert isinstance(pl_module, SubnetworkModule)
+        per_epoch = int(trainer.num_training_batches)
+        due = self.rounds_due(trainer.current_epoch * per_epoch + batch_idx + 1, per_epoch)
+        if trainer.fast_dev_run:
+            due = self.rounds
+        if due > self.rounds_done:
+            self._cut_down_to(pl_module, due)
+            if self.rewind_epoch is not None:
+                for optimizer in trainer.optimizers:
+                    optimizer.state = defaultdict(dict)
+            self._log(pl_module)
+
+    def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
+        if epoch == self.rewind_epoch and not self.earlier:
+            self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
+
+    def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
+        time = number / self.rounds
+        for task, wanted in self.wanted.items():
+            now = candidate_counts(module.network, task, wanted)
+            kept = {
+                name: min(now[name], self.schedule(self.start[task][name], count, time))
+                for name, count in wanted.items()
+            }
+            gradients = self._gradients(module, task, number) if self.criterion.needs_gradient else None
+            generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
+            masks = select(module.network, task, kept, self.criterion, gradients, generator)
+            cut(module.network, task, from_rank_zero(module, masks), self.rescale)
+            if self.rewind_epoch is not None:
+                rewind(module.network, task, self.earlier[task], self.rescale)
+        self.rounds_done = number
+
+    def _gradients(self, module: SubnetworkModule, name: str, number: int) -> dict[str, Tensor]:
+        task = module.tasks[name]
+        split = task.splits["train"]
+        generator = torch.Generator().manual_seed(derive_seed(module.seed, name, "sample", number))
+        index = torch.randperm(len(split), generator=generator)[: self.sample]
+        inputs, targets = split.inputs[index].to(module.device), split.targets[index].to(module.device)
+        was_training = module.training
+        module.eval()
+        with torch.enable_grad():
+            found = loss_gradients(module.network, name, lambda: task.loss(module(inputs, name), targets))
+        module.train(was_training)
+        return found
+
+    def _log(self, module: SubnetworkModule) -> None:
+        total = sum(module.network.sizes().values())
+        for task in self.wanted:
+            kept = sum(int(mask.sum()) for mask in module.network.masks(task).values())
+            module.log(f"{task}/sparsity", 1.0 - kept / total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit needs: cuts made, counts at the start, values to rewind to."""
+        return {"rounds_done": self.rounds_done, "start": self.start, "earlier": self.earlier}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.rounds_done = state_dict["rounds_done"]
+        self.start, self.earlier = state_dict["start"], state_dict["earlier"]

@@ -1,0 +1,160 @@
+"""The typed schema of the composed config: a misspelt key or a wrong type fails before any data is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class TaskConfig:
+    """One task."""
+
+    source: dict[str, Any] = MISSING
+    """`_target_` and arguments of a callable that returns `msh.tasks.RawData`."""
+    batch_size: int = 32
+    """Examples per optimizer step, over all devices together."""
+    val_fraction: float = 0.2
+    """Share of the training examples held out for validation; the same for every seed."""
+    normalize: str = "feature"
+    """"feature", "all" or "none"."""
+    metric: str | None = None
+    """Name of the metric; the kind's usual one when null."""
+    loss_weight: float = 1.0
+    """Factor of the loss where several tasks train together."""
+
+
+@dataclass
+class PruningConfig:
+    """How a task finds its subnetwork."""
+
+    density: Any = 0.1
+    """Kept share of the prunable weights per task: a number in (0, 1], or a mapping from task to number."""
+    weights: Any = None
+    """Instead of density: kept number of weights, or a mapping from task to number."""
+    share: str | None = None
+    """Instead of density: "equal", an equal part of what is free among the tasks still to come."""
+    scope: str = "tensor"
+    """"tensor": every prunable tensor keeps the same share; "network": scores are compared over all tensors."""
+    criterion: Any = MISSING
+    """Name of the score per weight."""
+    schedule: Any = MISSING
+    """Name of the path from all candidates down to the budget."""
+    begin: float = 0.0
+    """Share of the stage's steps that go by before the first cut."""
+    end: float = 0.0
+    """Share of the stage's steps at which the last cut is made; 0 prunes at initialisation."""
+    rounds: int = 1
+    """Number of cuts, evenly spaced from begin to end."""
+    rewind: int | None = None
+    """After each cut, set survivors back to their values after this many epochs (0: initialisation); null: don't."""
+    rescale: bool = True
+    """Multiply survivors so that each tensor keeps the norm it had before the cut."""
+    sample: int = 1000
+    """Training examples on which gradient criteria are computed."""
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of Lightning's Trainer; one Trainer is made for each fit."""
+
+    max_epochs: int = 12
+    """Epochs per stage, unless a stage says otherwise."""
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: Any = "auto"
+    precision: Any = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    log_every_n_steps: int = 50
+    check_val_every_n_epoch: int = 1
+    limit_train_batches: Any = None
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
+    overfit_batches: Any = 0.0
+    fast_dev_run: Any = False
+    num_sanity_val_steps: int = 0
+    detect_anomaly: bool = False
+    deterministic: Any = None
+    benchmark: bool | None = None
+    profiler: Any = None
+    enable_progress_bar: bool = True
+    sync_batchnorm: bool = False
+
+
+@dataclass
+class CheckpointConfig:
+    """What a killed run goes on from."""
+
+    min_seconds: float = 10.0
+    """A checkpoint is written at the end of an epoch, once this many seconds have passed since the last one."""
+    restore_best: bool = True
+    """End each stage with the weights of its best epoch on the validation split, the latest among equals."""
+
+
+@dataclass
+class GuaranteeConfig:
+    """The check that frozen tasks do not change."""
+
+    examples: int = 256
+    """Validation examples of each task whose outputs are compared."""
+    on_violation: str = "error"
+    """"error" ends the run; "warn" counts it and goes on."""
+
+
+@dataclass
+class PathsConfig:
+    """Folders."""
+
+    data_dir: str = "data"
+    """Where data sets are kept, or downloaded to."""
+    output_dir: str = "outputs"
+    """Where run folders are made."""
+
+
+@dataclass
+class Config:
+    """All of a run."""
+
+    name: str = "train"
+    """Of the experiment; the run folder is <output_dir>/<name>/<date_time>."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads of torch; its own choice when null. The same weights need the same number."""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Task name to task, in the order they are learned."""
+    curriculum: Any = None
+    """List of stages: each a list of task names, or {tasks: [...], max_epochs: N}. One task a stage when null."""
+    backbone: dict[str, Any] = MISSING
+    """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    reuse: str = "none"
+    """Which earlier tasks' weights a task reads: "none" or "all"."""
+    baseline: str | None = None
+    """"dense" trains a dense network of its own for each task too, to compare with."""
+    optimizer: dict[str, Any] = MISSING
+    """`_target_` and arguments of an optimizer, as a partial."""
+    scheduler: Any = None
+    """`_target_` and arguments of a learning-rate scheduler stepped with each batch, as a partial; or null."""
+    prune_scheduler: Any = None
+    """The same while the task is being pruned."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Name to `_target_` and arguments of further Lightning callbacks."""
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Name to `_target_` and arguments of Lightning loggers."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    resume: str | None = None
+    """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
+
+
+def register() -> None:
+    """Make the schema known to Hydra, as the config `schema`."""
+    ConfigStore.instance().store(name="schema", node=Config)

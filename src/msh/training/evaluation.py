@@ -1,0 +1,72 @@
+"""Measuring a run again from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msh.deploy.atomic import write_text
+from msh.deploy.files import load_network, read_network, tasks_in
+from msh.reports.results import Results
+from msh.subnetworks import MultiSubnetwork
+from msh.tasks import Task
+from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.fitting import measure
+from msh.training.module import SubnetworkModule
+
+FILE_NAME = "evaluation.json"
+
+
+def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dict[str, Task], MultiSubnetwork]:
+    """Rebuild a run's network from its folder.
+
+    Args:
+        folder: the run folder.
+        data_dir: where the data is now; where the run had it when None.
+    Returns:
+        (the run's config, its tasks, its network).
+    Raises:
+        FileNotFoundError: it is not a run folder, or no stage has ended yet, or data is missing.
+        ValueError: a file in it is damaged.
+    """
+    Results.load(folder)
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no .hydra/config.yaml")
+    config = OmegaConf.load(saved)
+    assert isinstance(config, DictConfig)
+    if data_dir is not None:
+        config.paths.data_dir = data_dir
+    path = folder / "network.safetensors"
+    state, _ = read_network(path)
+    tasks = build_tasks(config)
+    network = MultiSubnetwork(build_backbone(config, tasks))
+    for task in tasks_in(state):
+        add_task(network, tasks[task], config)
+    load_network(path, network)
+    return config, tasks, network
+
+
+def evaluate(folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
+    """Measure every task of a run on its test split, and write evaluation.json into the run folder.
+
+    Args:
+        folder: the run folder.
+        data_dir: where the data is now; where the run had it when None.
+    Returns:
+        A row per task: task, metric, score.
+    """
+    config, tasks, network = load_run(folder, data_dir)
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    module = SubnetworkModule(network, tasks, lambda parameters: None, config.seed)  # type: ignore[arg-type,return-value]
+    config.trainer.devices, config.trainer.strategy = 1, "auto"
+    scores = measure(module, network.tasks, "test", config, folder)
+    rows = [{"task": name, "metric": tasks[name].metric, "score": score} for name, score in scores.items()]
+    write_text(folder / FILE_NAME, json.dumps(rows, indent=1) + "\n")
+    return rows

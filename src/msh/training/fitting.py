@@ -1,0 +1,140 @@
+"""One fit: its trainer, callbacks and loaders; and measuring."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import CombinedLoader
+
+from msh.reports.loggers import RunCSVLogger
+from msh.tasks import Task
+from msh.tasks.loaders import measuring_loader, train_loader
+from msh.tasks.seeds import derive_seed
+from msh.tasks.task import SplitName
+from msh.training.callbacks import EpochCheckpoint, RestoreBest
+from msh.training.callbacks.checkpoint import newest_readable
+from msh.training.module import SubnetworkModule
+from msh.training.plan import Fit
+from msh.training.trainers import build_trainer
+
+log = logging.getLogger(__name__)
+
+
+def run_fit(
+    module: SubnetworkModule,
+    fit: Fit,
+    tasks: Sequence[str],
+    config: DictConfig,
+    folder: Path,
+    checkpoints: Path,
+    extra: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+) -> float:
+    """Train tasks for a fit's epochs, from its last good checkpoint if it has one.
+
+    Args:
+        module: its network holds the tasks, masked or compact.
+        fit: which one.
+        tasks: that train.
+        config: of the run.
+        folder: the run folder.
+        checkpoints: folder of this fit's checkpoints.
+        extra: callbacks of this fit beside the usual ones.
+        loggers: of the run.
+    Returns:
+        Wall seconds.
+    """
+    started = time.monotonic()
+    scheduler = config.prune_scheduler if fit.prunes else config.scheduler
+    module.prepare(fit.name, tasks, instantiate(scheduler) if scheduler else None)
+    callbacks = _usual_callbacks(fit, config, checkpoints)
+    trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
+    trainer.fit(
+        module,
+        train_dataloaders=_train_loaders(module, tasks, config, trainer),
+        val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", trainer),
+        ckpt_path=_resume_from(checkpoints, loggers),
+        weights_only=True,
+    )
+    return time.monotonic() - started
+
+
+def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl.Callback]:
+    """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning."""
+    own: dict[str, Any] = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
+    if fit.prunes:
+        own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.EarlyStopping)}
+    best = [RestoreBest()] if config.checkpoint.restore_best and not fit.prunes else []
+    return [*own.values(), *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
+
+
+def _train_loaders(
+    module: SubnetworkModule, names: Sequence[str], config: DictConfig, trainer: pl.Trainer
+) -> CombinedLoader:
+    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    loaders = {}
+    for name in names:
+        task = module.tasks[name]
+        split = task.splits["train"]
+        if config.trainer.overfit_batches:
+            loaders[name] = measuring_loader(split, batch_size=task.batch_size, **ranks)
+        else:
+            seed = derive_seed(module.seed, module.fit_name, name)
+            loaders[name] = train_loader(split, task.batch_size, seed, **ranks)
+    return CombinedLoader(loaders, "max_size_cycle")
+
+
+def _measuring_loaders(
+    tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, trainer: pl.Trainer
+) -> list[Any]:
+    return [measuring_loader(tasks[n].splits[split], trainer.global_rank, trainer.world_size) for n in names]
+
+
+def _resume_from(checkpoints: Path, loggers: Sequence[Logger]) -> str | None:
+    path = newest_readable(checkpoints)
+    if path is None:
+        return None
+    log.info("going on from %s", path)
+    return str(path)
+
+
+def measure(
+    module: SubnetworkModule,
+    tasks: Sequence[str],
+    split: SplitName,
+    config: DictConfig,
+    folder: Path,
+    loggers: Sequence[Logger] = (),
+) -> dict[str, float]:
+    """Measure tasks' metrics on a split; nothing of the network changes.
+
+    Args:
+        module: its network holds the tasks, frozen.
+        tasks: which ones.
+        split: "val" or "test".
+        config: of the run.
+        folder: the run folder.
+        loggers: that scores are logged to.
+    Returns:
+        Task to score, in the metric's unit.
+    """
+    module.measured = list(tasks)
+    trainer = build_trainer(config.trainer, folder, 1, (), loggers)
+    run = trainer.test if split == "test" else trainer.validate
+    run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, trainer), verbose=False)
+    return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}
+
+
+def forget_after(loggers: Sequence[Logger], step: int) -> None:
+    """Drop what was logged after a step that a resumed run starts from again."""
+    for logger in loggers:
+        if isinstance(logger, RunCSVLogger):
+            logger.forget_after(step)

@@ -1,0 +1,180 @@
+"""The LightningModule: owns the network with its heads, and each task's loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from msh.subnetworks import MultiSubnetwork
+from msh.tasks import Task
+from msh.tasks.loaders import Batch
+from msh.tasks.seeds import derive_seed
+from msh.training.schedulers import SchedulerFactory, build_scheduler
+
+
+class NonFiniteLossError(ValueError):
+    """A training loss became NaN or infinite."""
+
+
+class SubnetworkModule(pl.LightningModule):
+    """Trains the subnetworks of one stage's tasks; measures those of any.
+
+    A training batch is a mapping from task to (inputs, targets); batches to measure on come from one loader a task.
+
+    Args:
+        network: with the tasks that have been added so far.
+        tasks: all tasks of the run by name.
+        optimizer: parameters to optimizer.
+        seed: of the run; all random draws inside training follow from it.
+    """
+
+    def __init__(
+        self,
+        network: MultiSubnetwork,
+        tasks: Mapping[str, Task],
+        optimizer: Callable[..., Optimizer],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tasks = dict(tasks)
+        self.optimizer_factory = optimizer
+        self.scheduler_factory: SchedulerFactory | None = None
+        self.seed = seed
+        self.fit_name = ""
+        self.learning: list[str] = []
+        """Tasks that train in the present fit."""
+        self.measured: list[str] = []
+        """Tasks that the validation or test loaders belong to, in their order."""
+        self.first_step = 0
+        """Step of the run at which the present fit started."""
+        metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
+        self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
+        self.nonfinite = False
+
+    def metric(self, task: str, split: str) -> Metric:
+        """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
+        return cast(Metric, cast(nn.ModuleDict, self.metrics[f"of_{task}"])[split])
+
+    def prepare(self, fit_name: str, learning: Sequence[str], scheduler: SchedulerFactory | None) -> None:
+        """Say what the next fit trains.
+
+        Args:
+            fit_name: names the fit within the run; random draws depend on it.
+            learning: the tasks that train.
+            scheduler: of the learning rate, stepped with each batch.
+        """
+        self.fit_name, self.learning, self.measured = fit_name, list(learning), list(learning)
+        self.scheduler_factory = scheduler
+        self.first_step = self.run_step
+
+    @property
+    def run_step(self) -> int:
+        """Optimizer steps so far in the whole run: the axis of all logs."""
+        return self._run_step
+
+    _run_step = 0
+
+    def forward(self, inputs: Tensor, task: str) -> Tensor:
+        """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
+        outputs: Tensor = self.network(inputs, task)
+        return outputs
+
+    # ---- Lightning's hooks
+
+    def configure_optimizers(self) -> Any:
+        """An optimizer over the parameters of the tasks that train, and nothing else."""
+        parameters = [p for task in self.learning for p in self.network.subnetwork(task).parameters()]
+        optimizer = self.optimizer_factory(parameters)
+        if self.scheduler_factory is None:
+            return optimizer
+        scheduler = build_scheduler(self.scheduler_factory, optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Let every logger go on at the run's step, not at the fit's."""
+        steps = self.trainer.fit_loop.epoch_loop
+        steps._batches_that_stepped = self.first_step + self.trainer.global_step
+        self.nonfinite = False
+
+    def on_train_epoch_start(self) -> None:
+        """Make dropout and its like follow from (seed, fit, epoch, rank), so that a resumed run draws the same."""
+        torch.manual_seed(derive_seed(self.seed, self.fit_name, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
+        """Weighted sum of the tasks' losses on a batch of each: a scalar."""
+        losses = []
+        for name, (inputs, targets) in batch.items():
+            task = self.tasks[name]
+            loss = task.loss(self(inputs, name), targets)
+            losses.append(task.loss_weight * loss)
+            self.log(f"{name}/train/loss", loss.detach(), batch_size=len(inputs), on_step=True, on_epoch=False)
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step; remember on the device whether a loss was not finite, and look now and then."""
+        self._run_step = self.first_step + self.trainer.global_step
+        self.nonfinite = ~torch.isfinite(outputs["loss"].detach()) | self.nonfinite
+        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:
+            self.stop_if_nonfinite()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses before a checkpoint is written."""
+        self.stop_if_nonfinite()
+
+    def stop_if_nonfinite(self) -> None:
+        """Raise if a loss since the start of the fit was NaN or infinite.
+
+        Raises:
+            NonFiniteLossError: naming tasks and epoch.
+        """
+        if bool(self.nonfinite):
+            raise NonFiniteLossError(
+                f"the loss of {', '.join(map(repr, self.learning))} became NaN or infinite in epoch "
+                f"{self.current_epoch} of {self.fit_name}; the last good checkpoint is kept. "
+                "Lower optimizer.lr, or set trainer.gradient_clip_val, and resume"
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Feed the validation loss and metric of one task."""
+        self._measure("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Feed the test loss and metric of one task."""
+        self._measure("test", batch, dataloader_idx)
+
+    def _measure(self, split: str, batch: Batch, which: int) -> None:
+        name = self.measured[which]
+        task, (inputs, targets) = self.tasks[name], batch
+        outputs = self(inputs, name)
+        loss, metric = task.loss(outputs.float(), targets), self.metric(name, split)
+        metric.update(task.predictions(outputs), targets)
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        self.log(f"{name}/{split}/loss", loss, batch_size=len(inputs), sync_dist=True, **settings)
+        self.log(f"{name}/{split}/{task.metric}", metric, batch_size=len(inputs), **settings)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the stage's loss, for callbacks that look at one number."""
+        losses = [self.trainer.callback_metrics.get(f"{name}/val/loss") for name in self.measured]
+        present = [loss for loss in losses if loss is not None]
+        if present:
+            self.log("val/loss", torch.stack(present).sum())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the run's step."""
+        checkpoint["msh"] = {"fit": self.fit_name, "run_step": self._run_step, "first_step": self.first_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the run's step back."""
+        self._run_step = int(checkpoint["msh"]["run_step"])
+        self.first_step = int(checkpoint["msh"]["first_step"])
+
+
+def _metrics(task: Task) -> dict[str, Metric]:
+    return {"val": task.build_metric(), "test": task.build_metric()}

@@ -1,0 +1,209 @@
+"""What a run is going to do, worked out and checked before any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from msh.subnetworks import CRITERIA, SCHEDULES, Budget, Criterion, Schedule
+from msh.tasks.names import one_of, suggestion
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks that are trained together.
+
+    Attributes:
+        index: place in the curriculum, from 0.
+        tasks: names.
+        max_epochs: at least 1.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    max_epochs: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One `Trainer.fit` of a stage.
+
+    Attributes:
+        name: unique within the run, such as "stage 2/4 wine: train".
+        key: the same as a file name, such as "stage-01-train".
+        epochs: at least 1.
+        prunes: masks are narrowed in this fit.
+        last: the stage ends with it.
+    """
+
+    name: str
+    key: str
+    epochs: int
+    prunes: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The pruning settings, resolved.
+
+    Attributes:
+        budgets: task name to its budget.
+        criterion: scores weights.
+        schedule: the path to the budget.
+        begin: share of the stage before the first round, in [0, 1].
+        end: share of the stage until the last cut, in [begin, 1].
+        rounds: number of cuts.
+        rewind: epoch that survivors are set back to after each cut, or None.
+        rescale: keep norms over cuts.
+        sample: training examples for gradients.
+    """
+
+    budgets: dict[str, Budget]
+    criterion: Criterion
+    schedule: Schedule
+    begin: float
+    end: float
+    rounds: int
+    rewind: int | None
+    rescale: bool
+    sample: int
+
+
+def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int) -> list[Stage]:
+    """Turn the config's curriculum into stages.
+
+    Args:
+        curriculum: list of stages: task names, lists of them, or {tasks: [...], max_epochs: N}; None: one task a stage.
+        tasks: names of the run's tasks, in order.
+        max_epochs: of stages that do not say otherwise.
+    Raises:
+        ValueError: a stage is empty or not of a known form, a task is unknown, missing or named twice.
+    """
+    if not tasks:
+        raise ValueError("tasks is empty: name at least one, such as tasks=bundled or tasks=[digits,wine]")
+    if isinstance(curriculum, ListConfig):
+        curriculum = OmegaConf.to_container(curriculum, resolve=True)
+    if curriculum is None:
+        curriculum = [[task] for task in tasks]
+    if not isinstance(curriculum, list):
+        raise ValueError(f"curriculum = {curriculum!r} is not allowed: a list of stages is, each a list of task names")
+    stages = [_read_stage(i, entry, tasks, max_epochs) for i, entry in enumerate(curriculum)]
+    named = [task for stage in stages for task in stage.tasks]
+    for task in tasks:
+        if named.count(task) != 1:
+            raise ValueError(
+                f"curriculum names task {task!r} {named.count(task)} times: every task belongs to one stage"
+            )
+    return stages
+
+
+def _read_stage(index: int, entry: Any, tasks: Sequence[str], max_epochs: int) -> Stage:
+    key = f"curriculum[{index}]"
+    epochs = max_epochs
+    if isinstance(entry, Mapping):
+        for name in entry:
+            one_of(f"a key of {key}", name, ("tasks", "max_epochs"))
+        epochs = entry.get("max_epochs", max_epochs)
+        entry = entry.get("tasks", [])
+    names = [entry] if isinstance(entry, str) else list(entry or [])
+    if not names:
+        raise ValueError(f"{key} has no task")
+    for name in names:
+        if name not in tasks:
+            raise ValueError(
+                f"{key} names {name!r}, which is not in tasks: {', '.join(tasks)}{suggestion(name, tasks)}"
+            )
+    if len(names) > 1:
+        raise ValueError(f"{key} = {names}: stages of several tasks are not supported yet; give each its own stage")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"max_epochs = {epochs!r} of {key} is not allowed: a whole number of at least 1 is")
+    return Stage(index, tuple(names), epochs)
+
+
+def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
+    """Resolve the config's pruning settings.
+
+    Raises:
+        ValueError: a name or a number is not allowed, or a mapping misses a task or names an unknown one.
+    """
+    budgets = {}
+    for task in tasks:
+        given = {key: _of_task(f"pruning.{key}", config[key], task, tasks) for key in ("density", "weights")}
+        if given["weights"] is not None or config.share is not None:
+            if config.density is not None:
+                raise ValueError(
+                    "pruning.weights and pruning.share stand in for pruning.density: pass pruning.density=null"
+                )
+        density = None if given["density"] is None else _number("pruning.density", given["density"])
+        try:
+            budgets[task] = Budget(density, given["weights"], config.share, config.scope)
+        except ValueError as error:
+            raise ValueError(f"pruning, task {task!r}: {error}") from error
+    if not 0.0 <= config.begin <= config.end <= 1.0:
+        raise ValueError(
+            f"pruning.begin = {config.begin}, pruning.end = {config.end} are not allowed: 0 <= begin <= end <= 1 is"
+        )
+    for key, least in (("rounds", 1), ("sample", 1)):
+        if config[key] < least:
+            raise ValueError(f"pruning.{key} = {config[key]} is not allowed: at least {least} is")
+    criterion, schedule = _name(config.criterion), _name(config.schedule)
+    one_of("pruning.criterion", criterion, CRITERIA)
+    one_of("pruning.schedule", schedule, SCHEDULES)
+    return Pruning(
+        budgets=budgets,
+        criterion=CRITERIA[criterion],
+        schedule=SCHEDULES[schedule],
+        begin=config.begin,
+        end=config.end,
+        rounds=config.rounds,
+        rewind=config.rewind,
+        rescale=config.rescale,
+        sample=config.sample,
+    )
+
+
+def _of_task(key: str, value: Any, task: str, tasks: Sequence[str]) -> Any:
+    if not isinstance(value, DictConfig):
+        return value
+    for name in value:
+        if name not in tasks:
+            raise ValueError(f"{key} names {name!r}, which is not a task{suggestion(str(name), tasks)}")
+    if task not in value:
+        raise ValueError(f"{key} has no number for task {task!r}")
+    return value[task]
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} = {value!r} is not allowed: a number in (0, 1] is, or a mapping from task to number")
+    return float(value)
+
+
+def _name(value: Any) -> str:
+    return str(value.get("name")) if isinstance(value, DictConfig) else str(value)
+
+
+def fits_of(stage: Stage, stages: int, pruning: Pruning) -> list[Fit]:
+    """The fits of a stage: one in which masks are narrowed, then one that trains what is left.
+
+    Raises:
+        ValueError: survivors are to be rewound to an epoch that is not before the first cut.
+    """
+    pruned = min(stage.max_epochs, math.ceil(pruning.end * stage.max_epochs - 1e-9))
+    if pruning.rewind is not None and not 0 <= pruning.rewind <= pruning.begin * stage.max_epochs:
+        raise ValueError(
+            f"pruning.rewind = {pruning.rewind} is not allowed: the first cut of stage {stage.index} comes after "
+            f"{pruning.begin * stage.max_epochs:g} epochs (pruning.begin x max_epochs)"
+        )
+    title = f"stage {stage.index + 1}/{stages} {'+'.join(stage.tasks)}"
+    parts = [("prune", pruned), ("train", stage.max_epochs - pruned)]
+    wanted = [(kind, epochs) for kind, epochs in parts if epochs > 0]
+    return [
+        Fit(f"{title}: {kind}", f"stage-{stage.index:03d}-{kind}", epochs, kind == "prune", kind == wanted[-1][0])
+        for kind, epochs in wanted
+    ]

@@ -1,0 +1,278 @@
+"""A run: stage after stage into one network, each task in its own subnetwork."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from msh.deploy.files import save_network, save_subnetwork, tasks_in
+from msh.reports.results import FILE_NAME, Results, TaskResult
+from msh.subnetworks import MultiSubnetwork, plan_counts
+from msh.tasks import Task
+from msh.tasks.names import one_of
+from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.fitting import forget_after, measure, run_fit
+from msh.training.module import SubnetworkModule
+from msh.training.plan import Fit, Pruning, Stage, fits_of, read_curriculum, read_pruning
+from msh.training.state import RunState
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, folder: Path) -> Results:
+    """Do a run, or go on with one that was stopped.
+
+    Args:
+        config: composed as `msh.training.config.Config` says.
+        folder: the run folder, new or to be resumed.
+    Returns:
+        What results.json holds.
+    Raises:
+        ValueError: a setting or the data is not allowed, or more weights are asked for than there are.
+        FileNotFoundError: data is missing, or the folder to resume is not a run folder.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    stages = read_curriculum(config.curriculum, [str(name) for name in config.tasks], config.trainer.max_epochs)
+    pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
+    fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}
+    one_of("reuse", config.reuse, ("none", "all"))
+    one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
+    if config.baseline is not None:
+        one_of("baseline", config.baseline, ("dense",))
+    tasks = build_tasks(config)
+    network = MultiSubnetwork(build_backbone(config, tasks))
+    wanted = plan_counts(network.sizes(), pruning.budgets)
+    results = _results(config, folder, stages, tasks)
+    run = Run(config, folder, tasks, network, pruning, wanted, fits, results)
+    return run.go()
+
+
+def _results(config: DictConfig, folder: Path, stages: list[Stage], tasks: Mapping[str, Task]) -> Results:
+    if config.resume is not None:
+        return Results.load(folder)
+    if rank_zero_only.rank == 0 and (folder / FILE_NAME).exists():
+        raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
+    rows = {
+        name: TaskResult(metric=tasks[name].metric, direction=tasks[name].direction, stage=stage.index)
+        for stage in stages
+        for name in stage.tasks
+    }
+    curriculum = [list(stage.tasks) for stage in stages]
+    return Results(config.name, config.seed, curriculum, rows, run_id=secrets.token_hex(4))
+
+
+class Run:
+    """The state of a run and its steps; `go` does them all.
+
+    Args:
+        config: composed.
+        folder: the run folder.
+        tasks: by name.
+        network: with no tasks yet.
+        pruning: resolved.
+        wanted: task to the weights it will keep, in each tensor or (key "") in all.
+        fits: stage to its fits, in order.
+        results: new, or of the run so far.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        folder: Path,
+        tasks: Mapping[str, Task],
+        network: MultiSubnetwork,
+        pruning: Pruning,
+        wanted: Mapping[str, dict[str, int]],
+        fits: Mapping[Stage, list[Fit]],
+        results: Results,
+    ) -> None:
+        self.config, self.folder, self.tasks, self.network = config, folder, tasks, network
+        self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
+        self.writes = rank_zero_only.rank == 0
+        self.module = self._new_module(network)
+        self.state = RunState(folder / "checkpoints", self.writes)
+        self.guarantee = Guarantee(
+            folder / "checkpoints" / "guarantee", config.guarantee.examples, config.guarantee.on_violation
+        )
+        self.loggers: list[Logger] = []
+        self.started = time.monotonic()
+        self.seconds_before = results.wall_seconds
+
+    def _new_module(self, network: MultiSubnetwork) -> SubnetworkModule:
+        return SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
+
+    def go(self) -> Results:
+        """Learn every stage that is not learned yet, then the baseline; leave the run folder complete."""
+        if self.results.status == "finished":
+            log.info("%s is finished already", self.folder)
+            return self.results
+        self.results.status = "running"
+        self._save_results()
+        self._make_loggers()
+        try:
+            self._learn_curriculum()
+            if self.config.baseline == "dense":
+                self._learn_dense()
+        except Exception:
+            self.results.status = "failed"
+            self._save_results()
+            raise
+        self.results.status = "finished"
+        self._save_results()
+        self._close_loggers()
+        return self.results
+
+    # ---- stages
+
+    def _learn_curriculum(self) -> None:
+        ended = self._restore()
+        number = 0
+        for stage, fits in self.fits.items():
+            for fit in fits:
+                if number >= ended:
+                    self._do_fit(number, stage, fit)
+                number += 1
+            if len(self.results.matrix) <= stage.index:
+                self._finish_stage(stage)
+
+    def _restore(self) -> int:
+        """Bring the network to where the last ended fit left it; returns how many fits have ended."""
+        ended, state, run_step = self.state.newest()
+        if ended:
+            for task in tasks_in(state):
+                add_task(self.network, self.tasks[task], self.config)
+            self.network.load_state_dict(state)
+        self.module._run_step = run_step
+        self.guarantee.checked = self.results.guarantee["checked"]
+        self.guarantee.violations = self.results.guarantee["violations"]
+        return ended
+
+    def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
+        """Begin, prune, train, freeze: what of it falls into this fit."""
+        pruner = self._pruner(stage)
+        for task in stage.tasks:
+            if task not in self.network.tasks:
+                add_task(self.network, self.tasks[task], self.config)
+                self.network.begin(task)
+        if not fit.prunes and self.pruning.end == 0:
+            pruner.prune_now(self.module)
+            self._compact(stage)
+        extra: list[pl.Callback] = [pruner] if fit.prunes else []
+        if fit.last:
+            extra += [Freeze(), self.guarantee]
+        folder = self.state.fit_folder(fit.key)
+        seconds = run_fit(self.module, fit, stage.tasks, self.config, self.folder, folder, extra, self.loggers)
+        if fit.prunes and not fit.last:
+            self._compact(stage)
+        for task in stage.tasks:
+            self.results.tasks[task].train_seconds += seconds
+        self.state.fit_ended(number, fit.key, self.network, self.module.run_step)
+        self._save_results()
+
+    def _pruner(self, stage: Stage) -> IterativePruning:
+        return IterativePruning(
+            wanted={task: self.wanted[task] for task in stage.tasks},
+            criterion=self.pruning.criterion,
+            schedule=self.pruning.schedule,
+            begin=self.pruning.begin * stage.max_epochs,
+            end=self.pruning.end * stage.max_epochs,
+            rounds=self.pruning.rounds,
+            rescale=self.pruning.rescale,
+            rewind_epoch=self.pruning.rewind,
+            sample=self.pruning.sample,
+        )
+
+    def _compact(self, stage: Stage) -> None:
+        for task in stage.tasks:
+            self.network.compact(task)
+
+    def _finish_stage(self, stage: Stage) -> None:
+        """Measure every task learned so far, write its files, and make the stage count."""
+        learned = self.network.tasks
+        val = measure(self.module, stage.tasks, "val", self.config, self.folder)
+        test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)
+        for task in stage.tasks:
+            self._describe(task, val[task])
+            if self.writes:
+                save_subnetwork(self.folder / "subnetworks" / f"{task}.safetensors", self.network, task)
+        self.results.add_row(test)
+        capacity = self.network.capacity()
+        self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
+        self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
+        self._log_capacity()
+        if self.writes:
+            save_network(self.folder / "network.safetensors", self.network)
+        self._save_results()
+        for task in stage.tasks:
+            log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
+
+    def _describe(self, task: str, val: float) -> None:
+        result, sub = self.results.tasks[task], self.network.subnetwork(task)
+        owners = {self.network.subnetwork(other).owner: other for other in self.network.tasks}
+        owned = {other: sum(int(m.sum()) for m in self.network.masks(other).values()) for other in self.network.tasks}
+        result.val = val
+        result.weights = owned[task]
+        result.density = owned[task] / sum(self.network.sizes().values())
+        result.weights_reused = sum(owned[owners[owner]] for owner in sub.reads)
+        result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
+
+    # ---- the dense baseline
+
+    def _learn_dense(self) -> None:
+        """Train each task in a dense network of its own: same backbone, start, epochs and optimizer."""
+        for stage in self.fits:
+            for task in stage.tasks:
+                if self.results.tasks[task].dense is None:
+                    self.results.tasks[task].dense = self._dense_score(task, stage.max_epochs)
+                    self._save_results()
+
+    def _dense_score(self, task: str, epochs: int) -> float:
+        network = MultiSubnetwork(build_backbone(self.config, dict(self.tasks)))
+        add_task(network, self.tasks[task], self.config)
+        network.begin(task)
+        module = self._new_module(network)
+        fit = Fit(f"dense {task}", f"dense-{task}", epochs, prunes=False, last=True)
+        folder = self.state.fit_folder(fit.key)
+        run_fit(module, fit, [task], self.config, self.folder, folder, [Freeze()], [])
+        score = measure(module, [task], "test", self.config, self.folder)[task]
+        log.info("dense %s: %s %.4f on the test split", task, self.tasks[task].metric, score)
+        return score
+
+    # ---- results and logs
+
+    def _save_results(self) -> None:
+        if self.writes and not self.config.trainer.fast_dev_run:
+            self.results.wall_seconds = self.seconds_before + time.monotonic() - self.started
+            self.results.save(self.folder)
+
+    def _make_loggers(self) -> None:
+        if self.config.trainer.fast_dev_run:
+            return
+        self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
+        for logger in self.loggers:
+            logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True)))
+
+    def _log_capacity(self) -> None:
+        capacity = self.results.capacity
+        shares = {f"capacity/{name}": capacity[name] / capacity["prunable"] for name in ("owned", "free")}
+        for logger in self.loggers:
+            logger.log_metrics(shares, step=self.module.run_step)
+
+    def _close_loggers(self) -> None:
+        for logger in self.loggers:
+            logger.finalize("success")
+            if type(logger).__name__ == "WandbLogger" and self.writes:
+                logger.experiment.finish()

@@ -1,0 +1,68 @@
+"""What a killed run goes on from, between fits: the network after the last fit that ended."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from msh.deploy.files import read_network, save_network
+from msh.subnetworks import MultiSubnetwork
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Newest network files that are kept: one to fall back to."""
+NAME = re.compile(r"after-(\d{4})\.safetensors")
+
+
+class RunState:
+    """The `checkpoints` folder of a run: `after-NNNN.safetensors` is the network after fit N; `<fit>/` holds the
+    checkpoints of the fit that is under way.
+
+    Args:
+        folder: the `checkpoints` folder.
+        writes: whether this process writes (rank 0).
+    """
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.folder, self.writes = folder, writes
+
+    def newest(self) -> tuple[int, dict[str, object], int]:
+        """(number of fits that ended, state dict after the last of them, the run's step then).
+
+        A file that cannot be read is passed over, with a warning: what came after the one before it is done again.
+        """
+        for path in self._files():
+            try:
+                state, notes = read_network(path)
+                return self._number(path) + 1, state, int(notes["run_step"])
+            except (ValueError, KeyError) as error:
+                log.warning("%s; falling back to the one before", error)
+                if self.writes:
+                    path.unlink()
+        return 0, {}, 0
+
+    def fit_ended(self, number: int, key: str, network: MultiSubnetwork, run_step: int) -> None:
+        """Write the network after a fit, and drop the fit's own checkpoints and all but the newest networks."""
+        if not self.writes:
+            return
+        save_network(self.folder / f"after-{number:04d}.safetensors", network, {"run_step": str(run_step)})
+        for old in self._files()[KEPT:]:
+            old.unlink(missing_ok=True)
+        shutil.rmtree(self.fit_folder(key), ignore_errors=True)
+
+    def fit_folder(self, key: str) -> Path:
+        """Where a fit's checkpoints go."""
+        return self.folder / key
+
+    def _files(self) -> list[Path]:
+        found = [path for path in self.folder.glob("after-*.safetensors") if NAME.fullmatch(path.name)]
+        return sorted(found, key=self._number, reverse=True)
+
+    @staticmethod
+    def _number(path: Path) -> int:
+        match = NAME.fullmatch(path.name)
+        assert match
+        return int(match.group(1))

@@ -1,0 +1,106 @@
+"""Owners partition the weights; a mask for budget k has exactly k weights."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from helpers import PRUNABLE, make_network
+from msh.subnetworks import Budget, CapacityError, plan_counts, prune, top_k_masks
+
+SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, float("inf"), -1.0])
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
+    lambda sizes: {f"t{i}": n for i, n in enumerate(sizes)}
+)
+
+
+@st.composite
+def selections(draw):
+    """Scores with many ties, candidates, and a k between none and all of the candidates."""
+    sizes = draw(st.lists(st.integers(1, 8), min_size=1, max_size=3))
+    scores = {f"t{i}": torch.tensor(draw(st.lists(SCORES, min_size=n, max_size=n))) for i, n in enumerate(sizes)}
+    flags = {f"t{i}": torch.tensor(draw(st.lists(st.booleans(), min_size=n, max_size=n))) for i, n in enumerate(sizes)}
+    total = sum(int(flag.sum()) for flag in flags.values())
+    return scores, flags, draw(st.sampled_from([0, total]) | st.integers(0, total))
+
+
+@given(selections())
+def test_the_best_k_candidates_are_kept_and_ties_go_to_the_first(case):
+    scores, candidates, k = case
+    flat, allowed = torch.cat(list(scores.values())).tolist(), torch.cat(list(candidates.values())).tolist()
+    ranked = sorted((i for i in range(len(flat)) if allowed[i]), key=lambda i: (-flat[i], i))
+    expected = [i in ranked[:k] for i in range(len(flat))]
+    masks = top_k_masks(scores, k, candidates)
+    assert torch.cat(list(masks.values())).tolist() == expected
+    assert {name: mask.shape for name, mask in masks.items()} == {name: s.shape for name, s in scores.items()}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.booleans(), st.integers(0, 5))
+def test_owners_partition_the_weights_and_every_task_has_exactly_its_budget(shares, whole_network, seed):
+    network = make_network(seed=seed)
+    for _, weight in network.weights():
+        weight.round_(decimals=1)  # many ties
+    wanted: dict[str, dict[str, int]] = {}
+    for place, share in enumerate(shares):
+        free = {name: int(mask.sum()) for name, mask in network.free().items()}
+        if not sum(free.values()):
+            break
+        counts = {name: int(share * n) for name, n in ({"": sum(free.values())} if whole_network else free).items()}
+        task = f"task{place}"
+        network.add_task(task)
+        network.begin(task)
+        prune(network, task, counts)
+        network.freeze(task)
+        wanted[task] = counts
+    for name in PRUNABLE:
+        holders = torch.stack([network.masks(task)[name] for task in network.tasks] + [network.free()[name]])
+        assert torch.equal(holders.sum(0), torch.ones(holders.shape[1:], dtype=torch.int64))
+    for task, counts in wanted.items():
+        kept = {name: int(mask.sum()) for name, mask in network.masks(task).items()}
+        assert ({"": sum(kept.values())} if whole_network else kept) == counts
+    assert network.capacity().owned == sum(sum(counts.values()) for counts in wanted.values())
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=4), st.integers(0, 3))
+def test_pruning_again_and_again_keeps_a_subset_each_time(counts, seed):
+    network = make_network(seed=seed)
+    network.add_task("a")
+    network.begin("a")
+    before = network.masks("a")
+    for count in sorted(counts, reverse=True):
+        prune(network, "a", {"": count})
+        masks = network.masks("a")
+        assert sum(int(mask.sum()) for mask in masks.values()) == count
+        assert not any(bool((masks[name] & ~before[name]).any()) for name in masks)
+        before = masks
+
+
+@given(SIZES.flatmap(lambda sizes: st.tuples(st.just(sizes), st.integers(1, sum(sizes.values())))))
+@example(({"t0": 4, "t1": 5, "t2": 5, "t3": 5}, 17))
+def test_a_budget_of_n_weights_gives_n_weights_and_no_tensor_more_than_it_has(case):
+    sizes, wanted = case
+    counts = Budget(weights=wanted).counts(sizes, sizes)
+    assert sum(counts.values()) == wanted
+    assert all(0 <= counts[name] <= sizes[name] for name in sizes)
+
+
+@given(SIZES, st.integers(1, 5), st.sampled_from(["tensor", "network"]))
+def test_equal_shares_always_fit_and_are_equal_but_for_rounding(sizes, tasks, scope):
+    budgets = {f"task{i}": Budget(share="equal", scope=scope) for i in range(tasks)}
+    plan = plan_counts(sizes, budgets)
+    for name in plan["task0"]:
+        served = [counts[name] for counts in plan.values()]
+        assert sum(served) == (sizes[name] if name else sum(sizes.values()))
+        assert max(served) - min(served) <= 1
+
+
+@given(SIZES, st.lists(st.floats(0.01, 1), min_size=1, max_size=4))
+def test_a_plan_serves_every_budget_in_full_or_is_refused(sizes, densities):
+    budgets = {f"task{i}": Budget(density=density) for i, density in enumerate(densities)}
+    asked = {name: sum(round(density * size) for density in densities) for name, size in sizes.items()}
+    if all(asked[name] <= sizes[name] for name in sizes):
+        plan = plan_counts(sizes, budgets)
+        assert {name: sum(counts[name] for counts in plan.values()) for name in sizes} == asked
+    else:
+        with pytest.raises(CapacityError):
+            plan_counts(sizes, budgets)

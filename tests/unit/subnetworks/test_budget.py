@@ -1,0 +1,105 @@
+import pytest
+
+from msh.subnetworks import Budget, CapacityError, plan_counts
+
+SIZES = {"a": 100, "b": 50, "c": 7}
+
+
+def test_a_density_gives_every_tensor_the_same_share():
+    assert Budget(density=0.1).counts(SIZES, SIZES) == {"a": 10, "b": 5, "c": 1}
+    assert Budget(density=1.0).counts(SIZES, SIZES) == SIZES
+
+
+def test_a_density_counts_from_all_weights_and_not_from_the_free_ones():
+    assert Budget(density=0.5).counts(SIZES, {"a": 60, "b": 30, "c": 4}) == {"a": 50, "b": 25, "c": 4}
+
+
+def test_a_density_over_the_network_is_one_number():
+    assert Budget(density=0.1, scope="network").counts(SIZES, SIZES) == {"": 16}
+
+
+def test_a_number_of_weights_is_spread_in_proportion_and_exactly():
+    counts = Budget(weights=16).counts(SIZES, SIZES)
+    assert counts == {"a": 10, "b": 5, "c": 1}
+    assert sum(Budget(weights=17).counts(SIZES, SIZES).values()) == 17
+
+
+def test_a_number_over_the_network_stays_that_number():
+    assert Budget(weights=17, scope="network").counts(SIZES, SIZES) == {"": 17}
+
+
+def test_no_rounding_rest_goes_to_a_tensor_that_is_full_already():
+    counts = Budget(weights=17).counts({"a": 4, "b": 5, "c": 5, "d": 5}, {})
+    assert counts["a"] == 4
+    assert sorted(counts.values()) == [4, 4, 4, 5]
+
+
+def test_more_weights_than_there_are_is_refused_by_the_plan():
+    with pytest.raises(CapacityError, match="'big'"):
+        plan_counts({"a": 4, "b": 6}, {"big": Budget(weights=11)})
+
+
+def test_an_equal_share_is_a_part_of_what_is_free():
+    free = {"a": 9, "b": 5, "c": 0}
+    assert Budget(share="equal").counts(SIZES, free, tasks_left=2) == {"a": 4, "b": 2, "c": 0}
+    assert Budget(share="equal", scope="network").counts(SIZES, free, tasks_left=3) == {"": 4}
+    assert Budget(share="equal").counts(SIZES, free) == free
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "none"),
+        ({"density": 0.1, "weights": 3}, "density.*weights"),
+        ({"density": 0.1, "share": "equal"}, "density.*share"),
+        ({"weights": 3, "share": "equal"}, "weights.*share"),
+        ({"density": 0.0}, r"density = 0\.0.*\(0, 1\]"),
+        ({"density": -0.1}, r"density = -0\.1"),
+        ({"density": 1.01}, r"density = 1\.01"),
+        ({"density": 10}, "density = 10"),
+        ({"density": float("nan")}, "density = nan"),
+        ({"weights": 0}, "weights = 0.*at least 1"),
+        ({"weights": -5}, "weights = -5"),
+        ({"share": "half"}, "share = 'half'.*'equal'"),
+        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*'tensor' or 'network'"),
+    ],
+)
+def test_a_budget_that_is_none_says_what_is_wrong(given, named):
+    with pytest.raises(ValueError, match=named):
+        Budget(**given)
+
+
+def test_a_plan_serves_the_tasks_in_order():
+    budgets = {"first": Budget(density=0.5), "second": Budget(share="equal"), "third": Budget(share="equal")}
+    assert plan_counts({"a": 8, "b": 4}, budgets) == {
+        "first": {"a": 4, "b": 2},
+        "second": {"a": 2, "b": 1},
+        "third": {"a": 2, "b": 1},
+    }
+
+
+def test_a_plan_starts_from_what_is_free():
+    free = {"a": 3, "b": 4}
+    assert plan_counts({"a": 8, "b": 4}, {"x": Budget(density=0.25), "y": Budget(share="equal")}, free) == {
+        "x": {"a": 2, "b": 1},
+        "y": {"a": 1, "b": 3},
+    }
+    assert free == {"a": 3, "b": 4}
+
+
+def test_the_plan_fails_at_the_first_task_that_finds_too_little():
+    budgets = {"x": Budget(density=0.6), "y": Budget(density=0.3), "z": Budget(density=0.2)}
+    with pytest.raises(CapacityError) as caught:
+        plan_counts({"a": 10, "b": 20}, budgets)
+    assert str(caught.value).startswith("task 'z' wants 2 weights of layer 'a', but only 1 are free")
+
+
+def test_over_the_whole_network_the_message_says_so():
+    budgets = {"x": Budget(weights=8, scope="network"), "y": Budget(weights=3, scope="network")}
+    with pytest.raises(CapacityError, match="task 'y' wants 3 weights of the whole network, but only 2 are free"):
+        plan_counts({"a": 4, "b": 6}, budgets)
+
+
+def test_after_a_task_over_the_network_the_rest_is_free_in_proportion():
+    budgets = {"x": Budget(weights=6, scope="network"), "y": Budget(share="equal")}
+    assert plan_counts({"a": 4, "b": 8}, budgets)["y"] == {"a": 2, "b": 4}

@@ -1,0 +1,191 @@
+import pytest
+import torch
+from torch import nn
+
+from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks.tensors import (
+    TensorBag,
+    as_buffers,
+    is_weight_tensor,
+    masked_weight,
+    name_tensors,
+    scattered_weight,
+)
+
+LAYERS = {
+    "Linear": (lambda: nn.Linear(4, 3), (2, 4)),
+    "Conv1d": (lambda: nn.Conv1d(4, 3, 2), (2, 4, 5)),
+    "Conv2d": (lambda: nn.Conv2d(4, 3, 2), (2, 4, 5, 5)),
+    "Conv3d": (lambda: nn.Conv3d(4, 3, 2), (2, 4, 5, 5, 5)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 3, 2), (2, 4, 5)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 3, 2), (2, 4, 5, 5)),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(4, 3, 2), (2, 4, 5, 5, 5)),
+    "Embedding": (lambda: nn.Embedding(6, 3), None),
+}
+
+
+class Tied(nn.Module):
+    """A decoder that shares the encoder's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.decoder = nn.Linear(4, 4)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, inputs):
+        return self.decoder(self.encoder(inputs).relu())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_of_layer_is_found_and_computes_with_its_owned_weights_only(kind):
+    make, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    layer = make()
+    names = name_tensors(nn.Sequential(layer), is_weight_tensor)
+    assert names.prunable == ["0.weight"]
+    assert names.parameters == (["0.bias"] if kind != "Embedding" else [])
+    inputs = torch.randn(shape) if shape else torch.arange(6)
+    network = MultiSubnetwork(nn.Sequential(layer))
+    network.add_task("a")
+    network.begin("a")
+    mask = torch.arange(layer.weight.numel()).view(layer.weight.shape) % 3 == 0
+    network.restrict("a", {"0.weight": mask})
+    network.compact("a")
+    network.freeze("a")
+    expected = make()
+    state = {"weight": layer.weight * mask} | ({} if kind == "Embedding" else {"bias": layer.bias})
+    expected.load_state_dict(state)
+    torch.testing.assert_close(network(inputs), expected(inputs).detach())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm([3, 4]), nn.LayerNorm(4), nn.RMSNorm([3, 4]), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)],
+    ids=lambda norm: f"{type(norm).__name__}{list(norm.weight.shape)}",
+)
+def test_what_normalises_is_never_shared(norm):
+    names = name_tensors(nn.Sequential(nn.Linear(4, 4, bias=False), norm), is_weight_tensor)
+    assert names.prunable == ["0.weight"]
+    assert names.parameters == [f"1.{name}" for name, _ in norm.named_parameters()]
+    assert names.buffers == [f"1.{name}" for name, _ in norm.named_buffers()]
+
+
+def test_a_parameter_of_the_module_itself_is_found():
+    names = name_tensors(nn.Linear(2, 2), is_weight_tensor)
+    assert (names.prunable, names.parameters) == (["weight"], ["bias"])
+
+
+def test_another_rule_may_say_what_is_prunable():
+    backbone = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
+    names = name_tensors(backbone, lambda module, name, parameter: isinstance(module, nn.Linear) and name == "weight")
+    assert (names.prunable, names.parameters) == (["1.weight"], ["0.weight", "1.bias"])
+
+
+def test_a_tied_weight_is_named_once():
+    names = name_tensors(Tied(), is_weight_tensor)
+    assert names.prunable == ["encoder.weight"]
+    assert names.parameters == ["encoder.bias", "decoder.bias"]
+    assert names.tied == {"decoder.weight": "encoder.weight"}
+
+
+def test_parameters_become_buffers_in_the_same_memory():
+    module = Tied()
+    place = module.encoder.weight.data_ptr()
+    as_buffers(module)
+    assert list(module.parameters()) == []
+    assert module.encoder.weight is module.decoder.weight
+    assert module.encoder.weight.data_ptr() == place
+    assert not module.encoder.weight.requires_grad
+
+
+def test_a_layer_without_bias_still_has_none_as_buffers():
+    module = nn.Linear(2, 2, bias=False)
+    as_buffers(module)
+    assert module.bias is None
+    assert [name for name, _ in module.named_buffers()] == ["weight"]
+
+
+def test_a_bag_keeps_dotted_names_and_what_kind_of_tensor_it_is():
+    bag = TensorBag()
+    bag.set("layers.0.weight", nn.Parameter(torch.ones(2)))
+    bag.set("layers.0.mean", torch.zeros(3))
+    bag.set("scratch", torch.zeros(1), persistent=False)
+    assert list(bag) == ["layers.0.weight", "layers.0.mean", "scratch"]
+    assert [tensor.numel() for _, tensor in bag.items()] == [2, 3, 1]
+    assert "layers.0.mean" in bag
+    assert "layers.0" not in bag
+    assert len(list(bag.parameters())) == 1
+    assert len(bag.state_dict()) == 2
+
+
+def test_a_bag_replaces_and_forgets():
+    bag = TensorBag()
+    bag.set("a.b", nn.Parameter(torch.ones(2)))
+    bag.set("a.b", torch.zeros(3))
+    assert list(bag.parameters()) == []
+    assert bag["a.b"].shape == (3,)
+    bag.set("scratch", torch.zeros(1), persistent=False)
+    bag.clear()
+    assert list(bag) == []
+    bag.set("scratch", torch.zeros(1))
+    assert list(bag.state_dict()) == ["scratch"]
+
+
+def test_a_bag_names_what_it_lacks():
+    with pytest.raises(KeyError, match=r"a\.b"):
+        TensorBag()["a.b"]
+
+
+def test_masked_weight_by_hand():
+    values = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    mask, base = torch.tensor([True, False, True, False]), torch.tensor([9.0, 8.0, 7.0, 0.0])
+    weight = masked_weight(values, mask, base)
+    assert weight.tolist() == [1.0, 8.0, 3.0, 0.0]
+    assert values.tolist() == [1.0, 8.0, 3.0, 0.0]
+    (weight * torch.tensor([1.0, float("nan"), 2.0, 3.0])).nansum().backward()
+    assert values.grad.tolist() == [1.0, 0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("unchanged", [True, False])
+def test_scattered_weight_by_hand(unchanged):
+    values, index = nn.Parameter(torch.tensor([5.0, 6.0])), torch.tensor([3, 0])
+    dense = torch.tensor([[0.0, 9.0], [0.0, 0.0]])
+    weight = scattered_weight(values, dense, index, unchanged)
+    assert weight.tolist() == [[6.0, 9.0], [0.0, 5.0]]
+    assert weight.data_ptr() == dense.data_ptr()
+    (weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    assert values.grad.tolist() == [4.0, 1.0]
+
+
+def make_tied_network():
+    torch.manual_seed(0)
+    return MultiSubnetwork(Tied())
+
+
+def learn_tied(network):
+    network.add_task("a")
+    network.begin("a")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    network(torch.rand(3, 4)).square().sum().backward()
+    optimizer.step()
+    network.restrict("a", {"encoder.weight": torch.eye(4) == 1})
+    network.freeze("a")
+
+
+def test_a_tied_weight_stays_tied_through_training():
+    network, inputs = make_tied_network(), torch.rand(3, 4)
+    learn_tied(network)
+    weight = network.backbone.encoder.weight * torch.eye(4)
+    biases = network.subnetwork("a").private
+    hidden = (inputs @ weight.T + biases["encoder.bias"]).relu()
+    torch.testing.assert_close(network(inputs), hidden @ weight.T + biases["decoder.bias"])
+
+
+def test_a_tied_weight_that_was_moved_is_saved_as_one():
+    """Moving a module to another device or type copies each buffer by itself."""
+    network, loaded, inputs = make_tied_network().double().float(), make_tied_network(), torch.rand(3, 4)
+    learn_tied(network)
+    loaded.add_task("a")
+    loaded.load_state_dict(network.state_dict())
+    assert torch.equal(loaded(inputs), network(inputs))
