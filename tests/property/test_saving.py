@@ -47,7 +47,7 @@ def go_on(network, phase):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 @pytest.mark.parametrize("phase", PHASES)
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(reuse=st.sampled_from(["none", "all"]), seed=st.integers(0, 1000))
 def test_a_loaded_network_is_the_saved_one_and_trains_on_alike(phase, norm, reuse, seed):
     network = make_in_phase(phase, norm, reuse, seed)

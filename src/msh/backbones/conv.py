@@ -39,12 +39,7 @@ class PaperConv(nn.Module):
         with torch.no_grad():
             flat = nn.Sequential(*layers).eval()(torch.zeros(1, *self.input_shape)).shape[1]
         layers += [nn.Linear(flat, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.layers = nn.Sequential(*layers).train()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to features (batch, 256)."""

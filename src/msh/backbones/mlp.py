@@ -19,7 +19,7 @@ class MLP(nn.Module):
     Raises:
         ValueError: width or depth is below 1.
 
-    The paper's network is the default: Renn et al. 2022, experiment 1. Weights start as in He et al. 2015.
+    The paper's network is the default: Renn et al. 2022, experiment 1. Weights start as torch starts them.
     """
 
     def __init__(self, input_shape: Sequence[int], width: int = 1000, depth: int = 6, norm: bool = False) -> None:
@@ -31,10 +31,7 @@ class MLP(nn.Module):
         sizes = [math.prod(self.input_shape), *[width] * depth]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-            linear = nn.Linear(inputs, outputs)
-            nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
-            layers += [linear, *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
+            layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:

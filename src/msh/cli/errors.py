@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.configs import config_folder
-from msh.tasks.names import suggestion
+from msh.names import suggestion
 
 log = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ def wandb_logger(
     """
     from pytorch_lightning.loggers import WandbLogger
 
-    from msh.tasks.names import one_of
+    from msh.names import one_of
 
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
     one_of("logger.wandb.mode", mode, ("online", "offline", "disabled"))

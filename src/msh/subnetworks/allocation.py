@@ -126,13 +126,13 @@ class Budget:
         density = self.density if self.density is not None else (self.weights or 0) / total
         wanted = {name: round(density * size) for name, size in sizes.items()}
         if self.weights is not None:
-            _spread(wanted, self.weights - sum(wanted.values()))
+            _spread(wanted, self.weights - sum(wanted.values()), sizes)
         return wanted
 
 
-def _spread(counts: dict[str, int], rest: int) -> None:
+def _spread(counts: dict[str, int], rest: int, sizes: Mapping[str, int]) -> None:
     """Add the rounding rest to the tensors, largest first, so that the sum is exact."""
-    order = sorted(counts, key=lambda name: -counts[name])
+    order = sorted(counts, key=lambda name: -sizes[name])
     step = 1 if rest > 0 else -1
     for i in range(abs(rest)):
         counts[order[i % len(order)]] += step

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,20 +13,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.subnetworks.allocation import FREE, Capacity, CapacityError
+from msh.subnetworks.persistence import describe, register_hooks
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     Prunable,
+    TaskDict,
     TensorBag,
     as_buffers,
+    belongs,
+    evaluating,
     is_weight_tensor,
     masked_weight,
     name_tensors,
+    raw_bytes,
+    restore,
     scattered_weight,
 )
 
 Reuse = Literal["none", "all"]
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
-STATE_VERSION = 1
 
 
 class MultiSubnetwork(nn.Module):
@@ -58,11 +61,10 @@ class MultiSubnetwork(nn.Module):
         for name, weight in self.weights():
             self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
             self.initial_norms.set(name, weight.float().norm().reshape(()))
-        self.subnetworks = nn.ModuleDict()
+        self.subnetworks = TaskDict()
         self.active: str | None = None
         self._shown: tuple[str, dict[str, Tensor]] | None = None
-        self.register_load_state_dict_pre_hook(_adopt_state)
-        self.register_load_state_dict_post_hook(_after_load)
+        register_hooks(self)
 
     # ---- looking
 
@@ -125,11 +127,11 @@ class MultiSubnetwork(nn.Module):
         sha = hashlib.sha256()
         for name, weight in self._effective(sub):
             sha.update(name.encode())
-            sha.update(_bytes(weight))
-            sha.update(_bytes(self.owners[name] == sub.owner))
+            sha.update(raw_bytes(weight))
+            sha.update(raw_bytes(self.owners[name] == sub.owner))
         for name, tensor in sub.private_tensors().items():
             sha.update(name.encode())
-            sha.update(_bytes(tensor))
+            sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
     # ---- the life of a task
@@ -153,6 +155,10 @@ class MultiSubnetwork(nn.Module):
             raise ValueError(f"there is already a task {task!r}")
         if reuse not in ("none", "all"):
             raise ValueError(f"reuse = {reuse!r} is not allowed: 'none' or 'all' is")
+        known = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+        for part, module in (("stem", stem), ("head", head)):
+            if module is not None and any(id(t) in known for t in (*module.parameters(), *module.buffers())):
+                raise ValueError(f"the {part} of task {task!r} is a part of another task or of the backbone: copy it")
         taken = {self.subnetwork(other).owner for other in self.tasks}
         owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
         frozen = [self.subnetwork(t).owner for t in self.tasks if self.subnetwork(t).phase == "frozen"]
@@ -183,7 +189,7 @@ class MultiSubnetwork(nn.Module):
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, free[name])
         sub.phase = "masked"
-        self._derive(sub)
+        self.derive(sub)
         self.active = task
 
     def _start_scale(self, name: str, candidates: Tensor, base: Tensor) -> float:
@@ -212,7 +218,7 @@ class MultiSubnetwork(nn.Module):
                 raise ValueError(f"task {task!r}: the mask of layer {name!r} holds weights that are not candidates")
         for name in self.names.prunable:
             sub.masks.set(name, masks[name].to(self.owners[name].device, copy=True))
-        self._derive(sub)
+        self.derive(sub)
 
     def compact(self, task: str) -> None:
         """Make the task's mask final: it owns these weights from now on, and trains nothing else.
@@ -228,7 +234,7 @@ class MultiSubnetwork(nn.Module):
             sub.values.set(name, nn.Parameter(kept))
         sub.masks.clear()
         sub.phase = "compact"
-        self._derive(sub)
+        self.derive(sub)
         self._shown = None
 
     def _check_disjoint(self, sub: Subnetwork) -> None:
@@ -247,7 +253,7 @@ class MultiSubnetwork(nn.Module):
             self.compact(task)
         self._in_phase(task, "compact")
         for name, weight in self.weights():
-            weight.view(-1).index_copy_(0, sub.index[name], sub.values[name].detach())
+            weight[self.owners[name] == sub.owner] = sub.values[name].detach().to(weight)
         sub.make_untrainable()
         sub.drop_training_state()
         sub.phase = "frozen"
@@ -300,7 +306,7 @@ class MultiSubnetwork(nn.Module):
         sub = self.subnetwork(task)
         if sub.phase != "frozen":
             return self._run(sub, self._training_weights(sub), inputs)
-        with _evaluating(self.backbone, sub):
+        with evaluating(self.backbone, sub):
             return self._run(sub, self._shown_weights(sub), inputs)
 
     def _run(self, sub: Subnetwork, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -326,9 +332,9 @@ class MultiSubnetwork(nn.Module):
 
     def _shown_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
         """The weights of a frozen task, made once and kept until another one is asked for."""
-        device = self.owners[self.names.prunable[0]].device
-        if self._shown is None or self._shown[0] != sub.task or next(iter(self._shown[1].values())).device != device:
-            self._shown = (sub.task, dict(self._effective(sub)))
+        if self._shown is None or self._shown[0] != sub.task:
+            with torch.inference_mode(False), torch.no_grad():  # they outlive an inference pass
+                self._shown = (sub.task, dict(self._effective(sub)))
         return self._shown[1]
 
     def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
@@ -340,17 +346,17 @@ class MultiSubnetwork(nn.Module):
         readable = torch.tensor([sub.owner, *sub.reads])
         for name, weight in self.weights():
             owners = self.owners[name]
-            yield name, torch.where(_belongs(owners, readable), weight, weight.new_zeros(()))
+            yield name, torch.where(belongs(owners, readable), weight, weight.new_zeros(()))
 
     def _read(self, sub: Subnetwork, name: str) -> Tensor:
         """What the task reads of other tasks' weights in a tensor: (*shape), or () if nothing."""
         weight = self.backbone.get_buffer(name)
         if not sub.reads:
             return weight.new_zeros(())
-        return torch.where(_belongs(self.owners[name], torch.tensor(sub.reads)), weight, weight.new_zeros(()))
+        return torch.where(belongs(self.owners[name], torch.tensor(sub.reads)), weight, weight.new_zeros(()))
 
     @torch.no_grad()
-    def _derive(self, sub: Subnetwork) -> None:
+    def derive(self, sub: Subnetwork) -> None:
         """Rebuild what follows from masks, owners and values: bases, indices, dense buffers."""
         for bag in (sub.index, sub.dense, sub.base):
             bag.clear()
@@ -365,9 +371,13 @@ class MultiSubnetwork(nn.Module):
                 else:  # so that what is looked at before the next forward is right too
                     torch.where(sub.masks[name], sub.values[name], base, out=sub.values[name])
             elif sub.phase == "compact":
-                index = (self.owners[name] == sub.owner).view(-1).nonzero().squeeze(1)
+                index = (self.owners[name] == sub.owner).reshape(-1).nonzero().squeeze(1)
                 sub.index.set(name, index, persistent=False)
-                sub.dense.set(name, base.expand(self.owners[name].shape).clone(), persistent=False)
+                sub.dense.set(
+                    name,
+                    base.expand(self.owners[name].shape).clone(memory_format=torch.contiguous_format),
+                    persistent=False,
+                )
 
     def _in_phase(self, task: str, phase: str) -> Subnetwork:
         sub = self.subnetwork(task)
@@ -382,75 +392,31 @@ class MultiSubnetwork(nn.Module):
         for name in self.names.prunable:
             self.owners.set(name, self.owners[name].to(torch.int16 if owner < 2**15 - 1 else torch.int32))
 
+    def settle(self, task: str) -> None:
+        """Undo what an optimizer has just done outside a masked task's mask, without waiting for the next forward."""
+        sub = self.subnetwork(task)
+        if sub.phase == "masked":
+            for name in self.names.prunable:
+                restore(sub.values[name], sub.masks[name], sub.base[name])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MultiSubnetwork:
+        """As every move to another device or type does; buffers are moved one by one, so tie them again."""
+        super()._apply(fn, recurse)
+        for again, name in self.names.tied.items():
+            parent, _, leaf = again.rpartition(".")
+            module = self.backbone.get_submodule(parent)
+            if leaf in module._buffers:
+                module._buffers[leaf] = self.backbone.get_buffer(name)
+        for task in self.tasks:
+            self.derive(self.subnetwork(task))
+        self._shown = None
+        return self
+
     # ---- saving and loading
 
     def get_extra_state(self) -> str:
         """The tasks as JSON: names, owner ids, what they read, phases. Plain text, so that loading runs no code."""
-        rows = [
-            {"task": sub.task, "owner": sub.owner, "reads": list(sub.reads), "phase": sub.phase}
-            for sub in map(self.subnetwork, self.tasks)
-        ]
-        return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
+        return describe(self)
 
     def set_extra_state(self, state: str) -> None:
         """Taken over before the tensors are loaded; nothing is left to do."""
-
-
-def _belongs(owners: Tensor, ids: Tensor) -> Tensor:
-    """Bool, shape of owners: whether each owner is among the ids, by a look-up table (ids are few, weights many)."""
-    table = torch.zeros(int(ids.max()) + 2, dtype=torch.bool)
-    table[ids.long()] = True
-    table = table.to(owners.device)
-    return table[owners.int().clamp(max=table.numel() - 1)]
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again outside."""
-    training = [child for module in modules for child in module.modules() if child.training]
-    for child in training:
-        child.training = False
-    try:
-        yield
-    finally:
-        for child in training:
-            child.training = True
-
-
-def _adopt_state(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before loading: give every subnetwork the phase and the shapes that the state has."""
-    assert isinstance(network, MultiSubnetwork)
-    described = json.loads(state[f"{prefix}_extra_state"])
-    if described["version"] > STATE_VERSION:
-        raise ValueError(f"the state has version {described['version']}; this release reads up to {STATE_VERSION}")
-    rows = {row["task"]: row for row in described["tasks"]}
-    if list(rows) != network.tasks:
-        raise ValueError(f"the state holds the tasks {list(rows)}, the network {network.tasks}: add the same first")
-    for name in network.names.prunable:
-        saved = state[f"{prefix}owners.{name.replace('.', '/')}"]
-        network.owners.set(name, torch.zeros_like(saved, device=network.owners[name].device))
-    for task, row in rows.items():
-        sub = network.subnetwork(task)
-        sub.drop_training_state()
-        sub.owner, sub.reads, sub.phase = row["owner"], tuple(row["reads"]), row["phase"]
-        if sub.phase == "frozen":
-            sub.make_untrainable()
-        device = next(network.weights())[1].device
-        for bag, trainable in (("values", True), ("masks", False)):
-            start = f"{prefix}subnetworks.{task}.{bag}."
-            for key in [key for key in state if key.startswith(start)]:
-                empty = torch.zeros_like(state[key], device=device)
-                getattr(sub, bag).set(key.removeprefix(start), nn.Parameter(empty) if trainable else empty)
-    network.active = described["active"]
-
-
-def _after_load(network: nn.Module, _: Any) -> None:
-    """After loading: rebuild what is not saved."""
-    assert isinstance(network, MultiSubnetwork)
-    for task in network.tasks:
-        network._derive(network.subnetwork(task))
-    network._shown = None

@@ -44,6 +44,8 @@ def select(
         ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
     """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    if network.subnetwork(task).phase != "masked":
+        raise ValueError(f"task {task!r} is {network.subnetwork(task).phase}; only a masked task is pruned")
     candidates = network.masks(task)
     values = network.subnetwork(task).values
     scores = {
@@ -118,6 +120,7 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
 
 def snapshot(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
     """Copies of all that trains in a masked task, to rewind to: names as in the subnetwork's parameters."""
+    network.settle(task)
     return {name: p.detach().clone() for name, p in network.subnetwork(task).named_parameters()}
 
 

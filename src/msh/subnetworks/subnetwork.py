@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from msh.subnetworks.tensors import TensorBag, as_buffers
+from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters
 
 Phase = Literal["new", "masked", "compact", "frozen"]
 
@@ -47,6 +47,7 @@ class Subnetwork(nn.Module):
         self.base = TensorBag()
         self.whole: set[str] = set()
         """Tensors whose every weight is a candidate: these need no masking."""
+        self.untrained: list[tuple[nn.Module, str]] = []
         self.written: dict[str, int] = {}
         """Version of each tensor's values when they were last scattered."""
 
@@ -60,7 +61,12 @@ class Subnetwork(nn.Module):
     def make_untrainable(self) -> None:
         """Turn what is left of parameters into buffers."""
         for module in (self.stem, self.head, self.private, self.values):
-            as_buffers(module)
+            self.untrained += as_buffers(module)
+
+    def make_trainable(self) -> None:
+        """Undo `make_untrainable`."""
+        as_parameters([(module, name) for module, name in self.untrained if name in module._buffers])
+        self.untrained.clear()
 
     def private_tensors(self) -> dict[str, Tensor]:
         """Stem, head and private tensors: their names, prefixed by which of the three, to tensors."""

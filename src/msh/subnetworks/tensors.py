@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,17 +57,29 @@ def name_tensors(backbone: nn.Module, prunable: Prunable) -> TensorNames:
     return names
 
 
-def as_buffers(module: nn.Module) -> None:
+def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Turn every parameter below a module into a buffer of the same name, so that no optimizer can find it.
 
-    The memory stays the same; tied parameters become tied buffers.
+    The memory stays the same; tied parameters become tied buffers. Returns where they were, for `as_parameters`.
     """
     made: dict[int, Tensor] = {}
+    places: list[tuple[nn.Module, str]] = []
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
             tensor = made.setdefault(id(parameter), parameter.detach().contiguous())
             del child._parameters[name]
             child.register_buffer(name, tensor)
+            places.append((child, name))
+    return places
+
+
+def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
+    """Undo `as_buffers`."""
+    made: dict[int, nn.Parameter] = {}
+    for child, name in places:
+        tensor = child._buffers.pop(name)
+        assert tensor is not None
+        child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
 
 
 class TensorBag(nn.Module):
@@ -150,10 +164,14 @@ def masked_weight(values: Tensor, mask: Tensor, base: Tensor) -> Tensor:
     Returns:
         (*shape), values where mask, base elsewhere; its gradient is 0 outside the mask.
     """
-    with torch.no_grad():
-        torch.where(mask, values, base, out=values)
+    restore(values, mask, base)
     weight: Tensor = _MaskedGradient.apply(values, mask)
     return weight
+
+
+def restore(values: Tensor, mask: Tensor, base: Tensor) -> None:
+    """Set what lies outside the mask to the base, unseen by autograd: no graph depends on what stood there."""
+    torch.where(mask, values.data, base, out=values.data)
 
 
 def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bool) -> Tensor:
@@ -174,3 +192,36 @@ def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bo
         target.view(-1).index_copy_(0, index, values.detach().to(dense.dtype))
     weight: Tensor = _Scattered.apply(values, dense, index)
     return weight
+
+
+class TaskDict(nn.ModuleDict):
+    """Modules by task; unlike its parent it takes every name, also those of its own methods."""
+
+    def __setitem__(self, task: str, module: nn.Module) -> None:
+        self._modules[task] = module
+
+
+def belongs(owners: Tensor, ids: Tensor) -> Tensor:
+    """Bool, shape of owners: whether each owner is among the ids, by a look-up table (ids are few, weights many)."""
+    table = torch.zeros(int(ids.max()) + 2, dtype=torch.bool)
+    table[ids.long()] = True
+    table = table.to(owners.device)
+    return table[owners.int().clamp(max=table.numel() - 1)]
+
+
+def raw_bytes(tensor: Tensor) -> Any:
+    """The tensor's memory, as a buffer of bytes."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode again outside."""
+    training = [child for module in modules for child in module.modules() if child.training]
+    for child in training:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True

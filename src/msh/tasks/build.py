@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from msh.tasks.names import one_of
+from msh.names import one_of
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
 
 Normalize = Literal["feature", "all", "none"]

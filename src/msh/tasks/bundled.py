@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+
+from msh.names import one_of
 from msh.tasks.build import RawData, hold_out
-from msh.tasks.names import one_of
 from msh.tasks.task import Kind, Split
 
 KINDS: dict[str, Kind] = {

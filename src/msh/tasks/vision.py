@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msh.names import one_of
 from msh.tasks.build import RawData
-from msh.tasks.names import one_of
 from msh.tasks.task import Split
 
 CLASSES = {"MNIST": 10, "FashionMNIST": 10, "KMNIST": 10, "CIFAR10": 10, "CIFAR100": 100}

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from msh.names import one_of, suggestion
 from msh.subnetworks import CRITERIA, SCHEDULES, Budget, Criterion, Schedule
-from msh.tasks.names import one_of, suggestion
 
 
 @dataclass(frozen=True)

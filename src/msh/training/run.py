@@ -17,13 +17,13 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from msh.deploy.files import save_network, save_subnetwork, tasks_in
+from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import MultiSubnetwork, plan_counts
 from msh.tasks import Task
-from msh.tasks.names import one_of
 from msh.training.build import add_task, build_backbone, build_tasks
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
-from msh.training.fitting import forget_after, measure, run_fit
+from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Fit, Pruning, Stage, fits_of, read_curriculum, read_pruning
 from msh.training.state import RunState

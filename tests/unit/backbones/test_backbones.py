@@ -4,6 +4,11 @@ from torch import nn
 
 from msh.backbones import MLP, PaperConv
 
+BACKBONES = {
+    "MLP": lambda norm: MLP([3], 4, 2, norm),
+    "PaperConv": lambda norm: PaperConv([1, 11, 11], norm),
+}
+
 
 def kinds(module):
     return [type(layer).__name__ for layer in module.modules() if not list(layer.children())]
@@ -65,9 +70,9 @@ def test_conv_on_another_kind_of_input_is_an_error(shape):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("make", [lambda norm: MLP([3], 4, 2, norm), lambda norm: PaperConv([1, 11, 11], norm)])
-def test_a_new_backbone_is_in_training_mode_with_biases_at_zero(make, norm):
-    backbone = make(norm)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_new_backbone_is_in_training_mode_with_biases_at_zero(kind, norm):
+    backbone = BACKBONES[kind](norm)
     assert [type(module).__name__ for module in backbone.modules() if not module.training] == []
     assert all(not p.any() for name, p in backbone.named_parameters() if name.endswith("bias"))
     means = [buffer for name, buffer in backbone.named_buffers() if name.endswith("running_mean")]
@@ -75,11 +80,11 @@ def test_a_new_backbone_is_in_training_mode_with_biases_at_zero(make, norm):
     assert not any(mean.any() for mean in means)
 
 
-@pytest.mark.parametrize("make", [lambda: MLP([3], 4, 2), lambda: PaperConv([1, 11, 11])])
-def test_the_seed_decides_the_weights(make):
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_the_seed_decides_the_weights(kind):
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(torch.cat([p.detach().flatten() for p in make().parameters()]))
+        states.append(torch.cat([p.detach().flatten() for p in BACKBONES[kind](False).parameters()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
