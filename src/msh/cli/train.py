@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 from msh.cli.resume import rewrite_arguments
-from msh.training.config import register
+from msh.training.config import check_keys, register
 
 register()
 
@@ -26,6 +29,8 @@ def _train(config: DictConfig) -> float | None:
     from msh.reports.table import print_results
     from msh.training.run import train
 
+    check_keys(config)
+    _check_tasks_named_once(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir)
     _quiet_lightning()
     if config.resume is not None:
@@ -37,10 +42,22 @@ def _train(config: DictConfig) -> float | None:
     return results.matrix[-1][-1] if results.matrix else None
 
 
+def _check_tasks_named_once(overrides: Iterable[str]) -> None:
+    """Raise when `tasks=[...]` names a task twice: Hydra would merge the two."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        names = override.value() if override.key_or_group == "tasks" else None
+        if isinstance(names, list):
+            twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
+            if twice:
+                raise ValueError(f"tasks names {', '.join(map(repr, twice))} more than once: name every task once")
+
+
 def _quiet_lightning() -> None:
     """Keep Lightning's notes on devices and tips out of the way; its warnings still show."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # epochs are logged all the same
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # inside Lightning 2.6 itself
     # Batches are taken from memory by index: worker processes would only slow that down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

@@ -178,15 +178,15 @@ def plan_counts(
         wanted = budget.counts(sizes, left, len(budgets) - position)
         check_free(task, wanted, left)
         plan[task] = wanted
-        if "" in wanted:  # which tensors will give is not known yet: take from each in proportion
-            left = _take_evenly(left, wanted[""])
-        else:
-            left = {name: left[name] - wanted[name] for name in left}
+        left = _take(left, wanted)
     return plan
 
 
-def _take_evenly(free: Mapping[str, int], count: int) -> dict[str, int]:
-    total = sum(free.values())
+def _take(free: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
+    """What is left; where it is not known yet which tensors will give, each gives in proportion."""
+    if "" not in wanted:
+        return {name: free[name] - wanted[name] for name in free}
+    count, total = wanted[""], sum(free.values())
     left, owed = {}, count
     for name, available in free.items():
         part = min(owed, -(-available * count // total)) if total else 0

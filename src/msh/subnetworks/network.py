@@ -122,7 +122,7 @@ class MultiSubnetwork(nn.Module):
         return [other for other in self.tasks if owner in self.subnetwork(other).reads]
 
     def digest(self, task: str) -> str:
-        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, and its private tensors."""
+        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, its private tensors."""
         sub = self.subnetwork(task)
         sha = hashlib.sha256()
         for name, weight in self._effective(sub):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from msh.names import suggestion
 
 
 @dataclass
@@ -153,6 +155,34 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     resume: str | None = None
     """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
+
+
+GROUPS = ("experiment", "debug")
+"""Config groups whose choices set other keys, and none of their own name."""
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raise when the composed config has a key that the schema does not: Hydra lets `+key=value` add any.
+
+    Raises:
+        ValueError: naming the key and the nearest valid one.
+    """
+    _check_keys(OmegaConf.to_container(config, resolve=False), Config, "")
+
+
+def _check_keys(values: Any, schema: Any, prefix: str) -> None:
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(
+                f"there is no setting {prefix}{key}; {prefix or 'the config '}has {', '.join(hints)}"
+                f"{suggestion(str(key), [*hints, *([] if prefix else GROUPS)])}"
+            )
+        if is_dataclass(hints[key]):
+            _check_keys(value, hints[key], f"{prefix}{key}.")
+        if key == "tasks" and not prefix:
+            for name, task in value.items():
+                _check_keys(task, TaskConfig, f"tasks.{name}.")
 
 
 def register() -> None:

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
-from msh.reports.loggers import RunCSVLogger
 from msh.tasks import Task
 from msh.tasks.loaders import measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
@@ -61,7 +60,7 @@ def run_fit(
         module,
         train_dataloaders=_train_loaders(module, tasks, config, trainer),
         val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", trainer),
-        ckpt_path=_resume_from(checkpoints, loggers),
+        ckpt_path=_resume_from(checkpoints),
         weights_only=True,
     )
     return time.monotonic() - started
@@ -98,7 +97,7 @@ def _measuring_loaders(
     return [measuring_loader(tasks[n].splits[split], trainer.global_rank, trainer.world_size) for n in names]
 
 
-def _resume_from(checkpoints: Path, loggers: Sequence[Logger]) -> str | None:
+def _resume_from(checkpoints: Path) -> str | None:
     path = newest_readable(checkpoints)
     if path is None:
         return None
@@ -131,10 +130,3 @@ def measure(
     run = trainer.test if split == "test" else trainer.validate
     run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, trainer), verbose=False)
     return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}
-
-
-def forget_after(loggers: Sequence[Logger], step: int) -> None:
-    """Drop what was logged after a step that a resumed run starts from again."""
-    for logger in loggers:
-        if isinstance(logger, RunCSVLogger):
-            logger.forget_after(step)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from msh.reports.loggers import RunCSVLogger
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
@@ -102,6 +103,13 @@ class SubnetworkModule(pl.LightningModule):
         steps = self.trainer.fit_loop.epoch_loop
         steps._batches_that_stepped = self.first_step + self.trainer.global_step
         self.nonfinite = False
+        for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
+            if isinstance(logger, RunCSVLogger):
+                logger.forget_after(self.run_step)
+
+    def on_test_start(self) -> None:
+        """Log at the run's step."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.run_step
 
     def on_train_epoch_start(self) -> None:
         """Make dropout and its like follow from (seed, fit, epoch, rank), so that a resumed run draws the same."""

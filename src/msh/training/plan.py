@@ -134,11 +134,8 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
     budgets = {}
     for task in tasks:
         given = {key: _of_task(f"pruning.{key}", config[key], task, tasks) for key in ("density", "weights")}
-        if given["weights"] is not None or config.share is not None:
-            if config.density is not None:
-                raise ValueError(
-                    "pruning.weights and pruning.share stand in for pruning.density: pass pruning.density=null"
-                )
+        if config.density is not None and (given["weights"] is not None or config.share is not None):
+            raise ValueError("pruning.weights and pruning.share replace pruning.density: pass pruning.density=null")
         density = None if given["density"] is None else _number("pruning.density", given["density"])
         try:
             budgets[task] = Budget(density, given["weights"], config.share, config.scope)

@@ -1,0 +1,40 @@
+"""Running the commands, in this process or in one of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["backbone.width=32", "backbone.depth=2", "threads=1", "trainer.accelerator=cpu", "callbacks=none"]
+"""A network small enough for tests; everything else is as users have it."""
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *arguments]
+
+
+def start(script, *arguments, cwd):
+    """The command in a process of its own; returns the process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        command(script, *arguments),
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, seconds=240):
+    """(exit code, all it printed)."""
+    printed, _ = process.communicate(timeout=seconds)
+    return process.returncode, printed
+
+
+def run(script, *arguments, cwd):
+    """The command in a process of its own, to its end; returns what it printed."""
+    code, printed = finish(start(script, *arguments, cwd=cwd))
+    assert code == 0, printed
+    return printed

@@ -1,0 +1,111 @@
+"""A run that is killed and resumed ends as one that was not: bitwise the same weights, the same scores."""
+
+import csv
+import json
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from running import SMALL, finish, run, start
+from safetensors.torch import load_file
+
+SETTINGS = [
+    "tasks=[digits,wine]",
+    "trainer.max_epochs=6",
+    "pruning.begin=0.3",
+    "pruning.end=0.7",
+    "checkpoint.min_seconds=0",
+    "tasks.digits.batch_size=4",
+    "backbone.norm=true",
+    "logger=csv",
+    "trainer.log_every_n_steps=10",
+]
+
+
+def args(folder):
+    return ["+experiment=sequential", *SETTINGS, *SMALL, f"hydra.run.dir={folder}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run("train.py", *args(folder), cwd=folder.parent)
+    return folder
+
+
+def kill_when(process, condition):
+    """SIGKILL as soon as the condition holds."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+
+
+def assert_same_end(folder, undisturbed):
+    a, b = load_file(undisturbed / "network.safetensors"), load_file(folder / "network.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    results = [json.loads((f / "results.json").read_text()) for f in (undisturbed, folder)]
+    for key in ("status", "matrix", "forgetting", "bwt", "capacity", "guarantee", "curriculum"):
+        assert results[0][key] == results[1][key], key
+    rows = [list(csv.DictReader((f / "metrics.csv").read_text().splitlines())) for f in (undisturbed, folder)]
+    assert rows[0] == rows[1]
+
+
+MOMENTS = {
+    "pruning of the first task": lambda f: any((f / "checkpoints/stage-000-prune").glob("epoch-00003.ckpt")),
+    "training of the first task": lambda f: any((f / "checkpoints/stage-000-train").glob("epoch-*.ckpt")),
+    "start of the second task": lambda f: (f / "checkpoints/after-0001.safetensors").exists(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_ends_like_an_undisturbed_one(moment, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    kill_when(start("train.py", *args(folder), cwd=tmp_path), lambda: MOMENTS[moment](folder))
+    assert json.loads((folder / "results.json").read_text())["status"] == "running"
+    run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
+    assert_same_end(folder, undisturbed)
+
+
+def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undisturbed, tmp_path):
+    folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
+    checkpoints = folder / "checkpoints" / "stage-000-prune"
+    kill_when(start("train.py", *args(folder), cwd=tmp_path), lambda: len(list(checkpoints.glob("epoch-*.ckpt"))) == 2)
+    newest = max(checkpoints.glob("epoch-*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    shutil.copytree(undisturbed, folder.with_name("2026-01-02_00-00-00"))  # newer, but finished
+    printed = run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
+    assert f"{newest.name} cannot be read" in printed
+    assert "falling back to the one before" in printed
+    assert_same_end(folder, undisturbed)
+
+
+def test_finished_run_is_left_as_it_is(train_here):
+    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
+    _, printed = train_here("+experiment=sequential", f"resume={folder}")
+    assert "wine" in printed
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_resume_refuses_what_is_not_that_run(train_here, tmp_path):
+    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2")
+    with pytest.raises(AssertionError, match="no such folder"):
+        train_here("+experiment=sequential", f"resume={tmp_path / 'nowhere'}")
+    with pytest.raises(AssertionError, match=r"not a run folder: it has no results\.json"):
+        train_here("+experiment=sequential", f"resume={tmp_path}")
+    with pytest.raises(AssertionError, match="was started with seed = 0, not 3"):
+        train_here("+experiment=sequential", f"resume={folder}", "seed=3")
+    with pytest.raises(AssertionError, match="there is no unfinished run"):
+        train_here("+experiment=sequential", "resume=auto")
+    saved = (folder / ".hydra" / "config.yaml").read_text()
+    (folder / ".hydra" / "config.yaml").write_text(saved.replace("name: sequential", "name: other"))
+    with pytest.raises(AssertionError, match="a run of experiment 'other', not 'sequential'"):
+        train_here("+experiment=sequential", f"resume={folder}")
