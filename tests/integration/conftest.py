@@ -26,8 +26,7 @@ def train_here(tmp_path, monkeypatch, capsys):
         try:
             main()
         except SystemExit as stop:
-            assert stop.code == 1
-            raise AssertionError(capsys.readouterr().err) from None
+            raise AssertionError(f"exit code {stop.code}: {capsys.readouterr().err}") from None
         finally:
             logging.getLogger().handlers[:] = handlers
             torch.set_num_threads(threads)

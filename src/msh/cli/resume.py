@@ -111,5 +111,5 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: container}
     flat: dict[str, Any] = {}
     for key, value in container.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= _flat(value, prefix + "." + str(key) if prefix else str(key))
     return flat

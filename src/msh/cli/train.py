@@ -23,10 +23,10 @@ register()
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
 def _train(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from msh.cli.resume import check_same_run
     from msh.reports.table import print_results
+    from msh.training.ranks import is_rank_zero
     from msh.training.run import train
 
     check_keys(config)
@@ -36,7 +36,7 @@ def _train(config: DictConfig) -> float | None:
     if config.resume is not None:
         check_same_run(config, folder)
     results = train(config, folder)
-    if rank_zero_only.rank == 0 and results.capacity:
+    if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
     return results.matrix[-1][-1] if results.matrix else None

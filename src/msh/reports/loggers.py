@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger, Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from msh.deploy.atomic import write_text
 from msh.reports.results import Results
@@ -62,7 +62,8 @@ class RunCSVLogger(CSVLogger):
     @rank_zero_only
     def save(self) -> None:
         """Write the rows that are waiting."""
-        self.experiment.save()
+        writer: Any = self.experiment
+        writer.save()
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:

@@ -212,3 +212,19 @@ class Capacity:
     def free(self) -> int:
         """Weights that no task owns."""
         return self.prunable - self.owned
+
+
+def count_capacity(owners: Mapping[str, Tensor], names: Mapping[int, str]) -> Capacity:
+    """Count who owns what.
+
+    Args:
+        owners: tensor name to owner ids (*shape).
+        names: owner id to task name, and FREE to "".
+    """
+    per_tensor: dict[str, dict[str, int]] = {}
+    for name, ids in owners.items():
+        counts = torch.bincount(ids.reshape(-1).int(), minlength=1).tolist()
+        per_tensor[name] = {names[i]: n for i, n in enumerate(counts) if i == FREE or n}
+    total = sum(ids.numel() for ids in owners.values())
+    free = sum(row[""] for row in per_tensor.values())
+    return Capacity(prunable=total, owned=total - free, per_tensor=per_tensor)

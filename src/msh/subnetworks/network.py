@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msh.subnetworks.allocation import FREE, Capacity, CapacityError
+from msh.subnetworks.allocation import FREE, Capacity, CapacityError, count_capacity
+from msh.subnetworks.initial import fresh_values, start_scale
 from msh.subnetworks.persistence import describe, register_hooks
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
@@ -108,13 +108,7 @@ class MultiSubnetwork(nn.Module):
     def capacity(self) -> Capacity:
         """How full the network is."""
         names = {FREE: ""} | {self.subnetwork(task).owner: task for task in self.tasks}
-        per_tensor: dict[str, dict[str, int]] = {}
-        for name in self.names.prunable:
-            counts = torch.bincount(self.owners[name].reshape(-1).int(), minlength=1)
-            per_tensor[name] = {names[i]: n for i, n in enumerate(counts.tolist()) if i == FREE or n}
-        total = sum(self.sizes().values())
-        free = sum(row[""] for row in per_tensor.values())
-        return Capacity(prunable=total, owned=total - free, per_tensor=per_tensor)
+        return count_capacity({name: self.owners[name] for name in self.names.prunable}, names)
 
     def readers(self, task: str) -> list[str]:
         """Tasks that read this task's weights."""
@@ -185,21 +179,12 @@ class MultiSubnetwork(nn.Module):
         for name, weight in self.weights():
             base = self._read(sub, name)
             values = torch.where(free[name], weight, base)
-            values[free[name]] *= self._start_scale(name, weight[free[name]], base)
+            values[free[name]] *= start_scale(weight[free[name]], base, self.initial_norms[name], weight.numel())
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, free[name])
         sub.phase = "masked"
         self.derive(sub)
         self.active = task
-
-    def _start_scale(self, name: str, candidates: Tensor, base: Tensor) -> float:
-        """Factor that brings a tensor's norm to the one the backbone came with, beside what is read."""
-        norm = float(candidates.float().norm())
-        if norm == 0.0 or not math.isfinite(norm):
-            return 1.0
-        target, read = float(self.initial_norms[name]), float(base.float().norm())
-        share = candidates.numel() / self.owners[name].numel()
-        return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
 
     def restrict(self, task: str, masks: Mapping[str, Tensor]) -> None:
         """Narrow the weights of a task in training; what falls outside is 0 (or what it reads there) from now on.
@@ -226,7 +211,10 @@ class MultiSubnetwork(nn.Module):
         Its parameters are new objects afterwards: build the optimizer after this call.
         """
         sub = self._in_phase(task, "masked")
-        self._check_disjoint(sub)
+        for name in self.names.prunable:
+            taken = sub.masks[name] & (self.owners[name] != FREE)
+            if bool(taken.any()):
+                raise CapacityError(f"task {task!r}: another task has taken {int(taken.sum())} of its weights in {name!r}")
         for name in self.names.prunable:
             mask = sub.masks[name]
             kept = sub.values[name].detach()[mask].clone()
@@ -236,14 +224,6 @@ class MultiSubnetwork(nn.Module):
         sub.phase = "compact"
         self.derive(sub)
         self._shown = None
-
-    def _check_disjoint(self, sub: Subnetwork) -> None:
-        for name in self.names.prunable:
-            taken = sub.masks[name] & (self.owners[name] != FREE)
-            if bool(taken.any()):
-                raise CapacityError(
-                    f"task {sub.task!r} holds {int(taken.sum())} weights of layer {name!r} that another task has taken"
-                )
 
     @torch.no_grad()
     def freeze(self, task: str) -> None:
@@ -271,9 +251,7 @@ class MultiSubnetwork(nn.Module):
             raise ValueError(f"task {task!r} cannot be released: {', '.join(map(repr, readers))} read its weights")
         for place, (name, weight) in enumerate(self.weights()):
             mask = self.owners[name] == sub.owner
-            bound = math.sqrt(3.0 / weight.numel()) * float(self.initial_norms[name])
-            generator = torch.Generator().manual_seed(sub.owner * 1_000_003 + place)
-            fresh = torch.empty(int(mask.sum())).uniform_(-bound, bound, generator=generator)
+            fresh = fresh_values(int(mask.sum()), self.initial_norms[name], weight.numel(), (sub.owner, place))
             weight[mask] = fresh.to(weight)
             self.owners[name][mask] = FREE
         del self.subnetworks[task]
@@ -401,7 +379,7 @@ class MultiSubnetwork(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> MultiSubnetwork:
         """As every move to another device or type does; buffers are moved one by one, so tie them again."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for again, name in self.names.tied.items():
             parent, _, leaf = again.rpartition(".")
             module = self.backbone.get_submodule(parent)

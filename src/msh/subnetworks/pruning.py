@@ -92,7 +92,8 @@ def prune(
 
 
 def _norm(values: Tensor, mask: Tensor) -> Tensor:
-    return values[mask].float().norm()
+    norm: Tensor = values[mask].float().norm()
+    return norm
 
 
 def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:

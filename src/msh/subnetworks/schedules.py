@@ -24,14 +24,15 @@ def linear(start: int, budget: int, time: float) -> int:
 
 def cubic(start: int, budget: int, time: float) -> int:
     """Remove much at first and little at the end. Source: Zhu and Gupta 2017, eq. 1."""
-    return _between(start, budget, (1.0 - min(time, 1.0)) ** 3)
+    return _between(start, budget, float((1.0 - min(time, 1.0)) ** 3))
 
 
 def exponential(start: int, budget: int, time: float) -> int:
     """Remove the same share in each round, as in lottery tickets. Source: Frankle and Carbin 2019, sec. 2."""
     if time >= 1.0 or start == 0 or budget == 0:
         return budget if time > 0.0 else start
-    return max(budget, round(start * (budget / start) ** time))
+    share: float = (budget / start) ** time
+    return max(budget, round(start * share))
 
 
 SCHEDULES: dict[str, Schedule] = {

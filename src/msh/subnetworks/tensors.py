@@ -97,7 +97,7 @@ class TensorBag(nn.Module):
 
     def __getitem__(self, name: str) -> Tensor:
         key = name.replace(".", "/")
-        found = self._parameters.get(key)
+        found: Tensor | None = self._parameters.get(key)
         if found is None:
             found = self._buffers.get(key)
         if found is None:
@@ -128,12 +128,12 @@ class _MaskedGradient(torch.autograd.Function):
     """The weight itself going forward; going backward, no gradient where the mask is False."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(mask)
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         (mask,) = ctx.saved_tensors
         return torch.where(mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)), None
 
@@ -142,12 +142,12 @@ class _Scattered(torch.autograd.Function):
     """A dense buffer that holds the values already; going backward, the gradient at their places."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, dense: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, values: Tensor, dense: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(index)
         return dense.view_as(dense)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         (index,) = ctx.saved_tensors
         return gradient.reshape(-1).index_select(0, index), None, None
 

@@ -20,7 +20,7 @@ class TensorBatches(Dataset[Batch]):
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, index: Tensor) -> Batch:  # type: ignore[override]
+    def __getitem__(self, index: Tensor) -> Batch:
         """(inputs (batch, ...), targets (batch, ...)) of the examples at the index, int64 (batch,)."""
         return self.split.inputs[index], self.split.targets[index]
 
@@ -65,12 +65,14 @@ class ShuffledBatches(Sampler[Tensor]):
 class OrderedBatches(SequentialSampler):
     """Batches for measuring: every example exactly once over all ranks, in order; the last batch may be smaller.
 
+    Ranks get as many examples each, give or take one.
+
     It is a `SequentialSampler`, so that Lightning's `overfit_batches` leaves it as it is.
     """
 
     def __init__(self, split: TensorBatches, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(split)
-        self.batches = list(torch.arange(len(split)).split(batch_size))[rank::world_size]
+        self.batches = torch.arange(len(split)).tensor_split(world_size)[rank].split(batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         return iter(self.batches)

@@ -57,7 +57,7 @@ class SubnetworkModule(pl.LightningModule):
         """Step of the run at which the present fit started."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
         self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
-        self.nonfinite = False
+        self.nonfinite = torch.zeros((), dtype=torch.bool)
 
     def metric(self, task: str, split: str) -> Metric:
         """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
@@ -102,7 +102,7 @@ class SubnetworkModule(pl.LightningModule):
         """Let every logger go on at the run's step, not at the fit's."""
         steps = self.trainer.fit_loop.epoch_loop
         steps._batches_that_stepped = self.first_step + self.trainer.global_step
-        self.nonfinite = False
+        self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
         for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
             if isinstance(logger, RunCSVLogger):
                 logger.forget_after(self.run_step)
@@ -128,8 +128,8 @@ class SubnetworkModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step; remember on the device whether a loss was not finite, and look now and then."""
         self._run_step = self.first_step + self.trainer.global_step
-        self.nonfinite = ~torch.isfinite(outputs["loss"].detach()) | self.nonfinite
-        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:
+        self.nonfinite = self.nonfinite | ~torch.isfinite(outputs["loss"].detach())
+        if batch_idx % max(1, int(cast(Any, self.trainer).log_every_n_steps)) == 0:
             self.stop_if_nonfinite()
 
     def on_train_epoch_end(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 T = TypeVar("T")
 
@@ -15,3 +16,15 @@ def from_rank_zero(module: pl.LightningModule, value: T) -> T:
         found: T = module.trainer.strategy.broadcast(value)
         return found
     return value
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; known from the environment before any Trainer is made."""
+    import pytorch_lightning.utilities.rank_zero  # noqa: F401  (sets the rank)
+
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether this is a `fast_dev_run`: one batch of everything, which leaves nothing behind."""
+    return bool(cast(Any, trainer).fast_dev_run)

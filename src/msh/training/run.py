@@ -14,7 +14,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from msh.deploy.files import save_network, save_subnetwork, tasks_in
 from msh.names import one_of
@@ -26,6 +25,7 @@ from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Fit, Pruning, Stage, fits_of, read_curriculum, read_pruning
+from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def train(config: DictConfig, folder: Path) -> Results:
 def _results(config: DictConfig, folder: Path, stages: list[Stage], tasks: Mapping[str, Task]) -> Results:
     if config.resume is not None:
         return Results.load(folder)
-    if rank_zero_only.rank == 0 and (folder / FILE_NAME).exists():
+    if is_rank_zero() and (folder / FILE_NAME).exists():
         raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
     rows = {
         name: TaskResult(metric=tasks[name].metric, direction=tasks[name].direction, stage=stage.index)
@@ -101,7 +101,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.tasks, self.network = config, folder, tasks, network
         self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
-        self.writes = rank_zero_only.rank == 0
+        self.writes = is_rank_zero()
         self.module = self._new_module(network)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
@@ -275,4 +275,4 @@ class Run:
         for logger in self.loggers:
             logger.finalize("success")
             if type(logger).__name__ == "WandbLogger" and self.writes:
-                logger.experiment.finish()
+                cast(Any, logger).experiment.finish()

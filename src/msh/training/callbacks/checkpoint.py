@@ -14,6 +14,7 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from msh.deploy.atomic import write_bytes
+from msh.training.ranks import is_trial
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class EpochCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it is time to; every rank does, or none."""
         due = time.monotonic() - self.saved_at >= self.min_seconds
-        if trainer.fast_dev_run or not trainer.strategy.broadcast(due):
+        if is_trial(trainer) or not trainer.strategy.broadcast(due):
             return
         trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch:05d}.ckpt")
         self.saved_at = time.monotonic()

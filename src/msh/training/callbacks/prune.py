@@ -13,7 +13,7 @@ from torch import Tensor
 from msh.subnetworks import Criterion, Schedule, candidate_counts, cut, loss_gradients, rewind, select, snapshot
 from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
-from msh.training.ranks import from_rank_zero
+from msh.training.ranks import from_rank_zero, is_trial
 
 
 class IterativePruning(pl.Callback):
@@ -94,7 +94,7 @@ class IterativePruning(pl.Callback):
         assert isinstance(pl_module, SubnetworkModule)
         per_epoch = int(trainer.num_training_batches)
         due = self.rounds_due(trainer.current_epoch * per_epoch + batch_idx + 1, per_epoch)
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             due = self.rounds
         if due > self.rounds_done:
             self._cut_down_to(pl_module, due)

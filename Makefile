@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format type bench docs clean
+
+help: ## List what make can do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "msh needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+setup: $(READY) ## Make an environment in .venv with everything in it
+
+demo: $(READY) ## Four unrelated tasks into one network, one after another
+	$(BIN)/python train.py +experiment=sequential
+
+test: $(READY) ## The tests, but for the slow ones
+	$(PYTEST)
+
+test-all: $(READY) ## All tests
+	$(PYTEST) -m 'slow or not slow'
+
+lint: $(READY) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY) ## Check types
+	$(BIN)/mypy
+
+bench: $(READY) ## Measure: cost of a step against the dense network's, accuracy on the bundled tasks
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/accuracy.py bundled
+
+docs: $(READY) ## Write the reference of the public classes and functions to build/docs
+	$(BIN)/python -m pydoc -w msh.subnetworks.network msh.subnetworks.allocation msh.subnetworks.pruning
+	@mkdir -p build/docs && mv msh.*.html build/docs/
+
+clean: ## Remove the environment, caches and builds; run folders stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""Test scores of subnetworks at 10 % density, one after another in one network, against dense dedicated networks.
+
+    python benchmarks/accuracy.py bundled
+    python benchmarks/accuracy.py mnist_fashion --data-dir DIR
+
+Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once a seed (a finished run is not done again, a
+stopped one goes on), and prints means over the seeds beside their targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a task must reach: at least a score, and at most so much worse than dense (relative for errors)."""
+
+    worse_than_dense: float
+    score: float | None = None
+    relative: bool = False
+
+
+CASES = {
+    "bundled": {
+        "digits": Target(0.02),
+        "breast_cancer": Target(0.02),
+        "wine": Target(0.02),
+        "diabetes": Target(0.05, relative=True),
+    },
+    "mnist_fashion": {"mnist": Target(0.010, score=0.981), "fashion_mnist": Target(0.010, score=0.885)},
+}
+
+
+def run(case: str, seed: int, data_dir: str, threads: int, folder: Path) -> dict:
+    """Do one seed's run, or what is missing of it, and return its results.json."""
+    results = folder / "results.json"
+    status = json.loads(results.read_text())["status"] if results.exists() else "new"
+    command = [sys.executable, str(ROOT / "train.py"), "+experiment=sequential", f"paths.data_dir={data_dir}"]
+    if status == "new":
+        settings = [f"tasks={case}", "baseline=dense", "logger=csv", f"seed={seed}", f"threads={threads}"]
+        command += [*settings, f"hydra.run.dir={folder}"]
+    else:
+        command += [f"resume={folder}"]
+    if status != "finished":
+        subprocess.run(command, check=True, cwd=ROOT)
+    return json.loads(results.read_text())
+
+
+def summarise(case: str, runs: list[dict]) -> list[dict]:
+    """A row per task: mean and standard deviation over seeds, and whether the target is met."""
+    rows = []
+    for task, target in CASES[case].items():
+        scores = [r["tasks"][task]["test"] for r in runs]
+        mean, dense = statistics.mean(scores), statistics.mean(r["tasks"][task]["dense"] for r in runs)
+        worse = mean - dense if runs[0]["tasks"][task]["direction"] == "min" else dense - mean
+        worse = worse / dense if target.relative else worse
+        rows.append(
+            {
+                "task": task,
+                "metric": runs[0]["tasks"][task]["metric"],
+                "mean": mean,
+                "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+                "at least": target.score or "",
+                "dense": dense,
+                "worse": worse,
+                "at most": target.worse_than_dense,
+                "met": worse <= target.worse_than_dense and (target.score is None or mean >= target.score),
+                "forgetting": max(abs(r["forgetting"]) for r in runs),
+                "violations": sum(r["guarantee"]["violations"] for r in runs),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
+    options = parser.parse_args()
+    folder, data_dir = options.folder / options.case, str(Path(options.data_dir).resolve())
+    runs = [run(options.case, seed, data_dir, options.threads, folder / f"seed-{seed}") for seed in options.seeds]
+    rows = summarise(options.case, runs)
+    table = Table(*rows[0], title=f"{options.case}, density 0.1, {len(runs)} seeds; worse than dense, at most")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=140).print(table)
+    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The values a task's weights start from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def start_scale(candidates: Tensor, base: Tensor, initial_norm: Tensor, size: int) -> float:
+    """Factor that brings a tensor's norm to the one the backbone came with, beside what is read.
+
+    Args:
+        candidates: (k,), the free values.
+        base: any shape, what the task reads of other tasks' weights in this tensor.
+        initial_norm: (), Euclidean norm of the tensor as the backbone came.
+        size: number of weights of the tensor.
+    """
+    norm = float(candidates.float().norm())
+    if norm == 0.0 or not math.isfinite(norm):
+        return 1.0
+    target, read = float(initial_norm), float(base.float().norm())
+    share = candidates.numel() / size
+    return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
+
+
+def fresh_values(count: int, initial_norm: Tensor, size: int, seed: tuple[int, int]) -> Tensor:
+    """Random values (count,) as large as the backbone's own were, for weights that a released task gives back.
+
+    Args:
+        count: how many.
+        initial_norm: (), Euclidean norm of the tensor as the backbone came.
+        size: number of weights of the tensor.
+        seed: (owner id, place of the tensor); the same seed gives the same values.
+    """
+    bound = math.sqrt(3.0 / size) * float(initial_norm)
+    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
+    return torch.empty(count).uniform_(-bound, bound, generator=generator)

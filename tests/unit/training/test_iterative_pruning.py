@@ -1,0 +1,171 @@
+"""The pruning callback, in fits of four batches an epoch."""
+
+import pytest
+import torch
+from helpers import PRUNABLE, seen_weights
+from toys import STEPS, AfterBatch, begin, fit, make_module
+
+from msh.subnetworks import CRITERIA, SCHEDULES
+from msh.training.callbacks import IterativePruning
+
+WANTED = {"2.weight": 4, "6.weight": 10}
+
+
+def make_pruner(**settings):
+    """From all 12 and 40 weights to 4 and 10, in four cuts over the second epoch."""
+    usual = {"criterion": CRITERIA["magnitude"], "schedule": SCHEDULES["linear"], "begin": 1, "end": 2, "rounds": 4}
+    return IterativePruning({"a": WANTED}, **(usual | settings))
+
+
+def counts(module):
+    return [int(module.network.masks("a")[name].sum()) for name in PRUNABLE]
+
+
+def test_cuts_fall_where_rounds_due_says():
+    pruner = make_pruner(begin=1, end=3, rounds=4)
+    due = [pruner.rounds_due(step, steps_per_epoch=10) for step in (0, 14, 15, 19, 20, 25, 29, 30, 99)]
+    assert due == [0, 0, 1, 1, 2, 3, 3, 4, 4]
+
+
+def test_a_pruner_from_the_start_cuts_first_after_its_first_interval():
+    pruner = make_pruner(begin=0, end=1, rounds=2)
+    assert [pruner.rounds_due(step, 4) for step in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_rounds_between_two_batches_are_made_together():
+    pruner = make_pruner(begin=0, end=0.5, rounds=8)
+    assert [pruner.rounds_due(step, 4) for step in range(4)] == [0, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"begin": 2, "end": 1}, "begin = 2, end = 1"),
+        ({"begin": -1}, "begin = -1"),
+        ({"rounds": 0}, "rounds = 0"),
+        ({"rewind_epoch": 2}, "rewind_epoch = 2: must be an epoch before the first cut, 0 to 1"),
+        ({"rewind_epoch": -1}, "rewind_epoch = -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_pruner(**settings)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """(module, counts after each batch, parameters before) of one fit with pruning under momentum."""
+    module = begin(make_module(), "a")
+    before = list(module.network.parameters())
+    seen = AfterBatch(lambda epoch, batch, module: counts(module))
+    fit(module, tmp_path_factory.mktemp("pruned"), make_pruner(), seen)
+    return module, seen.seen, before
+
+
+def test_each_batch_of_the_fit_has_the_counts_of_the_schedule(pruned):
+    _, seen, _ = pruned
+    cuts = [[10, 32], [8, 25], [6, 18], [4, 10]]
+    by_hand = [[12, 40]] * STEPS + cuts + [[4, 10]] * STEPS
+    assert [[small for small, _ in seen], [large for _, large in seen]] == [
+        [small for small, _ in by_hand],
+        [12] * 0 + [large if large != 32 else round(10 + 30 * 0.75) for _, large in by_hand],
+    ]
+
+
+def test_the_budget_is_kept_exactly(pruned):
+    assert counts(pruned[0]) == [4, 10]
+
+
+def test_parameters_stay_the_same_objects(pruned):
+    module, _, before = pruned
+    assert all(a is b for a, b in zip(module.network.parameters(), before, strict=True))
+
+
+def test_momentum_revives_no_weight(pruned):
+    module, _, _ = pruned
+    masks, weights = module.network.masks("a"), seen_weights(module.network, "a")
+    for name in PRUNABLE:
+        assert not weights[name][~masks[name]].any()
+        assert weights[name][masks[name]].all()
+
+
+def test_a_run_without_cuts_yet_starts_from_its_own_count(tmp_path):
+    pruner = make_pruner()
+    fit(begin(make_module(), "a"), tmp_path, pruner, epochs=1)
+    assert pruner.start == {"a": {"2.weight": 12, "6.weight": 40}}
+    assert pruner.rounds_done == 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_keeps_the_budget_over_the_whole_network(criterion, tmp_path):
+    module = begin(make_module(), "a")
+    pruner = IterativePruning({"a": {"": 13}}, CRITERIA[criterion], SCHEDULES["exponential"], 0, 1, rounds=3, sample=7)
+    fit(module, tmp_path, pruner, epochs=1)
+    assert sum(counts(module)) == 13
+
+
+def test_gradient_criteria_leave_no_gradient_and_keep_what_the_loss_feels_most():
+    module = begin(make_module(), "a")
+    task, network = module.tasks["a"], module.network
+    split = task.splits["train"]
+    task.loss(network(split.inputs, "a"), split.targets).backward()
+    felt = {name: network.subnetwork("a").values[name].grad.abs() for name in PRUNABLE}
+    network.zero_grad()
+    make_pruner(criterion=CRITERIA["gradient"], begin=0, end=0, rounds=1).prune_now(module)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    for name, mask in network.masks("a").items():
+        assert felt[name][mask].min() >= felt[name][~mask].max()
+
+
+@pytest.mark.parametrize("begin_at", ["initialisation", "epoch 1"])
+def test_rewinding_sets_survivors_back_and_clears_the_optimizer(begin_at, tmp_path):
+    epoch = 0 if begin_at == "initialisation" else 1
+    module = begin(make_module(), "a")
+    values = module.network.subnetwork("a").values
+
+    def look(epoch, batch, module):
+        states = sum(len(state) for state in module.optimizers().optimizer.state.values())
+        return states, {name: values[name].detach().clone() for name in PRUNABLE}
+
+    start = {name: values[name].detach().clone() for name in PRUNABLE}
+    seen = AfterBatch(look)
+    pruner = make_pruner(schedule=SCHEDULES["one_shot"], rounds=1, rewind_epoch=epoch, rescale=False)
+    fit(module, tmp_path, pruner, seen)
+    early = start if epoch == 0 else seen.seen[STEPS - 1][1]
+    states, after = seen.seen[2 * STEPS - 1]
+    masks = module.network.masks("a")
+    assert states == 0
+    assert seen.seen[2 * STEPS - 2][0] > 0
+    assert seen.seen[2 * STEPS][0] > 0
+    for name in PRUNABLE:
+        assert torch.equal(after[name][masks[name]], early[name][masks[name]])
+        assert not torch.equal(seen.seen[2 * STEPS - 2][1][name][masks[name]], early[name][masks[name]])
+
+
+def test_a_cut_with_rescaling_keeps_each_tensors_norm():
+    module = begin(make_module(), "a")
+    values = module.network.subnetwork("a").values
+    before = {name: float(values[name].norm()) for name in PRUNABLE}
+    make_pruner(begin=0, end=0, rounds=3).prune_now(module)
+    assert {name: float(values[name].norm()) for name in PRUNABLE} == pytest.approx(before, rel=1e-6)
+    assert counts(module) == [4, 10]
+
+
+def test_the_state_goes_through_a_file_and_back(tmp_path):
+    first = make_pruner(rewind_epoch=0)
+    module = begin(make_module(), "a")
+    fit(module, tmp_path, first, epochs=2)
+    torch.save(first.state_dict(), tmp_path / "state")
+    second = make_pruner(rewind_epoch=0)
+    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert (second.rounds_done, second.start) == (4, {"a": {"2.weight": 12, "6.weight": 40}})
+    assert second.earlier["a"].keys() == first.earlier["a"].keys()
+    assert all(torch.equal(second.earlier["a"][name], tensor) for name, tensor in first.earlier["a"].items())
+
+
+def test_a_debugging_fit_of_one_batch_prunes_down_to_the_budget(tmp_path):
+    from toys import make_config
+
+    module = begin(make_module(), "a")
+    fit(module, tmp_path, make_pruner(), config=make_config(fast_dev_run=True))
+    assert counts(module) == [4, 10]

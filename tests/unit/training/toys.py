@@ -1,0 +1,80 @@
+"""A run small enough to look at: tasks of four inputs and three outputs, the tests' tiny backbone, fits of a blink."""
+
+import pytorch_lightning as pl
+import torch
+from helpers import INPUTS, OUTPUTS, make_head, make_network
+from omegaconf import OmegaConf
+
+from msh.tasks import RawData, Split, build_task
+from msh.training.config import Config
+from msh.training.fitting import run_fit
+from msh.training.module import SubnetworkModule
+from msh.training.plan import Fit
+
+STEPS = 4
+"""Batches in an epoch of a toy task: 32 of its 40 examples are trained on, in batches of 8."""
+
+
+def make_split(examples, kind, seed):
+    """Inputs, and targets that follow from them."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(examples, INPUTS, generator=generator)
+    sums = inputs @ torch.randn(INPUTS, OUTPUTS, generator=torch.Generator().manual_seed(99))
+    return Split(inputs, sums.argmax(1) if kind == "classification" else 10 * sums + 50)
+
+
+def make_task(name="a", kind="classification", examples=40, tests=30, **settings):
+    data = RawData(kind, make_split(examples, kind, 1), make_split(tests, kind, 2), OUTPUTS)
+    return build_task(name, data, **({"batch_size": 8} | settings))
+
+
+def sgd(parameters, lr=0.1, momentum=0.9):
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+
+def make_module(*tasks, optimizer=sgd, norm="none"):
+    """A module whose network has none of the tasks yet."""
+    tasks = tasks or (make_task(),)
+    return SubnetworkModule(make_network(norm), {task.name: task for task in tasks}, optimizer)
+
+
+def begin(module, name):
+    """Add a task and give it every free weight."""
+    module.network.add_task(name, head=make_head())
+    module.network.begin(name)
+    return module
+
+
+def make_config(min_seconds=1e9, restore_best=False, **trainer):
+    """Settings of a run, as far as a fit looks at them."""
+    settings = {
+        "trainer": {"accelerator": "cpu", **trainer},
+        "checkpoint": {"min_seconds": min_seconds, "restore_best": restore_best},
+    }
+    return OmegaConf.merge(OmegaConf.structured(Config), settings)
+
+
+def fit(module, folder, *callbacks, name="a", epochs=3, config=None):
+    """One fit of a task; its checkpoints go into folder/checkpoints."""
+    what = Fit("toy", "toy", epochs, prunes=False, last=True)
+    run_fit(module, what, [name], config or make_config(), folder, folder / "checkpoints", callbacks, [])
+
+
+class AfterBatch(pl.Callback):
+    """Calls a function with (epoch, batch, module) after each training batch, and keeps what it returns."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(self.look(trainer.current_epoch, batch_idx, pl_module))
+
+
+class AfterEpoch(pl.Callback):
+    """Calls a function with (trainer, module) after each validation, and keeps what it returns."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seen.append(self.look(trainer, pl_module))
