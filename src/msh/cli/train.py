@@ -33,6 +33,7 @@ def _train(config: DictConfig) -> float | None:
     _check_tasks_named_once(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir)
     _quiet_lightning()
+    _keep_bar_lines_off_the_terminal()
     if config.resume is not None:
         check_same_run(config, folder)
     results = train(config, folder)
@@ -40,6 +41,13 @@ def _train(config: DictConfig) -> float | None:
         print_results(results)
         print(f"run folder: {folder}")
     return results.matrix[-1][-1] if results.matrix else None
+
+
+def _keep_bar_lines_off_the_terminal() -> None:
+    """Send what a live progress bar shows anyway to the log file alone: printed, it would tear the bar."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(lambda record: not getattr(record, "in_bar", False))
 
 
 def _check_tasks_named_once(overrides: Iterable[str]) -> None:

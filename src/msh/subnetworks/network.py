@@ -214,7 +214,9 @@ class MultiSubnetwork(nn.Module):
         for name in self.names.prunable:
             taken = sub.masks[name] & (self.owners[name] != FREE)
             if bool(taken.any()):
-                raise CapacityError(f"task {task!r}: another task has taken {int(taken.sum())} of its weights in {name!r}")
+                raise CapacityError(
+                    f"task {task!r}: another task has taken {int(taken.sum())} of its weights in {name!r}"
+                )
         for name in self.names.prunable:
             mask = sub.masks[name]
             kept = sub.values[name].detach()[mask].clone()

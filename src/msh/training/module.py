@@ -146,7 +146,7 @@ class SubnetworkModule(pl.LightningModule):
             raise NonFiniteLossError(
                 f"the loss of {', '.join(map(repr, self.learning))} became NaN or infinite in epoch "
                 f"{self.current_epoch} of {self.fit_name}; the last good checkpoint is kept. "
-                "Lower optimizer.lr, or set trainer.gradient_clip_val, and resume"
+                "A lower optimizer.lr, or trainer.gradient_clip_val=1, usually helps: start a new run with it"
             )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -101,7 +101,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.tasks, self.network = config, folder, tasks, network
         self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
-        self.writes = is_rank_zero()
+        self.writes = is_rank_zero() and not config.trainer.fast_dev_run
         self.module = self._new_module(network)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
@@ -150,14 +150,13 @@ class Run:
 
     def _restore(self) -> int:
         """Bring the network to where the last ended fit left it; returns how many fits have ended."""
-        ended, state, run_step = self.state.newest()
+        ended, state, counted = self.state.newest()
         if ended:
             for task in tasks_in(state):
                 add_task(self.network, self.tasks[task], self.config)
             self.network.load_state_dict(state)
-        self.module._run_step = run_step
-        self.guarantee.checked = self.results.guarantee["checked"]
-        self.guarantee.violations = self.results.guarantee["violations"]
+        self.module._run_step = counted.get("step", 0)
+        self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
         return ended
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
@@ -179,7 +178,8 @@ class Run:
             self._compact(stage)
         for task in stage.tasks:
             self.results.tasks[task].train_seconds += seconds
-        self.state.fit_ended(number, fit.key, self.network, self.module.run_step)
+        counted = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
+        self.state.fit_ended(number, fit.key, self.network, counted | {"step": self.module.run_step})
         self._save_results()
 
     def _pruner(self, stage: Stage) -> IterativePruning:
@@ -254,7 +254,7 @@ class Run:
     # ---- results and logs
 
     def _save_results(self) -> None:
-        if self.writes and not self.config.trainer.fast_dev_run:
+        if self.writes:
             self.results.wall_seconds = self.seconds_before + time.monotonic() - self.started
             self.results.save(self.folder)
 

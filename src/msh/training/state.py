@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -29,26 +30,33 @@ class RunState:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
 
-    def newest(self) -> tuple[int, dict[str, object], int]:
-        """(number of fits that ended, state dict after the last of them, the run's step then).
+    def newest(self) -> tuple[int, dict[str, object], dict[str, int]]:
+        """(number of fits that ended, state dict after the last of them, what was counted until then).
 
         A file that cannot be read is passed over, with a warning: what came after the one before it is done again.
         """
         for path in self._files():
             try:
                 state, notes = read_network(path)
-                return self._number(path) + 1, state, int(notes["run_step"])
+                return self._number(path) + 1, state, json.loads(notes["counted"])
             except (ValueError, KeyError) as error:
                 log.warning("%s; falling back to the one before", error)
                 if self.writes:
                     path.unlink()
-        return 0, {}, 0
+        return 0, {}, {}
 
-    def fit_ended(self, number: int, key: str, network: MultiSubnetwork, run_step: int) -> None:
-        """Write the network after a fit, and drop the fit's own checkpoints and all but the newest networks."""
+    def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: dict[str, int]) -> None:
+        """Write the network after a fit, and drop the fit's own checkpoints and all but the newest networks.
+
+        Args:
+            number: of the fit within the run, from 0.
+            key: the fit's.
+            network: after it.
+            counted: what the run has counted so far; written in the same file, so that the two never disagree.
+        """
         if not self.writes:
             return
-        save_network(self.folder / f"after-{number:04d}.safetensors", network, {"run_step": str(run_step)})
+        save_network(self.folder / f"after-{number:04d}.safetensors", network, {"counted": json.dumps(counted)})
         for old in self._files()[KEPT:]:
             old.unlink(missing_ok=True)
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)

@@ -13,6 +13,9 @@ from msh.training.module import SubnetworkModule
 
 log = logging.getLogger(__name__)
 
+IN_BAR = "in_bar"
+"""Attribute of log records that tell what the progress bar shows too."""
+
 
 class StageProgress(RichProgressBar):
     """Lightning's progress bar, named for stage and task; and a line per epoch in the log."""
@@ -30,14 +33,18 @@ class StageProgress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The scores so far, under their names; no version number."""
         assert isinstance(pl_module, SubnetworkModule)
-        return {name: f"{value:.4f}" for name, value in epoch_scores(trainer, pl_module).items()}
+        shown = epoch_scores(trainer, pl_module)
+        if len(pl_module.learning) == 1:  # its name is in the description
+            shown = {name.split("/", 1)[1]: value for name, value in shown.items()}
+        return {name: f"{value:.3g}" for name, value in shown.items() if not name.endswith("train/loss")}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's line into the log."""
         super().on_train_epoch_end(trainer, pl_module)
         assert isinstance(pl_module, SubnetworkModule)
         scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch_scores(trainer, pl_module).items())
-        log.info("%s  epoch %d/%d  %s", pl_module.fit_name, trainer.current_epoch + 1, trainer.max_epochs, scores)
+        where = (pl_module.fit_name, trainer.current_epoch + 1, trainer.max_epochs)
+        log.info("%s  epoch %d/%d  %s", *where, scores, extra={IN_BAR: self.is_enabled})
 
 
 def epoch_scores(trainer: pl.Trainer, module: SubnetworkModule) -> dict[str, float]:
