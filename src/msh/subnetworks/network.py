@@ -214,9 +214,8 @@ class MultiSubnetwork(nn.Module):
         for name in self.names.prunable:
             taken = sub.masks[name] & (self.owners[name] != FREE)
             if bool(taken.any()):
-                raise CapacityError(
-                    f"task {task!r}: another task has taken {int(taken.sum())} of its weights in {name!r}"
-                )
+                held = f"{int(taken.sum())} weights of layer {name!r}"
+                raise CapacityError(f"task {task!r} holds {held} that another task has taken")
         for name in self.names.prunable:
             mask = sub.masks[name]
             kept = sub.values[name].detach()[mask].clone()
