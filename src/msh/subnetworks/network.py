@@ -213,9 +213,10 @@ class MultiSubnetwork(nn.Module):
         sub = self._in_phase(task, "masked")
         for name in self.names.prunable:
             taken = sub.masks[name] & (self.owners[name] != FREE)
-            if bool(taken.any()):
-                held = f"{int(taken.sum())} weights of layer {name!r}"
-                raise CapacityError(f"task {task!r} holds {held} that another task has taken")
+            if count := int(taken.sum()):
+                raise CapacityError(
+                    f"task {task!r} holds {count} weights of layer {name!r} that another task has taken"
+                )
         for name in self.names.prunable:
             mask = sub.masks[name]
             kept = sub.values[name].detach()[mask].clone()
