@@ -66,8 +66,6 @@ class MultiSubnetwork(nn.Module):
         self._shown: tuple[str, dict[str, Tensor]] | None = None
         register_hooks(self)
 
-    # ---- looking
-
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, dense tensor (*shape)) of each prunable tensor; every task's weights, and the free ones."""
         for name in self.names.prunable:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import PRUNABLE, seen_weights
 from toys import STEPS, AfterBatch, begin, fit, make_config, make_module
 
+from helpers import PRUNABLE, seen_weights
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.callbacks import IterativePruning
 

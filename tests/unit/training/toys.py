@@ -2,9 +2,9 @@
 
 import pytorch_lightning as pl
 import torch
-from helpers import INPUTS, OUTPUTS, make_head, make_network
 from omegaconf import OmegaConf
 
+from helpers import INPUTS, OUTPUTS, make_head, make_network
 from msh.tasks import RawData, Split, build_task
 from msh.training.config import Config
 from msh.training.fitting import run_fit
