@@ -19,13 +19,12 @@ SETTINGS = [
     "checkpoint.min_seconds=0",
     "tasks.digits.batch_size=4",
     "backbone.norm=true",
-    "logger=csv",
     "trainer.log_every_n_steps=10",
 ]
 
 
-def args(folder):
-    return ["+experiment=sequential", *SETTINGS, *SMALL, f"hydra.run.dir={folder}"]
+def args(folder, logger="csv"):
+    return ["+experiment=sequential", *SETTINGS, *SMALL, f"logger={logger}", f"hydra.run.dir={folder}"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,8 @@ def test_killed_run_ends_like_an_undisturbed_one(moment, undisturbed, tmp_path):
 def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undisturbed, tmp_path):
     folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
     checkpoints = folder / "checkpoints" / "stage-000-prune"
-    kill_when(start("train.py", *args(folder), cwd=tmp_path), lambda: len(list(checkpoints.glob("epoch-*.ckpt"))) == 2)
+    process = start("train.py", *args(folder, "default"), cwd=tmp_path)
+    kill_when(process, lambda: len(list(checkpoints.glob("epoch-*.ckpt"))) == 2)
     newest = max(checkpoints.glob("epoch-*.ckpt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     shutil.copytree(undisturbed, folder.with_name("2026-01-02_00-00-00"))  # newer, but finished
@@ -85,6 +85,10 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     assert f"{newest.name} cannot be read" in printed
     assert "falling back to the one before" in printed
     assert_same_end(folder, undisturbed)
+    run_id = json.loads((folder / "results.json").read_text())["run_id"]
+    parts = list((folder / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2  # before the kill and after it
+    assert {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
 
 
 def test_finished_run_is_left_as_it_is(train_here):

@@ -1,0 +1,59 @@
+"""The wheel alone: its configs travel in it, and the command works in an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from running import ROOT, SMALL
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder that holds what the wheel installs, and nothing else."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("msh-*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def msh(site, *arguments, cwd):
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from msh.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(site), *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_wheel_holds_every_config(site):
+    shipped = {path.relative_to(site / "msh" / "conf") for path in (site / "msh" / "conf").rglob("*.yaml")}
+    assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+
+
+def test_train_with_a_config_folder_of_the_users_own_then_evaluate(site, tmp_path):
+    own = tmp_path / "mine" / "tasks"
+    own.mkdir(parents=True)
+    (own / "flowers.yaml").write_text(
+        "flowers:\n  source:\n    _target_: msh.tasks.bundled.bundled\n    name: iris\n  batch_size: 8\n"
+    )
+    settings = ["--config-dir", "mine", "+experiment=sequential", "tasks=[wine,flowers]", "trainer.max_epochs=2"]
+    trained = msh(site, "train", *settings, "logger=csv", *SMALL, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = (tmp_path / "outputs" / "sequential").iterdir()
+    assert list(json.loads((folder / "results.json").read_text())["tasks"]) == ["wine", "flowers"]
+    evaluated = msh(site, "evaluate", f"run={folder}", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "flowers" in evaluated.stdout
+
+
+def test_unknown_command_names_the_nearest(site, tmp_path):
+    failed = msh(site, "trian", cwd=tmp_path)
+    assert failed.returncode == 2
+    assert "did you mean 'train'?" in failed.stderr
