@@ -28,6 +28,8 @@ def train_here(tmp_path, monkeypatch, capsys):
         except SystemExit as stop:
             raise AssertionError(f"exit code {stop.code}: {capsys.readouterr().err}") from None
         finally:
+            for handler in set(logging.getLogger().handlers) - set(handlers):
+                handler.close()
             logging.getLogger().handlers[:] = handlers
             torch.set_num_threads(threads)
         return tmp_path / folder, capsys.readouterr().out
