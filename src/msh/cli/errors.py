@@ -70,9 +70,12 @@ def message_of(error: BaseException) -> str:
 
 def _nearest_option(text: str) -> str:
     """A suggestion for "Could not find 'group/option'", out of the options that the message lists."""
-    wanted = re.search(r"'(?:.*/)?([^'/]+)'", text)
-    options = re.findall(r"^\s+(\S+)$", text, flags=re.M)
-    return suggestion(wanted.group(1), options) if wanted else ""
+    wanted = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^'/]+)'", text)
+    if not wanted:
+        return ""
+    group, name = wanted.groups()
+    listed = re.findall(r"^\s+(\S+)$", text, flags=re.M)  # a message about a list of options has none
+    return suggestion(name, [*listed, *(path.stem for path in (Path(config_folder()) / (group or "")).glob("*.yaml"))])
 
 
 def _nearest_key(text: str) -> str:

@@ -64,6 +64,7 @@ def _quiet_lightning() -> None:
     """Keep Lightning's notes on devices and tips out of the way; its warnings still show."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # epochs are logged all the same
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # inside Lightning 2.6 itself
     # Batches are taken from memory by index: worker processes would only slow that down.

@@ -21,7 +21,10 @@ class _GoingOnWriter(_ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.metrics_keys = list(read_rows(Path(self.metrics_file_path))[0])
+        path = Path(self.metrics_file_path)
+        self.metrics_keys, rows = read_rows(path)
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):  # the last line was cut short
+            write_rows(path, self.metrics_keys, rows)
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's would delete the rows of the run so far."""

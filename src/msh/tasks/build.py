@@ -37,6 +37,9 @@ def check_data(name: str, data: RawData) -> None:
     Raises:
         ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's.
     """
+    if data.train.inputs.shape[1:] != data.test.inputs.shape[1:]:
+        test, train = (tuple(split.inputs.shape[1:]) for split in (data.test, data.train))
+        raise ValueError(f"task {name!r}, test split: an input has shape {test}, in the train split it has {train}")
     for split_name, split in (("train", data.train), ("test", data.test)):
         where = f"task {name!r}, {split_name} split"
         if len(split) == 0 or len(split) != len(split.targets):

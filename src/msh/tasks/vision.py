@@ -47,13 +47,10 @@ def _open(name: str, root: Path, train: bool, download: bool) -> Any:
     kind = getattr(sets, name)
     try:
         return kind(str(root), train=train, download=False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
         missing = str(error)
-    except (ValueError, AssertionError, EOFError, OSError) as error:
-        raise ValueError(
-            f"the {name} files in {root} cannot be read: cut short or damaged ({error or type(error).__name__}); "
-            "delete them and get them again"
-        ) from error
+        if not missing.startswith("Dataset not found"):  # what torchvision says of missing files
+            raise _damaged(name, root, error) from error
     reason = "downloading is switched off (download=false)"
     if download:
         try:
@@ -64,6 +61,13 @@ def _open(name: str, root: Path, train: bool, download: bool) -> Any:
         f"{name} is not in the data directory {root} ({missing.splitlines()[0]}), and {reason}. "
         f"Put its files where torchvision expects them ({_expected(kind, root)}), "
         "or name the directory that has them with paths.data_dir=DIR"
+    )
+
+
+def _damaged(name: str, root: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"the {name} files in {root} cannot be read: cut short or damaged ({str(error) or type(error).__name__}); "
+        "delete them and get them again"
     )
 
 

@@ -175,7 +175,7 @@ def _check_keys(values: Any, schema: Any, prefix: str) -> None:
     for key, value in values.items():
         if key not in hints:
             raise ValueError(
-                f"there is no setting {prefix}{key}; {prefix or 'the config '}has {', '.join(hints)}"
+                f"there is no setting {prefix}{key}; {prefix[:-1] or 'the config'} has {', '.join(hints)}"
                 f"{suggestion(str(key), [*hints, *([] if prefix else GROUPS)])}"
             )
         if is_dataclass(hints[key]):

@@ -69,6 +69,8 @@ def run_fit(
 def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl.Callback]:
     """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning."""
     own: dict[str, Any] = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
+    if not config.trainer.enable_progress_bar:
+        own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.ProgressBar)}
     if fit.prunes:
         own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.EarlyStopping)}
     best = [RestoreBest()] if config.checkpoint.restore_best and not fit.prunes else []

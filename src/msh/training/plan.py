@@ -110,7 +110,9 @@ def _read_stage(index: int, entry: Any, tasks: Sequence[str], max_epochs: int) -
             one_of(f"a key of {key}", name, ("tasks", "max_epochs"))
         epochs = entry.get("max_epochs", max_epochs)
         entry = entry.get("tasks", [])
-    names = [entry] if isinstance(entry, str) else list(entry or [])
+    names = [entry] if isinstance(entry, str) else entry or []
+    if not isinstance(names, list):
+        raise ValueError(f"{key} = {entry!r} is not allowed: a task name, a list of them, or {{tasks: [...]}} is")
     if not names:
         raise ValueError(f"{key} has no task")
     for name in names:
@@ -137,8 +139,11 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         if config.density is not None and (given["weights"] is not None or config.share is not None):
             raise ValueError("pruning.weights and pruning.share replace pruning.density: pass pruning.density=null")
         density = None if given["density"] is None else _number("pruning.density", given["density"])
+        weights = given["weights"]
+        if weights is not None and (isinstance(weights, bool) or not isinstance(weights, int)):
+            raise ValueError(f"pruning.weights = {weights!r} is not allowed: a whole number is, or a mapping from task")
         try:
-            budgets[task] = Budget(density, given["weights"], config.share, config.scope)
+            budgets[task] = Budget(density, weights, config.share, config.scope)
         except ValueError as error:
             raise ValueError(f"pruning, task {task!r}: {error}") from error
     if not 0.0 <= config.begin <= config.end <= 1.0:

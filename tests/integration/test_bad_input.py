@@ -1,0 +1,149 @@
+"""Bad input: one clear message before any training, and nothing overwritten."""
+
+import json
+import re
+
+import pytest
+from sources import instead_of
+
+EXPERIMENT = "+experiment=sequential"
+
+
+@pytest.fixture
+def refused(train_here, tmp_path):
+    """Runs the command, sees that it is refused with a message and has not begun; returns the message."""
+
+    def run(*overrides, experiment=EXPERIMENT):
+        with pytest.raises(AssertionError) as caught:
+            train_here(experiment, "logger=csv", "trainer.max_epochs=1", *overrides)
+        message = str(caught.value)
+        assert "error: " in message
+        assert "Traceback" not in message
+        for left in ("results.json", "metrics.csv", "network.safetensors", "checkpoints", "subnetworks"):
+            assert not (tmp_path / "run" / left).exists(), left
+        return message
+
+    return run
+
+
+def has(message, *parts):
+    """Whether all of these regular expressions are found in a message."""
+    missing = [part for part in parts if not re.search(part, message)]
+    assert not missing, f"{missing} not in: {message}"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("pruning.densty=0.1", ["pruning.densty", "did you mean 'pruning.density'"]),
+        ("+pruning.densty=0.1", ["there is no setting pruning.densty", "did you mean 'density'"]),
+        ("+sede=3", ["there is no setting sede", "did you mean 'seed'"]),
+        ("+tasks.wine.batchsize=4", ["there is no setting tasks.wine.batchsize", "did you mean 'batch_size'"]),
+        ("backbone=mpl", ["backbone/mpl", "did you mean 'mlp'"]),
+        ("tasks=winee", ["tasks/winee", "did you mean 'wine'"]),
+        ("tasks=[wine,digts]", ["tasks/digts", "did you mean 'digits'"]),
+    ],
+)
+def test_an_unknown_key_group_or_option_is_refused_with_the_nearest_name(override, parts, refused):
+    has(refused(override), *parts)
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
+    has(refused(experiment="+experiment=sequental"), "experiment/sequental", "did you mean 'sequential'")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["pruning.density=0"], ["task 'digits'", r"density = 0.0 is not allowed", r"in \(0, 1\]"]),
+        (["pruning.density=1.5"], [r"density = 1.5 is not allowed"]),
+        (["pruning.density={digits:0.1,wine:0.1}", "tasks=[digits]"], ["pruning.density names 'wine'", "not a task"]),
+        (["reuse=some"], ["reuse = 'some' is not allowed: one of none, all"]),
+        (["baseline=dens"], ["baseline = 'dens' is not allowed", "did you mean 'dense'"]),
+        (["guarantee.on_violation=warning"], ["guarantee.on_violation = 'warning'", "did you mean 'warn'"]),
+        (["tasks.wine.metric=acuracy"], ["tasks.wine.metric = 'acuracy'", "did you mean 'accuracy'"]),
+        (["tasks.wine.batch_size=0"], ["tasks.wine.batch_size = 0 is not allowed"]),
+        (["tasks.wine.source.name=vine"], ["source.name = 'vine' is not allowed", "did you mean 'wine'"]),
+        (["curriculum=[digits,winee]"], [r"curriculum\[1\] names 'winee'", "did you mean 'wine'"]),
+        (["curriculum=[digits,wine,wine]"], ["curriculum names task '", "every task belongs to one stage"]),
+        (["tasks=[wine,wine]"], ["tasks names 'wine' more than once"]),
+        (["seed=one"], ["seed", "could not be converted to Integer"]),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused(overrides, parts, refused):
+    has(refused(*overrides), *parts)
+
+
+def test_budgets_over_capacity_name_task_layer_wanted_and_free(refused):
+    message = refused("tasks=[digits,wine]", "pruning.density={digits:0.7,wine:0.6}")
+    has(message, "task 'wine' wants 1229 weights of layer 'layers.1.weight', but only 614 are free")
+
+
+def test_budgets_over_capacity_of_the_whole_network(refused):
+    message = refused("tasks=[wine,iris]", "pruning.density=0.6", "pruning.scope=network")
+    has(message, "task 'iris' wants 864 weights of the whole network, but only 576 are free")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("missing", "task 'wine', train split: 5 inputs are NaN or infinite"),
+        ("infinite", "task 'wine', test split: 2 inputs are NaN or infinite"),
+        ("class", "task 'wine', train split: targets hold the class 3, but the head has 3 classes: 0 to 2"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused(bad, message, refused):
+    assert message in refused("tasks=[iris,wine]", *instead_of("wine", bad=bad))
+
+
+def test_a_missing_data_directory_is_named_with_what_belongs_there(refused, tmp_path):
+    message = refused("tasks=mnist", f"paths.data_dir={tmp_path / 'nowhere'}", "+tasks.mnist.source.download=false")
+    has(message, "MNIST is not in the data directory", f"{tmp_path / 'nowhere'}", "train-images-idx3-ubyte")
+
+
+def test_image_files_cut_short_are_named(refused, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{part}-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\x02")
+    message = refused("tasks=mnist", f"paths.data_dir={tmp_path / 'data'}")
+    has(message, f"MNIST files in {tmp_path / 'data'} cannot be read: cut short or damaged")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(train_here):
+    folder, _ = train_here(EXPERIMENT, "tasks=wine", "logger=csv", "trainer.max_epochs=1")
+    before = contents(folder)
+    assert {"results.json", "config.yaml", "metrics.csv"} <= {path.name for path in before}
+    for overrides in (["seed=1"], ["trainer.max_epochs=2", "reuse=all"]):
+        with pytest.raises(AssertionError, match=r"holds a run already: resume it \(resume=.*hydra\.run\.dir"):
+            train_here(EXPERIMENT, "tasks=wine", *overrides)
+        assert contents(folder) == before
+
+
+def test_an_output_folder_that_is_a_file_is_refused(train_here, tmp_path):
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(AssertionError, match=r"error: .*/run"):
+        train_here(EXPERIMENT, "tasks=wine")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+DIVERGING = {
+    "a rate too high": ["tasks=wine", "optimizer.lr=1e30"],
+    "data too large": ["tasks=[iris,wine]", *instead_of("wine", bad="huge"), "tasks.wine.normalize=none"],
+}
+
+
+@pytest.mark.parametrize("cause", DIVERGING)
+def test_a_loss_that_becomes_nan_stops_the_run_and_says_why(cause, train_here, tmp_path):
+    settings = ["pruning=at_init", "optimizer=sgd", "trainer.max_epochs=2", "logger=none"]
+    with pytest.raises(AssertionError, match=r"loss of 'wine' became NaN or infinite in epoch \d+ of stage"):
+        train_here(EXPERIMENT, *settings, *DIVERGING[cause])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    learned = ["iris"] if cause == "data too large" else []
+    assert results["status"] == "failed"
+    assert [name for name, row in results["tasks"].items() if row["test"] is not None] == learned
+    assert sorted(path.stem for path in (tmp_path / "run").glob("subnetworks/*")) == learned

@@ -1,0 +1,169 @@
+"""Every experiment config runs, and so does every way of debugging, pruning and reusing."""
+
+import csv
+import json
+
+import pytest
+import torch
+from running import ROOT
+from safetensors.torch import load_file
+from sources import instead_of
+
+from msh.subnetworks import CRITERIA, SCHEDULES
+
+EXPERIMENTS = sorted(
+    str(path.relative_to(ROOT / "conf" / "experiment").with_suffix(""))
+    for path in (ROOT / "conf" / "experiment").rglob("*.yaml")
+)
+QUICK = ["+experiment=sequential", "tasks=[wine,iris]", "logger=none", "trainer.max_epochs=2"]
+
+
+@pytest.fixture
+def learned(train_here):
+    """Runs the command on two small tasks; returns (results.json, run folder)."""
+
+    def run(*overrides):
+        folder, _ = train_here(*QUICK, *overrides)
+        results = json.loads((folder / "results.json").read_text())
+        assert results["status"] == "finished"
+        assert results["forgetting"] == 0.0
+        assert results["guarantee"] == {"checked": 1, "violations": 0}
+        return results, folder
+
+    return run
+
+
+def column(folder, name):
+    """A column of metrics.csv, without empty cells."""
+    with (folder / "metrics.csv").open() as file:
+        return [row[name] for row in csv.DictReader(file) if row[name]]
+
+
+def owned(folder):
+    """({owner: weights it owns in each tensor}, sizes of the tensors)."""
+    maps = [tensor for name, tensor in load_file(folder / "network.safetensors").items() if name.startswith("owners.")]
+    return {owner: [int((tensor == owner).sum()) for tensor in maps] for owner in (1, 2)}, [t.numel() for t in maps]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_with_debug_fdr_and_leaves_no_results(experiment, train_here):
+    folder, printed = train_here(f"+experiment={experiment}", "+debug=fdr")
+    assert "frozen tasks compared bitwise" in printed
+    assert ", 0 changed" in printed
+    assert (folder / ".hydra" / "config.yaml").is_file()
+    assert not (folder / "results.json").exists()
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def test_there_is_an_experiment_for_the_demo():
+    assert "sequential" in EXPERIMENTS
+
+
+def test_debug_limit_takes_a_few_batches_and_epochs(train_here):
+    folder, printed = train_here("+experiment=sequential", "tasks=[digits,wine]", "debug=limit", "logger=csv")
+    steps = [int(step) for step in column(folder, "step")]
+    assert max(steps) < 3 * (62 + 12) / 2  # half of three whole epochs of both
+    assert {"digits", "wine"} <= set(printed.split())
+
+
+def test_debug_overfit_learns_its_batches_by_heart(train_here):
+    overrides = ["tasks=wine", "debug=overfit", "logger=csv", "pruning.density=0.5", "trainer.log_every_n_steps=1"]
+    folder, _ = train_here("+experiment=sequential", *overrides)
+    losses = [float(loss) for loss in column(folder, "wine/train/loss")]
+    assert len(losses) == 50 * 3
+    assert sum(losses[-3:]) < 0.2 * sum(losses[:3])
+
+
+def test_debug_profiler_reports_times(train_here):
+    folder, printed = train_here("+experiment=sequential", "tasks=wine", "debug=profiler", "logger=none")
+    assert "Profiler Report" in printed + (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize("pruning", ["at_init", "gradual", "lottery"])
+def test_every_way_of_pruning_keeps_its_density(pruning, learned):
+    epochs = ["trainer.max_epochs=10"] if pruning == "lottery" else []  # it rewinds to the end of an epoch
+    _, folder = learned(f"pruning={pruning}", "pruning.density=0.25", *epochs)
+    found, sizes = owned(folder)
+    assert found[1] == found[2] == [round(0.25 * size) for size in sizes]
+
+
+COMBINED = [
+    ("magnitude", "linear", "sgd", "cosine"),
+    ("gradient", "cubic", "adam", "constant"),
+    ("weight_gradient", "exponential", "adamw", "one_cycle"),
+    ("random", "one_shot", "adamw", "cosine"),
+]
+
+
+@pytest.mark.parametrize(("criterion", "schedule", "optimizer", "scheduler"), COMBINED)
+def test_every_criterion_and_schedule_prunes_to_the_budget(criterion, schedule, optimizer, scheduler, learned):
+    pruning = [f"pruning/criterion={criterion}", f"pruning/schedule={schedule}", "pruning.weights=100"]
+    _, folder = learned(*pruning, "pruning.density=null", f"optimizer={optimizer}", f"scheduler={scheduler}")
+    found, _ = owned(folder)
+    assert [sum(found[owner]) for owner in (1, 2)] == [100, 100]
+
+
+def test_no_criterion_schedule_optimizer_or_scheduler_is_left_out_above():
+    criteria, schedules, *others = (set(column) for column in zip(*COMBINED, strict=True))
+    assert (criteria, schedules) == (set(CRITERIA), set(SCHEDULES))
+    folders = [ROOT / "conf" / group for group in ("optimizer", "scheduler")]
+    assert others == [{path.stem for path in folder.glob("*.yaml")} for folder in folders]
+
+
+def test_an_equal_share_gives_each_task_as_much_and_leaves_nothing(learned):
+    results, folder = learned("pruning.share=equal", "pruning.density=null")
+    found, sizes = owned(folder)
+    assert found[1] == found[2] == [size // 2 for size in sizes]
+    assert results["capacity"]["free"] == 0
+
+
+def test_over_the_whole_network_scores_decide_where_weights_are_kept(learned):
+    results, folder = learned("pruning.scope=network", "pruning.density=0.1")
+    found, sizes = owned(folder)
+    assert [sum(found[owner]) for owner in (1, 2)] == [round(0.1 * sum(sizes))] * 2
+    assert found[1] != [round(0.1 * size) for size in sizes]
+    assert results["tasks"]["wine"]["weights"] == round(0.1 * sum(sizes))
+
+
+def test_reuse_reads_earlier_weights_and_owns_none_of_them(learned):
+    results, _ = learned("reuse=all")
+    wine, iris = results["tasks"]["wine"], results["tasks"]["iris"]
+    assert (wine["weights_reused"], iris["weights_reused"]) == (0, wine["weights"])
+    assert results["capacity"]["owned"] == wine["weights"] + iris["weights"]
+
+
+def test_a_curriculum_sets_order_and_epochs_and_tasks_have_densities_of_their_own(learned):
+    curriculum = "curriculum=[iris,{tasks:[wine],max_epochs:1}]"
+    results, _ = learned(curriculum, "pruning.density={wine:0.5,iris:0.25}")
+    assert results["curriculum"] == [["iris"], ["wine"]]
+    assert results["matrix"][0][list(results["tasks"]).index("wine")] is None
+    assert {task: row["stage"] for task, row in results["tasks"].items()} == {"iris": 0, "wine": 1}
+    assert {task: round(row["density"], 2) for task, row in results["tasks"].items()} == {"iris": 0.25, "wine": 0.5}
+
+
+def test_the_papers_conv_net_learns_small_images(train_here):
+    images = instead_of("digits", shape="[1,11,11]", examples=30)
+    plain = ["threads=1", "trainer.accelerator=cpu", "callbacks=none", "logger=none", "trainer.max_epochs=2"]
+    overrides = ["+experiment=sequential", "backbone=paper_conv", "tasks=digits", *images, *plain]
+    folder, _ = train_here(*overrides, small=False)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["tasks"]["digits"]["weights"] == round(0.1 * results["capacity"]["prunable"])
+
+
+def test_early_stopping_ends_a_fit_that_no_longer_improves(train_here):
+    overrides = ["tasks=wine", "callbacks=early_stopping", "callbacks.early_stopping.min_delta=100", "logger=csv"]
+    folder, _ = train_here("+experiment=sequential", *overrides, "trainer.max_epochs=30", "pruning=at_init")
+    assert max(int(epoch) for epoch in column(folder, "epoch")) == 3
+
+
+def test_without_a_progress_bar_a_run_is_as_good(train_here):
+    folder, _ = train_here(*QUICK, "tasks=iris", "callbacks=default", "trainer.enable_progress_bar=false")
+    assert json.loads((folder / "results.json").read_text())["status"] == "finished"
+
+
+def test_two_runs_with_one_seed_end_in_the_same_bits_and_another_seed_in_others(train_here):
+    folders = [train_here(*QUICK, "tasks=iris", f"seed={seed}", folder=str(i))[0] for i, seed in enumerate((0, 0, 1))]
+    one, same, other = (load_file(folder / "network.safetensors") for folder in folders)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
+    assert not torch.equal(one["backbone.layers.1.weight"], other["backbone.layers.1.weight"])

@@ -1,0 +1,39 @@
+"""Reading back a W&B offline run: a LevelDB log (a header of 7 bytes, blocks of 32 KiB) of protobuf records."""
+
+import struct
+
+from wandb.proto import wandb_internal_pb2
+
+BLOCK = 32768
+FULL, LAST = 1, 4
+"""Types of a chunk: 1 is a whole record; 2, 3 and 4 are the first, middle and last part of one."""
+
+
+def records(path):
+    """The records of a .wandb file, in order."""
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    position, parts = 7, []
+    while position + 7 <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < 7:  # no room for a chunk's header: the rest of the block is padding
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (FULL, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            yield record
+            parts = []
+
+
+def logged_keys(path):
+    """Names of everything that was logged over time."""
+    return {item.key or "/".join(item.nested_key) for record in records(path) for item in record.history.item}
+
+
+def run_ids(path):
+    """Ids of the runs in the file."""
+    return {record.run.run_id for record in records(path) if record.HasField("run")}

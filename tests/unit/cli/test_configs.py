@@ -1,0 +1,122 @@
+"""The config groups: those that users of Lightning and Hydra expect are there, and every option composes."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from msh.cli.configs import config_folder
+from msh.cli.main import main
+from msh.cli.train import _check_tasks_named_once
+from msh.subnetworks import CRITERIA, SCHEDULES
+from msh.training.config import check_keys, register
+
+register()
+FOLDER = Path(config_folder())
+EXPECTED = {
+    "backbone": {"mlp", "paper_conv"},
+    "callbacks": {"default", "none"},
+    "debug": {"fdr", "limit", "overfit", "profiler"},
+    "experiment": {"sequential"},
+    "hydra": {"default"},
+    "logger": {"csv", "wandb", "none"},
+    "optimizer": {"sgd", "adam", "adamw"},
+    "paths": {"default"},
+    "pruning": {"at_init", "gradual", "lottery"},
+    "pruning/criterion": set(CRITERIA),
+    "pruning/schedule": set(SCHEDULES),
+    "scheduler": {"cosine"},
+    "tasks": {"bundled", "digits", "breast_cancer", "wine", "diabetes", "mnist_fashion", "mnist", "fashion_mnist"},
+    "trainer": {"cpu", "gpu", "ddp", "ddp_sim", "mps"},
+}
+OPTIONS = sorted(
+    (str(path.parent.relative_to(FOLDER)), path.stem) for path in FOLDER.rglob("*.yaml") if path.parent != FOLDER
+)
+
+
+def composed(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def targets(config):
+    """Every `_target_` below a config."""
+    if isinstance(config, DictConfig):
+        if "_target_" in config:
+            yield config._target_
+        for key in config:
+            yield from targets(config._get_node(key))
+    elif isinstance(config, ListConfig):
+        for node in config:
+            yield from targets(node)
+
+
+@pytest.mark.parametrize("group", EXPECTED)
+def test_the_groups_that_users_rely_on_are_there(group):
+    assert EXPECTED[group] <= {name for where, name in OPTIONS if where == group}
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda part: part)
+def test_every_option_composes_into_the_schema_and_names_what_exists(group, name):
+    config = composed(f"{group}={name}")
+    check_keys(config)
+    found = set(targets(config))
+    assert len(found) >= 2  # a backbone and an optimizer at least
+    assert all(callable(get_object(target)) for target in found)
+
+
+def test_tasks_come_in_the_order_they_are_named_in():
+    assert list(composed("tasks=[wine,digits,iris]").tasks) == ["wine", "digits", "iris"]
+    assert list(composed("tasks=mnist_fashion").tasks) == ["mnist", "fashion_mnist"]
+    assert list(composed("experiment=sequential").tasks) == ["digits", "breast_cancer", "wine", "diabetes"]
+
+
+def test_the_experiment_yields_to_what_is_said_on_the_command_line():
+    config = composed("experiment=sequential", "tasks=wine", "seed=5", "pruning=lottery", "pruning.density=0.3")
+    assert (config.name, list(config.tasks), config.seed) == ("sequential", ["wine"], 5)
+    assert (config.pruning.density, config.pruning.schedule.name) == (0.3, "exponential")
+
+
+def test_debugging_wins_over_the_experiment():
+    assert composed("experiment=sequential", "debug=fdr").trainer.fast_dev_run is True
+
+
+def test_density_may_be_given_as_a_mapping():
+    config = composed("tasks=[wine,digits]", "pruning.density={wine:0.2,digits:0.1}")
+    assert OmegaConf.to_container(config.pruning.density) == {"wine": 0.2, "digits": 0.1}
+
+
+def test_the_paper_network_is_the_default():
+    config = composed("experiment=sequential")
+    assert (config.backbone.width, config.backbone.depth, config.pruning.density) == (1000, 6, 0.1)
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize("overrides", [["tasks=[wine,wine]"], ["seed=1", "tasks=[wine,digits,wine]"]])
+def test_a_task_named_twice_is_refused(overrides):
+    with pytest.raises(ValueError, match="tasks names 'wine' more than once"):
+        _check_tasks_named_once(overrides)
+
+
+def test_tasks_named_once_are_accepted():
+    assert _check_tasks_named_once(["tasks=[wine,digits]", "tasks.wine.batch_size=4", "tasks=bundled"]) is None
+
+
+def test_the_command_without_arguments_lists_its_commands(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["msh"])
+    main()
+    assert {"train", "evaluate"} <= set(capsys.readouterr().out.split())
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["msh", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "msh has no command 'trian'; did you mean 'train'?" in capsys.readouterr().err

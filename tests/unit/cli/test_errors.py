@@ -1,0 +1,168 @@
+"""Errors as a user reads them: the error's own words, and the nearest valid name."""
+
+import logging
+import os
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from msh.cli.configs import config_folder
+from msh.cli.errors import known_keys, message_of, user_errors
+from msh.names import one_of, suggestion
+from msh.training.config import Config, check_keys, register
+
+register()
+
+
+def config(**changes):
+    usual = {"backbone": {}, "optimizer": {}, "pruning": {"criterion": "x", "schedule": "y"}}
+    return OmegaConf.merge(OmegaConf.structured(Config), usual, changes)
+
+
+def add(found, dotted, value):
+    """Add a key as Hydra's `+key=value` does."""
+    OmegaConf.set_struct(found, False)
+    OmegaConf.update(found, dotted, value, force_add=True)
+    return found
+
+
+# ---- keys that the schema does not have
+
+
+def test_a_config_of_the_schema_is_accepted():
+    found = config(tasks={"wine": {"source": {"_target_": "x", "anything": 1}}}, callbacks={"mine": {"x": 1}})
+    check_keys(found)
+    assert found.tasks.wine.batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sede", r"there is no setting sede; the config has .*; did you mean 'seed'"),
+        ("optimiser", r"there is no setting optimiser; .*; did you mean 'optimizer'"),
+        ("experimant", r"there is no setting experimant; .*; did you mean 'experiment'"),
+        ("pruning.densty", r"there is no setting pruning.densty; pruning has .*; did you mean 'density'"),
+        ("trainer.max_epoch", r"there is no setting trainer.max_epoch; .*; did you mean 'max_epochs'"),
+        ("checkpoint.seconds", r"there is no setting checkpoint.seconds; .*; did you mean 'min_seconds'"),
+        ("tasks.wine.batchsize", r"there is no setting tasks.wine.batchsize; .*; did you mean 'batch_size'"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_with_the_nearest(key, message):
+    found = config(tasks={"wine": {"source": {}}})
+    with pytest.raises(ValueError, match=message):
+        check_keys(add(found, key, 1))
+
+
+def test_a_key_that_is_near_to_none_gets_no_suggestion():
+    with pytest.raises(ValueError, match="there is no setting zzzzqqqq") as caught:
+        check_keys(add(config(), "zzzzqqqq", 1))
+    assert "did you mean" not in str(caught.value)
+
+
+def test_known_keys_are_the_schemas_and_the_groups():
+    keys = known_keys()
+    assert {"seed", "pruning.density", "trainer.max_epochs", "pruning/criterion", "experiment"} <= set(keys)
+
+
+# ---- messages
+
+
+def error_of(*overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_folder(), version_base="1.3"), pytest.raises(Exception, match=r".") as caught:
+        compose("config", list(overrides))
+    return message_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("sede=1", "seed"),
+        ("pruning.densty=0.5", "pruning.density"),
+        ("trainer.max_epoch=1", "trainer.max_epochs"),
+        ("optimiser=sgd", "optimizer"),
+        ("optimizer=sdg", "sgd"),
+        ("experiment=sequental", "sequential"),
+        ("pruning/schedule=cubik", "cubic"),
+        ("tasks=[wine,digts]", "digits"),
+    ],
+)
+def test_hydras_errors_get_the_nearest_name(override, nearest):
+    message = error_of(override)
+    assert message.endswith(f"did you mean {nearest!r}?")
+    assert override.split("=")[0].split(".")[-1] in message
+
+
+def test_a_value_of_a_wrong_type_is_named():
+    assert "'one' of type 'str' could not be converted to Integer" in error_of("seed=one")
+
+
+def test_an_instantiated_objects_own_error_is_what_is_told():
+    with pytest.raises(InstantiationException) as caught:
+        instantiate({"_target_": "msh.tasks.bundled.bundled", "name": "digit"})
+    assert message_of(caught.value).startswith("source.name = 'digit' is not allowed")
+
+
+def test_other_errors_are_told_in_their_own_words():
+    assert message_of(ValueError("  x = 3 is not allowed ")) == "x = 3 is not allowed"
+    assert message_of(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize("error", [ValueError("mend me"), FileNotFoundError("mend me"), OSError(28, "mend me")])
+def test_an_error_to_mend_is_one_message_and_exit_code_1(error, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise error
+    printed = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert printed.startswith("error: ")
+    assert "mend me" in printed
+    assert "Traceback" not in printed
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_the_traceback_is_in_the_log_file(tmp_path, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    handler = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(SystemExit), user_errors():
+            raise ValueError("mend me")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    logged = (tmp_path / "train.log").read_text()
+    assert "Traceback" in logged
+    assert "ValueError: mend me" in logged
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="mend me"), user_errors():
+        raise ValueError("mend me")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_a_bug_of_ours_is_no_users_error(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(AssertionError), user_errors():
+        raise AssertionError
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+# ---- names
+
+
+def test_one_of_names_key_value_what_is_allowed_and_the_nearest():
+    one_of("reuse", "all", ("none", "all"))
+    with pytest.raises(ValueError, match="reuse = 'al' is not allowed: one of none, all; did you mean 'all'"):
+        one_of("reuse", "al", ("none", "all"))
+
+
+def test_a_suggestion_is_near_or_none():
+    assert suggestion("wnie", ["wine", "digits"]) == "; did you mean 'wine'?"
+    assert suggestion("qqqq", ["wine", "digits"]) == ""

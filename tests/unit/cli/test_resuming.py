@@ -1,0 +1,171 @@
+"""Finding the run to go on with, and the arguments that compose its config again."""
+
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from msh.cli.resume import check_same_run, find_run, rewrite_arguments
+from msh.reports.results import Results
+
+
+def make_run(folder, status="running", overrides=("experiment=sequential", "seed=3"), **config):
+    (folder / ".hydra").mkdir(parents=True)
+    results = Results("sequential", 3, [], {}, run_id="x", status=status)
+    results.save(folder)
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"name": "sequential", "seed": 3, **config}), folder / ".hydra" / "config.yaml")
+    return folder
+
+
+def rewritten(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    rewrite_arguments()
+    assert sys.argv[0] == "train.py"
+    return sys.argv[1:]
+
+
+# ---- which run
+
+
+def test_a_run_folder_is_found_by_its_path(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert find_run("run", {}) == find_run(f"'{folder}'", {}) == folder.resolve()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("results.json", r"is not a run folder: it has no results\.json"),
+        (".hydra/overrides.yaml", r"is not a run folder: it has no \.hydra/overrides\.yaml"),
+        (".hydra/config.yaml", r"is not a run folder: it has no \.hydra/config\.yaml"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_of_a_run_is_none(missing, message, tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        find_run(str(folder), {})
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"resume = .*nowhere: there is no such folder"):
+        find_run(str(tmp_path / "nowhere"), {})
+
+
+def test_auto_is_the_newest_unfinished_run_of_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "outputs" / "sequential"
+    make_run(root / "2026-01-01_00-00-00")
+    newest = make_run(root / "2026-01-02_00-00-00", status="failed")
+    make_run(root / "2026-01-03_00-00-00", status="finished")
+    make_run(tmp_path / "outputs" / "other" / "2026-01-09_00-00-00")
+    damaged = make_run(root / "2026-01-08_00-00-00")
+    (damaged / "results.json").write_text("{")
+    assert find_run("auto", {"experiment": "experiment=sequential"}) == newest.resolve()
+
+
+def test_auto_looks_below_the_output_folder_of_the_command(tmp_path):
+    run = make_run(tmp_path / "elsewhere" / "sequential" / "2026-01-01_00-00-00")
+    overrides = {
+        "experiment": "experiment=sequential",
+        "paths.output_dir": f"paths.output_dir={tmp_path / 'elsewhere'}",
+    }
+    assert find_run("auto", overrides) == run.resolve()
+
+
+def test_auto_without_an_unfinished_run_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "outputs" / "sequential" / "2026-01-03_00-00-00", status="finished")
+    with pytest.raises(FileNotFoundError, match="there is no unfinished run below outputs/sequential"):
+        find_run("auto", {"experiment": "experiment=sequential"})
+
+
+# ---- arguments
+
+
+def test_a_plus_before_groups_of_the_defaults_list_is_taken_off(monkeypatch):
+    found = rewritten(monkeypatch, "+experiment=sequential", "+debug=fdr", "+trainer.x=1", "seed=3")
+    assert found == ["experiment=sequential", "debug=fdr", "+trainer.x=1", "seed=3"]
+
+
+def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", overrides=["experiment=sequential", "seed=3", "+trainer.x=1"])
+    found = rewritten(monkeypatch, "+experiment=sequential", f"resume={folder}", "logger=none")
+    assert set(found) == {
+        "experiment=sequential",
+        "seed=3",
+        "+trainer.x=1",
+        "logger=none",
+        f"resume='{folder.resolve()}'",
+        f"hydra.run.dir='{folder.resolve()}'",
+        "hydra.output_subdir=null",
+    }
+
+
+def test_a_new_value_of_a_resumed_run_replaces_the_old_one(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    found = rewritten(monkeypatch, f"resume={folder}", "seed=4")
+    assert "seed=4" in found
+    assert "seed=3" not in found
+
+
+def test_resume_and_multirun_do_not_go_together(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="leave out --multirun"):
+        rewritten(monkeypatch, "--multirun", f"resume={folder}")
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_folder_that_holds_a_run_is_refused(quote, tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run already: resume it \(resume="):
+        rewritten(monkeypatch, f"hydra.run.dir={quote}{folder}{quote}")
+
+
+def test_a_folder_without_a_run_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    assert rewritten(monkeypatch, f"hydra.run.dir={tmp_path / 'run'}") == [f"hydra.run.dir={tmp_path / 'run'}"]
+
+
+# ---- the same run
+
+
+def check(folder, **config):
+    check_same_run(OmegaConf.create({"name": "sequential", "seed": 3, **config}), folder)
+
+
+def test_the_same_config_goes_on(tmp_path):
+    folder = make_run(tmp_path / "run", pruning={"density": 0.1})
+    check(folder, pruning={"density": 0.1})
+    with pytest.raises(ValueError, match=r"was started with pruning.density = 0.1, not 0.2"):
+        check(folder, pruning={"density": 0.2})
+
+
+@pytest.mark.parametrize("key", ["resume", "logger", "callbacks", "checkpoint", "paths"])
+def test_what_does_not_change_the_results_may_be_changed(key, tmp_path):
+    folder = make_run(tmp_path / "run", **{key: {"x": 1}, "trainer": {"devices": 1}})
+    check(folder, **{key: {"x": 2, "y": {"z": 3}}, "trainer": {"devices": 1}})
+    with pytest.raises(ValueError, match=r"was started with trainer.devices = 1, not 2"):
+        check(folder, **{key: {"x": 2}, "trainer": {"devices": 2}})
+
+
+def test_a_setting_whose_name_only_begins_like_a_changeable_one_may_not(tmp_path):
+    folder = make_run(tmp_path / "run", paths_of_others=1)
+    with pytest.raises(ValueError, match="paths_of_others = 1, not 2"):
+        check(folder, paths_of_others=2)
+
+
+def test_a_setting_that_is_new_or_gone_is_named(tmp_path):
+    folder = make_run(tmp_path / "run", tasks={"wine": 1})
+    with pytest.raises(ValueError, match=r"was started with tasks.iris = null, not 1"):
+        check(folder, tasks={"wine": 1, "iris": 1})
+    with pytest.raises(ValueError, match=r"was started with tasks.wine = 1, not null"):
+        check(folder)
+
+
+def test_another_experiment_is_named(tmp_path):
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="is a run of experiment 'sequential', not 'other'"):
+        check(folder, name="other")

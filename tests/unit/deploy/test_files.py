@@ -1,0 +1,165 @@
+"""Network and subnetwork files: nothing is lost, and what does not fit is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from helpers import PRUNABLE, differences, learn, live, make_batch, make_head, make_mlp, make_network
+from msh.deploy.files import load_network, open_safetensors, read_network, save_network, save_subnetwork, tasks_in
+from msh.subnetworks import MultiSubnetwork
+
+
+def make_learned(norm="batch", reuse="none"):
+    """A network with two frozen tasks."""
+    network = make_network(norm)
+    learn(network, "old")
+    learn(network, "new", reuse=reuse, seed=1)
+    return network
+
+
+def make_empty(norm="batch", tasks=("old", "new"), seed=9):
+    """Another network with the same tasks, that knows nothing."""
+    network = make_network(norm, seed)
+    for task in tasks:
+        network.add_task(task, head=make_head(seed))
+    return network
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("until", ["begun", "pruned", "compacted", "trained", "frozen"])
+def test_a_network_in_any_phase_comes_back_bitwise(until, norm, tmp_path):
+    network = make_network(norm)
+    learn(network, "old")
+    steps = live(network, "new", torch.optim.SGD, "compact", "all", 1)
+    while next(steps) != until:
+        pass
+    save_network(tmp_path / "net", network)
+    loaded = make_empty(norm)
+    load_network(tmp_path / "net", loaded)
+    assert differences(loaded.state_dict(), network.state_dict()) == []
+    for task in ("old", "new"):
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(make_batch()[0], task), network.eval()(make_batch()[0], task))
+
+
+def test_notes_come_back_and_the_tasks_are_named(tmp_path):
+    save_network(tmp_path / "net", make_learned(), {"run_step": "17"})
+    state, metadata = read_network(tmp_path / "net")
+    assert metadata["run_step"] == "17"
+    assert tasks_in(state) == ["old", "new"]
+
+
+def test_saving_does_not_change_the_network(tmp_path):
+    network = make_learned()
+    before = {key: value.clone() if torch.is_tensor(value) else value for key, value in network.state_dict().items()}
+    save_network(tmp_path / "net", network)
+    assert differences(network.state_dict(), before) == []
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*net"):
+        load_network(tmp_path / "net", make_empty())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_damaged_file_is_named(share, tmp_path):
+    save_network(tmp_path / "net", make_learned())
+    content = (tmp_path / "net").read_bytes()
+    (tmp_path / "net").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="net is not a safetensors file, or is damaged"):
+        read_network(tmp_path / "net")
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    network = make_learned()
+    save_subnetwork(tmp_path / "sub", network, "old")
+    save_file({"x": torch.zeros(1)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-1'"):
+        load_network(tmp_path / "sub", make_empty())
+    with pytest.raises(ValueError, match="plain is not a network file: its format is None"):
+        load_network(tmp_path / "plain", make_empty())
+
+
+@pytest.mark.parametrize("other", ["wider", "no norm", "other layers"])
+def test_a_network_of_another_backbone_is_refused(other, tmp_path):
+    save_network(tmp_path / "net", make_learned("batch"))
+    if other == "no norm":
+        network = make_empty("none")
+    else:
+        network = MultiSubnetwork(make_mlp(4, 9, 5) if other == "wider" else make_mlp(4, 2, 2, 2, 5))
+        for task in ("old", "new"):
+            network.add_task(task, head=make_head())
+    with pytest.raises(ValueError, match="net does not fit this network"):
+        load_network(tmp_path / "net", network)
+
+
+def test_a_network_of_other_tasks_is_refused(tmp_path):
+    save_network(tmp_path / "net", make_learned())
+    with pytest.raises(ValueError, match=r"\['old', 'new'\].*\['old', 'other'\]"):
+        load_network(tmp_path / "net", make_empty(tasks=("old", "other")))
+
+
+# ---- subnetworks
+
+
+def decode(path):
+    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and the other tensors of a subnetwork file."""
+    tensors, metadata = open_safetensors(path)
+    weights = {}
+    for name, shape in json.loads(metadata["shapes"]).items():
+        bits = np.unpackbits(tensors.pop(f"mask.{name}").numpy(), count=int(np.prod(shape))).astype(bool)
+        flat = torch.zeros(bits.size)
+        flat[torch.from_numpy(bits)] = tensors.pop(f"values.{name}")
+        weights[name] = flat.view(shape)
+    return weights, tensors, metadata
+
+
+@pytest.mark.parametrize("task", ["old", "new"])
+def test_bits_and_values_are_exactly_the_tasks_own_weights(task, tmp_path):
+    network = make_learned(reuse="all")
+    save_subnetwork(tmp_path / "sub", network, task)
+    weights, _, _ = decode(tmp_path / "sub")
+    assert list(weights) == PRUNABLE
+    for name, weight in network.weights():
+        mask = network.masks(task)[name]
+        assert torch.equal(weights[name], torch.where(mask, weight, torch.zeros(())))
+        assert int((weights[name] != 0).sum()) == int(mask.sum()) > 0
+
+
+def test_private_tensors_and_notes_are_in_the_file(tmp_path):
+    network = make_learned(reuse="all")
+    save_subnetwork(tmp_path / "sub", network, "new")
+    _, private, metadata = decode(tmp_path / "sub")
+    expected = network.subnetwork("new").private_tensors()
+    assert private.keys() == expected.keys() >= {"head.weight", "private.3.running_mean", "private.6.bias"}
+    assert all(torch.equal(private[name], tensor) for name, tensor in expected.items())
+    assert (metadata["task"], json.loads(metadata["reads"])) == ("new", ["old"])
+    assert metadata["digest"] == network.digest("new")
+
+
+def test_a_task_in_training_has_no_file(tmp_path):
+    network = make_network()
+    for phase in ("begun", "compacted"):
+        steps = live(network, phase, torch.optim.SGD, "compact", "none", 0)
+        while next(steps) != phase:
+            pass
+        with pytest.raises(ValueError, match=f"task '{phase}' is .*: only a frozen task has a file"):
+            save_subnetwork(tmp_path / "sub", network, phase)
+        network.freeze(phase) if phase == "compacted" else network.release(phase)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_small_where_the_subnetwork_is(tmp_path):
+    network = MultiSubnetwork(make_mlp(100, 100, bias=False))
+    network.add_task("a")
+    network.begin("a")
+    network.restrict("a", {"0.weight": torch.arange(10_000).view(100, 100) % 100 == 0})
+    network.freeze("a")
+    save_subnetwork(tmp_path / "sub", network, "a")
+    assert (tmp_path / "sub").stat().st_size < 10_000 / 8 + 100 * 4 + 500

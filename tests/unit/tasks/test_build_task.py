@@ -1,0 +1,182 @@
+"""From raw data to a task: what is checked, held out and scaled."""
+
+import pytest
+import torch
+
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.build import hold_out
+
+
+def make_data(kind="classification", examples=100, outputs=3, tests=20):
+    """Inputs of three features: one wide, one narrow, one constant."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count):
+        inputs = torch.randn(count, 3, generator=generator) * torch.tensor([9.0, 0.1, 0.0]) + torch.tensor([5.0, -2, 7])
+        if kind == "classification":
+            return Split(inputs, torch.arange(count) % outputs)
+        targets = torch.randn(count, outputs, generator=generator) * 30 + 150
+        return Split(inputs, (targets > 150).float() if kind == "multilabel" else targets)
+
+    return RawData(kind, split(examples), split(tests), outputs)
+
+
+# ---- scaling
+
+
+def test_features_are_scaled_by_the_training_split_alone():
+    data = make_data()
+    task = build_task("a", data)
+    train, _ = hold_out(data.train, 0.2, "classification")
+    mean, std = train.inputs.mean(0), train.inputs.std(0, correction=0)
+    for name, raw in (("train", train), ("test", data.test)):
+        expected = (raw.inputs - mean)[:, :2] / std[:2]
+        torch.testing.assert_close(task.splits[name].inputs[:, :2], expected)
+    scaled = task.splits["train"].inputs
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-5, rtol=0)
+
+
+def test_nothing_that_is_learned_from_depends_on_the_test_split():
+    data = make_data("regression")
+    other = RawData("regression", data.train, Split(data.test.inputs * 50, data.test.targets - 999), 3)
+    one, two = build_task("a", data), build_task("a", other)
+    for name in ("train", "val"):
+        assert torch.equal(one.splits[name].inputs, two.splits[name].inputs)
+    assert torch.equal(one.target_mean, two.target_mean)
+    assert torch.equal(one.target_std, two.target_std)
+
+
+def test_validation_examples_decide_no_scale():
+    data = make_data("regression")
+    _, val = hold_out(Split(torch.arange(100), torch.zeros(100)), 0.2, "regression")
+    inputs, targets = data.train.inputs.clone(), data.train.targets.clone()
+    inputs[val.inputs], targets[val.inputs] = 1e3, 1e3
+    one, two = build_task("a", data), build_task("a", RawData("regression", Split(inputs, targets), data.test, 3))
+    assert torch.equal(one.splits["train"].inputs, two.splits["train"].inputs)
+    assert torch.equal(one.target_std, two.target_std)
+
+
+def test_all_inputs_may_be_scaled_together_or_not_at_all():
+    data = make_data()
+    together = build_task("a", data, normalize="all").splits["train"].inputs
+    assert together.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert together.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+    assert together.std(0)[0] > 10 * together.std(0)[1]
+    assert torch.equal(build_task("a", data, normalize="none").splits["test"].inputs, data.test.inputs)
+
+
+# ---- holding out
+
+
+def test_held_out_are_the_same_examples_for_every_seed_in_their_order():
+    data = make_data()
+    splits = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        splits.append(build_task("a", data, normalize="none").splits)
+    for name in ("train", "val"):
+        assert torch.equal(splits[0][name].inputs, splits[1][name].inputs)
+    everyone = torch.cat([splits[0]["train"].inputs, splits[0]["val"].inputs])
+    assert sorted(everyone[:, 0].tolist()) == sorted(data.train.inputs[:, 0].tolist())
+
+
+def test_held_out_classes_are_in_proportion():
+    targets = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    data = RawData("classification", Split(torch.randn(100, 2), targets), Split(torch.randn(3, 2), targets[:3]), 3)
+    splits = build_task("a", data, val_fraction=0.2).splits
+    assert splits["val"].targets.bincount().tolist() == [12, 6, 2]
+    assert splits["train"].targets.bincount().tolist() == [48, 24, 8]
+
+
+def test_a_class_with_a_single_example_can_be_held_out_from():
+    targets = torch.tensor([0] * 9 + [1])
+    data = RawData("classification", Split(torch.randn(10, 2), targets), Split(torch.randn(2, 2), targets[:2]), 2)
+    assert len(build_task("a", data, val_fraction=0.2).splits["val"]) == 2
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_are_counted_and_named(kind, part, value):
+    data = make_data(kind)
+    getattr(data, part).inputs[1:4, 0] = value
+    with pytest.raises(ValueError, match=f"task 'a', {part} split: 3 inputs are NaN or infinite"):
+        build_task("a", data)
+
+
+def test_targets_that_are_not_finite_are_counted_and_named():
+    data = make_data("regression")
+    data.train.targets[2, 1] = float("nan")
+    with pytest.raises(ValueError, match="task 'a', train split: 1 targets are NaN or infinite"):
+        build_task("a", data)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("target", [3, 7, -1])
+def test_a_class_beyond_the_heads_is_refused(part, target):
+    data = make_data()
+    getattr(data, part).targets[0] = target
+    message = f"task 'a', {part} split: targets hold the class {target}, but the head has 3 classes: 0 to 2"
+    with pytest.raises(ValueError, match=message):
+        build_task("a", data)
+
+
+def test_an_empty_split_is_refused():
+    data = make_data()
+    empty = Split(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="task 'a', test split: 0 inputs and 0 targets"):
+        build_task("a", RawData("classification", data.train, empty, 3))
+
+
+def test_as_many_targets_as_inputs_are_needed():
+    data = make_data()
+    uneven = Split(data.train.inputs, data.train.targets[:-1])
+    with pytest.raises(ValueError, match="task 'a', train split: 100 inputs and 99 targets"):
+        build_task("a", RawData("classification", uneven, data.test, 3))
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_targets_of_another_shape_are_refused(kind):
+    data = make_data(kind)
+    flat = Split(data.train.inputs, data.train.targets[:, 0])
+    with pytest.raises(ValueError, match=r"targets have shape \(100,\), not \(examples, 3\)"):
+        build_task("a", RawData(kind, flat, data.test, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "tasks.a.batch_size = 0 is not allowed"),
+        ({"val_fraction": 0.0}, r"tasks.a.val_fraction = 0.0 is not allowed: in \(0, 1\)"),
+        ({"val_fraction": 1.0}, "tasks.a.val_fraction = 1.0"),
+        ({"loss_weight": -1.0}, "tasks.a.loss_weight = -1.0 is not allowed"),
+        ({"normalize": "feture"}, "tasks.a.normalize = 'feture' is not allowed: .*did you mean 'feature'"),
+        ({"metric": "acuracy"}, "tasks.a.metric = 'acuracy' is not allowed: .*did you mean 'accuracy'"),
+        ({"metric": "rmse"}, "tasks.a.metric = 'rmse' is not allowed: one of accuracy, f1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_task("a", make_data(), **settings)
+
+
+def test_too_few_examples_to_hold_any_out_are_refused():
+    one = Split(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="train"):
+        build_task("a", RawData("classification", one, one, 1))
+
+
+def test_inputs_that_differ_in_shape_between_the_splits_are_refused():
+    data = make_data()
+    wide = Split(torch.zeros(20, 4), data.test.targets)
+    with pytest.raises(ValueError, match="task 'a', test split"):
+        build_task("a", RawData("classification", data.train, wide, 3), normalize="none")
+
+
+def test_a_batch_is_at_most_the_training_split():
+    assert build_task("a", make_data(), batch_size=1000).batch_size == 80
+    assert build_task("a", make_data(), batch_size=7).batch_size == 7

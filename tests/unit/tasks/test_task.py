@@ -1,0 +1,144 @@
+"""A task's loss, predictions, metric, head and stem."""
+
+import math
+
+import pytest
+import torch
+
+from msh.tasks import METRICS, RawData, Split, build_task
+
+
+def make_task(kind, outputs, targets, shape=(4,), **settings):
+    split = Split(torch.arange(len(targets) * math.prod(shape)).float().view(-1, *shape), targets)
+    return build_task("a", RawData(kind, split, split, outputs), **settings)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """Training targets have mean 150 and standard deviation 50 in the data's own unit."""
+    return make_task("regression", 1, torch.tensor([[100.0], [200.0]] * 10), val_fraction=0.1)
+
+
+CLASSES = torch.arange(30) % 3
+LABELS = torch.stack([CLASSES == 0, CLASSES != 1], 1).float()
+
+
+# ---- losses
+
+
+def test_classification_has_cross_entropy():
+    task = make_task("classification", 3, CLASSES)
+    outputs = torch.tensor([[0.0, 0.0, 0.0], [math.log(2), 0.0, 0.0]])
+    expected = (math.log(3) + math.log(4 / 2)) / 2
+    assert task.loss(outputs, torch.tensor([1, 0])).item() == pytest.approx(expected)
+
+
+def test_multilabel_has_binary_cross_entropy():
+    task = make_task("multilabel", 2, LABELS)
+    outputs = torch.tensor([[0.0, math.log(3)]])
+    expected = (math.log(2) + math.log(4)) / 2  # one undecided, one 3 to 1 and wrong
+    assert task.loss(outputs, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(expected)
+
+
+def test_regression_has_the_squared_error_of_the_scaled_target(regression):
+    assert regression.target_mean.item() == pytest.approx(150.0, abs=4)
+    mean, std = regression.target_mean.item(), regression.target_std.item()
+    outputs, targets = torch.tensor([[0.0], [1.0]]), torch.tensor([[mean], [mean + 3 * std]])
+    assert regression.loss(outputs, targets).item() == pytest.approx((0 + 4) / 2, rel=1e-5)
+
+
+# ---- predictions and metrics
+
+
+def test_regression_is_measured_in_the_datas_own_unit(regression):
+    mean, std = regression.target_mean.item(), regression.target_std.item()
+    metric, outputs = regression.build_metric(), torch.tensor([[0.0], [1.0]])
+    metric.update(regression.predictions(outputs), torch.tensor([[mean + 30], [mean + std - 40]]))
+    assert metric.compute().item() == pytest.approx(math.sqrt((900 + 1600) / 2), rel=1e-5)
+
+
+def test_predictions_are_float_whatever_the_head_computed_in(regression):
+    assert regression.predictions(torch.zeros(2, 1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+BY_HAND = [
+    ("classification", "accuracy", 3, CLASSES, [[9, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]], [0, 1, 1, 2], 0.75),
+    ("classification", "f1", 3, CLASSES, [[9, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]], [0, 1, 1, 2], 7 / 9),
+    ("multilabel", "label_accuracy", 2, LABELS, [[9.0, -9.0], [9.0, 9.0]], [[1, 1], [0, 1]], 0.5),
+    ("regression", "rmse", 1, LABELS[:, :1], [[3.0], [4.0]], [[0.0], [0.0]], math.sqrt(12.5)),
+    ("regression", "mse", 1, LABELS[:, :1], [[3.0], [4.0]], [[0.0], [0.0]], 12.5),
+    ("regression", "r2", 1, LABELS[:, :1], [[1.0], [2.0], [4.0]], [[1.0], [2.0], [3.0]], 0.5),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "outputs", "data", "predicted", "targets", "score"), BY_HAND)
+def test_every_metric_agrees_with_the_score_by_hand(kind, name, outputs, data, predicted, targets, score):
+    metric = make_task(kind, outputs, data, metric=name).build_metric()
+    predictions, truth = torch.tensor(predicted).float(), torch.tensor(targets)
+    for i in range(len(truth)):  # R2 needs all examples together; the others do not mind one at a time
+        part = slice(i, i + 1) if name != "r2" else slice(None)
+        metric.update(predictions[part], truth[part])
+        if name == "r2":
+            break
+    assert metric.compute().item() == pytest.approx(score, rel=1e-5)
+
+
+def test_every_metric_is_worked_out_by_hand_above():
+    assert {name for _, name, *_ in BY_HAND} == set(METRICS)
+
+
+@pytest.mark.parametrize(("name", "direction"), [("accuracy", "max"), ("f1", "max"), ("rmse", "min"), ("r2", "max")])
+def test_metrics_know_which_way_is_better(name, direction):
+    kind = METRICS[name].kinds[0]
+    outputs, targets = (3, CLASSES) if kind == "classification" else (1, LABELS[:, :1])
+    assert make_task(kind, outputs, targets, metric=name).direction == direction
+
+
+@pytest.mark.parametrize(("kind", "name"), [("classification", "accuracy"), ("regression", "rmse")])
+def test_without_a_metric_the_kinds_usual_one_is_taken(kind, name):
+    outputs, targets = (3, CLASSES) if kind == "classification" else (1, LABELS[:, :1])
+    assert make_task(kind, outputs, targets).metric == name
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_several_outputs_of_a_regression_have_one_score(outputs):
+    task = make_task("regression", outputs, torch.randn(30, outputs, generator=torch.Generator().manual_seed(0)))
+    metric = task.build_metric()
+    metric.update(torch.zeros(6, outputs), torch.full((6, outputs), 2.0))
+    assert metric.compute().shape == ()
+    assert metric.compute().item() == pytest.approx(2.0)
+
+
+def test_two_metrics_of_a_task_share_nothing():
+    task = make_task("classification", 3, CLASSES)
+    one, other = task.build_metric(), task.build_metric()
+    one.update(torch.eye(3), torch.arange(3))
+    other.update(torch.eye(3), torch.tensor([1, 2, 0]))
+    assert (one.compute().item(), other.compute().item()) == (1.0, 0.0)
+
+
+# ---- head and stem
+
+
+def test_a_head_leads_from_features_to_outputs():
+    head = make_task("classification", 3, CLASSES).build_head(7)
+    assert head(torch.zeros(2, 7)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("shape", "target"), [((4,), (1, 8, 8)), ((1, 8, 8), (4,)), ((3, 2, 2), (12,)), ((1,), (5,))])
+def test_a_stem_leads_to_the_backbones_shape(shape, target):
+    task = make_task("classification", 3, CLASSES, shape=shape)
+    assert task.input_shape == shape
+    stem = task.build_stem(target)
+    assert stem(torch.zeros(2, *shape)).shape == (2, *target)
+    assert not any(parameter.any() for name, parameter in stem.named_parameters() if name.endswith("bias"))
+
+
+def test_no_stem_is_needed_where_the_shapes_are_the_same():
+    assert make_task("classification", 3, CLASSES, shape=(1, 2, 2)).build_stem((1, 2, 2)) is None
+
+
+def test_a_stem_keeps_the_scale_of_its_inputs():
+    torch.manual_seed(0)
+    stem = make_task("classification", 3, CLASSES, shape=(64,)).build_stem((400,))
+    assert stem(torch.randn(500, 64)).std().item() == pytest.approx(1.0, rel=0.1)

@@ -1,0 +1,129 @@
+"""Image data sets, on files of MNIST's format that the tests write; nothing is downloaded."""
+
+import gzip
+import struct
+
+import pytest
+import torch
+import torchvision.datasets as sets
+
+from msh.tasks import build_task
+from msh.tasks.vision import vision
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def idx(tensor):
+    """A tensor of bytes in the IDX format: magic number, sizes, values."""
+    sizes = struct.pack(f">{tensor.dim()}i", *tensor.shape)
+    return struct.pack(">HBB", 0, 8, tensor.dim()) + sizes + tensor.to(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data directory with 30 and 10 images of 28x28 in the place of MNIST's."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 30), ("t10k", 10)):
+        labels = torch.arange(count) % 10
+        images = (labels.view(-1, 1, 1) * 25 + torch.arange(28)).expand(count, 28, 28)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def network_is_down(monkeypatch):
+    """Any attempt to download fails as it does without internet; returns the attempts."""
+    attempts = []
+
+    def download(self):
+        attempts.append(type(self).__name__)
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    for name in ("MNIST", "CIFAR10"):
+        monkeypatch.setattr(getattr(sets, name), "download", download)
+    return attempts
+
+
+def test_images_and_labels_are_read(root, network_is_down):
+    data = vision("MNIST", str(root))
+    assert (data.kind, data.outputs) == ("classification", 10)
+    assert data.train.inputs.shape == (30, 1, 28, 28)
+    assert data.test.targets.tolist() == list(range(10))
+    assert data.train.inputs[3, 0, 0, 2].item() == pytest.approx((3 * 25 + 2) / 255)
+    assert data.train.inputs.max() <= 1.0
+    assert network_is_down == []
+
+
+def test_a_task_can_be_built_of_them(root):
+    task = build_task("mnist", vision("MNIST", str(root)), normalize="all", val_fraction=0.4)
+    assert [len(task.splits[name]) for name in ("train", "val", "test")] == [18, 12, 10]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_file_cut_short_is_named_with_its_directory(file, share, root):
+    path = root / "MNIST" / "raw" / file
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="cut short or damaged") as caught:
+        vision("MNIST", str(root))
+    assert str(root) in str(caught.value)
+    assert "MNIST" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_is_something_else_is_named_with_its_directory(file, root):
+    (root / "MNIST" / "raw" / file).write_bytes(b"<html>404 Not Found</html>" * 40)
+    with pytest.raises(ValueError, match="cut short or damaged") as caught:
+        vision("MNIST", str(root))
+    assert str(root) in str(caught.value)
+
+
+def test_as_many_labels_as_images_are_needed(root):
+    (root / "MNIST" / "raw" / FILES[1]).write_bytes(idx(torch.arange(29) % 10))
+    with pytest.raises(ValueError, match="30 inputs and 29 targets"):
+        build_task("mnist", vision("MNIST", str(root)))
+
+
+def test_missing_files_are_named_where_downloading_is_switched_off(tmp_path, network_is_down):
+    with pytest.raises(FileNotFoundError) as caught:
+        vision("MNIST", str(tmp_path / "nowhere"), download=False)
+    message = str(caught.value)
+    assert all(file in message for file in FILES)
+    assert str(tmp_path / "nowhere") in message
+    assert "downloading is switched off" in message
+    assert network_is_down == []
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"])
+def test_missing_files_that_cannot_be_downloaded_are_an_error_that_says_where_to_put_them(
+    name, tmp_path, network_is_down
+):
+    with pytest.raises(FileNotFoundError) as caught:
+        vision(name, str(tmp_path))
+    message = str(caught.value)
+    assert f"{name} is not in the data directory {tmp_path}" in message
+    assert "downloading failed (Error downloading" in message
+    assert "paths.data_dir=DIR" in message
+    assert network_is_down == [name]
+
+
+def test_one_missing_file_of_four_is_missing(root):
+    (root / "MNIST" / "raw" / FILES[2]).unlink()
+    with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte"):
+        vision("MNIST", str(root), download=False)
+
+
+def test_files_still_packed_are_not_taken_for_data(root):
+    path = root / "MNIST" / "raw" / FILES[0]
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
+        vision("MNIST", str(root), download=False)
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(root):
+    with pytest.raises(ValueError, match=r"source.name = 'MNITS' is not allowed: .*did you mean 'MNIST'"):
+        vision("MNITS", str(root))

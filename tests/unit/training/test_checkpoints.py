@@ -1,0 +1,149 @@
+"""What a killed run goes on from: checkpoints within a fit, networks between fits."""
+
+import logging
+
+import pytest
+import torch
+from toys import AfterBatch, begin, fit, make_config, make_module
+
+from helpers import differences
+from msh.subnetworks import CRITERIA, SCHEDULES
+from msh.training.callbacks import IterativePruning
+from msh.training.callbacks.checkpoint import epoch_checkpoints, newest_readable
+from msh.training.state import RunState
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of a fit of four epochs that saved each of them."""
+    path = tmp_path_factory.mktemp("fit")
+    fit(begin(make_module(), "a"), path, epochs=4, config=make_config(min_seconds=0))
+    return path / "checkpoints"
+
+
+def copy(folder, target):
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_the_newest_two_are_kept(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch-00002.ckpt", "epoch-00003.ckpt"]
+    assert newest_readable(folder).name == "epoch-00003.ckpt"
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path):
+    fit(begin(make_module(), "a"), tmp_path, config=make_config(min_seconds=1e9))
+    assert epoch_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_debugging_fit_writes_no_checkpoint(tmp_path):
+    fit(begin(make_module(), "a"), tmp_path, config=make_config(min_seconds=0, fast_dev_run=True))
+    assert epoch_checkpoints(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.99])
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(size, folder, tmp_path, caplog):
+    mine = copy(folder, tmp_path / "mine")
+    newest = mine / "epoch-00003.ckpt"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: size if isinstance(size, int) else int(size * len(content))])
+    with caplog.at_level(logging.WARNING):
+        assert newest_readable(mine).name == "epoch-00002.ckpt"
+    assert "epoch-00003.ckpt cannot be read" in caplog.text
+    assert "falling back to the one before" in caplog.text
+
+
+def test_without_a_readable_checkpoint_there_is_none(tmp_path):
+    assert newest_readable(tmp_path / "nowhere") is None
+    (tmp_path / "epoch-00001.ckpt").write_bytes(b"not a checkpoint")
+    assert newest_readable(tmp_path) is None
+
+
+def make_pruner():
+    wanted = {"a": {"2.weight": 4, "6.weight": 10}}
+    return IterativePruning(wanted, CRITERIA["magnitude"], SCHEDULES["cubic"], 0.5, 3, rounds=5, rewind_epoch=0)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_fit_stopped_in_the_middle_goes_on_to_the_same_weights(epoch, tmp_path):
+    def stop(now, batch, module):
+        if (now, batch) == (epoch, 2):
+            raise KilledError
+
+    config = make_config(min_seconds=0, restore_best=True)
+    undisturbed = begin(make_module(norm="batch"), "a")
+    fit(undisturbed, tmp_path / "one", make_pruner(), epochs=4, config=config)
+    with pytest.raises(KilledError):
+        fit(begin(make_module(norm="batch"), "a"), tmp_path, make_pruner(), AfterBatch(stop), epochs=4, config=config)
+    resumed = begin(make_module(norm="batch"), "a")
+    seen = AfterBatch(lambda epoch, batch, module: epoch)
+    fit(resumed, tmp_path, make_pruner(), seen, epochs=4, config=config)
+    assert min(seen.seen) == epoch  # finished epochs are not done again
+    assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
+    assert resumed.run_step == undisturbed.run_step == 16
+
+
+# ---- between fits
+
+
+def make_frozen(bias=0.0):
+    module = begin(make_module(), "a")
+    torch.nn.init.constant_(module.network.subnetwork("a").head.bias, bias)
+    module.network.freeze("a")
+    return module.network
+
+
+@pytest.fixture
+def state(tmp_path):
+    """After three fits, whose networks differ in the head's bias: 0, 1, 2."""
+    state = RunState(tmp_path / "checkpoints", writes=True)
+    for number in range(3):
+        state.fit_folder(f"fit-{number}").mkdir(parents=True)
+        state.fit_ended(number, f"fit-{number}", make_frozen(number), {"run_step": 10 * number, "checked": number})
+    return state
+
+
+def bias_of(found):
+    return found["subnetworks.a.head.bias"][0].item()
+
+
+def test_a_run_without_checkpoints_starts_at_the_beginning(tmp_path):
+    assert RunState(tmp_path, writes=True).newest() == (0, {}, {})
+
+
+def test_the_newest_network_counts_the_fits_that_ended(state):
+    ended, found, counted = state.newest()
+    assert (ended, bias_of(found), counted) == (3, 2.0, {"run_step": 20, "checked": 2})
+
+
+def test_two_networks_and_no_fit_folder_are_kept(state):
+    kept = sorted(path.name for path in state.folder.iterdir())
+    assert kept == ["after-0001.safetensors", "after-0002.safetensors"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_torn_network_falls_back_to_the_one_before_and_says_so(share, state, caplog):
+    newest = state.folder / "after-0002.safetensors"
+    newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
+    with caplog.at_level(logging.WARNING):
+        ended, found, counted = state.newest()
+    assert (ended, bias_of(found), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
+    assert "after-0002.safetensors" in caplog.text
+    assert "falling back to the one before" in caplog.text
+    assert not newest.exists()
+
+
+def test_a_process_that_does_not_write_leaves_the_folder_alone(state):
+    other = RunState(state.folder, writes=False)
+    newest = state.folder / "after-0002.safetensors"
+    newest.write_bytes(b"torn")
+    other.fit_ended(3, "fit-3", make_frozen(), {"run_step": 30})
+    assert other.newest()[0] == 2
+    assert newest.read_bytes() == b"torn"
+    assert len(list(state.folder.iterdir())) == 2

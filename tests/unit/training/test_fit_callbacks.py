@@ -1,0 +1,219 @@
+"""RestoreBest, Freeze and Guarantee."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
+
+from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
+from msh.training.callbacks.guarantee import same_bits
+from msh.training.fitting import measure
+
+
+def bias_after(scores, kind="classification", metric="accuracy"):
+    """Epoch i sets the head's bias to i; returns the bias that RestoreBest puts back after these scores."""
+    module = begin(make_module(make_task(kind=kind, metric=metric)), "a")
+    module.prepare("toy", ["a"], None)
+    callback, bias = RestoreBest(), module.network.subnetwork("a").head.bias
+    for epoch, score in enumerate(scores):
+        torch.nn.init.constant_(bias, epoch)
+        metrics = {} if score is None else {f"a/val/{metric}": torch.tensor(score)}
+        callback.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=metrics), module)
+    callback.on_train_end(None, module)
+    assert bool((bias == bias[0]).all())
+    return bias[0].item()
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([0.5, 0.9, 0.7], 1), ([0.5, 0.9, 0.9, 0.7], 2), ([0.9, 0.5], 0), ([0.1, 0.2], 1), ([None, 0.2, None], 1)],
+)
+def test_the_best_epoch_comes_back_the_latest_among_equals(scores, best):
+    assert bias_after(scores) == best
+
+
+@pytest.mark.parametrize(("scores", "best"), [([3.0, 1.0, 2.0], 1), ([3.0, 1.0, 1.0, 2.0], 2), ([1.0, 5.0], 0)])
+def test_the_lowest_score_is_the_best_of_a_metric_that_is_better_low(scores, best):
+    assert bias_after(scores, kind="regression", metric="rmse") == best
+
+
+def test_each_task_of_a_stage_has_its_own_best_epoch():
+    module = begin(begin(make_module(make_task("a"), make_task("b")), "a"), "b")
+    module.prepare("toy", ["a", "b"], None)
+    callback = RestoreBest()
+    for epoch, scores in enumerate([(0.9, 0.1), (0.2, 0.8), (0.1, 0.3)]):
+        metrics = dict(zip(("a/val/accuracy", "b/val/accuracy"), map(torch.tensor, scores), strict=True))
+        for task in ("a", "b"):
+            torch.nn.init.constant_(module.network.subnetwork(task).head.bias, epoch)
+        callback.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=metrics), module)
+    callback.on_train_end(None, module)
+    assert [module.network.subnetwork(task).head.bias[0].item() for task in ("a", "b")] == [0, 1]
+
+
+def test_the_sanity_check_counts_for_nothing():
+    module = begin(make_module(), "a")
+    module.prepare("toy", ["a"], None)
+    callback = RestoreBest()
+    metrics = {"a/val/accuracy": torch.tensor(1.0)}
+    callback.on_validation_end(SimpleNamespace(sanity_checking=True, callback_metrics=metrics), module)
+    assert callback.scores == {}
+
+
+def test_a_fit_ends_with_the_weights_of_its_best_epoch(tmp_path):
+    def spoil(epoch, batch, module):
+        if epoch >= 3:
+            rarest = module.tasks["a"].splits["val"].targets.bincount(minlength=3).argmin()
+            with torch.no_grad():
+                module.network.subnetwork("a").head.bias[rarest] = 100.0
+
+    module, config = begin(make_module(), "a"), make_config(restore_best=True)
+    seen = AfterEpoch(lambda trainer, module: trainer.callback_metrics["a/val/accuracy"].item())
+    fit(module, tmp_path, seen, AfterBatch(spoil), Freeze(), config=config, epochs=5)
+    assert max(seen.seen) > seen.seen[-1]  # or the last epoch's weights would pass too
+    assert measure(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
+
+
+def test_what_restore_best_keeps_goes_through_its_state():
+    first, second = RestoreBest(), RestoreBest()
+    first.scores, first.states = {"a": 0.5}, {"a": {"x": torch.ones(2)}}
+    second.load_state_dict(first.state_dict())
+    assert (second.scores, second.states) == (first.scores, first.states)
+
+
+# ---- freezing
+
+
+def test_freezing_leaves_no_parameter(tmp_path):
+    module = begin(make_module(norm="batch"), "a")
+    assert list(module.parameters())
+    fit(module, tmp_path, Freeze(), epochs=1)
+    assert list(module.parameters()) == []
+    assert module.network.subnetwork("a").phase == "frozen"
+
+
+def test_freezing_keeps_what_the_fit_has_learned(tmp_path):
+    module = begin(make_module(), "a")
+    inputs = module.tasks["a"].splits["val"].inputs
+    fit(module, tmp_path, epochs=1)
+    with torch.no_grad():
+        before = module(inputs, "a")
+    module.network.freeze("a")
+    assert torch.equal(module(inputs, "a"), before)
+
+
+# ---- the guarantee
+
+
+@pytest.fixture
+def learned(tmp_path):
+    """(module with a frozen task in a quarter of the network, guarantee that has recorded it)."""
+    module = begin(make_module(make_task("a"), make_task("b"), norm="batch"), "a")
+    masks = {name: torch.arange(free.numel()).view(free.shape) % 4 == 0 for name, free in module.network.free().items()}
+    module.network.restrict("a", masks)
+    guarantee = Guarantee(tmp_path / "guarantee")
+    fit(module, tmp_path, Freeze(), guarantee, epochs=1)
+    assert (guarantee.checked, guarantee.violations) == (0, 0)
+    return module, guarantee
+
+
+def tamper(module, owned=True, by=1.0):
+    weight = module.network.backbone.get_buffer("6.weight")
+    weight[module.network.masks("a")["6.weight"] == owned] += by
+    module.network._shown = None
+
+
+def test_a_task_that_stayed_the_same_passes(learned):
+    module, guarantee = learned
+    guarantee.check(module, ["a"])
+    assert (guarantee.checked, guarantee.violations) == (1, 0)
+
+
+def test_a_tampered_weight_ends_the_run(learned):
+    module, guarantee = learned
+    tamper(module)
+    with pytest.raises(GuaranteeError, match=r"task 'a' has changed since it was frozen: .*its weights.*its outputs"):
+        guarantee.check(module, ["a"])
+    assert guarantee.violations == 1
+
+
+def test_a_weight_that_changed_by_its_last_bit_is_found(learned):
+    module, guarantee = learned
+    weight = module.network.backbone.get_buffer("6.weight")
+    place = module.network.masks("a")["6.weight"].nonzero()[0].tolist()
+    weight[tuple(place)] = torch.nextafter(weight[tuple(place)], torch.tensor(9.0))
+    with pytest.raises(GuaranteeError, match="its weights"):
+        guarantee.check(module, ["a"])
+
+
+def test_a_weight_of_no_task_may_change(learned):
+    module, guarantee = learned
+    tamper(module, owned=False)
+    guarantee.check(module, ["a"])
+    assert guarantee.violations == 0
+
+
+@pytest.mark.parametrize("part", ["private", "head", "owners"])
+def test_all_that_belongs_to_a_task_is_guarded(learned, part):
+    module, guarantee = learned
+    sub = module.network.subnetwork("a")
+    if part == "private":
+        sub.private["3.running_var"].mul_(2)
+    elif part == "head":
+        sub.head.bias.add_(1)
+    else:
+        module.network.owners["6.weight"].zero_()
+        module.network._shown = None
+    with pytest.raises(GuaranteeError):
+        guarantee.check(module, ["a"])
+
+
+def test_violations_that_are_warnings_are_counted(learned, caplog):
+    module, guarantee = learned
+    tamper(module)
+    guarantee.on_violation = "warn"
+    with caplog.at_level(logging.WARNING):
+        guarantee.check(module, ["a"])
+        guarantee.check(module, ["a"])
+    assert (guarantee.checked, guarantee.violations) == (2, 2)
+    assert "task 'a' has changed" in caplog.text
+
+
+def test_a_later_fit_that_harms_an_earlier_task_is_stopped(learned, tmp_path):
+    module, guarantee = learned
+    begin(module, "b")
+    harm = AfterEpoch(lambda trainer, module: tamper(module))
+    with pytest.raises(GuaranteeError, match="task 'a'"):
+        fit(module, tmp_path, harm, Freeze(), guarantee, name="b", epochs=1)
+
+
+def test_a_later_fit_is_checked_and_recorded(learned, tmp_path):
+    module, guarantee = learned
+    begin(module, "b")
+    fit(module, tmp_path, Freeze(), guarantee, name="b", epochs=2)
+    assert (guarantee.checked, guarantee.violations) == (1, 0)
+    again = Guarantee(tmp_path / "guarantee")  # as a resumed run has it: the records are files
+    again.check(module, ["a", "b"])
+    assert (again.checked, again.violations) == (2, 0)
+
+
+def test_records_of_another_machine_are_compared_by_weight_only(learned, monkeypatch, caplog):
+    module, guarantee = learned
+    monkeypatch.setattr("msh.training.callbacks.guarantee._computed_on", lambda device: "elsewhere")
+    monkeypatch.setattr(guarantee, "_outputs", lambda *_: torch.zeros(3))
+    with caplog.at_level(logging.WARNING):
+        guarantee.check(module, ["a"])
+    assert guarantee.violations == 0
+    assert "its outputs are not" in caplog.text
+    tamper(module)
+    with pytest.raises(GuaranteeError):
+        guarantee.check(module, ["a"])
+
+
+def test_same_bits_is_stricter_than_equal_and_takes_nan():
+    nan, zero = torch.tensor([float("nan")]), torch.zeros(1)
+    assert same_bits(nan, nan.clone())
+    assert not same_bits(zero, -zero)
+    assert not same_bits(zero, zero.double())
+    assert not same_bits(zero, torch.zeros(2))

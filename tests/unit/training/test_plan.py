@@ -1,0 +1,192 @@
+"""The plan of a run: the curriculum, the fits of a stage, the pruning settings; and every way to get them wrong."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from msh.training.config import PruningConfig
+from msh.training.plan import Pruning, Stage, fits_of, read_curriculum, read_pruning
+
+TASKS = ["digits", "wine", "iris"]
+
+
+def stages(curriculum, tasks=TASKS, max_epochs=5):
+    found = read_curriculum(OmegaConf.create({"c": curriculum}).c, tasks, max_epochs)
+    return [(stage.index, stage.tasks, stage.max_epochs) for stage in found]
+
+
+def test_without_a_curriculum_each_task_is_a_stage_in_order():
+    assert stages(None) == [(0, ("digits",), 5), (1, ("wine",), 5), (2, ("iris",), 5)]
+
+
+@pytest.mark.parametrize(
+    "curriculum",
+    [
+        ["wine", "digits", "iris"],
+        [["wine"], ["digits"], ["iris"]],
+        [{"tasks": ["wine"]}, {"tasks": "digits"}, "iris"],
+        ["wine", {"tasks": ["digits"], "max_epochs": 5}, ["iris"]],
+    ],
+)
+def test_a_curriculum_may_be_written_in_several_ways(curriculum):
+    assert stages(curriculum) == [(0, ("wine",), 5), (1, ("digits",), 5), (2, ("iris",), 5)]
+
+
+def test_a_stage_may_have_epochs_of_its_own():
+    assert stages(["wine", {"tasks": ["digits"], "max_epochs": 9}, "iris"])[1] == (1, ("digits",), 9)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "message"),
+    [
+        (["digits", "wine"], r"curriculum names task 'iris' 0 times: every task belongs to one stage"),
+        (["digits", "wine", "iris", "wine"], r"curriculum names task 'wine' 2 times"),
+        (["digits", "wnie", "iris"], r"curriculum\[1\] names 'wnie', which is not in tasks: .*did you mean 'wine'"),
+        (["digits", [], "wine", "iris"], r"curriculum\[1\] has no task"),
+        (["digits", None, "wine", "iris"], r"curriculum\[1\] has no task"),
+        (["digits", {"max_epochs": 3}], r"curriculum\[1\] has no task"),
+        ("digits", r"curriculum = 'digits' is not allowed: a list of stages"),
+        ([{"task": ["digits"]}], r"a key of curriculum\[0\] = 'task' is not allowed.*did you mean 'tasks'"),
+        ([{"tasks": ["digits"], "max_epochs": 0}], r"max_epochs = 0 of curriculum\[0\] is not allowed"),
+        ([{"tasks": ["digits"], "max_epochs": 1.5}], r"max_epochs = 1.5 of curriculum\[0\]"),
+        ([{"tasks": ["digits"], "max_epochs": "9"}], r"max_epochs = '9' of curriculum\[0\]"),
+    ],
+)
+def test_a_wrong_curriculum_is_refused(curriculum, message):
+    with pytest.raises(ValueError, match=message):
+        stages(curriculum)
+
+
+@pytest.mark.parametrize("entry", [3, 1.5, True])
+def test_a_stage_of_no_known_form_is_refused(entry):
+    with pytest.raises(ValueError, match=r"curriculum\[0\]"):
+        stages([entry, "digits", "wine", "iris"])
+
+
+def test_a_curriculum_that_is_a_mapping_is_refused():
+    with pytest.raises(ValueError, match="a list of stages"):
+        read_curriculum(OmegaConf.create({"digits": 1}), TASKS, 5)
+
+
+def test_max_epochs_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"max_epochs = 0 of curriculum\[0\]"):
+        stages(None, max_epochs=0)
+
+
+def test_no_task_at_all_is_refused():
+    with pytest.raises(ValueError, match="tasks is empty: name at least one"):
+        stages(None, tasks=[])
+
+
+# ---- fits
+
+
+def make_pruning(begin=0.16, end=0.33, rewind=None):
+    return Pruning({}, None, None, begin, end, rounds=1, rewind=rewind, rescale=True, sample=1)
+
+
+def parts(epochs, **pruning):
+    fits = fits_of(Stage(1, ("wine",), epochs), 4, make_pruning(**pruning))
+    return [(fit.key, fit.epochs, fit.prunes, fit.last) for fit in fits]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "end", "pruned", "rest"),
+    [(12, 0.33, 4, 8), (12, 0.5, 6, 6), (3, 0.33, 1, 2), (10, 0.3, 3, 7), (10, 0.1 + 0.2, 3, 7), (100, 0.01, 1, 99)],
+)
+def test_pruning_has_the_epochs_that_its_end_reaches_into(epochs, end, pruned, rest):
+    assert parts(epochs, begin=0, end=end) == [
+        ("stage-001-prune", pruned, True, False),
+        ("stage-001-train", rest, False, True),
+    ]
+
+
+def test_pruning_at_initialisation_needs_one_fit():
+    assert parts(7, begin=0, end=0) == [("stage-001-train", 7, False, True)]
+
+
+@pytest.mark.parametrize(("epochs", "end"), [(7, 1.0), (1, 0.33)])
+def test_pruning_to_the_end_leaves_one_fit(epochs, end):
+    assert parts(epochs, begin=0, end=end) == [("stage-001-prune", epochs, True, True)]
+
+
+def test_fits_are_named_for_stage_and_task():
+    fits = fits_of(Stage(1, ("wine",), 6), 4, make_pruning())
+    assert [fit.name for fit in fits] == ["stage 2/4 wine: prune", "stage 2/4 wine: train"]
+
+
+@pytest.mark.parametrize(("rewind", "epochs"), [(2, 10), (-1, 10), (1, 5)])
+def test_rewinding_to_an_epoch_after_the_first_cut_is_refused(rewind, epochs):
+    with pytest.raises(ValueError, match=rf"pruning.rewind = {rewind} is not allowed: the first cut of stage 1"):
+        parts(epochs, begin=0.1, rewind=rewind)
+
+
+def test_rewinding_to_an_epoch_before_the_first_cut_is_allowed():
+    assert parts(10, begin=0.2, end=0.5, rewind=2)[0][1] == 5
+
+
+# ---- pruning settings
+
+
+def settings(**changes):
+    usual = {"criterion": {"name": "magnitude"}, "schedule": "cubic"}
+    return OmegaConf.merge(OmegaConf.structured(PruningConfig), usual | changes)
+
+
+def test_one_density_is_every_tasks():
+    pruning = read_pruning(settings(density=0.25), TASKS)
+    assert {task: budget.density for task, budget in pruning.budgets.items()} == dict.fromkeys(TASKS, 0.25)
+    assert (pruning.criterion.name, pruning.schedule.__name__) == ("magnitude", "cubic")
+
+
+def test_density_may_be_a_mapping_from_task_to_number():
+    densities = {"digits": 0.5, "wine": 0.25, "iris": 1}
+    found = read_pruning(settings(density=densities), TASKS).budgets
+    assert {task: budget.density for task, budget in found.items()} == densities
+
+
+def test_weights_and_share_replace_density():
+    found = read_pruning(settings(density=None, weights={"digits": 9, "wine": 8, "iris": 7}), TASKS).budgets
+    assert [budget.weights for budget in found.values()] == [9, 8, 7]
+    assert read_pruning(settings(density=None, share="equal"), TASKS).budgets["iris"].share == "equal"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0}, r"task 'digits': density = 0.0 is not allowed: .*in \(0, 1\]"),
+        ({"density": 1.5}, r"task 'digits': density = 1.5 is not allowed"),
+        ({"density": -0.1}, r"density = -0.1 is not allowed"),
+        ({"density": float("nan")}, r"density = nan is not allowed"),
+        ({"density": "much"}, r"pruning.density = 'much' is not allowed: a number in \(0, 1\]"),
+        ({"density": True}, r"pruning.density = True is not allowed"),
+        ({"density": [0.1, 0.2, 0.3]}, r"pruning.density = .* is not allowed"),
+        ({"density": {"digits": 0.1, "wine": 0.1}}, r"pruning.density has no number for task 'iris'"),
+        (
+            {"density": {"digits": 0.1, "wine": 0.1, "iris": 0.1, "wines": 0.1}},
+            r"pruning.density names 'wines', which is not a task; did you mean 'wine'",
+        ),
+        ({"density": {"digits": 0.1, "wine": 2, "iris": 0.1}}, r"task 'wine': density = 2.0 is not allowed"),
+        ({"weights": 5}, r"pruning.weights and pruning.share replace pruning.density: pass pruning.density=null"),
+        ({"share": "equal"}, r"pass pruning.density=null"),
+        ({"density": None}, r"exactly one of density, weights, share"),
+        ({"density": None, "weights": 0}, r"task 'digits': weights = 0 is not allowed"),
+        ({"density": None, "share": "half"}, r"share = 'half' is not allowed: only 'equal' is"),
+        ({"scope": "layer"}, r"scope = 'layer' is not allowed: 'tensor' or 'network' is"),
+        ({"begin": 0.5, "end": 0.2}, r"pruning.begin = 0.5, pruning.end = 0.2 are not allowed"),
+        ({"begin": -0.5}, r"pruning.begin = -0.5"),
+        ({"end": 1.2}, r"pruning.end = 1.2"),
+        ({"rounds": 0}, r"pruning.rounds = 0 is not allowed: at least 1 is"),
+        ({"sample": 0}, r"pruning.sample = 0 is not allowed: at least 1 is"),
+        ({"criterion": "magnitud"}, r"pruning.criterion = 'magnitud' is not allowed: .*did you mean 'magnitude'"),
+        ({"schedule": {"name": "cubik"}}, r"pruning.schedule = 'cubik' is not allowed: .*did you mean 'cubic'"),
+    ],
+)
+def test_wrong_pruning_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_pruning(settings(**changes), TASKS)
+
+
+@pytest.mark.parametrize("weights", ["many", 2.5, [1, 2]])
+def test_weights_that_are_not_a_whole_number_are_refused(weights):
+    with pytest.raises(ValueError, match="weights"):
+        read_pruning(settings(density=None, weights=weights), TASKS)

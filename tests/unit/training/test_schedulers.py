@@ -1,0 +1,61 @@
+"""Learning-rate schedulers get the length of their fit."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+from toys import AfterBatch, begin, fit, make_config, make_module
+
+from msh.training.schedulers import build_scheduler
+
+
+def make_optimizer(lr=1.0):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def rates(scheduler, steps):
+    """The rate at the start and after each step."""
+    found = [scheduler.get_last_lr()[0]]
+    for _ in range(steps):
+        scheduler.optimizer.step()
+        scheduler.step()
+        found.append(scheduler.get_last_lr()[0])
+    return found
+
+
+def test_cosine_ends_at_zero_with_the_fit():
+    found = rates(build_scheduler(partial(lr_scheduler.CosineAnnealingLR), make_optimizer(), 4), 4)
+    assert found == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 0.0], abs=1e-6)
+
+
+def test_linear_reaches_its_end_with_the_fit():
+    factory = partial(lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.2)
+    assert rates(build_scheduler(factory, make_optimizer(), 4), 4) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_one_cycle_has_its_peak_and_its_end_within_the_fit():
+    factory = partial(lr_scheduler.OneCycleLR, max_lr=1.0)
+    found = rates(build_scheduler(factory, make_optimizer(), 10), 9)
+    assert max(found) == pytest.approx(1.0)
+    assert found[-1] < 1e-4
+
+
+def test_a_length_that_is_set_stays():
+    found = build_scheduler(partial(lr_scheduler.CosineAnnealingLR, T_max=7), make_optimizer(), 4)
+    assert found.T_max == 7
+
+
+def test_a_scheduler_without_a_length_is_given_none():
+    found = build_scheduler(partial(lr_scheduler.StepLR, step_size=2, gamma=0.1), make_optimizer(), 4)
+    assert rates(found, 4) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_a_fit_steps_the_scheduler_with_each_batch_to_its_end(tmp_path):
+    config = make_config()
+    config.scheduler = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True}
+    seen = AfterBatch(lambda epoch, batch, module: module.optimizers().param_groups[0]["lr"])
+    fit(begin(make_module(), "a"), tmp_path, seen, epochs=2, config=config)
+    assert len(seen.seen) == 8
+    assert seen.seen == sorted(seen.seen, reverse=True)
+    assert seen.seen[-1] < 0.1 * seen.seen[0]
