@@ -149,7 +149,7 @@ class _Scattered(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         (index,) = ctx.saved_tensors
-        return gradient.reshape(-1).index_select(0, index), None, None
+        return gradient.take(index), None, None
 
 
 def masked_weight(values: Tensor, mask: Tensor, base: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def build_task(
     normalize: Normalize = "feature",
     metric: str | None = None,
     loss_weight: float = 1.0,
+    repeat: int = 1,
 ) -> Task:
     """Check the data, hold out validation examples, and scale inputs by the training split's statistics.
 
@@ -81,12 +82,14 @@ def build_task(
         normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "none".
         metric: a name in METRICS; the kind's usual one when None.
         loss_weight: factor of the loss where several tasks train together.
+        repeat: times an epoch goes through the training examples.
     Raises:
         ValueError: the data or a setting is not allowed.
     """
     check_data(name, data)
-    if batch_size < 1:
-        raise ValueError(f"tasks.{name}.batch_size = {batch_size} is not allowed: at least 1 is")
+    for key, value in (("batch_size", batch_size), ("repeat", repeat)):
+        if value < 1:
+            raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
     if loss_weight < 0.0:
@@ -111,6 +114,7 @@ def build_task(
         target_mean=mean,
         target_std=std,
         loss_weight=loss_weight,
+        repeat=repeat,
     )
 
 

@@ -35,17 +35,20 @@ class ShuffledBatches(Sampler[Tensor]):
         examples: number of examples.
         batch_size: examples per batch over all ranks, at most `examples`, a multiple of `world_size`.
         seed: decides the orders, with the epoch.
+        repeat: times an epoch goes through the examples, each time in a new order.
         rank: this process.
         world_size: number of processes; each gets an equal part of every batch.
     Raises:
         ValueError: the batch cannot be shared out evenly.
     """
 
-    def __init__(self, examples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, examples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, repeat: int = 1
+    ) -> None:
         if batch_size % world_size:
             raise ValueError(f"batch_size = {batch_size} cannot be shared out over {world_size} processes evenly")
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeat = rank, world_size, repeat
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,12 +57,12 @@ class ShuffledBatches(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(self.examples, generator=generator)
+        order = torch.cat([torch.randperm(self.examples, generator=generator) for _ in range(self.repeat)])
         for i in range(len(self)):
             yield order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        return self.examples // self.batch_size
+        return self.examples * self.repeat // self.batch_size
 
 
 class OrderedBatches(SequentialSampler):
@@ -85,9 +88,11 @@ MEASURING_BATCH = 500
 """Examples per batch when measuring. Fixed, so that a score is the same to the last digit wherever it is measured."""
 
 
-def train_loader(split: Split, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+def train_loader(
+    split: Split, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, repeat: int = 1
+) -> DataLoader[Batch]:
     """Batches to train on; see `ShuffledBatches`."""
-    sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size)
+    sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat)
     return DataLoader(TensorBatches(split), sampler=sampler, batch_size=None)
 
 

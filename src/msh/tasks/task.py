@@ -75,6 +75,7 @@ class Task:
         target_mean: (outputs,), of the training targets (regression), in the data's unit.
         target_std: (outputs,), likewise.
         loss_weight: factor of this task's loss where several train together.
+        repeat: times an epoch goes through the training examples.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Task:
     target_mean: Tensor
     target_std: Tensor
     loss_weight: float = 1.0
+    repeat: int = 1
 
     @property
     def input_shape(self) -> tuple[int, ...]:

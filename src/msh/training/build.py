@@ -32,6 +32,7 @@ def build_tasks(config: DictConfig) -> dict[str, Task]:
             normalize=cast(Normalize, task.normalize),
             metric=task.metric,
             loss_weight=task.loss_weight,
+            repeat=task.repeat,
         )
     return tasks
 

@@ -23,6 +23,8 @@ class TaskConfig:
     """Share of the training examples held out for validation; the same for every seed."""
     normalize: str = "feature"
     """"feature", "all" or "none"."""
+    repeat: int = 1
+    """Times an epoch goes through the training examples: more than once for small data sets."""
     metric: str | None = None
     """Name of the metric; the kind's usual one when null."""
     loss_weight: float = 1.0

@@ -89,7 +89,7 @@ def _train_loaders(
             loaders[name] = measuring_loader(split, batch_size=task.batch_size, **ranks)
         else:
             seed = derive_seed(module.seed, module.fit_name, name)
-            loaders[name] = train_loader(split, task.batch_size, seed, **ranks)
+            loaders[name] = train_loader(split, task.batch_size, seed, **ranks, repeat=task.repeat)
     return CombinedLoader(loaders, "max_size_cycle")
 
 
