@@ -213,6 +213,10 @@ class Capacity:
         """Weights that no task owns."""
         return self.prunable - self.owned
 
+    def owned_by(self, task: str) -> int:
+        """Weights that a task owns over all tensors."""
+        return sum(row.get(task, 0) for row in self.per_tensor.values())
+
 
 def count_capacity(owners: Mapping[str, Tensor], names: Mapping[int, str]) -> Capacity:
     """Count who owns what.

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 from msh.deploy.files import save_network, save_subnetwork, tasks_in
 from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import MultiSubnetwork, plan_counts
+from msh.subnetworks import Capacity, MultiSubnetwork, plan_counts
 from msh.tasks import Task
 from msh.training.build import add_task, build_backbone, build_tasks
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
@@ -204,12 +204,12 @@ class Run:
         learned = self.network.tasks
         val = measure(self.module, stage.tasks, "val", self.config, self.folder)
         test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)
+        capacity = self.network.capacity()
         for task in stage.tasks:
-            self._describe(task, val[task])
+            self._describe(task, val[task], capacity)
             if self.writes:
                 save_subnetwork(self.folder / "subnetworks" / f"{task}.safetensors", self.network, task)
         self.results.add_row(test)
-        capacity = self.network.capacity()
         self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
         self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
         self._log_capacity()
@@ -219,14 +219,13 @@ class Run:
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
 
-    def _describe(self, task: str, val: float) -> None:
+    def _describe(self, task: str, val: float, capacity: Capacity) -> None:
         result, sub = self.results.tasks[task], self.network.subnetwork(task)
         owners = {self.network.subnetwork(other).owner: other for other in self.network.tasks}
-        owned = {other: sum(int(m.sum()) for m in self.network.masks(other).values()) for other in self.network.tasks}
         result.val = val
-        result.weights = owned[task]
-        result.density = owned[task] / sum(self.network.sizes().values())
-        result.weights_reused = sum(owned[owners[owner]] for owner in sub.reads)
+        result.weights = capacity.owned_by(task)
+        result.density = result.weights / capacity.prunable
+        result.weights_reused = sum(capacity.owned_by(owners[owner]) for owner in sub.reads)
         result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
 
     # ---- the dense baseline
