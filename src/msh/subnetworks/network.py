@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.subnetworks.allocation import FREE, Capacity, CapacityError, count_capacity
+from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight
 from msh.subnetworks.initial import fresh_values, start_scale
 from msh.subnetworks.persistence import describe, register_hooks
 from msh.subnetworks.subnetwork import Subnetwork
@@ -23,11 +24,9 @@ from msh.subnetworks.tensors import (
     belongs,
     evaluating,
     is_weight_tensor,
-    masked_weight,
     name_tensors,
     raw_bytes,
     restore,
-    scattered_weight,
 )
 
 Reuse = Literal["none", "all"]
@@ -296,23 +295,16 @@ class MultiSubnetwork(nn.Module):
     def _training_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
         if sub.phase == "new":
             raise ValueError(f"task {sub.task!r} has no weights yet: call begin first")
-        weights: dict[str, Tensor] = {}
-        for name, values in sub.values.items():
-            if name in sub.whole:
-                weights[name] = values
-            elif sub.phase == "masked":
-                weights[name] = masked_weight(values, sub.masks[name], sub.base[name])
-            else:
-                unchanged = sub.written.get(name) == values._version
-                weights[name] = scattered_weight(values, sub.dense[name], sub.index[name], unchanged)
-                sub.written[name] = values._version
-        return weights
+        return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
 
     def _shown_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
         """The weights of a frozen task, made once and kept until another one is asked for."""
         if self._shown is None or self._shown[0] != sub.task:
             with torch.inference_mode(False), torch.no_grad():  # they outlive an inference pass
-                self._shown = (sub.task, dict(self._effective(sub)))
+                self._shown = (
+                    sub.task,
+                    {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)},
+                )
         return self._shown[1]
 
     def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
@@ -321,10 +313,14 @@ class MultiSubnetwork(nn.Module):
             for name, weight in self._training_weights(sub).items():
                 yield name, weight.detach()
             return
-        readable = torch.tensor([sub.owner, *sub.reads])
+        for name, weight, mask in self._readable(sub):
+            yield name, frozen_weight(weight, mask)
+
+    def _readable(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, dense tensor (*shape), bool (*shape): what a frozen task owns or reads)."""
+        ids = torch.tensor([sub.owner, *sub.reads])
         for name, weight in self.weights():
-            owners = self.owners[name]
-            yield name, torch.where(belongs(owners, readable), weight, weight.new_zeros(()))
+            yield name, weight, belongs(self.owners[name], ids)
 
     def _read(self, sub: Subnetwork, name: str) -> Tensor:
         """What the task reads of other tasks' weights in a tensor: (*shape), or () if nothing."""
@@ -335,27 +331,12 @@ class MultiSubnetwork(nn.Module):
 
     @torch.no_grad()
     def derive(self, sub: Subnetwork) -> None:
-        """Rebuild what follows from masks, owners and values: bases, indices, dense buffers."""
-        for bag in (sub.index, sub.dense, sub.base):
-            bag.clear()
-        sub.whole.clear()
-        sub.written.clear()
-        for name in self.names.prunable:
-            base = self._read(sub, name)
-            if sub.phase == "masked":
-                sub.base.set(name, base, persistent=False)
-                if bool(sub.masks[name].all()):
-                    sub.whole.add(name)
-                else:  # so that what is looked at before the next forward is right too
-                    torch.where(sub.masks[name], sub.values[name], base, out=sub.values[name])
-            elif sub.phase == "compact":
-                index = (self.owners[name] == sub.owner).reshape(-1).nonzero().squeeze(1)
-                sub.index.set(name, index, persistent=False)
-                sub.dense.set(
-                    name,
-                    base.expand(self.owners[name].shape).clone(memory_format=torch.contiguous_format),
-                    persistent=False,
-                )
+        """Rebuild what follows from masks, owners and values."""
+        sub.drop_derived_state()
+        if sub.phase in ("masked", "compact"):
+            for name in self.names.prunable:
+                held = sub.masks[name] if sub.phase == "masked" else self.owners[name] == sub.owner
+                prepare(sub, name, held, self._read(sub, name))
 
     def _in_phase(self, task: str, phase: str) -> Subnetwork:
         sub = self.subnetwork(task)
@@ -375,7 +356,8 @@ class MultiSubnetwork(nn.Module):
         sub = self.subnetwork(task)
         if sub.phase == "masked":
             for name in self.names.prunable:
-                restore(sub.values[name], sub.masks[name], sub.base[name])
+                if name not in sub.whole:
+                    restore(sub.values[name], sub.bits[name], sub.base[name])
 
     def _apply(self, fn: Any, recurse: bool = True) -> MultiSubnetwork:
         """As every move to another device or type does; buffers are moved one by one, so tie them again."""
@@ -391,6 +373,10 @@ class MultiSubnetwork(nn.Module):
         return self
 
     # ---- saving and loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is made again when needed: a copy computes in the same form, bit by bit, as the original."""
+        return {**self.__dict__, "_shown": None}
 
     def get_extra_state(self) -> str:
         """The tasks as JSON: names, owner ids, what they read, phases. Plain text, so that loading runs no code."""

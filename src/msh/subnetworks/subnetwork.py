@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from msh.subnetworks.sparse import Pattern
 from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters
 
 Phase = Literal["new", "masked", "compact", "frozen"]
@@ -29,8 +30,10 @@ class Subnetwork(nn.Module):
         values: the weights in training: (*shape) while masked, (k,) while compact, none otherwise.
         masks: bool, (*shape), while masked: the candidates.
         index: int64, (k,), while compact: flat places of the values. Not saved: the owner maps say it.
-        dense: (*shape), while compact: the buffer that the values are scattered into. Not saved.
-        base: (*shape) or (), while masked: what is read outside the mask. Not saved.
+        dense: (*shape), while compact: the buffer that the values are scattered into, where one is needed. Not saved.
+        base: (*shape) or (), while masked or compact: what is read of other tasks. Not saved.
+        bits: int8, (*shape), while masked: the masks as bits. Not saved.
+        patterns: while masked or compact: places of the values, of tensors that may be computed with in sparse form.
     """
 
     def __init__(self, task: str, owner: int, reads: tuple[int, ...], head: nn.Module | None, stem: nn.Module | None):
@@ -45,6 +48,8 @@ class Subnetwork(nn.Module):
         self.index = TensorBag()
         self.dense = TensorBag()
         self.base = TensorBag()
+        self.bits = TensorBag()
+        self.patterns: dict[str, Pattern] = {}
         self.whole: set[str] = set()
         """Tensors whose every weight is a candidate: these need no masking."""
         self.untrained: list[tuple[nn.Module, str]] = []
@@ -52,11 +57,17 @@ class Subnetwork(nn.Module):
         """Version of each tensor's values when they were last scattered."""
 
     def drop_training_state(self) -> None:
-        """Forget values, masks and buffers."""
-        for bag in (self.values, self.masks, self.index, self.dense, self.base):
+        """Forget values, masks and all that follows from them."""
+        self.values.clear()
+        self.masks.clear()
+        self.drop_derived_state()
+
+    def drop_derived_state(self) -> None:
+        """Forget what follows from masks, owners and values."""
+        for bag in (self.index, self.dense, self.base, self.bits):
             bag.clear()
-        self.whole.clear()
-        self.written.clear()
+        for derived in (self.whole, self.patterns, self.written):
+            derived.clear()
 
     def make_untrainable(self) -> None:
         """Turn what is left of parameters into buffers."""

@@ -124,18 +124,33 @@ class TensorBag(nn.Module):
         self._non_persistent_buffers_set.clear()
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes per number to the integer type of that width."""
+
+
+def mask_bits(mask: Tensor) -> Tensor:
+    """Int8, (*shape): all bits set where a mask is True, none elsewhere; keeps numbers by a bitwise and."""
+    return mask.to(torch.int8).neg_()
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
 class _MaskedGradient(torch.autograd.Function):
-    """The weight itself going forward; going backward, no gradient where the mask is False."""
+    """The weight itself going forward; going backward, no gradient where the mask has no bits."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(mask)
+    def forward(ctx, values: Tensor, bits: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(bits)
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
-        (mask,) = ctx.saved_tensors
-        return torch.where(mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)), None
+        (bits,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
+            return torch.where(bits.bool(), gradient, gradient.new_zeros(())), None
+        return _as_integers(gradient).bitwise_and(bits).view(gradient.dtype), None
 
 
 class _Scattered(torch.autograd.Function):
@@ -152,26 +167,34 @@ class _Scattered(torch.autograd.Function):
         return gradient.take(index), None, None
 
 
-def masked_weight(values: Tensor, mask: Tensor, base: Tensor) -> Tensor:
+def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
     """A tensor's weight while its task may still be pruned.
 
-    Whatever an optimizer did outside the mask (weight decay, momentum) is undone first, in place.
-
     Args:
-        values: (*shape), the parameter.
-        mask: bool, (*shape), where the task holds weights.
-        base: (*shape) or (), what stands outside the mask: other tasks' weights that it reads, or 0.
+        values: (*shape), the parameter, after `restore`.
+        bits: int8, (*shape), from `mask_bits`: where the task holds weights.
     Returns:
-        (*shape), values where mask, base elsewhere; its gradient is 0 outside the mask.
+        (*shape), the values; its gradient is 0 outside the mask.
     """
-    restore(values, mask, base)
-    weight: Tensor = _MaskedGradient.apply(values, mask)
+    weight: Tensor = _MaskedGradient.apply(values, bits)
     return weight
 
 
-def restore(values: Tensor, mask: Tensor, base: Tensor) -> None:
-    """Set what lies outside the mask to the base, unseen by autograd: no graph depends on what stood there."""
-    torch.where(mask, values.data, base, out=values.data)
+def restore(values: Tensor, bits: Tensor, base: Tensor) -> None:
+    """Set what lies outside a mask to the base, in place: undo what an optimizer (weight decay, momentum) did there.
+
+    Autograd does not see it: no graph depends on what stood there. It is a bitwise operation, as a choice
+    element by element costs several times as much.
+
+    Args:
+        values: (*shape), the parameter.
+        bits: int8, (*shape), from `mask_bits`.
+        base: (*shape), 0 where the mask is True; or (), 0: what stands outside the mask.
+    """
+    numbers = _as_integers(values.data)
+    numbers.bitwise_and_(bits)
+    if base.dim():
+        numbers.bitwise_or_(_as_integers(base))
 
 
 def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bool) -> Tensor:

@@ -112,6 +112,16 @@ class GuaranteeConfig:
 
 
 @dataclass
+class FilesConfig:
+    """What the run folder's network and subnetwork files hold."""
+
+    dtype: str = "float32"
+    """Of the weights in subnetwork files: "float32" (exact), "float16" or "bfloat16"."""
+    free_weights: bool = False
+    """Write the weights that no task owns into network.safetensors too; a run's seed gives them again without."""
+
+
+@dataclass
 class PathsConfig:
     """Folders."""
 
@@ -154,6 +164,7 @@ class Config:
     """Name to `_target_` and arguments of Lightning loggers."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     resume: str | None = None
     """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from msh.deploy.files import save_network, save_subnetwork, tasks_in
+from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
 from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity, MultiSubnetwork, plan_counts
@@ -49,6 +49,7 @@ def train(config: DictConfig, folder: Path) -> Results:
     pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
     fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}
     one_of("reuse", config.reuse, ("none", "all"))
+    one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
     if config.baseline is not None:
         one_of("baseline", config.baseline, ("dense",))
@@ -208,13 +209,15 @@ class Run:
         for task in stage.tasks:
             self._describe(task, val[task], capacity)
             if self.writes:
-                save_subnetwork(self.folder / "subnetworks" / f"{task}.safetensors", self.network, task)
+                path = self.folder / "subnetworks" / f"{task}.safetensors"
+                save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype])
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
         self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
         self._log_capacity()
         if self.writes:
-            save_network(self.folder / "network.safetensors", self.network)
+            path = self.folder / "network.safetensors"
+            save_network(path, self.network, free_weights=self.config.files.free_weights)
         self._save_results()
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])

@@ -2,14 +2,21 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from helpers import PRUNABLE, differences, learn, live, make_batch, make_head, make_mlp, make_network
-from msh.deploy.files import load_network, open_safetensors, read_network, save_network, save_subnetwork, tasks_in
-from msh.subnetworks import MultiSubnetwork
+from msh.deploy.files import (
+    load_network,
+    open_safetensors,
+    read_network,
+    read_subnetwork,
+    save_network,
+    save_subnetwork,
+    tasks_in,
+)
+from msh.subnetworks import Budget, MultiSubnetwork, prune
 
 
 def make_learned(norm="batch", reuse="none"):
@@ -80,7 +87,7 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     network = make_learned()
     save_subnetwork(tmp_path / "sub", network, "old")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-1'"):
+    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-2'"):
         load_network(tmp_path / "sub", make_empty())
     with pytest.raises(ValueError, match="plain is not a network file: its format is None"):
         load_network(tmp_path / "plain", make_empty())
@@ -105,42 +112,118 @@ def test_a_network_of_other_tasks_is_refused(tmp_path):
         load_network(tmp_path / "net", make_empty(tasks=("old", "other")))
 
 
+@pytest.mark.parametrize("tasks", [3, 300])
+def test_without_free_weights_a_network_is_filled_up_from_where_it_is_loaded(tasks, tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        network = MultiSubnetwork(make_mlp(40, 40, 8))
+        for task in range(tasks):
+            network.add_task(str(task))
+        return network
+
+    network, other = make(0), make(1)
+    for task in network.tasks:
+        network.begin(task)
+        prune(network, task, Budget(weights=3).counts(network.sizes(), {}))
+        network.freeze(task)
+    before = dict(other.weights())
+    before = {name: weight.clone() for name, weight in before.items()}
+    save_network(tmp_path / "net", network, free_weights=False)
+    save_network(tmp_path / "all", network)
+    load_network(tmp_path / "net", other)
+    for (name, weight), (_, loaded) in zip(network.weights(), other.weights(), strict=True):
+        free = network.free()[name]
+        assert torch.equal(loaded, torch.where(free, before[name], weight))
+        assert torch.equal(other.owners[name], network.owners[name])
+    assert [other.digest(task) for task in other.tasks] == [network.digest(task) for task in network.tasks]
+    if tasks == 3:
+        assert (tmp_path / "net").stat().st_size < (tmp_path / "all").stat().st_size / 2
+
+
+def test_a_packed_network_at_odds_with_itself_is_refused(tmp_path):
+    network = make_learned()
+    save_network(tmp_path / "net", network, free_weights=False)
+    tensors, metadata = open_safetensors(tmp_path / "net")
+    name = PRUNABLE[0]
+    for key in (f"owned.{name}", f"owners.{name.replace('.', '/')}"):
+        save_file({**tensors, key: tensors[key][1:].clone()}, tmp_path / "bad", metadata)
+        with pytest.raises(ValueError, match="bad is damaged"):
+            read_network(tmp_path / "bad")
+
+
 # ---- subnetworks
 
 
 def decode(path):
-    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and the other tensors of a subnetwork file."""
-    tensors, metadata = open_safetensors(path)
+    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and what else the file holds."""
+    file = read_subnetwork(path)
     weights = {}
-    for name, shape in json.loads(metadata["shapes"]).items():
-        bits = np.unpackbits(tensors.pop(f"mask.{name}").numpy(), count=int(np.prod(shape))).astype(bool)
-        flat = torch.zeros(bits.size)
-        flat[torch.from_numpy(bits)] = tensors.pop(f"values.{name}")
-        weights[name] = flat.view(shape)
-    return weights, tensors, metadata
+    for name, mask in file.masks.items():
+        weights[name] = torch.zeros(mask.shape, dtype=file.values[name].dtype)
+        weights[name][mask] = file.values[name]
+    return weights, file
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("task", ["old", "new"])
-def test_bits_and_values_are_exactly_the_tasks_own_weights(task, tmp_path):
+def test_places_and_values_are_exactly_the_tasks_own_weights(task, dtype, tmp_path):
     network = make_learned(reuse="all")
-    save_subnetwork(tmp_path / "sub", network, task)
-    weights, _, _ = decode(tmp_path / "sub")
+    save_subnetwork(tmp_path / "sub", network, task, dtype)
+    weights, _ = decode(tmp_path / "sub")
     assert list(weights) == PRUNABLE
     for name, weight in network.weights():
         mask = network.masks(task)[name]
-        assert torch.equal(weights[name], torch.where(mask, weight, torch.zeros(())))
+        assert torch.equal(weights[name], torch.where(mask, weight, torch.zeros(())).to(dtype or torch.float32))
         assert int((weights[name] != 0).sum()) == int(mask.sum()) > 0
+
+
+def test_a_type_that_files_cannot_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dtype = torch.int8 is not allowed: float32, float16, bfloat16 are"):
+        save_subnetwork(tmp_path / "sub", make_learned(), "old", torch.int8)
 
 
 def test_private_tensors_and_notes_are_in_the_file(tmp_path):
     network = make_learned(reuse="all")
     save_subnetwork(tmp_path / "sub", network, "new")
-    _, private, metadata = decode(tmp_path / "sub")
+    _, file = decode(tmp_path / "sub")
     expected = network.subnetwork("new").private_tensors()
-    assert private.keys() == expected.keys() >= {"head.weight", "private.3.running_mean", "private.6.bias"}
-    assert all(torch.equal(private[name], tensor) for name, tensor in expected.items())
-    assert (metadata["task"], json.loads(metadata["reads"])) == ("new", ["old"])
-    assert metadata["digest"] == network.digest("new")
+    assert file.private.keys() == expected.keys() >= {"head.weight", "private.3.running_mean", "private.6.bias"}
+    assert all(torch.equal(file.private[name], tensor) for name, tensor in expected.items())
+    assert (file.task, file.reads) == ("new", ("old",))
+    assert file.digest == network.digest("new")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_subnetwork_file_is_named(share, tmp_path):
+    save_subnetwork(tmp_path / "sub", make_learned(), "old")
+    content = (tmp_path / "sub").read_bytes()
+    (tmp_path / "sub").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="sub is not a safetensors file, or is damaged"):
+        read_subnetwork(tmp_path / "sub")
+
+
+def test_a_network_file_is_not_a_subnetwork_file(tmp_path):
+    save_network(tmp_path / "net", make_learned())
+    with pytest.raises(ValueError, match="net is not a subnetwork file: its format is 'msh-network-1'"):
+        read_subnetwork(tmp_path / "net")
+
+
+@pytest.mark.parametrize("change", ["a value less", "other places", "no shapes", "a shape too small"])
+def test_a_subnetwork_file_at_odds_with_itself_is_refused(change, tmp_path):
+    save_subnetwork(tmp_path / "sub", make_learned(), "old")
+    tensors, metadata = open_safetensors(tmp_path / "sub")
+    name = PRUNABLE[0]
+    if change == "a value less":
+        tensors[f"values.{name}"] = tensors[f"values.{name}"][1:].clone()
+    elif change == "other places":
+        tensors[f"mask.{name}"] = tensors[f"mask.{name}"].flip(0)
+    elif change == "no shapes":
+        del metadata["shapes"]
+    else:
+        metadata["shapes"] = json.dumps({**json.loads(metadata["shapes"]), name: [1, 2]})
+    save_file(tensors, tmp_path / "sub", metadata)
+    with pytest.raises(ValueError, match="sub is damaged"):
+        read_subnetwork(tmp_path / "sub")
 
 
 def test_a_task_in_training_has_no_file(tmp_path):

@@ -7,8 +7,10 @@ from msh.subnetworks.tensors import (
     TensorBag,
     as_buffers,
     is_weight_tensor,
+    mask_bits,
     masked_weight,
     name_tensors,
+    restore,
     scattered_weight,
 )
 
@@ -137,13 +139,15 @@ def test_a_bag_names_what_it_lacks():
         TensorBag()["a.b"]
 
 
-def test_masked_weight_by_hand():
-    values = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    mask, base = torch.tensor([True, False, True, False]), torch.tensor([9.0, 8.0, 7.0, 0.0])
-    weight = masked_weight(values, mask, base)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_masked_weight_by_hand(dtype):
+    values = nn.Parameter(torch.tensor([1.0, float("nan"), 3.0, 4.0], dtype=dtype))
+    bits = mask_bits(torch.tensor([True, False, True, False]))
+    restore(values, bits, torch.tensor([0.0, 8.0, 0.0, 0.0], dtype=dtype))
+    weight = masked_weight(values, bits)
     assert weight.tolist() == [1.0, 8.0, 3.0, 0.0]
     assert values.tolist() == [1.0, 8.0, 3.0, 0.0]
-    (weight * torch.tensor([1.0, float("nan"), 2.0, 3.0])).nansum().backward()
+    (weight * torch.tensor([1.0, float("nan"), 2.0, 3.0], dtype=dtype)).nansum().backward()
     assert values.grad.tolist() == [1.0, 0.0, 2.0, 0.0]
 
 

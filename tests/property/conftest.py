@@ -1,0 +1,15 @@
+"""Every property holds in either form: small weights are computed with as dense tensors, then as sparse ones."""
+
+import pytest
+
+from msh.subnetworks import sparse
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"], autouse=True)
+def form(request):
+    """The form in which weights are computed with where the library may choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "sparse":
+            patch.setattr(sparse, "SMALLEST", 1)
+            patch.setattr(sparse, "DENSEST", 1.0)
+        yield request.param

@@ -1,0 +1,273 @@
+"""The sparse form of a weight: it computes what the dense one does, and no dense tensor is made for it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from msh.backbones import MLP
+from msh.subnetworks import Budget, MultiSubnetwork, forms, prune, sparse
+from msh.subnetworks.sparse import Pattern, SparseWeight, may_be_sparse, sparse_linear, taken_values
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def make_matrix(rows=7, columns=11, density=0.4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, columns, generator=generator) < density
+    mask[0], mask[:, 0] = False, False
+    weight = torch.randn(rows, columns, generator=generator) * mask
+    pattern = Pattern(mask.reshape(-1).nonzero().squeeze(1), weight.shape)
+    return weight, pattern
+
+
+def gradients(outputs, *inputs):
+    return torch.autograd.grad((outputs * torch.arange(outputs.numel()).view(outputs.shape).cos()).sum(), inputs)
+
+
+@pytest.mark.parametrize("shape", [(11,), (1, 11), (5, 11), (2, 3, 11)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_sparse_linear_is_linear(shape, with_bias):
+    weight, pattern = make_matrix()
+    inputs, bias = torch.randn(shape, requires_grad=True), torch.randn(7, requires_grad=True)
+    dense = weight.clone().requires_grad_()
+    values = weight.take(pattern.index).requires_grad_()
+    ours = sparse_linear(inputs, values, pattern, bias if with_bias else None)
+    theirs = F.linear(inputs, dense, bias if with_bias else None)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    extra = (bias,) if with_bias else ()
+    of_inputs, of_values, *of_bias = gradients(ours, inputs, values, *extra)
+    of_inputs_too, of_dense, *of_bias_too = gradients(theirs, inputs, dense, *extra)
+    torch.testing.assert_close(of_inputs, of_inputs_too, **CLOSE)
+    torch.testing.assert_close(of_values, of_dense.take(pattern.index), **CLOSE)
+    torch.testing.assert_close(of_bias, of_bias_too, **CLOSE)
+
+
+def test_its_backward_pass_can_be_differentiated():
+    weight, pattern = make_matrix()
+    inputs, values = torch.randn(5, 11, requires_grad=True), weight.take(pattern.index).requires_grad_()
+
+    def twice(outputs, *to):
+        first = torch.autograd.grad(outputs.square().sum(), to, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), to)
+
+    dense = weight.clone().requires_grad_()
+    ours = twice(sparse_linear(inputs, values, pattern), inputs, values)
+    theirs = twice(F.linear(inputs, dense * (weight != 0)), inputs, dense)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(ours[1], theirs[1].take(pattern.index), rtol=1e-3, atol=1e-2)
+
+
+def test_the_transposed_matrix_has_the_same_values():
+    weight, pattern = make_matrix()
+    values = weight.take(pattern.index)
+    torch.testing.assert_close(pattern.matrix(values).to_dense(), weight, rtol=0, atol=0)
+    torch.testing.assert_close(pattern.transposed(values).to_dense(), weight.t(), rtol=0, atol=0)
+
+
+def test_taken_values_send_their_gradient_back():
+    values, index = torch.randn(2, 3, requires_grad=True), torch.tensor([1, 5])
+    taken = taken_values(values, index)
+    assert taken.tolist() == [values[0, 1].item(), values[1, 2].item()]
+    (taken * torch.tensor([3.0, 4.0])).sum().backward()
+    assert values.grad.tolist() == [[0.0, 3.0, 0.0], [0.0, 0.0, 4.0]]
+
+
+def make_weight(density=0.4):
+    weight, pattern = make_matrix(density=density)
+    made = []
+
+    def dense():
+        made.append("dense")
+        return weight
+
+    return SparseWeight.of(weight, pattern, lambda: weight.take(pattern.index), dense), weight, made
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(sparse, "SMALLEST", 1)
+    monkeypatch.setattr(sparse, "DENSEST", 1.0)
+
+
+def test_linear_layers_never_ask_for_the_dense_tensor():
+    stand_in, weight, made = make_weight()
+    inputs = torch.randn(3, 11)
+    torch.testing.assert_close(F.linear(inputs, stand_in), F.linear(inputs, weight), **CLOSE)
+    torch.testing.assert_close(F.linear(input=inputs, weight=stand_in, bias=None), inputs @ weight.t(), **CLOSE)
+    assert made == []
+
+
+def test_any_other_operation_gets_the_dense_tensor_once():
+    stand_in, weight, made = make_weight()
+    assert torch.equal(stand_in + 1, weight + 1)
+    assert torch.equal(F.embedding(torch.tensor([2, 0]), stand_in), weight[[2, 0]])
+    assert torch.equal(torch.cat([stand_in, stand_in]), torch.cat([weight, weight]))
+    assert stand_in.shape == weight.shape
+    assert made == ["dense"]
+
+
+def test_mixed_precision_and_empty_batches_get_the_dense_tensor():
+    stand_in, _, made = make_weight()
+    assert F.linear(torch.randn(0, 11), stand_in).shape == (0, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.linear(torch.randn(3, 11), stand_in).dtype == torch.bfloat16
+    assert made == ["dense"]
+
+
+def test_inputs_that_leave_the_cache_get_the_dense_tensor(monkeypatch):
+    monkeypatch.setattr(sparse, "CACHED", 4 * 11 * 2)
+    stand_in, _, made = make_weight()
+    F.linear(torch.randn(2, 11), stand_in)
+    assert made == []
+    F.linear(torch.randn(3, 11), stand_in)
+    assert made == ["dense"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kept", "expected"),
+    [
+        ((512, 512), torch.float32, 26214, True),
+        ((512, 512), torch.float32, 0, False),
+        ((512, 512), torch.float32, 60000, False),
+        ((512, 512), torch.float64, 26214, False),
+        ((512, 511), torch.float32, 26214, False),
+        ((512, 64, 3, 3), torch.float32, 26214, False),
+    ],
+)
+def test_which_weights_may_be_sparse(shape, dtype, kept, expected):
+    assert may_be_sparse(shape, torch.zeros((), dtype=dtype), kept) is (expected and torch.backends.mkl.is_available())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.out = nn.Linear(8, 6)
+
+    def forward(self, inputs):
+        return self.out(self.norm(self.attention(inputs, inputs, inputs, need_weights=False)[0]))
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.ReLU())
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, inputs):
+        return self.out(self.embedding(inputs))
+
+
+BACKBONES = {
+    "mlp": (lambda: MLP((5,), width=16, depth=2, norm=True), lambda: torch.randn(6, 5)),
+    "attention": (Attention, lambda: torch.randn(6, 4, 8)),
+    "convolutional": (Convolutional, lambda: torch.randn(6, 1, 4, 4)),
+    "tied words": (Words, lambda: torch.randint(0, 9, (6, 4))),
+}
+
+
+def trained(make, inputs, phase):
+    """(outputs while training, gradients, outputs when frozen) of a task taken to a phase."""
+    torch.manual_seed(0)
+    network = MultiSubnetwork(make())
+    network.add_task("task")
+    network.begin("task")
+    prune(network, "task", Budget(density=0.3).counts(network.sizes(), {}))
+    if phase == "compact":
+        network.compact("task")
+    optimizer = torch.optim.Adam(network.parameters(), weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = network(inputs)
+        outputs.square().mean().backward()
+        optimizer.step()
+    found = {name: p.grad.clone() for name, p in network.named_parameters()}
+    digest = network.digest("task")
+    network.freeze("task")
+    frozen = network(inputs)
+    return outputs.detach(), found, frozen, digest, network
+
+
+@pytest.mark.parametrize("phase", ["masked", "compact"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_network_trains_alike_in_either_form(backbone, phase, monkeypatch):
+    make, draw = BACKBONES[backbone]
+    inputs = draw()
+    monkeypatch.setattr(sparse, "SMALLEST", 2**40)
+    outputs, found, frozen, _, _ = trained(make, inputs, phase)
+    monkeypatch.setattr(sparse, "SMALLEST", 1)
+    monkeypatch.setattr(sparse, "DENSEST", 1.0)
+    outputs_too, found_too, frozen_too, digest, network = trained(make, inputs, phase)
+    torch.testing.assert_close(outputs_too, outputs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(frozen_too, frozen, rtol=1e-3, atol=1e-3)
+    for name, gradient in found.items():
+        torch.testing.assert_close(found_too[name], gradient, rtol=1e-2, atol=1e-3)
+    if phase == "compact":
+        assert network.digest("task") == digest
+    assert torch.equal(copy.deepcopy(network)(inputs), frozen_too)
+    assert torch.equal(pickle.loads(pickle.dumps(network))(inputs), frozen_too)
+
+
+def make_wide(compact=True):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((784,), width=512, depth=2))
+    network.add_task("task", nn.Linear(512, 3))
+    network.begin("task")
+    prune(network, "task", Budget(density=0.1).counts(network.sizes(), {}))
+    if compact:
+        network.compact("task")
+    return network
+
+
+def test_a_compact_task_of_linear_layers_makes_no_dense_buffer(monkeypatch):
+    network = make_wide()
+    network(torch.randn(4, 784)).sum().backward()
+    assert list(network.subnetwork("task").dense) == []
+    assert sum(p.numel() for p in network.subnetwork("task").values.parameters()) == sum(
+        Budget(density=0.1).counts(network.sizes(), {}).values()
+    )
+
+
+def test_a_frozen_task_computes_with_its_values_alone(monkeypatch):
+    network = make_wide()
+    network.freeze("task")
+    monkeypatch.setattr(forms, "frozen_weight", lambda *_: pytest.fail("a dense tensor was made"))
+    with torch.no_grad():
+        assert network(torch.randn(4, 784)).shape == (4, 3)
+
+
+def test_an_optimizer_that_moves_pruned_weights_is_undone_in_sparse_form_too(always):
+    network = make_wide(compact=False)
+    mask = network.masks("task")["layers.1.weight"]
+    values = network.subnetwork("task").values["layers.1.weight"]
+    with torch.no_grad():
+        values += 1.0
+    network(torch.randn(4, 784)).sum().backward()
+    assert not values[~mask].any()
+    assert not values.grad[~mask].any()
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_the_training_step_compiles_with_the_dense_form(compact, always):
+    network = make_wide(compact)
+    inputs = torch.randn(4, 784)
+    compiled = torch.compile(network, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs), network(inputs), **CLOSE)
+    eager, traced = (
+        torch.autograd.grad(run(inputs).square().sum(), list(network.parameters())) for run in (network, compiled)
+    )
+    torch.testing.assert_close(traced, eager, rtol=1e-3, atol=1e-4)
