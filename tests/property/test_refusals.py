@@ -72,7 +72,7 @@ def test_a_budget_beyond_what_is_free_is_refused_by_check_and_plan_alike(density
     network = make_second_in_training(seed)
     network.restrict("second", {name: mask & (mask.cumsum(-1) < 2) for name, mask in network.masks("second").items()})
     network.freeze("second")
-    budget = Budget(density=density + 1e-9 if density < 1 else 1.0, scope=scope)
+    budget = Budget(density=min(1.0, density + 1e-9), scope=scope)
     before, free = copy_state(network), free_counts(network)
     wanted = budget.counts(network.sizes(), free)
     too_much = any(count > (free[name] if name else sum(free.values())) for name, count in wanted.items())
