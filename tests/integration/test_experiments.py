@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 from running import ROOT
-from safetensors.torch import load_file
 from sources import instead_of
 
+from msh.deploy.files import read_network
 from msh.subnetworks import CRITERIA, SCHEDULES
 
 EXPERIMENTS = sorted(
@@ -39,9 +39,16 @@ def column(folder, name):
         return [row[name] for row in csv.DictReader(file) if row[name]]
 
 
+def saved_tensors(folder):
+    """The tensors of a run's network by name, owner maps and dense weights as the network has them."""
+    return {
+        name: value for name, value in read_network(folder / "network.safetensors")[0].items() if torch.is_tensor(value)
+    }
+
+
 def owned(folder):
     """({owner: weights it owns in each tensor}, sizes of the tensors)."""
-    maps = [tensor for name, tensor in load_file(folder / "network.safetensors").items() if name.startswith("owners.")]
+    maps = [tensor for name, tensor in saved_tensors(folder).items() if name.startswith("owners.")]
     return {owner: [int((tensor == owner).sum()) for tensor in maps] for owner in (1, 2)}, [t.numel() for t in maps]
 
 
@@ -164,6 +171,6 @@ def test_without_a_progress_bar_a_run_is_as_good(train_here):
 
 def test_two_runs_with_one_seed_end_in_the_same_bits_and_another_seed_in_others(train_here):
     folders = [train_here(*QUICK, "tasks=iris", f"seed={seed}", folder=str(i))[0] for i, seed in enumerate((0, 0, 1))]
-    one, same, other = (load_file(folder / "network.safetensors") for folder in folders)
+    one, same, other = (saved_tensors(folder) for folder in folders)
     assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
     assert not torch.equal(one["backbone.layers.1.weight"], other["backbone.layers.1.weight"])
