@@ -15,6 +15,7 @@ from torch import Tensor
 from msh.deploy.atomic import write_bytes
 from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_owners
 from msh.subnetworks import FREE, MultiSubnetwork
+from msh.subnetworks.tensors import bag_key
 
 NETWORK_FORMAT = "msh-network-1"
 SUBNETWORK_FORMAT = "msh-subnetwork-2"
@@ -37,6 +38,13 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+
+
+def _open_format(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, metadata = open_safetensors(path)
+    if metadata.get("format") != expected:
+        raise ValueError(f"{path} is not a {kind} file: its format is {metadata.get('format')!r}")
+    return tensors, metadata
 
 
 def save_network(
@@ -64,7 +72,7 @@ def _pack(tensors: dict[str, Tensor], network: MultiSubnetwork) -> dict[str, lis
     for again in network.names.tied:
         del tensors[f"backbone.{again}"]
     for name in network.names.prunable:
-        key = f"owners.{name.replace('.', '/')}"
+        key = f"owners.{bag_key(name)}"
         owned = tensors[key] != FREE
         tensors[f"owned.{name}"] = tensors.pop(f"backbone.{name}")[owned]
         tensors[f"owner type.{name}"] = tensors[key].new_zeros(0)
@@ -74,7 +82,7 @@ def _pack(tensors: dict[str, Tensor], network: MultiSubnetwork) -> dict[str, lis
 
 def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
     for name, shape in shapes.items():
-        key = f"owners.{name.replace('.', '/')}"
+        key = f"owners.{bag_key(name)}"
         owners = decode_owners(tensors[key], shape, tensors.pop(f"owner type.{name}").dtype)
         values = tensors.pop(f"owned.{name}")
         if values.shape != (count := int((owners != FREE).sum()),):
@@ -93,9 +101,7 @@ def read_network(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a network file.
     """
-    tensors, metadata = open_safetensors(path)
-    if metadata.get("format") != NETWORK_FORMAT:
-        raise ValueError(f"{path} is not a network file: its format is {metadata.get('format')!r}")
+    tensors, metadata = _open_format(path, "network", NETWORK_FORMAT)
     if "shapes" in metadata:
         try:
             _unpack(tensors, json.loads(metadata["shapes"]))
@@ -117,19 +123,33 @@ def load_network(path: Path, network: MultiSubnetwork) -> dict[str, str]:
         ValueError: the file is damaged, or is of another backbone or other tasks.
     """
     state, metadata = read_network(path)
+    fill_network(path, network, state, metadata)
+    return metadata
+
+
+def fill_network(path: Path, network: MultiSubnetwork, state: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Fill a network with what `read_network` gave.
+
+    Args:
+        path: of the file, for the message.
+        network: that has the file's backbone and tasks.
+        state: of the file.
+        metadata: of the file.
+    Raises:
+        ValueError: the state is of another backbone or other tasks.
+    """
     try:
         if "shapes" in metadata:
             _keep_free(state, network)
         network.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error
-    return metadata
 
 
 def _keep_free(state: dict[str, Any], network: MultiSubnetwork) -> None:
     """Let the free weights of a state be those that the network has now."""
     for name, weight in network.weights():
-        free = state[f"owners.{name.replace('.', '/')}"] == FREE
+        free = state[f"owners.{bag_key(name)}"] == FREE
         state[f"backbone.{name}"] = torch.where(free, weight.cpu(), state[f"backbone.{name}"])
     for again, name in network.names.tied.items():
         state[f"backbone.{again}"] = state[f"backbone.{name}"]
@@ -200,9 +220,7 @@ def read_subnetwork(path: Path) -> SubnetworkFile:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a subnetwork file.
     """
-    tensors, metadata = open_safetensors(path)
-    if metadata.get("format") != SUBNETWORK_FORMAT:
-        raise ValueError(f"{path} is not a subnetwork file: its format is {metadata.get('format')!r}")
+    tensors, metadata = _open_format(path, "subnetwork", SUBNETWORK_FORMAT)
     try:
         shapes = json.loads(metadata["shapes"])
         masks = {name: decode_mask(tensors.pop(f"mask.{name}"), shape) for name, shape in shapes.items()}

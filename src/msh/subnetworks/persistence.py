@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from msh.subnetworks.tensors import bag_key
+
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
 
@@ -42,7 +44,7 @@ def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_
     if list(rows) != network.tasks:
         raise ValueError(f"the state holds the tasks {list(rows)}, the network {network.tasks}: add the same first")
     for name in network.names.prunable:
-        saved = state[f"{prefix}owners.{name.replace('.', '/')}"]
+        saved = state[f"{prefix}owners.{bag_key(name)}"]
         network.owners.set(name, torch.zeros_like(saved, device=network.owners[name].device))
     for task, row in rows.items():
         sub = network.subnetwork(task)

@@ -36,11 +36,6 @@ class Pattern:
         self.index = index
         self.shape = (int(shape[0]), int(shape[1]))
 
-    @property
-    def density(self) -> float:
-        """Share of the matrix that has values."""
-        return self.index.numel() / (self.shape[0] * self.shape[1])
-
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor]:
         """(starts (rows + 1,), column of each value (k,)): the matrix in CSR."""

@@ -82,12 +82,17 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
         child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
 
 
+def bag_key(name: str) -> str:
+    """The name under which a bag, and so a state dict, keeps what has a dotted name."""
+    return name.replace(".", "/")
+
+
 class TensorBag(nn.Module):
     """Named tensors, parameters or buffers, under dotted names that a module itself would not allow."""
 
     def set(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """Keep a tensor, in place of what had that name; a Parameter stays one, any other becomes a buffer."""
-        key = name.replace(".", "/")
+        key = bag_key(name)
         self._parameters.pop(key, None)
         self._buffers.pop(key, None)
         if isinstance(tensor, nn.Parameter):
@@ -96,7 +101,7 @@ class TensorBag(nn.Module):
             self.register_buffer(key, tensor, persistent=persistent)
 
     def __getitem__(self, name: str) -> Tensor:
-        key = name.replace(".", "/")
+        key = bag_key(name)
         found: Tensor | None = self._parameters.get(key)
         if found is None:
             found = self._buffers.get(key)
@@ -105,7 +110,7 @@ class TensorBag(nn.Module):
         return found
 
     def __contains__(self, name: str) -> bool:
-        key = name.replace(".", "/")
+        key = bag_key(name)
         return key in self._parameters or key in self._buffers
 
     def __iter__(self) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from msh.deploy.atomic import write_text
-from msh.deploy.files import load_network, read_network, tasks_in
+from msh.deploy.files import fill_network, read_network, tasks_in
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
@@ -41,12 +41,12 @@ def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dic
     if data_dir is not None:
         config.paths.data_dir = data_dir
     path = folder / "network.safetensors"
-    state, _ = read_network(path)
+    state, metadata = read_network(path)
     tasks = build_tasks(config)
     network = MultiSubnetwork(build_backbone(config, tasks))
     for task in tasks_in(state):
         add_task(network, tasks[task], config)
-    load_network(path, network)
+    fill_network(path, network, state, metadata)
     return config, tasks, network
 
 
