@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -18,7 +19,88 @@ SMALLEST = 2**18
 DENSEST = 0.125
 """Density above which a dense product costs less."""
 CACHED = 2**23
-"""Bytes of activations that stay in the cache; a sparse product picks from more than that too slowly."""
+"""Bytes of a layer's outputs that stay in the cache; a sparse product picks from more than that too slowly."""
+BLOCK = 2**21
+"""Bytes of a layer's inputs that a sparse product picks from at a time."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some neighbouring columns of a sparse matrix, in CSR.
+
+    Attributes:
+        columns: those of the matrix that it spans.
+        values: the part of the ordered values that it holds.
+        starts: int32, (rows + 1,).
+        column: int32, (values,), counted from the block's first.
+    """
+
+    columns: slice
+    values: slice
+    starts: Tensor
+    column: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A sparse matrix of which each block's product stays in the cache.
+
+    Attributes:
+        rows: of the matrix.
+        order: int64, (k,): where the blocks' values are found among the matrix's; None: as they are.
+        parts: from left to right.
+    """
+
+    rows: int
+    order: Tensor | None
+    parts: list[Block]
+
+    def times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """(rows, batch): the product with (columns, batch)."""
+        ordered = values if self.order is None else values.index_select(0, self.order)
+        first, *others = self.parts
+        product: Tensor = self._matrix(first, ordered) @ dense[first.columns]
+        for part in others:
+            product.addmm_(self._matrix(part, ordered), dense[part.columns])
+        return product
+
+    def sampled(self, nothing: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """(k,): the product of (rows, batch) and (columns, batch) transposed, only at the matrix's places.
+
+        Args:
+            nothing: (k,) zeros.
+            left: (rows, batch).
+            right: (columns, batch).
+        """
+        found: list[Tensor] = [
+            torch.sparse.sampled_addmm(self._matrix(part, nothing), left, right[part.columns].t(), beta=0.0).values()
+            for part in self.parts
+        ]
+        if self.order is None:
+            return found[0]
+        values: Tensor = torch.empty_like(nothing).index_copy_(0, self.order, torch.cat(found))
+        return values
+
+    def _matrix(self, part: Block, ordered: Tensor) -> Tensor:
+        shape = (self.rows, part.columns.stop - part.columns.start)
+        values = ordered[part.values]
+        return torch.sparse_csr_tensor(part.starts, part.column, values, shape, check_invariants=False)
+
+
+def _blocks(row: Tensor, column: Tensor, shape: tuple[int, int], number: int) -> Blocks:
+    """Lay values out in so many blocks; their rows and columns are int64, (k,)."""
+    rows, columns = shape
+    edges = [columns * i // number for i in range(number + 1)]
+    which = torch.bucketize(column, torch.tensor(edges[1:]), right=True)
+    order = (which * rows + row).argsort(stable=True) if number > 1 or bool((row.diff() < 0).any()) else None
+    if order is not None:
+        row, column, which = row[order], column[order], which[order]
+    ends = [0, *torch.bincount(which, minlength=number).cumsum(0).tolist()]
+    parts = []
+    for i in range(number):
+        columns_here, here = slice(edges[i], edges[i + 1]), slice(ends[i], ends[i + 1])
+        parts.append(Block(columns_here, here, _starts(row[here], rows), (column[here] - edges[i]).int()))
+    return Blocks(rows, order, parts)
 
 
 class Pattern:
@@ -35,36 +117,32 @@ class Pattern:
         _take_notice()
         self.index = index
         self.shape = (int(shape[0]), int(shape[1]))
-
-    @cached_property
-    def by_row(self) -> tuple[Tensor, Tensor]:
-        """(starts (rows + 1,), column of each value (k,)): the matrix in CSR."""
-        return _starts(self.index // self.shape[1], self.shape[0]), (self.index % self.shape[1]).int()
-
-    @cached_property
-    def order(self) -> Tensor:
-        """int64, (k,): the values' places in the order of the transposed matrix."""
-        return (self.index % self.shape[1]).argsort(stable=True)
-
-    @cached_property
-    def by_column(self) -> tuple[Tensor, Tensor]:
-        """(starts (columns + 1,), row of each value (k,)): the transposed matrix in CSR."""
-        rows = (self.index // self.shape[1])[self.order].int()
-        return _starts(self.index % self.shape[1], self.shape[1]), rows
+        self._laid_out: dict[tuple[bool, int], Blocks] = {}
 
     @cached_property
     def nothing(self) -> Tensor:
         """(k,) zeros: the values of a matrix of which only the places count."""
         return torch.zeros(self.index.numel())
 
-    def matrix(self, values: Tensor) -> Tensor:
-        """(rows, columns), sparse CSR."""
-        return torch.sparse_csr_tensor(*self.by_row, values, self.shape, check_invariants=False)
+    def matrix(self, batch: int) -> Blocks:
+        """The matrix, in blocks for products with (columns, batch)."""
+        return self._blocks(False, batch)
 
-    def transposed(self, values: Tensor) -> Tensor:
-        """(columns, rows), sparse CSR."""
-        ordered, shape = values.index_select(0, self.order), self.shape[::-1]
-        return torch.sparse_csr_tensor(*self.by_column, ordered, shape, check_invariants=False)
+    def transposed(self, batch: int) -> Blocks:
+        """The transposed matrix, in blocks for products with (rows, batch)."""
+        return self._blocks(True, batch)
+
+    def _blocks(self, across: bool, batch: int) -> Blocks:
+        rows, columns = self.shape[::-1] if across else self.shape
+        number = 1
+        while number < columns and 4 * columns * batch > number * BLOCK:  # powers of two: few layouts for all batches
+            number *= 2
+        if (across, number) not in self._laid_out:
+            row, column = self.index // self.shape[1], self.index % self.shape[1]
+            if across:
+                row, column = column, row
+            self._laid_out[across, number] = _blocks(row, column, (rows, columns), number)
+        return self._laid_out[across, number]
 
 
 @cache
@@ -143,7 +221,7 @@ class SparseWeight(Tensor):
         """Whether the sparse product costs less than the dense one, with this many inputs."""
         with torch._C.DisableTorchFunctionSubclass():
             rows = inputs.numel() // self.pattern.shape[1]
-            cached = 4 * rows * max(self.pattern.shape) <= CACHED
+            cached = 4 * rows * self.pattern.shape[0] <= CACHED
             return (
                 rows > 0
                 and cached
@@ -196,7 +274,7 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         ctx.save_for_backward(inputs, values)
         ctx.pattern = pattern
-        outputs = pattern.matrix(values) @ inputs.t().contiguous()
+        outputs = pattern.matrix(len(inputs)).times(values, _transposed(inputs))
         return (outputs if bias is None else outputs.add_(bias.unsqueeze(1))).t()
 
     @staticmethod
@@ -206,16 +284,23 @@ class _SparseLinear(torch.autograd.Function):
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
             return *_dense_backward(inputs, values, ctx.pattern, gradient), bias, None
-        across = gradient.t().contiguous()
-        back = (ctx.pattern.transposed(values) @ across).t() if of_inputs else None
-        return back, _sampled(ctx.pattern, across, inputs) if of_values else None, bias, None
+        across, batch = _transposed(gradient), len(gradient)
+        back = ctx.pattern.transposed(batch).times(values, across) if of_inputs else None
+        if back is not None:  # in memory it lies as the inputs do
+            back = _transposed(back) if inputs.is_contiguous() else back.t()
+        if not of_values:
+            return back, None, bias, None
+        of_values = ctx.pattern.matrix(batch).sampled(ctx.pattern.nothing, across, _transposed(inputs))
+        return back, of_values, bias, None
 
 
-def _sampled(pattern: Pattern, across: Tensor, inputs: Tensor) -> Tensor:
-    """(k,): the product of (rows, batch) and (batch, columns), only at the pattern's places."""
-    places = pattern.matrix(pattern.nothing)
-    product: Tensor = torch.sparse.sampled_addmm(places, across, inputs, beta=0.0)
-    return product.values()
+def _transposed(matrix: Tensor) -> Tensor:
+    """(columns, rows), contiguous; without a copy where it lies so already."""
+    turned = matrix.t()
+    if turned.is_contiguous():
+        return turned
+    image = matrix[None, :, :, None].contiguous(memory_format=torch.channels_last)  # torch copies these in parallel
+    return image[0, :, :, 0].t()
 
 
 def _dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: Tensor) -> tuple[Tensor, Tensor]:

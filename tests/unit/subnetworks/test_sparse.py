@@ -61,11 +61,18 @@ def test_its_backward_pass_can_be_differentiated():
     torch.testing.assert_close(ours[1], theirs[1].take(pattern.index), rtol=1e-3, atol=1e-2)
 
 
-def test_the_transposed_matrix_has_the_same_values():
+@pytest.mark.parametrize(("block", "parts"), [(2**21, 1), (4 * 11 * 5 // 3, 4), (1, 16)])
+def test_products_in_blocks_are_those_of_the_whole(block, parts, monkeypatch):
+    monkeypatch.setattr(sparse, "BLOCK", block)
     weight, pattern = make_matrix()
-    values = weight.take(pattern.index)
-    torch.testing.assert_close(pattern.matrix(values).to_dense(), weight, rtol=0, atol=0)
-    torch.testing.assert_close(pattern.transposed(values).to_dense(), weight.t(), rtol=0, atol=0)
+    values, nothing = weight.take(pattern.index), pattern.nothing
+    inputs, outputs = torch.randn(11, 5), torch.randn(7, 5)
+    matrix, transposed = pattern.matrix(5), pattern.transposed(5)
+    assert len(matrix.parts) == parts
+    torch.testing.assert_close(matrix.times(values, inputs), weight @ inputs, **CLOSE)
+    torch.testing.assert_close(transposed.times(values, outputs), weight.t() @ outputs, **CLOSE)
+    wanted = (outputs @ inputs.t()).take(pattern.index)
+    torch.testing.assert_close(matrix.sampled(nothing, outputs, inputs), wanted, **CLOSE)
 
 
 def test_taken_values_send_their_gradient_back():
@@ -119,7 +126,7 @@ def test_mixed_precision_and_empty_batches_get_the_dense_tensor():
 
 
 def test_inputs_that_leave_the_cache_get_the_dense_tensor(monkeypatch):
-    monkeypatch.setattr(sparse, "CACHED", 4 * 11 * 2)
+    monkeypatch.setattr(sparse, "CACHED", 4 * 7 * 2)
     stand_in, _, made = make_weight()
     F.linear(torch.randn(2, 11), stand_in)
     assert made == []
