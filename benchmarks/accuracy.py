@@ -2,9 +2,11 @@
 
     python benchmarks/accuracy.py bundled
     python benchmarks/accuracy.py mnist_fashion --data-dir DIR
+    python benchmarks/accuracy.py mnist_fashion --data-dir DIR --granularity weight neuron
 
 Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once a seed (a finished run is not done again, a
-stopped one goes on), and prints means over the seeds beside their targets.
+stopped one goes on), and prints means over the seeds beside their targets. Several granularities are measured side by
+side, beside the dense networks of the first.
 """
 
 from __future__ import annotations
@@ -43,13 +45,13 @@ CASES = {
 }
 
 
-def run(case: str, seed: int, data_dir: str, threads: int, folder: Path) -> dict:
+def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, further: list[str]) -> dict:
     """Do one seed's run, or what is missing of it, and return its results.json."""
     results = folder / "results.json"
     status = json.loads(results.read_text())["status"] if results.exists() else "new"
     command = [sys.executable, str(ROOT / "train.py"), "+experiment=sequential", f"paths.data_dir={data_dir}"]
     if status == "new":
-        settings = [f"tasks={case}", "baseline=dense", "logger=csv", f"seed={seed}", f"threads={threads}"]
+        settings = [f"tasks={case}", "logger=csv", f"seed={seed}", f"threads={threads}", *further]
         command += [*settings, f"hydra.run.dir={folder}"]
     else:
         command += [f"resume={folder}"]
@@ -58,17 +60,19 @@ def run(case: str, seed: int, data_dir: str, threads: int, folder: Path) -> dict
     return json.loads(results.read_text())
 
 
-def summarise(case: str, runs: list[dict]) -> list[dict]:
-    """A row per task: mean and standard deviation over seeds, and whether the target is met."""
+def summarise(case: str, granularity: str, runs: list[dict], beside: list[dict]) -> list[dict]:
+    """A row per task, the dense networks those of `beside`: mean and standard deviation over seeds, and whether the target is met."""
     rows = []
     for task, target in CASES[case].items():
         scores = [r["tasks"][task]["test"] for r in runs]
-        mean, dense = statistics.mean(scores), statistics.mean(r["tasks"][task]["dense"] for r in runs)
+        mean, dense = statistics.mean(scores), statistics.mean(r["tasks"][task]["dense"] for r in beside)
         worse = mean - dense if runs[0]["tasks"][task]["direction"] == "min" else dense - mean
         worse = worse / dense if target.relative else worse
         rows.append(
             {
                 "task": task,
+                "granularity": granularity,
+                "weights": round(statistics.mean(r["tasks"][task]["weights"] for r in runs)),
                 "metric": runs[0]["tasks"][task]["metric"],
                 "mean": mean,
                 "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
@@ -91,14 +95,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=["weight", "neuron", "channel"])
+    parser.add_argument("--max-epochs", type=int, default=12)
     options = parser.parse_args()
     folder, data_dir = options.folder / options.case, str(Path(options.data_dir).resolve())
-    runs = [run(options.case, seed, data_dir, options.threads, folder / f"seed-{seed}") for seed in options.seeds]
-    rows = summarise(options.case, runs)
-    table = Table(*rows[0], title=f"{options.case}, density 0.1, {len(runs)} seeds; worse than dense, at most")
+    runs: dict[str, list[dict]] = {}
+    for granularity in options.granularity:
+        further = [f"pruning.granularity={granularity}", f"trainer.max_epochs={options.max_epochs}"]
+        further += [] if runs else ["baseline=dense"]
+        runs[granularity] = [
+            run(options.case, seed, data_dir, options.threads, folder / granularity / f"seed-{seed}", further)
+            for seed in options.seeds
+        ]
+    beside = runs[options.granularity[0]]
+    rows = [row for name, found in runs.items() for row in summarise(options.case, name, found, beside)]
+    table = Table(*rows[0], title=f"{options.case}, density 0.1, {len(options.seeds)} seeds; worse than dense, at most")
     for row in rows:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=140).print(table)
+    Console(width=160).print(table)
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -15,28 +15,36 @@ from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.pruning import candidate_counts, cut, loss_gradients, prune, rewind, select, snapshot
 from msh.subnetworks.schedules import SCHEDULES, Schedule
 from msh.subnetworks.subnetwork import Subnetwork
+from msh.subnetworks.tracing import GRANULARITIES, Granularity, UnitGraph, trace_units
+from msh.subnetworks.units import fit_units, plan_units
 
 __all__ = [
     "CRITERIA",
     "FREE",
+    "GRANULARITIES",
     "SCHEDULES",
     "Budget",
     "Capacity",
     "CapacityError",
     "Criterion",
+    "Granularity",
     "MultiSubnetwork",
     "Reuse",
     "Schedule",
     "Subnetwork",
+    "UnitGraph",
     "candidate_counts",
     "check_free",
     "cut",
+    "fit_units",
     "loss_gradients",
     "plan_counts",
+    "plan_units",
     "prune",
     "rewind",
     "select",
     "snapshot",
     "top_k_mask",
     "top_k_masks",
+    "trace_units",
 ]

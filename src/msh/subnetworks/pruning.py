@@ -10,10 +10,17 @@ from torch import Tensor
 from msh.subnetworks.allocation import top_k_mask, top_k_masks
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.tracing import UnitGraph
+from msh.subnetworks.units import candidate_units, choose_units
 
 
-def candidate_counts(network: MultiSubnetwork, task: str, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Weights the task may still keep, in each tensor or (key "") in all; keyed as `wanted` is."""
+def candidate_counts(
+    network: MultiSubnetwork, task: str, wanted: Mapping[str, int], units: UnitGraph | None = None
+) -> dict[str, int]:
+    """Weights (or whole units) the task may still keep, in each tensor or (key "") in all; keyed as `wanted` is."""
+    if units is not None:
+        found = candidate_units(units, network.masks(task), _owners(network))
+        return {name: int(mask.sum()) for name, mask in found.items()}
     counts = {name: int(mask.sum()) for name, mask in network.masks(task).items()}
     return {"": sum(counts.values())} if "" in wanted else counts
 
@@ -26,6 +33,7 @@ def select(
     criterion: Criterion = MAGNITUDE,
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
+    units: UnitGraph | None = None,
 ) -> dict[str, Tensor]:
     """Choose the weights that a masked task keeps.
 
@@ -34,10 +42,12 @@ def select(
     Args:
         network: holds the task.
         task: a masked task.
-        kept: tensor name to the number of weights kept there, or {"": number over the whole network}.
+        kept: tensor name to the number of weights kept there, or {"": number over the whole network}; with `units`,
+            to the number of units.
         criterion: scores the weights; the highest stay.
         gradients: tensor name to dL/dw (*shape), if the criterion needs them.
         generator: on the CPU, for the criterion; a fixed seed when None.
+        units: of the backbone, to keep whole units; None: single weights.
     Returns:
         Tensor name to bool (*shape).
     Raises:
@@ -51,13 +61,25 @@ def select(
     scores = {
         name: criterion(values[name], None if gradients is None else gradients[name], generator) for name in candidates
     }
+    if units is not None:
+        return choose_units(units, kept, scores, candidates, _owners(network))
     if "" in kept:
         return top_k_masks(scores, kept[""], candidates)
     return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
 
 
+def _owners(network: MultiSubnetwork) -> dict[str, Tensor]:
+    return {name: network.owners[name] for name in network.names.prunable}
+
+
 @torch.no_grad()
-def cut(network: MultiSubnetwork, task: str, masks: Mapping[str, Tensor], rescale: bool = True) -> None:
+def cut(
+    network: MultiSubnetwork,
+    task: str,
+    masks: Mapping[str, Tensor],
+    rescale: bool = True,
+    units: UnitGraph | None = None,
+) -> None:
     """Narrow a masked task to these weights.
 
     Args:
@@ -66,9 +88,11 @@ def cut(network: MultiSubnetwork, task: str, masks: Mapping[str, Tensor], rescal
         masks: from `select`.
         rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
             deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
+        units: of the backbone, if whole units are kept: then it is the units kept whose norm stays.
     """
     values = network.subnetwork(task).values
-    norms = {name: _norm(values[name], mask) for name, mask in network.masks(task).items()}
+    before = network.masks(task)
+    norms = {name: _norm(values[name], before[name] & _scaled(mask, units)) for name, mask in masks.items()}
     network.restrict(task, masks)
     if rescale:
         for name, mask in masks.items():
@@ -83,12 +107,20 @@ def prune(
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
     rescale: bool = True,
+    units: UnitGraph | None = None,
 ) -> None:
     """Cut a masked task down to as many weights as it may keep: `select`, then `cut`.
 
     Source: Han et al. 2015; Zhu and Gupta 2017.
     """
-    cut(network, task, select(network, task, kept, criterion, gradients, generator), rescale)
+    cut(network, task, select(network, task, kept, criterion, gradients, generator, units), rescale, units)
+
+
+def _scaled(mask: Tensor, units: UnitGraph | None) -> Tensor:
+    """Where the norm is taken that survivors keep: everywhere, or in the rows of the units kept."""
+    if units is None:
+        return torch.ones_like(mask)
+    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1))
 
 
 def _norm(values: Tensor, mask: Tensor) -> Tensor:
@@ -126,7 +158,13 @@ def snapshot(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def rewind(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor], rescale: bool = True) -> None:
+def rewind(
+    network: MultiSubnetwork,
+    task: str,
+    earlier: Mapping[str, Tensor],
+    rescale: bool = True,
+    units: UnitGraph | None = None,
+) -> None:
     """Set a masked task's surviving weights, and its private parameters, back to earlier values.
 
     Args:
@@ -134,6 +172,7 @@ def rewind(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor], r
         task: a masked task.
         earlier: from `snapshot`, of the same task at initialisation or an early epoch.
         rescale: give each tensor the norm it had in the snapshot.
+        units: of the backbone, if whole units are kept: then the norm that their rows had.
     Source: Frankle and Carbin 2019; Renda et al. 2020.
     """
     sub = network.subnetwork(task)
@@ -141,7 +180,7 @@ def rewind(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor], r
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = values.float().norm()
+        norm = _norm(values, _scaled(mask, units).expand_as(mask))
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

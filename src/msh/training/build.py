@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from msh.subnetworks import MultiSubnetwork, Reuse
+from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
 from msh.tasks import Task, build_task
 from msh.tasks.build import Normalize
 from msh.tasks.seeds import derive_seed
@@ -48,6 +48,26 @@ def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
         if not hasattr(backbone, name):
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/architecture.md")
     return backbone
+
+
+def build_units(config: DictConfig, network: MultiSubnetwork) -> UnitGraph | None:
+    """The units of a backbone whose tasks keep whole units; None where they keep single weights.
+
+    Raises:
+        ValueError: the backbone or another setting does not allow whole units.
+    """
+    granularity = config.pruning.granularity
+    if granularity == "weight":
+        return None
+    if config.reuse != "none":
+        raise ValueError(
+            f"reuse = {config.reuse!r} is not allowed with pruning.granularity = {granularity!r}: a task of whole "
+            "units reads no other's weights; only reuse=none is"
+        )
+    try:
+        return trace_units(network, granularity)
+    except ValueError as error:
+        raise ValueError(f"pruning.{error}") from error
 
 
 def add_task(network: MultiSubnetwork, task: Task, config: DictConfig) -> None:

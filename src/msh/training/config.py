@@ -43,6 +43,9 @@ class PruningConfig:
     """Instead of density: "equal", an equal part of what is free among the tasks still to come."""
     scope: str = "tensor"
     """"tensor": every prunable tensor keeps the same share; "network": scores are compared over all tensors."""
+    granularity: str = "weight"
+    """What is kept: "weight"; "neuron", whole units of linear layers; "channel", those of convolutions and linear
+    layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
     criterion: Any = MISSING
     """Name of the score per weight."""
     schedule: Any = MISSING

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from msh.names import one_of, suggestion
-from msh.subnetworks import CRITERIA, SCHEDULES, Budget, Criterion, Schedule
+from msh.subnetworks import CRITERIA, GRANULARITIES, SCHEDULES, Budget, Criterion, Granularity, Schedule
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Pruning:
         rewind: epoch that survivors are set back to after each cut, or None.
         rescale: keep norms over cuts.
         sample: training examples for gradients.
+        granularity: what is kept: single weights or whole units.
     """
 
     budgets: dict[str, Budget]
@@ -72,6 +73,7 @@ class Pruning:
     rewind: int | None
     rescale: bool
     sample: int
+    granularity: Granularity = "weight"
 
 
 def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int) -> list[Stage]:
@@ -153,6 +155,12 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
     for key, least in (("rounds", 1), ("sample", 1)):
         if config[key] < least:
             raise ValueError(f"pruning.{key} = {config[key]} is not allowed: at least {least} is")
+    one_of("pruning.granularity", config.granularity, GRANULARITIES)
+    if config.granularity != "weight" and config.scope != "tensor":
+        raise ValueError(
+            f"pruning.scope = {config.scope!r} is not allowed with pruning.granularity = {config.granularity!r}: "
+            "whole units need pruning.scope=tensor"
+        )
     criterion, schedule = _name(config.criterion), _name(config.schedule)
     one_of("pruning.criterion", criterion, CRITERIA)
     one_of("pruning.schedule", schedule, SCHEDULES)
@@ -166,6 +174,7 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         rewind=config.rewind,
         rescale=config.rescale,
         sample=config.sample,
+        granularity=config.granularity,
     )
 
 

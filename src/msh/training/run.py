@@ -18,9 +18,9 @@ from pytorch_lightning.loggers import Logger
 from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
 from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import Capacity, MultiSubnetwork, plan_counts
+from msh.subnetworks import Capacity, MultiSubnetwork, UnitGraph, plan_counts, plan_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.build import add_task, build_backbone, build_tasks, build_units
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
@@ -55,9 +55,10 @@ def train(config: DictConfig, folder: Path) -> Results:
         one_of("baseline", config.baseline, ("dense",))
     tasks = build_tasks(config)
     network = MultiSubnetwork(build_backbone(config, tasks))
-    wanted = plan_counts(network.sizes(), pruning.budgets)
+    units = build_units(config, network)
+    wanted = plan_units(units, pruning.budgets) if units else plan_counts(network.sizes(), pruning.budgets)
     results = _results(config, folder, stages, tasks)
-    run = Run(config, folder, tasks, network, pruning, wanted, fits, results)
+    run = Run(config, folder, tasks, network, pruning, wanted, fits, results, units)
     return run.go()
 
 
@@ -84,9 +85,10 @@ class Run:
         tasks: by name.
         network: with no tasks yet.
         pruning: resolved.
-        wanted: task to the weights it will keep, in each tensor or (key "") in all.
+        wanted: task to the weights it will keep, in each tensor or (key "") in all; with `units`, to the units.
         fits: stage to its fits, in order.
         results: new, or of the run so far.
+        units: of the backbone, if tasks keep whole units.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Run:
         wanted: Mapping[str, dict[str, int]],
         fits: Mapping[Stage, list[Fit]],
         results: Results,
+        units: UnitGraph | None = None,
     ) -> None:
         self.config, self.folder, self.tasks, self.network = config, folder, tasks, network
         self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
+        self.units = units
         self.writes = is_rank_zero() and not config.trainer.fast_dev_run
         self.module = self._new_module(network)
         self.state = RunState(folder / "checkpoints", self.writes)
@@ -194,6 +198,7 @@ class Run:
             rescale=self.pruning.rescale,
             rewind_epoch=self.pruning.rewind,
             sample=self.pruning.sample,
+            units=self.units,
         )
 
     def _compact(self, stage: Stage) -> None:

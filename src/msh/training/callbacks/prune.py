@@ -10,7 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from msh.subnetworks import Criterion, Schedule, candidate_counts, cut, loss_gradients, rewind, select, snapshot
+from msh.subnetworks import (
+    Criterion,
+    Schedule,
+    UnitGraph,
+    candidate_counts,
+    cut,
+    loss_gradients,
+    rewind,
+    select,
+    snapshot,
+)
 from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
@@ -23,7 +33,7 @@ class IterativePruning(pl.Callback):
     A cut changes masks only: parameters stay the same objects, of the same shape.
 
     Args:
-        wanted: task to {tensor name, or "" for all: weights to keep at the end}.
+        wanted: task to {tensor name, or "" for all: weights to keep at the end}; with `units`, units.
         criterion: scores the weights.
         schedule: (candidates at the start, budget, time in [0, 1]) to weights kept.
         begin: epochs (a fraction counts) before the first round starts.
@@ -32,6 +42,7 @@ class IterativePruning(pl.Callback):
         rescale: keep each tensor's norm over a cut.
         rewind_epoch: after each cut, survivors go back to their values after this many epochs; None: they stay.
         sample: training examples that gradients are computed on.
+        units: of the backbone, to keep whole units; None: single weights.
     Raises:
         ValueError: a setting is out of range.
     Source: Zhu and Gupta 2017; Frankle and Carbin 2019; Renda et al. 2020.
@@ -48,6 +59,7 @@ class IterativePruning(pl.Callback):
         rescale: bool = True,
         rewind_epoch: int | None = None,
         sample: int = 1000,
+        units: UnitGraph | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= begin <= end or rounds < 1:
@@ -58,6 +70,7 @@ class IterativePruning(pl.Callback):
         self.criterion, self.schedule = criterion, schedule
         self.begin, self.end, self.rounds = begin, end, rounds
         self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
+        self.units = units
         self.rounds_done = 0
         self.start: dict[str, dict[str, int]] = {}
         self.earlier: dict[str, dict[str, Tensor]] = {}
@@ -75,7 +88,7 @@ class IterativePruning(pl.Callback):
 
     def _count_start(self, module: SubnetworkModule) -> None:
         if not self.start:
-            self.start = {t: candidate_counts(module.network, t, c) for t, c in self.wanted.items()}
+            self.start = {t: candidate_counts(module.network, t, c, self.units) for t, c in self.wanted.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the candidates at the start; a resumed fit has the counts already."""
@@ -110,17 +123,17 @@ class IterativePruning(pl.Callback):
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
         time = number / self.rounds
         for task, wanted in self.wanted.items():
-            now = candidate_counts(module.network, task, wanted)
+            now = candidate_counts(module.network, task, wanted, self.units)
             kept = {
                 name: min(now[name], self.schedule(self.start[task][name], count, time))
                 for name, count in wanted.items()
             }
             gradients = self._gradients(module, task, number) if self.criterion.needs_gradient else None
             generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
-            masks = select(module.network, task, kept, self.criterion, gradients, generator)
-            cut(module.network, task, from_rank_zero(module, masks), self.rescale)
+            masks = select(module.network, task, kept, self.criterion, gradients, generator, self.units)
+            cut(module.network, task, from_rank_zero(module, masks), self.rescale, self.units)
             if self.rewind_epoch is not None:
-                rewind(module.network, task, self.earlier[task], self.rescale)
+                rewind(module.network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
 
     def _gradients(self, module: SubnetworkModule, name: str, number: int) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""A task of whole units as a network of its own: smaller, dense, with nothing of other tasks."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from msh.subnetworks import MultiSubnetwork, UnitGraph, trace_units
+from msh.subnetworks.tensors import as_parameters, evaluating
+from msh.subnetworks.tracing import CONVOLUTIONS, example_inputs
+from msh.subnetworks.units import columns, owned_units
+
+
+class SlicedNetwork(nn.Module):
+    """One task's stem, backbone cut down to its units, and head.
+
+    Args:
+        task: its name.
+        stem: from the task's input to the backbone's, or identity.
+        backbone: the smaller one.
+        head: from the features that were kept to the task's outputs.
+    """
+
+    def __init__(self, task: str, stem: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.task, self.stem, self.backbone, self.head = task, stem, backbone, head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, *the task's input shape) to (batch, *the head's outputs)."""
+        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
+        return outputs
+
+
+@torch.no_grad()
+def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -> SlicedNetwork:
+    """Copy a task that was allocated in whole units into a smaller dense network, in evaluation mode.
+
+    Its outputs are those of the task in evaluation mode, but for the rounding of sums. Units that were not kept
+    still have a bias of their own, so that the last layer's are constant features: the head's bias takes them up.
+
+    Args:
+        network: that holds the task; nothing of it changes.
+        task: a compact or frozen one, with a linear head.
+        example: (batch, *input shape) of the backbone; zeros of its `input_shape` when None.
+    Raises:
+        ValueError: the task is in another phase, reads other tasks' weights, was not allocated in whole units, or has
+            another kind of head; or the backbone's units are not known.
+    """
+    sub = network.subnetwork(task)
+    if sub.phase not in ("compact", "frozen"):
+        raise ValueError(f"task {task!r} is {sub.phase}: only a compact or frozen task is exported")
+    if sub.reads:
+        raise ValueError(f"task {task!r} reads other tasks' weights: it is no smaller network of its own")
+    if type(sub.head) is not nn.Linear:
+        raise ValueError(f"task {task!r} has a head of type {type(sub.head).__name__}: only a Linear one is exported")
+    masks = network.masks(task)
+    graph = trace_units(network, "channel", example)
+    units = owned_units(graph, task, masks)
+    constants = _constants(network, task, graph, example_inputs(network, example))
+    memo: dict[int, object] = {}
+    backbone = copy.deepcopy(network.backbone)
+    for name, tensor in _kept_tensors(network, task, graph, units).items():
+        _put(backbone, name, tensor, trainable=name not in network.names.buffers)
+    for where in (*(layer.module for layer in graph.layers.values()), *graph.norms):
+        _resize(backbone.get_submodule(where))
+    stem = copy.deepcopy(sub.stem, memo)
+    as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
+    kept = columns(graph.output, units, len(constants), constants.device)
+    return SlicedNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants)).eval()
+
+
+def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: Tensor) -> Tensor:
+    """(features,): what units that the task does not keep give, from biases and normalisation alone."""
+    nothing = {name: weight.new_zeros(()).expand(weight.shape) for name, weight in network.weights()}
+    tensors = {**nothing, **dict(network.subnetwork(task).private.items())}
+    with evaluating(network.backbone):
+        features: Tensor = functional_call(network.backbone, tensors, (example,))
+    return features[0]
+
+
+def _kept_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, units: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The task's weights, biases and normalisation, of its own units only, under the backbone's names."""
+    sub, masks = network.subnetwork(task), network.masks(task)
+    found, places = {}, {}
+    for name, weight in network.weights():
+        layer = graph.layers[name]
+        own = sub.values[name] if sub.phase == "compact" else weight[masks[name]]
+        found[name] = own.view(int(units[name].sum()), -1, *layer.shape[2:])  # row by row, as masks go
+        places[layer.module] = units[name]
+    for where, passed in graph.norms.items():
+        places[where] = columns(passed, units, 0, next(iter(units.values())).device)
+    for name, tensor in sub.private.items():
+        where = name.rpartition(".")[0]
+        found[name] = tensor[places[where]] if where in places and tensor.dim() else tensor
+    return found
+
+
+def _put(backbone: nn.Module, name: str, tensor: Tensor, trainable: bool) -> None:
+    where, _, leaf = name.rpartition(".")
+    module = backbone.get_submodule(where)
+    del module._buffers[leaf]
+    copied = tensor.detach().clone()
+    if trainable:
+        module.register_parameter(leaf, nn.Parameter(copied))
+    else:
+        module.register_buffer(leaf, copied)
+
+
+def _resize(module: nn.Module) -> None:
+    """Let a module's own account of its sizes be that of its tensors."""
+    if isinstance(module, _BatchNorm):
+        tensors = [tensor for tensor in (module.weight, module.running_mean) if tensor is not None]
+        module.num_features = len(tensors[0]) if tensors else module.num_features
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    else:
+        assert isinstance(module, CONVOLUTIONS)
+        module.out_channels, module.in_channels = module.weight.shape[:2]
+
+
+def _sliced_head(head: nn.Linear, kept: Tensor, constants: Tensor) -> nn.Linear:
+    """The head on the features kept; its bias takes up what the others add."""
+    smaller = nn.Linear(int(kept.sum()), head.out_features, device=head.weight.device, dtype=head.weight.dtype)
+    smaller.weight.copy_(head.weight[:, kept])
+    added = head.weight[:, ~kept] @ constants[~kept]
+    smaller.bias.copy_(added if head.bias is None else head.bias + added)
+    return smaller

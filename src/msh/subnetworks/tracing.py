@@ -1,0 +1,233 @@
+"""Which layer's output units feed which layer's columns, found by tracing the backbone with torch.fx."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from msh.names import one_of
+from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.tensors import evaluating
+
+Granularity = Literal["weight", "neuron", "channel"]
+GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "channel")
+"""What a task keeps: single weights, or whole units: of linear layers; of convolutions and linear layers."""
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ELEMENTWISE = (
+    nn.Identity,
+    _DropoutNd,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Hardtanh,
+)
+POOLS = tuple(
+    getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)
+)
+FUNCTIONS = (F.relu, torch.relu, F.gelu, F.silu, F.leaky_relu, F.elu, F.dropout, torch.tanh, torch.sigmoid)
+METHODS = ("relu", "tanh", "sigmoid", "contiguous")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units along dimension 1 of an activation.
+
+    Attributes:
+        layer: name of the tensor whose rows they are.
+        block: consecutive places that each takes: 1, or a channel's positions once it is flattened.
+    """
+
+    layer: str
+    block: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A prunable tensor (units, columns, *kernel) and what feeds it.
+
+    Attributes:
+        module: dotted name of the module that holds it.
+        shape: of the tensor.
+        source: the units that its columns belong to; None: the backbone's inputs, which no unit owns.
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    source: Units | None
+
+    @property
+    def units(self) -> int:
+        """Number of output units."""
+        return self.shape[0]
+
+    @property
+    def kernel(self) -> int:
+        """Weights for each unit and column."""
+        return math.prod(self.shape[2:])
+
+
+@dataclass(frozen=True)
+class UnitGraph:
+    """A backbone's units: what makes them, and what they feed.
+
+    Attributes:
+        layers: tensor name to layer, in the order of computing.
+        norms: dotted name of each normalisation to the units it passes through.
+        output: the units of the backbone's features.
+    """
+
+    layers: dict[str, Layer]
+    norms: dict[str, Units]
+    output: Units
+
+
+def trace_units(
+    network: MultiSubnetwork, granularity: Granularity = "channel", example: Tensor | None = None
+) -> UnitGraph:
+    """Find the units of a network's backbone.
+
+    Args:
+        network: in any phase; nothing of it changes.
+        granularity: "neuron" for backbones whose prunable layers are all linear; "channel" for those with
+            convolutions too.
+        example: (batch, *input shape) of the backbone; zeros of its `input_shape` when None.
+    Raises:
+        ValueError: the backbone cannot be traced, or has a module whose effect on units is not known.
+    """
+    one_of("granularity", granularity, ("neuron", "channel"))
+    backbone, example = network.backbone, example_inputs(network, example)
+    try:
+        graph = fx.Tracer().trace(backbone)
+    except Exception as error:  # whatever a forward pass does with a symbolic value
+        raise _refusal(granularity, type(backbone).__name__, f"it cannot be traced by torch.fx: {error}") from error
+    tracer = _UnitTracer(fx.GraphModule(backbone, graph), set(network.names.prunable), granularity)
+    with evaluating(backbone), torch.no_grad():
+        tracer.run(example)
+    missed = [name for name in network.names.prunable if name not in tracer.layers]
+    if missed:
+        raise _refusal(granularity, missed[0], "no linear layer or convolution of the forward pass computes with it")
+    assert tracer.features is not None
+    return UnitGraph(tracer.layers, tracer.norms, tracer.features)
+
+
+def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> Tensor:
+    """The example itself, or (1, *input shape) of zeros.
+
+    Raises:
+        ValueError: there is no example, and the backbone does not say its `input_shape`.
+    """
+    if example is not None:
+        return example
+    shape: Sequence[int] | None = getattr(network.backbone, "input_shape", None)
+    if shape is None:
+        raise ValueError(f"{type(network.backbone).__name__} has no input_shape: pass an example of its inputs")
+    return next(network.weights())[1].new_zeros(1, *shape)
+
+
+def _refusal(granularity: str, what: str, why: str) -> ValueError:
+    return ValueError(f"granularity = {granularity!r} is not possible for this backbone: {what}: {why}")
+
+
+class _UnitTracer(fx.Interpreter):
+    """Runs a traced backbone on an example and notes, node by node, whose units the activation holds."""
+
+    def __init__(self, module: fx.GraphModule, prunable: set[str], granularity: str) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.prunable, self.granularity = prunable, granularity
+        self.layers: dict[str, Layer] = {}
+        self.norms: dict[str, Units] = {}
+        self.held: dict[fx.Node, Units | None] = {}
+        self.features: Units | None = None
+        self.extra_traceback = False  # messages stay as they are
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node, and its units from those of the node before it."""
+        if n.op == "output":
+            self._end(n)
+            return super().run_node(n)
+        if n.op == "placeholder":
+            self.held[n] = None
+            return super().run_node(n)
+        before = list(n.all_input_nodes)
+        if len(before) != 1:
+            raise self._unknown(n)
+        result, inputs = super().run_node(n), self.env[before[0]]
+        if not isinstance(result, Tensor) or not isinstance(inputs, Tensor):
+            raise self._unknown(n)
+        self.held[n] = self._after(n, self.held[before[0]], inputs.shape, result.shape)
+        return result
+
+    def _end(self, n: fx.Node) -> None:
+        found = n.args[0]
+        self.features = self.held[found] if isinstance(found, fx.Node) else None
+        if self.features is None:
+            raise _refusal(self.granularity, "the outputs", "must be one tensor, of the units of one layer")
+
+    def _after(self, n: fx.Node, units: Units | None, before: torch.Size, after: torch.Size) -> Units | None:
+        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if module is not None:
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                return self._layer(n, module, units, before)
+            if isinstance(module, POOLS) and len(before) == _dimensions(module) + 2:
+                return units
+            if isinstance(module, _BatchNorm):
+                if units is not None:
+                    self.norms[str(n.target)] = units
+                return units
+            if isinstance(module, ELEMENTWISE):
+                return units
+        flattens = n.target in (torch.flatten, "flatten") or isinstance(module, nn.Flatten)
+        if flattens and len(after) == 2 and before[0] == after[0]:
+            return self._flattened(units, before)
+        if (n.op == "call_function" and n.target in FUNCTIONS) or (n.op == "call_method" and n.target in METHODS):
+            return units
+        raise self._unknown(n)
+
+    def _layer(self, n: fx.Node, module: nn.Module, units: Units | None, before: torch.Size) -> Units:
+        where, tensor = str(n.target), f"{n.target}.weight"
+        if isinstance(module, CONVOLUTIONS):
+            if self.granularity == "neuron":
+                raise self._unknown(n, "a convolution's units are channels: use 'channel'")
+            if module.groups != 1:
+                raise self._unknown(n, f"groups = {module.groups} is not supported: only 1 is")
+        expected = _dimensions(module) + 2
+        if len(before) != expected:
+            raise self._unknown(n, f"its input has {len(before)} dimensions, not {expected}")
+        if tensor not in self.prunable:
+            raise self._unknown(n, "its weight is tied, or is not shared between tasks")
+        if tensor in self.layers:
+            raise self._unknown(n, "it is used more than once in a forward pass")
+        weight = module.get_buffer("weight")
+        self.layers[tensor] = Layer(where, tuple(weight.shape), units)
+        return Units(tensor)
+
+    @staticmethod
+    def _flattened(units: Units | None, before: torch.Size) -> Units | None:
+        return None if units is None else Units(units.layer, units.block * math.prod(before[2:]))
+
+    def _unknown(self, n: fx.Node, why: str = "what becomes of units there is not known") -> ValueError:
+        if n.op == "call_module":
+            module = self.module.get_submodule(str(n.target))
+            return _refusal(self.granularity, f"module {n.target!r} ({type(module).__name__})", why)
+        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+        return _refusal(self.granularity, f"operation {name!r}", why)
+
+
+def _dimensions(module: nn.Module) -> int:
+    """Of the positions that a convolution or a pooling goes over; 0 for a linear layer."""
+    return 0 if isinstance(module, nn.Linear) else int(type(module).__name__[-2])
