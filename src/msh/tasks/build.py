@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -156,7 +157,7 @@ def _check_settings(
 
 
 def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
-    """Split in two, the second part with this share; classes in proportion. Always the same way.
+    """Split in two, the second part with this share; classes in proportion, where there are enough of each. Always the same way.
 
     Raises:
         ValueError: a part would be empty.
@@ -164,10 +165,16 @@ def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
     from sklearn.model_selection import train_test_split  # takes long to import
 
     order = torch.arange(len(split)).numpy()
-    strata = split.targets.numpy() if kind == "classification" and int(split.targets.bincount().min()) > 1 else None
+    strata = split.targets.numpy() if kind == "classification" and _can_stratify(split.targets, fraction) else None
     first, second = train_test_split(order, test_size=fraction, random_state=0, stratify=strata)
     a, b = (split.take(torch.from_numpy(part).sort().values) for part in (first, second))
     return a, b
+
+
+def _can_stratify(targets: Tensor, fraction: float) -> bool:
+    """Whether both parts have room for every class, and every class has an example for both."""
+    counts, second = targets.bincount(), math.ceil(fraction * len(targets))
+    return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
 
 
 def _token_splits(splits: dict[SplitName, Split], texts: Texts) -> dict[SplitName, Split]:

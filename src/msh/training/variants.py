@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.names import one_of
 from msh.tasks.transforms import TRANSFORMS
@@ -30,7 +30,9 @@ def expand_variants(config: DictConfig) -> DictConfig:
             raise ValueError(f"tasks.{name}.variants: there is already a task {min(taken)!r}")
         expanded |= made
     config = copy.deepcopy(config)
-    config.tasks = expanded
+    config.tasks = {}
+    with open_dict(config):
+        config.merge_with({"tasks": expanded})
     return config
 
 
