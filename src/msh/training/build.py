@@ -69,7 +69,8 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
     """
     name, words = type(backbone).__name__, getattr(backbone, "vocabulary", None)
     if words is not None and (task.vocabulary is None or task.stem is not None):
-        raise ValueError(f"the backbone {name} reads the tokens of texts; task {task.name!r} gives it numbers")
+        cure = "" if task.stem is None else f": its stem does, take it away with tasks.{task.name}.stem=null"
+        raise ValueError(f"the backbone {name} reads the tokens of texts; task {task.name!r} gives it numbers{cure}")
     if words is None and task.vocabulary is not None and task.stem is None:
         raise ValueError(
             f"task {task.name!r} has texts, and the backbone {name} reads numbers: give the task a stem "

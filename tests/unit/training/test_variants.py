@@ -117,6 +117,7 @@ def test_tokens_are_for_backbones_that_read_them_or_for_a_stem():
     ("backbone", "task", "message"),
     [
         (lambda: MLP([4], 4, 1), text_task, r"task 'reviews' has texts, and the backbone MLP reads numbers: .*stem"),
+        (lambda: Transformer([4], 20, 4, 2, 4), lambda: text_task(TokenStem), r"gives it numbers: .*reviews.stem=null"),
         (lambda: Transformer([4], 19, 4, 2, 4), text_task, r"20 token ids, but backbone.vocabulary = 19"),
         (lambda: Transformer([5], 20, 4, 2, 4), text_task, r"4 tokens per text, but the backbone reads 5"),
         (
