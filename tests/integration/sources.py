@@ -5,9 +5,9 @@ import torch
 from msh.tasks import RawData, Split
 
 
-def blobs(name="", bad="", examples=60, shape=(4,)):
-    """Three classes that a line tells apart; what is wrong with them is said by `bad`."""
-    train, test = _split(examples, tuple(shape), 0), _split(examples // 2, tuple(shape), 1)
+def blobs(name="", bad="", examples=60, shape=(4,), classes=3, **of_the_real_source):
+    """Classes that a line tells apart; what is wrong with them is said by `bad`."""
+    train, test = _split(examples, tuple(shape), 0, classes), _split(examples // 2, tuple(shape), 1, classes)
     if bad == "missing":
         train.inputs.view(-1)[:5] = float("nan")
     if bad == "infinite":
@@ -16,12 +16,12 @@ def blobs(name="", bad="", examples=60, shape=(4,)):
         train.targets[7] = 3
     if bad == "huge":
         train.inputs[:] *= 1e36
-    return RawData("classification", train, test, 3)
+    return RawData("classification", train, test, classes)
 
 
-def _split(examples, shape, seed):
+def _split(examples, shape, seed, classes):
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(examples) % 3
+    targets = torch.arange(examples) % classes
     shift = targets.float().view(-1, *[1] * len(shape))
     return Split(torch.randn(examples, *shape, generator=generator) + 3 * shift, targets)
 

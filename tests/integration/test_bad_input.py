@@ -110,6 +110,24 @@ def test_image_files_cut_short_are_named(refused, tmp_path):
     has(message, f"MNIST files in {tmp_path / 'data'} cannot be read: cut short or damaged")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["+tasks.wine.transforms=[{split_classes:[0,5]}]"],
+            [r"tasks.wine.transforms: split_classes = \[0, 5\]", "no class 5"],
+        ),
+        (["tasks.wine.transforms=[{split_classes:[1]}]"], ["at least two different classes"]),
+        (["tasks.wine.transforms=[{rotat:3}]"], ["a transform of tasks.wine = 'rotat'", "did you mean 'rotate'"]),
+        (["+tasks.wine.variants.split_clases=[[0,1]]"], ["did you mean 'split_classes'"]),
+        (["tasks.wine.normalize_target=minmax"], ["tasks.wine.normalize_target = minmax is not allowed"]),
+        (["tasks=movie_reviews", "paths.data_dir=nowhere"], ["there is no file nowhere/text/movie_reviews.csv"]),
+    ],
+)
+def test_changes_of_the_data_that_cannot_be_made_are_refused(overrides, parts, refused):
+    has(refused(*overrides), *parts)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

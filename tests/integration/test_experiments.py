@@ -2,14 +2,22 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 from running import ROOT
 from sources import instead_of
 
 from msh.deploy.files import read_network
 from msh.subnetworks import CRITERIA, SCHEDULES
+from msh.training.config import register
+from msh.training.evaluation import evaluate
+
+register()
 
 EXPERIMENTS = sorted(
     str(path.relative_to(ROOT / "conf" / "experiment").with_suffix(""))
@@ -52,9 +60,29 @@ def owned(folder):
     return {owner: [int((tensor == owner).sum()) for tensor in maps] for owner in (1, 2)}, [t.numel() for t in maps]
 
 
+IMAGES = {"MNIST": ([1, 28, 28], 10), "FashionMNIST": ([1, 28, 28], 10)}
+IMAGES |= {"CIFAR10": ([3, 32, 32], 10), "CIFAR100": ([3, 32, 32], 100)}
+
+
+def small(experiment):
+    """Overrides: a small backbone, random images instead of downloaded ones, and two variants of each task."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"experiment={experiment}"])
+    overrides = [f"backbone.{key}={value}" for key, value in (("width", 8), ("depth", 2)) if key in config.backbone]
+    for task, settings in config.tasks.items():
+        if settings.source.get("name") in IMAGES:
+            shape, classes = IMAGES[settings.source.name]
+            overrides += instead_of(task, shape=str(shape).replace(" ", ""), classes=classes, examples=4 * classes)
+        for transform, arguments in (settings.variants or {}).items():
+            few = 2 if isinstance(arguments, int) else str(list(arguments[:2])).replace(" ", "")
+            overrides.append(f"tasks.{task}.variants.{transform}={few}")
+    return [*overrides, "threads=1", "trainer.accelerator=cpu", "callbacks=none"]
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_with_debug_fdr_and_leaves_no_results(experiment, train_here):
-    folder, printed = train_here(f"+experiment={experiment}", "+debug=fdr")
+    folder, printed = train_here(f"+experiment={experiment}", "+debug=fdr", *small(experiment), small=False)
     assert "frozen tasks compared bitwise" in printed
     assert ", 0 changed" in printed
     assert (folder / ".hydra" / "config.yaml").is_file()
@@ -64,6 +92,12 @@ def test_every_experiment_runs_with_debug_fdr_and_leaves_no_results(experiment, 
 
 def test_there_is_an_experiment_for_the_demo():
     assert "sequential" in EXPERIMENTS
+
+
+def test_the_usual_benchmarks_of_continual_learning_are_there():
+    names = {"permuted_mnist", "permuted_mnist_50", "rotated_mnist", "split_mnist", "split_fashion_mnist"}
+    names |= {"split_cifar10", "split_cifar100"}
+    assert {f"benchmark/{name}" for name in names} <= set(EXPERIMENTS)
 
 
 def test_debug_limit_takes_a_few_batches_and_epochs(train_here):
@@ -156,6 +190,69 @@ def test_the_papers_conv_net_learns_small_images(train_here):
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert results["tasks"]["digits"]["weights"] == round(0.1 * results["capacity"]["prunable"])
+
+
+def test_variants_are_learned_one_after_another_and_measured_again(train_here):
+    source = instead_of("split_mnist", shape="[1,28,28]", classes=10, examples=200)
+    plain = ["threads=1", "trainer.accelerator=cpu", "callbacks=none", "logger=none", "trainer.max_epochs=2"]
+    overrides = ["+experiment=benchmark/split_mnist", "backbone.width=16", *source, *plain]
+    folder, _ = train_here(*overrides, small=False)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["curriculum"] == [[f"split_mnist_{i}"] for i in range(5)]
+    assert results["guarantee"] == {"checked": 10, "violations": 0}
+    rows = evaluate(folder)
+    assert {row["task"]: row["score"] for row in rows} == {
+        name: task["test"] for name, task in results["tasks"].items()
+    }
+
+
+def test_texts_and_tables_of_ones_own_need_one_yaml(train_here, tmp_path):
+    (tmp_path / "data").mkdir()
+    mails = [f"{'win a prize' if i % 3 else 'see you'} number {i}" for i in range(60)]
+    rows = "".join(f"{mail},{'spam' if i % 3 else 'ham'}\n" for i, mail in enumerate(mails))
+    (tmp_path / "data" / "mails.csv").write_text("message,label\n" + rows)
+    rows = "".join(f"{i % 7},{i % 5},{3 * (i % 7) - i % 5}\n" for i in range(60))
+    (tmp_path / "data" / "houses.csv").write_text("rooms,age,price\n" + rows)
+    own = tmp_path / "conf" / "tasks"
+    own.mkdir(parents=True)
+    for name, text in yaml_examples().items():
+        (own / f"{name}.yaml").write_text(text)
+    config_dir = ["--config-dir", str(tmp_path / "conf")]
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none"]
+    short = ["trainer.max_epochs=6", "tasks.mails.batch_size=4", "tasks.mails.repeat=4"]
+    folder, _ = train_here(*overrides, "tasks=[mails,houses]", *short, *config_dir)
+    results = json.loads((folder / "results.json").read_text())
+    assert {name: task["metric"] for name, task in results["tasks"].items()} == {"mails": "accuracy", "houses": "mse"}
+    assert results["tasks"]["mails"]["test"] > 0.9
+    assert results["guarantee"]["violations"] == 0
+    assert evaluate(folder) == [
+        {"task": name, "metric": task["metric"], "score": task["test"]} for name, task in results["tasks"].items()
+    ]
+
+
+def test_a_folder_of_images_and_the_changes_of_data_in_the_readme_are_good_configs(train_here, tmp_path):
+    own = tmp_path / "conf" / "tasks"
+    own.mkdir(parents=True)
+    examples = yaml_examples()
+    for name in ("birds", "day_and_night"):
+        (own / f"{name}.yaml").write_text(examples[name])
+        for part in ("train", "test"):
+            for place, label in enumerate(("crow", "wren", "hawk", "swan")):
+                (tmp_path / "data" / "birds" / part / label).mkdir(parents=True, exist_ok=True)
+                for i in range(6):
+                    image = Image.new("RGB", (9, 8 + i), (60 * place, 10 * i, 0))
+                    image.save(tmp_path / "data" / "birds" / part / label / f"{i}.jpg")
+    config_dir = ["--config-dir", str(tmp_path / "conf")]
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none"]
+    folder, _ = train_here(*overrides, "tasks=[birds,day_and_night]", "trainer.max_epochs=2", *config_dir)
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["tasks"]) == ["birds", "day_and_night_0", "day_and_night_1"]
+
+
+def yaml_examples():
+    """The README's configs of tasks: name to text."""
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    return {text.split(":")[0]: text for text in found}
 
 
 def test_early_stopping_ends_a_fit_that_no_longer_improves(train_here):

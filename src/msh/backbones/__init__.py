@@ -2,5 +2,7 @@
 
 from msh.backbones.conv import PaperConv
 from msh.backbones.mlp import MLP
+from msh.backbones.resnet import ResNet18
+from msh.backbones.transformer import Transformer
 
-__all__ = ["MLP", "PaperConv"]
+__all__ = ["MLP", "PaperConv", "ResNet18", "Transformer"]

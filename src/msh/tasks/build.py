@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msh.names import one_of
+from msh.tasks.lazy import LazyInputs
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
+from msh.tasks.tokens import Texts
 
-Normalize = Literal["feature", "all", "none"]
+Normalize = Literal["feature", "all", "minmax", "none"]
+NORMALIZE: tuple[Normalize, ...] = ("feature", "all", "minmax", "none")
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,14 @@ class RawData:
         train: all examples that may be learned from; the validation split is taken from them.
         test: the test split; where the data has none of its own, a source makes one that no seed changes.
         outputs: classes, labels or regression outputs.
+        texts: where the inputs are texts: these; the splits' inputs are then int64, (examples,), places among them.
     """
 
     kind: Kind
     train: Split
     test: Split
     outputs: int
+    texts: Texts | None = None
 
 
 def check_data(name: str, data: RawData) -> None:
@@ -47,7 +55,7 @@ def check_data(name: str, data: RawData) -> None:
                 f"{where}: {len(split)} inputs and {len(split.targets)} targets; needs as many, at least 1"
             )
         for what, tensor in (("inputs", split.inputs), ("targets", split.targets)):
-            if tensor.is_floating_point() and (bad := int((~tensor.isfinite()).sum())):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and (bad := int((~tensor.isfinite()).sum())):
                 raise ValueError(f"{where}: {bad} {what} are NaN or infinite")
         if data.kind == "classification":
             low, high = int(split.targets.min()), int(split.targets.max())
@@ -67,10 +75,12 @@ def build_task(
     data: RawData,
     batch_size: int = 32,
     val_fraction: float = 0.2,
-    normalize: Normalize = "feature",
+    normalize: Normalize | None = None,
     metric: str | None = None,
     loss_weight: float = 1.0,
     repeat: int = 1,
+    normalize_target: Literal["minmax"] | None = None,
+    stem: Callable[..., nn.Module] | None = None,
 ) -> Task:
     """Check the data, hold out validation examples, and scale inputs by the training split's statistics.
 
@@ -79,35 +89,33 @@ def build_task(
         data: from a source.
         batch_size: examples an optimizer step sees, over all devices; at most the training split is used.
         val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
-        normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "none".
+        normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "minmax": each input to
+            [0, 1]; "none". When None, "feature", and "none" for texts.
         metric: a name in METRICS; the kind's usual one when None.
         loss_weight: factor of the loss where several tasks train together.
         repeat: times an epoch goes through the training examples.
+        normalize_target: "minmax": bring the target of a regression to [0, 1], and measure it so; None: its own unit.
+        stem: as in `Task`.
     Raises:
         ValueError: the data or a setting is not allowed.
     """
     check_data(name, data)
-    for key, value in (("batch_size", batch_size), ("repeat", repeat)):
-        if value < 1:
-            raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
-    if not 0.0 < val_fraction < 1.0:
-        raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
-    if loss_weight < 0.0:
-        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: at least 0")
-    one_of(f"tasks.{name}.normalize", normalize, ("feature", "all", "none"))
+    normalize = normalize or ("none" if data.texts else "feature")
     metric = metric or DEFAULT_METRIC[data.kind]
-    one_of(f"tasks.{name}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
+    _check_settings(name, data, batch_size, val_fraction, normalize, metric, loss_weight, repeat, normalize_target)
     train, val = hold_out(data.train, val_fraction, data.kind)
-    shift, scale = _scaling(train.inputs, normalize)
-    splits = {"train": train, "val": val, "test": data.test}
-    scaled = {split: Split((s.inputs - shift) / scale, s.targets) for split, s in splits.items()}
+    splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
+    if normalize_target == "minmax":
+        low, extent = _extent(train.targets)
+        splits = {split: Split(s.inputs, (s.targets - low) / extent) for split, s in splits.items()}
     mean, std = torch.zeros(data.outputs), torch.ones(data.outputs)
     if data.kind == "regression":
-        mean, std = train.targets.mean(0), _positive(train.targets.std(0, correction=0))
+        targets = splits["train"].targets
+        mean, std = targets.mean(0), _positive(targets.std(0, correction=0))
     return Task(
         name=name,
         kind=data.kind,
-        splits=cast(dict[SplitName, Split], scaled),
+        splits=_scaled_splits(splits, normalize) if data.texts is None else _token_splits(splits, data.texts),
         outputs=data.outputs,
         metric=metric,
         batch_size=min(batch_size, len(train)),
@@ -115,11 +123,41 @@ def build_task(
         target_std=std,
         loss_weight=loss_weight,
         repeat=repeat,
+        vocabulary=data.texts.vocabulary if data.texts else None,
+        stem=stem,
     )
 
 
+def _check_settings(
+    name: str,
+    data: RawData,
+    batch_size: int,
+    val_fraction: float,
+    normalize: str,
+    metric: str,
+    loss_weight: float,
+    repeat: int,
+    normalize_target: str | None,
+) -> None:
+    for key, value in (("batch_size", batch_size), ("repeat", repeat)):
+        if value < 1:
+            raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
+    if not 0.0 < val_fraction < 1.0:
+        raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
+    if loss_weight < 0.0:
+        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: at least 0")
+    one_of(f"tasks.{name}.normalize", normalize, NORMALIZE if data.texts is None else ("none",))
+    one_of(f"tasks.{name}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
+    if normalize_target is not None:
+        one_of(f"tasks.{name}.normalize_target", normalize_target, ("minmax",))
+        if data.kind != "regression":
+            raise ValueError(
+                f"tasks.{name}.normalize_target = {normalize_target} is not allowed: the task is a {data.kind}"
+            )
+
+
 def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
-    """Split in two, the second part with this share; classes in proportion. Always the same way.
+    """Split in two, the second part with this share, always the same way; classes in proportion where they have enough.
 
     Raises:
         ValueError: a part would be empty.
@@ -127,19 +165,50 @@ def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
     from sklearn.model_selection import train_test_split  # takes long to import
 
     order = torch.arange(len(split)).numpy()
-    strata = split.targets.numpy() if kind == "classification" and int(split.targets.bincount().min()) > 1 else None
+    strata = split.targets.numpy() if kind == "classification" and _can_stratify(split.targets, fraction) else None
     first, second = train_test_split(order, test_size=fraction, random_state=0, stratify=strata)
-    parts = (torch.from_numpy(first).sort().values, torch.from_numpy(second).sort().values)
-    a, b = (Split(split.inputs[part], split.targets[part]) for part in parts)
+    a, b = (split.take(torch.from_numpy(part).sort().values) for part in (first, second))
     return a, b
+
+
+def _can_stratify(targets: Tensor, fraction: float) -> bool:
+    """Whether both parts have room for every class, and every class has an example for both."""
+    counts, second = targets.bincount(), math.ceil(fraction * len(targets))
+    return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
+
+
+def _token_splits(splits: dict[SplitName, Split], texts: Texts) -> dict[SplitName, Split]:
+    places = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
+    tokenizer = texts.tokenizer(places["train"])
+    return {split: Split(texts.tokens(tokenizer, places[split]), s.targets) for split, s in splits.items()}
+
+
+def _scaled_splits(splits: dict[SplitName, Split], normalize: Normalize) -> dict[SplitName, Split]:
+    shift, scale = _scaling(splits["train"].inputs[:], normalize)
+    function = partial(_scaled, shift=shift, scale=scale)
+    return {
+        split: s.then(function) if isinstance(s.inputs, LazyInputs) else Split(function(s.inputs), s.targets)
+        for split, s in splits.items()
+    }
+
+
+def _scaled(inputs: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (inputs - shift) / scale
 
 
 def _scaling(inputs: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
     if normalize == "none":
         return torch.zeros(()), torch.ones(())
+    if normalize == "minmax":
+        return _extent(inputs)
     if normalize == "all":
         return inputs.mean(), _positive(inputs.std(correction=0))
     return inputs.mean(0), _positive(inputs.std(0, correction=0))
+
+
+def _extent(values: Tensor) -> tuple[Tensor, Tensor]:
+    low = values.amin(0)
+    return low, _positive(values.amax(0) - low)
 
 
 def _positive(std: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 
+from msh.tasks.lazy import Function, LazyInputs
+from msh.tasks.stems import linear
+
 Kind = Literal["classification", "multilabel", "regression"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -23,16 +26,28 @@ class Split:
     """Examples of one split.
 
     Attributes:
-        inputs: float, (examples, *input shape).
+        inputs: float, or int64 token ids, (examples, *input shape); to be indexed by tensors and slices.
         targets: classification: int64, (examples,); multilabel: float of 0 and 1, (examples, labels);
             regression: float, (examples, outputs), in the data's own unit.
     """
 
-    inputs: Tensor
+    inputs: Tensor | LazyInputs
     targets: Tensor
 
     def __len__(self) -> int:
-        return int(self.inputs.shape[0])
+        return len(self.inputs)
+
+    def take(self, rows: Tensor) -> Split:
+        """The examples at these rows, int64 (examples,)."""
+        inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
+        return Split(inputs, self.targets[rows])
+
+    def then(self, function: Function) -> Split:
+        """The same examples, their inputs sent through a function, batch by batch, whenever they are asked for."""
+        inputs = self.inputs
+        if isinstance(inputs, Tensor):
+            inputs = LazyInputs(inputs, torch.arange(len(inputs)))
+        return Split(inputs.then(function), self.targets)
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,9 @@ class Task:
         target_std: (outputs,), likewise.
         loss_weight: factor of this task's loss where several train together.
         repeat: times an epoch goes through the training examples.
+        vocabulary: number of token ids where inputs are tokens, else None.
+        stem: makes the stem, from `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary`;
+            a linear one where the shapes differ, and none where they are the same, when None.
     """
 
     name: str
@@ -88,6 +106,8 @@ class Task:
     target_std: Tensor
     loss_weight: float = 1.0
     repeat: int = 1
+    vocabulary: int | None = None
+    stem: Callable[..., nn.Module] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -129,10 +149,10 @@ class Task:
         return nn.Linear(features, self.outputs)
 
     def build_stem(self, input_shape: tuple[int, ...]) -> nn.Module | None:
-        """A linear stem from the task's input to the backbone's; None where the shapes are the same."""
+        """The stem from the task's input to the backbone's; None where none is needed."""
+        if self.stem is not None:
+            words = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+            return self.stem(input_shape=self.input_shape, output_shape=input_shape, **words)
         if self.input_shape == input_shape:
             return None
-        linear = nn.Linear(math.prod(self.input_shape), math.prod(input_shape))
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
-        nn.init.zeros_(linear.bias)
-        return nn.Sequential(nn.Flatten(), linear, nn.Unflatten(1, torch.Size(input_shape)))
+        return linear(math.prod(self.input_shape), input_shape)

@@ -12,41 +12,64 @@ from msh.names import one_of
 from msh.tasks.build import RawData
 from msh.tasks.task import Split
 
-CLASSES = {"MNIST": 10, "FashionMNIST": 10, "KMNIST": 10, "CIFAR10": 10, "CIFAR100": 100}
+CLASSES = {
+    "MNIST": 10,
+    "FashionMNIST": 10,
+    "KMNIST": 10,
+    "EMNIST": 47,
+    "SVHN": 10,
+    "USPS": 10,
+    "CIFAR10": 10,
+    "CIFAR100": 100,
+}
+EMNIST_CLASSES = {"byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10}
 
 
-def vision(name: str, root: str, download: bool = True) -> RawData:
+def vision(name: str, root: str, download: bool = True, split: str | None = None) -> RawData:
     """Load a torchvision data set with its own test split.
 
     Args:
-        name: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100.
+        name: MNIST, FashionMNIST, KMNIST, EMNIST, SVHN, USPS, CIFAR10 or CIFAR100.
         root: folder in which torchvision keeps (or is to put) the files.
         download: get what is missing from the internet.
+        split: of EMNIST: byclass, bymerge, balanced (when None), letters, digits or mnist.
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
-        ValueError: the name is not allowed, or the files are damaged.
+        ValueError: the name or the split is not allowed, or the files are damaged.
         FileNotFoundError: files are missing and cannot be downloaded.
     """
     one_of("source.name", name, CLASSES)
-    train, test = (_load(name, Path(root).expanduser(), is_train, download) for is_train in (True, False))
-    return RawData("classification", train, test, CLASSES[name])
+    if split is not None:
+        if name != "EMNIST":
+            raise ValueError(f"source.split = {split!r} is not allowed for {name}: only EMNIST has splits to choose")
+        one_of("source.split", split, EMNIST_CLASSES)
+    elif name == "EMNIST":
+        split = "balanced"
+    train, test = (_load(name, Path(root).expanduser(), is_train, download, split) for is_train in (True, False))
+    return RawData("classification", train, test, EMNIST_CLASSES[split] if split else CLASSES[name])
 
 
-def _load(name: str, root: Path, train: bool, download: bool) -> Split:
-    data: Any = _open(name, root, train, download)
+def _load(name: str, root: Path, train: bool, download: bool, split: str | None) -> Split:
+    data: Any = _open(name, root, train, download, split)
     pixels = torch.as_tensor(data.data)
-    targets = torch.as_tensor(data.targets, dtype=torch.int64)
-    images = _channels_first(pixels).float() / 255.0
-    return Split(images, targets)
+    targets = torch.as_tensor(data.labels if name == "SVHN" else data.targets, dtype=torch.int64)
+    if name == "EMNIST":
+        pixels = pixels.transpose(1, 2)  # its images lie on their side
+        targets = targets - 1 if split == "letters" else targets  # its letters are numbered from 1
+    return Split(_channels_first(pixels).float() / 255.0, targets)
 
 
-def _open(name: str, root: Path, train: bool, download: bool) -> Any:
+def _open(name: str, root: Path, train: bool, download: bool, split: str | None) -> Any:
     import torchvision.datasets as sets  # takes long to import, and only image tasks need it
 
     kind = getattr(sets, name)
+    part: dict[str, Any] = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    part |= {"split": split} if split else {}
     try:
-        return kind(str(root), train=train, download=False)
+        return kind(str(root), **part, download=False)
+    except FileNotFoundError as error:
+        missing = str(error)
     except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
         missing = str(error)
         if not missing.startswith("Dataset not found"):  # what torchvision says of missing files
@@ -54,12 +77,12 @@ def _open(name: str, root: Path, train: bool, download: bool) -> Any:
     reason = "downloading is switched off (download=false)"
     if download:
         try:
-            return kind(str(root), train=train, download=True)
+            return kind(str(root), **part, download=True)
         except (RuntimeError, OSError) as error:
             reason = f"downloading failed ({error})"
     raise FileNotFoundError(
         f"{name} is not in the data directory {root} ({missing.splitlines()[0]}), and {reason}. "
-        f"Put its files where torchvision expects them ({_expected(kind, root)}), "
+        f"Put its files where torchvision expects them ({_expected(kind, root, split)}), "
         "or name the directory that has them with paths.data_dir=DIR"
     )
 
@@ -71,7 +94,11 @@ def _damaged(name: str, root: Path, error: Exception) -> ValueError:
     )
 
 
-def _expected(kind: Any, root: Path) -> str:
+def _expected(kind: Any, root: Path, split: str | None) -> str:
+    if split:
+        return f"{root / kind.__name__ / 'raw'}: emnist-{split}-{{train,test}}-{{images-idx3,labels-idx1}}-ubyte"
+    if hasattr(kind, "split_list"):  # SVHN and USPS
+        return f"{root}: {', '.join(kind.split_list[part][1] for part in ('train', 'test'))}"
     if hasattr(kind, "mirrors"):
         names = ", ".join(Path(file).stem for file, _ in kind.resources)
         return f"{root / kind.__name__ / 'raw'}: {names}"
@@ -79,4 +106,6 @@ def _expected(kind: Any, root: Path) -> str:
 
 
 def _channels_first(pixels: Tensor) -> Tensor:
-    return pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    if pixels.dim() == 3:
+        return pixels[:, None]
+    return pixels if pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2).contiguous()

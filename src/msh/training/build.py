@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import torch
@@ -10,29 +11,37 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
-from msh.tasks import Task, build_task
-from msh.tasks.build import Normalize
+from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
+from msh.tasks.transforms import transformed
 
 
 def build_tasks(config: DictConfig) -> dict[str, Task]:
-    """Load the data of every task.
+    """Load the data of every task; tasks of one source share what it has loaded.
 
     Raises:
         ValueError: a task's data or settings are not allowed.
         FileNotFoundError: data is missing.
     """
+    loaded: dict[str, RawData] = {}
     tasks = {}
     for name, task in config.tasks.items():
+        source = OmegaConf.to_container(task.source, resolve=True)
+        key = json.dumps(source, sort_keys=True)
+        if key not in loaded:
+            loaded[key] = instantiate(source, _convert_="all")
+        transforms = cast(Any, OmegaConf.to_container(task.get("transforms") or OmegaConf.create([]), resolve=True))
         tasks[str(name)] = build_task(
             str(name),
-            instantiate(task.source),
+            transformed(str(name), loaded[key], transforms),
             batch_size=task.batch_size,
             val_fraction=task.val_fraction,
-            normalize=cast(Normalize, task.normalize),
+            normalize=task.normalize,
             metric=task.metric,
             loss_weight=task.loss_weight,
             repeat=task.repeat,
+            normalize_target=task.get("normalize_target"),
+            stem=instantiate(task.stem, _partial_=True) if task.get("stem") else None,
         )
     return tasks
 
@@ -47,6 +56,8 @@ def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
     for name in ("input_shape", "features"):
         if not hasattr(backbone, name):
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/architecture.md")
+    for task in tasks.values():
+        check_inputs(backbone, task)
     return backbone
 
 
@@ -68,6 +79,33 @@ def build_units(config: DictConfig, network: MultiSubnetwork) -> UnitGraph | Non
         return trace_units(network, granularity)
     except ValueError as error:
         raise ValueError(f"pruning.{error}") from error
+
+
+def check_inputs(backbone: nn.Module, task: Task) -> None:
+    """Raise where a backbone cannot read a task's inputs: those that read tokens have an attribute `vocabulary`.
+
+    Raises:
+        ValueError: tokens for a backbone that reads numbers, or the other way round, or more tokens than it has.
+    """
+    name, words = type(backbone).__name__, getattr(backbone, "vocabulary", None)
+    if words is not None and (task.vocabulary is None or task.stem is not None):
+        cure = "" if task.stem is None else f": its stem does, take it away with tasks.{task.name}.stem=null"
+        raise ValueError(f"the backbone {name} reads the tokens of texts; task {task.name!r} gives it numbers{cure}")
+    if words is None and task.vocabulary is not None and task.stem is None:
+        raise ValueError(
+            f"task {task.name!r} has texts, and the backbone {name} reads numbers: give the task a stem "
+            f"(tasks.{task.name}.stem, such as conf/tasks/movie_reviews.yaml has), or choose backbone=transformer"
+        )
+    if words is not None and task.vocabulary is not None and task.vocabulary > words:
+        raise ValueError(
+            f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary = {words}: "
+            f"raise it, or lower tasks.{task.name}.source.vocabulary"
+        )
+    if words is not None and task.input_shape != tuple(cast(Any, backbone).input_shape):
+        raise ValueError(
+            f"task {task.name!r} has {task.input_shape[0]} tokens per text, but the backbone reads "
+            f"{cast(Any, backbone).input_shape[0]}: set tasks.{task.name}.source.length to that"
+        )
 
 
 def add_task(network: MultiSubnetwork, task: Task, config: DictConfig) -> None:

@@ -21,8 +21,16 @@ class TaskConfig:
     """Examples per optimizer step, over all devices together."""
     val_fraction: float = 0.2
     """Share of the training examples held out for validation; the same for every seed."""
-    normalize: str = "feature"
-    """"feature", "all" or "none"."""
+    transforms: list[Any] = field(default_factory=list)
+    """Changes of the data, each {name: argument}: split_classes: [0, 1], permute_pixels: SEED or rotate: DEGREES."""
+    variants: Any = None
+    """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1."""
+    normalize: str | None = None
+    """"feature", "all", "minmax" or "none"; "feature" when null, "none" for texts."""
+    normalize_target: str | None = None
+    """"minmax": bring the target of a regression to [0, 1], and measure it so; null: the data's unit."""
+    stem: Any = None
+    """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
     repeat: int = 1
     """Times an epoch goes through the training examples: more than once for small data sets."""
     metric: str | None = None

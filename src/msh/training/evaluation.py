@@ -16,6 +16,7 @@ from msh.tasks import Task
 from msh.training.build import add_task, build_backbone, build_tasks
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
+from msh.training.variants import expand_variants
 
 FILE_NAME = "evaluation.json"
 
@@ -40,6 +41,7 @@ def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dic
     assert isinstance(config, DictConfig)
     if data_dir is not None:
         config.paths.data_dir = data_dir
+    config = expand_variants(config)
     path = folder / "network.safetensors"
     state, metadata = read_network(path)
     tasks = build_tasks(config)

@@ -27,6 +27,7 @@ from msh.training.module import SubnetworkModule
 from msh.training.plan import Fit, Pruning, Stage, fits_of, read_curriculum, read_pruning
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
+from msh.training.variants import expand_variants
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def train(config: DictConfig, folder: Path) -> Results:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config = expand_variants(config)
     stages = read_curriculum(config.curriculum, [str(name) for name in config.tasks], config.trainer.max_epochs)
     pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
     fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}

@@ -2,11 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from msh.backbones import MLP, PaperConv
+from msh.backbones import MLP, PaperConv, ResNet18, Transformer
+from msh.subnetworks import MultiSubnetwork, prune
 
 BACKBONES = {
     "MLP": lambda norm: MLP([3], 4, 2, norm),
     "PaperConv": lambda norm: PaperConv([1, 11, 11], norm),
+}
+SEEDED = BACKBONES | {
+    "ResNet18": lambda norm: ResNet18([3, 8, 8], width=2),
+    "Transformer": lambda norm: Transformer([5], vocabulary=9, width=4, heads=2, hidden=6),
 }
 
 
@@ -80,11 +85,152 @@ def test_a_new_backbone_is_in_training_mode(kind, norm):
     assert not any(mean.any() for mean in means)
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("kind", SEEDED)
 def test_the_seed_decides_the_weights(kind):
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(torch.cat([p.detach().flatten() for p in BACKBONES[kind](False).parameters()]))
+        states.append(torch.cat([p.detach().flatten() for p in SEEDED[kind](False).parameters()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def make_input(kind, batch=6):
+    generator = torch.Generator().manual_seed(3)
+    if kind == "Transformer":
+        return torch.randint(0, 9, (batch, 5), generator=generator)
+    shape = SEEDED[kind](False).input_shape
+    return torch.randn(batch, *shape, generator=generator)
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_features_are_as_many_as_promised(kind):
+    backbone = SEEDED[kind](False)
+    assert backbone(make_input(kind)).shape == (6, backbone.features)
+
+
+@pytest.mark.parametrize("kind", SEEDED)
+def test_a_frozen_task_keeps_its_bits_while_another_trains(kind):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(SEEDED[kind](True))
+    inputs, outputs = make_input(kind), {}
+    for task in ("one", "two"):
+        network.add_task(task, head=nn.Linear(network.backbone.features, 2))
+        network.begin(task)
+        prune(network, task, {name: size // 3 for name, size in network.sizes().items()})
+        network.compact(task)
+        before = {name: tensor.detach().clone() for name, tensor in network.subnetwork(task).values.items()}
+        optimizer = torch.optim.SGD(network.subnetwork(task).parameters(), lr=0.001, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(inputs, task).square().sum().backward()
+            optimizer.step()
+        assert any(not tensor.equal(before[name]) for name, tensor in network.subnetwork(task).values.items())
+        network.freeze(task)
+        outputs[task] = network(inputs, task)
+    assert outputs["one"].isfinite().all()
+    with torch.no_grad():
+        assert torch.equal(network(inputs, "one"), outputs["one"])
+    assert torch.equal(network(inputs, "one"), outputs["one"])
+    assert not torch.equal(outputs["one"], outputs["two"])
+
+
+# ---- ResNet-18
+
+
+def test_resnet_is_resnet_18_in_the_form_for_small_images():
+    resnet = ResNet18([3, 32, 32])
+    assert (
+        sum(p.numel() for p in resnet.parameters()) == 11_168_832
+    )  # torchvision's 11,689,512, its stem and head changed
+    assert resnet.features == 512
+    first = next(module for module in resnet.modules() if isinstance(module, nn.Conv2d))
+    assert (first.kernel_size, first.stride, first.padding) == ((3, 3), (1, 1), (1, 1))
+    assert "MaxPool2d" not in kinds(resnet)
+    assert kinds(resnet).count("Conv2d") == 20
+
+
+def test_resnet_halves_the_image_three_times():
+    resnet = ResNet18([1, 16, 24], width=2)
+    seen = []
+    resnet.layers[-2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    resnet(torch.zeros(2, 1, 16, 24))
+    assert seen == [(2, 16, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "message"), [([28, 28], 4, "channels, height"), ([1, 8, 8], 0, "width = 0")]
+)
+def test_resnet_on_what_it_cannot_take_is_an_error(shape, width, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet18(shape, width=width)
+
+
+# ---- transformer
+
+
+def small_transformer(**settings):
+    torch.manual_seed(0)
+    return Transformer([5], **({"vocabulary": 9, "width": 8, "heads": 2, "hidden": 6} | settings))
+
+
+def test_transformer_is_the_papers_block_by_default():
+    transformer = Transformer([512])
+    assert sizes(transformer) == [(30_000, 512), (512, 512), (1536, 512), (512, 512), (1028, 512), (512, 1028)]
+    assert transformer.features == 512
+    assert {module.p for module in transformer.modules() if isinstance(module, nn.Dropout)} == {0.1}
+    assert transformer.blocks[0].heads == 8
+
+
+def test_a_block_computes_what_torchs_own_encoder_layer_does():
+    block = small_transformer(dropout=0.0).blocks[0]
+    layer = nn.TransformerEncoderLayer(8, 2, 6, dropout=0.0, batch_first=True)
+    pairs = {
+        "self_attn.in_proj_weight": block.project.weight,
+        "self_attn.in_proj_bias": block.project.bias,
+        "self_attn.out_proj.weight": block.attended.weight,
+        "self_attn.out_proj.bias": block.attended.bias,
+        "linear1.weight": block.feed_forward[0].weight,
+        "linear1.bias": block.feed_forward[0].bias,
+        "linear2.weight": block.feed_forward[2].weight,
+        "linear2.bias": block.feed_forward[2].bias,
+    }
+    for place, norm in enumerate(block.norms, 1):
+        pairs |= {f"norm{place}.weight": norm.weight, f"norm{place}.bias": norm.bias}
+    layer.load_state_dict(pairs)
+    inputs, seen = torch.randn(3, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
+    expected = layer(inputs, src_key_padding_mask=~seen)
+    torch.testing.assert_close(block(inputs, seen)[seen], expected[seen])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_padding_has_no_part_in_the_features(pooling):
+    transformer = small_transformer(pooling=pooling).eval()
+    one, more = torch.tensor([[3, 4, 0, 0, 0]]), torch.tensor([[3, 4, 0, 0, 5]])
+    features = transformer(one)
+    with torch.no_grad():
+        transformer.tokens.weight[0] += 7
+    torch.testing.assert_close(transformer(one), features)
+    assert not torch.allclose(transformer(more), features)
+    assert transformer(torch.zeros(1, 5, dtype=torch.int64)).isfinite().all()
+
+
+def test_the_order_of_words_counts():
+    transformer = small_transformer().eval()
+    assert not torch.allclose(
+        transformer(torch.tensor([[3, 4, 0, 0, 0]])), transformer(torch.tensor([[4, 3, 0, 0, 0]]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"heads": 3}, "a multiple of the heads"), ({"depth": 0}, "depth = 0"), ({"pooling": "sum"}, "pooling = 'sum'")],
+)
+def test_a_transformer_of_settings_that_are_not_allowed_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small_transformer(**settings)
+
+
+def test_a_transformer_takes_tokens_alone():
+    with pytest.raises(ValueError, match=r"input_shape = \[1, 28, 28\]: must be the number of tokens"):
+        Transformer([1, 28, 28])

@@ -17,7 +17,7 @@ from msh.training.config import check_keys, register
 register()
 FOLDER = Path(config_folder())
 EXPECTED = {
-    "backbone": {"mlp", "paper_conv"},
+    "backbone": {"mlp", "paper_conv", "resnet18", "transformer"},
     "callbacks": {"default", "none"},
     "debug": {"fdr", "limit", "overfit", "profiler"},
     "experiment": {"sequential"},
@@ -32,9 +32,16 @@ EXPECTED = {
     "tasks": {"bundled", "digits", "breast_cancer", "wine", "diabetes", "mnist_fashion", "mnist", "fashion_mnist"},
     "trainer": {"cpu", "gpu", "ddp", "ddp_sim", "mps"},
 }
-OPTIONS = sorted(
-    (str(path.parent.relative_to(FOLDER)), path.stem) for path in FOLDER.rglob("*.yaml") if path.parent != FOLDER
-)
+
+
+def option(path):
+    """(group, name): experiments in folders are options of the one group, named with their folder."""
+    parts = path.relative_to(FOLDER).with_suffix("").parts
+    cut = 1 if parts[0] == "experiment" else -1
+    return "/".join(parts[:cut]), "/".join(parts[cut:])
+
+
+OPTIONS = sorted(option(path) for path in FOLDER.rglob("*.yaml") if path.parent != FOLDER)
 
 
 def composed(*overrides):

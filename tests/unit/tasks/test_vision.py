@@ -1,11 +1,13 @@
 """Image data sets, on files of MNIST's format that the tests write; nothing is downloaded."""
 
+import bz2
 import gzip
 import struct
 
 import pytest
 import torch
 import torchvision.datasets as sets
+from scipy.io import savemat
 
 from msh.tasks import build_task
 from msh.tasks.vision import vision
@@ -41,8 +43,13 @@ def network_is_down(monkeypatch):
         attempts.append(type(self).__name__)
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
-    for name in ("MNIST", "CIFAR10"):
+    def download_url(*args, **kwargs):
+        attempts.append("USPS")
+        raise OSError("Error downloading usps.bz2")
+
+    for name in ("MNIST", "EMNIST", "SVHN", "CIFAR10"):
         monkeypatch.setattr(getattr(sets, name), "download", download)
+    monkeypatch.setattr(sets.usps, "download_url", download_url)
     return attempts
 
 
@@ -97,7 +104,7 @@ def test_missing_files_are_named_where_downloading_is_switched_off(tmp_path, net
     assert network_is_down == []
 
 
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"])
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "EMNIST", "SVHN", "USPS", "CIFAR10", "CIFAR100"])
 def test_missing_files_that_cannot_be_downloaded_are_an_error_that_says_where_to_put_them(
     name, tmp_path, network_is_down
 ):
@@ -127,3 +134,66 @@ def test_files_still_packed_are_not_taken_for_data(root):
 def test_an_unknown_data_set_is_refused_with_the_nearest(root):
     with pytest.raises(ValueError, match=r"source.name = 'MNITS' is not allowed: .*did you mean 'MNIST'"):
         vision("MNITS", str(root))
+
+
+# ---- sets of other formats
+
+
+@pytest.mark.parametrize(("split", "first", "outputs"), [("letters", 1, 26), ("digits", 0, 10), (None, 0, 47)])
+def test_emnist_is_upright_and_its_classes_are_numbered_from_0(split, first, outputs, tmp_path):
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = torch.zeros(10, 28, 28)
+    images[:, 3, 20] = 255  # row 3 on file, which holds images on their side
+    for part in ("train", "test"):
+        prefix = raw / f"emnist-{split or 'balanced'}-{part}"
+        prefix.with_name(f"{prefix.name}-images-idx3-ubyte").write_bytes(idx(images))
+        prefix.with_name(f"{prefix.name}-labels-idx1-ubyte").write_bytes(idx(torch.arange(10) + first))
+    data = vision("EMNIST", str(tmp_path), split=split)
+    assert data.outputs == outputs
+    assert data.test.targets.tolist() == list(range(10))
+    assert data.train.inputs[4].nonzero().tolist() == [[0, 20, 3]]
+
+
+def test_usps_is_read(tmp_path):
+    for name, count in (("usps.bz2", 12), ("usps.t.bz2", 5)):
+        rows = [f"{i % 10 + 1} " + " ".join(f"{k + 1}:{1 if k == i else -1}" for k in range(256)) for i in range(count)]
+        (tmp_path / name).write_bytes(bz2.compress("\n".join(rows).encode()))
+    data = vision("USPS", str(tmp_path))
+    assert (data.train.inputs.shape, data.outputs) == ((12, 1, 16, 16), 10)
+    assert data.test.targets.tolist() == [0, 1, 2, 3, 4]
+    assert data.train.inputs[11].nonzero().tolist() == [[0, 0, 11]]
+
+
+def test_svhn_is_read(tmp_path, monkeypatch):
+    pixels = torch.zeros(32, 32, 3, 4, dtype=torch.uint8)
+    pixels[5, 6, 2, 1] = 255
+    labels = torch.tensor([[10], [1], [2], [9]], dtype=torch.uint8)
+    for name in ("train_32x32.mat", "test_32x32.mat"):
+        savemat(tmp_path / name, {"X": pixels.numpy(), "y": labels.numpy()})
+    monkeypatch.setattr(sets.SVHN, "_check_integrity", lambda self: True)  # of files that are not the real ones
+    data = vision("SVHN", str(tmp_path))
+    assert data.test.targets.tolist() == [0, 1, 2, 9]
+    assert data.train.inputs.shape == (4, 3, 32, 32)
+    assert data.train.inputs[1].nonzero().tolist() == [[2, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("EMNIST", "leters", r"source.split = 'leters' is not allowed: .*did you mean 'letters'"),
+        ("MNIST", "letters", r"source.split = 'letters' is not allowed for MNIST: only EMNIST"),
+    ],
+)
+def test_a_split_that_there_is_not_is_refused(name, split, message, root):
+    with pytest.raises(ValueError, match=message):
+        vision(name, str(root), split=split)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("EMNIST", "emnist-balanced-"), ("SVHN", "test_32x32.mat"), ("USPS", "usps.t.bz2")]
+)
+def test_what_belongs_in_the_data_directory_is_said_of_each(name, file, tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        vision(name, str(tmp_path), download=False)
+    assert file in str(caught.value)

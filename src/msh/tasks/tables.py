@@ -1,0 +1,44 @@
+"""Tables of numbers in CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msh.tasks.build import RawData
+from msh.tasks.columns import find_targets, read_table, with_test_split
+from msh.tasks.task import Kind, Split
+
+
+def csv_table(
+    path: str,
+    target: str,
+    features: Sequence[str] | None = None,
+    kind: Kind = "classification",
+    threshold: float | None = None,
+    test_path: str | None = None,
+    test_fraction: float | None = None,
+    encoding: str = "utf-8",
+) -> RawData:
+    """Load a table from a CSV file with a header.
+
+    Args:
+        path: of the file to learn from.
+        target: column to predict; of a classification, names or numbers, classes in rising order.
+        features: columns of numbers to predict it from; all others when None.
+        kind: classification or regression.
+        threshold: makes two classes of a column of numbers: class 1 is above it.
+        test_path: file with the test split.
+        test_fraction: without one, share of the rows that become the test split, .2 when None; the same for every seed.
+        encoding: of the files.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, a cell is not what belongs there, or a setting is not allowed.
+    """
+    table = read_table(path, encoding)
+    targets = find_targets(table, "source.target", target, kind, threshold)
+    names = list(features) if features is not None else [name for name in table.cells if name != target]
+    if not names or target in names:
+        raise ValueError(f"source.features = {names} is not allowed: at least one column is, and not the target")
+    tables = [table] if test_path is None else [table, read_table(test_path, encoding)]
+    splits = [Split(t.numbers("source.features", names), targets.read(t, "source.target")) for t in tables]
+    return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction)

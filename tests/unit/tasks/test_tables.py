@@ -1,0 +1,166 @@
+"""Tables in CSV files: what is read, and what is refused with file, line, column and value."""
+
+import pytest
+import torch
+
+from msh.tasks import build_task
+from msh.tasks.tables import csv_table
+
+HOUSES = "rooms,age,price\n" + "".join(f"{i},{i * i},{100 + 10 * i}\n" for i in range(10))
+FLOWERS = "kind,length,width\n" + "".join(f"{'rose' if i % 2 else 'aster'},{i},{i / 2}\n" for i in range(20))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(content, name="table.csv", encoding="utf-8"):
+        path = tmp_path / name
+        path.write_bytes(content.encode(encoding))
+        return str(path)
+
+    return to_file
+
+
+def examples(data):
+    """Input rows with their targets, of both splits, in order."""
+    splits = (data.train, data.test)
+    rows = [(*x, *y.view(-1).tolist()) for s in splits for x, y in zip(s.inputs.tolist(), s.targets, strict=True)]
+    return sorted(rows)
+
+
+def test_a_regression_has_all_other_columns_as_features(write):
+    data = csv_table(write(HOUSES), target="price", kind="regression")
+    assert (data.kind, data.outputs) == ("regression", 1)
+    assert (len(data.train), len(data.test)) == (8, 2)
+    assert examples(data) == [(i, i * i, 100 + 10 * i) for i in range(10)]
+
+
+def test_features_can_be_named_in_any_order(write):
+    data = csv_table(write(HOUSES), target="rooms", features=["price", "age"], kind="regression", test_fraction=0.5)
+    assert len(data.test) == 5
+    assert examples(data) == [(100 + 10 * i, i * i, i) for i in range(10)]
+
+
+def test_names_of_classes_are_numbered_in_alphabetical_order(write):
+    data = csv_table(write(FLOWERS), target="kind")
+    assert (data.kind, data.outputs, data.train.targets.dtype) == ("classification", 2, torch.int64)
+    assert examples(data) == [(i, i / 2, i % 2) for i in range(20)]
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(write):
+    rows = "".join(f"{i},{(2, 10, 9)[i % 3]}\n" for i in range(12))
+    data = csv_table(write("x,y\n" + rows), target="y")
+    assert examples(data) == [(i, (0, 2, 1)[i % 3]) for i in range(12)]
+
+
+def test_a_threshold_makes_two_classes(write):
+    data = csv_table(write(HOUSES), target="price", threshold=150)
+    assert data.outputs == 2
+    assert examples(data) == [(i, i * i, int(i > 5)) for i in range(10)]
+
+
+def test_a_test_file_is_the_test_split(write):
+    tests = write("width,kind,length\n1,rose,2\n3,aster,4\n", "tests.csv")
+    data = csv_table(write(FLOWERS), target="kind", test_path=tests)
+    assert len(data.train) == 20
+    assert data.test.inputs.tolist() == [[2, 1], [4, 3]]
+    assert data.test.targets.tolist() == [1, 0]
+
+
+def test_the_split_is_the_same_every_time(write):
+    path = write(HOUSES)
+    splits = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        splits.append(csv_table(path, target="price", kind="regression").test.inputs)
+    assert torch.equal(*splits)
+
+
+def test_quoted_cells_line_ends_blank_lines_and_a_byte_order_mark_are_read(write):
+    content = '\ufeff"y","x"\r\n"a, ""b""",1\r\n\r\nc,2\r\na multi\nline,3\r\nc,4\r\n'
+    content = content.replace("a multi\nline", '"a multi\nline"')
+    data = csv_table(write(content), target="y", test_fraction=0.5)
+    assert data.outputs == 3
+    assert examples(data) == [(1.0, 1), (2.0, 2), (3.0, 0), (4.0, 2)]
+
+
+def test_another_encoding_is_read_when_named(write):
+    path = write("x,größe\n1,2\n2,4\n3,6\n", encoding="latin-1")
+    assert csv_table(path, target="größe", kind="regression", encoding="latin-1").outputs == 1
+
+
+def test_inputs_and_target_can_be_brought_to_0_to_1_by_the_training_split(write):
+    data = csv_table(write(HOUSES), target="price", kind="regression")
+    task = build_task("a", data, normalize="minmax", normalize_target="minmax", metric="mse")
+    train = task.splits["train"]
+    for values in (train.inputs, train.targets):
+        assert values.amin(0).tolist() == [0.0] * values.shape[1]
+        assert values.amax(0).tolist() == [1.0] * values.shape[1]
+    everything = torch.cat([task.splits[name].targets for name in ("train", "val", "test")]).flatten().sort().values
+    steps = everything.diff()
+    torch.testing.assert_close(steps, steps[:1].expand(9))  # prices rise by 10 each
+    metric = task.build_metric()
+    metric.update(task.predictions((train.targets - task.target_mean) / task.target_std), train.targets + 0.1)
+    assert metric.compute().item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_target_of_classes_is_not_brought_to_0_to_1(write):
+    data = csv_table(write(FLOWERS), target="kind")
+    with pytest.raises(ValueError, match=r"tasks.a.normalize_target = minmax is not allowed: .*classification"):
+        build_task("a", data, normalize_target="minmax")
+
+
+REFUSED = [
+    ("x,y\n1,2\n2,red\n3,4\n4,red\n", {}, r"table.csv, line 3, column 'y': 'red' where a finite number.*2 rows"),
+    ("x,y\n1,2\n,2\n3,4\n", {}, r"table.csv, line 3, column 'x': '' where a finite number belongs$"),
+    ("x,y\n1,2\n2,\n3,4\n", {}, r"table.csv, line 3, column 'y': '' where a target belongs$"),
+    ("x,y\n1,2\n2,nan\n3,4\n", {}, r"line 3, column 'y': 'nan'"),
+    ("x,y\n1,2\n2,inf\n3,4\n", {}, r"line 3, column 'y': 'inf'"),
+    ("x,y\n1,2\n2,1e300\n3,4\n", {}, r"line 3, column 'y': '1e300'"),
+    ('x,y\n1,"2\n"\n2,3\n3,four\n', {}, r"line 5, column 'y': 'four'"),
+    ("x,y\n1,2\nred,3\n", {}, r"line 3, column 'x': 'red' where a finite number belongs"),
+    ("x,y\n1,2\n2\n3,4\n", {}, r"line 3: 1 cells, but the header names 2 columns"),
+    ("x,y\n1,2\n2,3,4\n", {}, r"line 3: 3 cells, but the header names 2 columns"),
+    ("x,y,x\n1,2,3\n", {}, r"the header names 'x' more than once"),
+    ("x,y\n", {}, r"table.csv has no rows"),
+    ("", {}, r"table.csv has no rows"),
+    ('x,y\n1,"2\n', {}, r"line 2: not a CSV file"),
+    ("x,prise\n1,2\n", {"target": "price"}, r"source.target = 'price': .*only 'x', 'prise'; did you mean 'prise'"),
+    ("x,y\n1,2\n", {"features": ["z"]}, r"source.features = 'z': .*has no such column"),
+    ("x,y\n1,2\n", {"features": ["x", "y"]}, r"source.features = \['x', 'y'\] is not allowed: .*not the target"),
+    ("y\n1\n2\n", {}, r"source.features = \[\] is not allowed: at least one column"),
+    ("x,y\n1,2\n2,3\n", {"kind": "regresion"}, r"source.kind = 'regresion'.*did you mean 'regression'"),
+    ("x,y\n1,2\n2,3\n", {"threshold": 1}, r"source.threshold = 1 is not allowed with kind regression"),
+    ("x,y\n1,2\n2,3\n", {"test_fraction": 1.5}, r"source.test_fraction = 1.5 is not allowed: in \(0, 1\)"),
+    ("x,y\n1,2\n2,3\n", {"encoding": "uft-8"}, r"source.encoding = 'uft-8' is not allowed"),
+    ("x,y\n1,a\n2,\n", {"kind": "classification"}, r"line 3, column 'y': '' where a target belongs"),
+    ("x,y\n1,a\n2,a\n", {"kind": "classification"}, r"column 'y': every row has 'a'; needs at least two classes"),
+]
+
+
+@pytest.mark.parametrize(("content", "settings", "message"), REFUSED)
+def test_what_does_not_fit_is_refused(content, settings, message, write):
+    with pytest.raises(ValueError, match=message):
+        csv_table(write(content), **({"target": "y", "kind": "regression"} | settings))
+
+
+def test_a_class_that_only_the_test_file_has_is_refused(write):
+    tests = write("kind,length,width\nrose,1,2\ntulip,3,4\n", "tests.csv")
+    with pytest.raises(ValueError, match=r"tests.csv, line 3, column 'kind': 'tulip' is no class.*\(aster, rose\)"):
+        csv_table(write(FLOWERS), target="kind", test_path=tests)
+
+
+def test_a_test_file_and_a_share_together_are_refused(write):
+    path = write(FLOWERS)
+    with pytest.raises(ValueError, match=r"test_fraction = 0.5 is not allowed beside source.test_path"):
+        csv_table(path, target="kind", test_path=path, test_fraction=0.5)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere.csv: paths.data_dir=DIR"):
+        csv_table(str(tmp_path / "nowhere.csv"), target="y")
+
+
+def test_another_encoding_is_refused_with_byte_and_line(write):
+    path = write("x,größe\n1,2\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"table.csv is not in utf-8: byte 4 \(line 1\) is 0xf6.*source.encoding"):
+        csv_table(path, target="größe", kind="regression")

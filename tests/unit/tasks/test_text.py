@@ -1,0 +1,216 @@
+"""Texts: what is read and refused, the vocabulary, and Hugging Face's library by a stand-in."""
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from msh.tasks import build_task
+from msh.tasks.stems import TokenStem
+from msh.tasks.text import csv_text, hugging_face
+from msh.tasks.tokens import PADDING, UNKNOWN, Texts
+
+REVIEWS = "text,mood\n" + "".join(f"{'Good' if i % 2 else 'bad'} film number {i}!,{i % 2 - 0.5}\n" for i in range(20))
+SETTINGS = {"text": "text", "label": "mood", "threshold": 0.0, "length": 6, "vocabulary": 12}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(content, name="reviews.csv", encoding="utf-8"):
+        path = tmp_path / name
+        path.write_bytes(content.encode(encoding))
+        return str(path)
+
+    return to_file
+
+
+# ---- tokens
+
+
+def test_tokens_are_words_and_punctuation_by_falling_frequency_then_letters():
+    texts = Texts(["b a, A", "a  c!", "zebra b"], vocabulary=6, length=4)
+    tokenizer = texts.tokenizer(torch.tensor([0, 1]))
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    assert words == ["[PAD]", "[UNK]", "a", "!", ",", "b"]  # "c" is the one too many
+    found = texts.tokens(tokenizer, torch.arange(3))
+    assert found.tolist() == [[5, 2, 4, 2], [2, UNKNOWN, 3, PADDING], [UNKNOWN, 5, PADDING, PADDING]]
+    assert found.dtype == torch.int64
+
+
+def test_longer_texts_are_cut_off():
+    texts = Texts(["a b c d e"], vocabulary=9, length=2)
+    assert texts.tokens(texts.tokenizer(torch.tensor([0])), torch.tensor([0])).tolist() == [[2, 3]]
+
+
+def test_the_vocabulary_is_of_the_training_split_without_validation_and_test(write):
+    rows = "".join(f"word{i},{i % 2}\n" for i in range(40))
+    task = build_task("a", csv_text(write("text,mood\n" + rows), "text", "mood", length=1, vocabulary=100))
+    words = {name: split.inputs.flatten().tolist() for name, split in task.splits.items()}
+    assert sorted(words["train"]) == list(range(2, 2 + len(task.splits["train"])))
+    assert set(words["val"]) == set(words["test"]) == {UNKNOWN}
+
+
+@pytest.mark.parametrize(("key", "value", "least"), [("vocabulary", 2, 3), ("length", 0, 1)])
+def test_too_small_a_vocabulary_or_length_is_refused(key, value, least):
+    with pytest.raises(ValueError, match=f"source.{key} = {value} is not allowed: at least {least} is"):
+        Texts(["a"], **({"vocabulary": 9, "length": 9} | {key: value}))
+
+
+# ---- CSV files
+
+
+def test_texts_become_a_task_of_tokens(write):
+    task = build_task("a", csv_text(write(REVIEWS), **SETTINGS), batch_size=4)
+    assert (task.input_shape, task.vocabulary, task.outputs) == ((6,), 12, 2)
+    assert [len(task.splits[name]) for name in ("train", "val", "test")] == [12, 4, 4]
+    for split in task.splits.values():
+        assert split.inputs.dtype == torch.int64
+        good = split.inputs[:, 0][split.targets == 1]
+        bad = split.inputs[:, 0][split.targets == 0]
+        assert len(good.unique()) == len(bad.unique()) == 1
+        assert good[0] != bad[0]
+
+
+def test_a_regression_on_texts_keeps_the_numbers(write):
+    data = csv_text(write(REVIEWS), "text", "mood", kind="regression")
+    assert data.train.targets.shape == (16, 1)
+    assert sorted(data.train.targets.unique().tolist()) == [-0.5, 0.5]
+
+
+def test_a_test_file_is_the_test_split(write):
+    tests = write("mood,text\n1,Bad?\n-1,good good\n", "tests.csv")
+    data = csv_text(write(REVIEWS), **SETTINGS, test_path=tests)
+    assert [data.texts.texts[row] for row in data.test.inputs.tolist()] == ["Bad?", "good good"]
+    assert data.test.targets.tolist() == [1, 0]
+    assert len(data.train) == 20
+
+
+def test_texts_in_another_encoding_are_refused_with_byte_line_and_key(write):
+    path = write("text,mood\nfine,1\ncaf\u00e9,-1\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"reviews.csv is not in utf-8: byte 20 \(line 3\) is 0xe9.*source.encoding"):
+        csv_text(path, **SETTINGS)
+    data = csv_text(path, **SETTINGS, encoding="latin-1", test_fraction=0.5)
+    assert data.texts.texts == ["fine", "caf\u00e9"]
+
+
+EMPTY = REVIEWS + " \t,0.5\n,-0.5\n"
+
+
+def test_empty_texts_are_refused_with_their_line_and_number(write):
+    with pytest.raises(ValueError, match=r"line 22, column 'text': ' \\t' is an empty text; source.empty=drop.*2 rows"):
+        csv_text(write(EMPTY), **SETTINGS)
+
+
+def test_empty_texts_are_left_out_and_counted_when_configured(write, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = csv_text(write(EMPTY), **SETTINGS, empty="drop")
+    assert len(data.train) + len(data.test) == len(data.texts.texts) == 20
+    assert "2 rows left out, their text is empty" in caplog.text
+
+
+def test_texts_that_are_all_empty_are_refused_either_way(write):
+    with pytest.raises(ValueError, match="is an empty text"):
+        csv_text(write("text,mood\n ,1\n ,2\n"), **SETTINGS, empty="drop")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": "txt"}, r"source.text = 'txt': .*did you mean 'text'"),
+        ({"label": "moods"}, r"source.label = 'moods': .*did you mean 'mood'"),
+        ({"label": "text"}, r"column 'text': 'bad film number 0!' where a finite number belongs"),
+        ({"empty": "dropp"}, r"source.empty = 'dropp' is not allowed.*did you mean 'drop'"),
+    ],
+)
+def test_columns_and_settings_that_do_not_fit_are_refused(settings, message, write):
+    with pytest.raises(ValueError, match=message):
+        csv_text(write(REVIEWS), **(SETTINGS | settings))
+
+
+def test_tokens_are_not_scaled(write):
+    with pytest.raises(ValueError, match=r"tasks.a.normalize = 'all' is not allowed: one of none"):
+        build_task("a", csv_text(write(REVIEWS), **SETTINGS), normalize="all")
+
+
+# ---- stem
+
+
+def test_a_token_stem_flattens_vectors_and_leads_to_the_backbones_shape():
+    stem = TokenStem((5,), (1, 2, 3), vocabulary=10, width=4)
+    assert stem.embedding.weight.shape == (10, 4)
+    assert stem.embedding.weight.abs().max() <= 0.05
+    assert stem.linear[1].in_features == 20
+    assert stem(torch.zeros(7, 5, dtype=torch.int64)).shape == (7, 1, 2, 3)
+
+
+def test_a_token_stem_can_average_over_what_is_not_padding():
+    stem = TokenStem((4,), (3,), vocabulary=10, width=3, pooling="mean")
+    tokens = torch.tensor([[5, 7, PADDING, PADDING], [PADDING] * 4])
+    expected = stem.linear(torch.stack([stem.embedding.weight[[5, 7]].mean(0), torch.zeros(3)]))
+    torch.testing.assert_close(stem(tokens), expected)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"width": 0}, "width = 0"), ({"pooling": "men"}, "did you mean")])
+def test_a_token_stem_refuses_what_is_not_allowed(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TokenStem((4,), (3,), vocabulary=10, **settings)
+
+
+# ---- Hugging Face
+
+
+class Part(dict):
+    """A split as the library gives it: columns by name."""
+
+    column_names = property(list)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The library's stand-in: splits by name, and what was asked of it."""
+    splits = {
+        "train": Part(text=["good", "bad", "so good", "so bad"], label=[1, 0, 1, 0]),
+        "test": Part(text=["bad bad", "good good"], label=[0, 1]),
+    }
+    asked = []
+
+    def load_dataset(name, split, cache_dir, revision):
+        asked.append((name, split, cache_dir, revision))
+        return splits[split]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return splits, asked
+
+
+def test_texts_of_the_hub_are_read(hub):
+    data = hugging_face("some/reviews", "folder", length=2)
+    assert hub[1] == [("some/reviews", "train", "folder", None), ("some/reviews", "test", "folder", None)]
+    assert data.train.targets.tolist() == [1, 0, 1, 0]
+    assert [data.texts.texts[row] for row in data.test.inputs.tolist()] == ["bad bad", "good good"]
+    assert build_task("a", data, val_fraction=0.5).input_shape == (2,)
+
+
+def test_without_the_library_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'msh\[text\]'"):
+        hugging_face("some/reviews", "folder")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("train", {"text": ["a", " ", "b", ""]}, r"split train, row 1: an empty text; 2 rows"),
+        ("test", {"label": [0, 2]}, r"the class '2' is in the split test, but not in train"),
+    ],
+)
+def test_what_does_not_fit_in_texts_of_the_hub_is_refused(part, change, message, hub):
+    hub[0][part].update(change)
+    with pytest.raises(ValueError, match=message):
+        hugging_face("some/reviews", "folder")
+
+
+def test_a_field_that_is_not_there_is_refused_with_the_nearest(hub):
+    with pytest.raises(ValueError, match=r"source.label = 'labels' is not allowed.*did you mean 'label'"):
+        hugging_face("some/reviews", "folder", label="labels")

@@ -1,0 +1,189 @@
+"""Transforms of any data set: classes, permutations, rotations."""
+
+import pickle
+
+import pytest
+import torch
+
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.lazy import LazyInputs
+from msh.tasks.loaders import measuring_loader
+from msh.tasks.tokens import Texts
+from msh.tasks.transforms import transformed
+
+
+def make_data(shape=(1, 4, 4), classes=5, kind="classification"):
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count):
+        inputs = torch.rand(count, *shape, generator=generator)
+        targets = torch.arange(count) % classes
+        return Split(inputs, targets if kind == "classification" else targets[:, None].float())
+
+    return RawData(kind, split(50), split(20), classes if kind == "classification" else 1)
+
+
+def apply(data, *transforms):
+    return transformed("a", data, transforms)
+
+
+# ---- classes
+
+
+def test_classes_that_are_kept_are_numbered_from_0_in_the_order_given():
+    data = make_data()
+    kept = apply(data, {"split_classes": [3, 1]})
+    assert kept.outputs == 2
+    for whole, part in ((data.train, kept.train), (data.test, kept.test)):
+        for new, old in ((0, 3), (1, 1)):
+            assert torch.equal(part.inputs[part.targets == new], whole.inputs[whole.targets == old])
+        assert set(part.targets.tolist()) == {0, 1}
+
+
+def test_texts_can_be_split_by_class_too():
+    texts = Texts([f"word{i}" for i in range(70)], vocabulary=100, length=1)
+    train, test = Split(torch.arange(50), torch.arange(50) % 5), Split(torch.arange(50, 70), torch.arange(20) % 5)
+    kept = apply(RawData("classification", train, test, 5, texts), {"split_classes": [2, 4]})
+    assert [kept.texts.texts[row] for row in kept.test.inputs.tolist()][:2] == ["word52", "word54"]
+    assert build_task("a", kept).splits["train"].inputs.unique().numel() == 16
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (
+            [1, 7],
+            r"tasks.a.transforms: split_classes = \[1, 7\]: the train split has no class 7, only \[0, 1, 2, 3, 4\]",
+        ),
+        ([2], r"split_classes = \[2\] is not allowed: at least two different classes"),
+        ([], r"split_classes = \[\] is not allowed"),
+        ([2, 2], r"split_classes = \[2, 2\] is not allowed"),
+        (3, r"split_classes = 3 is not allowed"),
+    ],
+)
+def test_a_missing_class_or_a_single_one_is_refused(keep, message):
+    with pytest.raises(ValueError, match=message):
+        apply(make_data(), {"split_classes": keep})
+
+
+def test_a_class_without_test_examples_is_refused():
+    data = make_data()
+    few = RawData("classification", data.train, data.test.take(torch.arange(3)), 5)
+    with pytest.raises(ValueError, match=r"the test split has no class 4, only \[0, 1, 2\]"):
+        apply(few, {"split_classes": [0, 4]})
+
+
+def test_a_regression_has_no_classes():
+    with pytest.raises(ValueError, match="split_classes is not allowed for a regression task"):
+        apply(make_data(kind="regression"), {"split_classes": [0, 1]})
+
+
+# ---- permutations
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (9,)])
+def test_every_example_is_permuted_alike_and_another_seed_permutes_otherwise(shape):
+    data = make_data(shape)
+    found = {seed: apply(data, {"permute_pixels": seed}) for seed in (0, 1, 2)}
+    assert torch.equal(found[0].train.inputs[:], data.train.inputs)
+    assert not torch.equal(found[1].train.inputs[:], found[2].train.inputs[:])
+    pixels = (50, 3, 16) if shape[0] == 3 else (50, 1, -1)
+    before, after = data.train.inputs.view(pixels), found[1].train.inputs[:].view(pixels)
+    order = [(before[0, 0] == value).nonzero().item() for value in after[0, 0]]
+    assert order != sorted(order)
+    assert torch.equal(after, before[..., order])
+    tests = data.test.inputs.view(20, *before.shape[1:])
+    assert torch.equal(found[1].test.inputs[:].view_as(tests), tests[..., order])
+
+
+def test_a_permutation_draws_nothing_from_the_global_generator():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    apply(make_data(), {"permute_pixels": 3})
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "one", True])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ValueError, match=r"tasks.a.transforms: permute_pixels = .* is not allowed: a seed"):
+        apply(make_data(), {"permute_pixels": seed})
+
+
+def test_texts_have_no_pixels():
+    rows = Split(torch.arange(4), torch.arange(4) % 2)
+    data = RawData("classification", rows, rows, 2, Texts(["a"] * 4, 9, 9))
+    with pytest.raises(ValueError, match="permute_pixels is not allowed for texts"):
+        apply(data, {"permute_pixels": 1})
+
+
+# ---- rotations
+
+
+def test_a_quarter_turn_is_counter_clockwise_and_a_whole_one_is_none():
+    data = make_data()
+    turned = apply(data, {"rotate": 90}).train.inputs[:]
+    torch.testing.assert_close(turned, data.train.inputs.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+    assert torch.equal(apply(data, {"rotate": 360}).test.inputs[:], data.test.inputs)
+
+
+def test_corners_are_filled_with_nothing():
+    turned = apply(make_data((1, 8, 8)), {"rotate": 45}).train.inputs[:]
+    assert turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].abs().max() == 0
+    assert turned[:, :, 3:5, 3:5].min() > 0
+
+
+@pytest.mark.parametrize(("shape", "angle", "message"), [((9,), 30, r"shape \(9,\)"), ((1, 4, 4), "half", "'half'")])
+def test_what_cannot_be_rotated_is_refused(shape, angle, message):
+    with pytest.raises(ValueError, match=f"tasks.a.transforms: rotate .*{message}"):
+        apply(make_data(shape), {"rotate": angle})
+
+
+# ---- together
+
+
+def test_transforms_are_applied_in_order():
+    data = make_data()
+    both = apply(data, {"rotate": 90}, {"permute_pixels": 4}).train.inputs[:]
+    other = apply(data, {"permute_pixels": 4}, {"rotate": 90}).train.inputs[:]
+    turned = RawData(
+        "classification", Split(apply(data, {"rotate": 90}).train.inputs[:], data.train.targets), data.test, 5
+    )
+    assert torch.equal(both, apply(turned, {"permute_pixels": 4}).train.inputs[:])
+    assert not torch.equal(both, other)
+
+
+@pytest.mark.parametrize("bad", [{"rotat": 3}, {"rotate": 3, "permute_pixels": 1}, {}, "rotate"])
+def test_an_unknown_transform_is_refused(bad):
+    with pytest.raises(ValueError, match=r"did you mean 'rotate'|tasks.a.transforms has .*\{name: argument\}"):
+        apply(make_data(), bad)
+
+
+@pytest.mark.parametrize("normalize", ["feature", "all", "minmax", "none"])
+def test_a_task_of_lazy_inputs_has_the_examples_of_one_whose_inputs_are_made_at_once(normalize):
+    data = apply(make_data((1, 4, 4)), {"permute_pixels": 2}, {"rotate": 30})
+    at_once = RawData(
+        data.kind, *(Split(split.inputs[:], split.targets) for split in (data.train, data.test)), data.outputs
+    )
+    lazy, eager = (build_task("a", d, normalize=normalize) for d in (data, at_once))
+    assert lazy.input_shape == eager.input_shape
+    for name, split in eager.splits.items():
+        assert len(lazy.splits[name]) == len(split)
+        assert torch.equal(lazy.splits[name].inputs[:3], split.inputs[:3])
+        batches = [inputs for inputs, _ in measuring_loader(lazy.splits[name], batch_size=7)]
+        assert torch.equal(torch.cat(batches), split.inputs)
+
+
+def test_tasks_that_differ_in_their_transform_hold_the_examples_once():
+    data = make_data()
+    tasks = [build_task(str(seed), apply(data, {"permute_pixels": seed})) for seed in range(3)]
+    for task in tasks:
+        for name, base in (("train", data.train), ("val", data.train), ("test", data.test)):
+            inputs = task.splits[name].inputs
+            assert isinstance(inputs, LazyInputs)
+            assert inputs.base is base.inputs
+
+
+def test_lazy_inputs_survive_pickling():
+    inputs = build_task("a", apply(make_data(), {"permute_pixels": 2}, {"rotate": 9})).splits["val"].inputs
+    assert torch.equal(pickle.loads(pickle.dumps(inputs))[:], inputs[:])

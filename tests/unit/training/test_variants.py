@@ -1,0 +1,139 @@
+"""One block of the config that stands for many tasks; tasks of one source share its data."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import msh.training.build as build
+from msh.backbones import MLP, Transformer
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.stems import TokenStem
+from msh.tasks.tokens import Texts
+from msh.training.build import build_tasks, check_inputs
+from msh.training.config import Config
+from msh.training.variants import expand_variants
+
+LOADED = []
+
+
+def source(name="", examples=40):
+    """Ten classes of 2x2 images; notes that it was called."""
+    LOADED.append(name)
+    split = Split(torch.rand(examples, 1, 2, 2), torch.arange(examples) % 10)
+    return RawData("classification", split, split, 10)
+
+
+def config_of(**tasks):
+    here = {"_target_": f"{__name__}.source"}
+    given = {name: {"source": here, **task} for name, task in tasks.items()}
+    return OmegaConf.merge(OmegaConf.structured(Config), {"tasks": given})
+
+
+def names_and_transforms(config):
+    return {name: OmegaConf.to_container(task.transforms) for name, task in expand_variants(config).tasks.items()}
+
+
+def test_a_list_of_arguments_makes_a_task_of_each_in_their_place():
+    config = config_of(first={}, many={"variants": {"rotate": [0, 30]}, "batch_size": 7}, last={})
+    assert names_and_transforms(config) == {
+        "first": [],
+        "many_0": [{"rotate": 0}],
+        "many_1": [{"rotate": 30}],
+        "last": [],
+    }
+    assert expand_variants(config).tasks.many_1.batch_size == 7
+    assert list(config.tasks) == ["first", "many", "last"]
+
+
+def test_a_number_stands_for_that_many_arguments_from_0():
+    config = config_of(many={"variants": {"permute_pixels": 3}, "transforms": [{"rotate": 9}]})
+    assert names_and_transforms(config) == {f"many_{i}": [{"rotate": 9}, {"permute_pixels": i}] for i in range(3)}
+
+
+def test_interpolations_outlive_the_expansion():
+    config = config_of(many={"variants": {"permute_pixels": 2}})
+    config.tasks.many.source["root"] = "${paths.data_dir}"
+    expanded = expand_variants(config)
+    config.paths.data_dir = "before"
+    expanded.paths.data_dir = "later"
+    assert expanded.tasks.many_1.source.root == "later"
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"rotat": [1]}, r"the transform of tasks.many.variants = 'rotat' is not allowed.*did you mean 'rotate'"),
+        ({"rotate": []}, r"tasks.many.variants.rotate = \[\] is not allowed: a list of arguments is, or how many"),
+        ({"permute_pixels": 0}, r"tasks.many.variants.permute_pixels = \[\] is not allowed"),
+        ({"rotate": "all"}, r"tasks.many.variants.rotate = 'all' is not allowed"),
+        ({"rotate": [1], "permute_pixels": 2}, r"tasks.many.variants = .* is not allowed: one transform"),
+        (3, r"tasks.many.variants = 3 is not allowed: one transform"),
+    ],
+)
+def test_variants_that_are_not_allowed_are_refused(variants, message):
+    with pytest.raises(ValueError, match=message):
+        expand_variants(config_of(many={"variants": variants}))
+
+
+def test_a_name_that_is_taken_is_refused():
+    with pytest.raises(ValueError, match=r"tasks.many.variants: there is already a task 'many_1'"):
+        expand_variants(config_of(many_1={}, many={"variants": {"rotate": [0, 1]}}))
+
+
+def test_tasks_of_one_source_load_it_once_and_share_it():
+    LOADED.clear()
+    config = config_of(many={"variants": {"permute_pixels": 3}}, other={"transforms": [{"split_classes": [0, 1]}]})
+    config.tasks.other.source["name"] = "other"
+    tasks = build_tasks(expand_variants(config))
+    assert LOADED == ["", "other"]
+    assert len({tasks[f"many_{i}"].splits["train"].inputs.base.data_ptr() for i in range(3)}) == 1
+    assert tasks["other"].outputs == 2
+
+
+def test_a_missing_class_names_the_task():
+    with pytest.raises(ValueError, match=r"tasks.many_1.transforms: split_classes = \[0, 12\]: the train split has no"):
+        build_tasks(expand_variants(config_of(many={"variants": {"split_classes": [[0, 1], [0, 12]]}})))
+
+
+# ---- tokens and backbones
+
+
+def text_task(stem=None, vocabulary=20, length=4):
+    rows = Split(torch.arange(20), torch.arange(20) % 2)
+    texts = Texts(["good", "bad"] * 10, vocabulary, length)
+    return build_task("reviews", RawData("classification", rows, rows, 2, texts), stem=stem)
+
+
+def test_tokens_are_for_backbones_that_read_them_or_for_a_stem():
+    transformer = Transformer([4], vocabulary=20, width=4, heads=2, hidden=4)
+    assert check_inputs(transformer, text_task()) is None
+    assert text_task().build_stem((4,)) is None
+    assert check_inputs(MLP([3], 4, 1), text_task(TokenStem)) is None
+    stem = text_task(TokenStem).build_stem((3,))
+    assert stem(text_task().splits["train"].inputs[:5]).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "task", "message"),
+    [
+        (lambda: MLP([4], 4, 1), text_task, r"task 'reviews' has texts, and the backbone MLP reads numbers: .*stem"),
+        (lambda: Transformer([4], 20, 4, 2, 4), lambda: text_task(TokenStem), r"gives it numbers: .*reviews.stem=null"),
+        (lambda: Transformer([4], 19, 4, 2, 4), text_task, r"20 token ids, but backbone.vocabulary = 19"),
+        (lambda: Transformer([5], 20, 4, 2, 4), text_task, r"4 tokens per text, but the backbone reads 5"),
+        (
+            lambda: Transformer([4], 20, 4, 2, 4),
+            lambda: build_task("images", source()),
+            r"the backbone Transformer reads the tokens of texts; task 'images' gives it numbers",
+        ),
+    ],
+)
+def test_inputs_that_a_backbone_cannot_read_are_refused(backbone, task, message):
+    with pytest.raises(ValueError, match=message):
+        check_inputs(backbone(), task())
+
+
+def test_the_check_is_made_before_any_training():
+    config = config_of(images={})
+    config.backbone = {"_target_": "msh.backbones.Transformer", "input_shape": [4], "width": 4, "heads": 2}
+    with pytest.raises(ValueError, match="reads the tokens of texts"):
+        build.build_backbone(config, build_tasks(config))
