@@ -12,7 +12,17 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.network import MultiSubnetwork, Reuse
-from msh.subnetworks.pruning import candidate_counts, cut, loss_gradients, prune, rewind, select, snapshot
+from msh.subnetworks.pruning import (
+    candidate_counts,
+    cut,
+    loss_gradients,
+    prune,
+    rewind,
+    score,
+    select,
+    select_apart,
+    snapshot,
+)
 from msh.subnetworks.schedules import SCHEDULES, Schedule
 from msh.subnetworks.subnetwork import Subnetwork
 
@@ -35,7 +45,9 @@ __all__ = [
     "plan_counts",
     "prune",
     "rewind",
+    "score",
     "select",
+    "select_apart",
     "snapshot",
     "top_k_mask",
     "top_k_masks",

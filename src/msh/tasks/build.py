@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -81,7 +82,7 @@ def build_task(
         val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
         normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "none".
         metric: a name in METRICS; the kind's usual one when None.
-        loss_weight: factor of the loss where several tasks train together.
+        loss_weight: factor of the loss where several tasks train together, more than 0.
         repeat: times an epoch goes through the training examples.
     Raises:
         ValueError: the data or a setting is not allowed.
@@ -92,8 +93,8 @@ def build_task(
             raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
-    if loss_weight < 0.0:
-        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: at least 0")
+    if not 0.0 < loss_weight < math.inf:
+        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: a number above 0 is")
     one_of(f"tasks.{name}.normalize", normalize, ("feature", "all", "none"))
     metric = metric or DEFAULT_METRIC[data.kind]
     one_of(f"tasks.{name}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])

@@ -10,7 +10,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from msh.subnetworks import Criterion, Schedule, candidate_counts, cut, loss_gradients, rewind, select, snapshot
+from msh.subnetworks import (
+    Criterion,
+    Schedule,
+    candidate_counts,
+    cut,
+    loss_gradients,
+    rewind,
+    score,
+    select_apart,
+    snapshot,
+)
 from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
@@ -20,7 +30,8 @@ class IterativePruning(pl.Callback):
     """Narrow the candidates of the tasks in training, cut by cut, down to their budgets.
 
     Cuts fall after training batches, `rounds` of them evenly spaced from `begin` to `end`, the last at `end`.
-    A cut changes masks only: parameters stay the same objects, of the same shape.
+    A cut changes masks only: parameters stay the same objects, of the same shape. Tasks of one stage start with the
+    same candidates, each with values of its own, and share them out in order: see `select_apart`.
 
     Args:
         wanted: task to {tensor name, or "" for all: weights to keep at the end}.
@@ -108,19 +119,19 @@ class IterativePruning(pl.Callback):
             self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
-        time = number / self.rounds
-        for task, wanted in self.wanted.items():
-            now = candidate_counts(module.network, task, wanted)
-            kept = {
-                name: min(now[name], self.schedule(self.start[task][name], count, time))
-                for name, count in wanted.items()
-            }
+        network, kept, scores = module.network, {}, {}
+        for task, budget in self.wanted.items():
+            now, start = candidate_counts(network, task, budget), self.start[task]
+            at = number / self.rounds
+            kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
             gradients = self._gradients(module, task, number) if self.criterion.needs_gradient else None
             generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
-            masks = select(module.network, task, kept, self.criterion, gradients, generator)
-            cut(module.network, task, from_rank_zero(module, masks), self.rescale)
+            scores[task] = score(network, task, self.criterion, gradients, generator)
+        masks = select_apart(scores, kept, self.wanted, {task: network.masks(task) for task in self.wanted})
+        for task, own in from_rank_zero(module, masks).items():
+            cut(network, task, own, self.rescale)
             if self.rewind_epoch is not None:
-                rewind(module.network, task, self.earlier[task], self.rescale)
+                rewind(network, task, self.earlier[task], self.rescale)
         self.rounds_done = number
 
     def _gradients(self, module: SubnetworkModule, name: str, number: int) -> dict[str, Tensor]:
