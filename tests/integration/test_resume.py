@@ -12,8 +12,12 @@ from running import SMALL, finish, run, start
 from safetensors.torch import load_file
 
 SETTINGS = [
-    "tasks=[digits,wine]",
+    "tasks=[digits,wine,iris]",
+    "curriculum=[[digits],{tasks:[wine,iris],max_epochs:12}]",
     "trainer.max_epochs=6",
+    "++callbacks.stop._target_=msh.training.callbacks.EarlyStoppingPerTask",  # iris stops before wine
+    "++callbacks.stop.patience=1",
+    "++callbacks.stop.min_delta=0.005",
     "pruning.begin=0.3",
     "pruning.end=0.7",
     "checkpoint.min_seconds=0",
@@ -60,7 +64,8 @@ def assert_same_end(folder, undisturbed):
 MOMENTS = {
     "pruning of the first task": lambda f: any((f / "checkpoints/stage-000-prune").glob("epoch-00003.ckpt")),
     "training of the first task": lambda f: any((f / "checkpoints/stage-000-train").glob("epoch-*.ckpt")),
-    "start of the second task": lambda f: (f / "checkpoints/after-0001.safetensors").exists(),
+    "start of a stage of two tasks": lambda f: (f / "checkpoints/after-0001.safetensors").exists(),
+    "one of two tasks has stopped": lambda f: (f / "checkpoints/stage-001-train/epoch-00001.ckpt").exists(),
 }
 
 

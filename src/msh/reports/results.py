@@ -29,6 +29,8 @@ class TaskResult:
         weights_reused: number of earlier tasks' weights that it reads.
         weights_private: number of values in its stem, head, biases and normalisation.
         dense: test score of a dense network of its own, or None.
+        finetune: the same of one dense network that learned task after task, after the last of them.
+        joint: the same of one dense network that learned all tasks at once.
         train_seconds: wall seconds of its stage's fits; a parallel stage's tasks all have their stage's.
     """
 
@@ -43,7 +45,13 @@ class TaskResult:
     weights_reused: int = 0
     weights_private: int | None = None
     dense: float | None = None
+    finetune: float | None = None
+    joint: float | None = None
     train_seconds: float = 0.0
+
+
+def _no_finetune() -> dict[str, Any]:
+    return {"matrix": [], "forgetting": None, "bwt": None}
 
 
 @dataclass
@@ -56,6 +64,7 @@ class Results:
         bwt: backward transfer: mean over the tasks that were learned before the last stage of final score minus
             score when learned (sign turned for "min" metrics).
         guarantee: comparisons of frozen tasks with their records, and how many failed.
+        finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
         run_id: names the run in trackers; stays over resumes.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
@@ -72,6 +81,7 @@ class Results:
     bwt: float | None = None
     capacity: dict[str, int] = field(default_factory=dict)
     guarantee: dict[str, int] = field(default_factory=lambda: {"checked": 0, "violations": 0})
+    finetune: dict[str, Any] = field(default_factory=_no_finetune)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -83,29 +93,36 @@ class Results:
             result.test = score
             if result.stage == stage:
                 result.test_when_learned = score
-        self.forgetting = self._mean_over_tasks(best_of_past=True)
-        self.bwt = self._mean_over_tasks(best_of_past=False)
+        self.forgetting, self.bwt = self._forgetting_and_bwt(self.matrix)
+
+    def add_finetune_row(self, scores: dict[str, float]) -> None:
+        """The same of the fine-tuned network, after one more task."""
+        matrix = [*self.finetune["matrix"], [scores.get(task) for task in self.tasks]]
+        forgetting, bwt = self._forgetting_and_bwt(matrix)
+        self.finetune = {"matrix": matrix, "forgetting": forgetting, "bwt": bwt}
+        for name, score in scores.items():
+            self.tasks[name].finetune = score
 
     def forgetting_of(self, task: str) -> float | None:
         """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage."""
-        scores = self._oriented(task)
+        scores = self._oriented(self.matrix, task)
         if not scores:
             return None
         return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
 
-    def _oriented(self, task: str) -> list[float]:
-        """The task's column of the matrix from its stage on, higher is better."""
+    def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
+        """The task's column of a matrix from when it was learned, higher is better."""
         column = list(self.tasks).index(task)
         sign = 1.0 if self.tasks[task].direction == "max" else -1.0
-        return [sign * score for row in self.matrix if (score := row[column]) is not None]
+        return [sign * score for row in matrix if (score := row[column]) is not None]
 
-    def _mean_over_tasks(self, best_of_past: bool) -> float:
-        """Forgetting, or (not best_of_past) backward transfer; 0.0 while no task is older than the last stage."""
-        columns = [c for task in self.tasks if len(c := self._oriented(task)) > 1]
+    def _forgetting_and_bwt(self, matrix: list[list[float | None]]) -> tuple[float, float]:
+        """Means over the tasks; 0.0 while no task is older than the last row."""
+        columns = [c for task in self.tasks if len(c := self._oriented(matrix, task)) > 1]
         if not columns:
-            return 0.0
-        changes = [max(c[:-1]) - c[-1] if best_of_past else c[-1] - c[0] for c in columns]
-        return sum(changes) / len(changes)
+            return 0.0, 0.0
+        forgetting, bwt = sum(max(c[:-1]) - c[-1] for c in columns), sum(c[-1] - c[0] for c in columns)
+        return forgetting / len(columns), bwt / len(columns)
 
     def save(self, folder: Path) -> None:
         """Write results.json into a run folder, whole or not at all."""
@@ -128,6 +145,7 @@ class Results:
             version = content["schema_version"]
             if version > SCHEMA_VERSION:
                 raise ValueError(f"schema_version {version} is later than {SCHEMA_VERSION}, which this release reads")
+            content.setdefault("finetune", _no_finetune())
             known = {name: content[name] for name in cls.__dataclass_fields__}
             known["tasks"] = {name: TaskResult(**row) for name, row in content["tasks"].items()}
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:

@@ -9,18 +9,22 @@ from msh.reports.results import Results
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print a line per task: metric, score, the dense network's, density, weights, forgetting."""
+    """Print a line per task: metric, score, the baselines' scores, density, weights, forgetting."""
     console = console or _console()
-    with_dense = any(task.dense is not None for task in results.tasks.values())
+    baselines = [
+        name
+        for name in ("dense", "finetune", "joint")
+        if any(getattr(task, name) is not None for task in results.tasks.values())
+    ]
     table = Table(title=f"{results.experiment}, seed {results.seed}")
-    columns = ["task", "metric", "test", *(["dense"] if with_dense else []), "density", "weights", "forgetting"]
+    columns = ["task", "metric", "test", *baselines, "density", "weights", "forgetting"]
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
     for name, task in results.tasks.items():
         arrow = "↑" if task.direction == "max" else "↓"
         forgetting = results.forgetting_of(name)
         row = [name, f"{task.metric} {arrow}", _number(task.test)]
-        row += [_number(task.dense)] if with_dense else []
+        row += [_number(getattr(task, name)) for name in baselines]
         row += [f"{task.density:.3f}" if task.density is not None else "", f"{task.weights or 0:,}"]
         table.add_row(*row, "" if forgetting is None else f"{forgetting:g}")
     console.print(table)

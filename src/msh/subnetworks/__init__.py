@@ -12,7 +12,19 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.network import MultiSubnetwork, Reuse
-from msh.subnetworks.pruning import candidate_counts, cut, loss_gradients, prune, rewind, select, snapshot
+from msh.subnetworks.pruning import (
+    candidate_counts,
+    candidates,
+    cut,
+    loss_gradients,
+    prune,
+    rewind,
+    score,
+    select,
+    select_apart,
+    snapshot,
+    weights_of,
+)
 from msh.subnetworks.schedules import SCHEDULES, Schedule
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tracing import GRANULARITIES, Granularity, UnitGraph, trace_units
@@ -34,6 +46,7 @@ __all__ = [
     "Subnetwork",
     "UnitGraph",
     "candidate_counts",
+    "candidates",
     "check_free",
     "cut",
     "fit_units",
@@ -42,9 +55,12 @@ __all__ = [
     "plan_units",
     "prune",
     "rewind",
+    "score",
     "select",
+    "select_apart",
     "snapshot",
     "top_k_mask",
     "top_k_masks",
     "trace_units",
+    "weights_of",
 ]

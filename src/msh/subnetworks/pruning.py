@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,17 +11,25 @@ from msh.subnetworks.allocation import top_k_mask, top_k_masks
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tracing import UnitGraph
-from msh.subnetworks.units import candidate_units, choose_units
+from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
+
+Masks = Mapping[str, Tensor]
+"""Tensor name to bool, (*shape), or (units,) where whole units are kept."""
+
+
+def candidates(network: MultiSubnetwork, task: str, units: UnitGraph | None = None) -> dict[str, Tensor]:
+    """Weights the task may still keep: tensor name to bool (*shape); with `units`, whole units: bool (units,)."""
+    masks = network.masks(task)
+    if units is None:
+        return masks
+    return candidate_units(units, masks, {name: network.owners[name] for name in network.names.prunable})
 
 
 def candidate_counts(
     network: MultiSubnetwork, task: str, wanted: Mapping[str, int], units: UnitGraph | None = None
 ) -> dict[str, int]:
     """Weights (or whole units) the task may still keep, in each tensor or (key "") in all; keyed as `wanted` is."""
-    if units is not None:
-        found = candidate_units(units, network.masks(task), _owners(network))
-        return {name: int(mask.sum()) for name, mask in found.items()}
-    counts = {name: int(mask.sum()) for name, mask in network.masks(task).items()}
+    counts = {name: int(mask.sum()) for name, mask in candidates(network, task, units).items()}
     return {"": sum(counts.values())} if "" in wanted else counts
 
 
@@ -53,23 +61,89 @@ def select(
     Raises:
         ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
     """
+    scores = score(network, task, criterion, gradients, generator, units)
+    return weights_of(choose(scores, kept, candidates(network, task, units)), units)
+
+
+def weights_of(masks: Masks, units: UnitGraph | None) -> dict[str, Tensor]:
+    """What was chosen, as weights: tensor name to bool (*shape)."""
+    return dict(masks) if units is None else unit_masks(units, masks)
+
+
+@torch.no_grad()
+def score(
+    network: MultiSubnetwork,
+    task: str,
+    criterion: Criterion = MAGNITUDE,
+    gradients: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    units: UnitGraph | None = None,
+) -> dict[str, Tensor]:
+    """Score a masked task's weights; the arguments are those of `select`.
+
+    Returns:
+        Tensor name to float (*shape), higher is kept; unitless. With `units`, (units,).
+    Raises:
+        ValueError: the task is not masked, or the criterion lacks gradients.
+    """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    if network.subnetwork(task).phase != "masked":
-        raise ValueError(f"task {task!r} is {network.subnetwork(task).phase}; only a masked task is pruned")
-    candidates = network.masks(task)
-    values = network.subnetwork(task).values
+    sub = network.subnetwork(task)
+    if sub.phase != "masked":
+        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task is pruned")
     scores = {
-        name: criterion(values[name], None if gradients is None else gradients[name], generator) for name in candidates
+        name: criterion(sub.values[name], None if gradients is None else gradients[name], generator)
+        for name in network.names.prunable
     }
-    if units is not None:
-        return choose_units(units, kept, scores, candidates, _owners(network))
+    return scores if units is None else unit_scores(units, scores, network.masks(task))
+
+
+def choose(scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+    """Keep the highest scores among the candidates, weights or units; `kept` is that of `select`."""
     if "" in kept:
         return top_k_masks(scores, kept[""], candidates)
     return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
 
 
-def _owners(network: MultiSubnetwork) -> dict[str, Tensor]:
-    return {name: network.owners[name] for name in network.names.prunable}
+def select_apart(
+    scores: Mapping[str, Mapping[str, Tensor]],
+    kept: Mapping[str, Mapping[str, int]],
+    budgets: Mapping[str, Mapping[str, int]],
+    candidates: Mapping[str, Masks],
+) -> dict[str, dict[str, Tensor]]:
+    """Choose what several masked tasks keep, so that each can always end with a budget that no other task touches.
+
+    The tasks are served in order: each reserves its best weights, as many as its budget, among those that no
+    earlier one has reserved. Then each keeps its best weights among those that no other one has reserved. What is
+    kept beyond the reserves may overlap; where as much is kept as the budget, it does not.
+
+    Args:
+        scores: task to {tensor name: (*shape)}, higher is kept.
+        kept: task to {tensor name, or "" for all: number kept}; fewer where others' reserves leave fewer.
+        budgets: task to {tensor name, or "" for all: number kept at the end}, at most the number kept now.
+        candidates: task to {tensor name: bool (*shape)}: all that is free, or what this function gave before.
+    Returns:
+        Task to {tensor name: bool (*shape)}.
+    Raises:
+        ValueError: the candidates do not suffice for every budget.
+    Source: Renn et al. 2022, arXiv 2207.08821: a weight taken by an earlier task scores 0.
+    """
+    reserved: dict[str, Masks] = {}
+    for task, budget in budgets.items():
+        reserved[task] = choose(scores[task], budget, _without(candidates[task], reserved.values()))
+    chosen = {}
+    for task in budgets:
+        open_to = _without(candidates[task], [masks for other, masks in reserved.items() if other != task])
+        left = {name: int(mask.sum()) for name, mask in open_to.items()}
+        left[""] = sum(left.values())
+        chosen[task] = choose(scores[task], {name: min(n, left[name]) for name, n in kept[task].items()}, open_to)
+    return chosen
+
+
+def _without(candidates: Masks, taken: Iterable[Masks]) -> dict[str, Tensor]:
+    left = dict(candidates)
+    for masks in taken:
+        left = {name: left[name] & ~masks[name] for name in left}
+    return left
 
 
 @torch.no_grad()

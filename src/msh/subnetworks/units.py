@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import FREE, Budget, CapacityError, top_k_mask
+from msh.subnetworks.allocation import FREE, Budget, CapacityError
 from msh.subnetworks.tracing import UnitGraph, Units
 
 
@@ -128,29 +128,17 @@ def candidate_units(
     return {name: units & (owners[name] == FREE).flatten(1).all(1) for name, units in found.items()}
 
 
-def choose_units(
-    graph: UnitGraph,
-    kept: Mapping[str, int],
-    scores: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    owners: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """Choose the units that a masked task keeps: those whose candidate weights' scores have the largest sum.
+def unit_scores(graph: UnitGraph, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Score units by the sum of their candidate weights' scores.
 
     Args:
         graph: of the backbone.
-        kept: tensor name to the number of units kept.
-        scores: tensor name to a score per weight (*shape).
+        scores: tensor name to a score per weight (*shape), unitless.
         masks: tensor name to bool (*shape), the task's candidates.
-        owners: tensor name to owner ids (*shape).
     Returns:
-        Tensor name to bool (*shape): the weights of the units kept.
-    Raises:
-        ValueError: more units are to be kept than there are candidates.
+        Tensor name to (units,).
     """
-    candidates = candidate_units(graph, masks, owners)
-    sums = {name: torch.where(masks[name], scores[name], 0.0).flatten(1).sum(1) for name in graph.layers}
-    return unit_masks(graph, {name: top_k_mask(sums[name], kept[name], candidates[name]) for name in graph.layers})
+    return {name: torch.where(masks[name], scores[name], 0.0).flatten(1).sum(1) for name in graph.layers}
 
 
 def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tensor]:

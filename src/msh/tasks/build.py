@@ -92,7 +92,7 @@ def build_task(
         normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "minmax": each input to
             [0, 1]; "none". When None, "feature", and "none" for texts.
         metric: a name in METRICS; the kind's usual one when None.
-        loss_weight: factor of the loss where several tasks train together.
+        loss_weight: factor of the loss where several tasks train together, more than 0.
         repeat: times an epoch goes through the training examples.
         normalize_target: "minmax": bring the target of a regression to [0, 1], and measure it so; None: its own unit.
         stem: as in `Task`.
@@ -144,8 +144,8 @@ def _check_settings(
             raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
-    if loss_weight < 0.0:
-        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: at least 0")
+    if not 0.0 < loss_weight < math.inf:
+        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: a number above 0 is")
     one_of(f"tasks.{name}.normalize", normalize, NORMALIZE if data.texts is None else ("none",))
     one_of(f"tasks.{name}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
     if normalize_target is not None:

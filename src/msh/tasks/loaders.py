@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
 
 Batch = tuple[Tensor, Tensor]
+Uneven = Literal["cycle", "shortest"]
+LENGTHS: dict[str, Callable[[Iterable[int]], int]] = {"cycle": max, "shortest": min}
+"""Batches of an epoch from those of each task, where they train together."""
 
 
 class TensorBatches(Dataset[Batch]):
@@ -38,6 +42,12 @@ class ShuffledBatches(Sampler[Tensor]):
         repeat: times an epoch goes through the examples, each time in a new order.
         rank: this process.
         world_size: number of processes; each gets an equal part of every batch.
+
+    Attributes:
+        epoch: whose order comes next.
+        batches: that an epoch of the examples gives.
+        length: batches that an epoch is to have: with more than that, it starts again with the examples, in a new
+            order; with fewer, it leaves out the rest.
     Raises:
         ValueError: the batch cannot be shared out evenly.
     """
@@ -50,6 +60,7 @@ class ShuffledBatches(Sampler[Tensor]):
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.rank, self.world_size, self.repeat = rank, world_size, repeat
         self.epoch = 0
+        self.batches = self.length = examples * repeat // batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls this."""
@@ -57,12 +68,16 @@ class ShuffledBatches(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        order = torch.cat([torch.randperm(self.examples, generator=generator) for _ in range(self.repeat)])
-        for i in range(len(self)):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.world_size]
+        left = self.length
+        while left > 0:
+            order = torch.cat([torch.randperm(self.examples, generator=generator) for _ in range(self.repeat)])
+            batches = order.split(self.batch_size)[: min(left, len(order) // self.batch_size)]
+            left -= len(batches)
+            for batch in batches:
+                yield batch[self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        return self.examples * self.repeat // self.batch_size
+        return self.length
 
 
 class OrderedBatches(SequentialSampler):
@@ -94,6 +109,18 @@ def train_loader(
     """Batches to train on; see `ShuffledBatches`."""
     sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat)
     return DataLoader(TensorBatches(split), sampler=sampler, batch_size=None)
+
+
+def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven) -> None:
+    """Give the training loaders of tasks that train together epochs of one length.
+
+    Args:
+        loaders: from `train_loader`, one for each task; others are left as they are.
+        uneven: "cycle": as long as the longest, the others start again; "shortest": as short as the shortest.
+    """
+    samplers = [loader.sampler for loader in loaders if isinstance(loader.sampler, ShuffledBatches)]
+    for sampler in samplers:
+        sampler.length = LENGTHS[uneven](sampler.batches for sampler in samplers)
 
 
 def measuring_loader(

@@ -14,6 +14,7 @@ from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
 from msh.tasks.transforms import transformed
+from msh.training.shared import SharedNetwork
 
 
 def build_tasks(config: DictConfig) -> dict[str, Task]:
@@ -108,9 +109,12 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
         )
 
 
-def add_task(network: MultiSubnetwork, task: Task, config: DictConfig) -> None:
+def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictConfig) -> None:
     """Add a task with a fresh head, and a stem where its input's shape is not the backbone's."""
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
     head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
-    network.add_task(task.name, head, stem, cast(Reuse, config.reuse))
+    if isinstance(network, SharedNetwork):
+        network.add_task(task.name, head, stem)
+    else:
+        network.add_task(task.name, head, stem, cast(Reuse, config.reuse))

@@ -36,7 +36,7 @@ class TaskConfig:
     metric: str | None = None
     """Name of the metric; the kind's usual one when null."""
     loss_weight: float = 1.0
-    """Factor of the loss where several tasks train together."""
+    """Factor of the loss where several tasks train together, more than 0."""
 
 
 @dataclass
@@ -103,6 +103,20 @@ class TrainerConfig:
 
 
 @dataclass
+class StageConfig:
+    """A stage of the curriculum, where a list of task names does not say enough."""
+
+    tasks: list[str] = MISSING
+    """Names of the tasks that train together."""
+    max_epochs: int | None = None
+    """trainer.max_epochs when null."""
+    uneven: str | None = None
+    """The run's `uneven` when null."""
+    loss_weights: dict[str, float] | None = None
+    """Task name to the factor of its loss, instead of its own loss_weight."""
+
+
+@dataclass
 class CheckpointConfig:
     """What a killed run goes on from."""
 
@@ -154,14 +168,18 @@ class Config:
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task name to task, in the order they are learned."""
     curriculum: Any = None
-    """List of stages: each a list of task names, or {tasks: [...], max_epochs: N}. One task a stage when null."""
+    """List of stages: each a list of task names, or a StageConfig. One task a stage when null."""
+    uneven: str = "cycle"
+    """Where tasks of one stage have different numbers of batches: "cycle" goes on until the longest has had its epoch,
+    and starts the others again; "shortest" ends the epoch with the shortest."""
     backbone: dict[str, Any] = MISSING
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     reuse: str = "none"
     """Which earlier tasks' weights a task reads: "none" or "all"."""
-    baseline: str | None = None
-    """"dense" trains a dense network of its own for each task too, to compare with."""
+    baseline: Any = None
+    """What to compare with, a name or a list: "dense" trains a dense network of its own for each task; "finetune" one
+    dense network, task after task; "joint" one dense network on all tasks at once."""
     optimizer: dict[str, Any] = MISSING
     """`_target_` and arguments of an optimizer, as a partial."""
     scheduler: Any = None

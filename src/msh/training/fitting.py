@@ -15,12 +15,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
 from msh.tasks import Task
-from msh.tasks.loaders import measuring_loader, train_loader
+from msh.tasks.loaders import even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
-from msh.training.callbacks import EpochCheckpoint, RestoreBest
+from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
 from msh.training.callbacks.checkpoint import newest_readable
-from msh.training.module import SubnetworkModule
+from msh.training.module import TaskModule
 from msh.training.plan import Fit
 from msh.training.trainers import build_trainer
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run_fit(
-    module: SubnetworkModule,
+    module: TaskModule,
     fit: Fit,
     tasks: Sequence[str],
     config: DictConfig,
@@ -58,7 +58,7 @@ def run_fit(
     trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
     trainer.fit(
         module,
-        train_dataloaders=_train_loaders(module, tasks, config, trainer),
+        train_dataloaders=_train_loaders(module, fit, tasks, config, trainer),
         val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", trainer),
         ckpt_path=_resume_from(checkpoints),
         weights_only=True,
@@ -72,13 +72,14 @@ def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl
     if not config.trainer.enable_progress_bar:
         own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.ProgressBar)}
     if fit.prunes:
-        own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.EarlyStopping)}
+        stopping = (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
+        own = {name: c for name, c in own.items() if not isinstance(c, stopping)}
     best = [RestoreBest()] if config.checkpoint.restore_best and not fit.prunes else []
     return [*own.values(), *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
 
 
 def _train_loaders(
-    module: SubnetworkModule, names: Sequence[str], config: DictConfig, trainer: pl.Trainer
+    module: TaskModule, fit: Fit, names: Sequence[str], config: DictConfig, trainer: pl.Trainer
 ) -> CombinedLoader:
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     loaders = {}
@@ -90,7 +91,8 @@ def _train_loaders(
         else:
             seed = derive_seed(module.seed, module.fit_name, name)
             loaders[name] = train_loader(split, task.batch_size, seed, **ranks, repeat=task.repeat)
-    return CombinedLoader(loaders, "max_size_cycle")
+    even_out(loaders.values(), fit.uneven)
+    return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")
 
 
 def _measuring_loaders(
@@ -108,7 +110,7 @@ def _resume_from(checkpoints: Path) -> str | None:
 
 
 def measure(
-    module: SubnetworkModule,
+    module: TaskModule,
     tasks: Sequence[str],
     split: SplitName,
     config: DictConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -23,13 +24,13 @@ class NonFiniteLossError(ValueError):
     """A training loss became NaN or infinite."""
 
 
-class SubnetworkModule(pl.LightningModule):
-    """Trains the subnetworks of one stage's tasks; measures those of any.
+class TaskModule(pl.LightningModule, ABC):
+    """Trains one stage's tasks; measures any.
 
     A training batch is a mapping from task to (inputs, targets); batches to measure on come from one loader a task.
 
     Args:
-        network: with the tasks that have been added so far.
+        network: (inputs, task) to outputs, for the tasks that have been added so far.
         tasks: all tasks of the run by name.
         optimizer: parameters to optimizer.
         seed: of the run; all random draws inside training follow from it.
@@ -37,7 +38,7 @@ class SubnetworkModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: MultiSubnetwork,
+        network: nn.Module,
         tasks: Mapping[str, Task],
         optimizer: Callable[..., Optimizer],
         seed: int = 0,
@@ -51,13 +52,16 @@ class SubnetworkModule(pl.LightningModule):
         self.fit_name = ""
         self.learning: list[str] = []
         """Tasks that train in the present fit."""
+        self.stopped: set[str] = set()
+        """Those of them that have stopped: their weights, and what the optimizer keeps of them, stay as they are."""
         self.measured: list[str] = []
         """Tasks that the validation or test loaders belong to, in their order."""
         self.first_step = 0
         """Step of the run at which the present fit started."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
         self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
-        self.nonfinite = torch.zeros((), dtype=torch.bool)
+        self.nonfinite: dict[str, Tensor] = {}
+        """Task to whether one of its losses in the present fit was not finite: bool, ()."""
 
     def metric(self, task: str, split: str) -> Metric:
         """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
@@ -74,6 +78,26 @@ class SubnetworkModule(pl.LightningModule):
         self.fit_name, self.learning, self.measured = fit_name, list(learning), list(learning)
         self.scheduler_factory = scheduler
         self.first_step = self.run_step
+        self.stopped = set()
+
+    @abstractmethod
+    def groups(self) -> dict[tuple[str, ...], nn.Module]:
+        """What trains in the present fit: tasks that share weights, to these weights."""
+
+    def val_score(self, metrics: Mapping[str, Tensor], group: tuple[str, ...], by: str = "metric") -> float | None:
+        """How good a group of tasks is on the validation split, higher is better; None if it was not measured.
+
+        Args:
+            metrics: the trainer's.
+            group: one of `groups()`.
+            by: "metric" or "loss"; several tasks together are always judged by the sum of their losses.
+        """
+        task = self.tasks[group[0]]
+        if by == "metric" and len(group) == 1:
+            found = metrics.get(f"{task.name}/val/{task.metric}")
+            return None if found is None else float(found) * (1 if task.direction == "max" else -1)
+        losses = [metrics.get(f"{name}/val/loss") for name in group]
+        return -sum(float(loss) for loss in losses if loss is not None) if None not in losses else None
 
     @property
     def run_step(self) -> int:
@@ -90,9 +114,8 @@ class SubnetworkModule(pl.LightningModule):
     # ---- Lightning's hooks
 
     def configure_optimizers(self) -> Any:
-        """An optimizer over the parameters of the tasks that train, and nothing else."""
-        parameters = [p for task in self.learning for p in self.network.subnetwork(task).parameters()]
-        optimizer = self.optimizer_factory(parameters)
+        """An optimizer over the parameters of the tasks that train, and nothing else; a parameter group for each."""
+        optimizer = self.optimizer_factory([{"params": list(part.parameters())} for part in self.groups().values()])
         if self.scheduler_factory is None:
             return optimizer
         scheduler = build_scheduler(self.scheduler_factory, optimizer, int(self.trainer.estimated_stepping_batches))
@@ -102,7 +125,7 @@ class SubnetworkModule(pl.LightningModule):
         """Let every logger go on at the run's step, not at the fit's."""
         steps = self.trainer.fit_loop.epoch_loop
         steps._batches_that_stepped = self.first_step + self.trainer.global_step
-        self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.nonfinite = {}
         for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
             if isinstance(logger, RunCSVLogger):
                 logger.forget_after(self.run_step)
@@ -116,19 +139,43 @@ class SubnetworkModule(pl.LightningModule):
         torch.manual_seed(derive_seed(self.seed, self.fit_name, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """Weighted sum of the tasks' losses on a batch of each: a scalar."""
+        """Weighted sum of the losses, on a batch each, of the tasks that have not stopped: a scalar."""
         losses = []
         for name, (inputs, targets) in batch.items():
+            if name in self.stopped:
+                continue
             task = self.tasks[name]
             loss = task.loss(self(inputs, name), targets)
             losses.append(task.loss_weight * loss)
+            self.nonfinite[name] = self.nonfinite.get(name, False) | ~torch.isfinite(loss.detach())
             self.log(f"{name}/train/loss", loss.detach(), batch_size=len(inputs), on_step=True, on_epoch=False)
+        if self.stopped and self.trainer.world_size > 1:  # DDP waits for a gradient of every parameter
+            losses += [0.0 * p.sum() for p in self._parameters_of_stopped()]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
+    def _parameters_of_stopped(self) -> list[nn.Parameter]:
+        groups = self.groups().items()
+        return [p for group, part in groups if self.stopped.issuperset(group) for p in part.parameters()]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take the gradients of tasks that have stopped away: an optimizer passes over what has none."""
+        if self.stopped:
+            for parameter in self._parameters_of_stopped():
+                parameter.grad = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip each task's gradients by themselves, so that none depends on the others."""
+        groups = optimizer.param_groups
+        for group in groups:
+            optimizer.param_groups = [group]
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        optimizer.param_groups = groups
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the step; remember on the device whether a loss was not finite, and look now and then."""
+        """Count the step; look now and then whether a loss was not finite."""
         self._run_step = self.first_step + self.trainer.global_step
-        self.nonfinite = self.nonfinite | ~torch.isfinite(outputs["loss"].detach())
         if batch_idx % max(1, int(cast(Any, self.trainer).log_every_n_steps)) == 0:
             self.stop_if_nonfinite()
 
@@ -142,9 +189,9 @@ class SubnetworkModule(pl.LightningModule):
         Raises:
             NonFiniteLossError: naming tasks and epoch.
         """
-        if bool(self.nonfinite):
+        if named := [repr(name) for name, found in self.nonfinite.items() if bool(found)]:
             raise NonFiniteLossError(
-                f"the loss of {', '.join(map(repr, self.learning))} became NaN or infinite in epoch "
+                f"the loss of {', '.join(named)} became NaN or infinite in epoch "
                 f"{self.current_epoch} of {self.fit_name}; the last good checkpoint is kept. "
                 "A lower optimizer.lr, or trainer.gradient_clip_val=1, usually helps: start a new run with it"
             )
@@ -182,6 +229,16 @@ class SubnetworkModule(pl.LightningModule):
         """Take the run's step back."""
         self._run_step = int(checkpoint["msh"]["run_step"])
         self.first_step = int(checkpoint["msh"]["first_step"])
+
+
+class SubnetworkModule(TaskModule):
+    """Trains the subnetworks of one stage's tasks: they share no weight."""
+
+    network: MultiSubnetwork
+
+    def groups(self) -> dict[tuple[str, ...], nn.Module]:
+        """Each task by itself, with its subnetwork."""
+        return {(task,): self.network.subnetwork(task) for task in self.learning}
 
 
 def _metrics(task: Task) -> dict[str, Metric]:

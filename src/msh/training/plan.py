@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from msh.names import one_of, suggestion
 from msh.subnetworks import CRITERIA, GRANULARITIES, SCHEDULES, Budget, Criterion, Granularity, Schedule
+from msh.tasks.loaders import LENGTHS, Uneven
+from msh.training.config import StageConfig
+
+MAX_TASKS = 2**15 - 2
+"""Owner ids that fit into the widest owner map; 0 is nobody's."""
+BASELINES = ("dense", "finetune", "joint")
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,15 @@ class Stage:
         index: place in the curriculum, from 0.
         tasks: names.
         max_epochs: at least 1.
+        uneven: "cycle" or "shortest": where an epoch ends if tasks have different numbers of batches.
+        loss_weights: factors of the losses of some of the tasks, more than 0, instead of those in `tasks`.
     """
 
     index: int
     tasks: tuple[str, ...]
     max_epochs: int
+    uneven: Uneven = "cycle"
+    loss_weights: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Fit:
         epochs: at least 1.
         prunes: masks are narrowed in this fit.
         last: the stage ends with it.
+        uneven: of the stage.
     """
 
     name: str
@@ -45,6 +56,7 @@ class Fit:
     epochs: int
     prunes: bool
     last: bool
+    uneven: Uneven = "cycle"
 
 
 @dataclass(frozen=True)
@@ -76,25 +88,31 @@ class Pruning:
     granularity: Granularity = "weight"
 
 
-def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int) -> list[Stage]:
+def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, uneven: Uneven = "cycle") -> list[Stage]:
     """Turn the config's curriculum into stages.
 
     Args:
-        curriculum: list of stages: task names, lists of them, or {tasks: [...], max_epochs: N}; None: one task a stage.
+        curriculum: list of stages: a task name, a list of them, or {tasks: [...]} with further keys, as
+            `msh.training.config.StageConfig` has them; None: one task a stage.
         tasks: names of the run's tasks, in order.
         max_epochs: of stages that do not say otherwise.
+        uneven: the same.
     Raises:
-        ValueError: a stage is empty or not of a known form, a task is unknown, missing or named twice.
+        ValueError: a stage is empty or not of a known form, a task is unknown, missing or named twice, or there are
+            more than the owner maps have ids for.
     """
     if not tasks:
         raise ValueError("tasks is empty: name at least one, such as tasks=bundled or tasks=[digits,wine]")
+    if len(tasks) > MAX_TASKS:
+        raise ValueError(f"tasks names {len(tasks)} tasks: a network has owner ids for {MAX_TASKS} at most")
     if isinstance(curriculum, ListConfig):
         curriculum = OmegaConf.to_container(curriculum, resolve=True)
     if curriculum is None:
         curriculum = [[task] for task in tasks]
     if not isinstance(curriculum, list):
         raise ValueError(f"curriculum = {curriculum!r} is not allowed: a list of stages is, each a list of task names")
-    stages = [_read_stage(i, entry, tasks, max_epochs) for i, entry in enumerate(curriculum)]
+    usual = {"max_epochs": max_epochs, "uneven": uneven}
+    stages = [_read_stage(i, entry, tasks, usual) for i, entry in enumerate(curriculum)]
     named = [task for stage in stages for task in stage.tasks]
     for task in tasks:
         if named.count(task) != 1:
@@ -104,29 +122,44 @@ def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int) -> l
     return stages
 
 
-def _read_stage(index: int, entry: Any, tasks: Sequence[str], max_epochs: int) -> Stage:
+def _read_stage(index: int, entry: Any, tasks: Sequence[str], usual: Mapping[str, Any]) -> Stage:
     key = f"curriculum[{index}]"
-    epochs = max_epochs
-    if isinstance(entry, Mapping):
-        for name in entry:
-            one_of(f"a key of {key}", name, ("tasks", "max_epochs"))
-        epochs = entry.get("max_epochs", max_epochs)
-        entry = entry.get("tasks", [])
-    names = [entry] if isinstance(entry, str) else entry or []
+    given = dict(entry) if isinstance(entry, Mapping) else {"tasks": entry}
+    for name in given:
+        one_of(f"a key of {key}", name, [field.name for field in fields(StageConfig)])
+    names = given.get("tasks") or []
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, list):
-        raise ValueError(f"{key} = {entry!r} is not allowed: a task name, a list of them, or {{tasks: [...]}} is")
+        raise ValueError(f"{key} = {names!r} is not allowed: a task name, a list of them, or {{tasks: [...]}} is")
     if not names:
         raise ValueError(f"{key} has no task")
     for name in names:
         if name not in tasks:
             raise ValueError(
-                f"{key} names {name!r}, which is not in tasks: {', '.join(tasks)}{suggestion(name, tasks)}"
+                f"{key} names {name!r}, which is not in tasks: {', '.join(tasks)}{suggestion(str(name), tasks)}"
             )
-    if len(names) > 1:
-        raise ValueError(f"{key} = {names}: stages of several tasks are not supported yet; give each its own stage")
-    if not isinstance(epochs, int) or epochs < 1:
+    chosen = {name: usual[name] if given.get(name) is None else given[name] for name in usual}
+    epochs, uneven = chosen["max_epochs"], chosen["uneven"]
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"max_epochs = {epochs!r} of {key} is not allowed: a whole number of at least 1 is")
-    return Stage(index, tuple(names), epochs)
+    one_of(f"uneven of {key}", uneven, LENGTHS)
+    return Stage(index, tuple(names), epochs, uneven, _read_loss_weights(key, names, given.get("loss_weights")))
+
+
+def _read_loss_weights(key: str, names: Sequence[str], given: Any) -> tuple[tuple[str, float], ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, Mapping):
+        raise ValueError(f"loss_weights = {given!r} of {key} is not allowed: a mapping from task to number is")
+    for name, weight in given.items():
+        if name not in names:
+            raise ValueError(
+                f"loss_weights of {key} names {name!r}, which is not a task of the stage: {', '.join(names)}"
+                f"{suggestion(str(name), names)}"
+            )
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 < weight < math.inf:
+            raise ValueError(f"loss_weights = {weight!r} of {key}, task {name!r}, is not allowed: a number above 0 is")
+    return tuple(given.items())
 
 
 def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
@@ -215,6 +248,27 @@ def fits_of(stage: Stage, stages: int, pruning: Pruning) -> list[Fit]:
     parts = [("prune", pruned), ("train", stage.max_epochs - pruned)]
     wanted = [(kind, epochs) for kind, epochs in parts if epochs > 0]
     return [
-        Fit(f"{title}: {kind}", f"stage-{stage.index:03d}-{kind}", epochs, kind == "prune", kind == wanted[-1][0])
+        Fit(
+            f"{title}: {kind}",
+            f"stage-{stage.index:03d}-{kind}",
+            epochs,
+            kind == "prune",
+            kind == wanted[-1][0],
+            stage.uneven,
+        )
         for kind, epochs in wanted
     ]
+
+
+def read_baselines(given: Any) -> list[str]:
+    """The baselines that are asked for, in the order in which they are trained.
+
+    Args:
+        given: None, a name, or a list of names.
+    Raises:
+        ValueError: one is unknown.
+    """
+    names = [] if given is None else list(given) if isinstance(given, ListConfig | list) else [given]
+    for name in names:
+        one_of("baseline", name, BASELINES)
+    return [name for name in BASELINES if name in names]

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +21,13 @@ from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity, MultiSubnetwork, UnitGraph, plan_counts, plan_units
 from msh.tasks import Task
+from msh.tasks.loaders import LENGTHS
+from msh.training.baselines import Baselines
 from msh.training.build import add_task, build_backbone, build_tasks, build_units
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
-from msh.training.plan import Fit, Pruning, Stage, fits_of, read_curriculum, read_pruning
+from msh.training.plan import Fit, Pruning, Stage, fits_of, read_baselines, read_curriculum, read_pruning
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
 from msh.training.variants import expand_variants
@@ -47,15 +50,18 @@ def train(config: DictConfig, folder: Path) -> Results:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config = expand_variants(config)
-    stages = read_curriculum(config.curriculum, [str(name) for name in config.tasks], config.trainer.max_epochs)
+    one_of("uneven", config.uneven, LENGTHS)
+    names = [str(name) for name in config.tasks]
+    stages = read_curriculum(config.curriculum, names, config.trainer.max_epochs, config.uneven)
     pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
     fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}
     one_of("reuse", config.reuse, ("none", "all"))
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
-    if config.baseline is not None:
-        one_of("baseline", config.baseline, ("dense",))
+    read_baselines(config.baseline)
     tasks = build_tasks(config)
+    for stage in stages:
+        tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     network = MultiSubnetwork(build_backbone(config, tasks))
     units = build_units(config, network)
     wanted = plan_units(units, pruning.budgets) if units else plan_counts(network.sizes(), pruning.budgets)
@@ -109,7 +115,7 @@ class Run:
         self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
         self.units = units
         self.writes = is_rank_zero() and not config.trainer.fast_dev_run
-        self.module = self._new_module(network)
+        self.module = SubnetworkModule(network, tasks, instantiate(config.optimizer), config.seed)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
             folder / "checkpoints" / "guarantee", config.guarantee.examples, config.guarantee.on_violation
@@ -117,12 +123,10 @@ class Run:
         self.loggers: list[Logger] = []
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
-
-    def _new_module(self, network: MultiSubnetwork) -> SubnetworkModule:
-        return SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
+        self.baselines = Baselines(config, folder, tasks, list(fits), results, self._save_results, self.writes)
 
     def go(self) -> Results:
-        """Learn every stage that is not learned yet, then the baseline; leave the run folder complete."""
+        """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
         if self.results.status == "finished":
             log.info("%s is finished already", self.folder)
             return self.results
@@ -131,8 +135,7 @@ class Run:
         self._make_loggers()
         try:
             self._learn_curriculum()
-            if self.config.baseline == "dense":
-                self._learn_dense()
+            self.baselines.learn(read_baselines(self.config.baseline))
         except Exception:
             self.results.status = "failed"
             self._save_results()
@@ -237,28 +240,6 @@ class Run:
         result.density = result.weights / capacity.prunable
         result.weights_reused = sum(capacity.owned_by(owners[owner]) for owner in sub.reads)
         result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
-
-    # ---- the dense baseline
-
-    def _learn_dense(self) -> None:
-        """Train each task in a dense network of its own: same backbone, start, epochs and optimizer."""
-        for stage in self.fits:
-            for task in stage.tasks:
-                if self.results.tasks[task].dense is None:
-                    self.results.tasks[task].dense = self._dense_score(task, stage.max_epochs)
-                    self._save_results()
-
-    def _dense_score(self, task: str, epochs: int) -> float:
-        network = MultiSubnetwork(build_backbone(self.config, dict(self.tasks)))
-        add_task(network, self.tasks[task], self.config)
-        network.begin(task)
-        module = self._new_module(network)
-        fit = Fit(f"dense {task}", f"dense-{task}", epochs, prunes=False, last=True)
-        folder = self.state.fit_folder(fit.key)
-        run_fit(module, fit, [task], self.config, self.folder, folder, [Freeze()], [])
-        score = measure(module, [task], "test", self.config, self.folder)[task]
-        log.info("dense %s: %s %.4f on the test split", task, self.tasks[task].metric, score)
-        return score
 
     # ---- results and logs
 

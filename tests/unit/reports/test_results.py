@@ -76,6 +76,17 @@ def test_a_stage_of_several_tasks_has_one_row():
     assert results.tasks["b"].test_when_learned == 0.6
 
 
+def test_the_fine_tuned_network_has_its_own_matrix_and_leaves_the_runs_alone(worked):
+    before = (worked.matrix, worked.forgetting, worked.bwt)
+    for row in ({"a": 0.9}, {"a": 0.3, "b": 40.0}, {"a": 0.5, "b": 42.0, "c": 0.6}):
+        worked.add_finetune_row(row)
+    assert worked.finetune["matrix"] == [[0.9, None, None], [0.3, 40.0, None], [0.5, 42.0, 0.6]]
+    assert worked.finetune["forgetting"] == pytest.approx((0.4 + 2.0) / 2)
+    assert worked.finetune["bwt"] == pytest.approx((-0.4 - 2.0) / 2)
+    assert [task.finetune for task in worked.tasks.values()] == [0.5, 42.0, 0.6]
+    assert (worked.matrix, worked.forgetting, worked.bwt) == before
+
+
 # ---- files
 
 
@@ -133,6 +144,16 @@ def test_a_later_version_is_refused(worked, tmp_path):
 
 def test_keys_that_were_added_are_passed_over(worked, tmp_path):
     change(worked, tmp_path, something_new=1)
+    assert Results.load(tmp_path) == worked
+
+
+def test_a_file_from_before_there_were_more_baselines_is_read(worked, tmp_path):
+    worked.save(tmp_path)
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    del content["finetune"]
+    for row in content["tasks"].values():
+        del row["finetune"], row["joint"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(content))
     assert Results.load(tmp_path) == worked
 
 

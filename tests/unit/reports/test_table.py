@@ -45,10 +45,12 @@ def test_the_title_and_the_last_line_tell_of_the_run():
     assert "compared bitwise: 3 times, 1 changed; network used: 35.0% of 1,000 weights" in text
 
 
-def test_the_dense_column_is_shown_only_where_it_was_measured():
+@pytest.mark.parametrize("baseline", ["dense", "finetune", "joint"])
+def test_a_baselines_column_is_shown_only_where_it_was_measured(baseline):
     results = make_results()
-    assert "dense" not in printed(results)
-    results.tasks["wine"].dense = 0.875
+    assert baseline not in printed(results)
+    setattr(results.tasks["wine"], baseline, 0.875)
+    assert f" {baseline} " in printed(results)
     assert cells(printed(results), "wine")[3] == "0.8750"
     assert cells(printed(results), "diabetes")[3] == ""
 

@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from helpers import PRUNABLE, learn, make_batch, make_head, make_network, make_optimizer, train
-from msh.subnetworks import CRITERIA, MultiSubnetwork, candidate_counts, loss_gradients, prune, rewind, snapshot
+from msh.subnetworks import (
+    CRITERIA,
+    MultiSubnetwork,
+    candidate_counts,
+    loss_gradients,
+    prune,
+    rewind,
+    select_apart,
+    snapshot,
+)
 
 
 def make_row():
@@ -185,3 +194,41 @@ def test_a_snapshot_does_not_follow_the_training():
     train(network, make_optimizer(torch.optim.SGD, network))
     assert all(torch.equal(earlier[name], copies[name]) for name in copies)
     assert set(copies) == {name for name, _ in network.subnetwork("a").named_parameters()}
+
+
+# ---- several tasks at once
+
+
+def apart(kept, budgets, candidates=None, scores=None):
+    """Places that tasks a and b keep of one tensor of six weights; by default both like the first ones best."""
+    scores = scores or {task: [6.0, 5.0, 4.0, 3.0, 2.0, 1.0] for task in "ab"}
+    candidates = candidates or {task: [True] * 6 for task in "ab"}
+    masks = select_apart(
+        {task: {"w": torch.tensor(scores[task])} for task in "ab"},
+        {task: {"w": n} for task, n in zip("ab", kept, strict=True)},
+        {task: {"w": n} for task, n in zip("ab", budgets, strict=True)},
+        {task: {"w": torch.tensor(candidates[task])} for task in "ab"},
+    )
+    return [masks[task]["w"].nonzero().flatten().tolist() for task in "ab"]
+
+
+def test_a_weight_taken_by_an_earlier_task_is_no_other_tasks():
+    assert apart(kept=(2, 2), budgets=(2, 2)) == [[0, 1], [2, 3]]
+
+
+def test_until_the_last_cut_tasks_share_what_neither_has_reserved():
+    assert apart(kept=(4, 3), budgets=(2, 1)) == [[0, 1, 3, 4], [2, 3, 4]]
+
+
+def test_a_task_keeps_no_more_than_the_reserves_of_the_others_leave():
+    assert apart(kept=(6, 6), budgets=(2, 3)) == [[0, 1, 5], [2, 3, 4, 5]]
+
+
+def test_tasks_that_like_different_weights_do_not_disturb_each_other():
+    scores = {"a": [6.0, 5.0, 4.0, 3.0, 2.0, 1.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    assert apart(kept=(2, 3), budgets=(2, 3), scores=scores) == [[0, 1], [3, 4, 5]]
+
+
+def test_candidates_that_do_not_suffice_for_every_budget_are_refused():
+    with pytest.raises(ValueError, match="k = 4 is out of range: there are 3 candidates"):
+        apart(kept=(3, 4), budgets=(3, 4))

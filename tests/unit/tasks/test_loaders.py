@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msh.tasks import Split
-from msh.tasks.loaders import MEASURING_BATCH, ShuffledBatches, measuring_loader, train_loader
+from msh.tasks.loaders import MEASURING_BATCH, ShuffledBatches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 
 
@@ -87,6 +87,35 @@ def test_a_training_loader_gives_inputs_with_their_targets():
     for inputs, targets in found:
         assert inputs.shape == (8, 1)
         assert torch.equal(inputs[:, 0].long(), targets)
+
+
+# ---- several tasks at once
+
+
+def evened(uneven, epoch=0):
+    """Batches of tasks of 9 and 4 examples, by twos."""
+    loaders = [train_loader(make_split(examples), batch_size=2, seed=0) for examples in (9, 4)]
+    even_out(loaders, uneven)
+    assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
+    return [batches(loader.sampler, epoch) for loader in loaders]
+
+
+def test_with_cycle_the_shorter_task_starts_again_in_a_new_order():
+    long, short = evened("cycle")
+    assert long == batches(ShuffledBatches(9, 2, seed=0))
+    assert len(long) == len(short) == 4
+    first, second = short[:2], short[2:]
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(4))
+    assert any(evened("cycle", epoch)[1][:2] != evened("cycle", epoch)[1][2:] for epoch in range(4))
+    assert first == batches(ShuffledBatches(4, 2, seed=0))
+    assert evened("cycle") == [long, short]
+
+
+def test_with_shortest_every_task_has_as_many_batches_as_the_shortest():
+    long, short = evened("shortest")
+    assert long == batches(ShuffledBatches(9, 2, seed=0))[:2]
+    assert short == batches(ShuffledBatches(4, 2, seed=0))
+    assert {index for epoch in range(9) for index in flat(evened("shortest", epoch)[0])} == set(range(9))
 
 
 # ---- measuring

@@ -129,7 +129,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path):
 
 def test_a_fit_after_one_that_failed_starts_clean(tmp_path):
     module = begin(make_module(), "a")
-    module.nonfinite = torch.ones((), dtype=torch.bool)
+    module.nonfinite = {"a": torch.ones((), dtype=torch.bool)}
     fit(module, tmp_path, epochs=1)
-    assert not bool(module.nonfinite)
+    assert not module.nonfinite["a"]
     assert module.run_step == 4

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from msh.training.config import PruningConfig
-from msh.training.plan import Pruning, Stage, fits_of, read_curriculum, read_pruning
+from msh.training.plan import Pruning, Stage, fits_of, read_baselines, read_curriculum, read_pruning
 
 TASKS = ["digits", "wine", "iris"]
 
@@ -35,9 +35,56 @@ def test_a_stage_may_have_epochs_of_its_own():
     assert stages(["wine", {"tasks": ["digits"], "max_epochs": 9}, "iris"])[1] == (1, ("digits",), 9)
 
 
+def test_stages_may_have_several_tasks_in_any_mixture():
+    assert stages([["wine", "iris"], "digits"]) == [(0, ("wine", "iris"), 5), (1, ("digits",), 5)]
+    assert stages([{"tasks": TASKS, "max_epochs": 2}]) == [(0, tuple(TASKS), 2)]
+
+
+def test_a_stage_may_have_loss_weights_and_an_end_of_epoch_of_its_own():
+    entry = {"tasks": ["wine", "iris"], "loss_weights": {"iris": 2, "wine": 0.5}, "uneven": "shortest"}
+    first, second = read_curriculum(OmegaConf.create({"c": [entry, "digits"]}).c, TASKS, 5, "cycle")
+    assert (first.uneven, dict(first.loss_weights)) == ("shortest", {"iris": 2, "wine": 0.5})
+    assert (second.uneven, second.loss_weights) == ("cycle", ())
+    assert [fit.uneven for fit in fits_of(first, 2, make_pruning())] == ["shortest", "shortest"]
+
+
+def test_more_tasks_than_owner_ids_are_refused():
+    with pytest.raises(ValueError, match="tasks names 32767 tasks: a network has owner ids for 32766 at most"):
+        stages(None, tasks=[f"task{i}" for i in range(2**15 - 1)])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, []), ("joint", ["joint"]), (["joint", "dense", "joint"], ["dense", "joint"]), ([], [])],
+)
+def test_baselines_are_a_name_or_a_list(given, expected):
+    assert read_baselines(OmegaConf.create({"b": given}).b) == expected
+
+
+@pytest.mark.parametrize("given", ["fintune", ["dense", "fintune"]])
+def test_an_unknown_baseline_is_refused(given):
+    with pytest.raises(ValueError, match=r"baseline = 'fintune' is not allowed: .*did you mean 'finetune'"):
+        read_baselines(OmegaConf.create({"b": given}).b)
+
+
+WEIGHTED = {"tasks": ["digits", "wine", "iris"]}
+
+
 @pytest.mark.parametrize(
     ("curriculum", "message"),
     [
+        ([["digits", "wnie"], "iris"], r"curriculum\[0\] names 'wnie', which is not in tasks: .*did you mean 'wine'"),
+        ([["digits", "wine", "wine"], "iris"], "curriculum names task 'wine' 2 times"),
+        ([["digits", 3], "iris"], r"curriculum\[0\] names 3, which is not in tasks"),
+        ([WEIGHTED | {"uneven": "cylce"}], r"uneven of curriculum\[0\] = 'cylce' is not allowed.*mean 'cycle'"),
+        ([WEIGHTED | {"loss_weights": {"wnie": 1}}], r"loss_weights of curriculum\[0\] names 'wnie', .*mean 'wine'"),
+        ([WEIGHTED | {"loss_weights": {"wine": 0}}], r"loss_weights = 0 of curriculum\[0\], task 'wine', is not"),
+        ([WEIGHTED | {"loss_weights": {"wine": -1.0}}], r"loss_weights = -1.0 of .* a number above 0"),
+        ([WEIGHTED | {"loss_weights": {"wine": True}}], r"loss_weights = True of"),
+        ([WEIGHTED | {"loss_weights": {"wine": "much"}}], r"loss_weights = 'much' of"),
+        ([WEIGHTED | {"loss_weights": {"wine": float("nan")}}], r"loss_weights = nan of"),
+        ([WEIGHTED | {"loss_weights": [1, 2, 3]}], r"loss_weights = \[1, 2, 3\] of .*a mapping from task to number"),
+        ([{"tasks": ["digits"], "max_epochs": True}], r"max_epochs = True of curriculum\[0\]"),
         (["digits", "wine"], r"curriculum names task 'iris' 0 times: every task belongs to one stage"),
         (["digits", "wine", "iris", "wine"], r"curriculum names task 'wine' 2 times"),
         (["digits", "wnie", "iris"], r"curriculum\[1\] names 'wnie', which is not in tasks: .*did you mean 'wine'"),

@@ -54,10 +54,19 @@ def make_config(min_seconds=1e9, restore_best=False, **trainer):
     return OmegaConf.merge(OmegaConf.structured(Config), settings)
 
 
-def fit(module, folder, *callbacks, name="a", epochs=3, config=None):
-    """One fit of a task; its checkpoints go into folder/checkpoints."""
-    what = Fit("toy", "toy", epochs, prunes=False, last=True)
-    run_fit(module, what, [name], config or make_config(), folder, folder / "checkpoints", callbacks, [])
+def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle"):
+    """One fit of a task, or of a list of them; its checkpoints go into folder/checkpoints."""
+    what = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
+    run_fit(
+        module,
+        what,
+        [name] if isinstance(name, str) else name,
+        config or make_config(),
+        folder,
+        folder / "checkpoints",
+        callbacks,
+        [],
+    )
 
 
 class AfterBatch(pl.Callback):

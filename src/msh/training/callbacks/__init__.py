@@ -2,12 +2,14 @@
 
 from msh.training.callbacks.best import RestoreBest
 from msh.training.callbacks.checkpoint import EpochCheckpoint
-from msh.training.callbacks.freeze import Freeze
+from msh.training.callbacks.early_stopping import EarlyStoppingPerTask
+from msh.training.callbacks.freeze import Freeze, TakeFromRankZero
 from msh.training.callbacks.guarantee import Guarantee, GuaranteeError
 from msh.training.callbacks.progress import StageProgress
 from msh.training.callbacks.prune import IterativePruning
 
 __all__ = [
+    "EarlyStoppingPerTask",
     "EpochCheckpoint",
     "Freeze",
     "Guarantee",
@@ -15,4 +17,5 @@ __all__ = [
     "IterativePruning",
     "RestoreBest",
     "StageProgress",
+    "TakeFromRankZero",
 ]

@@ -7,13 +7,14 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from msh.training.module import SubnetworkModule
+from msh.training.module import TaskModule
 
 
 class RestoreBest(pl.Callback):
     """End a fit with each task's weights of its best epoch on the validation split, the latest among equals.
 
     Only the tasks' own subnetworks are kept, in memory; a parallel stage's tasks each have their own best epoch.
+    Tasks that train the same weights have one together: that of the lowest sum of their losses.
     """
 
     def __init__(self) -> None:
@@ -23,24 +24,21 @@ class RestoreBest(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of every task that is at its best."""
-        assert isinstance(pl_module, SubnetworkModule)
+        assert isinstance(pl_module, TaskModule)
         if trainer.sanity_checking:
             return
-        for name in pl_module.learning:
-            task = pl_module.tasks[name]
-            found = trainer.callback_metrics.get(f"{name}/val/{task.metric}")
-            if found is None:
-                continue
-            score = float(found) if task.direction == "max" else -float(found)
-            if name not in self.scores or score >= self.scores[name]:
+        for group, part in pl_module.groups().items():
+            name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group)
+            if score is not None and (name not in self.scores or score >= self.scores[name]):
                 self.scores[name] = score
-                self.states[name] = _copy(pl_module, name)
+                self.states[name] = {key: t.detach().clone() for key, t in part.state_dict().items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back."""
-        assert isinstance(pl_module, SubnetworkModule)
-        for name, state in self.states.items():
-            pl_module.network.subnetwork(name).load_state_dict(state)
+        assert isinstance(pl_module, TaskModule)
+        for group, part in pl_module.groups().items():
+            if (name := "+".join(group)) in self.states:
+                part.load_state_dict(self.states[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Best scores and weights so far."""
@@ -49,7 +47,3 @@ class RestoreBest(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.scores, self.states = dict(state_dict["scores"]), dict(state_dict["states"])
-
-
-def _copy(module: SubnetworkModule, name: str) -> dict[str, Tensor]:
-    return {key: t.detach().clone() for key, t in module.network.subnetwork(name).state_dict().items()}

@@ -15,11 +15,14 @@ from msh.subnetworks import (
     Schedule,
     UnitGraph,
     candidate_counts,
+    candidates,
     cut,
     loss_gradients,
     rewind,
-    select,
+    score,
+    select_apart,
     snapshot,
+    weights_of,
 )
 from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
@@ -30,7 +33,8 @@ class IterativePruning(pl.Callback):
     """Narrow the candidates of the tasks in training, cut by cut, down to their budgets.
 
     Cuts fall after training batches, `rounds` of them evenly spaced from `begin` to `end`, the last at `end`.
-    A cut changes masks only: parameters stay the same objects, of the same shape.
+    A cut changes masks only: parameters stay the same objects, of the same shape. Tasks of one stage start with the
+    same candidates, each with values of its own, and share them out in order: see `select_apart`.
 
     Args:
         wanted: task to {tensor name, or "" for all: weights to keep at the end}; with `units`, units.
@@ -121,19 +125,20 @@ class IterativePruning(pl.Callback):
             self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
-        time = number / self.rounds
-        for task, wanted in self.wanted.items():
-            now = candidate_counts(module.network, task, wanted, self.units)
-            kept = {
-                name: min(now[name], self.schedule(self.start[task][name], count, time))
-                for name, count in wanted.items()
-            }
+        network, kept, scores = module.network, {}, {}
+        for task, budget in self.wanted.items():
+            now, start = candidate_counts(network, task, budget, self.units), self.start[task]
+            at = number / self.rounds
+            kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
             gradients = self._gradients(module, task, number) if self.criterion.needs_gradient else None
             generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
-            masks = select(module.network, task, kept, self.criterion, gradients, generator, self.units)
-            cut(module.network, task, from_rank_zero(module, masks), self.rescale, self.units)
+            scores[task] = score(network, task, self.criterion, gradients, generator, self.units)
+        open_to = {task: candidates(network, task, self.units) for task in self.wanted}
+        masks = select_apart(scores, kept, self.wanted, open_to)
+        for task, own in from_rank_zero(module, masks).items():
+            cut(network, task, weights_of(own, self.units), self.rescale, self.units)
             if self.rewind_epoch is not None:
-                rewind(module.network, task, self.earlier[task], self.rescale, self.units)
+                rewind(network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
 
     def _gradients(self, module: SubnetworkModule, name: str, number: int) -> dict[str, Tensor]:

@@ -1,0 +1,133 @@
+"""What subnetworks are compared with: dense networks of the same backbone, start, epochs and optimizer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import save
+
+from msh.deploy.atomic import write_bytes
+from msh.deploy.files import open_safetensors
+from msh.reports.results import Results
+from msh.subnetworks import MultiSubnetwork
+from msh.tasks import Task
+from msh.training.build import add_task, build_backbone
+from msh.training.callbacks import Freeze, TakeFromRankZero
+from msh.training.fitting import measure, run_fit
+from msh.training.module import SubnetworkModule, TaskModule
+from msh.training.plan import Fit, Stage
+from msh.training.shared import SharedModule, SharedNetwork
+
+log = logging.getLogger(__name__)
+
+
+class Baselines:
+    """Trains the baselines that a run asks for, and writes their scores into its results; skips what is there.
+
+    Args:
+        config: composed.
+        folder: the run folder.
+        tasks: by name.
+        stages: of the curriculum.
+        results: of the run.
+        save_results: writes them.
+        writes: whether this process writes files.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        folder: Path,
+        tasks: Mapping[str, Task],
+        stages: Sequence[Stage],
+        results: Results,
+        save_results: Callable[[], None],
+        writes: bool,
+    ) -> None:
+        self.config, self.folder, self.tasks = config, folder, dict(tasks)
+        self.epochs = {task: stage.max_epochs for stage in stages for task in stage.tasks}
+        self.results, self.save_results, self.writes = results, save_results, writes
+
+    def learn(self, names: Sequence[str]) -> None:
+        """Train baselines.
+
+        Args:
+            names: of `msh.training.plan.BASELINES`.
+        """
+        for name in names:
+            {"dense": self._learn_dense, "finetune": self._learn_finetune, "joint": self._learn_joint}[name]()
+
+    def _learn_dense(self) -> None:
+        """Each task in a dense network of its own."""
+        for task, epochs in self.epochs.items():
+            if self.results.tasks[task].dense is None:
+                network = MultiSubnetwork(build_backbone(self.config, self.tasks))
+                add_task(network, self.tasks[task], self.config)
+                network.begin(task)
+                module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
+                self._fit(module, "dense", [task], epochs, Freeze())
+                self.results.tasks[task].dense = self._measure(module, "dense", [task])[task]
+                self.save_results()
+
+    def _learn_finetune(self) -> None:
+        """One dense network, task after task; each overwrites what the ones before have learned."""
+        order = list(self.epochs)
+        if len(self.results.finetune["matrix"]) == len(order):
+            return
+        module, path = self._shared(), self.folder / "checkpoints" / "finetune.safetensors"
+        learned = self._restore(module.network, path)
+        for number, task in enumerate(order):
+            if number >= learned:
+                self._fit(module, "finetune", [task], self.epochs[task], TakeFromRankZero())
+                if self.writes:
+                    state = {name: tensor.contiguous() for name, tensor in module.network.state_dict().items()}
+                    write_bytes(path, save(state, {"learned": str(number + 1)}))
+            if len(self.results.finetune["matrix"]) <= number:
+                self.results.add_finetune_row(self._measure(module, "finetune", order[: number + 1]))
+                self.save_results()
+
+    def _learn_joint(self) -> None:
+        """One dense network, all tasks at once."""
+        if all(result.joint is not None for result in self.results.tasks.values()):
+            return
+        module = self._shared()
+        self._fit(module, "joint", list(self.tasks), max(self.epochs.values()), TakeFromRankZero())
+        for task, score in self._measure(module, "joint", list(self.tasks)).items():
+            self.results.tasks[task].joint = score
+        self.save_results()
+
+    def _shared(self) -> SharedModule:
+        network = SharedNetwork(build_backbone(self.config, self.tasks))
+        for task in self.tasks.values():
+            add_task(network, task, self.config)
+        return SharedModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
+
+    def _restore(self, network: SharedNetwork, path: Path) -> int:
+        """Fill the network from a file, if there is one; returns how many tasks it has learned."""
+        if not path.is_file():
+            return 0
+        state, metadata = open_safetensors(path)
+        network.load_state_dict(state)
+        return int(metadata["learned"])
+
+    def _fit(self, module: TaskModule, kind: str, tasks: Sequence[str], epochs: int, last: pl.Callback) -> None:
+        if isinstance(module, SharedModule):
+            module.network.train_only(tasks)
+        title = "-".join([kind, *(tasks if len(tasks) == 1 else [])])
+        fit = Fit(title.replace("-", " ", 1), title, epochs, prunes=False, last=True, uneven=self.config.uneven)
+        checkpoints = self.folder / "checkpoints" / fit.key
+        run_fit(module, fit, tasks, self.config, self.folder, checkpoints, [last], [])
+        if self.writes:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _measure(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
+        scores = measure(module, tasks, "test", self.config, self.folder)
+        for task, score in scores.items():
+            log.info("%s %s: %s %.4f on the test split", kind, task, self.tasks[task].metric, score)
+        return scores

@@ -1,0 +1,76 @@
+"""Early stopping of each task by itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+
+from msh.names import one_of
+from msh.training.module import TaskModule
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStoppingPerTask(pl.Callback):
+    """Stop training each task once it no longer improves on its validation split; the others go on.
+
+    A task that has stopped gets no more updates; the fit ends when all have. Tasks that train the same weights stop
+    together, judged by the sum of their losses. It looks at training after pruning only.
+
+    Args:
+        patience: epochs in a row without improvement after which a task stops, at least 1.
+        min_delta: improvement over the best so far that counts, at least 0, in the unit of what is monitored.
+        monitor: "loss" or "metric", of the validation split.
+    Raises:
+        ValueError: a setting is not allowed.
+    """
+
+    def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "loss") -> None:
+        super().__init__()
+        one_of("early_stopping.monitor", monitor, ("loss", "metric"))
+        if patience < 1:
+            raise ValueError(f"early_stopping.patience = {patience} is not allowed: at least 1 is")
+        if not min_delta >= 0.0:
+            raise ValueError(f"early_stopping.min_delta = {min_delta} is not allowed: at least 0 is")
+        self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
+        self.best: dict[str, float] = {}
+        self.waited: dict[str, int] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """In a resumed fit, tasks that had stopped stay so."""
+        assert isinstance(pl_module, TaskModule)
+        self._stop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the epochs in which a task did not improve."""
+        assert isinstance(pl_module, TaskModule)
+        if trainer.sanity_checking:
+            return
+        for group in pl_module.groups():
+            name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group, self.monitor)
+            if score is None or pl_module.stopped.issuperset(group):
+                continue
+            if score > self.best.get(name, -math.inf) + self.min_delta:
+                self.best[name], self.waited[name] = score, 0
+            else:
+                self.waited[name] = self.waited.get(name, 0) + 1
+                if self.waited[name] == self.patience:
+                    log.info("%s stops after epoch %d", name, trainer.current_epoch + 1)
+        self._stop(trainer, pl_module)
+
+    def _stop(self, trainer: pl.Trainer, module: TaskModule) -> None:
+        stopped = [group for group in module.groups() if self.waited.get("+".join(group), 0) >= self.patience]
+        module.stopped = {task for group in stopped for task in group}
+        if len(stopped) == len(module.groups()):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best scores so far, and epochs without improvement."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.best, self.waited = dict(state_dict["best"]), dict(state_dict["waited"])

@@ -1,0 +1,82 @@
+"""Stages of one task and of several, and the baselines beside them."""
+
+import json
+
+import pytest
+
+from msh.training.baselines import Baselines
+
+MIXED = ["+experiment=mixed", "trainer.max_epochs=4", "logger=none"]
+ORDER = ["digits", "breast_cancer", "wine", "diabetes"]
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def mixed(train_here):
+    """(results.json, run folder, what was printed) of a curriculum of mixed stages with every baseline."""
+    folder, printed = train_here(*MIXED, "baseline=[joint,dense,finetune]", "callbacks=early_stopping")
+    return results_of(folder), folder, printed
+
+
+def test_a_mixed_curriculum_is_learned_and_compared(mixed):
+    results, folder, printed = mixed
+    assert results["curriculum"] == [["digits", "breast_cancer"], ["wine"], ["diabetes"]]
+    assert [row["stage"] for row in results["tasks"].values()] == [0, 0, 1, 2]
+    assert [[score is not None for score in row] for row in results["matrix"]] == [
+        [True, True, False, False],
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert (results["status"], results["forgetting"]) == ("finished", 0.0)
+    assert results["guarantee"] == {"checked": 2 + 3, "violations": 0}
+    assert {round(row["density"], 2) for row in results["tasks"].values()} == {0.1}
+    assert results["capacity"]["owned"] == sum(row["weights"] for row in results["tasks"].values())
+    assert sorted(path.stem for path in (folder / "subnetworks").iterdir()) == sorted(ORDER)
+    for name in ORDER:
+        row, sign = results["tasks"][name], 1 if name != "diabetes" else -1
+        assert min(sign * row[key] for key in ("test", "dense", "joint")) > (0.6 if sign == 1 else -77.0)
+        assert row["finetune"] == results["finetune"]["matrix"][-1][ORDER.index(name)]
+    assert results["finetune"]["forgetting"] > 0.02
+    assert all(name in printed for name in ("dense", "finetune", "joint"))
+    assert not list((folder / "checkpoints").rglob("*.ckpt"))
+
+
+def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
+    settings = ["tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "uneven=shortest", "reuse=all"]
+    folder, _ = train_here("+experiment=parallel", *settings, "pruning=at_init")
+    results = results_of(folder)
+    assert results["curriculum"] == [["wine", "iris"]]
+    assert len(results["matrix"]) == 1
+    assert [row["weights_reused"] for row in results["tasks"].values()] == [0, 0]
+    assert results["guarantee"] == {"checked": 0, "violations": 0}
+
+
+def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkeypatch):
+    settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none"]
+    settings += ["pruning=at_init", "baseline=[dense,finetune,joint]", "backbone.norm=true"]
+    undisturbed, _ = train_here(*settings, folder="undisturbed")
+    measure, fits = Baselines._measure, []
+
+    def fail(self, module, kind, tasks):
+        if kind == "finetune" and len(tasks) == 2:
+            raise OSError("the disk is gone")
+        return measure(self, module, kind, tasks)
+
+    monkeypatch.setattr(Baselines, "_measure", fail)
+    with pytest.raises(AssertionError, match="the disk is gone"):
+        train_here(*settings)
+    monkeypatch.setattr(Baselines, "_measure", measure)
+    fit = Baselines._fit
+    monkeypatch.setattr(
+        Baselines, "_fit", lambda self, module, kind, *rest: fits.append(kind) or fit(self, module, kind, *rest)
+    )
+    folder = undisturbed.with_name("run")
+    train_here("+experiment=parallel", f"resume={folder}")
+    assert fits == ["joint"]  # both dense networks and both fine-tuned tasks were done
+    first, second = results_of(undisturbed), results_of(folder)
+    assert first["finetune"] == second["finetune"]
+    for key in ("test", "dense", "finetune", "joint"):
+        assert [row[key] for row in first["tasks"].values()] == [row[key] for row in second["tasks"].values()]
