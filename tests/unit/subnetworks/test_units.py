@@ -17,7 +17,7 @@ from msh.subnetworks import (
     snapshot,
     trace_units,
 )
-from msh.subnetworks.units import candidate_units, count_weights, owned_units
+from msh.subnetworks.units import count_weights, owned_units
 
 FIRST, SECOND = "layers.1.weight", "layers.3.weight"
 
@@ -123,7 +123,7 @@ def test_units_kept_are_as_large_as_they_were_with_their_columns():
     values = begin(network, "a")
     before = {name: values[name].detach().clone() for name in (FIRST, SECOND)}
     prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
-    for name, units in candidate_units(graph, network.masks("a")).items():
+    for name, units in owned_units(graph, "a", network.masks("a")).items():
         torch.testing.assert_close(values[name].norm(), before[name][units].norm())
 
 
@@ -134,7 +134,7 @@ def test_rewinding_gives_units_the_size_of_their_early_rows():
     prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
     values[SECOND].data.mul_(7)
     rewind(network, "a", earlier, units=graph)
-    units = candidate_units(graph, network.masks("a"))
+    units = owned_units(graph, "a", network.masks("a"))
     torch.testing.assert_close(
         values[SECOND].norm(), earlier[f"values.{SECOND.replace('.', '/')}"][units[SECOND]].norm()
     )
@@ -153,6 +153,18 @@ def test_a_unit_of_which_another_task_has_a_weight_is_no_candidate():
     prune(network, "b", {FIRST: 4, SECOND: 3}, units=graph)
     network.freeze("b")
     assert not any((network.masks("a")[name] & network.masks("b")[name]).any() for name in (FIRST, SECOND))
+
+
+def test_a_unit_that_lacks_a_weight_it_needs_is_no_candidate():
+    network, graph = make_network()
+    begin(network, "a")
+    masks = network.masks("a")
+    masks[FIRST][2, 1] = masks[SECOND][3, 4] = masks[SECOND][5, 2] = False
+    network.restrict("a", masks)
+    # unit 5 of the second layer misses only what unit 2 of the first would have fed
+    assert candidate_counts(network, "a", {}, graph) == {FIRST: 5, SECOND: 5}
+    prune(network, "a", {FIRST: 5, SECOND: 5}, units=graph)
+    assert (~network.masks("a")[SECOND].any(1)).nonzero().flatten().tolist() == [3]
 
 
 def test_single_weights_are_told_from_whole_units():
