@@ -29,7 +29,7 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
     """Units of each layer that a number of weights holds.
 
     Every layer gets the same share of its units, at least one unit, the share as large as fits; what is left goes to
-    single units, layer after layer, until no layer's next unit fits.
+    single units, each of the layer that has the smallest share, until no layer's next unit fits.
 
     Args:
         graph: of the backbone.
@@ -49,13 +49,13 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count_weights(graph, share(middle)) <= weights else (low, middle - 1)
     counts = share(low)
-    grew = True
-    while grew:
-        grew = False
-        for name, layer in graph.layers.items():
-            more = counts | {name: counts[name] + 1}
-            if counts[name] < layer.units and count_weights(graph, more) <= weights:
-                counts, grew = more, True
+
+    def fits(name: str) -> bool:
+        more = counts | {name: counts[name] + 1}
+        return counts[name] < graph.layers[name].units and count_weights(graph, more) <= weights
+
+    while fitting := [name for name in graph.layers if fits(name)]:
+        counts[min(fitting, key=lambda name: counts[name] / graph.layers[name].units)] += 1
     return counts
 
 
