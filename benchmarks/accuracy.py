@@ -61,7 +61,7 @@ def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, further
 
 
 def summarise(case: str, granularity: str, runs: list[dict], beside: list[dict]) -> list[dict]:
-    """A row per task, the dense networks those of `beside`: mean and standard deviation over seeds, and whether the target is met."""
+    """A row per task: mean and standard deviation over seeds, and whether the target is met beside dense networks."""
     rows = []
     for task, target in CASES[case].items():
         scores = [r["tasks"][task]["test"] for r in runs]

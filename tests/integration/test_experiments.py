@@ -271,3 +271,39 @@ def test_two_runs_with_one_seed_end_in_the_same_bits_and_another_seed_in_others(
     one, same, other = (saved_tensors(folder) for folder in folders)
     assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
     assert not torch.equal(one["backbone.layers.1.weight"], other["backbone.layers.1.weight"])
+
+
+@pytest.mark.parametrize("pruning", ["gradual", "at_init"])
+def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
+    settings = ["pruning.granularity=neuron", "pruning.density=0.3", "pruning.criterion=weight_gradient"]
+    results, folder = learned(*settings, f"pruning={pruning}")
+    state, _ = read_network(folder / "network.safetensors")
+    wanted, prunable = results["capacity"]["prunable"] * 0.3, results["capacity"]["prunable"]
+    assert prunable == 32 * 13 + 32 * 32
+    for owner, row in enumerate(results["tasks"].values(), start=1):
+        assert row["weights"] <= wanted < row["weights"] + 32
+        first, second = (state[f"owners.layers/{place}/weight"] == owner for place in (1, 3))
+        assert first.all(1).sum() == first.any(1).sum()
+        assert torch.equal(second, second.any(1)[:, None] & first.any(1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning.granularity=neurons"], "pruning.granularity = 'neurons' is not allowed: .*mean 'neuron'"),
+        (["pruning.granularity=neuron", "pruning.scope=network"], "pruning.scope = 'network' is not allowed with"),
+        (["pruning.granularity=neuron", "reuse=all"], "reuse = 'all' is not allowed with pruning.granularity"),
+        (["pruning.granularity=neuron", "pruning.density=0.4"], "task 'iris' wants 18 of the 32 units of layer"),
+        (["pruning.granularity=neuron", "pruning.density=0.005"], "one unit of each layer .* takes 14"),
+    ],
+)
+def test_settings_that_whole_units_do_not_allow_are_refused_before_training(overrides, message, train_here, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        train_here(*QUICK, *overrides)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_neurons_of_a_backbone_with_convolutions_are_refused_before_training(train_here):
+    conv = ["backbone=paper_conv", "backbone.input_shape=[1,11,11]", "pruning.granularity=neuron"]
+    with pytest.raises(AssertionError, match=r"pruning.granularity = 'neuron' is not .*'layers.0' \(Conv2d\)"):
+        train_here(*QUICK, *conv, "threads=1", "trainer.accelerator=cpu", small=False)

@@ -166,7 +166,8 @@ def cut(
     """
     values = network.subnetwork(task).values
     before = network.masks(task)
-    norms = {name: _norm(values[name], before[name] & _scaled(mask, units)) for name, mask in masks.items()}
+    scaled = before if units is None else {name: before[name] & _rows(mask) for name, mask in masks.items()}
+    norms = {name: _norm(values[name], scaled[name]) for name in masks}
     network.restrict(task, masks)
     if rescale:
         for name, mask in masks.items():
@@ -190,11 +191,9 @@ def prune(
     cut(network, task, select(network, task, kept, criterion, gradients, generator, units), rescale, units)
 
 
-def _scaled(mask: Tensor, units: UnitGraph | None) -> Tensor:
-    """Where the norm is taken that survivors keep: everywhere, or in the rows of the units kept."""
-    if units is None:
-        return torch.ones_like(mask)
-    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1))
+def _rows(mask: Tensor) -> Tensor:
+    """Bool, (*shape): the whole rows of the units that a mask has weights of."""
+    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)
 
 
 def _norm(values: Tensor, mask: Tensor) -> Tensor:
@@ -254,7 +253,7 @@ def rewind(
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = _norm(values, _scaled(mask, units).expand_as(mask))
+        norm = values.float().norm() if units is None else _norm(values, _rows(mask))
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

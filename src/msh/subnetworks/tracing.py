@@ -121,7 +121,8 @@ def trace_units(
     missed = [name for name in network.names.prunable if name not in tracer.layers]
     if missed:
         raise _refusal(granularity, missed[0], "no linear layer or convolution of the forward pass computes with it")
-    assert tracer.features is not None
+    if tracer.features is None:
+        raise _refusal(granularity, "its outputs", "they must be one tensor, of the units of one layer")
     return UnitGraph(tracer.layers, tracer.norms, tracer.features)
 
 
@@ -158,7 +159,8 @@ class _UnitTracer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node, and its units from those of the node before it."""
         if n.op == "output":
-            self._end(n)
+            found = n.args[0]
+            self.features = self.held[found] if isinstance(found, fx.Node) else None
             return super().run_node(n)
         if n.op == "placeholder":
             self.held[n] = None
@@ -172,29 +174,22 @@ class _UnitTracer(fx.Interpreter):
         self.held[n] = self._after(n, self.held[before[0]], inputs.shape, result.shape)
         return result
 
-    def _end(self, n: fx.Node) -> None:
-        found = n.args[0]
-        self.features = self.held[found] if isinstance(found, fx.Node) else None
-        if self.features is None:
-            raise _refusal(self.granularity, "the outputs", "must be one tensor, of the units of one layer")
-
     def _after(self, n: fx.Node, units: Units | None, before: torch.Size, after: torch.Size) -> Units | None:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
-        if module is not None:
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                return self._layer(n, module, units, before)
-            if isinstance(module, POOLS) and len(before) == _dimensions(module) + 2:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return self._layer(n, module, units, before)
+        if units is None:  # of the inputs everything is kept
+            return None
+        if isinstance(module, nn.Flatten) or n.target in (torch.flatten, "flatten"):
+            if len(after) == 2 and before[0] == after[0]:
+                return Units(units.layer, units.block * math.prod(before[2:]))
+        elif isinstance(module, _BatchNorm):
+            self.norms[str(n.target)] = units
+            return units
+        elif isinstance(module, POOLS):
+            if len(before) == _dimensions(module) + 2:
                 return units
-            if isinstance(module, _BatchNorm):
-                if units is not None:
-                    self.norms[str(n.target)] = units
-                return units
-            if isinstance(module, ELEMENTWISE):
-                return units
-        flattens = n.target in (torch.flatten, "flatten") or isinstance(module, nn.Flatten)
-        if flattens and len(after) == 2 and before[0] == after[0]:
-            return self._flattened(units, before)
-        if (n.op == "call_function" and n.target in FUNCTIONS) or (n.op == "call_method" and n.target in METHODS):
+        elif isinstance(module, ELEMENTWISE) or n.target in (*FUNCTIONS, *METHODS):
             return units
         raise self._unknown(n)
 
@@ -215,10 +210,6 @@ class _UnitTracer(fx.Interpreter):
         weight = module.get_buffer("weight")
         self.layers[tensor] = Layer(where, tuple(weight.shape), units)
         return Units(tensor)
-
-    @staticmethod
-    def _flattened(units: Units | None, before: torch.Size) -> Units | None:
-        return None if units is None else Units(units.layer, units.block * math.prod(before[2:]))
 
     def _unknown(self, n: fx.Node, why: str = "what becomes of units there is not known") -> ValueError:
         if n.op == "call_module":

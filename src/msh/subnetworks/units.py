@@ -29,7 +29,7 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
     """Units of each layer that a number of weights holds.
 
     Every layer gets the same share of its units, at least one unit, the share as large as fits; what is left goes to
-    single units, layer after layer, until no layer's next unit fits.
+    single units, each of the layer that has the smallest share, until no layer's next unit fits.
 
     Args:
         graph: of the backbone.
@@ -49,13 +49,13 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count_weights(graph, share(middle)) <= weights else (low, middle - 1)
     counts = share(low)
-    grew = True
-    while grew:
-        grew = False
-        for name, layer in graph.layers.items():
-            more = counts | {name: counts[name] + 1}
-            if counts[name] < layer.units and count_weights(graph, more) <= weights:
-                counts, grew = more, True
+
+    def fits(name: str) -> bool:
+        more = counts | {name: counts[name] + 1}
+        return counts[name] < graph.layers[name].units and count_weights(graph, more) <= weights
+
+    while fitting := [name for name in graph.layers if fits(name)]:
+        counts[min(fitting, key=lambda name: counts[name] / graph.layers[name].units)] += 1
     return counts
 
 
@@ -110,22 +110,23 @@ def _wanted(graph: UnitGraph, task: str, budget: Budget, left: Mapping[str, int]
     return found
 
 
-def candidate_units(
-    graph: UnitGraph, masks: Mapping[str, Tensor], owners: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Units that a masked task may still keep: it has weights of theirs, and no task owns any.
+def candidate_units(graph: UnitGraph, masks: Mapping[str, Tensor], owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Units that a masked task may still keep: no task owns any of their weights, and the task has all that it needs.
 
     Args:
         graph: of the backbone.
         masks: tensor name to bool (*shape), the task's candidates.
-        owners: tensor name to owner ids (*shape); when None only the masks count.
+        owners: tensor name to owner ids (*shape).
     Returns:
         Tensor name to bool (units,).
     """
-    found = {name: masks[name].flatten(1).any(1) for name in graph.layers}
-    if owners is None:
-        return found
-    return {name: units & (owners[name] == FREE).flatten(1).all(1) for name, units in found.items()}
+    found: dict[str, Tensor] = {}
+    for name, layer in graph.layers.items():
+        mask = masks[name]
+        needless = ~columns(layer.source, found, layer.shape[1], mask.device)
+        held = mask | needless.view(1, -1, *[1] * len(layer.shape[2:]))
+        found[name] = (held & (owners[name] == FREE)).flatten(1).all(1)
+    return found
 
 
 def unit_scores(graph: UnitGraph, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,7 +178,7 @@ def owned_units(graph: UnitGraph, task: str, masks: Mapping[str, Tensor]) -> dic
     Raises:
         ValueError: its weights are not those of whole units.
     """
-    units = candidate_units(graph, masks)
+    units = {name: masks[name].flatten(1).any(1) for name in graph.layers}
     for name, mask in unit_masks(graph, units).items():
         if not torch.equal(mask, masks[name]) or not bool(mask.any()):
             raise ValueError(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toys import AfterBatch, begin, fit, make_config, make_module
 
-from helpers import differences
-from msh.subnetworks import CRITERIA, SCHEDULES
+from helpers import differences, make_batch
+from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import epoch_checkpoints, newest_readable
 from msh.training.state import RunState
@@ -61,29 +61,32 @@ def test_without_a_readable_checkpoint_there_is_none(tmp_path):
     assert newest_readable(tmp_path) is None
 
 
-def make_pruner():
-    wanted = {"a": {"2.weight": 4, "6.weight": 10}}
-    return IterativePruning(wanted, CRITERIA["magnitude"], SCHEDULES["cubic"], 0.5, 3, rounds=5, rewind_epoch=0)
+def make_pruner(module, granularity="weight"):
+    units = None if granularity == "weight" else trace_units(module.network, granularity, make_batch()[0])
+    wanted = {"a": {"2.weight": 2, "6.weight": 3} if units else {"2.weight": 4, "6.weight": 10}}
+    settings = {"rounds": 5, "rewind_epoch": 0, "units": units}
+    return IterativePruning(wanted, CRITERIA["magnitude"], SCHEDULES["cubic"], 0.5, 3, **settings)
 
 
 class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_fit_stopped_in_the_middle_goes_on_to_the_same_weights(epoch, tmp_path):
+@pytest.mark.parametrize(("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel")])
+def test_a_fit_stopped_in_the_middle_goes_on_to_the_same_weights(epoch, granularity, tmp_path):
     def stop(now, batch, module):
         if (now, batch) == (epoch, 2):
             raise KilledError
 
     config = make_config(min_seconds=0, restore_best=True)
     undisturbed = begin(make_module(norm="batch"), "a")
-    fit(undisturbed, tmp_path / "one", make_pruner(), epochs=4, config=config)
+    fit(undisturbed, tmp_path / "one", make_pruner(undisturbed, granularity), epochs=4, config=config)
+    killed = begin(make_module(norm="batch"), "a")
     with pytest.raises(KilledError):
-        fit(begin(make_module(norm="batch"), "a"), tmp_path, make_pruner(), AfterBatch(stop), epochs=4, config=config)
+        fit(killed, tmp_path, make_pruner(killed, granularity), AfterBatch(stop), epochs=4, config=config)
     resumed = begin(make_module(norm="batch"), "a")
     seen = AfterBatch(lambda epoch, batch, module: epoch)
-    fit(resumed, tmp_path, make_pruner(), seen, epochs=4, config=config)
+    fit(resumed, tmp_path, make_pruner(resumed, granularity), seen, epochs=4, config=config)
     assert min(seen.seen) == epoch  # finished epochs are not done again
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
     assert resumed.run_step == undisturbed.run_step == 16

@@ -4,8 +4,8 @@ import pytest
 import torch
 from toys import STEPS, AfterBatch, begin, fit, make_config, make_module
 
-from helpers import PRUNABLE, seen_weights
-from msh.subnetworks import CRITERIA, SCHEDULES
+from helpers import PRUNABLE, make_batch, seen_weights
+from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
 from msh.training.callbacks import IterativePruning
 
 WANTED = {"2.weight": 4, "6.weight": 10}
@@ -136,6 +136,18 @@ def test_rewinding_sets_survivors_back_and_clears_the_optimizer(begin_at, tmp_pa
     for name in PRUNABLE:
         assert torch.equal(after[name][masks[name]], early[name][masks[name]])
         assert not torch.equal(seen.seen[2 * STEPS - 2][1][name][masks[name]], early[name][masks[name]])
+
+
+def test_cuts_of_whole_units_follow_the_schedule_in_units(tmp_path):
+    module = begin(make_module(), "a")
+    units = trace_units(module.network, "channel", make_batch()[0])
+    rows = AfterBatch(lambda *_: [int(m.flatten(1).any(1).sum()) for m in module.network.masks("a").values()])
+    wanted = {"a": {"2.weight": 2, "6.weight": 1}}
+    pruner = IterativePruning(wanted, CRITERIA["gradient"], SCHEDULES["linear"], 0, 1, rounds=2, units=units)
+    fit(module, tmp_path, pruner, rows, epochs=1)
+    assert pruner.start == {"a": {"2.weight": 4, "6.weight": 5}}
+    assert rows.seen == [[4, 5], [3, 3], [3, 3], [2, 1]]
+    assert counts(module) == [2 * 3, 1 * 2 * 2]
 
 
 def test_a_cut_with_rescaling_keeps_each_tensors_norm():

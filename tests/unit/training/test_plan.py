@@ -219,6 +219,8 @@ def test_weights_and_share_replace_density():
         ({"density": None, "weights": 0}, r"task 'digits': weights = 0 is not allowed"),
         ({"density": None, "share": "half"}, r"share = 'half' is not allowed: only 'equal' is"),
         ({"scope": "layer"}, r"scope = 'layer' is not allowed: 'tensor' or 'network' is"),
+        ({"granularity": "neurn"}, r"pruning.granularity = 'neurn' is not allowed: .*did you mean 'neuron'"),
+        ({"granularity": "channel", "scope": "network"}, r"pruning.scope = 'network' is not allowed with pruning.gran"),
         ({"begin": 0.5, "end": 0.2}, r"pruning.begin = 0.5, pruning.end = 0.2 are not allowed"),
         ({"begin": -0.5}, r"pruning.begin = -0.5"),
         ({"end": 1.2}, r"pruning.end = 1.2"),

@@ -1,0 +1,175 @@
+"""How many units a budget holds, and which are kept: numbers worked out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from msh.backbones import MLP, PaperConv
+from msh.subnetworks import (
+    Budget,
+    CapacityError,
+    MultiSubnetwork,
+    candidate_counts,
+    fit_units,
+    plan_units,
+    prune,
+    rewind,
+    snapshot,
+    trace_units,
+)
+from msh.subnetworks.units import count_weights, owned_units
+
+FIRST, SECOND = "layers.1.weight", "layers.3.weight"
+
+
+def make_network(inputs=4, width=6):
+    """Two linear layers, 24 and 36 weights."""
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((inputs,), width, depth=2))
+    return network, trace_units(network, "neuron")
+
+
+def begin(network, task):
+    network.add_task(task, nn.Linear(6, 2))
+    network.begin(task)
+    return network.subnetwork(task).values
+
+
+def test_weights_of_so_many_units():
+    _, graph = make_network()
+    assert count_weights(graph, {FIRST: 2, SECOND: 3}) == 2 * 4 + 3 * 2
+    conv = trace_units(MultiSubnetwork(PaperConv((3, 12, 12))), "channel")
+    counts = dict(zip(conv.layers, (1, 2, 3, 4, 5, 6), strict=True))
+    assert count_weights(conv, counts) == 27 + 18 + 54 + 108 + 5 * 4 * 4 + 30
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [
+        (4, None),
+        (5, (1, 1)),
+        (6, (1, 2)),  # the first layer's next unit would take 5
+        (12, (2, 2)),
+        (13, (2, 2)),
+        (14, (2, 3)),
+        (59, (6, 5)),
+        (60, (6, 6)),
+        (999, (6, 6)),
+    ],
+)
+def test_the_most_units_that_a_budget_holds(weights, counts):
+    _, graph = make_network()
+    assert fit_units(graph, weights) == (counts and dict(zip((FIRST, SECOND), counts, strict=True)))
+
+
+def test_no_budget_is_exceeded_and_no_further_unit_fits():
+    graph = trace_units(MultiSubnetwork(PaperConv((1, 11, 11))), "channel")
+    for weights in range(50, 30000, 977):
+        counts = fit_units(graph, weights)
+        if counts is None:
+            continue
+        assert count_weights(graph, counts) <= weights
+        for name in counts:
+            assert count_weights(graph, counts | {name: counts[name] + 1}) > weights
+
+
+def test_a_plan_is_in_units_and_leaves_the_rest_to_later_tasks():
+    _, graph = make_network()
+    budgets = {"a": Budget(density=0.2), "b": Budget(weights=14), "c": Budget(share="equal")}
+    assert plan_units(graph, budgets) == {
+        "a": {FIRST: 2, SECOND: 2},
+        "b": {FIRST: 2, SECOND: 3},
+        "c": {FIRST: 2, SECOND: 1},
+    }
+    assert plan_units(graph, {"a": Budget(share="equal")}, {FIRST: 3, SECOND: 1}) == {"a": {FIRST: 3, SECOND: 1}}
+
+
+def test_more_units_than_are_free_is_refused():
+    _, graph = make_network()
+    budgets = {"a": Budget(density=0.5), "b": Budget(density=0.3)}
+    with pytest.raises(CapacityError, match=f"'b' wants 3 of the 6 units of layer '{FIRST}', but only 2 are free"):
+        plan_units(graph, budgets)
+    with pytest.raises(CapacityError, match=f"'b' wants 1 of the 6 units of layer '{FIRST}', but only 0 are free"):
+        plan_units(graph, {"a": Budget(density=1.0), "b": Budget(share="equal")})
+
+
+def test_a_budget_below_one_unit_of_each_layer_is_refused():
+    _, graph = make_network()
+    with pytest.raises(CapacityError, match=rf"'a' wants 4 weights, but one unit of each.*'{FIRST}' on takes 5 \(6 of"):
+        plan_units(graph, {"a": Budget(weights=4)})
+
+
+def test_a_budget_over_the_whole_network_is_refused():
+    _, graph = make_network()
+    with pytest.raises(ValueError, match="task 'a': scope = 'network' is not allowed with whole units"):
+        plan_units(graph, {"a": Budget(density=0.5, scope="network")})
+
+
+def test_the_units_with_the_largest_sums_are_kept():
+    network, graph = make_network()
+    values = begin(network, "a")
+    values[FIRST].data = torch.tensor([3.0, 1, 4, 1, 5, 0])[:, None].repeat(1, 4)
+    values[SECOND].data = torch.ones(6, 6)
+    values[SECOND].data[5, 1] = -9
+    prune(network, "a", {FIRST: 2, SECOND: 1}, rescale=False, units=graph)
+    expected = torch.zeros(6, 6)
+    expected[5, [2, 4]] = 1.0
+    torch.testing.assert_close(values[SECOND].data, expected)
+    assert values[FIRST].any(1).tolist() == [False, False, True, False, True, False]
+
+
+def test_units_kept_are_as_large_as_they_were_with_their_columns():
+    network, graph = make_network()
+    values = begin(network, "a")
+    before = {name: values[name].detach().clone() for name in (FIRST, SECOND)}
+    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    for name, units in owned_units(graph, "a", network.masks("a")).items():
+        torch.testing.assert_close(values[name].norm(), before[name][units].norm())
+
+
+def test_rewinding_gives_units_the_size_of_their_early_rows():
+    network, graph = make_network()
+    values = begin(network, "a")
+    earlier = snapshot(network, "a")
+    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    values[SECOND].data.mul_(7)
+    rewind(network, "a", earlier, units=graph)
+    units = owned_units(graph, "a", network.masks("a"))
+    torch.testing.assert_close(
+        values[SECOND].norm(), earlier[f"values.{SECOND.replace('.', '/')}"][units[SECOND]].norm()
+    )
+    assert torch.equal(values[SECOND] != 0, network.masks("a")[SECOND])
+
+
+def test_a_unit_of_which_another_task_has_a_weight_is_no_candidate():
+    network, graph = make_network()
+    begin(network, "a")
+    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    network.freeze("a")
+    begin(network, "b")
+    assert candidate_counts(network, "b", {}, graph) == {FIRST: 4, SECOND: 3}
+    with pytest.raises(ValueError, match="k = 4 is out of range: there are 3 candidates"):
+        prune(network, "b", {FIRST: 4, SECOND: 4}, units=graph)
+    prune(network, "b", {FIRST: 4, SECOND: 3}, units=graph)
+    network.freeze("b")
+    assert not any((network.masks("a")[name] & network.masks("b")[name]).any() for name in (FIRST, SECOND))
+
+
+def test_a_unit_that_lacks_a_weight_it_needs_is_no_candidate():
+    network, graph = make_network()
+    begin(network, "a")
+    masks = network.masks("a")
+    masks[FIRST][2, 1] = masks[SECOND][3, 4] = masks[SECOND][5, 2] = False
+    network.restrict("a", masks)
+    # unit 5 of the second layer misses only what unit 2 of the first would have fed
+    assert candidate_counts(network, "a", {}, graph) == {FIRST: 5, SECOND: 5}
+    prune(network, "a", {FIRST: 5, SECOND: 5}, units=graph)
+    assert (~network.masks("a")[SECOND].any(1)).nonzero().flatten().tolist() == [3]
+
+
+def test_single_weights_are_told_from_whole_units():
+    network, graph = make_network()
+    begin(network, "a")
+    prune(network, "a", {FIRST: 12, SECOND: 18})
+    with pytest.raises(ValueError, match="task 'a' was not allocated in whole units: see layer"):
+        owned_units(graph, "a", network.masks("a"))
