@@ -65,7 +65,8 @@ def permute_pixels(data: RawData, seed: int) -> RawData:
 
 
 def _reordered(inputs: Tensor, order: Tensor) -> Tensor:
-    return inputs.flatten(2 if inputs.dim() == 4 else 1).index_select(-1, order).view(inputs.shape)
+    flat = inputs.flatten(2 if inputs.dim() == 4 else 1)
+    return flat.gather(-1, order.expand_as(flat)).view(inputs.shape)  # several times as fast as an index_select here
 
 
 def rotate(data: RawData, degrees: float) -> RawData:

@@ -174,6 +174,13 @@ def test_a_task_of_lazy_inputs_has_the_examples_of_one_whose_inputs_are_made_at_
         assert torch.equal(torch.cat(batches), split.inputs)
 
 
+def test_missing_values_are_found_behind_a_transform():
+    data = make_data()
+    data.test.inputs[3, 0, 0, :2] = float("nan")
+    with pytest.raises(ValueError, match="task 'a', test split: 2 inputs are NaN or infinite"):
+        build_task("a", apply(data, {"permute_pixels": 1}))
+
+
 def test_tasks_that_differ_in_their_transform_hold_the_examples_once():
     data = make_data()
     tasks = [build_task(str(seed), apply(data, {"permute_pixels": seed})) for seed in range(3)]
