@@ -109,7 +109,7 @@ def epochs(settings: Settings) -> Iterator[Record]:
     task, name = mnist(settings.data_dir)
     overrides = [
         *task,
-        "+experiment=sequential",
+        "experiment=sequential",
         "pruning=at_init",
         f"tasks.mnist.batch_size={BATCH}",
         f"trainer.max_epochs={rounds + 1}",

@@ -110,7 +110,7 @@ def _share_of_stage(settings: Settings) -> Record:
     """What all five take of a stage of the sequential run with MNIST."""
     epochs = 3 if settings.quick else 12
     task, name = mnist(settings.data_dir)
-    overrides = [*task, "+experiment=sequential", "logger=csv", f"trainer.max_epochs={epochs}", "trainer=cpu"]
+    overrides = [*task, "experiment=sequential", "logger=csv", f"trainer.max_epochs={epochs}", "trainer=cpu"]
     overrides += ["trainer.enable_progress_bar=false", *(["trainer.limit_train_batches=40"] if settings.quick else [])]
     spent: list[float] = []
     with tempfile.TemporaryDirectory() as folder, timed(spent):

@@ -72,7 +72,7 @@ def training_step(model: nn.Module, batch: tuple[Tensor, Tensor], forward: Calla
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     inputs, targets = batch
-    compute = forward or model
+    compute = model if forward is None else forward
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

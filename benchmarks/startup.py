@@ -58,7 +58,7 @@ def start_up(settings: Settings) -> Iterator[Record]:
     what = "from the command python train.py +experiment=sequential to the end of its first training step"
     yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, rounds)
     loaded = _unused(settings, imports)
-    what = f"modules loaded by importing all of msh, of {', '.join(UNUSED)}: {', '.join(loaded) or 'none'}"
+    what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
     yield settings.record("12-unused", what, len(loaded), "modules", None, 1)
 
 
@@ -81,5 +81,5 @@ def _first_step(settings: Settings) -> float:
 
 
 def _unused(settings: Settings, imports: str) -> list[str]:
-    look = f"import sys; print(*[name for name in {UNUSED!r} if name in sys.modules])"
-    return _process([sys.executable, "-c", f"{imports}; {look}"], settings)[1].split()
+    before, after = "import sys; before = set(sys.modules)", f"print(*set({UNUSED!r}) & (set(sys.modules) - before))"
+    return _process([sys.executable, "-c", f"{FRAMEWORKS}; {before}; {imports}; {after}"], settings)[1].split()

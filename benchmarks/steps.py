@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.networks import BACKBONES, SHAPES, begun, compact, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, SHAPES, begun, compact, dense, drawn, frozen, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, take_turns
 from msh.subnetworks import MultiSubnetwork
@@ -54,6 +54,11 @@ def unpruned(settings: Settings) -> Iterator[Record]:
         what = f"{STEP} of a task of which nothing is pruned yet / of the dense network, {FC}, batch {batch}"
         data, rounds = drawn(SHAPES[FC], batch, settings.device), settings.rounds(40 if batch < 512 else 20)
         yield _against_dense(settings, f"3-batch{batch}", what, FC, data, network, rounds)
+    network = frozen(BACKBONES[FC](), device=settings.device).train()
+    begun(network, "task")
+    what = f"{STEP} of a second task, begun in all that the first has left free / of the dense network, {FC}, batch 128"
+    data, rounds = drawn(SHAPES[FC], 128, settings.device), settings.rounds(40)
+    yield _against_dense(settings, "3-second", what, FC, data, network, rounds)
 
 
 def compiled(settings: Settings) -> Iterator[Record]:
