@@ -25,7 +25,7 @@ def gradual(settings: Settings) -> Iterator[Record]:
     pruning = read_pruning(config.pruning, ["task"])
     stage = read_curriculum(None, ["task"], config.trainer.max_epochs)[0]
     epochs = fits_of(stage, 1, pruning)[0].epochs
-    steps = 40 if settings.quick else 54_000 // BATCH
+    steps = 20 if settings.quick else 54_000 // BATCH
     network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
     begun(network, "task")
     pruner = IterativePruning(

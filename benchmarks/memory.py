@@ -52,9 +52,9 @@ def shared_bytes(network: MultiSubnetwork) -> int:
 
 
 def _peaks(settings: Settings) -> Iterator[Record]:
-    cases, rounds = settings.cases((1, 5, 10, 50), (1, 10)), settings.rounds(3)
+    cases, rounds = settings.cases((1, 5, 10, 50), (1, 10)), 1 if settings.quick else 3
     bytes_of: dict[int, list[int]] = {tasks: [] for tasks in (0, *cases)}
-    for _ in range(min(rounds, 3)):
+    for _ in range(rounds):
         for tasks, peaks in bytes_of.items():
             peaks.append(_peak_of_process(tasks, settings.threads))
     middle = {tasks: statistics.median(peaks) for tasks, peaks in bytes_of.items()}
@@ -64,7 +64,7 @@ def _peaks(settings: Settings) -> Iterator[Record]:
             f"the same network) / of one that trains task 1, {FC}, batch 128, Adam"
         )
         ratio, of_dense = middle[tasks] / middle[1], middle[0]
-        yield settings.record(f"7-peak{tasks}", what, ratio, "ratio (dense in bytes)", of_dense, min(rounds, 3))
+        yield settings.record(f"7-peak{tasks}", what, ratio, "ratio (dense in bytes)", of_dense, rounds)
 
 
 def _peak_of_process(tasks: int, threads: int) -> int:

@@ -37,7 +37,7 @@ class FirstStep(pl.Callback):
 
 def start_up(settings: Settings) -> Iterator[Record]:
     """Row 12."""
-    rounds = settings.rounds(10)
+    rounds = settings.repeats or (2 if settings.quick else 10)
     imports = "; ".join(f"import {name}" for name in MODULES)
     commands = {
         "frameworks": [sys.executable, "-c", FRAMEWORKS],
@@ -47,16 +47,19 @@ def start_up(settings: Settings) -> Iterator[Record]:
     times: dict[str, list[float]] = {name: [] for name in (*commands, "first step")}
     for number in range(rounds + 1):
         for name, command in list(commands.items())[:: 1 if number % 2 else -1]:
-            times[name].append(_process(command, settings)[0])
-        times["first step"].append(_first_step(settings))
-    middle = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+            if name != "help" or number % 3 == 1:
+                times[name].append(_process(command, settings)[0])
+        if number % 3 == 1:
+            times["first step"].append(_first_step(settings))
+    imports_only = ("frameworks", "msh")
+    middle = {name: statistics.median(taken[name in imports_only :]) for name, taken in times.items()}
     of_imports, unit = middle["frameworks"], "s (importing torch and Lightning in s)"
     what = f"what importing all {len(MODULES)} modules of msh adds / importing torch and Lightning, in fresh processes"
     added = middle["msh"] / of_imports - 1
     yield settings.record("12-import", what, added, "share (importing torch and Lightning in s)", of_imports, rounds)
-    yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, rounds)
+    yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, len(times["help"]))
     what = "from the command python train.py +experiment=sequential to the end of its first training step"
-    yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, rounds)
+    yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, len(times["help"]))
     loaded = _unused(settings, imports)
     what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
     yield settings.record("12-unused", what, len(loaded), "modules", None, 1)

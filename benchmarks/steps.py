@@ -65,7 +65,7 @@ def compiled(settings: Settings) -> Iterator[Record]:
     """The step of row 1 with the model under torch.compile, against the same without."""
     batch, rounds = 128, settings.rounds(20)
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    models = {"dense": dense, "subnetwork": compact}
+    models = {"subnetwork": compact} if settings.quick else {"subnetwork": compact, "dense": dense}
     for kind, make in models.items():
         what = f"{STEP} of the {kind} under torch.compile / without it, {FC}, batch {batch}"
         if settings.device == "cpu" and compiler is None:
