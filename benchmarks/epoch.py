@@ -116,7 +116,7 @@ def epochs(settings: Settings) -> Iterator[Record]:
         f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
         "trainer.enable_progress_bar=false",
         "+callbacks.turns={_target_: benchmarks.epoch.taking_turns}",
-        *(["trainer.limit_train_batches=20", "trainer.limit_val_batches=3"] if settings.quick else []),
+        *(["trainer.limit_train_batches=8", "trainer.limit_val_batches=1"] if settings.quick else []),
     ]
     turns.__init__()
     turns.settings = settings
@@ -129,7 +129,7 @@ def _records(settings: Settings, name: str, rounds: int) -> Iterator[Record]:
     middle = {kind: statistics.median(taken[1 : rounds + 1]) for kind, taken in turns.times.items()}
     unit = "ratio (dense in s)"
     path = f"an epoch (training, validation, logging, callbacks) of a 90 % sparse subnetwork by train.py's path, {name}"
-    loop = f"{FC}, batch {BATCH}{', first 20 batches' if settings.quick else ''}"
+    loop = f"{FC}, batch {BATCH}{', first 8 batches' if settings.quick else ''}"
     ratio = middle["run"] / middle["dense"]
     what = f"{path}, {loop} / a bare loop that only trains the dense network"
     yield settings.record("5-epoch", what, ratio, unit, middle["dense"], rounds)

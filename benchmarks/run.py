@@ -18,7 +18,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import epoch, gradual, growth, inference, memory, parallel, roofline, startup, steps, storage
+from benchmarks import (
+    epoch,
+    gradual,
+    growth,
+    inference,
+    memory,
+    parallel,
+    roofline,
+    startup,
+    steps,
+    storage,
+    structured,
+)
 from benchmarks.document import write_table
 from benchmarks.records import FILE_NAME, Record, merge, read, write
 from benchmarks.timing import Settings
@@ -35,6 +47,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "8": memory.switching,
     "9": storage.storage,
     "10": inference.unstructured,
+    "11": structured.structured,
     "12": startup.start_up,
     "13": growth.growth,
     "roofline": roofline.roofline,

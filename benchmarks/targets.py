@@ -21,6 +21,8 @@ TARGETS: dict[str, float] = {
     **{f"10-density{density}-batch{batch}": 1.05 for density in (0.1, 0.05, 0.02) for batch in (1, 32, 256)},
     "10-density0.1-batch32": 0.60,
     "10-density0.05-batch32": 0.35,
+    "11-fc": 0.25,
+    "11-conv": 0.25,
     "12-import": 0.10,
     "12-unused": 0,
     **{f"13-{size}": 1.10 for size in ("10M", "100M")},
