@@ -115,6 +115,7 @@ def epochs(settings: Settings) -> Iterator[Record]:
         f"trainer.max_epochs={rounds + 1}",
         f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
         "trainer.enable_progress_bar=false",
+        "trainer.limit_test_batches=1",
         "+callbacks.turns={_target_: benchmarks.epoch.taking_turns}",
         *(["trainer.limit_train_batches=8", "trainer.limit_val_batches=1"] if settings.quick else []),
     ]
