@@ -2,13 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DATA_DIR ?= data
+BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type bench docs clean
+.PHONY: help setup demo test test-all lint format type bench bench-quick docs clean
 
 help: ## List what make can do
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "msh needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -39,9 +41,11 @@ format: $(READY) ## Format, and mend what can be mended
 type: $(READY) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure: cost of a step against the dense network's, accuracy on the bundled tasks
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/accuracy.py bundled
+bench: $(READY) ## Measure all costs against the dense network's: docs/performance.md (DATA_DIR=DIR: with MNIST)
+	$(BENCH)
+
+bench-quick: $(READY) ## The same in two minutes, with fewer cases, into outputs/benchmarks/quick
+	$(BENCH) --quick
 
 docs: $(READY) ## Write the reference of the public classes and functions to build/docs
 	$(BIN)/python -m pydoc -w msh.subnetworks.network msh.subnetworks.allocation msh.subnetworks.pruning

@@ -1,0 +1,65 @@
+"""The table in docs/performance.md: between two markers; what is written by hand around them stays."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
+COLUMNS = ("id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats")
+
+
+def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
+    """Put a table of records between the document's markers.
+
+    Args:
+        path: of the document; made, with the markers alone, if there is none.
+        records: as `records.read` gives them.
+        device: that they were measured on.
+    Raises:
+        ValueError: the document has no markers, or has them in the wrong order.
+    """
+    text = path.read_text() if path.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r} for the table to stand between")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{BEGIN}\n{machine(device)}\n\n{table(records)}\n{END}{after}")
+
+
+def table(records: Sequence[Mapping]) -> str:
+    """Records as a Markdown table."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(_cell(record[column]) for column in COLUMNS)} |" for record in records]
+    return "\n".join(lines)
+
+
+def machine(device: str) -> str:
+    """A sentence on what it was measured on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return f"Measured on {name}, with torch {torch.__version__} and Python {platform.python_version()}."
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return f"{names[0]} ({len(names)} logical cores)"
+    return platform.processor() or platform.machine()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return str(value).replace("|", "\\|")

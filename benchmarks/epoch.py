@@ -1,0 +1,142 @@
+"""Row 5: an epoch as `train.py` does it, against a bare loop over the dense network with tensors in memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from benchmarks.configs import compose, mnist
+from benchmarks.networks import BACKBONES, compact, dense, training_step
+from benchmarks.records import Record
+from benchmarks.timing import Action, Settings, seconds
+from msh.training.run import train
+
+FC = "FC 6 x 1000"
+BATCH = 512
+
+
+class Turns(pl.Callback):
+    """Times the run's epochs, and between each two of them an epoch of each of the others.
+
+    An epoch of the run is all that comes between the starts of two epochs: training, validation, logging, callbacks.
+
+    Attributes:
+        times: name to seconds, an epoch each.
+    """
+
+    def __init__(self) -> None:
+        self.others: dict[str, Action] = {}
+        self.times: dict[str, list[float]] = {}
+        self.settings = Settings()
+        self.started: float | None = None
+
+    def _turn(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.started is not None:
+            self.times.setdefault("run", []).append(perf_counter() - self.started)
+        if not self.others:
+            self.others = bare_loops(self.settings, trainer, pl_module)
+        for name, action in self.others.items():
+            self.times.setdefault(name, []).append(seconds(action, self.settings.device))
+        self.started = perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Between two epochs."""
+        self._turn(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the last epoch."""
+        self._turn(trainer, pl_module)
+
+
+turns = Turns()
+
+
+def taking_turns() -> Turns:
+    """The one that the benchmark reads: what the config instantiates."""
+    return turns
+
+
+def bare_loops(settings: Settings, trainer: pl.Trainer, module: Any) -> dict[str, Action]:
+    """An epoch of training in a plain loop, of the dense network and of the subnetwork, over the same examples."""
+    train, val = (module.tasks["mnist"].splits[name] for name in ("train", "val"))
+    inputs, targets, unseen = (t.to(settings.device) for t in (train.inputs, train.targets, val.inputs))
+    batches = int(trainer.num_training_batches)
+    unseen = unseen[: 500 * int(trainer.num_val_batches[0])]
+    model = dense(BACKBONES[FC](), settings.device)
+    network = compact(BACKBONES[FC](), device=settings.device)
+    return {
+        "dense": bare_epoch(model, inputs, targets, batches),
+        "bare subnetwork": bare_epoch(network, inputs, targets, batches),
+        "dense validation": lambda: validate(model, unseen),
+    }
+
+
+def bare_epoch(model: nn.Module, inputs: Tensor, targets: Tensor, batches: int) -> Action:
+    """A function that trains for an epoch in a new order."""
+    now: list[Tensor] = [inputs[:BATCH].clone(), targets[:BATCH].clone()]
+    step = training_step(model, (now[0], now[1]))
+
+    def epoch() -> None:
+        order = torch.randperm(len(inputs), device=inputs.device)
+        for number in range(batches):
+            index = order[number * BATCH : (number + 1) * BATCH]
+            torch.index_select(inputs, 0, index, out=now[0])
+            torch.index_select(targets, 0, index, out=now[1])
+            step()
+
+    return epoch
+
+
+@torch.no_grad()
+def validate(model: nn.Module, inputs: Tensor) -> None:
+    for batch in inputs.split(500):
+        model(batch)
+
+
+def epochs(settings: Settings) -> Iterator[Record]:
+    """Row 5."""
+    os.environ.setdefault("WANDB_MODE", "offline")
+    rounds = settings.rounds(6)
+    task, name = mnist(settings.data_dir)
+    overrides = [
+        *task,
+        "experiment=sequential",
+        "pruning=at_init",
+        f"tasks.mnist.batch_size={BATCH}",
+        f"trainer.max_epochs={rounds + 1}",
+        f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
+        "trainer.enable_progress_bar=false",
+        "trainer.limit_test_batches=1",
+        "+callbacks.turns={_target_: benchmarks.epoch.taking_turns}",
+        *(["trainer.limit_train_batches=8", "trainer.limit_val_batches=1"] if settings.quick else []),
+    ]
+    turns.__init__()
+    turns.settings = settings
+    with tempfile.TemporaryDirectory() as folder:
+        train(compose(*overrides, output_dir=Path(folder)), Path(folder))
+    yield from _records(settings, name, rounds)
+
+
+def _records(settings: Settings, name: str, rounds: int) -> Iterator[Record]:
+    middle = {kind: statistics.median(taken[1 : rounds + 1]) for kind, taken in turns.times.items()}
+    unit = "ratio (dense in s)"
+    path = f"an epoch (training, validation, logging, callbacks) of a 90 % sparse subnetwork by train.py's path, {name}"
+    loop = f"{FC}, batch {BATCH}{', first 8 batches' if settings.quick else ''}"
+    ratio = middle["run"] / middle["dense"]
+    what = f"{path}, {loop} / a bare loop that only trains the dense network"
+    yield settings.record("5-epoch", what, ratio, unit, middle["dense"], rounds)
+    both = middle["dense"] + middle["dense validation"]
+    what = f"{path}, {loop} / a bare loop that trains and validates the dense network"
+    yield settings.record("5-validated", what, middle["run"] / both, unit, both, rounds)
+    share = 1 - middle["bare subnetwork"] / middle["run"]
+    what = f"share of that epoch beyond a bare loop that only trains the same subnetwork, {loop}"
+    yield settings.record("5-overhead", what, share, "share", None, rounds)

@@ -1,0 +1,72 @@
+"""Row 4: the steps of one fit in which a gradual schedule prunes, cuts and all, against the dense network's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.configs import compose
+from benchmarks.networks import BACKBONES, CLASSES, SHAPES, begun, dense, drawn, training_step
+from benchmarks.records import Record
+from benchmarks.timing import Settings, seconds
+from msh.subnetworks import MultiSubnetwork, plan_counts
+from msh.tasks import RawData, Split, build_task
+from msh.training.callbacks import IterativePruning
+from msh.training.module import SubnetworkModule
+from msh.training.plan import fits_of, read_curriculum, read_pruning
+
+FC = "FC 6 x 1000"
+BATCH = 128
+
+
+def gradual(settings: Settings) -> Iterator[Record]:
+    """Row 4."""
+    config = compose("tasks=digits")
+    pruning = read_pruning(config.pruning, ["task"])
+    stage = read_curriculum(None, ["task"], config.trainer.max_epochs)[0]
+    epochs = fits_of(stage, 1, pruning)[0].epochs
+    steps = 20 if settings.quick else 54_000 // BATCH
+    network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
+    begun(network, "task")
+    pruner = IterativePruning(
+        wanted=plan_counts(network.sizes(), pruning.budgets),
+        criterion=pruning.criterion,
+        schedule=pruning.schedule,
+        begin=pruning.begin * stage.max_epochs,
+        end=pruning.end * stage.max_epochs,
+        rounds=pruning.rounds,
+        rescale=pruning.rescale,
+    )
+    times = _alternate(settings, network, pruner, steps, epochs)
+    mean, of_dense = statistics.fmean(times["subnetwork"]), statistics.fmean(times["dense"])
+    what = (
+        f"mean step of the fit that conf/pruning/gradual.yaml prunes in ({epochs} of {stage.max_epochs} epochs of "
+        f"{steps} steps, {pruning.rounds} cuts, which count) / mean step of the dense network, {FC}, batch {BATCH}"
+    )
+    yield settings.record("4-gradual", what, mean / of_dense, "ratio (dense in ms)", 1e3 * of_dense, steps * epochs)
+
+
+def _alternate(
+    settings: Settings, network: MultiSubnetwork, pruner: IterativePruning, steps: int, epochs: int
+) -> dict[str, list[float]]:
+    """Seconds of every step of the fit, and of the dense network's in turn with them."""
+    data = drawn(SHAPES[FC], BATCH, settings.device)
+    split = Split(*(tensor.cpu() for tensor in data))
+    task = build_task("task", RawData("classification", split, split, CLASSES))
+    module = SubnetworkModule(network, {"task": task}, optimizer=None)
+    pruner._count_start(module)
+    actions = {
+        "dense": training_step(dense(BACKBONES[FC](), settings.device), data),
+        "subnetwork": training_step(network, data),
+    }
+    for action in actions.values():
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(1, steps * epochs + 1):
+        for name, action in actions.items():
+            times[name].append(seconds(action, settings.device))
+        due = pruner.rounds_due(number, steps)
+        if due > pruner.rounds_done:
+            times["subnetwork"][-1] += seconds(lambda due=due: pruner._cut_down_to(module, due), settings.device)
+    assert pruner.rounds_done == pruner.rounds
+    return times

@@ -1,0 +1,166 @@
+"""Row 13: how the cost of what msh does around training grows with the network, and its share of a real stage."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.configs import compose, mnist
+from benchmarks.records import Record
+from benchmarks.timing import Settings, seconds
+from msh.deploy.files import save_network, save_subnetwork
+from msh.subnetworks import Budget, MultiSubnetwork, plan_counts, prune
+from msh.training import run as run_module
+from msh.training.callbacks import IterativePruning
+from msh.training.callbacks.guarantee import Guarantee, frozen_outputs
+from msh.training.run import Run, train
+
+SIZES = {"1M": 707, "10M": 2236, "100M": 7071}
+"""Weights of two square layers, and their width."""
+PARTS = ("allocation", "pruning", "freezing", "saving", "guarantee")
+DENSITY = 0.1
+
+
+def growth(settings: Settings) -> Iterator[Record]:
+    """Row 13."""
+    sizes = settings.cases(tuple(SIZES), ("1M", "10M"))
+    measured = {}
+    for size in sizes:
+        rounds = {"1M": 5, "10M": 3, "100M": 2}[size]
+        taken = [_seconds_of_parts(SIZES[size]) for _ in range(rounds)]
+        measured[size] = {part: min(row[part] for row in taken) for part in PARTS}
+    yield from _slopes(settings, measured)
+    if not settings.quick:  # a stage cut short says nothing of the share
+        yield _share_of_stage(settings)
+
+
+def _slopes(settings: Settings, measured: dict[str, dict[str, float]]) -> Iterator[Record]:
+    sizes = list(measured)
+    together = {size: sum(parts.values()) for size, parts in measured.items()}
+    what = f"seconds of {', '.join(PARTS)} together, a task of 10 % of {sizes[0]} weights"
+    yield settings.record(f"13-{sizes[0]}", what, together[sizes[0]], "s", None, 5)
+    for smaller, larger in itertools.pairwise(sizes):
+        slope = _slope(together, smaller, larger)
+        what = f"log-log slope of the same from {smaller} to {larger} weights (1 is linear): {together[larger]:.3g} s"
+        yield settings.record(f"13-{larger}", what, slope, "slope", None, 2)
+    for part in PARTS:
+        taken = {size: parts[part] for size, parts in measured.items()}
+        shown = ", ".join(f"{value:.3g} s at {size}" for size, value in taken.items())
+        what = f"log-log slope of {part} from {sizes[0]} to {sizes[-1]} weights: {shown}"
+        yield settings.record(f"13-{part}", what, _slope(taken, sizes[0], sizes[-1]), "slope", None, 2)
+
+
+def _slope(taken: dict[str, float], smaller: str, larger: str) -> float:
+    weights = SIZES[larger] ** 2 / SIZES[smaller] ** 2
+    return math.log(taken[larger] / taken[smaller]) / math.log(weights)
+
+
+def _seconds_of_parts(width: int) -> dict[str, float]:
+    """Seconds of each part for the second task of a network of two layers."""
+    network, inputs, backbone = MultiSubnetwork(square(width)), torch.randn(256, width), square(width)
+    counts = Budget(density=DENSITY).counts(network.sizes(), {})
+    for task in ("first", "second"):
+        network.add_task(task)
+        network.begin(task)
+        if task == "first":
+            prune(network, task, counts)
+            network.freeze(task)
+
+    def allocate() -> None:
+        again = MultiSubnetwork(backbone)
+        plan_counts(again.sizes(), {"task": Budget(density=DENSITY)})
+        again.add_task("task")
+        again.begin("task")
+        again.capacity()
+
+    def save(folder: Path) -> None:
+        save_subnetwork(folder / "subnetwork", network, "second")
+        save_network(folder / "network", network, free_weights=False)
+
+    def guard() -> None:
+        for task in network.tasks:
+            network.digest(task)
+            frozen_outputs(network, task, inputs)
+
+    with tempfile.TemporaryDirectory() as folder:
+        actions: dict[str, Callable[[], None]] = {
+            "allocation": allocate,
+            "pruning": lambda: prune(network, "second", counts),
+            "freezing": lambda: network.freeze("second"),
+            "saving": lambda: save(Path(folder)),
+            "guarantee": guard,
+        }
+        return {part: seconds(action) for part, action in actions.items()}
+
+
+def square(width: int) -> nn.Module:
+    """Two square layers without biases."""
+    return nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False))
+
+
+def _share_of_stage(settings: Settings) -> Record:
+    """What all five take of a stage of the sequential run with MNIST."""
+    epochs = 12
+    task, name = mnist(settings.data_dir)
+    overrides = [*task, "experiment=sequential", "logger=csv", f"trainer.max_epochs={epochs}", "trainer=cpu"]
+    overrides += ["trainer.enable_progress_bar=false"]
+    spent: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, timed(spent):
+        config = compose(*overrides, output_dir=Path(folder))
+        results = train(config, Path(folder))
+    training = results.tasks["mnist"].train_seconds
+    what = (
+        f"seconds of {', '.join(PARTS)}, all that the run does of them / the training time of the stage, "
+        f"python train.py +experiment=sequential with {name}, {epochs} epochs"
+    )
+    unit = "share (training in s)"
+    return settings.record("13-share", what, sum(spent) / training, unit, training, 1)
+
+
+@contextlib.contextmanager
+def timed(spent: list[float]) -> Iterator[None]:
+    """Add up the seconds of all that a run does beside training, while inside.
+
+    Args:
+        spent: seconds of each call are added to it; calls within calls count once.
+    """
+    places: list[tuple[Any, str]] = [
+        *((MultiSubnetwork, name) for name in ("begin", "compact", "freeze", "capacity")),
+        (IterativePruning, "_cut_down_to"),
+        *((Guarantee, name) for name in ("record", "check")),
+        *((run_module, name) for name in ("plan_counts", "save_subnetwork", "save_network")),
+        (run_module.RunState, "fit_ended"),
+        (Run, "_describe"),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name in places]
+    depth = [0]
+    for owner, name, function in before:
+        setattr(owner, name, _timing(function, spent, depth))
+    try:
+        yield
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callable:
+    def call(*arguments: Any, **settings: Any) -> Any:
+        depth[0] += 1
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **settings)
+        finally:
+            depth[0] -= 1
+            if depth[0] == 0:
+                spent.append(time.perf_counter() - start)
+
+    return call

@@ -1,0 +1,130 @@
+"""Rows 7 and 8: what tasks cost in memory, and switching between them."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn, frozen, pruned, training_step
+from benchmarks.records import Record
+from benchmarks.timing import Settings, seconds, take_turns
+from msh.subnetworks import MultiSubnetwork
+
+FC = "FC 6 x 1000"
+DENSITY = 0.02
+"""Of each task in row 7: fifty of them fill the network."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def memory(settings: Settings) -> Iterator[Record]:
+    """Row 7."""
+    yield from _state(settings)
+    yield from _peaks(settings)
+
+
+def _state(settings: Settings) -> Iterator[Record]:
+    backbone = BACKBONES[FC]()
+    of_dense = sum(p.numel() * p.element_size() for p in backbone.parameters() if p.dim() > 1)
+    for tasks in (1, 5, 10, 50):
+        network = frozen(BACKBONES[FC](), DENSITY, tasks)
+        what = (
+            f"bytes of all tensors of a network with {tasks} frozen tasks of {DENSITY:.0%} / bytes of the weights of "
+            f"one dense network, {FC}; heads, biases and norms apart"
+        )
+        ratio = shared_bytes(network) / of_dense
+        yield settings.record(f"7-state{tasks}", what, ratio, "ratio (dense in bytes)", of_dense, 1)
+
+
+def shared_bytes(network: MultiSubnetwork) -> int:
+    """Bytes of all tensors that a network holds, but for those that are a task's own (head, stem, biases, norms)."""
+    own = {id(network.backbone.get_buffer(name)) for name in (*network.names.parameters, *network.names.buffers)}
+    for sub in map(network.subnetwork, network.tasks):
+        for part in (sub.head, sub.stem, sub.private):
+            own |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+    found = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers()) if id(tensor) not in own}
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+def _peaks(settings: Settings) -> Iterator[Record]:
+    cases, rounds = settings.cases((1, 5, 10, 50), (1, 10)), 1 if settings.quick else 3
+    bytes_of: dict[int, list[int]] = {tasks: [] for tasks in (0, *cases)}
+    for _ in range(rounds):
+        for tasks, peaks in bytes_of.items():
+            peaks.append(_peak_of_process(tasks, settings.threads))
+    middle = {tasks: statistics.median(peaks) for tasks, peaks in bytes_of.items()}
+    for tasks in cases:
+        what = (
+            f"peak resident memory of a process that trains task {tasks} of {DENSITY:.0%} (all earlier ones frozen in "
+            f"the same network) / of one that trains task 1, {FC}, batch 128, Adam"
+        )
+        ratio, of_dense = middle[tasks] / middle[1], middle[0]
+        yield settings.record(f"7-peak{tasks}", what, ratio, "ratio (dense in bytes)", of_dense, rounds)
+
+
+def _peak_of_process(tasks: int, threads: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.memory", str(tasks), str(threads)]
+    return int(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout)
+
+
+def train_one(tasks: int) -> None:
+    """Train the last of so many tasks for a few steps while dense, then while compact; 0: a dense network."""
+    data = drawn(SHAPES[FC], 128)
+    if tasks == 0:
+        steps(training_step(dense(BACKBONES[FC]()), data))
+        return
+    network = frozen(BACKBONES[FC](), DENSITY, tasks - 1)
+    begun(network, "last")
+    steps(training_step(network, data))
+    pruned(network, "last", DENSITY)
+    steps(training_step(network, data))
+    network.freeze("last")
+
+
+def steps(step) -> None:
+    for _ in range(5):
+        step()
+
+
+def peak() -> int:
+    """Most bytes that this process has had resident so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def switching(settings: Settings) -> Iterator[Record]:
+    """Row 8."""
+    tasks, rounds = 10, settings.rounds(30)
+    network = frozen(BACKBONES[FC](), 0.1, tasks, settings.device)
+    model = dense(BACKBONES[FC](), settings.device).eval()
+    one, many = (drawn(SHAPES[FC], batch, settings.device)[0] for batch in (1, 512))
+    names, costs = cycle(network.tasks), []
+    with torch.no_grad():
+        for _ in range(rounds + tasks):
+            network.activate(next(names))
+            first, second = (seconds(lambda: network(one), settings.device) for _ in range(2))
+            costs.append(first - second)
+        forward = take_turns({"dense": lambda: model(many)}, rounds, device=settings.device)["dense"]
+    cost = statistics.median(costs[tasks:])
+    what = (
+        f"switching the active task of {tasks} frozen ones (activate and the first forward, less a second forward of "
+        f"the same) / a forward of the dense network, {FC}, batch 512"
+    )
+    yield settings.record("8-switch", what, cost / forward, "ratio (dense in ms)", 1e3 * forward, rounds)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    train_one(int(sys.argv[1]))
+    print(peak())

@@ -1,0 +1,82 @@
+"""The networks that are compared, and one training step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import Action
+from msh.backbones import MLP, PaperConv
+from msh.subnetworks import Budget, MultiSubnetwork, prune
+
+CLASSES = 10
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "FC 6 x 1000": lambda: MLP((784,)),
+    "paper's conv net": lambda: PaperConv((1, 28, 28)),
+}
+SHAPES = {"FC 6 x 1000": (784,), "paper's conv net": (1, 28, 28)}
+"""Of one input."""
+
+
+def dense(backbone: nn.Module, device: str = "cpu") -> nn.Module:
+    """The backbone as it is, and a head."""
+    return nn.Sequential(backbone, nn.Linear(backbone.features, CLASSES)).to(device)
+
+
+def begun(network: MultiSubnetwork, task: str) -> None:
+    """Add a task with a head; every free weight is its own to try."""
+    network.add_task(task, nn.Linear(network.backbone.features, CLASSES))
+    network.begin(task)
+
+
+def pruned(network: MultiSubnetwork, task: str, density: float) -> None:
+    """Cut a task that has begun down to its budget, by magnitude, and compact it."""
+    prune(network, task, Budget(density=density).counts(network.sizes(), {}))
+    network.compact(task)
+
+
+def compact(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: str = "cpu") -> MultiSubnetwork:
+    """A network of compact tasks "0", "1", ..., each with its own weights, ready to train."""
+    network = MultiSubnetwork(backbone).to(device)
+    for task in map(str, range(tasks)):
+        begun(network, task)
+        pruned(network, task, density)
+    return network
+
+
+def frozen(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: str = "cpu") -> MultiSubnetwork:
+    """A network of frozen tasks "0", "1", ...; the last one is active."""
+    network = MultiSubnetwork(backbone).to(device)
+    for task in map(str, range(tasks)):
+        begun(network, task)
+        pruned(network, task, density)
+        network.freeze(task)
+    return network.eval()
+
+
+def drawn(shape: Sequence[int], batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """A batch of random inputs (batch, *shape) and classes (batch,)."""
+    return torch.randn(batch, *shape, device=device), torch.randint(0, CLASSES, (batch,), device=device)
+
+
+def training_step(model: nn.Module, batch: tuple[Tensor, Tensor], forward: Callable | None = None) -> Action:
+    """A function that does one training step: gradients to None, forward, loss, backward, fused Adam.
+
+    Args:
+        model: whose parameters train.
+        batch: inputs and classes.
+        forward: inputs to outputs; the model itself when None.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    inputs, targets = batch
+    compute = model if forward is None else forward
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(compute(inputs), targets).backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,113 @@
+"""Row 6: a step of several tasks at once, against separate dense networks, and against the peer's layers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.networks import BACKBONES, CLASSES, SHAPES, compact, dense, drawn, training_step
+from benchmarks.records import Record
+from benchmarks.timing import Action, Settings, take_turns
+
+FC = "FC 6 x 1000"
+BATCH = 128
+Batches = list[tuple[Tensor, Tensor]]
+
+
+class PeerMissingError(Exception):
+    """The peer's library is not installed."""
+
+
+def peer_layer() -> type[nn.Module]:
+    """The peer's masked multitask linear layer.
+
+    Its package imports TensorFlow at its top; so an empty package of that name is put before its torch half is loaded.
+
+    Raises:
+        PeerMissingError: it is not installed.
+    """
+    if "beyondml" not in sys.modules:
+        found = importlib.util.find_spec("beyondml")
+        if found is None:
+            raise PeerMissingError("beyondml is not installed: see benchmarks/requirements.txt")
+        package = types.ModuleType("beyondml")
+        package.__path__ = list(found.submodule_search_locations or [])
+        sys.modules["beyondml"] = package
+    layers = importlib.import_module("beyondml.pt.layers")
+    return layers.MultiMaskedDense
+
+
+class PeerNetwork(nn.Module):
+    """FC 6 x 1000 of the peer's layers, pruned to 90 % as its own method does it, with a head for each task."""
+
+    def __init__(self, layer: type[nn.Module], tasks: int) -> None:
+        super().__init__()
+        sizes = [784, *[1000] * 6]
+        self.layers = nn.ModuleList(layer(i, o, tasks) for i, o in pairwise(sizes))
+        self.heads = nn.ModuleList(nn.Linear(1000, CLASSES) for _ in range(tasks))
+        for one in self.layers:
+            one.prune(90)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        """A batch for each task to the outputs for each."""
+        for layer in self.layers:
+            inputs = [F.relu(outputs) for outputs in layer(inputs)]
+        return [head(features) for head, features in zip(self.heads, inputs, strict=True)]
+
+
+def joint_step(model: nn.Module, batches: Batches, outputs: object) -> Action:
+    """A function that does one step on the sum of the tasks' losses.
+
+    Args:
+        model: whose parameters train.
+        batches: one a task.
+        outputs: gives the outputs for each task.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        losses = [F.cross_entropy(out, targets) for out, (_, targets) in zip(outputs(), batches, strict=True)]
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def parallel(settings: Settings) -> Iterator[Record]:
+    """Row 6."""
+    for tasks in settings.cases((2, 4, 8), (2,)):
+        yield from _of_tasks(settings, tasks)
+
+
+def _of_tasks(settings: Settings, tasks: int) -> Iterator[Record]:
+    rounds, device = settings.rounds(15), settings.device
+    batches = [drawn(SHAPES[FC], BATCH, device) for _ in range(tasks)]
+    separate = [training_step(dense(BACKBONES[FC](), device), batch) for batch in batches]
+    network = compact(BACKBONES[FC](), tasks=tasks, device=device)
+    contestants: dict[str, Action] = {
+        "dense": lambda: [step() for step in separate],
+        "msh": joint_step(network, batches, lambda: [network(x, str(i)) for i, (x, _) in enumerate(batches)]),
+    }
+    missing = ""
+    try:
+        peer = PeerNetwork(peer_layer(), tasks).to(device)
+        contestants["peer"] = joint_step(peer, batches, lambda: peer([x for x, _ in batches]))
+    except PeerMissingError as error:
+        missing = f"not measured: {error} ("
+    times = take_turns(contestants, rounds, device=device)
+    what = f"one step of {tasks} tasks in parallel, batch {BATCH} and 10 % density each"
+    ratio, against = times["msh"] / times["dense"], f"one step each of {tasks} separate dense networks, {FC}"
+    of_dense = 1e3 * times["dense"]
+    yield settings.record(f"6-tasks{tasks}", f"{what} / {against}", ratio, "ratio (dense in ms)", of_dense, rounds)
+    what = f"{missing}{what} / the same with beyondml's torch layers, {FC}{')' if missing else ''}"
+    ratio, of_peer = (times["msh"] / times["peer"], 1e3 * times["peer"]) if not missing else (None, None)
+    yield settings.record(f"6-tasks{tasks}-beyondml", what, ratio, "ratio (beyondml in ms)", of_peer, rounds)

@@ -1,0 +1,128 @@
+"""Measure what msh costs, each time against the dense network in the same run.
+
+    python -m benchmarks.run [--only 1,5,roofline] [--quick] [--threads 2] [--device cpu] [--data-dir DIR]
+
+Writes benchmarks/results.json and the table in docs/performance.md; with --quick, or with --output-dir, both go into
+another folder. Records of rows that --only leaves out stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import (
+    epoch,
+    gradual,
+    growth,
+    inference,
+    memory,
+    parallel,
+    roofline,
+    startup,
+    steps,
+    storage,
+    structured,
+)
+from benchmarks.document import write_table
+from benchmarks.records import FILE_NAME, Record, merge, read, write
+from benchmarks.timing import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
+    "1": steps.sparse,
+    "2": steps.convolutional,
+    "3": steps.unpruned,
+    "4": gradual.gradual,
+    "5": epoch.epochs,
+    "6": parallel.parallel,
+    "7": memory.memory,
+    "8": memory.switching,
+    "9": storage.storage,
+    "10": inference.unstructured,
+    "11": structured.structured,
+    "12": startup.start_up,
+    "13": growth.growth,
+    "roofline": roofline.roofline,
+    "compile": steps.compiled,
+}
+"""Row of the table of targets (or another section) to the function that measures it."""
+
+
+def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[Record]:
+    """Measure rows one after another; a line for each on the console."""
+    torch.set_num_threads(settings.threads)
+    records = []
+    for row in rows:
+        torch.manual_seed(0)
+        start = time.monotonic()
+        found = list(ROWS[row](settings))
+        records += found
+        console.print(f"row {row}: {len(found)} records, {time.monotonic() - start:.0f} s")
+    return records
+
+
+def show(records: Sequence[Record], console: Console) -> None:
+    table = Table("id", "value", "target", "met", "dense", "unit")
+    for record in records:
+        cells = ["" if x is None else f"{x:.4g}" for x in (record.value, record.target)]
+        met = {None: "", True: "yes", False: "no"}[record.met]
+        table.add_row(record.id, *cells, met, "" if record.dense is None else f"{record.dense:.4g}", record.unit)
+    console.print(table)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help=f"rows, separated by commas: {','.join(ROWS)}")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and repeats, in about two minutes")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, help="rounds of each row, instead of its own number")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the real data sets")
+    parser.add_argument("--output-dir", type=Path, help="folder for results.json and performance.md")
+    options = parser.parse_args(arguments)
+    options.rows = options.only.split(",") if options.only else list(ROWS)
+    if unknown := [row for row in options.rows if row not in ROWS]:
+        parser.error(f"--only: there is no row {', '.join(unknown)}; the rows are {', '.join(ROWS)}")
+    for name in ("threads", "repeats"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    return options
+
+
+def paths(output_dir: Path | None, quick: bool) -> tuple[Path, Path]:
+    """Where results.json and the document go: a quick run never in place of a full one's."""
+    if output_dir is None and quick:
+        output_dir = ROOT / "outputs" / "benchmarks" / "quick"
+    if output_dir is None:
+        return ROOT / "benchmarks" / FILE_NAME, ROOT / "docs" / "performance.md"
+    return output_dir / FILE_NAME, output_dir / "performance.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    settings = Settings(options.threads, options.device, options.quick, options.repeats, options.data_dir)
+    console = Console(width=140)
+    results, document = paths(options.output_dir, options.quick)
+    found: list[Record] = []
+    for row in options.rows:
+        found += measure([row], settings, console)
+        records = merge(read(results), found, options.rows[: options.rows.index(row) + 1])
+        write(results, records)
+    write_table(document, read(results), options.device)
+    show(found, console)
+    targeted = [record for record in found if record.met is not None]
+    console.print(f"{sum(r.met for r in targeted)} of {len(targeted)} targets met; {results}, {document}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Row 12: what importing msh adds, and how long a command takes to its first training step."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+import msh
+from benchmarks.records import Record
+from benchmarks.timing import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAMEWORKS = "import torch, pytorch_lightning"
+MODULES = [m.name for m in pkgutil.walk_packages(msh.__path__, "msh.")]
+UNUSED = ("wandb", "matplotlib", "plotly", "sklearn", "torchvision", "pandas", "tensorboard")
+"""What no import of msh may load: only tasks and loggers that use it do."""
+
+
+class FirstStep(pl.Callback):
+    """Ends the process after the first training step, and says when that was."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """After the first batch."""
+        os.write(1, f"\nfirst step: {time.time()}\n".encode())
+        os._exit(0)
+
+
+def start_up(settings: Settings) -> Iterator[Record]:
+    """Row 12."""
+    rounds = settings.repeats or (2 if settings.quick else 10)
+    imports = "; ".join(f"import {name}" for name in MODULES)
+    commands = {
+        "frameworks": [sys.executable, "-c", FRAMEWORKS],
+        "msh": [sys.executable, "-c", f"{FRAMEWORKS}; {imports}"],
+        "help": [sys.executable, "train.py", "--help"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in (*commands, "first step")}
+    for number in range(rounds + 1):
+        for name, command in list(commands.items())[:: 1 if number % 2 else -1]:
+            if name != "help" or number % 3 == 1:
+                times[name].append(_process(command, settings)[0])
+        if number % 3 == 1:
+            times["first step"].append(_first_step(settings))
+    imports_only = ("frameworks", "msh")
+    middle = {name: statistics.median(taken[name in imports_only :]) for name, taken in times.items()}
+    of_imports, unit = middle["frameworks"], "s (importing torch and Lightning in s)"
+    what = f"what importing all {len(MODULES)} modules of msh adds / importing torch and Lightning, in fresh processes"
+    added = middle["msh"] / of_imports - 1
+    yield settings.record("12-import", what, added, "share (importing torch and Lightning in s)", of_imports, rounds)
+    yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, len(times["help"]))
+    what = "from the command python train.py +experiment=sequential to the end of its first training step"
+    yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, len(times["help"]))
+    loaded = _unused(settings, imports)
+    what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
+    yield settings.record("12-unused", what, len(loaded), "modules", None, 1)
+
+
+def _process(command: list[str], settings: Settings) -> tuple[float, str]:
+    """(wall seconds, standard output) of a process."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": str(settings.threads)}
+    start = time.perf_counter()
+    done = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return time.perf_counter() - start, done.stdout
+
+
+def _first_step(settings: Settings) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "+experiment=sequential", f"hydra.run.dir={folder}", "trainer=cpu"]
+        command += [f"threads={settings.threads}", "+callbacks.first={_target_: benchmarks.startup.FirstStep}"]
+        start = time.time()
+        _, printed = _process(command, settings)
+    return float(printed.rpartition("first step: ")[2]) - start
+
+
+def _unused(settings: Settings, imports: str) -> list[str]:
+    before, after = "import sys; before = set(sys.modules)", f"print(*set({UNUSED!r}) & (set(sys.modules) - before))"
+    return _process([sys.executable, "-c", f"{FRAMEWORKS}; {before}; {imports}; {after}"], settings)[1].split()

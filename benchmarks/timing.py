@@ -1,0 +1,88 @@
+"""How things are timed: contestants take turns in one process, and medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.records import Record
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        threads: CPU threads of torch, in every process.
+        device: "cpu" or "cuda": where networks compute. Rows of whole processes and of files stay on the CPU.
+        quick: fewer cases and repeats.
+        repeats: rounds, instead of each row's own number.
+        data_dir: folder of the real data sets.
+    """
+
+    threads: int = 2
+    device: str = "cpu"
+    quick: bool = False
+    repeats: int | None = None
+    data_dir: Path = Path("data")
+
+    def rounds(self, usual: int) -> int:
+        """Rounds of a row, given how many it usually has."""
+        return self.repeats or (max(3, usual // 5) if self.quick else usual)
+
+    def cases(self, usual: tuple, quick: tuple) -> tuple:
+        """The row's cases, or fewer."""
+        return quick if self.quick else usual
+
+    def record(self, id: str, what: str, value: float | None, unit: str, dense: float | None, repeats: int) -> Record:
+        """A record with these settings' threads."""
+        return Record(id=id, what=what, value=value, dense=dense, unit=unit, threads=self.threads, repeats=repeats)
+
+
+def finish(device: str) -> None:
+    """Wait for what the device is still doing."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(action: Action, device: str = "cpu") -> float:
+    """Wall time of an action."""
+    finish(device)
+    start = time.perf_counter()
+    action()
+    finish(device)
+    return time.perf_counter() - start
+
+
+def take_turns(
+    contestants: Mapping[str, Action], rounds: int, burst: int = 1, warm_up: int = 2, device: str = "cpu"
+) -> dict[str, float]:
+    """Median wall time of each contestant's action.
+
+    In every round each contestant does its action `burst` times in a row, as training does its steps; the order of the
+    contestants is turned around from round to round. So a machine whose speed drifts slows all of them alike.
+
+    Args:
+        contestants: name to action.
+        rounds: that count.
+        burst: actions in a row per round.
+        warm_up: rounds before those that count.
+        device: to wait for.
+    Returns:
+        Name to seconds per action.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(warm_up + rounds):
+        order = list(contestants)[:: 1 if number % 2 else -1]
+        for name in order:
+            taken = seconds(lambda action=contestants[name]: [action() for _ in range(burst)], device) / burst
+            if number >= warm_up:
+                times[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}

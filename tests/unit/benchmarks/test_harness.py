@@ -1,0 +1,132 @@
+"""The benchmark harness: what it writes down is what it measured, beside the target."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import document, records, run, storage, timing  # noqa: E402
+from benchmarks.timing import Settings  # noqa: E402
+
+FIELDS = ["id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats"]
+
+
+def record(id="1-batch32", value=0.5, **settings):
+    return Settings(**settings).record(id, "a step", value, "ratio (dense in ms)", 2.0, 7)
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.5, True), (0.55, True), (0.56, False), (None, False)])
+def test_a_record_knows_its_target_and_whether_it_is_met(value, met):
+    made = record(value=value, threads=1)
+    assert (made.target, made.met, made.threads, made.repeats) == (0.55, met, 1, 7)
+    assert list(asdict(made)) == FIELDS
+
+
+def test_a_record_without_a_target_is_neither_met_nor_missed():
+    assert (record("compile-dense").target, record("compile-dense").met) == (None, None)
+
+
+def test_every_target_belongs_to_a_row_that_is_measured():
+    assert {records.row_of(id) for id in records.TARGETS} <= set(run.ROWS)
+
+
+def test_merging_replaces_measured_rows_and_keeps_the_others_in_order(tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    earlier = [asdict(record(id, 9.0)) for id in ("1-batch32", "1-batch512", "10-density0.1-batch1", "roofline-gemm")]
+    records.write(path, earlier)
+    merged = records.merge(records.read(path), [record("2-batch128", 1.0), record("1-batch32", 0.5)], ["1", "2"])
+    found = {row["id"]: row["value"] for row in merged}
+    assert list(found.items()) == [
+        ("1-batch32", 0.5),
+        ("2-batch128", 1.0),
+        ("10-density0.1-batch1", 9.0),
+        ("roofline-gemm", 9.0),
+    ]
+    assert all(list(row) == FIELDS for row in merged)
+    assert records.read(tmp_path / "none.json") == []
+
+
+def test_the_table_stands_between_the_markers_and_leaves_the_rest_alone(tmp_path):
+    path = tmp_path / "performance.md"
+    path.write_text(f"# By hand\n\n{document.BEGIN}\nold\n{document.END}\n\nAlso by hand\n")
+    document.write_table(path, [asdict(record(value=0.56)), asdict(record("compile-dense", None))], "cpu")
+    first = path.read_text()
+    assert first.startswith("# By hand\n")
+    assert first.endswith(f"{document.END}\n\nAlso by hand\n")
+    assert "| 1-batch32 | a step | 0.56 | 0.55 | **no** | 2 | ratio (dense in ms) | 2 | 7 |" in first
+    assert "| compile-dense | a step |  |  |  | 2 |" in first
+    assert "old" not in first
+    document.write_table(path, [asdict(record(value=0.56)), asdict(record("compile-dense", None))], "cpu")
+    assert path.read_text() == first
+
+
+def test_a_document_without_markers_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "performance.md"
+    path.write_text("# By hand\n")
+    with pytest.raises(ValueError, match="for the table to stand between"):
+        document.write_table(path, [], "cpu")
+    assert path.read_text() == "# By hand\n"
+
+
+def test_the_projects_document_has_the_markers_once():
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert (text.count(document.BEGIN), text.count(document.END)) == (1, 1)
+
+
+def test_contestants_take_turns_and_their_medians_leave_out_the_warm_up(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def act(name, costs):
+        calls.append(name)
+        clock[0] += costs[calls.count(name) - 1]
+
+    slow = [100, 100, 9, 9, 1, 1, 2, 2]
+    contestants = {"a": lambda: act("a", slow), "b": lambda: act("b", [1] * 8)}
+    assert timing.take_turns(contestants, rounds=3, burst=2, warm_up=1) == {"a": 2, "b": 1}
+    assert "".join(calls) == "bbaaaabbbbaaaabb"
+
+
+def test_quick_has_fewer_rounds_and_repeats_overrule():
+    assert [Settings(quick=q).rounds(40) for q in (False, True)] == [40, 8]
+    assert Settings(repeats=2, quick=True).rounds(40) == 2
+    assert Settings(quick=True).cases((1, 2, 3), (2,)) == (2,)
+
+
+def test_quick_figures_never_take_the_place_of_full_ones():
+    full, quick = run.paths(None, quick=False), run.paths(None, quick=True)
+    assert full == (ROOT / "benchmarks" / "results.json", ROOT / "docs" / "performance.md")
+    assert not set(full) & set(quick)
+
+
+@pytest.mark.parametrize("arguments", [["--only", "1,99"], ["--threads", "0"], ["--repeats", "-1"]])
+def test_bad_arguments_are_refused_before_anything_is_measured(arguments, capsys):
+    with pytest.raises(SystemExit):
+        run.parse(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_command_measures_the_rows_asked_for_and_writes_both_files(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def fake(settings):
+        measured.append(settings)
+        yield record("8-switch", 0.9)
+
+    monkeypatch.setitem(run.ROWS, "8", fake)
+    run.main(["--only", "8", "--threads", "1", "--output-dir", str(tmp_path)])
+    assert [(s.threads, s.quick) for s in measured] == [(1, False)]
+    assert [row["met"] for row in json.loads((tmp_path / "results.json").read_text())] == [True]
+    assert "8-switch" in (tmp_path / "performance.md").read_text()
+    assert "1 of 1 targets met" in capsys.readouterr().out
+
+
+def test_the_entropy_of_a_mask():
+    assert storage.entropy(0.5) == 1.0
+    assert storage.entropy(0.0) == storage.entropy(1.0) == 0.0
+    assert storage.entropy(0.1) == pytest.approx(0.469, abs=1e-3)
