@@ -20,7 +20,6 @@ DENSITY, BATCH = 0.1, 32
 def structured(settings: Settings) -> Iterator[Record]:
     """Row 11."""
     from msh.deploy.export import sliced
-
     from msh.subnetworks import plan_units, trace_units
 
     for name, granularity in GRANULARITY.items():
