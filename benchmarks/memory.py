@@ -31,7 +31,7 @@ def memory(settings: Settings) -> Iterator[Record]:
 def _state(settings: Settings) -> Iterator[Record]:
     backbone = BACKBONES[FC]()
     of_dense = sum(p.numel() * p.element_size() for p in backbone.parameters() if p.dim() > 1)
-    for tasks in (1, 5, 10, 50):
+    for tasks in settings.cases((1, 5, 10, 50), (1, 10)):
         network = frozen(BACKBONES[FC](), DENSITY, tasks)
         what = (
             f"bytes of all tensors of a network with {tasks} frozen tasks of {DENSITY:.0%} / bytes of the weights of "
