@@ -7,7 +7,7 @@ from running import SMALL, run
 
 SETTINGS = ["+experiment=sequential", "tasks=[wine,diabetes,iris]", "curriculum=[[wine],[diabetes,iris]]"]
 SETTINGS += ["tasks.wine.batch_size=16", "tasks.diabetes.batch_size=16", "backbone.norm=true"]
-SETTINGS += ["logger=csv", "trainer.max_epochs=8", "++callbacks.stop.patience=1", "++callbacks.stop.min_delta=0.02"]
+SETTINGS += ["logger=csv", "trainer.max_epochs=8", "++callbacks.stop.patience=1", "++callbacks.stop.min_delta=0.045"]
 SETTINGS += ["++callbacks.stop._target_=msh.training.callbacks.EarlyStoppingPerTask"]
 
 

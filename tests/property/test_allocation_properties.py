@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, make_network
-from msh.subnetworks import Budget, CapacityError, plan_counts, prune, top_k_masks
+from msh.subnetworks import Budget, CapacityError, plan_counts, prune, select_apart, top_k_masks
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, float("inf"), -1.0])
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
@@ -73,6 +73,45 @@ def test_pruning_again_and_again_keeps_a_subset_each_time(counts, seed):
         assert sum(int(mask.sum()) for mask in masks.values()) == count
         assert not any(bool((masks[name] & ~before[name]).any()) for name in masks)
         before = masks
+
+
+@st.composite
+def sharings(draw):
+    """Sizes, budgets of two to four tasks that fit, shares of the rest kept after four cuts, the scope, a seed."""
+    sizes = {f"t{i}": n for i, n in enumerate(draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)))}
+    left, budgets = dict(sizes), {}
+    for task in "abcd"[: draw(st.integers(2, 4))]:
+        budgets[task] = {name: draw(st.integers(0, n)) for name, n in left.items()}
+        left = {name: n - budgets[task][name] for name, n in left.items()}
+    shares = [draw(st.floats(0, 1)) for _ in range(3)] + [0.0]
+    return sizes, budgets, sorted(shares, reverse=True), draw(st.booleans()), draw(st.integers(0, 99))
+
+
+@given(sharings())
+def test_tasks_pruned_together_end_apart_each_with_its_whole_budget(case):
+    sizes, budgets, shares, whole_network, seed = case
+    if whole_network:
+        budgets = {task: {"": sum(budget.values())} for task, budget in budgets.items()}
+    generator = torch.Generator().manual_seed(seed)
+    masks = {task: {name: torch.ones(n, dtype=torch.bool) for name, n in sizes.items()} for task in budgets}
+    start = {"": sum(sizes.values()), **sizes}
+    for share in shares:
+        scores = {t: {n: torch.rand(k, generator=generator).round(decimals=1) for n, k in sizes.items()} for t in masks}
+        counts = {
+            t: {"": sum(int(m.sum()) for m in own.values()), **{n: int(m.sum()) for n, m in own.items()}}
+            for t, own in masks.items()
+        }
+        kept = {
+            t: {n: min(counts[t][n], k + round(share * (start[n] - k))) for n, k in budget.items()}
+            for t, budget in budgets.items()
+        }
+        before, masks = masks, select_apart(scores, kept, budgets, masks)
+        assert not any(bool((masks[t][n] & ~before[t][n]).any()) for t in masks for n in sizes)
+    for name in sizes:
+        assert int(sum(own[name].int() for own in masks.values()).max()) <= 1
+    for task, budget in budgets.items():
+        found = {name: int(mask.sum()) for name, mask in masks[task].items()}
+        assert ({"": sum(found.values())} if whole_network else found) == budget
 
 
 @given(SIZES.flatmap(lambda sizes: st.tuples(st.just(sizes), st.integers(1, sum(sizes.values())))))
