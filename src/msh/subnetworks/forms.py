@@ -24,7 +24,7 @@ def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor) -> None:
         if bool(held.all()):
             sub.whole.add(name)
             return
-        sub.bits.set(name, mask_bits(held), persistent=False)
+        sub.bits.set(name, mask_bits(held, sub.values[name]), persistent=False)
         restore(sub.values[name], sub.bits[name], base)  # what is looked at before the next forward is right too
     else:
         sub.index.set(name, places(held), persistent=False)

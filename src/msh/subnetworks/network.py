@@ -289,7 +289,7 @@ class MultiSubnetwork(nn.Module):
     def _run(self, sub: Subnetwork, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         tensors = {**weights, **dict(sub.private.items())}
         tensors.update({again: tensors[name] for again, name in self.names.tied.items()})
-        outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (sub.stem(inputs),)))
+        outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (sub.stem(inputs),), tie_weights=False))
         return outputs
 
     def _training_weights(self, sub: Subnetwork) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ CACHED = 2**23
 """Bytes of a layer's outputs that stay in the cache; a sparse product picks from more than that too slowly."""
 BLOCK = 2**21
 """Bytes of a layer's inputs that a sparse product picks from at a time."""
+PARALLEL = 2**17
+"""Size from which a matrix is transposed faster by several threads."""
 
 
 @dataclass(frozen=True)
@@ -49,37 +51,45 @@ class Blocks:
         rows: of the matrix.
         order: int64, (k,): where the blocks' values are found among the matrix's; None: as they are.
         parts: from left to right.
+        made: the matrices of the values last computed with, if these are in order.
     """
 
     rows: int
     order: Tensor | None
     parts: list[Block]
+    made: list[Tensor] = field(default_factory=list)
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
         """(rows, batch): the product with (columns, batch)."""
-        ordered = values if self.order is None else values.index_select(0, self.order)
-        first, *others = self.parts
-        product: Tensor = self._matrix(first, ordered) @ dense[first.columns]
-        for part in others:
-            product.addmm_(self._matrix(part, ordered), dense[part.columns])
+        first, *others = self._matrices(values)
+        if not others:
+            return first @ dense
+        product: Tensor = first @ dense[self.parts[0].columns]
+        for matrix, part in zip(others, self.parts[1:], strict=True):
+            product.addmm_(matrix, dense[part.columns])
         return product
 
-    def sampled(self, nothing: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def sampled(self, left: Tensor, right: Tensor) -> Tensor:
         """(k,): the product of (rows, batch) and (columns, batch) transposed, only at the matrix's places.
 
         Args:
-            nothing: (k,) zeros.
             left: (rows, batch).
             right: (columns, batch).
         """
-        found: list[Tensor] = [
-            torch.sparse.sampled_addmm(self._matrix(part, nothing), left, right[part.columns].t(), beta=0.0).values()
-            for part in self.parts
-        ]
-        if self.order is None:
-            return found[0]
-        values: Tensor = torch.empty_like(nothing).index_copy_(0, self.order, torch.cat(found))
-        return values
+        values = left.new_zeros(self.parts[-1].values.stop)
+        for part in self.parts:
+            found = self._matrix(part, values)  # in place, as torch copies the places otherwise
+            torch.sparse.sampled_addmm(found, left, right[part.columns].t(), beta=0.0, out=found)
+        return values if self.order is None else torch.empty_like(values).index_copy_(0, self.order, values)
+
+    def _matrices(self, values: Tensor) -> list[Tensor]:
+        """The blocks in CSR, which share the values' memory where these are in order: then they are made once."""
+        if self.order is not None:
+            ordered = values.index_select(0, self.order)
+            return [self._matrix(part, ordered) for part in self.parts]
+        if not self.made or self.made[0].values().data_ptr() != values.data_ptr():
+            self.made[:] = [self._matrix(part, values) for part in self.parts]
+        return self.made
 
     def _matrix(self, part: Block, ordered: Tensor) -> Tensor:
         shape = (self.rows, part.columns.stop - part.columns.start)
@@ -118,11 +128,6 @@ class Pattern:
         self.index = index
         self.shape = (int(shape[0]), int(shape[1]))
         self._laid_out: dict[tuple[bool, int], Blocks] = {}
-
-    @cached_property
-    def nothing(self) -> Tensor:
-        """(k,) zeros: the values of a matrix of which only the places count."""
-        return torch.zeros(self.index.numel())
 
     def matrix(self, batch: int) -> Blocks:
         """The matrix, in blocks for products with (columns, batch)."""
@@ -219,16 +224,13 @@ class SparseWeight(Tensor):
 
     def _suits(self, inputs: Tensor) -> bool:
         """Whether the sparse product costs less than the dense one, with this many inputs."""
-        with torch._C.DisableTorchFunctionSubclass():
-            rows = inputs.numel() // self.pattern.shape[1]
-            cached = 4 * rows * self.pattern.shape[0] <= CACHED
-            return (
-                rows > 0
-                and cached
-                and inputs.dtype == torch.float32
-                and inputs.device.type == "cpu"
-                and not torch.is_autocast_enabled("cpu")
-            )
+        rows = inputs.numel() // self.pattern.shape[1]
+        return (
+            0 < 4 * rows * self.pattern.shape[0] <= CACHED
+            and inputs.dtype == torch.float32
+            and inputs.is_cpu
+            and not torch.is_autocast_enabled("cpu")
+        )
 
 
 def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -265,8 +267,17 @@ def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor
         (*batch, rows). With one batch dimension its memory runs along the batch, as the next sparse product likes it.
     """
     flat = inputs.reshape(-1, pattern.shape[1])
-    outputs: Tensor = _SparseLinear.apply(flat, values, bias, pattern)
+    outputs: Tensor = (
+        _SparseLinear.apply(flat, values, bias, pattern)
+        if torch.is_grad_enabled()
+        else _sparse_product(flat, values, bias, pattern)
+    )
     return outputs if inputs.dim() == 2 else outputs.reshape(*inputs.shape[:-1], pattern.shape[0])
+
+
+def _sparse_product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    outputs = pattern.matrix(len(inputs)).times(values, _transposed(inputs))
+    return (outputs if bias is None else outputs.add_(bias.unsqueeze(1))).t()
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -274,8 +285,7 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         ctx.save_for_backward(inputs, values)
         ctx.pattern = pattern
-        outputs = pattern.matrix(len(inputs)).times(values, _transposed(inputs))
-        return (outputs if bias is None else outputs.add_(bias.unsqueeze(1))).t()
+        return _sparse_product(inputs, values, bias, pattern)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -290,15 +300,15 @@ class _SparseLinear(torch.autograd.Function):
             back = _transposed(back) if inputs.is_contiguous() else back.t()
         if not of_values:
             return back, None, bias, None
-        of_values = ctx.pattern.matrix(batch).sampled(ctx.pattern.nothing, across, _transposed(inputs))
+        of_values = ctx.pattern.matrix(batch).sampled(across, _transposed(inputs))
         return back, of_values, bias, None
 
 
 def _transposed(matrix: Tensor) -> Tensor:
     """(columns, rows), contiguous; without a copy where it lies so already."""
     turned = matrix.t()
-    if turned.is_contiguous():
-        return turned
+    if turned.is_contiguous() or turned.numel() < PARALLEL:
+        return turned.contiguous()
     image = matrix[None, :, :, None].contiguous(memory_format=torch.channels_last)  # torch copies these in parallel
     return image[0, :, :, 0].t()
 

@@ -133,9 +133,12 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes per number to the integer type of that width."""
 
 
-def mask_bits(mask: Tensor) -> Tensor:
-    """Int8, (*shape): all bits set where a mask is True, none elsewhere; keeps numbers by a bitwise and."""
-    return mask.to(torch.int8).neg_()
+def mask_bits(mask: Tensor, values: Tensor) -> Tensor:
+    """Integers as wide as the values, (*shape): all bits set where a mask is True, none elsewhere.
+
+    A bitwise and with them keeps the values there. Of another width they would have to be converted each time.
+    """
+    return mask.to(_INTEGERS[values.element_size()]).neg_()
 
 
 def _as_integers(tensor: Tensor) -> Tensor:
@@ -177,7 +180,7 @@ def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         values: (*shape), the parameter, after `restore`.
-        bits: int8, (*shape), from `mask_bits`: where the task holds weights.
+        bits: (*shape), from `mask_bits`: where the task holds weights.
     Returns:
         (*shape), the values; its gradient is 0 outside the mask.
     """
@@ -193,7 +196,7 @@ def restore(values: Tensor, bits: Tensor, base: Tensor) -> None:
 
     Args:
         values: (*shape), the parameter.
-        bits: int8, (*shape), from `mask_bits`.
+        bits: (*shape), from `mask_bits`.
         base: (*shape), 0 where the mask is True; or (), 0: what stands outside the mask.
     """
     numbers = _as_integers(values.data)
@@ -230,7 +233,9 @@ class TaskDict(nn.ModuleDict):
 
 
 def belongs(owners: Tensor, ids: Tensor) -> Tensor:
-    """Bool, shape of owners: whether each owner is among the ids, by a look-up table (ids are few, weights many)."""
+    """Bool, shape of owners: whether each owner is among the ids; a comparison, or a look-up table for several."""
+    if ids.numel() == 1:
+        return owners == int(ids)
     table = torch.zeros(int(ids.max()) + 2, dtype=torch.bool)
     table[ids.long()] = True
     table = table.to(owners.device)

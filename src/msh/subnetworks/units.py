@@ -28,8 +28,9 @@ def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
 def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
     """Units of each layer that a number of weights holds.
 
-    Every layer gets the same share of its units, at least one unit, the share as large as fits; what is left goes to
-    single units, each of the layer that has the smallest share, until no layer's next unit fits.
+    Every layer gets the same share of its units, at least one unit, the share as large as fits; of what is left, layers
+    get one unit more where it fits, those with the smallest share first. More than one would widen the layers with the
+    cheapest units far beyond the others: early convolutions, which have few weights and compute the most.
 
     Args:
         graph: of the backbone.
@@ -50,12 +51,10 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
         low, high = (middle, high) if count_weights(graph, share(middle)) <= weights else (low, middle - 1)
     counts = share(low)
 
-    def fits(name: str) -> bool:
+    for name in sorted(counts, key=lambda name: counts[name] / graph.layers[name].units):
         more = counts | {name: counts[name] + 1}
-        return counts[name] < graph.layers[name].units and count_weights(graph, more) <= weights
-
-    while fitting := [name for name in graph.layers if fits(name)]:
-        counts[min(fitting, key=lambda name: counts[name] / graph.layers[name].units)] += 1
+        if more[name] <= graph.layers[name].units and count_weights(graph, more) <= weights:
+            counts = more
     return counts
 
 

@@ -142,7 +142,7 @@ def test_a_bag_names_what_it_lacks():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_masked_weight_by_hand(dtype):
     values = nn.Parameter(torch.tensor([1.0, float("nan"), 3.0, 4.0], dtype=dtype))
-    bits = mask_bits(torch.tensor([True, False, True, False]))
+    bits = mask_bits(torch.tensor([True, False, True, False]), values)
     restore(values, bits, torch.tensor([0.0, 8.0, 0.0, 0.0], dtype=dtype))
     weight = masked_weight(values, bits)
     assert weight.tolist() == [1.0, 8.0, 3.0, 0.0]

@@ -62,15 +62,18 @@ def test_the_most_units_that_a_budget_holds(weights, counts):
     assert fit_units(graph, weights) == (counts and dict(zip((FIRST, SECOND), counts, strict=True)))
 
 
-def test_no_budget_is_exceeded_and_no_further_unit_fits():
+def test_no_budget_is_exceeded_and_shares_stay_within_a_unit_of_each_other():
     graph = trace_units(MultiSubnetwork(PaperConv((1, 11, 11))), "channel")
     for weights in range(50, 30000, 977):
         counts = fit_units(graph, weights)
         if counts is None:
             continue
         assert count_weights(graph, counts) <= weights
-        for name in counts:
-            assert count_weights(graph, counts | {name: counts[name] + 1}) > weights
+        shares = {name: (counts[name] - 1, counts[name], graph.layers[name].units) for name in counts}
+        least = max(less / units for less, _, units in shares.values())
+        assert all(now / units >= least - 1 / units for _, now, units in shares.values())
+        wider = {name: min(units, counts[name] + 2) for name, (_, _, units) in shares.items()}
+        assert count_weights(graph, wider) > weights
 
 
 def test_a_plan_is_in_units_and_leaves_the_rest_to_later_tasks():
