@@ -42,6 +42,8 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
 
     Its outputs are those of the task in evaluation mode, but for the rounding of sums. Units that were not kept
     still have a bias of their own, so that the last layer's are constant features: the head's bias takes them up.
+    Weights of two-dimensional convolutions lie in memory with the channels last: pooling and narrow layers, which are
+    what is left to compute, are several times as fast so.
 
     Args:
         network: that holds the task; nothing of it changes.
@@ -71,7 +73,8 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
     kept = columns(graph.output, units, len(constants), constants.device)
-    return SlicedNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants)).eval()
+    smaller = SlicedNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants)).eval()
+    return smaller.to(memory_format=torch.channels_last)
 
 
 def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: Tensor) -> Tensor:
