@@ -60,27 +60,25 @@ class Blocks:
     made: list[Tensor] = field(default_factory=list)
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
-        """(rows, batch): the product with (columns, batch)."""
-        first, *others = self._matrices(values)
-        if not others:
-            return first @ dense
-        product: Tensor = first @ dense[self.parts[0].columns]
-        for matrix, part in zip(others, self.parts[1:], strict=True):
-            product.addmm_(matrix, dense[part.columns])
+        """(rows, batch): the product with (batch, columns) transposed."""
+        product: Tensor | None = None
+        for matrix, part in zip(self._matrices(values), self.parts, strict=True):
+            factor = self._factor(dense, part)
+            product = matrix @ factor if product is None else product.addmm_(matrix, factor)
+        assert product is not None
         return product
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
-        """(k,): the product of (rows, batch) and (columns, batch) transposed, only at the matrix's places.
-
-        Args:
-            left: (rows, batch).
-            right: (columns, batch).
-        """
-        values = left.new_zeros(self.parts[-1].values.stop)
+        """(k,): the product of (batch, rows) transposed and (batch, columns), only at the matrix's places."""
+        values, rows = left.new_zeros(self.parts[-1].values.stop), _transposed(left)
         for part in self.parts:
             found = self._matrix(part, values)  # in place, as torch copies the places otherwise
-            torch.sparse.sampled_addmm(found, left, right[part.columns].t(), beta=0.0, out=found)
+            columns = self._factor(right, part)
+            torch.sparse.sampled_addmm(found, rows, columns.t(), beta=0.0, out=found)
         return values if self.order is None else torch.empty_like(values).index_copy_(0, self.order, values)
+
+    def _factor(self, dense: Tensor, part: Block) -> Tensor:
+        return _transposed(dense if len(self.parts) == 1 else dense[:, part.columns])
 
     def _matrices(self, values: Tensor) -> list[Tensor]:
         """The blocks in CSR, which share the values' memory where these are in order: then they are made once."""
@@ -130,11 +128,11 @@ class Pattern:
         self._laid_out: dict[tuple[bool, int], Blocks] = {}
 
     def matrix(self, batch: int) -> Blocks:
-        """The matrix, in blocks for products with (columns, batch)."""
+        """The matrix, in blocks for products with (batch, columns) transposed."""
         return self._blocks(False, batch)
 
     def transposed(self, batch: int) -> Blocks:
-        """The transposed matrix, in blocks for products with (rows, batch)."""
+        """The transposed matrix, in blocks for products with (batch, rows) transposed."""
         return self._blocks(True, batch)
 
     def _blocks(self, across: bool, batch: int) -> Blocks:
@@ -276,7 +274,7 @@ def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor
 
 
 def _sparse_product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    outputs = pattern.matrix(len(inputs)).times(values, _transposed(inputs))
+    outputs = pattern.matrix(len(inputs)).times(values, inputs)
     return (outputs if bias is None else outputs.add_(bias.unsqueeze(1))).t()
 
 
@@ -294,13 +292,13 @@ class _SparseLinear(torch.autograd.Function):
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
             return *_dense_backward(inputs, values, ctx.pattern, gradient), bias, None
-        across, batch = _transposed(gradient), len(gradient)
-        back = ctx.pattern.transposed(batch).times(values, across) if of_inputs else None
+        batch = len(gradient)
+        back = ctx.pattern.transposed(batch).times(values, gradient) if of_inputs else None
         if back is not None:  # in memory it lies as the inputs do
             back = _transposed(back) if inputs.is_contiguous() else back.t()
         if not of_values:
             return back, None, bias, None
-        of_values = ctx.pattern.matrix(batch).sampled(across, _transposed(inputs))
+        of_values = ctx.pattern.matrix(batch).sampled(gradient, inputs)
         return back, of_values, bias, None
 
 

@@ -66,23 +66,23 @@ def test_products_in_blocks_are_those_of_the_whole(block, parts, monkeypatch):
     monkeypatch.setattr(sparse, "BLOCK", block)
     weight, pattern = make_matrix()
     values = weight.take(pattern.index)
-    inputs, outputs = torch.randn(11, 5), torch.randn(7, 5)
+    inputs, outputs = torch.randn(5, 11), torch.randn(5, 7)
     matrix, transposed = pattern.matrix(5), pattern.transposed(5)
     assert len(matrix.parts) == parts
-    torch.testing.assert_close(matrix.times(values, inputs), weight @ inputs, **CLOSE)
-    torch.testing.assert_close(transposed.times(values, outputs), weight.t() @ outputs, **CLOSE)
-    wanted = (outputs @ inputs.t()).take(pattern.index)
+    torch.testing.assert_close(matrix.times(values, inputs), weight @ inputs.t(), **CLOSE)
+    torch.testing.assert_close(transposed.times(values, outputs), (outputs @ weight).t(), **CLOSE)
+    wanted = (outputs.t() @ inputs).take(pattern.index)
     torch.testing.assert_close(matrix.sampled(outputs, inputs), wanted, **CLOSE)
 
 
 def test_products_follow_the_values():
     weight, pattern = make_matrix()
-    values, inputs = weight.take(pattern.index), torch.randn(11, 5)
+    values, inputs = weight.take(pattern.index), torch.randn(5, 11)
     pattern.matrix(5).times(values, inputs)
     values += 1.0
     weight.view(-1)[pattern.index] += 1.0
-    torch.testing.assert_close(pattern.matrix(5).times(values, inputs), weight @ inputs, **CLOSE)
-    torch.testing.assert_close(pattern.matrix(5).times(2 * values, inputs), 2 * weight @ inputs, **CLOSE)
+    torch.testing.assert_close(pattern.matrix(5).times(values, inputs), weight @ inputs.t(), **CLOSE)
+    torch.testing.assert_close(pattern.matrix(5).times(2 * values, inputs), 2 * weight @ inputs.t(), **CLOSE)
 
 
 def test_taken_values_send_their_gradient_back():
