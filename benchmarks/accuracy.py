@@ -1,12 +1,12 @@
 """Test scores of subnetworks at 10 % density, one after another in one network, against dense dedicated networks.
 
-    python benchmarks/accuracy.py bundled
-    python benchmarks/accuracy.py mnist_fashion --data-dir DIR
-    python benchmarks/accuracy.py mnist_fashion --data-dir DIR --granularity weight neuron
+    python -m benchmarks.accuracy bundled
+    python -m benchmarks.accuracy mnist_fashion --data-dir DIR
+    python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight neuron
 
 Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once a seed (a finished run is not done again, a
-stopped one goes on), and prints means over the seeds beside their targets. Several granularities are measured side by
-side, beside the dense networks of the first.
+stopped one goes on), and prints means over the seeds beside their targets; --document writes them into
+docs/performance.md too. Several granularities are measured side by side, beside the dense networks of the first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.document import DOCUMENT, replace_between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
     parser.add_argument("--granularity", nargs="+", default=["weight"], choices=["weight", "neuron", "channel"])
     parser.add_argument("--max-epochs", type=int, default=12)
+    parser.add_argument("--document", action="store_true")
     options = parser.parse_args()
     folder, data_dir = options.folder / options.case, str(Path(options.data_dir).resolve())
     runs: dict[str, list[dict]] = {}
@@ -109,10 +112,16 @@ def main() -> None:
         ]
     beside = runs[options.granularity[0]]
     rows = [row for name, found in runs.items() for row in summarise(options.case, name, found, beside)]
-    table = Table(*rows[0], title=f"{options.case}, density 0.1, {len(options.seeds)} seeds; worse than dense, at most")
+    title = f"{options.case}, density 0.1, {len(options.seeds)} seeds, {options.max_epochs} epochs"
+    shown = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(table)
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=160).print(shown)
+    if options.document:
+        command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --granularity {' '.join(runs)}"
+        command += f" --seeds {' '.join(map(str, options.seeds))} --max-epochs {options.max_epochs}"
+        text = f"`{command}`: {title}.\n\n{table(rows, list(rows[0]))}"
+        replace_between(DOCUMENT, f"<!-- table: accuracy {options.case} -->", text)
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

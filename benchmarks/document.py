@@ -1,4 +1,4 @@
-"""The table in docs/performance.md: between two markers; what is written by hand around them stays."""
+"""Tables in documents: each between two markers; what is written by hand around them stays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 COLUMNS = ("id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats")
 
 
 def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
-    """Put a table of records between the document's markers.
+    """Put a table of records, and what they were measured on, between the document's markers.
 
     Args:
         path: of the document; made, with the markers alone, if there is none.
@@ -22,19 +23,29 @@ def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
     Raises:
         ValueError: the document has no markers, or has them in the wrong order.
     """
-    text = path.read_text() if path.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# Performance\n\n{BEGIN}\n{END}\n")
+    replace_between(path, BEGIN, f"{machine(device)}\n\n{table(records, COLUMNS)}")
+
+
+def replace_between(path: Path, begin: str, text: str) -> None:
+    """Put a text between a document's marker and the next end of a table.
+
+    Raises:
+        ValueError: the document has no such markers, or has them in the wrong order.
+    """
+    before, found, rest = path.read_text().partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r} for the table to stand between")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{before}{BEGIN}\n{machine(device)}\n\n{table(records)}\n{END}{after}")
+    if not found or not end:
+        raise ValueError(f"{path} has no lines {begin!r} and {END!r} for the table to stand between")
+    path.write_text(f"{before}{begin}\n{text}\n{END}{after}")
 
 
-def table(records: Sequence[Mapping]) -> str:
-    """Records as a Markdown table."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(_cell(record[column]) for column in COLUMNS)} |" for record in records]
+def table(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """Rows as a Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
     return "\n".join(lines)
 
 
