@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_DIR ?= data
 BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
+PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
@@ -42,9 +43,11 @@ type: $(READY) ## Check types
 	$(BIN)/mypy
 
 bench: $(READY) ## Measure all costs against the dense network's: docs/performance.md (DATA_DIR=DIR: with MNIST)
+	-$(PEERS)
 	$(BENCH)
 
 bench-quick: $(READY) ## The same in two minutes, with fewer cases, into outputs/benchmarks/quick
+	-$(PEERS)
 	$(BENCH) --quick
 
 docs: $(READY) ## Write the reference of the public classes and functions to build/docs
