@@ -73,9 +73,11 @@ def test_a_document_without_markers_is_refused_and_left_alone(tmp_path):
     assert path.read_text() == "# By hand\n"
 
 
-def test_the_projects_document_has_the_markers_once():
+def test_the_projects_document_has_each_marker_once_and_an_end_for_each():
     text = (ROOT / "docs" / "performance.md").read_text()
-    assert (text.count(document.BEGIN), text.count(document.END)) == (1, 1)
+    begins = (document.BEGIN, "<!-- table: accuracy mnist_fashion -->")
+    assert [text.count(begin) for begin in begins] == [1, 1]
+    assert text.count(document.END) == len(begins)
 
 
 def test_contestants_take_turns_and_their_medians_leave_out_the_warm_up(monkeypatch):
