@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from torch import nn
 
 from benchmarks.configs import compose, mnist
 from benchmarks.records import Record
-from benchmarks.timing import Settings, seconds
+from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds
 from msh.deploy.files import save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, plan_counts, prune
 from msh.training import run as run_module
@@ -26,6 +28,7 @@ from msh.training.run import Run, train
 
 SIZES = {"1M": 707, "10M": 2236, "100M": 7071}
 """Weights of two square layers, and their width."""
+ROUNDS = {"1M": 5, "10M": 3, "100M": 2}
 PARTS = ("allocation", "pruning", "freezing", "saving", "guarantee")
 DENSITY = 0.1
 
@@ -33,30 +36,39 @@ DENSITY = 0.1
 def growth(settings: Settings) -> Iterator[Record]:
     """Row 13."""
     sizes = settings.cases(tuple(SIZES), ("1M", "10M"))
-    measured = {}
-    for size in sizes:
-        rounds = {"1M": 5, "10M": 3, "100M": 2}[size]
-        taken = [_seconds_of_parts(SIZES[size]) for _ in range(rounds)]
-        measured[size] = {part: min(row[part] for row in taken) for part in PARTS}
-    yield from _slopes(settings, measured)
+    yield from _slopes(settings, {size: _parts_of_process(size, settings.threads, FROM_THE_SYSTEM) for size in sizes})
+    yield from _on_heap(settings, {size: _parts_of_process(size, settings.threads, {}) for size in sizes})
     if not settings.quick:  # a stage cut short says nothing of the share
         yield _share_of_stage(settings)
+
+
+def _parts_of_process(size: str, threads: int, environment: dict[str, str]) -> dict[str, float]:
+    return json.loads(fresh_process("benchmarks.growth", size, threads, environment=environment))
 
 
 def _slopes(settings: Settings, measured: dict[str, dict[str, float]]) -> Iterator[Record]:
     sizes = list(measured)
     together = {size: sum(parts.values()) for size, parts in measured.items()}
     what = f"seconds of {', '.join(PARTS)} together, a task of 10 % of {sizes[0]} weights"
-    yield settings.record(f"13-{sizes[0]}", what, together[sizes[0]], "s", None, 5)
+    yield settings.record(f"13-{sizes[0]}", what, together[sizes[0]], "s", None, ROUNDS[sizes[0]])
     for smaller, larger in itertools.pairwise(sizes):
         slope = _slope(together, smaller, larger)
         what = f"log-log slope of the same from {smaller} to {larger} weights (1 is linear): {together[larger]:.3g} s"
-        yield settings.record(f"13-{larger}", what, slope, "slope", None, 2)
+        yield settings.record(f"13-{larger}", what, slope, "slope", None, ROUNDS[larger])
     for part in PARTS:
         taken = {size: parts[part] for size, parts in measured.items()}
         shown = ", ".join(f"{value:.3g} s at {size}" for size, value in taken.items())
         what = f"log-log slope of {part} from {sizes[0]} to {sizes[-1]} weights: {shown}"
-        yield settings.record(f"13-{part}", what, _slope(taken, sizes[0], sizes[-1]), "slope", None, 2)
+        yield settings.record(f"13-{part}", what, _slope(taken, sizes[0], sizes[-1]), "slope", None, ROUNDS[sizes[-1]])
+
+
+def _on_heap(settings: Settings, measured: dict[str, dict[str, float]]) -> Iterator[Record]:
+    sizes = list(measured)
+    together = {size: sum(parts.values()) for size, parts in measured.items()}
+    shown = ", ".join(f"{value:.3g} s at {size}" for size, value in together.items())
+    what = f"log-log slope of all together with malloc as it is by default, which is quicker for small tensors: {shown}"
+    slope = _slope(together, sizes[0], sizes[-1])
+    yield settings.record("13-heap", what, slope, "slope", None, ROUNDS[sizes[-1]])
 
 
 def _slope(taken: dict[str, float], smaller: str, larger: str) -> float:
@@ -164,3 +176,9 @@ def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callabl
                 spent.append(time.perf_counter() - start)
 
     return call
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]))
+    rounds = [_seconds_of_parts(SIZES[sys.argv[1]]) for _ in range(ROUNDS[sys.argv[1]])]
+    print(json.dumps({part: min(row[part] for row in rounds) for part in PARTS}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import cycle
@@ -13,13 +12,12 @@ import torch
 
 from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn, frozen, pruned, training_step
 from benchmarks.records import Record
-from benchmarks.timing import Settings, seconds, take_turns
+from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, take_turns
 from msh.subnetworks import MultiSubnetwork
 
 FC = "FC 6 x 1000"
 DENSITY = 0.02
 """Of each task in row 7: fifty of them fill the network."""
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def memory(settings: Settings) -> Iterator[Record]:
@@ -54,22 +52,29 @@ def shared_bytes(network: MultiSubnetwork) -> int:
 def _peaks(settings: Settings) -> Iterator[Record]:
     cases, rounds = settings.cases((1, 5, 10, 50), (1, 10)), 1 if settings.quick else 3
     bytes_of: dict[int, list[int]] = {tasks: [] for tasks in (0, *cases)}
+    heap: dict[int, list[int]] = {tasks: [] for tasks in (cases[0], cases[-1])}
     for _ in range(rounds):
         for tasks, peaks in bytes_of.items():
-            peaks.append(_peak_of_process(tasks, settings.threads))
+            peaks.append(_peak_of_process(tasks, settings.threads, FROM_THE_SYSTEM))
+        for tasks, peaks in heap.items():
+            peaks.append(_peak_of_process(tasks, settings.threads, {}))
     middle = {tasks: statistics.median(peaks) for tasks, peaks in bytes_of.items()}
+    on_heap = {tasks: statistics.median(peaks) for tasks, peaks in heap.items()}
+    what = (
+        "peak resident memory of a process that trains task {} of {:.0%} (all earlier ones frozen in "
+        f"the same network) / of one that trains task 1, {FC}, batch 128, Adam"
+    )
     for tasks in cases:
-        what = (
-            f"peak resident memory of a process that trains task {tasks} of {DENSITY:.0%} (all earlier ones frozen in "
-            f"the same network) / of one that trains task 1, {FC}, batch 128, Adam"
-        )
         ratio, of_dense = middle[tasks] / middle[1], middle[0]
-        yield settings.record(f"7-peak{tasks}", what, ratio, "ratio (dense in bytes)", of_dense, rounds)
+        unit = "ratio (dense in bytes)"
+        yield settings.record(f"7-peak{tasks}", what.format(tasks, DENSITY), ratio, unit, of_dense, rounds)
+    ratio = on_heap[cases[-1]] / on_heap[1]
+    label = f"the same with malloc as it is by default: what its heap leaves in pieces counts; task {cases[-1]}"
+    yield settings.record("7-peak-heap", label, ratio, "ratio (task 1 in bytes)", on_heap[1], rounds)
 
 
-def _peak_of_process(tasks: int, threads: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.memory", str(tasks), str(threads)]
-    return int(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout)
+def _peak_of_process(tasks: int, threads: int, environment: dict[str, str]) -> int:
+    return int(fresh_process("benchmarks.memory", tasks, threads, environment=environment))
 
 
 def train_one(tasks: int) -> None:

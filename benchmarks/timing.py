@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +16,10 @@ import torch
 from benchmarks.records import Record
 
 Action = Callable[[], object]
+ROOT = Path(__file__).resolve().parents[1]
+FROM_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""Environment in which glibc gets tensors from the system and gives them back, and keeps none in pieces on its heap:
+then what is resident is what lives, and fresh pages cost the same at every size."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,15 @@ class Settings:
     def record(self, id: str, what: str, value: float | None, unit: str, dense: float | None, repeats: int) -> Record:
         """A record with these settings' threads."""
         return Record(id=id, what=what, value=value, dense=dense, unit=unit, threads=self.threads, repeats=repeats)
+
+
+def fresh_process(module: str, *arguments: object, environment: Mapping[str, str]) -> str:
+    """The last line that `python -m module` prints, with more in its environment."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(
+        command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment)
+    )
+    return done.stdout.splitlines()[-1]
 
 
 def finish(device: str) -> None:

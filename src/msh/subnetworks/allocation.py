@@ -48,28 +48,27 @@ def top_k_masks(
         ValueError: k is out of range, shapes differ, or a candidate's score is NaN.
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
-    if candidates is None:
-        places = torch.arange(flat.numel(), device=flat.device)
-    else:
+    allowed = None
+    if candidates is not None:
         for name, score in scores.items():
             if candidates[name].shape != score.shape:
                 raise ValueError(
                     f"candidates[{name!r}] have shape {tuple(candidates[name].shape)}, "
                     f"the scores have {tuple(score.shape)}"
                 )
-        places = torch.cat([candidates[name].reshape(-1) for name in scores]).nonzero().squeeze(1)
-    if not 0 <= k <= places.numel():
-        raise ValueError(f"k = {k} is out of range: there are {places.numel()} candidates")
-    ranked = flat[places]
+        allowed = torch.cat([candidates[name].reshape(-1) for name in scores])
+    ranked = flat if allowed is None else flat.masked_select(allowed)
+    if not 0 <= k <= ranked.numel():
+        raise ValueError(f"k = {k} is out of range: there are {ranked.numel()} candidates")
     if ranked.isnan().any():
         raise ValueError(f"{int(ranked.isnan().sum())} scores are NaN")
-    chosen = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
     if k:
         threshold = ranked.topk(k, sorted=False).values.min()
-        above = ranked > threshold
-        ties = (ranked == threshold).nonzero().squeeze(1)[: k - int(above.sum())]
-        chosen[places[above]] = True
-        chosen[places[ties]] = True
+        chosen, ties = flat > threshold, flat == threshold
+        if allowed is not None:
+            chosen, ties = chosen & allowed, ties & allowed
+        chosen[ties.nonzero().squeeze(1)[: k - int(chosen.sum())]] = True
     parts = chosen.split([score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
