@@ -37,8 +37,8 @@ def growth(settings: Settings) -> Iterator[Record]:
     """Row 13."""
     sizes = settings.cases(tuple(SIZES), ("1M", "10M"))
     yield from _slopes(settings, {size: _parts_of_process(size, settings.threads, FROM_THE_SYSTEM) for size in sizes})
-    yield from _on_heap(settings, {size: _parts_of_process(size, settings.threads, {}) for size in sizes})
     if not settings.quick:  # a stage cut short says nothing of the share
+        yield from _on_heap(settings, {size: _parts_of_process(size, settings.threads, {}) for size in sizes})
         yield _share_of_stage(settings)
 
 

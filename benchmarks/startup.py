@@ -37,32 +37,36 @@ class FirstStep(pl.Callback):
 
 def start_up(settings: Settings) -> Iterator[Record]:
     """Row 12."""
-    rounds = settings.repeats or (2 if settings.quick else 10)
+    rounds = settings.repeats or (1 if settings.quick else 10)
     imports = "; ".join(f"import {name}" for name in MODULES)
-    commands = {
-        "frameworks": [sys.executable, "-c", FRAMEWORKS],
-        "msh": [sys.executable, "-c", f"{FRAMEWORKS}; {imports}"],
-        "help": [sys.executable, "train.py", "--help"],
-    }
-    times: dict[str, list[float]] = {name: [] for name in (*commands, "first step")}
-    for number in range(rounds + 1):
-        for name, command in list(commands.items())[:: 1 if number % 2 else -1]:
-            if name != "help" or number % 3 == 1:
-                times[name].append(_process(command, settings)[0])
-        if number % 3 == 1:
+    times: dict[str, list[float]] = {name: [] for name in ("frameworks", "msh", "help", "first step")}
+    _process([sys.executable, "-c", f"{FRAMEWORKS}; {imports}"], settings)  # brings the files into the system's cache
+    for number in range(rounds):
+        frameworks, added = _import_times(imports, settings)
+        times["frameworks"].append(frameworks)
+        times["msh"].append(added)
+        if number % 3 == 0:
+            times["help"].append(_process([sys.executable, "train.py", "--help"], settings)[0])
             times["first step"].append(_first_step(settings))
-    imports_only = ("frameworks", "msh")
-    middle = {name: statistics.median(taken[name in imports_only :]) for name, taken in times.items()}
+    middle = {name: statistics.median(taken) for name, taken in times.items()}
     of_imports, unit = middle["frameworks"], "s (importing torch and Lightning in s)"
     what = f"what importing all {len(MODULES)} modules of msh adds / importing torch and Lightning, in fresh processes"
-    added = middle["msh"] / of_imports - 1
-    yield settings.record("12-import", what, added, "share (importing torch and Lightning in s)", of_imports, rounds)
+    share = middle["msh"] / of_imports
+    yield settings.record("12-import", what, share, "share (importing torch and Lightning in s)", of_imports, rounds)
     yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, len(times["help"]))
     what = "from the command python train.py +experiment=sequential to the end of its first training step"
     yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, len(times["help"]))
     loaded = _unused(settings, imports)
     what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
     yield settings.record("12-unused", what, len(loaded), "modules", None, 1)
+
+
+def _import_times(imports: str, settings: Settings) -> tuple[float, float]:
+    """(seconds of importing torch and Lightning, seconds of importing msh after them) of a fresh process."""
+    timed = "import time; start = time.perf_counter(); {}; middle = time.perf_counter(); {}; "
+    timed += "print(middle - start, time.perf_counter() - middle)"
+    frameworks, added = _process([sys.executable, "-c", timed.format(FRAMEWORKS, imports)], settings)[1].split()[-2:]
+    return float(frameworks), float(added)
 
 
 def _process(command: list[str], settings: Settings) -> tuple[float, str]:
