@@ -3,6 +3,7 @@
 import torch
 
 from msh.tasks import RawData, Split
+from msh.tasks.tokens import Texts
 
 
 def blobs(name="", bad="", examples=60, shape=(4,), classes=3, **of_the_real_source):
@@ -19,6 +20,21 @@ def blobs(name="", bad="", examples=60, shape=(4,), classes=3, **of_the_real_sou
     return RawData("classification", train, test, classes)
 
 
+def numbers(examples=60, features=13, **of_the_real_source):
+    """A table with a numeric target, the sum of its features."""
+    rows = torch.randn(examples, features, generator=torch.Generator().manual_seed(0))
+    split = Split(rows, rows.sum(1, keepdim=True))
+    return RawData("regression", split, split, 1)
+
+
+def words(examples=60, vocabulary=100, length=8, classes=2, **of_the_real_source):
+    """Texts whose first word tells their class."""
+    texts = [f"class{i % classes} text number {i}" for i in range(2 * examples)]
+    places, targets = torch.arange(2 * examples).split(examples), torch.arange(examples) % classes
+    train, test = (Split(place, targets) for place in places)
+    return RawData("classification", train, test, classes, Texts(texts, vocabulary, length))
+
+
 def _split(examples, shape, seed, classes):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(examples) % classes
@@ -26,7 +42,7 @@ def _split(examples, shape, seed, classes):
     return Split(torch.randn(examples, *shape, generator=generator) + 3 * shift, targets)
 
 
-def instead_of(task, **arguments):
+def instead_of(task, source="blobs", **arguments):
     """Overrides that give a task these data instead of its own."""
-    given = [f"+tasks.{task}.source.{key}={value}" for key, value in arguments.items()]
-    return [f"tasks.{task}.source._target_=sources.blobs", *given]
+    given = [f"++tasks.{task}.source.{key}={value}" for key, value in arguments.items()]
+    return [f"tasks.{task}.source._target_=sources.{source}", *given]

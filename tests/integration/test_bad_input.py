@@ -137,6 +137,31 @@ def test_changes_of_the_data_that_cannot_be_made_are_refused(overrides, parts, r
     has(refused(*overrides), *parts)
 
 
+BAD_FILES = {
+    "bad text encoding": ("movie_reviews", r"movie_reviews.csv is not in utf-8: byte 18 \(line 2\) is 0xe9"),
+    "a missing column": ("movie_reviews", r"source.label = 'sentiment': .* did you mean 'sentimnt'"),
+    "words where numbers belong": ("boston", r"boston.csv, line 2, column 'medv': 'dear' where a finite number"),
+    "a damaged image": ("cifar10_images", r"train/cat/0.jpg cannot be read: cut short or damaged"),
+    "a damaged face": ("[utkface]", r"UTKFace/20_1_0_1.jpg cannot be read: cut short or damaged"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_FILES)
+def test_bad_files_are_named_before_anything_is_learned(bad, refused, tmp_path):
+    (tmp_path / "text").mkdir()
+    column = "sentimnt" if bad == "a missing column" else "sentiment"
+    (tmp_path / "text" / "movie_reviews.csv").write_bytes(f"text,{column}\ncaf\xe9,1\n".encode("latin-1"))
+    if bad == "a missing column":
+        (tmp_path / "text" / "movie_reviews.csv").write_text(f"text,{column}\nfine,1\n")
+    (tmp_path / "tabular").mkdir()
+    (tmp_path / "tabular" / "boston.csv").write_text("rm,medv\n6,dear\n")
+    for name in ("cifar10-jpeg/train/cat/0.jpg", "cifar10-jpeg/test/cat/0.jpg", "UTKFace/20_1_0_1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"\xff\xd8 cut short")
+    tasks, message = BAD_FILES[bad]
+    has(refused(f"tasks={tasks}", f"paths.data_dir={tmp_path}"), message)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from sources import instead_of
 
 from msh.training.baselines import Baselines
+from msh.training.evaluation import evaluate
 
 MIXED = ["+experiment=mixed", "trainer.max_epochs=4", "logger=none"]
 ORDER = ["digits", "breast_cancer", "wine", "diabetes"]
@@ -80,3 +82,27 @@ def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkey
     assert first["finetune"] == second["finetune"]
     for key in ("test", "dense", "finetune", "joint"):
         assert [row[key] for row in first["tasks"].values()] == [row[key] for row in second["tasks"].values()]
+
+
+def test_an_ensemble_reports_its_members_and_itself_and_is_measured_again(train_here):
+    source = instead_of("fashion_mnist", shape="[1,11,11]", classes=3, examples=90)
+    small = ["backbone.channels=[4,4]", "backbone.linear=[8]", "threads=1", "trainer.accelerator=cpu"]
+    overrides = ["+experiment=paper/self_ensemble_fashion", *source, *small, "callbacks=none", "logger=none"]
+    quick = ["trainer.max_epochs=5", "tasks.fashion_mnist.batch_size=8", "backbone.norm=true", "optimizer.lr=0.01"]
+    folder, printed = train_here(*overrides, *quick, small=False)
+    results, members = results_of(folder), [f"fashion_mnist_{i}" for i in range(5)]
+    assert results["curriculum"] == [members]
+    assert list(results["ensemble"]) == ["ensemble"]
+    row = results["ensemble"]["ensemble"]
+    assert {key: row[key] for key in ("metric", "direction", "tasks")} == {
+        "metric": "accuracy",
+        "direction": "max",
+        "tasks": members,
+    }
+    scores = [results["tasks"][name]["test"] for name in members]
+    assert len(set(scores)) > 1
+    assert row["test"] > max(0.7, sum(scores) / 5)
+    assert all(task["density"] == pytest.approx(0.2, abs=0.02) for task in results["tasks"].values())
+    assert "ensemble of 5" in printed
+    again = {found["task"]: found["score"] for found in evaluate(folder)}
+    assert again == {name: results["tasks"][name]["test"] for name in members} | {"ensemble": row["test"]}

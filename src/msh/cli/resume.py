@@ -19,13 +19,14 @@ CHANGEABLE = ("resume", "paths", "logger", "callbacks", "checkpoint", "hydra", "
 def rewrite_arguments() -> None:
     """Put a resumed run's own overrides and folder into `sys.argv`, so that Hydra composes the same config there.
 
-    `+experiment=NAME` becomes `experiment=NAME`: the group is in the defaults list, before `debug`, which wins.
+    `+experiment=NAME` becomes `experiment=NAME`: the group is in the defaults list, before `procedure` and `debug`,
+    which win.
 
     Raises:
         ValueError: the run to resume does not fit the command, or the run folder asked for holds a run already.
         FileNotFoundError: there is no such run.
     """
-    sys.argv[1:] = [re.sub(r"^\+(experiment|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [re.sub(r"^\+(experiment|procedure|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
     overrides = _by_key(sys.argv[1:])
     target = overrides.get("resume", "resume=null").split("=", 1)[1]
     if target in ("null", ""):
@@ -71,7 +72,8 @@ def find_run(target: str, overrides: dict[str, str]) -> Path:
                 raise FileNotFoundError(f"resume = {target} is not a run folder: it has no {needed}")
         return folder
     name = overrides.get("experiment", "=train").split("=", 1)[1]
-    root = Path(overrides.get("paths.output_dir", "=outputs").split("=", 1)[1].strip("'\"")) / name
+    output = overrides.get("paths.output_dir", "=outputs").split("=", 1)[1].strip("'\"")
+    root = Path(output) / Path(name).name  # experiments in folders are named without them
     unfinished = [path.parent for path in root.glob(f"*/{FILE_NAME}") if _is_unfinished(path.parent)]
     if not unfinished:
         raise FileNotFoundError(f"resume = auto: there is no unfinished run below {root}")

@@ -65,6 +65,7 @@ class Results:
             score when learned (sign turned for "min" metrics).
         guarantee: comparisons of frozen tasks with their records, and how many failed.
         finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
+        ensemble: name of an ensemble to its metric, direction, tasks and score on the test split.
         run_id: names the run in trackers; stays over resumes.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
@@ -82,6 +83,7 @@ class Results:
     capacity: dict[str, int] = field(default_factory=dict)
     guarantee: dict[str, int] = field(default_factory=lambda: {"checked": 0, "violations": 0})
     finetune: dict[str, Any] = field(default_factory=_no_finetune)
+    ensemble: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -145,7 +147,7 @@ class Results:
             version = content["schema_version"]
             if version > SCHEMA_VERSION:
                 raise ValueError(f"schema_version {version} is later than {SCHEMA_VERSION}, which this release reads")
-            content.setdefault("finetune", _no_finetune())
+            content = {"finetune": _no_finetune(), "ensemble": {}} | content
             known = {name: content[name] for name in cls.__dataclass_fields__}
             known["tasks"] = {name: TaskResult(**row) for name, row in content["tasks"].items()}
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:

@@ -9,7 +9,7 @@ from msh.reports.results import Results
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print a line per task: metric, score, the baselines' scores, density, weights, forgetting."""
+    """Print a line per task (metric, score, baselines' scores, density, weights, forgetting) and one per ensemble."""
     console = console or _console()
     baselines = [
         name
@@ -27,6 +27,9 @@ def print_results(results: Results, console: Console | None = None) -> None:
         row += [_number(getattr(task, name)) for name in baselines]
         row += [f"{task.density:.3f}" if task.density is not None else "", f"{task.weights or 0:,}"]
         table.add_row(*row, "" if forgetting is None else f"{forgetting:g}")
+    for name, found in results.ensemble.items():
+        arrow = "↑" if found["direction"] == "max" else "↓"
+        table.add_row(f"{name} of {len(found['tasks'])}", f"{found['metric']} {arrow}", _number(found["test"]))
     console.print(table)
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     share = results.capacity["owned"] / results.capacity["prunable"]

@@ -40,14 +40,14 @@ def image_folder(
     check_test_fraction(test_fraction, test_path is not None)
     if mode is not None:
         one_of("source.mode", mode, MODES)
-    height_width = _size(size)
+    height_width = read_size(size)
     folders = [_listed(Path(folder).expanduser()) for folder in (path, test_path) if folder is not None]
     classes = folders[0].classes
     if len(folders) == 2 and folders[1].classes != classes:
         odd = sorted(set(classes) ^ set(folders[1].classes))
         raise ValueError(f"{path} and {test_path} need the same classes; only one of them has {', '.join(odd)}")
     files = [(Path(file), target) for folder in folders for file, target in folder.samples]
-    pixels = _read([file for file, _ in files], height_width, mode)
+    pixels = read_images([file for file, _ in files], height_width, mode)
     everything = Split(pixels, torch.tensor([target for _, target in files]))
     if test_path is None:
         parts = hold_out(everything, test_fraction or TEST_FRACTION, "classification")
@@ -57,7 +57,12 @@ def image_folder(
     return RawData("classification", *parts, len(classes))
 
 
-def _size(size: Any) -> tuple[int, int] | None:
+def read_size(size: Any) -> tuple[int, int] | None:
+    """(height, width) that images are to have, from a config's `source.size`; None for None.
+
+    Raises:
+        ValueError: it is neither a number of pixels nor two of them.
+    """
     if size is None:
         return None
     pair = [size, size] if isinstance(size, int) else list(size)
@@ -74,8 +79,18 @@ def _listed(folder: Path) -> Any:
     return ImageFolder(str(folder))
 
 
-def _read(files: list[Path], size: tuple[int, int] | None, mode: str | None) -> torch.Tensor:
-    """float, (images, channels, height, width)."""
+def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | None) -> torch.Tensor:
+    """Read image files.
+
+    Args:
+        files: at least one.
+        size: (height, width) that they are resized to; None: theirs, which must be one.
+        mode: of MODES that they are converted to; None: theirs, which must be one.
+    Returns:
+        float in [0, 1], (images, channels, height, width).
+    Raises:
+        ValueError: an image is damaged, or sizes or modes are mixed.
+    """
     first, images = None, None
     for i, file in enumerate(files):
         pixels, form = _image(file, size, mode)

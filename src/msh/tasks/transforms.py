@@ -1,4 +1,4 @@
-"""Transforms of any data set: a task on some of its classes, or on its images permuted or rotated."""
+"""Transforms of any data set: a task on some of its classes, or on its images changed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def split_classes(data: RawData, keep: Sequence[int]) -> RawData:
     """
     if data.kind != "classification":
         raise ValueError(f"split_classes is not allowed for a {data.kind} task: it has no classes")
-    if isinstance(keep, int | str) or len(set(keep)) < 2 or len(set(keep)) != len(keep):
-        raise ValueError(f"split_classes = {keep} is not allowed: at least two different classes are")
+    numbers = isinstance(keep, list | tuple) and all(type(label) is int for label in keep)
+    if not numbers or len(set(keep)) < 2 or len(set(keep)) != len(keep):
+        raise ValueError(f"split_classes = {keep} is not allowed: at least two different classes, by number, are")
     train, test = _of_classes("train", data.train, keep), _of_classes("test", data.test, keep)
     return replace(data, train=train, test=test, outputs=len(keep))
 
@@ -92,6 +93,24 @@ def _rotated(inputs: Tensor, degrees: float) -> Tensor:
     return turned
 
 
+def repeat_channels(data: RawData, number: int) -> RawData:
+    """Give grey images so many equal channels, to go through a network that reads colour images.
+
+    Raises:
+        ValueError: the data are not images of one channel, or the number is not allowed.
+    """
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"repeat_channels = {number!r} is not allowed: a whole number of at least 1 is")
+    shape = tuple(data.train.inputs.shape[1:])
+    if len(shape) != 3 or shape[0] != 1:
+        raise ValueError(f"repeat_channels is not allowed for inputs of shape {shape}: images of one channel are")
+    return _then(data, partial(_with_channels, number=number))
+
+
+def _with_channels(inputs: Tensor, number: int) -> Tensor:
+    return inputs.expand(-1, number, -1, -1)
+
+
 def _check_numbers(name: str, data: RawData) -> None:
     if data.texts is not None:
         raise ValueError(f"{name} is not allowed for texts: images or rows of features are")
@@ -105,6 +124,7 @@ TRANSFORMS: dict[str, Callable[[RawData, Any], RawData]] = {
     "split_classes": split_classes,
     "permute_pixels": permute_pixels,
     "rotate": rotate,
+    "repeat_channels": repeat_channels,
 }
 
 

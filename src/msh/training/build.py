@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,25 +19,31 @@ from msh.training.shared import SharedNetwork
 
 
 def build_tasks(config: DictConfig) -> dict[str, Task]:
-    """Load the data of every task; tasks of one source share what it has loaded.
+    """Load the data of every task; tasks of one source share what it has loaded, those alike in all share their splits.
 
     Raises:
         ValueError: a task's data or settings are not allowed.
         FileNotFoundError: data is missing.
     """
+    val_fraction = config.get("val_fraction")
     loaded: dict[str, RawData] = {}
+    built: dict[str, Task] = {}
     tasks = {}
     for name, task in config.tasks.items():
+        settings = json.dumps(OmegaConf.to_container(task, resolve=True), sort_keys=True)
+        if settings in built:
+            tasks[str(name)] = replace(built[settings], name=str(name))
+            continue
         source = OmegaConf.to_container(task.source, resolve=True)
         key = json.dumps(source, sort_keys=True)
         if key not in loaded:
             loaded[key] = instantiate(source, _convert_="all")
         transforms = cast(Any, OmegaConf.to_container(task.get("transforms") or OmegaConf.create([]), resolve=True))
-        tasks[str(name)] = build_task(
+        tasks[str(name)] = built[settings] = build_task(
             str(name),
             transformed(str(name), loaded[key], transforms),
             batch_size=task.batch_size,
-            val_fraction=task.val_fraction,
+            val_fraction=task.val_fraction if val_fraction is None else val_fraction,
             normalize=task.normalize,
             metric=task.metric,
             loss_weight=task.loss_weight,

@@ -22,9 +22,11 @@ class TaskConfig:
     val_fraction: float = 0.2
     """Share of the training examples held out for validation; the same for every seed."""
     transforms: list[Any] = field(default_factory=list)
-    """Changes of the data, each {name: argument}: split_classes: [0, 1], permute_pixels: SEED or rotate: DEGREES."""
+    """Changes of the data, each {name: argument}: split_classes: [0, 1], permute_pixels: SEED, rotate: DEGREES or
+    repeat_channels: NUMBER."""
     variants: Any = None
-    """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1."""
+    """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1.
+    A number alone: so many tasks, all on the same data."""
     normalize: str | None = None
     """"feature", "all", "minmax" or "none"; "feature" when null, "none" for texts."""
     normalize_target: str | None = None
@@ -70,6 +72,16 @@ class PruningConfig:
     """Multiply survivors so that each tensor keeps the norm it had before the cut."""
     sample: int = 1000
     """Training examples on which gradient criteria are computed."""
+
+
+@dataclass
+class PaperConfig:
+    """What `procedure=paper` needs to know of an experiment."""
+
+    criterion: str = "gradient"
+    """Name of the criterion of the authors' one cut."""
+    warm_up: float = 0.0
+    """Share of the stage's steps, of 100 epochs, that they train before it; 0 prunes at initialisation."""
 
 
 @dataclass
@@ -172,6 +184,8 @@ class Config:
     uneven: str = "cycle"
     """Where tasks of one stage have different numbers of batches: "cycle" goes on until the longest has had its epoch,
     and starts the others again; "shortest" ends the epoch with the shortest."""
+    val_fraction: float | None = None
+    """Instead of each task's own."""
     backbone: dict[str, Any] = MISSING
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -180,6 +194,9 @@ class Config:
     baseline: Any = None
     """What to compare with, a name or a list: "dense" trains a dense network of its own for each task; "finetune" one
     dense network, task after task; "joint" one dense network on all tasks at once."""
+    ensembles: dict[str, list[str]] = field(default_factory=dict)
+    """Name to tasks of the same data whose outputs are averaged, and measured so on the test split at the end."""
+    paper: PaperConfig = field(default_factory=PaperConfig)
     optimizer: dict[str, Any] = MISSING
     """`_target_` and arguments of an optimizer, as a partial."""
     scheduler: Any = None
@@ -199,7 +216,7 @@ class Config:
     """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
 
 
-GROUPS = ("experiment", "debug")
+GROUPS = ("experiment", "procedure", "debug")
 """Config groups whose choices set other keys, and none of their own name."""
 
 

@@ -14,6 +14,7 @@ from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
 from msh.training.variants import expand_variants
@@ -59,7 +60,7 @@ def evaluate(folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
         folder: the run folder.
         data_dir: where the data is now; where the run had it when None.
     Returns:
-        A row per task: task, metric, score.
+        A row per task, and one per ensemble: task, metric, score.
     """
     config, tasks, network = load_run(folder, data_dir)
     if config.threads is not None:
@@ -70,5 +71,14 @@ def evaluate(folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
     config.trainer.devices, config.trainer.strategy = 1, "auto"
     scores = measure(module, network.tasks, "test", config, folder)
     rows = [{"task": name, "metric": tasks[name].metric, "score": score} for name, score in scores.items()]
+    found = _learned_ensembles(config, tasks, network)
+    for name, row in measure_ensembles(found, network, tasks, config, folder).items():
+        rows.append({"task": name, "metric": row["metric"], "score": row["test"]})
     write_text(folder / FILE_NAME, json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def _learned_ensembles(config: DictConfig, tasks: dict[str, Task], network: MultiSubnetwork) -> dict[str, list[str]]:
+    """Those of the run's ensembles all of whose tasks are learned; runs of earlier releases have none."""
+    ensembles = read_ensembles(config.get("ensembles") or OmegaConf.create({}), list(tasks))
+    return {name: members for name, members in ensembles.items() if set(members) <= set(network.tasks)}

@@ -25,6 +25,7 @@ from msh.tasks.loaders import LENGTHS
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, build_backbone, build_tasks, build_units
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.ensembles import check_members, measure_ensembles, read_ensembles
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Fit, Pruning, Stage, fits_of, read_baselines, read_curriculum, read_pruning
@@ -59,7 +60,9 @@ def train(config: DictConfig, folder: Path) -> Results:
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
     read_baselines(config.baseline)
+    ensembles = read_ensembles(config.ensembles, names)
     tasks = build_tasks(config)
+    check_members(ensembles, tasks)
     for stage in stages:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     network = MultiSubnetwork(build_backbone(config, tasks))
@@ -135,6 +138,7 @@ class Run:
         self._make_loggers()
         try:
             self._learn_curriculum()
+            self._measure_ensembles()
             self.baselines.learn(read_baselines(self.config.baseline))
         except Exception:
             self.results.status = "failed"
@@ -231,6 +235,12 @@ class Run:
         self._save_results()
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
+
+    def _measure_ensembles(self) -> None:
+        ensembles = read_ensembles(self.config.ensembles, list(self.tasks))
+        if not self.results.ensemble:
+            self.results.ensemble = measure_ensembles(ensembles, self.network, self.tasks, self.config, self.folder)
+            self._save_results()
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
         result, sub = self.results.tasks[task], self.network.subnetwork(task)

@@ -1,4 +1,4 @@
-"""Many tasks of one block of the config: a task for each argument of a transform."""
+"""Many tasks of one block of the config: one for each argument of a transform, or several on the same data."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def expand_variants(config: DictConfig) -> DictConfig:
 
 
 def _variants(name: str, task: dict[str, Any], variants: Any) -> dict[str, dict[str, Any]]:
+    if isinstance(variants, int) and not isinstance(variants, bool) and variants > 0:
+        return {f"{name}_{i}": copy.deepcopy(task) for i in range(variants)}
     if not isinstance(variants, dict) or len(variants) != 1:
         raise ValueError(
             f"tasks.{name}.variants = {variants!r} is not allowed: one transform with its arguments is, "
-            "such as {rotate: [0, 30, 60]}"
+            "such as {rotate: [0, 30, 60]}, or how many tasks on the same data, at least 1"
         )
     ((transform, arguments),) = variants.items()
     one_of(f"the transform of tasks.{name}.variants", transform, TRANSFORMS)

@@ -63,6 +63,38 @@ def test_conv_is_the_papers_network():
     assert conv(torch.zeros(2, 1, 12, 11)).shape == (2, conv.features)
 
 
+def test_conv_has_the_blocks_layers_and_pooling_that_it_is_given():
+    conv = PaperConv([3, 48, 48], channels=[16, 32, 64], linear=[128, 128, 128], pool_stride=2)
+    blocks = [(16, 3, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
+    # each block takes 4 from a side and then halves it: 48 -> 22 -> 9 -> 2
+    assert sizes(conv) == [*blocks, (128, 256), (128, 128), (128, 128)]
+    assert kinds(conv).count("MaxPool2d") == 3
+    assert conv.features == 128
+
+
+@pytest.mark.parametrize(("stride", "least"), [(1, 16), (2, 36), (3, 66)])
+def test_the_smallest_input_of_three_blocks(stride, least):
+    settings = {"channels": [2, 2, 2], "linear": [4], "pool_stride": stride}
+    assert PaperConv([1, least, least], **settings)(torch.zeros(2, 1, least, least)).shape == (2, 4)
+    with pytest.raises(ValueError, match=f"input_shape = .* both at least {least}"):
+        PaperConv([1, least - 1, least], **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": []}, r"channels = \[\]"),
+        ({"channels": [4, 0]}, r"channels = \[4, 0\]"),
+        ({"linear": []}, r"linear = \[\]"),
+        ({"linear": [-1]}, r"linear = \[-1\]"),
+        ({"pool_stride": 0}, r"pool_stride = \[0\]"),
+    ],
+)
+def test_conv_without_channels_units_or_stride_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message + ": must be at least 1"):
+        PaperConv([1, 28, 28], **settings)
+
+
 def test_conv_normalises_after_each_convolution_when_asked():
     conv = PaperConv([1, 11, 11], norm=True)
     assert kinds(conv)[:6] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU"]

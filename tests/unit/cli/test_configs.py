@@ -1,5 +1,6 @@
 """The config groups: those that users of Lightning and Hydra expect are there, and every option composes."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,10 @@ def composed(*overrides):
 
 
 def targets(config):
-    """Every `_target_` below a config."""
+    """Every config below one that names a `_target_`."""
     if isinstance(config, DictConfig):
         if "_target_" in config:
-            yield config._target_
+            yield config
         for key in config:
             yield from targets(config._get_node(key))
     elif isinstance(config, ListConfig):
@@ -71,9 +72,11 @@ def test_the_groups_that_users_rely_on_are_there(group):
 def test_every_option_composes_into_the_schema_and_names_what_exists(group, name):
     config = composed(f"{group}={name}")
     check_keys(config)
-    found = set(targets(config))
-    assert len(found) >= 2  # a backbone and an optimizer at least
-    assert all(callable(get_object(target)) for target in found)
+    found = list(targets(config))
+    assert len({node._target_ for node in found}) >= 2  # a backbone and an optimizer at least
+    for node in found:
+        arguments = {str(key) for key in node} - {"_target_", "_partial_"}
+        inspect.signature(get_object(node._target_)).bind_partial(**dict.fromkeys(arguments))
 
 
 def test_tasks_come_in_the_order_they_are_named_in():
@@ -86,6 +89,60 @@ def test_the_experiment_yields_to_what_is_said_on_the_command_line():
     config = composed("experiment=sequential", "tasks=wine", "seed=5", "pruning=lottery", "pruning.density=0.3")
     assert (config.name, list(config.tasks), config.seed) == ("sequential", ["wine"], 5)
     assert (config.pruning.density, config.pruning.schedule.name) == (0.3, "exponential")
+
+
+EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
+
+
+def test_experiments_are_called_as_their_files_and_no_two_alike():
+    names = [composed(f"experiment={experiment}").name for experiment in EXPERIMENTS]
+    assert names == [Path(experiment).name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+
+
+PAPER = [name for name in EXPERIMENTS if name.startswith("paper/")]
+
+
+@pytest.mark.parametrize("experiment", PAPER)
+def test_the_papers_procedure_is_its_own_and_keeps_tasks_network_and_budget(experiment):
+    best, paper = (composed(f"experiment={experiment}", f"procedure={name}") for name in ("best", "paper"))
+    check_keys(paper)
+    warm_up = {"paper/reuters_transformer": 0.02, "paper/utkface_cifar": 0.01}.get(experiment, 0.0)
+    pruning = paper.pruning
+    assert pruning.criterion.name == ("magnitude" if warm_up else "gradient")
+    assert (pruning.schedule.name, pruning.begin, pruning.end) == ("one_shot", warm_up, warm_up)
+    assert (pruning.rounds, pruning.rewind, pruning.rescale) == (1, None, False)
+    assert (paper.optimizer._target_, paper.optimizer.lr) == ("torch.optim.Adam", 0.001)
+    assert (paper.trainer.max_epochs, paper.val_fraction) == (100, 0.2)
+    assert (paper.callbacks.early_stopping.min_delta, paper.callbacks.early_stopping.patience) == (0.01, 3)
+    assert (best.pruning.schedule.name, best.pruning.rescale, best.val_fraction) == ("cubic", True, None)
+    for key in ("name", "tasks", "curriculum", "backbone", "ensembles", "paper"):
+        assert paper[key] == best[key], key
+    for key in ("density", "share", "weights", "sample"):
+        assert pruning[key] == best.pruning[key], key
+
+
+BATCHES = {
+    "mnist_fashion_fc": ([512, 512], 0.1),
+    "mnist_fashion_conv": ([512, 512], 0.1),
+    "mnist_fashion_boston": ([512, 512, 32], 0.1),
+    "four_domains": ([512, 512, 32, 32], 0.1),
+    "four_domains_reviews": ([512, 512, 32, 32], 0.1),
+    "cifar_mnist_fashion": ([512, 512, 512], 0.1),
+    "easy_hard_fashion": ([512, 512], 0.2),
+    "self_ensemble_fashion": ([512], None),
+    "reuters_transformer": ([256], 0.1),
+    "utkface_cifar": ([256, 256, 256, 256], None),
+}
+
+
+@pytest.mark.parametrize("experiment", PAPER)
+def test_experiments_of_the_paper_have_its_batches_and_sparsity(experiment):
+    config = composed(f"experiment={experiment}")
+    batches, density = BATCHES[Path(experiment).name]
+    assert [task.batch_size for task in config.tasks.values()] == batches
+    assert config.pruning.density == density
+    assert config.pruning.share == (None if density else "equal")
 
 
 def test_debugging_wins_over_the_experiment():

@@ -75,6 +75,12 @@ def test_auto_looks_below_the_output_folder_of_the_command(tmp_path):
     assert find_run("auto", overrides) == run.resolve()
 
 
+def test_auto_finds_a_run_of_an_experiment_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "outputs" / "four_domains" / "2026-01-01_00-00-00")
+    assert find_run("auto", {"experiment": "experiment=paper/four_domains"}) == run.resolve()
+
+
 def test_auto_without_an_unfinished_run_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "outputs" / "sequential" / "2026-01-03_00-00-00", status="finished")
@@ -86,8 +92,8 @@ def test_auto_without_an_unfinished_run_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_plus_before_groups_of_the_defaults_list_is_taken_off(monkeypatch):
-    found = rewritten(monkeypatch, "+experiment=sequential", "+debug=fdr", "+trainer.x=1", "seed=3")
-    assert found == ["experiment=sequential", "debug=fdr", "+trainer.x=1", "seed=3"]
+    found = rewritten(monkeypatch, "+experiment=paper/a", "+procedure=paper", "+debug=fdr", "+trainer.x=1", "seed=3")
+    assert found == ["experiment=paper/a", "procedure=paper", "debug=fdr", "+trainer.x=1", "seed=3"]
 
 
 def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):

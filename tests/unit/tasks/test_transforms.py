@@ -1,4 +1,4 @@
-"""Transforms of any data set: classes, permutations, rotations."""
+"""Transforms of any data set: classes, permutations, rotations, channels."""
 
 import pickle
 
@@ -59,6 +59,9 @@ def test_texts_can_be_split_by_class_too():
         ([], r"split_classes = \[\] is not allowed"),
         ([2, 2], r"split_classes = \[2, 2\] is not allowed"),
         (3, r"split_classes = 3 is not allowed"),
+        (None, r"split_classes = None is not allowed"),
+        (["0", "1"], r"split_classes = \['0', '1'\] is not allowed: .*by number"),
+        ([[0], [1]], r"split_classes = \[\[0\], \[1\]\] is not allowed"),
     ],
 )
 def test_a_missing_class_or_a_single_one_is_refused(keep, message):
@@ -137,6 +140,33 @@ def test_corners_are_filled_with_nothing():
 def test_what_cannot_be_rotated_is_refused(shape, angle, message):
     with pytest.raises(ValueError, match=f"tasks.a.transforms: rotate .*{message}"):
         apply(make_data(shape), {"rotate": angle})
+
+
+# ---- channels
+
+
+def test_a_grey_image_becomes_channels_that_are_equal():
+    data = make_data()
+    wide = apply(data, {"repeat_channels": 3})
+    assert wide.train.inputs.shape == (50, 3, 4, 4)
+    for channel in range(3):
+        assert torch.equal(wide.test.inputs[:][:, channel], data.test.inputs[:, 0])
+    assert torch.equal(apply(data, {"repeat_channels": 1}).test.inputs[:], data.test.inputs)
+    assert build_task("a", wide, normalize="feature").input_shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "three", None])
+def test_a_number_of_channels_that_is_none_is_refused(number):
+    with pytest.raises(ValueError, match=r"tasks.a.transforms: repeat_channels = .* is not allowed: a whole number"):
+        apply(make_data(), {"repeat_channels": number})
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (9,)])
+def test_only_grey_images_can_be_given_channels(shape):
+    with pytest.raises(
+        ValueError, match=r"repeat_channels is not allowed for inputs of shape .*: images of one channel"
+    ):
+        apply(make_data(shape), {"repeat_channels": 3})
 
 
 # ---- together

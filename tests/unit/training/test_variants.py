@@ -50,6 +50,28 @@ def test_a_number_stands_for_that_many_arguments_from_0():
     assert names_and_transforms(config) == {f"many_{i}": [{"rotate": 9}, {"permute_pixels": i}] for i in range(3)}
 
 
+def test_a_number_alone_makes_so_many_tasks_on_the_same_data():
+    config = config_of(many={"variants": 3, "transforms": [{"rotate": 9}], "batch_size": 7})
+    assert names_and_transforms(config) == {f"many_{i}": [{"rotate": 9}] for i in range(3)}
+    LOADED.clear()
+    tasks = build_tasks(expand_variants(config))
+    assert LOADED == [""]
+    assert [(name, task.name) for name, task in tasks.items()] == [(f"many_{i}", f"many_{i}") for i in range(3)]
+    for name in ("train", "val", "test"):
+        assert len({id(task.splits[name]) for task in tasks.values()}) == 1
+
+
+def test_tasks_that_differ_in_a_setting_do_not_share_their_splits():
+    tasks = build_tasks(config_of(one={"val_fraction": 0.5}, other={"val_fraction": 0.25}))
+    assert [len(task.splits["val"]) for task in tasks.values()] == [20, 10]
+
+
+def test_a_validation_share_of_the_run_replaces_the_tasks_own():
+    config = config_of(one={"val_fraction": 0.5}, other={})
+    config.val_fraction = 0.25
+    assert [len(task.splits["val"]) for task in build_tasks(config).values()] == [10, 10]
+
+
 def test_interpolations_outlive_the_expansion():
     config = config_of(many={"variants": {"permute_pixels": 2}})
     config.tasks.many.source["root"] = "${paths.data_dir}"
@@ -67,7 +89,10 @@ def test_interpolations_outlive_the_expansion():
         ({"permute_pixels": 0}, r"tasks.many.variants.permute_pixels = \[\] is not allowed"),
         ({"rotate": "all"}, r"tasks.many.variants.rotate = 'all' is not allowed"),
         ({"rotate": [1], "permute_pixels": 2}, r"tasks.many.variants = .* is not allowed: one transform"),
-        (3, r"tasks.many.variants = 3 is not allowed: one transform"),
+        (0, r"tasks.many.variants = 0 is not allowed: one transform .* or how many tasks"),
+        (-2, r"tasks.many.variants = -2 is not allowed"),
+        (True, r"tasks.many.variants = True is not allowed"),
+        (2.0, r"tasks.many.variants = 2.0 is not allowed"),
     ],
 )
 def test_variants_that_are_not_allowed_are_refused(variants, message):

@@ -1,0 +1,138 @@
+"""Ensembles: tasks of the same data whose subnetworks answer together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from msh.names import suggestion
+from msh.subnetworks import MultiSubnetwork
+from msh.tasks import Task
+from msh.training.fitting import measure
+from msh.training.module import TaskModule
+
+Members = Mapping[str, Sequence[str]]
+"""Name of an ensemble to the names of its tasks."""
+
+
+def read_ensembles(given: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
+    """The ensembles that the config asks for.
+
+    Args:
+        given: mapping from name to a list of tasks.
+        tasks: names of the run's tasks.
+    Raises:
+        ValueError: an ensemble has a task's name, fewer than two members, or an unknown one or one twice.
+    """
+    ensembles = cast(dict[str, list[str]], OmegaConf.to_container(given, resolve=True))
+    for name, members in ensembles.items():
+        if name in tasks:
+            raise ValueError(f"ensembles.{name}: there is a task of this name; choose another")
+        for member in members:
+            if member not in tasks:
+                raise ValueError(
+                    f"ensembles.{name} names {member!r}, which is not in tasks: {', '.join(tasks)}"
+                    f"{suggestion(member, tasks)}"
+                )
+        if len(members) < 2 or len(set(members)) < len(members):
+            raise ValueError(f"ensembles.{name} = {members} is not allowed: two or more different tasks are")
+    return ensembles
+
+
+def check_members(ensembles: Members, tasks: Mapping[str, Task]) -> None:
+    """Raise where tasks of an ensemble are not measured on the same examples in the same way.
+
+    Raises:
+        ValueError: naming the ensemble and the task that differs from its first.
+    """
+    for name, members in ensembles.items():
+        first = tasks[members[0]]
+        for member in members[1:]:
+            if not _are_alike(first, tasks[member]):
+                raise ValueError(
+                    f"ensembles.{name}: the test split, outputs or metric of task {member!r} differ from those of "
+                    f"{members[0]!r}; the tasks of an ensemble need the same data"
+                )
+
+
+def _are_alike(one: Task, other: Task) -> bool:
+    a, b = one.splits["test"], other.splits["test"]
+    if any(getattr(one, key) != getattr(other, key) for key in ("kind", "outputs", "metric", "input_shape")):
+        return False
+    scales = [(one.target_mean, other.target_mean), (one.target_std, other.target_std), (a.targets, b.targets)]
+    return all(torch.equal(x, y) for x, y in scales) and (a is b or torch.equal(a.inputs[:], b.inputs[:]))
+
+
+class Ensemble(nn.Module):
+    """The mean of several subnetworks' answers.
+
+    Args:
+        network: has learned the members.
+        members: ensemble to tasks.
+        tasks: by name.
+    """
+
+    def __init__(self, network: MultiSubnetwork, members: Members, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.network, self.members, self.tasks = network, members, tasks
+
+    def forward(self, inputs: Tensor, ensemble: str) -> Tensor:
+        """(batch, *input shape) to outputs (batch, outputs) as a head has them: logits, or scaled values.
+
+        Probabilities are averaged, or the values of a regression.
+        """
+        members = self.members[ensemble]
+        outputs = torch.stack([self.network(inputs, member).float() for member in members])
+        kind = self.tasks[members[0]].kind
+        if kind == "classification":
+            return outputs.log_softmax(-1).logsumexp(0) - math.log(len(members))
+        if kind == "multilabel":
+            return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
+        return outputs.mean(0)
+
+
+class EnsembleModule(TaskModule):
+    """Measures ensembles; it trains nothing."""
+
+    def groups(self) -> dict[tuple[str, ...], nn.Module]:
+        """None."""
+        return {}
+
+
+def measure_ensembles(
+    ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: DictConfig, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Measure ensembles on the test split.
+
+    Args:
+        ensembles: name to tasks, all of which are frozen.
+        network: of the run.
+        tasks: by name.
+        config: of the run.
+        folder: the run folder.
+    Returns:
+        Name to metric, direction, tasks and test (the score, in the metric's unit).
+    """
+    if not ensembles:
+        return {}
+    stand_ins = {name: replace(tasks[members[0]], name=name) for name, members in ensembles.items()}
+    module = EnsembleModule(Ensemble(network, ensembles, tasks), stand_ins, instantiate(config.optimizer), config.seed)
+    scores = measure(module, list(ensembles), "test", config, folder)
+    return {
+        name: {
+            "metric": stand_ins[name].metric,
+            "direction": stand_ins[name].direction,
+            "tasks": list(members),
+            "test": scores[name],
+        }
+        for name, members in ensembles.items()
+    }

@@ -1,0 +1,131 @@
+"""Ensembles: tasks of the same data whose subnetworks answer together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from toys import begin, make_config, make_module, make_task
+
+from msh.tasks import RawData, Split, build_task
+from msh.training.ensembles import Ensemble, check_members, measure_ensembles, read_ensembles
+
+TASKS = ["a", "b", "c"]
+
+
+def read(**ensembles):
+    return read_ensembles(OmegaConf.create(ensembles), TASKS)
+
+
+def test_an_ensemble_names_its_tasks():
+    assert read(both=["a", "b"], rest=["c", "a", "b"]) == {"both": ["a", "b"], "rest": ["c", "a", "b"]}
+    assert read() == {}
+
+
+@pytest.mark.parametrize(
+    ("ensembles", "message"),
+    [
+        ({"a": ["b", "c"]}, r"ensembles.a: there is a task of this name"),
+        ({"all": ["a", "d"]}, r"ensembles.all names 'd', which is not in tasks: a, b, c"),
+        ({"all": ["a"]}, r"ensembles.all = \['a'\] is not allowed: two or more different tasks"),
+        ({"all": []}, r"ensembles.all = \[\] is not allowed"),
+        ({"all": ["a", "b", "a"]}, r"ensembles.all = \['a', 'b', 'a'\] is not allowed"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(ensembles, message):
+    with pytest.raises(ValueError, match=message):
+        read(**ensembles)
+
+
+def other_inputs(task):
+    split = task.splits["test"]
+    return replace(task, splits=task.splits | {"test": Split(split.inputs + 1, split.targets)})
+
+
+DIFFERENT = {
+    "examples": lambda: make_task("b", tests=31),
+    "inputs": lambda: other_inputs(make_task("b")),
+    "kind": lambda: make_task("b", "regression"),
+    "metric": lambda: make_task("b", metric="f1"),
+}
+
+
+def test_tasks_on_the_same_data_are_accepted():
+    assert check_members({"all": ["a", "b"]}, {name: make_task(name) for name in "ab"}) is None
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_tasks_that_are_not_measured_alike_are_refused(what):
+    tasks = {"a": make_task("a"), "b": DIFFERENT[what]()}
+    with pytest.raises(ValueError, match=r"ensembles.all: the test split, .* of task 'b' differ from those of 'a'"):
+        check_members({"all": ["a", "b"]}, tasks)
+
+
+class Answers(nn.Module):
+    """Gives each task an answer that was decided beforehand, whatever the input."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers = {task: torch.tensor(answer) for task, answer in answers.items()}
+
+    def forward(self, inputs, task):
+        return self.answers[task].expand(len(inputs), -1)
+
+
+def together(kind, answers):
+    splits = Split(torch.zeros(10, 2), torch.zeros(10, 2) if kind != "classification" else torch.arange(10) % 2)
+    task = build_task("a", RawData(kind, splits, splits, 2))
+    ensemble = Ensemble(Answers(answers), {"all": list(answers)}, dict.fromkeys(answers, task))
+    return ensemble(torch.zeros(3, 2), "all")
+
+
+def test_probabilities_of_classes_are_averaged():
+    one, other = [0.9, 0.1], [0.3, 0.7]  # together .6 and .4
+    outputs = together(
+        "classification", {"a": torch.tensor(one).log().tolist(), "b": torch.tensor(other).log().tolist()}
+    )
+    torch.testing.assert_close(outputs.softmax(-1), torch.tensor([[0.6, 0.4]]).expand(3, -1))
+    sure = together("classification", {"a": [0.0, 1e4], "b": [0.0, 1e4]})
+    assert bool(sure.isfinite().all())
+
+
+def test_probabilities_of_labels_are_averaged_one_by_one():
+    one, other = torch.tensor([0.9, 0.2]), torch.tensor([0.5, 0.4])
+    outputs = together("multilabel", {"a": one.logit().tolist(), "b": other.logit().tolist()})
+    torch.testing.assert_close(outputs.sigmoid(), torch.tensor([[0.7, 0.3]]).expand(3, -1))
+    assert bool(together("multilabel", {"a": [300.0, -300.0], "b": [300.0, -300.0]}).isfinite().all())
+
+
+def test_values_are_averaged():
+    outputs = together("regression", {"a": [1.0, 4.0], "b": [3.0, -4.0], "c": [5.0, 0.0]})
+    assert outputs.tolist() == [[3.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
+    tasks = {name: make_task(name, kind) for name in "ab"}
+    module = make_module(*tasks.values())
+    for seed, name in enumerate("ab"):
+        begin(module, name)
+        nn.init.normal_(module.network.subnetwork(name).head.weight, generator=torch.Generator().manual_seed(seed))
+        module.network.restrict(name, {key: mask & (name == "b") for key, mask in module.network.masks(name).items()})
+        module.network.freeze(name)
+    config = make_config()
+    config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    found = measure_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
+    split = tasks["a"].splits["test"]
+    with torch.no_grad():
+        answers = [module.network(split.inputs, name) for name in "ab"]
+    if kind == "classification":
+        expected = (sum(answer.softmax(-1) for answer in answers).argmax(1) == split.targets).float().mean()
+    else:
+        predicted = tasks["a"].predictions(sum(answers) / 2)
+        expected = (predicted - split.targets).square().mean().sqrt()
+    row = found["both"]
+    assert row["test"] == pytest.approx(expected.item(), rel=1e-5)
+    assert (row["metric"], row["direction"], row["tasks"]) == (tasks["a"].metric, tasks["a"].direction, ["a", "b"])
+
+
+def test_without_ensembles_nothing_is_measured(tmp_path):
+    assert measure_ensembles({}, None, {}, make_config(), tmp_path) == {}
