@@ -127,7 +127,8 @@ class Run:
 
     def go(self) -> Results:
         """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
-        if self.results.status == "finished":
+        baselines = read_baselines(self.config.baseline)
+        if self.results.status == "finished" and not self.results.missing(baselines):
             log.info("%s is finished already", self.folder)
             return self.results
         self.results.status = "running"
@@ -135,7 +136,7 @@ class Run:
         self._make_loggers()
         try:
             self._learn_curriculum()
-            self.baselines.learn(read_baselines(self.config.baseline))
+            self.baselines.learn(baselines)
         except Exception:
             self.results.status = "failed"
             self._save_results()
