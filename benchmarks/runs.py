@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,7 +106,7 @@ class Runner:
     """
 
     def __init__(
-        self, data_dir: Path, jobs: int, threads: int, say: Callable[[str], None], after: Callable[[Step], None]
+        self, data_dir: Path, jobs: int, threads: int, say: Callable[[str], None], after: Callable[[], None]
     ) -> None:
         self.data_dir, self.jobs, self.threads, self.say, self.after = data_dir.resolve(), jobs, threads, say, after
         self.running: dict[Step, tuple[subprocess.Popen[bytes], float]] = {}
@@ -158,7 +160,7 @@ class Runner:
             del self.running[step]
             if process.returncode == 0:
                 self.say(f"{step.name}: done in {time.monotonic() - start:.0f} s")
-                self.after(step)
+                self.after()
             else:
                 self.failed.append(step)
                 self.say(f"{step.name}: FAILED with exit code {process.returncode}; {log_of(step)} ends with")
@@ -176,6 +178,52 @@ class Runner:
                 process.wait()
             self.say(f"{step.name}: stopped; the same command goes on with it")
         self.running.clear()
+
+
+def command_line(description: str, folder: str) -> argparse.ArgumentParser:
+    """What commands that do steps have in common.
+
+    Args:
+        description: of the command.
+        folder: of the runs, below outputs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the data sets")
+    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time; one per core")
+    parser.add_argument("--threads", type=_positive, default=1, help="of each run")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    parser.add_argument("--document-only", action="store_true", help="only write the documents")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / folder, help="folder of the runs")
+    parser.add_argument("--document-dir", type=Path, default=ROOT / "docs")
+    return parser
+
+
+def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[], None]) -> None:
+    """Do steps as the command line says, and write documents after each; SIGTERM ends it as Ctrl-C does.
+
+    Raises:
+        SystemExit: a step failed.
+    """
+    if options.dry_run:
+        for step in steps:
+            state = state_of(step)
+            print(f"{step.name}: {state.what} {state.why}".rstrip())
+            print(f"  train.py {' '.join(arguments(step, state, options.data_dir.resolve(), options.threads))}")
+        return
+    failed: list[Step] = []
+    if not options.document_only:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        runner = Runner(options.data_dir, options.jobs, options.threads, lambda line: print(line, flush=True), document)
+        failed = runner.do(steps)
+    document()
+    if failed:
+        sys.exit(f"failed: {'; '.join(step.name for step in failed)}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: a whole number from 1 is")
+    return int(text)
 
 
 def log_of(step: Step) -> Path:
