@@ -15,7 +15,13 @@ from msh.training.plan import BASELINES
 
 MANY = 6
 """Tasks from which on a row's are drawn as lines over the tasks."""
-COLOURS = {"subnetworks": "#1f4e9c", "dense": "#222222", "joint": "#4f9d69", "finetune": "#c9822b", "authors": "#9a9a9a"}
+COLOURS = {
+    "subnetworks": "#1f4e9c",
+    "dense": "#222222",
+    "joint": "#4f9d69",
+    "finetune": "#c9822b",
+    "authors": "#9a9a9a",
+}
 SHOWN = {"subnetworks": "mean", **{name: name for name in BASELINES}, "authors": "authors"}
 """Name in figures to the key of records."""
 
@@ -52,6 +58,8 @@ def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
     near = [score for name, score in scores.items() if name != "finetune"]
     near += [record["target"]] if record["target"] is not None else []
     low, high = min(near), max(near)
+    if "finetune" in scores and 2 * low - high <= scores["finetune"] <= 2 * high - low:
+        low, high = min(low, scores["finetune"]), max(high, scores["finetune"])
     margin = max(0.15 * (high - low), 0.002 * high, 1.5 * (record["std"] or 0.0))
     low, high = low - margin, high + margin
     for place, (name, score) in enumerate(scores.items()):
@@ -66,8 +74,7 @@ def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
     panel.set_ylim(len(scores) - 0.5, -0.5)
     panel.set_xlim(low, high)
     panel.locator_params(axis="x", nbins=4)
-    better = "higher" if record["direction"] == "max" else "lower"
-    panel.set_title(f"{record['task']}: {record['metric']}, {better} is better", fontsize=9)
+    panel.set_title(f"{record['task']}: {record['metric']} {'↑' if record['direction'] == 'max' else '↓'}", fontsize=9)
 
 
 def _lines(panel: Axes, tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw
-from benchmarks.results_document import heading, write_machine, write_section
+from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Runs, read_run, records_of
@@ -50,24 +50,28 @@ def measured(row: Row, root: Path) -> Runs:
 
 
 def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
-    """Write results.md, results.json and figures from the runs that are done.
+    """Write results.md, results.json and figures from the runs that are done; rows without any stay as they are.
 
     Args:
         rows: all there are.
         root: folder of the runs.
         folder: of the documents.
     """
+    path = folder / "results.json"
+    earlier = json.loads(path.read_text()) if path.exists() else []
     runs = {id: measured(row, root) for id, row in rows.items()}
     records: list[dict[str, Any]] = []
-    write_machine(folder / "results.md")
     for id, row in rows.items():
         if runs[id]:
-            of_row = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else {})
+            of_row = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else runs[id])
             figure = f"figures/row_{id}.png"
             draw(of_row, heading(row), folder / figure)
             write_section(folder / "results.md", row, of_row, runs[id], figure)
-            records += of_row
-    (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
+        else:
+            of_row = [record for record in earlier if record["row"] == id]
+        records += of_row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def parse(given: Sequence[str], rows: Mapping[str, Row]) -> argparse.Namespace:

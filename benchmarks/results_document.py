@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.document import END, machine, replace_between, table
+from benchmarks.document import END, processor, replace_between, table
 from benchmarks.figures import MANY
 from benchmarks.rows import Row
 from benchmarks.scores import MEAN, Runs
@@ -62,23 +62,12 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     guarantees = [run.results.guarantee for run in runs.values()]
     checked, changed = (sum(guarantee[key] for guarantee in guarantees) for key in ("checked", "violations"))
     said.append(f"Frozen tasks were compared bitwise {checked} times, {changed} had changed.")
-    forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
-    if counted["finetune"] and forgotten:
-        said.append(f"The fine-tuned network forgets {statistics.mean(forgotten):.4g} of a task on average.")
-    threads = {run.threads for run in runs.values()}
-    said.append(f"Seconds are of a stage's training, with {' or '.join(map(str, sorted(threads, key=str)))} CPU threads.")
+    if counted["finetune"] and len({record["metric"] for record in records}) == 1:
+        forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
+        said.append(f"Mean forgetting of the fine-tuned network: {statistics.mean(forgotten):.4f}.")
+    threads = " or ".join(str(number) for number in sorted({run.threads or 0 for run in runs.values()}))
+    said.append(f"Seconds: training of a task's stage, CPU threads: {threads}, on {processor()}.")
     return " ".join(said)
-
-
-def write_machine(path: Path) -> None:
-    """Say at the top what it was measured on."""
-    begin = "<!-- table: machine -->"
-    text = path.read_text() if path.exists() else HEAD
-    if begin not in text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head, found, rest = text.partition("\n## ")
-        path.write_text(f"{head.rstrip()}\n\n{begin}\n{END}\n{found}{rest}")
-    replace_between(path, begin, machine("cpu"))
 
 
 def _columns() -> list[str]:
@@ -94,7 +83,8 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
         return [_line(record) for record in records]
     lines = [_line({**means[0], "task": f"mean of {len(tasks)} tasks"})]
     ordered = sorted(tasks, key=lambda record: float(record["mean"]))
-    lines += [_line({**r, "task": f"{what}: {r['task']}"}) for what, r in (("lowest", ordered[0]), ("highest", ordered[-1]))]
+    ends = {"lowest": ordered[0], "highest": ordered[-1]}
+    lines += [_line({**record, "task": f"{what}: {record['task']}"}) for what, record in ends.items()]
     missed = [record for record in tasks if record["missed"]]
     lines += [_line(record) for record in missed if record not in (ordered[0], ordered[-1])]
     return lines

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.configs import compose
 from msh.cli.resume import differences
@@ -62,7 +63,7 @@ def state_of(step: Step) -> State:
     Raises:
         hydra.errors.HydraException: its overrides are not allowed.
     """
-    now = compose(*step.overrides)
+    now = _composed(step.overrides)
     if not (step.folder / FILE_NAME).exists():
         return State("new")
     try:
@@ -76,6 +77,11 @@ def state_of(step: Step) -> State:
         return State("other", "; ".join(changed))
     missing = results.missing(step.baselines)
     return State("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return compose(*overrides)
 
 
 def arguments(step: Step, state: State, data_dir: Path, threads: int) -> list[str]:

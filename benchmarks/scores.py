@@ -63,13 +63,14 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
     Args:
         row: the row.
         runs: its runs; at least one.
-        dense_runs: the runs that measured its dense networks, if not its own.
+        dense_runs: the runs that measured its dense networks: its own, or another row's.
     Raises:
         ValueError: the two rows' networks have different numbers of weights.
     """
     first = next(iter(runs.values()))
     _check_same_network(row, [*runs.values(), *dense_runs.values()])
-    records = [_of_task(row, task, runs, dense_runs or runs) for task in first.results.tasks]
+    scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
+    records = [_of_task(row, task, runs, scores[task]) for task in scores]
     start = records[0]
     for record in records[1:]:
         if row.within_of_first is not None and _worse(record, start["mean"]) > row.within_of_first:
@@ -77,30 +78,37 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
     members = list(records)
     records += [_of_ensemble(row, name, runs, members) for name in first.ensembles]
     if row.mean is not None:
-        records.append(_of_mean(row, row.mean, runs, members))
+        records.append(_of_mean(row, row.mean, runs, members, scores))
     for record in records:
         record["met"] = None if record["met"] is None and not record["missed"] else not record["missed"]
     return records
 
 
-def _of_task(row: Row, task: str, runs: Runs, dense_runs: Runs) -> dict[str, Any]:
-    goal = row.goal(task)
+Scores = dict[str, list[float | None]]
+"""What was measured ("test" or a baseline) to the score of each seed."""
+
+
+def _scores(row: Row, task: str, runs: Runs, dense_runs: Runs) -> Scores:
     found = [run.results.tasks[task] for run in runs.values()]
-    forgotten = [abs(run.results.forgetting_of(task) or 0.0) for run in runs.values()]
-    scores = {name: [getattr(result, name) for result in found] for name in ("test", "finetune", "joint")}
-    scores["dense"] = [run.results.tasks[goal.dense_as or task].dense for run in dense_runs.values()]
+    scores: Scores = {name: [getattr(result, name) for result in found] for name in ("test", "finetune", "joint")}
+    dense_as = row.goal(task).dense_as or task
+    return scores | {"dense": [run.results.tasks[dense_as].dense for run in dense_runs.values()]}
+
+
+def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:
+    found = [run.results.tasks[task] for run in runs.values()]
     further = {
         "density": statistics.mean(cast(float, result.density) for result in found),
-        "forgetting": max(forgotten),
+        "forgetting": max(run.results.forgetting_of(task) or 0.0 for run in runs.values()),
         "seconds": statistics.mean(result.train_seconds for result in found),
         "epochs": next(iter(runs.values())).epochs[task],
     }
-    return _record(row, task, found[0].metric, found[0].direction, scores, goal, runs, further)
+    return _record(row, task, found[0].metric, found[0].direction, scores, row.goal(task), runs, further)
 
 
 def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = [run.ensembles[name] for run in runs.values()]
-    scores = {"test": [ensemble["test"] for ensemble in found]}
+    scores: Scores = {"test": [ensemble["test"] for ensemble in found]}
     mine = [record for record in members if record["task"] in found[0]["tasks"]]
     further = {"density": sum(record["density"] for record in mine), "forgetting": None}
     further |= {key: max(record[key] for record in mine) for key in ("seconds", "epochs")}
@@ -114,11 +122,12 @@ def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, An
     return record
 
 
-def _of_mean(row: Row, goal: Goal, runs: Runs, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _of_mean(
+    row: Row, goal: Goal, runs: Runs, records: Sequence[dict[str, Any]], of_tasks: Mapping[str, Scores]
+) -> dict[str, Any]:
     """Mean over the tasks within each seed, then over the seeds."""
-    tasks = [record["task"] for record in records]
-    scores = {
-        name: [_mean(getattr(run.results.tasks[task], name) for task in tasks) for run in runs.values()]
+    scores: Scores = {
+        name: [_mean(of_seed) for of_seed in zip(*(found[name] for found in of_tasks.values()), strict=True)]
         for name in ("test", *BASELINES)
     }
     further = {key: statistics.mean(record[key] for record in records) for key in ("density", "seconds")}
@@ -131,7 +140,7 @@ def _record(
     task: str,
     metric: str,
     direction: str,
-    scores: Mapping[str, Sequence[float | None]],
+    scores: Scores,
     goal: Goal,
     runs: Runs,
     further: Mapping[str, Any],
@@ -181,9 +190,8 @@ def _worse(record: Mapping[str, Any], than: float) -> float:
     return round(difference, 9)
 
 
-def _mean(scores: Iterable[float | None]) -> float | None:
-    found = list(scores)
-    return None if None in found else statistics.mean(cast(list[float], found))
+def _mean(scores: Sequence[float | None]) -> float | None:
+    return None if None in scores else statistics.mean(cast(Sequence[float], scores))
 
 
 def _check_same_network(row: Row, runs: Iterable[Measured]) -> None:

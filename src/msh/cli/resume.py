@@ -13,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.reports.results import FILE_NAME, Results
 
-CHANGEABLE = ("resume", "baseline", "paths", "logger", "callbacks", "checkpoint", "hydra", "trainer.enable_progress_bar")
+CHANGEABLE = (
+    "resume",
+    "baseline",
+    "paths",
+    "logger",
+    "callbacks",
+    "checkpoint",
+    "hydra",
+    "trainer.enable_progress_bar",
+)
 """Settings that a resumed run may change: they do not change what it has learned."""
 
 
