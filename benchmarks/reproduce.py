@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.figures import draw
 from benchmarks.results_document import heading, write_section
-from benchmarks.rows import Row, read_rows
+from benchmarks.rows import Row, check_dense, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Runs, read_run, records_of
 
@@ -90,6 +90,9 @@ def main(given: Sequence[str] | None = None) -> None:
     rows = read_rows()
     options = parse(sys.argv[1:] if given is None else given, rows)
     root = options.output_dir.resolve()
+    for row in (rows[id] for id in options.rows):
+        if row.dense_of is not None:
+            check_dense(row, rows[row.dense_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
     do(steps, options, lambda: document(rows, root, options.document_dir))
 

@@ -63,18 +63,15 @@ def state_of(step: Step) -> State:
     Raises:
         hydra.errors.HydraException: its overrides are not allowed.
     """
-    now = _composed(step.overrides)
     if not (step.folder / FILE_NAME).exists():
         return State("new")
     try:
         results, saved = Results.load(step.folder), OmegaConf.load(step.folder / ".hydra" / "config.yaml")
     except (ValueError, FileNotFoundError) as error:
         return State("other", str(error))
-    changed = [
-        f"{key} was {before!r}, is {after!r}" for key, (before, after) in differences(saved, now, NOT_COMPARED).items()
-    ]
+    changed = differences(saved, _composed(step.overrides), NOT_COMPARED)
     if changed:
-        return State("other", "; ".join(changed))
+        return State("other", "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()))
     missing = results.missing(step.baselines)
     return State("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
 
@@ -209,7 +206,10 @@ def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[]
 
     Raises:
         SystemExit: a step failed.
+        hydra.errors.HydraException: the overrides of a step are not allowed; nothing is done then.
     """
+    for step in steps:
+        _composed(step.overrides)
     if options.dry_run:
         for step in steps:
             state = state_of(step)

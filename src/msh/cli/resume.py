@@ -102,6 +102,7 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
         ValueError: naming the first setting that differs, and both values.
     """
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    assert isinstance(saved, DictConfig)
     if saved.get("name") != config.get("name"):
         raise ValueError(f"{folder} is a run of experiment {saved.get('name')!r}, not {config.get('name')!r}")
     for key, (before, now) in differences(saved, config, CHANGEABLE).items():
