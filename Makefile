@@ -51,10 +51,10 @@ bench-quick: $(READY) ## The same in two minutes, with fewer cases, into outputs
 	-$(PEERS)
 	$(BENCH) --quick
 
-reproduce: $(READY) ## The paper's fully connected experiments and split and permuted MNIST, beside dense networks: docs/results.md (DATA_DIR=DIR)
+reproduce: $(READY) ## The paper's experiments and benchmarks that take under three hours: docs/results.md (DATA_DIR=DIR)
 	$(REPRODUCE)
 
-reproduce-all: $(READY) ## The same, and what takes many hours on few cores: the convolutional ones, fifty permutations
+reproduce-all: $(READY) ## All of them; finished runs are not done again
 	$(REPRODUCE) --all
 
 docs: $(READY) ## Write the reference of the public classes and functions to build/docs
