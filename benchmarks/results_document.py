@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.document import END, processor, replace_between, table
+from benchmarks.document import processor, put_section, table
 from benchmarks.figures import MANY
 from benchmarks.rows import Row
 from benchmarks.scores import MEAN, Runs
@@ -32,13 +32,9 @@ def write_section(path: Path, row: Row, records: Sequence[Mapping[str, Any]], ru
         runs: its runs.
         figure: path of its figure, from the document's folder.
     """
-    begin = f"<!-- table: row {row.id} -->"
-    text = path.read_text() if path.exists() else HEAD
-    if begin not in text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n## {heading(row)}\n\n{begin}\n{END}\n")
     shown = table(_lines(records), _columns())
-    replace_between(path, begin, f"{caption(row, records, runs)}\n\n{shown}\n\n![{heading(row)}]({figure})")
+    text = f"{caption(row, records, runs)}\n\n{shown}\n\n![{heading(row)}]({figure})"
+    put_section(path, HEAD, f"row {row.id}", heading(row), text)
 
 
 def heading(row: Row) -> str:

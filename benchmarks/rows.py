@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +23,9 @@ NOT_OF_DENSE = (
     *("files", "guarantee", "checkpoint.min_seconds", "logger", "paths", "resume", "threads", "trainer.max_epochs"),
 )
 """Settings that a task's dense network does not depend on; its task and epochs are compared by themselves."""
+
+
+Entry = TypeVar("Entry")
 
 
 @dataclass
@@ -94,20 +96,34 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
     Raises:
         ValueError: a row has a key, a name or a value that is not allowed, or an id twice.
     """
-    rows: list[Row] = []
-    for number, given in enumerate(cast(Any, OmegaConf.load(path))):
-        try:
-            row = cast(Row, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Row), given)))
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{path}, row {given.get('id', number)}: {error}") from error
-        _check(row, f"{path}, row {row.id}")
-        rows.append(row)
-    if twice := [id for id, count in Counter(row.id for row in rows).items() if count > 1]:
-        raise ValueError(f"{path} has more than one row {twice[0]}")
-    found = {row.id: row for row in rows}
-    for row in rows:
+    rows = read_entries(path, Row)
+    for row in rows.values():
+        where = f"{path}, row {row.id}"
+        _check(row, where)
         if row.dense_of is not None:
-            one_of(f"{path}, row {row.id}: dense_of", row.dense_of, found)
+            one_of(f"{where}: dense_of", row.dense_of, rows)
+    return rows
+
+
+def read_entries(path: Path, schema: type[Entry]) -> dict[str, Entry]:
+    """The entries of a YAML list, by their `id`, in order.
+
+    Args:
+        path: of the file.
+        schema: a dataclass with an attribute `id`.
+    Raises:
+        ValueError: an entry has a key or a value that is not allowed, or an id twice.
+    """
+    found: dict[str, Entry] = {}
+    for given in cast(Any, OmegaConf.load(path)):
+        id = str(given.get("id"))
+        try:
+            entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{path}, {id}: {error}") from error
+        if id in found:
+            raise ValueError(f"{path} has more than one {id}")
+        found[id] = cast(Entry, entry)
     return found
 
 
