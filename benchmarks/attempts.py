@@ -89,7 +89,7 @@ def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
             "direction": tasks[names[0]].direction,
             "val": statistics.mean(cast(float, tasks[name].val) for name in names),
             "epochs": max(run.epochs[name] for name in names),
-            "seconds": sum(tasks[name].train_seconds for name in names),
+            "seconds": run.results.wall_seconds,
         }
         for shown, names in groups.items()
     ]
