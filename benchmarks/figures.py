@@ -10,8 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.scores import MEAN
-from msh.training.plan import BASELINES
+from benchmarks.scores import BESIDE, MEAN
 
 MANY = 6
 """Tasks from which on a row's are drawn as lines over the tasks."""
@@ -22,7 +21,7 @@ COLOURS = {
     "finetune": "#c9822b",
     "authors": "#9a9a9a",
 }
-SHOWN = {"subnetworks": "mean", **{name: name for name in BASELINES}, "authors": "authors"}
+SHOWN = {"subnetworks": "mean", **{name: name for name in BESIDE}, "authors": "authors"}
 """Name in figures to the key of records."""
 
 

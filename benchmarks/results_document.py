@@ -10,8 +10,7 @@ from typing import Any
 from benchmarks.document import processor, put_section, table
 from benchmarks.figures import MANY
 from benchmarks.rows import Row
-from benchmarks.scores import MEAN, Runs
-from msh.training.plan import BASELINES
+from benchmarks.scores import BESIDE, MEAN, Runs
 
 HEAD = """# Results
 
@@ -49,7 +48,7 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     command = " ".join([f"+experiment={row.experiment}", *row.overrides])
     seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(map(str, runs))}"
     said = [f"`{command}`, {seeds}; {f'{epochs.pop()} epochs a stage' if len(epochs) == 1 else f'epochs: {each}'}."]
-    counted = {name: max(record[f"{name}_seeds"] for record in records) for name in BASELINES}
+    counted = {name: max(record[f"{name}_seeds"] for record in records) for name in BESIDE}
     said += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in counted.items() if 0 < n != len(runs)]
     if row.dense_of is not None and counted["dense"]:
         said.append(f"The dense networks are those of row {row.dense_of}.")
@@ -67,7 +66,7 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
 
 
 def _columns() -> list[str]:
-    scores = ["mean", "std", "authors", "target", *BASELINES]
+    scores = ["mean", "std", "authors", "target", *BESIDE]
     return ["task", "metric", *scores, "density", "forgetting", "seconds", "met"]
 
 
@@ -87,7 +86,7 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
 
 
 def _line(record: Mapping[str, Any]) -> dict[str, object]:
-    line: dict[str, object] = {key: _number(record[key]) for key in ("mean", "std", "authors", "target", *BASELINES)}
+    line: dict[str, object] = {key: _number(record[key]) for key in ("mean", "std", "authors", "target", *BESIDE)}
     line |= {"task": record["task"], "metric": f"{record['metric']} {'↑' if record['direction'] == 'max' else '↓'}"}
     line["density"] = f"{record['density']:.3f}"
     line["forgetting"] = NOTHING if record["forgetting"] is None else f"{record['forgetting']:g}"

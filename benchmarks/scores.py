@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.rows import Goal, Row, epochs_of
 from msh.reports.results import FILE_NAME, Results
-from msh.training.plan import BASELINES
 from msh.training.variants import expand_variants
 
+BESIDE = ("dense", "joint", "finetune")
+"""Baselines, in the order in which they are shown."""
 MEAN = "mean"
 """Name of the record that is the mean over a row's tasks."""
 
@@ -128,7 +129,7 @@ def _of_mean(
     """Mean over the tasks within each seed, then over the seeds."""
     scores: Scores = {
         name: [_mean(of_seed) for of_seed in zip(*(found[name] for found in of_tasks.values()), strict=True)]
-        for name in ("test", *BASELINES)
+        for name in ("test", *BESIDE)
     }
     further = {key: statistics.mean(record[key] for record in records) for key in ("density", "seconds")}
     further |= {"forgetting": max(record["forgetting"] for record in records), "epochs": records[0]["epochs"]}
@@ -156,9 +157,9 @@ def _record(
         "std": statistics.stdev(tests) if len(tests) > 1 else None,
         "seeds": len(tests),
         "authors": goal.authors,
-        **{name: statistics.mean(found[name]) if found.get(name) else None for name in BASELINES},
+        **{name: statistics.mean(found[name]) if found.get(name) else None for name in BESIDE},
         **{key: further[key] for key in ("density", "forgetting", "seconds")},
-        **{f"{name}_seeds": len(found.get(name, [])) for name in BASELINES},
+        **{f"{name}_seeds": len(found.get(name, [])) for name in BESIDE},
         "target": goal.target,
         "worse_than_dense": row.worse_than_dense if goal.worse_than_dense is None else goal.worse_than_dense,
         "met": None,
