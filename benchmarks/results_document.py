@@ -16,7 +16,8 @@ HEAD = """# Results
 
 The paper's experiments and continual-learning benchmarks, by `make reproduce` and `make reproduce-all`
 (`python -m benchmarks.reproduce`), from the results.json of their runs; `results.json` beside this file has the same as
-records. What stands between the markers is written again each time.
+records. What stands between the markers is written again each time. In the figures, dotted lines are targets, bars the
+standard deviation over the seeds, and a triangle at the edge is a score further off than the axis goes.
 """
 NOTHING = "–"
 

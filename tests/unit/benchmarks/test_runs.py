@@ -116,7 +116,7 @@ if folder.name == "waits":
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch, composed):
-    """(runner of fake processes, what it says, an entry per writing of documents, function: [folder, arguments] called)."""
+    """(runner of fake processes, what it says, calls to write documents, function: [folder, arguments] called)."""
     monkeypatch.setattr(runs, "TRAIN", [sys.executable, "-S", "-c", FAKE])
     said, written = [], []
 
