@@ -8,9 +8,9 @@ from running import ROOT, SMALL
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import reproduce  # noqa: E402
-from benchmarks.rows import Goal, Row  # noqa: E402
-from benchmarks.runs import arguments, state_of  # noqa: E402
+from benchmarks import reproduce
+from benchmarks.rows import Goal, Row
+from benchmarks.runs import arguments, state_of
 
 
 def test_rows_are_run_resumed_for_their_baselines_and_documented(tmp_path, train_here):
