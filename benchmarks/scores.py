@@ -43,7 +43,7 @@ Runs = Mapping[int, Measured]
 
 
 def read_run(folder: Path) -> Measured | None:
-    """What a run folder holds; None if not every stage is learned yet.
+    """What a run folder holds; None if not every stage is learned and every ensemble measured yet.
 
     Raises:
         ValueError: a file in it is damaged.
@@ -55,6 +55,8 @@ def read_run(folder: Path) -> Measured | None:
         return None
     ensembles = json.loads((folder / FILE_NAME).read_text()).get("ensemble", {})
     config = expand_variants(cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml")))
+    if set(config.get("ensembles") or {}) - set(ensembles):
+        return None
     return Measured(results, ensembles, epochs_of(config), config.threads)
 
 

@@ -127,8 +127,7 @@ class Run:
 
     def go(self) -> Results:
         """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
-        baselines = read_baselines(self.config.baseline)
-        if self.results.status == "finished" and not self.results.missing(baselines):
+        if self.results.status == "finished" and not self.results.missing(read_baselines(self.config.baseline)):
             log.info("%s is finished already", self.folder)
             return self.results
         self.results.status = "running"
@@ -136,7 +135,7 @@ class Run:
         self._make_loggers()
         try:
             self._learn_curriculum()
-            self.baselines.learn(baselines)
+            self.baselines.learn(read_baselines(self.config.baseline))
         except Exception:
             self.results.status = "failed"
             self._save_results()

@@ -204,8 +204,10 @@ def test_networks_of_different_sizes_are_not_compared(tmp_path):
         records_of(row(), mine, other)
 
 
-def test_a_run_counts_once_all_stages_are_learned(tmp_path):
+def test_a_run_counts_once_all_stages_are_learned_and_its_ensembles_measured(tmp_path):
     write_run(tmp_path, {"a": {"test": 0.5}}, matrix=[])
+    assert read_run(tmp_path) is None
+    write_run(tmp_path, {"a": {"test": 0.5}}, config={"ensembles": {"all": ["a"]}})
     assert read_run(tmp_path) is None
     assert read_run(tmp_path / "none") is None
 
