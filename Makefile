@@ -4,14 +4,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_DIR ?= data
 BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
+REPRODUCE = $(BIN)/python -m benchmarks.reproduce --data-dir $(DATA_DIR)
 PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type bench bench-quick docs clean
+.PHONY: help setup demo test test-all lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ## List what make can do
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "msh needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -49,6 +50,12 @@ bench: $(READY) ## Measure all costs against the dense network's: docs/performan
 bench-quick: $(READY) ## The same in two minutes, with fewer cases, into outputs/benchmarks/quick
 	-$(PEERS)
 	$(BENCH) --quick
+
+reproduce: $(READY) ## The paper's experiments and benchmarks that take under three hours: docs/results.md (DATA_DIR=DIR)
+	$(REPRODUCE)
+
+reproduce-all: $(READY) ## All of them; finished runs are not done again
+	$(REPRODUCE) --all
 
 docs: $(READY) ## Write the reference of the public classes and functions to build/docs
 	$(BIN)/python -m pydoc -w msh.subnetworks.network msh.subnetworks.allocation msh.subnetworks.pruning

@@ -42,6 +42,24 @@ def replace_between(path: Path, begin: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{END}{after}")
 
 
+def put_section(path: Path, head: str, marker: str, heading: str, text: str) -> None:
+    """Put a text between the markers of a section; a document without them gets the section at its end.
+
+    Args:
+        path: of the document; made if there is none.
+        head: what a new document begins with.
+        marker: what stands in the section's first marker.
+        heading: of a new section.
+        text: to stand between the markers.
+    """
+    begin = f"<!-- table: {marker} -->"
+    document = path.read_text() if path.exists() else head
+    if begin not in document:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{document}\n## {heading}\n\n{begin}\n{END}\n")
+    replace_between(path, begin, text)
+
+
 def table(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
     """Rows as a Markdown table."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]

@@ -56,6 +56,24 @@ def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
     assert results["guarantee"] == {"checked": 0, "violations": 0}
 
 
+def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(train_here, monkeypatch):
+    settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "pruning=at_init"]
+    folder, _ = train_here(*settings, "baseline=joint")
+    before = results_of(folder)
+    fit, fits = Baselines._fit, []
+    monkeypatch.setattr(
+        Baselines, "_fit", lambda self, module, kind, *rest: fits.append(kind) or fit(self, module, kind, *rest)
+    )
+    train_here(f"resume={folder}", "baseline=[joint,finetune]")
+    train_here(f"resume={folder}", "baseline=finetune")
+    after = results_of(folder)
+    assert fits == ["finetune", "finetune"]  # a fit for each task, once
+    assert (after["status"], after["matrix"], after["guarantee"]) == ("finished", before["matrix"], before["guarantee"])
+    for task, row in after["tasks"].items():
+        assert row["finetune"] is not None
+        assert row | {"finetune": None} == before["tasks"][task]
+
+
 def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkeypatch):
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none"]
     settings += ["pruning=at_init", "baseline=[dense,finetune,joint]", "backbone.norm=true"]

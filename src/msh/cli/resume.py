@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.reports.results import FILE_NAME, Results
 
-CHANGEABLE = ("resume", "paths", "logger", "callbacks", "checkpoint", "hydra", "trainer.enable_progress_bar")
-"""Settings that a resumed run may change: they do not change its results."""
+CHANGEABLE = (
+    "resume",
+    "baseline",
+    "paths",
+    "logger",
+    "callbacks",
+    "checkpoint",
+    "hydra",
+    "trainer.enable_progress_bar",
+)
+"""Settings that a resumed run may change: they do not change what it has learned."""
 
 
 def rewrite_arguments() -> None:
@@ -95,15 +105,32 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
     """
     saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(saved, DictConfig)
-    before, now = _flat(saved), _flat(config)
-    if before.get("name") != now.get("name"):
-        raise ValueError(f"{folder} is a run of experiment {before.get('name')!r}, not {now.get('name')!r}")
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not any(key == c or key.startswith(f"{c}.") for c in CHANGEABLE):
-            raise ValueError(
-                f"{folder} was started with {key} = {json.dumps(before.get(key))}, not {json.dumps(now.get(key))}: "
-                "a resumed run keeps its settings; start a new run for others"
-            )
+    if saved.get("name") != config.get("name"):
+        raise ValueError(f"{folder} is a run of experiment {saved.get('name')!r}, not {config.get('name')!r}")
+    for key, (before, now) in differences(saved, config, CHANGEABLE).items():
+        raise ValueError(
+            f"{folder} was started with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
+            "a resumed run keeps its settings; start a new run for others"
+        )
+
+
+def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ.
+
+    Args:
+        before: a config.
+        now: another.
+        leave_out: dotted keys that are not compared, nor what is below them.
+    Returns:
+        Dotted key, in alphabetical order, to its two values, interpolations as they are written; None: not there.
+    """
+    values = _flat(before), _flat(now)
+    return {
+        key: (values[0].get(key), values[1].get(key))
+        for key in sorted(values[0].keys() | values[1].keys())
+        if values[0].get(key) != values[1].get(key)
+        and not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
+    }
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,10 @@ class Results:
         if not scores:
             return None
         return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
+
+    def missing(self, baselines: Iterable[str]) -> list[str]:
+        """Those of the baselines that have not measured every task."""
+        return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
 
     def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
         """The task's column of a matrix from when it was learned, higher is better."""

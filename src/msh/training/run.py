@@ -130,7 +130,7 @@ class Run:
 
     def go(self) -> Results:
         """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
-        if self.results.status == "finished":
+        if self.results.status == "finished" and not self.results.missing(read_baselines(self.config.baseline)):
             log.info("%s is finished already", self.folder)
             return self.results
         self.results.status = "running"

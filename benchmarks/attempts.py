@@ -1,0 +1,147 @@
+"""Sweeps that show what was tried for a target; scored on validation data: docs/attempts.md and attempts.json.
+
+    python -m benchmarks.attempts --data-dir DIR [--sweeps permuted_mnist] [--jobs 2] [--dry-run]
+
+The sweeps are in benchmarks/attempts.yaml, their runs go to outputs/attempts. As with benchmarks.reproduce, a finished
+run is not done again, a stopped one goes on, one of other settings is moved aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING
+
+from benchmarks.document import put_section, table
+from benchmarks.rows import read_entries
+from benchmarks.runs import Step, command_line, do, state_of
+from benchmarks.scores import Measured, read_run
+from msh.names import one_of
+
+FILE = Path(__file__).with_name("attempts.yaml")
+HEAD = """# Attempts
+
+What was tried, by `python -m benchmarks.attempts`: scores on validation data, on which settings are chosen; the test
+split is not looked at. `attempts.json` beside this file has the same as records. What stands between the markers is
+written again each time.
+"""
+
+
+@dataclass
+class Sweep:
+    """Settings tried on one experiment."""
+
+    id: str = MISSING
+    title: str = MISSING
+    experiment: str = MISSING
+    """As in +experiment=NAME."""
+    overrides: list[str] = field(default_factory=list)
+    """Of all attempts."""
+    seed: int = 0
+    tasks: list[str] = field(default_factory=list)
+    """Whose scores are shown; the mean over all tasks when empty."""
+    attempts: dict[str, list[str]] = field(default_factory=dict)
+    """Name of an attempt, also of its run folder, to its further overrides."""
+
+    def step(self, attempt: str, root: Path) -> Step:
+        """The run of an attempt."""
+        overrides = (f"experiment={self.experiment}", *self.overrides, *self.attempts[attempt], f"seed={self.seed}")
+        return Step(f"{self.id}, {attempt}", root / self.id / attempt, overrides)
+
+
+def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
+    """A record for each attempt and task, of the attempts that are done; the best of a task has `best` set.
+
+    Raises:
+        ValueError: the sweep names a task that its experiment does not have.
+    """
+    records = []
+    for attempt in sweep.attempts:
+        step = sweep.step(attempt, root)
+        run = read_run(step.folder) if state_of(step).what == "finished" else None
+        if run is not None:
+            first = {"sweep": sweep.id, "attempt": attempt, "overrides": sweep.attempts[attempt]}
+            further = {"experiment": sweep.experiment, "seed": sweep.seed, "threads": run.threads, "best": False}
+            records += [first | score | further for score in _scores(sweep, run)]
+    for task in {record["task"] for record in records}:
+        found = [record for record in records if record["task"] == task]
+        choose = max if found[0]["direction"] == "max" else min
+        choose(found, key=lambda record: cast(float, record["val"]))["best"] = True
+    return records
+
+
+def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
+    tasks = run.results.tasks
+    for name in sweep.tasks:
+        one_of(f"{FILE}, {sweep.id}: tasks", name, tasks)
+    groups = {name: [name] for name in sweep.tasks} or {f"mean of {len(tasks)} tasks": list(tasks)}
+    return [
+        {
+            "task": shown,
+            "metric": tasks[names[0]].metric,
+            "direction": tasks[names[0]].direction,
+            "val": statistics.mean(cast(float, tasks[name].val) for name in names),
+            "epochs": max(run.epochs[name] for name in names),
+            "seconds": run.results.wall_seconds,
+        }
+        for shown, names in groups.items()
+    ]
+
+
+def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path) -> None:
+    """Write attempts.md and attempts.json from the runs that are done; sweeps without any stay as they are."""
+    path = folder / "attempts.json"
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    records: list[dict[str, Any]] = []
+    for id, sweep in sweeps.items():
+        found = records_of(sweep, root)
+        if found:
+            put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, found))
+        records += found or [record for record in earlier if record["sweep"] == id]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def _text(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
+    command = " ".join([f"+experiment={sweep.experiment}", *sweep.overrides])
+    columns = ["attempt", "settings", "task", "metric", "validation", "best", "epochs", "seconds"]
+    lines = [
+        {
+            **record,
+            "settings": f"`{' '.join(record['overrides'])}`" if record["overrides"] else "–",
+            "validation": f"{record['val']:.4f}",
+            "best": "**best**" if record["best"] else "",
+            "seconds": f"{record['seconds']:.0f}",
+        }
+        for record in records
+    ]
+    return f"`{command}`, seed {sweep.seed}.\n\n{table(lines, columns)}"
+
+
+def parse(given: Sequence[str], sweeps: Mapping[str, Sweep]) -> argparse.Namespace:
+    parser = command_line(__doc__ or "", "attempts")
+    parser.add_argument("--sweeps", type=lambda text: text.split(","), help=f"of {','.join(sweeps)}")
+    options = parser.parse_args(given)
+    options.sweeps = options.sweeps or list(sweeps)
+    if unknown := [id for id in options.sweeps if id not in sweeps]:
+        parser.error(f"--sweeps: there is no sweep {', '.join(unknown)}; the sweeps are {', '.join(sweeps)}")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    sweeps = read_entries(FILE, Sweep)
+    options = parse(sys.argv[1:] if given is None else given, sweeps)
+    root = options.output_dir.resolve()
+    steps = [sweeps[id].step(attempt, root) for id in options.sweeps for attempt in sweeps[id].attempts]
+    do(steps, options, lambda: document(sweeps, root, options.document_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Run the paper's experiments and the benchmarks of continual learning; write docs/results.md, .json and figures.
+
+    python -m benchmarks.reproduce --data-dir DIR [--all] [--rows 1,4] [--seeds 0,1] [--jobs 2] [--dry-run]
+
+The rows are in benchmarks/reproduce.yaml, their runs go to outputs/reproduce. A finished run is not done again, a
+stopped one goes on, one of other settings is moved aside; so it can be stopped (Ctrl-C) and called again at any time.
+The first seed of all rows comes first. The documents are written after every run, from what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import draw
+from benchmarks.results_document import heading, write_section
+from benchmarks.rows import Row, check_dense, read_rows
+from benchmarks.runs import Step, command_line, do, state_of
+from benchmarks.scores import Runs, read_run, records_of
+
+
+def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[Step]:
+    """The steps of rows in the order in which they are done: seed by seed, the runs first, then their baselines.
+
+    Args:
+        rows: in order.
+        seeds: that are wanted of each row's; all when None.
+        root: folder of the runs.
+    """
+    ordered = sorted({seed for row in rows for seed in row.seeds if seeds is None or seed in seeds})
+    steps = []
+    for seed in ordered:
+        found = [row.steps(seed, root) for row in rows if seed in row.seeds]
+        steps += [of_row[0] for of_row in found] + [step for of_row in found for step in of_row[1:]]
+    return steps
+
+
+def measured(row: Row, root: Path) -> Runs:
+    """The runs of a row whose settings are the row's own, as far as they are done."""
+    runs = {}
+    for seed in row.seeds:
+        step = row.steps(seed, root)[0]
+        if state_of(step).what in ("finished", "unfinished") and (run := read_run(step.folder)):
+            runs[seed] = run
+    return runs
+
+
+def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
+    """Write results.md, results.json and figures from the runs that are done; rows without any stay as they are.
+
+    Args:
+        rows: all there are.
+        root: folder of the runs.
+        folder: of the documents.
+    """
+    path = folder / "results.json"
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    runs = {id: measured(row, root) for id, row in rows.items()}
+    records: list[dict[str, Any]] = []
+    for id, row in rows.items():
+        if runs[id]:
+            of_row = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else runs[id])
+            figure = f"figures/row_{id}.png"
+            draw(of_row, heading(row), folder / figure)
+            write_section(folder / "results.md", row, of_row, runs[id], figure)
+        else:
+            of_row = [record for record in earlier if record["row"] == id]
+        records += of_row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def parse(given: Sequence[str], rows: Mapping[str, Row]) -> argparse.Namespace:
+    parser = command_line(__doc__ or "", "reproduce")
+    parser.add_argument("--all", action="store_true", help="also the rows that take long")
+    parser.add_argument("--rows", type=lambda text: text.split(","), help=f"of {','.join(rows)}")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="of each row's")
+    options = parser.parse_args(given)
+    if unknown := [id for id in options.rows or [] if id not in rows]:
+        parser.error(f"--rows: there is no row {', '.join(unknown)}; the rows are {', '.join(rows)}")
+    options.rows = options.rows or [id for id, row in rows.items() if options.all or row.group == "core"]
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    rows = read_rows()
+    options = parse(sys.argv[1:] if given is None else given, rows)
+    root = options.output_dir.resolve()
+    for row in (rows[id] for id in options.rows):
+        if row.dense_of is not None:
+            check_dense(row, rows[row.dense_of])
+    steps = plan([rows[id] for id in options.rows], options.seeds, root)
+    do(steps, options, lambda: document(rows, root, options.document_dir))
+
+
+if __name__ == "__main__":
+    main()

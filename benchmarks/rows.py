@@ -1,0 +1,171 @@
+"""The rows of docs/results.md: what benchmarks/reproduce.yaml says of each experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.configs import compose
+from benchmarks.runs import Step
+from msh.cli.resume import differences
+from msh.names import one_of
+from msh.training.plan import BASELINES, read_curriculum
+from msh.training.variants import expand_variants
+
+FILE = Path(__file__).with_name("reproduce.yaml")
+GROUPS = ("core", "all")
+NOT_OF_DENSE = (
+    *("name", "tasks", "curriculum", "uneven", "pruning", "prune_scheduler", "reuse", "baseline", "ensembles", "paper"),
+    *("files", "guarantee", "checkpoint.min_seconds", "logger", "paths", "resume", "threads", "trainer.max_epochs"),
+)
+"""Settings that a task's dense network does not depend on; its task and epochs are compared by themselves."""
+
+
+Entry = TypeVar("Entry")
+
+
+@dataclass
+class Goal:
+    """What is known of a task, and what it must reach."""
+
+    authors: float | None = None
+    """The score that the authors (of the row's `source`) report."""
+    target: float | None = None
+    """The mean over the seeds must be at least this; at most, where lower is better."""
+    worse_than_dense: float | None = None
+    """By so much the mean may be worse than the dense network's; the row's when null."""
+    dense_as: str | None = None
+    """Name of the task in the row that `dense_of` names; the same when null."""
+    above_members: bool = False
+    """Of an ensemble: it must be better than its best member."""
+
+
+@dataclass
+class Row:
+    """An experiment."""
+
+    id: str = MISSING
+    title: str = MISSING
+    experiment: str = MISSING
+    """As in +experiment=NAME."""
+    overrides: list[str] = field(default_factory=list)
+    """Further overrides."""
+    group: str = "core"
+    """"core": `make reproduce` runs it; "all": only `make reproduce-all` does."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    baselines: dict[str, list[int]] = field(default_factory=dict)
+    """Baseline to the seeds that it is trained with."""
+    dense_of: str | None = None
+    """Id of the row whose dense networks are this row's too: of the same tasks, with the same settings."""
+    source: str = ""
+    """Where the authors' figures come from."""
+    worse_than_dense: float | None = None
+    """By so much the mean of each task may be worse than its dense network's; null: there is no such bound."""
+    within_of_first: float | None = None
+    """By so much a task's mean may be worse than the first task's."""
+    tasks: dict[str, Goal] = field(default_factory=dict)
+    """Goals of tasks and ensembles; those that are not here have none of their own."""
+    mean: Goal | None = None
+    """Goal of the mean over the tasks; null: no mean is shown."""
+
+    def goal(self, task: str) -> Goal:
+        """A task's goal."""
+        return self.tasks.get(task, Goal())
+
+    def steps(self, seed: int, root: Path) -> list[Step]:
+        """The run of a seed, and its baselines.
+
+        Args:
+            seed: one of the row's.
+            root: folder of all rows' runs.
+        """
+        overrides = (f"experiment={self.experiment}", *self.overrides, f"seed={seed}")
+        baselines = tuple(name for name, seeds in self.baselines.items() if seed in seeds)
+        name, folder = f"row {self.id}, seed {seed}", root / self.id / f"seed-{seed}"
+        steps = [Step(name, folder, overrides)]
+        return steps + ([Step(f"{name}, {', '.join(baselines)}", folder, overrides, baselines)] if baselines else [])
+
+
+def read_rows(path: Path = FILE) -> dict[str, Row]:
+    """The rows by id, in order, checked.
+
+    Raises:
+        ValueError: a row has a key, a name or a value that is not allowed, or an id twice.
+    """
+    rows = read_entries(path, Row)
+    for row in rows.values():
+        where = f"{path}, row {row.id}"
+        _check(row, where)
+        if row.dense_of is not None:
+            one_of(f"{where}: dense_of", row.dense_of, rows)
+    return rows
+
+
+def read_entries(path: Path, schema: type[Entry]) -> dict[str, Entry]:
+    """The entries of a YAML list, by their `id`, in order.
+
+    Args:
+        path: of the file.
+        schema: a dataclass with an attribute `id`.
+    Raises:
+        ValueError: an entry has a key or a value that is not allowed, or an id twice.
+    """
+    found: dict[str, Entry] = {}
+    for given in cast(Any, OmegaConf.load(path)):
+        id = str(given.get("id"))
+        try:
+            entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{path}, {id}: {error}") from error
+        if id in found:
+            raise ValueError(f"{path} has more than one {id}")
+        found[id] = cast(Entry, entry)
+    return found
+
+
+def _check(row: Row, where: str) -> None:
+    one_of(f"{where}: group", row.group, GROUPS)
+    if not row.seeds:
+        raise ValueError(f"{where}: seeds is empty")
+    for baseline, seeds in row.baselines.items():
+        one_of(f"{where}: baselines", baseline, BASELINES)
+        if not set(seeds) <= set(row.seeds):
+            raise ValueError(f"{where}: baselines.{baseline} = {seeds} is not allowed: some of seeds = {row.seeds} are")
+
+
+def check_dense(row: Row, other: Row) -> None:
+    """Raise unless a row's tasks are trained by dense networks in the same way in another row.
+
+    Raises:
+        ValueError: naming what differs, or that the other row has no such networks.
+    """
+    where = f"row {row.id}: dense_of = {other.id} is not allowed: "
+    if "dense" not in other.baselines or "dense" in row.baselines:
+        raise ValueError(f"{where}row {other.id} must train dense networks, and row {row.id} none")
+    mine, its = (_composed(r) for r in (row, other))
+    changed = differences(mine, its, NOT_OF_DENSE)
+    epochs, its_epochs = epochs_of(mine), epochs_of(its)
+    for task in epochs:
+        name = row.goal(task).dense_as or task
+        if name not in its.tasks:
+            raise ValueError(f"{where}it has no task {name}, only {', '.join(map(str, its.tasks))}")
+        found = differences(mine.tasks[task], its.tasks[name], ("loss_weight",))
+        changed |= {f"tasks.{task}.{key}": values for key, values in found.items()}
+        if epochs[task] != its_epochs[name]:
+            changed[f"epochs of {task}"] = (epochs[task], its_epochs[name])
+    for key, (here, there) in changed.items():
+        raise ValueError(f"{where}{key} is {here!r} in row {row.id} and {there!r} in row {other.id}")
+
+
+def _composed(row: Row) -> DictConfig:
+    return expand_variants(compose(f"experiment={row.experiment}", *row.overrides))
+
+
+def epochs_of(config: DictConfig) -> dict[str, int]:
+    """Task to epochs of its stage, in a config without variants."""
+    stages = read_curriculum(config.curriculum, [str(task) for task in config.tasks], config.trainer.max_epochs)
+    return {task: stage.max_epochs for stage in stages for task in stage.tasks}

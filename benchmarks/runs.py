@@ -1,0 +1,237 @@
+"""Runs of train.py, each in a process of its own: what is finished is left alone, what was stopped goes on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.configs import compose
+from msh.cli.resume import differences
+from msh.reports.results import FILE_NAME, Results
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+NOT_COMPARED = ("resume", "baseline", "paths", "logger", "hydra", "threads", "checkpoint.min_seconds")
+"""Settings in which a run on disk may differ from the one that is wanted."""
+GRACE = 30.0
+"""Seconds that a process has to end by itself once it is told to stop."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run, or further baselines of one: two steps may have one folder.
+
+    Attributes:
+        name: for people.
+        folder: the run folder.
+        overrides: as train.py takes them, the experiment and the seed among them.
+        baselines: that the run has measured when the step is done.
+    """
+
+    name: str
+    folder: Path
+    overrides: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """What of a step is on disk: nothing, a run of other settings, part of it, or all.
+
+    Attributes:
+        why: what differs, or which baselines are missing.
+    """
+
+    what: Literal["new", "other", "unfinished", "finished"]
+    why: str = ""
+
+
+def state_of(step: Step) -> State:
+    """What of a step is on disk.
+
+    Raises:
+        hydra.errors.HydraException: its overrides are not allowed.
+    """
+    if not (step.folder / FILE_NAME).exists():
+        return State("new")
+    try:
+        results, saved = Results.load(step.folder), OmegaConf.load(step.folder / ".hydra" / "config.yaml")
+    except (ValueError, FileNotFoundError) as error:
+        return State("other", str(error))
+    changed = differences(saved, _composed(step.overrides), NOT_COMPARED)
+    if changed:
+        return State("other", "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()))
+    missing = results.missing(step.baselines)
+    return State("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return compose(*overrides)
+
+
+def arguments(step: Step, state: State, data_dir: Path, threads: int) -> list[str]:
+    """What train.py is called with for a step."""
+    given = [f"paths.data_dir='{data_dir}'", f"baseline=[{','.join(step.baselines)}]"]
+    if state.what == "unfinished":
+        return [f"resume='{step.folder}'", *given]
+    return [*step.overrides, *given, f"threads={threads}", "logger=csv", f"hydra.run.dir='{step.folder}'"]
+
+
+def move_aside(folder: Path) -> Path:
+    """Give a folder the next free name of the form <name>.old-N; returns it."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return folder.rename(target)
+
+
+class Runner:
+    """Does steps, several at a time; those of one folder one after another.
+
+    Args:
+        data_dir: folder of the data sets.
+        jobs: processes at a time, at least 1.
+        threads: of each.
+        say: gets a line for each event.
+        after: called after each step that ended well.
+    """
+
+    def __init__(
+        self, data_dir: Path, jobs: int, threads: int, say: Callable[[str], None], after: Callable[[], None]
+    ) -> None:
+        self.data_dir, self.jobs, self.threads, self.say, self.after = data_dir.resolve(), jobs, threads, say, after
+        self.running: dict[Step, tuple[subprocess.Popen[bytes], float]] = {}
+        self.failed: list[Step] = []
+
+    def do(self, steps: Sequence[Step]) -> list[Step]:
+        """Do what is not done yet, in order; returns the steps that failed. The others go on after a failure.
+
+        On an exception, such as KeyboardInterrupt, the processes are stopped first; their runs can be resumed.
+        """
+        pending = list(steps)
+        try:
+            while pending or self.running:
+                while len(self.running) < self.jobs and (step := self._next(pending)):
+                    pending.remove(step)
+                    self._start(step)
+                self._collect()
+                time.sleep(0.1 if self.running else 0)
+        finally:
+            self._stop()
+        return self.failed
+
+    def _next(self, pending: Sequence[Step]) -> Step | None:
+        """The first step whose folder is not in use."""
+        busy = {step.folder for step in self.running}
+        return next((step for step in pending if step.folder not in busy), None)
+
+    def _start(self, step: Step) -> None:
+        if any(step.folder == other.folder for other in self.failed):
+            self.say(f"{step.name}: left out, its run has failed")
+            return
+        state = state_of(step)
+        if state.what == "finished":
+            return
+        if state.what == "other":
+            self.say(f"{step.name}: {step.folder} is of other settings, moved to {move_aside(step.folder).name}")
+            self.say(f"  {state.why}")
+        log = log_of(step)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [*TRAIN, *arguments(step, state, self.data_dir, self.threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with log.open("ab") as output:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        self.running[step] = process, time.monotonic()
+        self.say(f"{step.name}: {'goes on' if state.what == 'unfinished' else 'starts'}")
+
+    def _collect(self) -> None:
+        for step, (process, start) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[step]
+            if process.returncode == 0:
+                self.say(f"{step.name}: done in {time.monotonic() - start:.0f} s")
+                self.after()
+            else:
+                self.failed.append(step)
+                self.say(f"{step.name}: FAILED with exit code {process.returncode}; {log_of(step)} ends with")
+                self.say("  " + "\n  ".join(log_of(step).read_text(errors="replace").splitlines()[-5:]))
+
+    def _stop(self) -> None:
+        for process, _ in self.running.values():
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for step, (process, _) in self.running.items():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self.say(f"{step.name}: stopped; the same command goes on with it")
+        self.running.clear()
+
+
+def command_line(description: str, folder: str) -> argparse.ArgumentParser:
+    """What commands that do steps have in common.
+
+    Args:
+        description: of the command.
+        folder: of the runs, below outputs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the data sets")
+    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time; one per core")
+    parser.add_argument("--threads", type=_positive, default=1, help="of each run")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    parser.add_argument("--document-only", action="store_true", help="only write the documents")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / folder, help="folder of the runs")
+    parser.add_argument("--document-dir", type=Path, default=ROOT / "docs")
+    return parser
+
+
+def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[], None]) -> None:
+    """Do steps as the command line says, and write documents after each; SIGTERM ends it as Ctrl-C does.
+
+    Raises:
+        SystemExit: a step failed.
+        hydra.errors.HydraException: the overrides of a step are not allowed; nothing is done then.
+    """
+    for step in steps:
+        _composed(step.overrides)
+    if options.dry_run:
+        for step in steps:
+            state = state_of(step)
+            print(f"{step.name}: {state.what} {state.why}".rstrip())
+            print(f"  train.py {' '.join(arguments(step, state, options.data_dir.resolve(), options.threads))}")
+        return
+    failed: list[Step] = []
+    if not options.document_only:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        runner = Runner(options.data_dir, options.jobs, options.threads, lambda line: print(line, flush=True), document)
+        failed = runner.do(steps)
+    document()
+    if failed:
+        sys.exit(f"failed: {'; '.join(step.name for step in failed)}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: a whole number from 1 is")
+    return int(text)
+
+
+def log_of(step: Step) -> Path:
+    """The file that all output of a step's processes goes to."""
+    return step.folder.with_name(f"{step.folder.name}.log")

@@ -1,0 +1,203 @@
+"""Records of docs/results.json: means over the seeds of what runs have measured, beside what they must reach."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.rows import Goal, Row, epochs_of
+from msh.reports.results import FILE_NAME, Results
+from msh.training.variants import expand_variants
+
+BESIDE = ("dense", "joint", "finetune")
+"""Baselines, in the order in which they are shown."""
+MEAN = "mean"
+"""Name of the record that is the mean over a row's tasks."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run whose curriculum is learned.
+
+    Attributes:
+        results: its results.json.
+        ensembles: name to metric, direction, tasks and test score.
+        epochs: task to epochs.
+        threads: CPU threads that it ran on.
+    """
+
+    results: Results
+    ensembles: dict[str, dict[str, Any]]
+    epochs: dict[str, int]
+    threads: int | None
+
+
+Runs = Mapping[int, Measured]
+"""Seed to run."""
+
+
+def read_run(folder: Path) -> Measured | None:
+    """What a run folder holds; None if not every stage is learned and every ensemble measured yet.
+
+    Raises:
+        ValueError: a file in it is damaged.
+    """
+    if not (folder / FILE_NAME).exists():
+        return None
+    results = Results.load(folder)
+    if len(results.matrix) < len(results.curriculum):
+        return None
+    ensembles = json.loads((folder / FILE_NAME).read_text()).get("ensemble", {})
+    config = expand_variants(cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml")))
+    if set(config.get("ensembles") or {}) - set(ensembles):
+        return None
+    return Measured(results, ensembles, epochs_of(config), config.threads)
+
+
+def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
+    """A record for each task and ensemble of a row, and, where the row asks for it, of the mean over the tasks.
+
+    Args:
+        row: the row.
+        runs: its runs; at least one.
+        dense_runs: the runs that measured its dense networks: its own, or another row's.
+    Raises:
+        ValueError: the two rows' networks have different numbers of weights.
+    """
+    first = next(iter(runs.values()))
+    _check_same_network(row, [*runs.values(), *dense_runs.values()])
+    scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
+    records = [_of_task(row, task, runs, scores[task]) for task in scores]
+    start = records[0]
+    for record in records[1:]:
+        if row.within_of_first is not None and _worse(record, start["mean"]) > row.within_of_first:
+            record["missed"].append(f"more than {row.within_of_first:g} worse than {start['task']}")
+    members = list(records)
+    records += [_of_ensemble(row, name, runs, members) for name in first.ensembles]
+    if row.mean is not None:
+        records.append(_of_mean(row, row.mean, runs, members, scores))
+    for record in records:
+        record["met"] = None if record["met"] is None and not record["missed"] else not record["missed"]
+    return records
+
+
+Scores = dict[str, list[float | None]]
+"""What was measured ("test" or a baseline) to the score of each seed."""
+
+
+def _scores(row: Row, task: str, runs: Runs, dense_runs: Runs) -> Scores:
+    found = [run.results.tasks[task] for run in runs.values()]
+    scores: Scores = {name: [getattr(result, name) for result in found] for name in ("test", "finetune", "joint")}
+    dense_as = row.goal(task).dense_as or task
+    return scores | {"dense": [run.results.tasks[dense_as].dense for run in dense_runs.values()]}
+
+
+def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:
+    found = [run.results.tasks[task] for run in runs.values()]
+    further = {
+        "density": statistics.mean(cast(float, result.density) for result in found),
+        "forgetting": max(run.results.forgetting_of(task) or 0.0 for run in runs.values()),
+        "seconds": statistics.mean(result.train_seconds for result in found),
+        "epochs": next(iter(runs.values())).epochs[task],
+    }
+    return _record(row, task, found[0].metric, found[0].direction, scores, row.goal(task), runs, further)
+
+
+def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = [run.ensembles[name] for run in runs.values()]
+    scores: Scores = {"test": [ensemble["test"] for ensemble in found]}
+    mine = [record for record in members if record["task"] in found[0]["tasks"]]
+    further = {"density": sum(record["density"] for record in mine), "forgetting": None}
+    further |= {key: max(record[key] for record in mine) for key in ("seconds", "epochs")}
+    goal = row.goal(name)
+    record = _record(row, name, found[0]["metric"], found[0]["direction"], scores, goal, runs, further)
+    best = min(mine, key=lambda member: _worse(member, 0.0))
+    if goal.above_members:
+        record["met"] = True
+        if _worse(record, best["mean"]) >= 0:
+            record["missed"].append(f"not above its best member, {best['task']}")
+    return record
+
+
+def _of_mean(
+    row: Row, goal: Goal, runs: Runs, records: Sequence[dict[str, Any]], of_tasks: Mapping[str, Scores]
+) -> dict[str, Any]:
+    """Mean over the tasks within each seed, then over the seeds."""
+    scores: Scores = {
+        name: [_mean(of_seed) for of_seed in zip(*(found[name] for found in of_tasks.values()), strict=True)]
+        for name in ("test", *BESIDE)
+    }
+    further = {key: statistics.mean(record[key] for record in records) for key in ("density", "seconds")}
+    further |= {"forgetting": max(record["forgetting"] for record in records), "epochs": records[0]["epochs"]}
+    return _record(row, MEAN, records[0]["metric"], records[0]["direction"], scores, goal, runs, further)
+
+
+def _record(
+    row: Row,
+    task: str,
+    metric: str,
+    direction: str,
+    scores: Scores,
+    goal: Goal,
+    runs: Runs,
+    further: Mapping[str, Any],
+) -> dict[str, Any]:
+    found = {name: [score for score in given if score is not None] for name, given in scores.items()}
+    tests = found["test"]
+    record: dict[str, Any] = {
+        "row": row.id,
+        "task": task,
+        "metric": metric,
+        "direction": direction,
+        "mean": statistics.mean(tests),
+        "std": statistics.stdev(tests) if len(tests) > 1 else None,
+        "seeds": len(tests),
+        "authors": goal.authors,
+        **{name: statistics.mean(found[name]) if found.get(name) else None for name in BESIDE},
+        **{key: further[key] for key in ("density", "forgetting", "seconds")},
+        **{f"{name}_seeds": len(found.get(name, [])) for name in BESIDE},
+        "target": goal.target,
+        "worse_than_dense": row.worse_than_dense if goal.worse_than_dense is None else goal.worse_than_dense,
+        "met": None,
+        "missed": [],
+        "epochs": further["epochs"],
+        "experiment": row.experiment,
+        "threads": next(iter(runs.values())).threads,
+    }
+    return _judged(record)
+
+
+def _judged(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, its `met` True if there is a bound to judge it by, with what it has missed."""
+    target, bound, dense = record["target"], record["worse_than_dense"], record["dense"]
+    if target is not None:
+        record["met"] = True
+        if _worse(record, target) > 0:
+            record["missed"].append("target")
+    if bound is not None and dense is not None:
+        record["met"] = True
+        if _worse(record, dense) > bound:
+            record["missed"].append(f"more than {bound:g} worse than dense")
+    return record
+
+
+def _worse(record: Mapping[str, Any], than: float) -> float:
+    """By how much a record's mean is worse than a score, rounded so that equal decimals are equal."""
+    difference = record["mean"] - than if record["direction"] == "min" else than - record["mean"]
+    return round(difference, 9)
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    return None if None in scores else statistics.mean(cast(Sequence[float], scores))
+
+
+def _check_same_network(row: Row, runs: Iterable[Measured]) -> None:
+    sizes = {run.results.capacity["prunable"] for run in runs}
+    if len(sizes) > 1:
+        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")

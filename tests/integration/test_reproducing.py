@@ -1,0 +1,44 @@
+"""Reproducing from end to end: runs by train.py's own path, resumed for baselines, and the documents of them."""
+
+import json
+import sys
+from pathlib import Path
+
+from running import ROOT, SMALL
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import reproduce
+from benchmarks.rows import Goal, Row
+from benchmarks.runs import arguments, state_of
+
+
+def test_rows_are_run_resumed_for_their_baselines_and_documented(tmp_path, train_here):
+    small = [*SMALL, "trainer.max_epochs=2", "tasks=[iris,wine]"]
+    first = Row("1", "At once", "parallel", small, baselines={"joint": [0], "finetune": [0]}, dense_of="2")
+    second = Row("2", "In turn", "sequential", small, baselines={"dense": [0]}, tasks={"iris": Goal(target=0.0)})
+    rows = {"1": first, "2": second}
+    steps = reproduce.plan(list(rows.values()), None, tmp_path / "runs")
+    found = []
+    for step in steps:
+        found.append(state_of(step).what)
+        train_here(*arguments(step, state_of(step), Path("data"), 1), small=False)
+    assert found == ["new", "new", "unfinished", "unfinished"]
+    assert [state_of(step).what for step in steps] == ["finished"] * 4
+
+    reproduce.document(rows, tmp_path / "runs", tmp_path / "docs")
+    records = json.loads((tmp_path / "docs" / "results.json").read_text())
+    assert [(record["row"], record["task"]) for record in records] == [
+        ("1", "iris"),
+        ("1", "wine"),
+        ("2", "iris"),
+        ("2", "wine"),
+    ]
+    runs = [json.loads((step.folder / "results.json").read_text())["tasks"] for step in steps[:2]]
+    for record in records:
+        mine = runs[int(record["row"]) - 1][record["task"]]
+        assert (record["mean"], record["joint"], record["finetune"]) == (mine["test"], mine["joint"], mine["finetune"])
+        assert record["dense"] == runs[1][record["task"]]["dense"] is not None
+        assert (record["epochs"], record["threads"], record["forgetting"]) == (2, 1, 0)
+    assert records[0]["joint"] is not None
+    assert records[2]["met"] is True

@@ -1,0 +1,70 @@
+"""Sweeps are scored on validation data, and the best attempt is marked."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import write_run
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import attempts  # noqa: E402
+from benchmarks.attempts import FILE, Sweep, read_entries  # noqa: E402
+from benchmarks.configs import compose  # noqa: E402
+from benchmarks.runs import State, state_of  # noqa: E402
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Three attempts, of which two are done: the better one on validation data is the worse one on test data."""
+    monkeypatch.setattr(attempts, "state_of", lambda step: State("finished" if step.folder.exists() else "new"))
+    found = Sweep("s", "Tried", "fake", attempts={"plain": [], "long": ["x=1"], "missing": ["x=2"]})
+    scores = {"plain": (0.9, 0.5), "long": (0.8, 0.7)}
+    for name, (test, val) in scores.items():
+        tasks = {"a": {"test": test, "val": val}, "b": {"test": test, "val": val + 0.1}}
+        write_run(tmp_path / "s" / name, tasks)
+    return found
+
+
+def test_attempts_are_scored_on_validation_data_and_the_best_is_marked(sweep, tmp_path):
+    records = attempts.records_of(sweep, tmp_path)
+    assert [(r["attempt"], r["task"], r["best"]) for r in records] == [
+        ("plain", "mean of 2 tasks", False),
+        ("long", "mean of 2 tasks", True),
+    ]
+    assert [record["val"] for record in records] == pytest.approx([0.55, 0.75])
+    assert not any("test" in record for record in records)
+
+
+def test_tasks_can_be_shown_one_by_one(sweep, tmp_path):
+    sweep.tasks = ["b"]
+    assert [(r["task"], r["val"]) for r in attempts.records_of(sweep, tmp_path)] == [
+        ("b", pytest.approx(0.6)),
+        ("b", pytest.approx(0.8)),
+    ]
+    sweep.tasks = ["c"]
+    with pytest.raises(ValueError, match="s: tasks = 'c' is not allowed: one of a, b"):
+        attempts.records_of(sweep, tmp_path)
+
+
+def test_the_document_has_a_table_and_keeps_what_is_written_by_hand(sweep, tmp_path):
+    docs = tmp_path / "docs"
+    attempts.document({"s": sweep}, tmp_path, docs)
+    path = docs / "attempts.md"
+    assert "| long | `x=1` | mean of 2 tasks | accuracy | 0.7500 | **best** | 3 | 0 |" in path.read_text()
+    path.write_text(path.read_text() + "\nBy hand.\n")
+    attempts.document({"s": sweep}, tmp_path, docs)
+    assert path.read_text().endswith("\nBy hand.\n")
+    attempts.document({"s": sweep}, tmp_path / "elsewhere", docs)
+    assert len(json.loads((docs / "attempts.json").read_text())) == 2
+
+
+def test_the_projects_sweeps_compose(tmp_path):
+    for sweep in read_entries(FILE, Sweep).values():
+        assert "as_it_is" in sweep.attempts
+        for attempt in sweep.attempts:
+            step = sweep.step(attempt, tmp_path)
+            assert compose(*step.overrides).name
+            assert state_of(step).what == "new"

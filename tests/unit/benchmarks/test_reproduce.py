@@ -1,0 +1,298 @@
+"""docs/results.md and results.json: planned in order, from the runs alone, beside what must be reached."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import write_run
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import reproduce, results_document  # noqa: E402
+from benchmarks.rows import FILE, Goal, Row, check_dense, read_rows  # noqa: E402
+from benchmarks.runs import State  # noqa: E402
+from benchmarks.scores import read_run, records_of  # noqa: E402
+
+CONTRACT = ["row", "task", "metric", "direction", "mean", "std", "seeds", "authors", "dense", "joint", "finetune"]
+CONTRACT += ["density", "forgetting", "seconds"]
+
+
+def row(id="1", **settings):
+    return Row(id=id, title="Two tasks", experiment="fake", **{"seeds": [0, 1]} | settings)
+
+
+def measured(folder, scores, **more):
+    """Seed to run, of tasks that differ in their test scores."""
+    runs = {}
+    for seed, tasks in enumerate(scores):
+        tasks = {name: given if isinstance(given, dict) else {"test": given} for name, given in tasks.items()}
+        runs[seed] = read_run(write_run(folder / f"seed-{seed}", tasks, **more))
+    return runs
+
+
+# ---- rows
+
+
+def write_rows(path, *rows):
+    OmegaConf.save(OmegaConf.create([{"title": "x", "experiment": "fake", **given} for given in rows]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": [0]}, "row_1: Key 'seed' not in 'Row'"),
+        ({"tasks": {"a": {"authors": "high"}}}, "row_1: Value 'high'"),
+        ({"group": "some"}, "group = 'some' is not allowed: one of core, all"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"baselines": {"dens": [0]}}, "baselines = 'dens' is not allowed.*did you mean 'dense'"),
+        ({"baselines": {"dense": [3]}}, r"baselines\.dense = \[3\] is not allowed: some of seeds = \[0, 1\]"),
+        ({"dense_of": "4"}, "dense_of = '4' is not allowed: one of row_1"),
+    ],
+)
+def test_a_mistake_in_the_rows_is_named(tmp_path, given, message):
+    path = write_rows(tmp_path / "rows.yaml", {"id": "row_1", "seeds": [0, 1]} | given)
+    with pytest.raises(ValueError, match=message):
+        read_rows(path)
+
+
+def test_an_id_belongs_to_one_row(tmp_path):
+    with pytest.raises(ValueError, match="more than one row_1"):
+        read_rows(write_rows(tmp_path / "rows.yaml", {"id": "row_1"}, {"id": "row_1"}))
+
+
+def test_the_projects_rows_are_allowed_and_the_quick_group_comes_first():
+    rows = read_rows(FILE)
+    groups = [row.group for row in rows.values()]
+    assert {"1", "3", "4", "split_mnist", "permuted_mnist"} == {id for id, row in rows.items() if row.group == "core"}
+    assert groups == sorted(groups, reverse=True)
+    assert all(len(row.seeds) == (3 if row.group == "core" else 1) for row in rows.values())
+
+
+# ---- dense networks of another row
+
+
+def sequential(id, *overrides, **settings):
+    small = ["tasks=[iris,wine]", *overrides]
+    return Row(id=id, title="x", experiment="sequential", overrides=small, **settings)
+
+
+def test_dense_networks_are_shared_where_only_pruning_and_order_differ():
+    other = sequential("4", "tasks=[wine,iris,digits]", "pruning.density=0.3", baselines={"dense": [0]})
+    check_dense(sequential("1", "curriculum=[[iris,wine]]"), other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=0.5"], r"optimizer\.lr is 0\.5 in row 1 and 0\.001 in row 4"),
+        (["backbone.width=7"], "backbone.width is 7"),
+        (["tasks.wine.batch_size=3"], r"tasks\.wine\.batch_size is 3 in row 1 and 8 in row 4"),
+        (["trainer.max_epochs=5"], "epochs of iris is 5 in row 1 and 12 in row 4"),
+        (["tasks=[iris,digits]"], "it has no task digits, only iris, wine"),
+    ],
+)
+def test_dense_networks_of_other_settings_are_not_shared(overrides, message):
+    other = sequential("4", baselines={"dense": [0]})
+    with pytest.raises(ValueError, match=message):
+        check_dense(sequential("1", *overrides), other)
+
+
+def test_dense_networks_are_shared_by_a_row_that_trains_them_with_one_that_does_not():
+    without, training = sequential("1"), sequential("4", baselines={"dense": [0]})
+    for pair in ((without, without), (training, training)):
+        with pytest.raises(ValueError, match="must train dense networks, and row"):
+            check_dense(*pair)
+
+
+# ---- order
+
+
+def test_the_first_seed_of_all_rows_comes_first_and_baselines_after_the_runs(tmp_path):
+    rows = [row("1", baselines={"joint": [0]}), row("2", seeds=[0]), row("3", seeds=[0, 1, 2])]
+    names = [step.name for step in reproduce.plan(rows, None, tmp_path)]
+    assert names == [
+        *("row 1, seed 0", "row 2, seed 0", "row 3, seed 0", "row 1, seed 0, joint"),
+        *("row 1, seed 1", "row 3, seed 1", "row 3, seed 2"),
+    ]
+    assert [step.name for step in reproduce.plan(rows, [1], tmp_path)] == ["row 1, seed 1", "row 3, seed 1"]
+
+
+def test_a_step_names_its_settings_and_folder(tmp_path):
+    step = row("1", overrides=["reuse=all"], baselines={"dense": [1], "joint": [0, 1]}).steps(1, tmp_path)[1]
+    assert step.overrides == ("experiment=fake", "reuse=all", "seed=1")
+    assert (step.folder, step.baselines) == (tmp_path / "1" / "seed-1", ("dense", "joint"))
+
+
+# ---- records
+
+
+def test_a_record_has_mean_deviation_and_baselines_over_the_seeds_that_have_them(tmp_path):
+    runs = measured(tmp_path, [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}])
+    (record,) = records_of(row(tasks={"a": Goal(authors=0.6)}), runs, runs)
+    assert list(record)[: len(CONTRACT)] == CONTRACT
+    assert (record["mean"], record["std"]) == pytest.approx((0.85, 0.5**0.5 / 10))
+    assert (record["dense"], record["joint"], record["finetune"]) == (pytest.approx(0.8), 0.5, None)
+    assert (record["seeds"], record["dense_seeds"], record["joint_seeds"], record["finetune_seeds"]) == (2, 2, 1, 0)
+    assert (record["authors"], record["density"], record["seconds"], record["epochs"]) == (0.6, 0.1, 10.0, 3)
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    runs = measured(tmp_path, [{"a": 0.8}])
+    assert records_of(row(), runs, runs)[0]["std"] is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "test", "goal", "missed"),
+    [
+        ("max", 0.85, {}, None),
+        ("max", 0.85, {"target": 0.85, "worse_than_dense": 0.05}, []),
+        ("max", 0.85, {"target": 0.86, "worse_than_dense": 0.05}, ["target"]),
+        ("max", 0.85, {"target": 0.86, "worse_than_dense": 0.04}, ["target", "more than 0.04 worse than dense"]),
+        ("max", 0.85, {"worse_than_dense": 0.0}, ["more than 0 worse than dense"]),
+        ("max", 0.95, {"worse_than_dense": 0.0}, []),
+        ("min", 0.95, {"target": 0.95, "worse_than_dense": 0.05}, []),
+        ("min", 0.95, {"target": 0.94, "worse_than_dense": 0.04}, ["target", "more than 0.04 worse than dense"]),
+    ],
+)
+def test_what_a_record_has_missed(tmp_path, direction, test, goal, missed):
+    runs = measured(tmp_path, [{"a": {"test": test, "dense": 0.9, "direction": direction}}])
+    (record,) = records_of(row(tasks={"a": Goal(**goal)}), runs, runs)
+    assert record["met"] is (None if missed is None else not missed)
+    assert record["missed"] == (missed or [])
+
+
+def test_a_task_must_stay_within_a_bound_of_the_first(tmp_path):
+    runs = measured(tmp_path, [{"a": 0.95, "b": 0.94, "c": 0.93}])
+    records = records_of(row(within_of_first=0.01), runs, runs)
+    assert [record["missed"] for record in records] == [[], [], ["more than 0.01 worse than a"]]
+
+
+def test_the_mean_over_tasks_is_taken_within_each_seed(tmp_path):
+    scores = [{"a": {"test": 0.6, "dense": 1.0}, "b": {"test": 1.0, "dense": 0.5}}, {"a": 0.7, "b": 1.0}]
+    runs = measured(tmp_path, scores)
+    records = records_of(row(mean=Goal(target=0.9)), runs, runs)
+    assert [record["task"] for record in records] == ["a", "b", "mean"]
+    assert (records[2]["mean"], records[2]["dense"]) == pytest.approx((0.825, 0.75))
+    assert records[2]["std"] == pytest.approx(0.05 * 0.5**0.5)
+    assert records[2]["missed"] == ["target"]
+
+
+@pytest.mark.parametrize(("test", "missed"), [(0.92, []), (0.91, ["not above its best member, b"])])
+def test_an_ensemble_is_compared_with_its_best_member(tmp_path, test, missed):
+    ensemble = {"all": {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": test}}
+    runs = measured(tmp_path, [{"a": 0.9, "b": 0.91}], ensemble=ensemble)
+    record = records_of(row(tasks={"all": Goal(above_members=True)}), runs, runs)[-1]
+    assert (record["task"], record["mean"], record["missed"]) == ("all", test, missed)
+    assert (record["density"], record["dense"], record["forgetting"]) == (pytest.approx(0.2), None, None)
+
+
+def test_dense_scores_of_another_row_are_those_of_the_same_data(tmp_path):
+    mine = measured(tmp_path / "1", [{"a_0": 0.8}])
+    other = measured(tmp_path / "2", [{"a": {"test": 0.1, "dense": 0.9}}, {"a": {"test": 0.1, "dense": 0.7}}])
+    (record,) = records_of(row(dense_of="2", tasks={"a_0": Goal(dense_as="a")}), mine, other)
+    assert (record["mean"], record["dense"], record["dense_seeds"]) == (0.8, pytest.approx(0.8), 2)
+
+
+def test_networks_of_different_sizes_are_not_compared(tmp_path):
+    mine = measured(tmp_path / "1", [{"a": 0.8}])
+    other = measured(tmp_path / "2", [{"a": 0.8}], capacity={"prunable": 7})
+    with pytest.raises(ValueError, match=r"networks of \[7, 1000\] weights"):
+        records_of(row(), mine, other)
+
+
+def test_a_run_counts_once_all_stages_are_learned_and_its_ensembles_measured(tmp_path):
+    write_run(tmp_path, {"a": {"test": 0.5}}, matrix=[])
+    assert read_run(tmp_path) is None
+    write_run(tmp_path, {"a": {"test": 0.5}}, config={"ensembles": {"all": ["a"]}})
+    assert read_run(tmp_path) is None
+    assert read_run(tmp_path / "none") is None
+
+
+# ---- documents
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """Runs on disk count as those of the rows' settings."""
+    monkeypatch.setattr(reproduce, "state_of", lambda step: State("finished"))
+
+
+def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trusting):
+    rows = {"1": row("1", tasks={"a": Goal(authors=0.7, target=0.9)}), "two": row("two", seeds=[0])}
+    docs = tmp_path / "docs"
+    measured(tmp_path / "runs" / "1", [{"a": 0.8, "b": 0.6}])
+    reproduce.document(rows, tmp_path / "runs", docs)
+    text = (docs / "results.md").read_text()
+    assert "## Row 1: Two tasks\n" in text
+    assert "| a | accuracy ↑ | 0.8000 | – | 0.7000 | 0.9000 | – | – | – | 0.100 | 0 | 10 | **no**: target |" in text
+    assert "row two" not in text
+    assert (docs / "figures" / "row_1.png").read_bytes().startswith(b"\x89PNG")
+
+    (docs / "results.md").write_text(text + "\nBy hand.\n")
+    measured(tmp_path / "runs" / "1", [{"a": 0.8, "b": 0.6}, {"a": 1.0, "b": 0.6}])
+    measured(tmp_path / "runs" / "two", [{"c": 0.5}])
+    reproduce.document(rows, tmp_path / "runs", docs)
+    text = (docs / "results.md").read_text()
+    assert "| a | accuracy ↑ | 0.9000 | 0.1414 | 0.7000 | 0.9000 | – | – | – | 0.100 | 0 | 10 | yes |" in text
+    assert "`+experiment=fake`, seeds 0, 1; 3 epochs a stage." in text
+    assert "\nBy hand.\n" in text
+    assert text.count("## ") == 2
+    assert [record["task"] for record in json.loads((docs / "results.json").read_text())] == ["a", "b", "c"]
+
+
+def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
+    docs = tmp_path / "docs"
+    measured(tmp_path / "runs" / "1", [{"a": 0.8}])
+    measured(tmp_path / "other" / "two", [{"c": 0.5}])
+    rows = {"1": row("1"), "two": row("two")}
+    reproduce.document(rows, tmp_path / "runs", docs)
+    reproduce.document(rows, tmp_path / "other", docs)
+    assert [record["row"] for record in json.loads((docs / "results.json").read_text())] == ["1", "two"]
+    assert "<!-- table: row 1 -->" in (docs / "results.md").read_text()
+
+
+def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):
+    states = {0: "other", 1: "finished"}
+    monkeypatch.setattr(reproduce, "state_of", lambda step: State(states[int(step.folder.name[-1])]))
+    measured(tmp_path / "1", [{"a": 0.8}, {"a": 0.6}])
+    assert list(reproduce.measured(row("1"), tmp_path)) == [1]
+
+
+def test_of_many_tasks_the_table_has_mean_and_ends_and_what_was_missed(tmp_path):
+    scores = {f"t_{i}": 0.9 - 0.01 * i for i in range(8)}
+    runs = measured(tmp_path, [scores])
+    records = records_of(row(mean=Goal(), tasks={"t_3": Goal(target=0.99)}), runs, runs)
+    lines = results_document._lines(records)
+    assert [line["task"] for line in lines] == ["mean of 8 tasks", "lowest: t_7", "highest: t_0", "t_3"]
+    assert len(records) == 9
+
+
+def test_the_caption_says_how_many_seeds_a_baseline_has_and_what_was_compared(tmp_path):
+    scores = [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}]
+    runs = measured(tmp_path, scores, guarantee={"checked": 3, "violations": 1})
+    mine = row(source="somebody")
+    said = results_document.caption(mine, records_of(mine, runs, runs), runs)
+    assert "joint: 1 seed." in said
+    assert "dense" not in said
+    assert "Frozen tasks were compared bitwise 6 times, 2 had changed." in said
+    assert "Authors: somebody." in said
+
+
+@pytest.mark.parametrize("arguments", [["--rows", "1,99"], ["--jobs", "0"], ["--threads", "x"], ["--seeds", "a"]])
+def test_bad_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.parse(arguments, {"1": row("1")})
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_without_all_only_the_quick_rows_are_run():
+    rows = {"1": row("1"), "2": row("2", group="all")}
+    assert [reproduce.parse(given, rows).rows for given in ([], ["--all"], ["--rows", "2"])] == [
+        ["1"],
+        ["1", "2"],
+        ["2"],
+    ]
