@@ -189,6 +189,15 @@ def test_an_equal_share_gives_each_task_as_much_and_leaves_nothing(learned):
     assert results["capacity"]["free"] == 0
 
 
+def test_a_gate_prunes_below_the_budget_and_hands_the_rest_to_the_next_task(learned):
+    gate = ["pruning.gate.step=0.1", "pruning.gate.maximum=0.8", "pruning.gate.tolerance=9"]  # nothing is too bad
+    share = ["pruning.share=equal", "pruning.density=null"]
+    _, folder = learned("pruning=gated", *gate, *share, "trainer.max_epochs=7")
+    found, sizes = owned(folder)
+    assert found[1] == [round(0.2 * size) for size in sizes]  # of its half, in three steps
+    assert found[2] == [round(0.5 * size) for size in sizes]  # of the .8 that are left, in as many
+
+
 def test_over_the_whole_network_scores_decide_where_weights_are_kept(learned):
     results, folder = learned("pruning.scope=network", "pruning.density=0.1")
     found, sizes = owned(folder)

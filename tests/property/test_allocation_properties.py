@@ -1,12 +1,14 @@
 """Owners partition the weights; a mask for budget k has exactly k weights."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, make_network
-from msh.subnetworks import Budget, CapacityError, plan_counts, prune, select_apart, top_k_masks
+from msh.subnetworks import Budget, CapacityError, erk_counts, plan_counts, prune, select_apart, top_k_masks
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, float("inf"), -1.0])
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
@@ -143,3 +145,18 @@ def test_a_plan_serves_every_budget_in_full_or_is_refused(sizes, densities):
     else:
         with pytest.raises(CapacityError):
             plan_counts(sizes, budgets)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=4), min_size=1, max_size=6), st.data())
+def test_erk_shares_out_exactly_what_is_asked_and_fills_no_tensor_over(shapes, data):
+    named = {f"t{i}": tuple(shape) for i, shape in enumerate(shapes)}
+    sizes = {name: math.prod(shape) for name, shape in named.items()}
+    total = data.draw(st.integers(0, sum(sizes.values())))
+    counts = erk_counts(named, total)
+    assert sum(counts.values()) == total
+    assert all(0 <= counts[name] <= sizes[name] for name in sizes)
+    open_names = [name for name in sizes if counts[name] < sizes[name]]
+    shares = [(counts[name] - 1, counts[name] + 1, sum(named[name])) for name in open_names]
+    for low, _, dimensions in shares:  # within one weight of one common factor, as far as nothing is full
+        for _, high, others in shares:
+            assert low * others <= high * dimensions

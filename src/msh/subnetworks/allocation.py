@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from math import prod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from msh.names import one_of
+
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
 
-Scope = Literal["tensor", "network"]
+Scope = Literal["tensor", "erk", "network"]
 
 
 def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
@@ -87,8 +91,8 @@ class Budget:
         density: kept share of the prunable weights, in (0, 1].
         weights: kept number of weights over the whole network, at least 1.
         share: "equal": an equal part of what is free among this task and those still to come.
-        scope: "tensor" gives every prunable tensor the same share; "network" lets the scores decide
-            how many each tensor gets.
+        scope: "tensor" gives every prunable tensor the same share; "erk" small tensors a larger one than large ones
+            (see `erk_counts`; not with `share`); "network" lets the scores decide how many each tensor gets.
     """
 
     density: float | None = None
@@ -106,17 +110,31 @@ class Budget:
             raise ValueError(f"weights = {self.weights} is not allowed: it is a number of weights, at least 1")
         if self.share not in (None, "equal"):
             raise ValueError(f"share = {self.share!r} is not allowed: only 'equal' is")
-        if self.scope not in ("tensor", "network"):
-            raise ValueError(f"scope = {self.scope!r} is not allowed: 'tensor' or 'network' is")
+        one_of("scope", self.scope, get_args(Scope))
+        if self.scope == "erk" and self.share is not None:
+            raise ValueError("scope = 'erk' is not allowed with share: give a density or a number of weights")
 
-    def counts(self, sizes: Mapping[str, int], free: Mapping[str, int], tasks_left: int = 1) -> dict[str, int]:
-        """Weights to keep in each tensor (scope "tensor") or in all, under the key "" (scope "network").
+    def counts(
+        self,
+        sizes: Mapping[str, int],
+        free: Mapping[str, int],
+        tasks_left: int = 1,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, int]:
+        """Weights to keep in each tensor, or in all, under the key "" (scope "network").
 
         Args:
             sizes: tensor name to its number of weights.
             free: tensor name to its number of free weights.
             tasks_left: tasks still to be served, this one included; only `share` looks at it.
+            shapes: tensor name to its shape; only scope "erk" needs them.
+        Raises:
+            ValueError: scope "erk" lacks the shapes, or asks for more weights than there are.
         """
+        if self.scope == "erk":
+            if shapes is None:
+                raise ValueError("scope = 'erk' needs the shapes of the tensors")
+            return erk_counts(shapes, self.total(sizes))
         if self.scope == "network":
             sizes, free = {"": sum(sizes.values())}, {"": sum(free.values())}
         if self.share is not None:
@@ -127,6 +145,45 @@ class Budget:
         if self.weights is not None:
             _spread(wanted, self.weights - sum(wanted.values()), sizes)
         return wanted
+
+    def total(self, sizes: Mapping[str, int]) -> int:
+        """Weights to keep in all, of a density or a number of weights."""
+        assert self.share is None
+        return self.weights if self.weights is not None else round((self.density or 0.0) * sum(sizes.values()))
+
+
+def erk_counts(shapes: Mapping[str, Sequence[int]], total: int) -> dict[str, int]:
+    """Share weights out in proportion to the sum of each tensor's dimensions: Erdos-Renyi-Kernel.
+
+    A tensor that would get more weights than it has gets all of them, and the others share the rest.
+
+    Args:
+        shapes: tensor name to its shape.
+        total: number of weights shared out, 0 to as many as there are.
+    Returns:
+        Tensor name to a number of weights, `total` in all. Fractions are rounded down, and what that leaves goes to
+        the largest fractions, of equal ones to the earlier tensor.
+    Raises:
+        ValueError: total is out of range.
+    Source: Evci et al. 2020, RigL, sec. 3 (1).
+    """
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    if not 0 <= total <= sum(sizes.values()):
+        raise ValueError(f"total = {total} is out of range: there are {sum(sizes.values())} weights")
+    exact: dict[str, Fraction] = {}
+    while len(exact) < len(shapes):
+        open_names = [name for name in shapes if name not in exact]
+        rest = total - sum(exact.values())
+        each = Fraction(rest) / sum(sum(shapes[name]) for name in open_names)
+        full = [name for name in open_names if each * sum(shapes[name]) > sizes[name]]
+        exact |= {name: Fraction(sizes[name]) for name in full}
+        if not full:
+            exact |= {name: each * sum(shapes[name]) for name in open_names}
+    counts = {name: int(exact[name]) for name in shapes}
+    by_fraction = sorted(shapes, key=lambda name: counts[name] - exact[name])
+    for name in by_fraction[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def _spread(counts: dict[str, int], rest: int, sizes: Mapping[str, int]) -> None:
@@ -158,7 +215,10 @@ def check_free(task: str, wanted: Mapping[str, int], free: Mapping[str, int]) ->
 
 
 def plan_counts(
-    sizes: Mapping[str, int], budgets: Mapping[str, Budget], free: Mapping[str, int] | None = None
+    sizes: Mapping[str, int],
+    budgets: Mapping[str, Budget],
+    free: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Serve the tasks' budgets in order, on paper.
 
@@ -166,6 +226,7 @@ def plan_counts(
         sizes: tensor name to its number of weights.
         budgets: task name to its budget, in the order they will be served.
         free: tensor name to its number of free weights; all of them when None.
+        shapes: tensor name to its shape; only budgets of scope "erk" need them.
     Returns:
         Task name to what `Budget.counts` gives it.
     Raises:
@@ -174,7 +235,9 @@ def plan_counts(
     left = dict(sizes if free is None else free)
     plan: dict[str, dict[str, int]] = {}
     for position, (task, budget) in enumerate(budgets.items()):
-        wanted = budget.counts(sizes, left, len(budgets) - position)
+        if budget.scope == "erk":
+            check_free(task, {"": budget.total(sizes)}, left)
+        wanted = budget.counts(sizes, left, len(budgets) - position, shapes)
         check_free(task, wanted, left)
         plan[task] = wanted
         left = _take(left, wanted)

@@ -224,6 +224,25 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
     return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, found, strict=True)}
 
 
+def keep_state(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+    """Copies of a masked task's weights, private tensors and masks, to go back to: named as in its state dict."""
+    network.settle(task)
+    return {name: tensor.detach().clone() for name, tensor in network.subnetwork(task).state_dict().items()}
+
+
+def go_back(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor]) -> None:
+    """Give a masked task the weights, private tensors and masks of `keep_state` again, in the same parameters.
+
+    Raises:
+        ValueError: the task is not masked.
+    """
+    sub = network.subnetwork(task)
+    if sub.phase != "masked":
+        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task goes back to an earlier mask")
+    sub.load_state_dict(earlier)
+    network.derive(sub)
+
+
 def snapshot(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
     """Copies of all that trains in a masked task, to rewind to: names as in the subnetwork's parameters."""
     network.settle(task)

@@ -42,6 +42,22 @@ class TaskConfig:
 
 
 @dataclass
+class GateConfig:
+    """Pruning below the budget, for as long as a task's validation metric allows."""
+
+    step: float | None = None
+    """Sparsity added at a time, in (0, 1); null: no gate, a task keeps its budget."""
+    maximum: float = 0.98
+    """Sparsity at which it ends, at the latest, in (0, 1)."""
+    patience: int = 2
+    """Epochs in which the metric may recover from a step, at least 1."""
+    tolerance: float = 0.01
+    """Share of the dense network's validation metric that may be lost, at least 0."""
+    until: float = 0.75
+    """Share of the stage's steps after which it ends, at the latest."""
+
+
+@dataclass
 class PruningConfig:
     """How a task finds its subnetwork."""
 
@@ -52,7 +68,8 @@ class PruningConfig:
     share: str | None = None
     """Instead of density: "equal", an equal part of what is free among the tasks still to come."""
     scope: str = "tensor"
-    """"tensor": every prunable tensor keeps the same share; "network": scores are compared over all tensors."""
+    """"tensor": every prunable tensor keeps the same share; "erk": small tensors a larger share than large ones
+    (Erdos-Renyi-Kernel); "network": scores are compared over all tensors."""
     granularity: str = "weight"
     """What is kept: "weight"; "neuron", whole units of linear layers; "channel", those of convolutions and linear
     layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
@@ -72,6 +89,8 @@ class PruningConfig:
     """Multiply survivors so that each tensor keeps the norm it had before the cut."""
     sample: int = 1000
     """Training examples on which gradient criteria are computed."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """With a step, the budget is the most a task keeps: from `end` on, its validation metric decides."""
 
 
 @dataclass

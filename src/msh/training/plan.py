@@ -60,6 +60,25 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """How far a task is pruned below its budget: as far as its validation metric allows.
+
+    Attributes:
+        step: sparsity added at a time, in (0, 1).
+        maximum: sparsity at which it ends at the latest, in (0, 1).
+        patience: epochs in which the metric may recover from a step, at least 1.
+        tolerance: share of the dense network's metric that may be lost, at least 0.
+        until: share of the stage after which it ends at the latest, in (0, 1].
+    """
+
+    step: float
+    maximum: float
+    patience: int
+    tolerance: float
+    until: float
+
+
+@dataclass(frozen=True)
 class Pruning:
     """The pruning settings, resolved.
 
@@ -74,6 +93,7 @@ class Pruning:
         rescale: keep norms over cuts.
         sample: training examples for gradients.
         granularity: what is kept: single weights or whole units.
+        gate: pruning below the budgets, or None.
     """
 
     budgets: dict[str, Budget]
@@ -86,6 +106,7 @@ class Pruning:
     rescale: bool
     sample: int
     granularity: Granularity = "weight"
+    gate: Gate | None = None
 
 
 def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, uneven: Uneven = "cycle") -> list[Stage]:
@@ -208,7 +229,60 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         rescale=config.rescale,
         sample=config.sample,
         granularity=config.granularity,
+        gate=_read_gate(config),
     )
+
+
+def _read_gate(config: DictConfig) -> Gate | None:
+    gate = config.gate
+    if gate.step is None:
+        return None
+    limits = {
+        "step": (0.0 < gate.step < 1.0, "in (0, 1)"),
+        "maximum": (0.0 < gate.maximum < 1.0, "in (0, 1)"),
+        "patience": (gate.patience >= 1, "at least 1"),
+        "tolerance": (0.0 <= gate.tolerance < math.inf, "at least 0"),
+        "until": (config.end < gate.until <= 1.0, f"above pruning.end = {config.end:g}, and at most 1,"),
+    }
+    for key, (right, allowed) in limits.items():
+        if not right:
+            raise ValueError(f"pruning.gate.{key} = {gate[key]} is not allowed: {allowed} is")
+    if config.granularity != "weight":
+        raise ValueError(
+            f"pruning.granularity = {config.granularity!r} is not allowed with pruning.gate.step: 'weight' is"
+        )
+    if config.rewind is not None:
+        raise ValueError(f"pruning.rewind = {config.rewind} is not allowed with pruning.gate.step: null is")
+    return Gate(gate.step, gate.maximum, gate.patience, gate.tolerance, gate.until)
+
+
+def check_gate(
+    gate: Gate, wanted: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], trainer: DictConfig
+) -> None:
+    """Refuse a gate that could never be passed, or has nothing to decide by.
+
+    Args:
+        gate: of the run.
+        wanted: task to its budget, as planned.
+        sizes: tensor name to its number of weights.
+        trainer: the config's.
+    Raises:
+        ValueError: naming the setting.
+    """
+    for task, counts in wanted.items():
+        sparsity = 1.0 - sum(counts.values()) / sum(sizes.values())
+        if gate.maximum <= sparsity:
+            raise ValueError(
+                f"pruning.gate.maximum = {gate.maximum} is not allowed: the budget of task {task!r} has sparsity "
+                f"{sparsity:.4g} already, and the gate starts there; raise the maximum, or the density"
+            )
+    if trainer.limit_val_batches is not None and not trainer.limit_val_batches:
+        raise ValueError("trainer.limit_val_batches = 0 is not allowed with pruning.gate.step: the metric decides")
+    if trainer.check_val_every_n_epoch != 1:
+        raise ValueError(
+            f"trainer.check_val_every_n_epoch = {trainer.check_val_every_n_epoch} is not allowed with "
+            "pruning.gate.step: 1 is"
+        )
 
 
 def _of_task(key: str, value: Any, task: str, tasks: Sequence[str]) -> Any:
@@ -236,9 +310,17 @@ def fits_of(stage: Stage, stages: int, pruning: Pruning) -> list[Fit]:
     """The fits of a stage: one in which masks are narrowed, then one that trains what is left.
 
     Raises:
-        ValueError: survivors are to be rewound to an epoch that is not before the first cut.
+        ValueError: survivors are to be rewound to an epoch that is not before the first cut, or a gate has no dense
+            epoch to compare with.
     """
-    pruned = min(stage.max_epochs, math.ceil(pruning.end * stage.max_epochs - 1e-9))
+    if pruning.gate is not None and pruning.begin * stage.max_epochs < 1:
+        raise ValueError(
+            f"pruning.begin = {pruning.begin} is not allowed with pruning.gate.step: stage {stage.index} trains "
+            f"{pruning.begin * stage.max_epochs:g} epochs dense (pruning.begin x max_epochs), "
+            "and the gate compares with at least one"
+        )
+    end = pruning.end if pruning.gate is None else pruning.gate.until
+    pruned = min(stage.max_epochs, math.ceil(end * stage.max_epochs - 1e-9))
     if pruning.rewind is not None and not 0 <= pruning.rewind <= pruning.begin * stage.max_epochs:
         raise ValueError(
             f"pruning.rewind = {pruning.rewind} is not allowed: the first cut of stage {stage.index} comes after "

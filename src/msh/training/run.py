@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +20,16 @@ from pytorch_lightning.loggers import Logger
 from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
 from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import Capacity, MultiSubnetwork, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import Budget, Capacity, MultiSubnetwork, UnitGraph, plan_counts, plan_units
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, build_backbone, build_tasks, build_units
-from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.callbacks import Freeze, GatedPruning, Guarantee, IterativePruning
 from msh.training.ensembles import check_members, measure_ensembles, read_ensembles
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule
-from msh.training.plan import Fit, Pruning, Stage, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
 from msh.training.variants import expand_variants
@@ -67,10 +68,19 @@ def train(config: DictConfig, folder: Path) -> Results:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     network = MultiSubnetwork(build_backbone(config, tasks))
     units = build_units(config, network)
-    wanted = plan_units(units, pruning.budgets) if units else plan_counts(network.sizes(), pruning.budgets)
+    wanted = plan_units(units, pruning.budgets) if units else _plan_weights(network, pruning.budgets)
+    if pruning.gate is not None:
+        check_gate(pruning.gate, wanted, network.sizes(), config.trainer)
     results = _results(config, folder, stages, tasks)
     run = Run(config, folder, tasks, network, pruning, wanted, fits, results, units)
     return run.go()
+
+
+def _plan_weights(network: MultiSubnetwork, budgets: Mapping[str, Budget]) -> dict[str, dict[str, int]]:
+    """What `plan_counts` gives tasks of the weights that are free now."""
+    shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
+    free = {name: int(mask.sum()) for name, mask in network.free().items()}
+    return plan_counts(network.sizes(), budgets, free, shapes)
 
 
 def _results(config: DictConfig, folder: Path, stages: list[Stage], tasks: Mapping[str, Task]) -> Results:
@@ -175,15 +185,14 @@ class Run:
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
         """Begin, prune, train, freeze: what of it falls into this fit."""
-        pruner = self._pruner(stage)
         for task in stage.tasks:
             if task not in self.network.tasks:
                 add_task(self.network, self.tasks[task], self.config)
                 self.network.begin(task)
         if not fit.prunes and self.pruning.end == 0:
-            pruner.prune_now(self.module)
+            self._pruner(stage).prune_now(self.module)
             self._compact(stage)
-        extra: list[pl.Callback] = [pruner] if fit.prunes else []
+        extra: list[pl.Callback] = [self._pruner(stage)] if fit.prunes else []
         if fit.last:
             extra += [Freeze(), self.guarantee]
         folder = self.state.fit_folder(fit.key)
@@ -197,8 +206,9 @@ class Run:
         self._save_results()
 
     def _pruner(self, stage: Stage) -> IterativePruning:
-        return IterativePruning(
-            wanted={task: self.wanted[task] for task in stage.tasks},
+        kind = IterativePruning if self.pruning.gate is None else partial(GatedPruning, self.pruning.gate)
+        return kind(
+            wanted=self._budgets(stage),
             criterion=self.pruning.criterion,
             schedule=self.pruning.schedule,
             begin=self.pruning.begin * stage.max_epochs,
@@ -209,6 +219,14 @@ class Run:
             sample=self.pruning.sample,
             units=self.units,
         )
+
+    def _budgets(self, stage: Stage) -> dict[str, dict[str, int]]:
+        """What the stage's tasks may keep: as planned; or, as gates leave more free than that, planned again."""
+        wanted = self.wanted
+        if self.pruning.gate is not None:
+            coming = [task for other in self.fits if other.index >= stage.index for task in other.tasks]
+            wanted = _plan_weights(self.network, {task: self.pruning.budgets[task] for task in coming})
+        return {task: wanted[task] for task in stage.tasks}
 
     def _compact(self, stage: Stage) -> None:
         for task in stage.tasks:

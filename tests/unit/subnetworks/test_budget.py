@@ -1,6 +1,6 @@
 import pytest
 
-from msh.subnetworks import Budget, CapacityError, plan_counts
+from msh.subnetworks import Budget, CapacityError, erk_counts, plan_counts
 
 SIZES = {"a": 100, "b": 50, "c": 7}
 
@@ -62,7 +62,8 @@ def test_an_equal_share_is_a_part_of_what_is_free():
         ({"weights": 0}, "weights = 0.*at least 1"),
         ({"weights": -5}, "weights = -5"),
         ({"share": "half"}, "share = 'half'.*'equal'"),
-        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*'tensor' or 'network'"),
+        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*one of tensor, erk, network"),
+        ({"share": "equal", "scope": "erk"}, "scope = 'erk' is not allowed with share"),
     ],
 )
 def test_a_budget_that_is_none_says_what_is_wrong(given, named):
@@ -104,3 +105,40 @@ def test_over_the_whole_network_the_message_says_so():
 def test_after_a_task_over_the_network_the_rest_is_free_in_proportion():
     budgets = {"x": Budget(weights=6, scope="network"), "y": Budget(share="equal")}
     assert plan_counts({"a": 4, "b": 8}, budgets)["y"] == {"a": 2, "b": 4}
+
+
+SHAPES = {"stem": (4, 1, 3, 3), "wide": (20, 30), "narrow": (5, 20)}
+"""36, 600 and 100 weights; sums of dimensions 11, 50 and 25."""
+
+
+def test_erk_gives_each_tensor_weights_in_proportion_to_the_sum_of_its_dimensions():
+    assert erk_counts(SHAPES, 86) == {"stem": 11, "wide": 50, "narrow": 25}
+    assert erk_counts(SHAPES, 172) == {"stem": 22, "wide": 100, "narrow": 50}
+
+
+def test_erk_fills_small_tensors_and_shares_the_rest_among_the_others():
+    assert erk_counts(SHAPES, 36 + 270) == {"stem": 36, "wide": 180, "narrow": 90}
+    assert erk_counts(SHAPES, 36 + 100 + 300) == {"stem": 36, "wide": 300, "narrow": 100}
+    assert erk_counts(SHAPES, 736) == {"stem": 36, "wide": 600, "narrow": 100}
+
+
+def test_what_rounding_leaves_goes_to_the_largest_fractions_and_then_to_the_first_tensor():
+    assert erk_counts(SHAPES, 87) == {"stem": 11, "wide": 51, "narrow": 25}  # 11.13, 50.58, 25.29
+    assert erk_counts({"a": (3, 3), "b": (3, 3), "c": (3, 3)}, 2) == {"a": 1, "b": 1, "c": 0}
+
+
+def test_erk_of_more_weights_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="total = 737 is out of range: there are 736 weights"):
+        erk_counts(SHAPES, 737)
+    with pytest.raises(ValueError, match="needs the shapes"):
+        Budget(density=0.1, scope="erk").counts(SIZES, SIZES)
+
+
+def test_an_erk_plan_names_what_is_missing():
+    sizes = {"stem": 36, "wide": 600, "narrow": 100}
+    budgets = {"x": Budget(density=0.3, scope="erk"), "y": Budget(weights=100, scope="erk")}
+    with pytest.raises(CapacityError, match="task 'y' wants 13 weights of layer 'stem', but only 8 are free"):
+        plan_counts(sizes, budgets, shapes=SHAPES)
+    with pytest.raises(CapacityError, match="task 'x' wants 737 weights of the whole network, but only 736 are free"):
+        plan_counts(sizes, {"x": Budget(weights=737, scope="erk")}, shapes=SHAPES)
+    assert plan_counts(sizes, {"x": Budget(weights=86, scope="erk")}, shapes=SHAPES)["x"]["narrow"] == 25

@@ -6,7 +6,8 @@ from toys import STEPS, AfterBatch, begin, fit, make_config, make_module
 
 from helpers import PRUNABLE, make_batch, seen_weights
 from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
-from msh.training.callbacks import IterativePruning
+from msh.training.callbacks import IterativePruning, scoring
+from msh.training.callbacks.scoring import sample_gradients
 
 WANTED = {"2.weight": 4, "6.weight": 10}
 
@@ -111,6 +112,21 @@ def test_gradient_criteria_leave_no_gradient_and_keep_what_the_loss_feels_most()
     assert all(parameter.grad is None for parameter in network.parameters())
     for name, mask in network.masks("a").items():
         assert felt[name][mask].min() >= felt[name][~mask].max()
+
+
+@pytest.mark.parametrize("sample", [7, 32, 100])
+def test_the_gradient_over_a_sample_is_summed_up_in_batches(sample, monkeypatch):
+    module = begin(make_module(), "a")
+    whole = sample_gradients(module, "a", sample, number=1)
+    sizes = []
+    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(scoring, "GRADIENT_BATCH", 5)
+    parts = sample_gradients(module, "a", sample, number=1)
+    assert max(sizes) == 5
+    assert sum(sizes) == min(sample, 32)
+    for name in PRUNABLE:
+        assert torch.allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+        assert whole[name].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("begin_at", ["initialisation", "epoch 1"])

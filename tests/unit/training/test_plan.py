@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from msh.training.config import PruningConfig
-from msh.training.plan import Pruning, Stage, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.config import PruningConfig, TrainerConfig
+from msh.training.plan import Gate, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
 
 TASKS = ["digits", "wine", "iris"]
 
@@ -218,8 +218,9 @@ def test_weights_and_share_replace_density():
         ({"density": None}, r"exactly one of density, weights, share"),
         ({"density": None, "weights": 0}, r"task 'digits': weights = 0 is not allowed"),
         ({"density": None, "share": "half"}, r"share = 'half' is not allowed: only 'equal' is"),
-        ({"scope": "layer"}, r"scope = 'layer' is not allowed: 'tensor' or 'network' is"),
+        ({"scope": "layer"}, r"scope = 'layer' is not allowed: one of tensor, erk, network"),
         ({"granularity": "neurn"}, r"pruning.granularity = 'neurn' is not allowed: .*did you mean 'neuron'"),
+        ({"granularity": "channel", "scope": "erk"}, r"pruning.scope = 'erk' is not allowed with pruning.gran"),
         ({"granularity": "channel", "scope": "network"}, r"pruning.scope = 'network' is not allowed with pruning.gran"),
         ({"begin": 0.5, "end": 0.2}, r"pruning.begin = 0.5, pruning.end = 0.2 are not allowed"),
         ({"begin": -0.5}, r"pruning.begin = -0.5"),
@@ -233,6 +234,67 @@ def test_weights_and_share_replace_density():
 def test_wrong_pruning_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         read_pruning(settings(**changes), TASKS)
+
+
+GATE = {"step": 0.05, "maximum": 0.98, "patience": 2, "tolerance": 0.01, "until": 0.75}
+
+
+def test_a_gate_keeps_pruning_until_its_own_end():
+    pruning = read_pruning(settings(begin=0.2, end=0.4, gate=GATE), TASKS)
+    assert pruning.gate == Gate(**GATE)
+    fits = fits_of(Stage(0, ("wine",), 10), 1, pruning)
+    assert [(fit.key, fit.epochs) for fit in fits] == [("stage-000-prune", 8), ("stage-000-train", 2)]
+    assert read_pruning(settings(), TASKS).gate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 0}, r"pruning.gate.step = 0.0 is not allowed: in \(0, 1\) is"),
+        ({"step": 1}, r"pruning.gate.step = 1.0 is not"),
+        ({"maximum": 1}, r"pruning.gate.maximum = 1.0 is not allowed: in \(0, 1\) is"),
+        ({"patience": 0}, r"pruning.gate.patience = 0 is not allowed: at least 1 is"),
+        ({"tolerance": -0.1}, r"pruning.gate.tolerance = -0.1 is not allowed: at least 0 is"),
+        ({"until": 0.4}, r"pruning.gate.until = 0.4 is not allowed: above pruning.end = 0.4, and at most 1, is"),
+        ({"until": 1.1}, r"pruning.gate.until = 1.1 is not"),
+    ],
+)
+def test_a_wrong_gate_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_pruning(settings(begin=0.2, end=0.4, gate=GATE | changes), TASKS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"granularity": "neuron"}, "pruning.granularity = 'neuron' is not allowed with pruning.gate.step"),
+        ({"rewind": 0}, "pruning.rewind = 0 is not allowed with pruning.gate.step"),
+    ],
+)
+def test_what_does_not_go_with_a_gate_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_pruning(settings(begin=0.2, end=0.4, gate=GATE, **changes), TASKS)
+
+
+def test_a_gate_needs_an_epoch_of_the_dense_network():
+    pruning = read_pruning(settings(begin=0.1, end=0.4, gate=GATE), TASKS)
+    fits_of(Stage(0, ("wine",), 10), 1, pruning)
+    with pytest.raises(ValueError, match=r"pruning.begin = 0.1 is not allowed .*stage 3 trains 0.9 epochs dense"):
+        fits_of(Stage(3, ("wine",), 9), 4, pruning)
+
+
+@pytest.mark.parametrize(
+    ("kept", "trainer", "message"),
+    [
+        (2, {}, r"pruning.gate.maximum = 0.98 is not allowed: the budget of task 'a' has sparsity 0.98 already"),
+        (20, {"limit_val_batches": 0}, "trainer.limit_val_batches = 0 is not allowed"),
+        (20, {"check_val_every_n_epoch": 2}, "trainer.check_val_every_n_epoch = 2 is not allowed"),
+    ],
+)
+def test_a_gate_that_nothing_could_pass_or_decide_is_refused(kept, trainer, message):
+    config = OmegaConf.merge(OmegaConf.structured(TrainerConfig), trainer)
+    with pytest.raises(ValueError, match=message):
+        check_gate(Gate(**GATE), {"a": {"": kept}}, {"x": 60, "y": 40}, config)
 
 
 @pytest.mark.parametrize("weights", ["many", 2.5, [1, 2]])

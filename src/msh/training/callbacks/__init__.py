@@ -4,6 +4,7 @@ from msh.training.callbacks.best import RestoreBest
 from msh.training.callbacks.checkpoint import EpochCheckpoint
 from msh.training.callbacks.early_stopping import EarlyStoppingPerTask
 from msh.training.callbacks.freeze import Freeze, TakeFromRankZero
+from msh.training.callbacks.gate import GatedPruning
 from msh.training.callbacks.guarantee import Guarantee, GuaranteeError
 from msh.training.callbacks.progress import StageProgress
 from msh.training.callbacks.prune import IterativePruning
@@ -12,6 +13,7 @@ __all__ = [
     "EarlyStoppingPerTask",
     "EpochCheckpoint",
     "Freeze",
+    "GatedPruning",
     "Guarantee",
     "GuaranteeError",
     "IterativePruning",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from msh.subnetworks import (
@@ -17,14 +16,12 @@ from msh.subnetworks import (
     candidate_counts,
     candidates,
     cut,
-    loss_gradients,
     rewind,
-    score,
     select_apart,
     snapshot,
     weights_of,
 )
-from msh.tasks.seeds import derive_seed
+from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
 
@@ -118,7 +115,7 @@ class IterativePruning(pl.Callback):
             if self.rewind_epoch is not None:
                 for optimizer in trainer.optimizers:
                     optimizer.state = defaultdict(dict)
-            self._log(pl_module)
+            log_sparsity(pl_module, self.wanted)
 
     def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
         if epoch == self.rewind_epoch and not self.earlier:
@@ -130,9 +127,7 @@ class IterativePruning(pl.Callback):
             now, start = candidate_counts(network, task, budget, self.units), self.start[task]
             at = number / self.rounds
             kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
-            gradients = self._gradients(module, task, number) if self.criterion.needs_gradient else None
-            generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
-            scores[task] = score(network, task, self.criterion, gradients, generator, self.units)
+            scores[task] = score_task(module, task, self.criterion, self.sample, number, self.units)
         open_to = {task: candidates(network, task, self.units) for task in self.wanted}
         masks = select_apart(scores, kept, self.wanted, open_to)
         for task, own in from_rank_zero(module, masks).items():
@@ -140,25 +135,6 @@ class IterativePruning(pl.Callback):
             if self.rewind_epoch is not None:
                 rewind(network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
-
-    def _gradients(self, module: SubnetworkModule, name: str, number: int) -> dict[str, Tensor]:
-        task = module.tasks[name]
-        split = task.splits["train"]
-        generator = torch.Generator().manual_seed(derive_seed(module.seed, name, "sample", number))
-        index = torch.randperm(len(split), generator=generator)[: self.sample]
-        inputs, targets = split.inputs[index].to(module.device), split.targets[index].to(module.device)
-        was_training = module.training
-        module.eval()
-        with torch.enable_grad():
-            found = loss_gradients(module.network, name, lambda: task.loss(module(inputs, name), targets))
-        module.train(was_training)
-        return found
-
-    def _log(self, module: SubnetworkModule) -> None:
-        total = sum(module.network.sizes().values())
-        for task in self.wanted:
-            kept = sum(int(mask.sum()) for mask in module.network.masks(task).values())
-            module.log(f"{task}/sparsity", 1.0 - kept / total)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs: cuts made, counts at the start, values to rewind to."""
@@ -168,3 +144,11 @@ class IterativePruning(pl.Callback):
         """Take back what `state_dict` gave."""
         self.rounds_done = state_dict["rounds_done"]
         self.start, self.earlier = state_dict["start"], state_dict["earlier"]
+
+
+def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
+    """Log the share of the network's weights that are no candidates of the tasks."""
+    total = sum(module.network.sizes().values())
+    for task in tasks:
+        kept = sum(int(mask.sum()) for mask in module.network.masks(task).values())
+        module.log(f"{task}/sparsity", 1.0 - kept / total)
