@@ -36,8 +36,13 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     tasks = [record for record in records if record["task"] != MEAN]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         if len(tasks) >= MANY and not any(record["forgetting"] is None for record in tasks):
-            figure = Figure(figsize=(7, 3), layout="constrained")
-            _lines(figure.subplots(), tasks)
+            further = any(record["finetune"] is not None for record in tasks)
+            figure = Figure(figsize=(10 if further else 6, 3), layout="constrained")
+            panels = figure.subplots(1, 2 if further else 1, squeeze=False)[0]
+            _lines(panels[0], tasks, [name for name in SHOWN if name not in ("authors", "finetune")])
+            if further:
+                _lines(panels[1], tasks, [name for name in SHOWN if name != "authors"])
+            panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         else:
             figure = Figure(figsize=(max(5.0, 3.0 * min(len(tasks), 3)), 1.8 * -(-len(tasks) // 3) + 0.4))
             figure.set_layout_engine("constrained")
@@ -72,17 +77,16 @@ def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
     panel.set_yticks(range(len(scores)), [f"{name} {score:.4f}" for name, score in scores.items()])
     panel.set_ylim(len(scores) - 0.5, -0.5)
     panel.set_xlim(low, high)
-    panel.locator_params(axis="x", nbins=4)
+    panel.locator_params(axis="x", nbins=3)
     panel.set_title(f"{record['task']}: {record['metric']} {'↑' if record['direction'] == 'max' else '↓'}", fontsize=9)
 
 
-def _lines(panel: Axes, tasks: Sequence[Mapping[str, Any]]) -> None:
+def _lines(panel: Axes, tasks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Scores over the tasks in the order in which they were learned."""
-    places = range(1, len(tasks) + 1)
-    for name, key in SHOWN.items():
-        scores = [record[key] for record in tasks]
-        if name != "authors" and None not in scores:
+    for name in names:
+        scores = [record[SHOWN[name]] for record in tasks]
+        if None not in scores:
+            places = range(1, len(tasks) + 1)
             panel.plot(places, scores, "o-", markersize=3, linewidth=1, color=COLOURS[name], label=name)
     panel.set_xlabel("task")
-    panel.set_ylabel(tasks[0]["metric"])
-    panel.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    panel.set_ylabel(f"{tasks[0]['metric']} {'↑' if tasks[0]['direction'] == 'max' else '↓'}")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import reproduce, results_document  # noqa: E402
+from benchmarks import figures, reproduce, results_document  # noqa: E402
 from benchmarks.rows import FILE, Goal, Row, check_dense, read_rows  # noqa: E402
 from benchmarks.runs import State  # noqa: E402
 from benchmarks.scores import read_run, records_of  # noqa: E402
@@ -269,6 +269,14 @@ def test_of_many_tasks_the_table_has_mean_and_ends_and_what_was_missed(tmp_path)
     lines = results_document._lines(records)
     assert [line["task"] for line in lines] == ["mean of 8 tasks", "lowest: t_7", "highest: t_0", "t_3"]
     assert len(records) == 9
+
+
+@pytest.mark.parametrize("finetune", [None, 0.3])
+def test_a_figure_of_many_tasks_is_wider_where_it_shows_forgetting(tmp_path, finetune):
+    runs = measured(tmp_path, [{f"t_{i}": {"test": 0.9, "dense": 0.9, "finetune": finetune} for i in range(8)}])
+    figures.draw(records_of(row(), runs, runs), "many", tmp_path / "many.png")
+    width = int.from_bytes((tmp_path / "many.png").read_bytes()[16:20], "big")
+    assert width == 120 * (6 if finetune is None else 10)
 
 
 def test_the_caption_says_how_many_seeds_a_baseline_has_and_what_was_compared(tmp_path):
