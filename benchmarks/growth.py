@@ -36,30 +36,38 @@ DENSITY = 0.1
 def growth(settings: Settings) -> Iterator[Record]:
     """Row 13."""
     sizes = settings.cases(tuple(SIZES), ("1M", "10M"))
-    yield from _slopes(settings, {size: _parts_of_process(size, settings.threads, FROM_THE_SYSTEM) for size in sizes})
+    yield from _slopes(settings, {size: _parts_of_process(size, settings, FROM_THE_SYSTEM) for size in sizes})
     if not settings.quick:  # a stage cut short says nothing of the share
-        yield from _on_heap(settings, {size: _parts_of_process(size, settings.threads, {}) for size in sizes})
+        yield from _on_heap(settings, {size: _parts_of_process(size, settings, {}) for size in sizes})
         yield _share_of_stage(settings)
 
 
-def _parts_of_process(size: str, threads: int, environment: dict[str, str]) -> dict[str, float]:
-    return json.loads(fresh_process("benchmarks.growth", size, threads, environment=environment))
+def _rounds(settings: Settings, size: str) -> int:
+    return settings.repeats or (1 if settings.quick else ROUNDS[size])
+
+
+def _parts_of_process(size: str, settings: Settings, environment: dict[str, str]) -> dict[str, float]:
+    return json.loads(
+        fresh_process("benchmarks.growth", size, settings.threads, _rounds(settings, size), environment=environment)
+    )
 
 
 def _slopes(settings: Settings, measured: dict[str, dict[str, float]]) -> Iterator[Record]:
     sizes = list(measured)
     together = {size: sum(parts.values()) for size, parts in measured.items()}
     what = f"seconds of {', '.join(PARTS)} together, a task of 10 % of {sizes[0]} weights"
-    yield settings.record(f"13-{sizes[0]}", what, together[sizes[0]], "s", None, ROUNDS[sizes[0]])
+    yield settings.record(f"13-{sizes[0]}", what, together[sizes[0]], "s", None, _rounds(settings, sizes[0]))
     for smaller, larger in itertools.pairwise(sizes):
         slope = _slope(together, smaller, larger)
         what = f"log-log slope of the same from {smaller} to {larger} weights (1 is linear): {together[larger]:.3g} s"
-        yield settings.record(f"13-{larger}", what, slope, "slope", None, ROUNDS[larger])
+        yield settings.record(f"13-{larger}", what, slope, "slope", None, _rounds(settings, larger))
     for part in PARTS:
         taken = {size: parts[part] for size, parts in measured.items()}
         shown = ", ".join(f"{value:.3g} s at {size}" for size, value in taken.items())
         what = f"log-log slope of {part} from {sizes[0]} to {sizes[-1]} weights: {shown}"
-        yield settings.record(f"13-{part}", what, _slope(taken, sizes[0], sizes[-1]), "slope", None, ROUNDS[sizes[-1]])
+        yield settings.record(
+            f"13-{part}", what, _slope(taken, sizes[0], sizes[-1]), "slope", None, _rounds(settings, sizes[-1])
+        )
 
 
 def _on_heap(settings: Settings, measured: dict[str, dict[str, float]]) -> Iterator[Record]:
@@ -68,7 +76,7 @@ def _on_heap(settings: Settings, measured: dict[str, dict[str, float]]) -> Itera
     shown = ", ".join(f"{value:.3g} s at {size}" for size, value in together.items())
     what = f"log-log slope of all together with malloc as it is by default, which is quicker for small tensors: {shown}"
     slope = _slope(together, sizes[0], sizes[-1])
-    yield settings.record("13-heap", what, slope, "slope", None, ROUNDS[sizes[-1]])
+    yield settings.record("13-heap", what, slope, "slope", None, _rounds(settings, sizes[-1]))
 
 
 def _slope(taken: dict[str, float], smaller: str, larger: str) -> float:
@@ -180,5 +188,5 @@ def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callabl
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[2]))
-    rounds = [_seconds_of_parts(SIZES[sys.argv[1]]) for _ in range(ROUNDS[sys.argv[1]])]
+    rounds = [_seconds_of_parts(SIZES[sys.argv[1]]) for _ in range(int(sys.argv[3]))]
     print(json.dumps({part: min(row[part] for row in rounds) for part in PARTS}))

@@ -40,7 +40,7 @@ def start_up(settings: Settings) -> Iterator[Record]:
     rounds = settings.repeats or (1 if settings.quick else 10)
     imports = "; ".join(f"import {name}" for name in MODULES)
     times: dict[str, list[float]] = {name: [] for name in ("frameworks", "msh", "help", "first step")}
-    _process([sys.executable, "-c", f"{FRAMEWORKS}; {imports}"], settings)  # brings the files into the system's cache
+    loaded = _unused(settings, imports)  # and the files are in the system's cache
     for number in range(rounds):
         frameworks, added = _import_times(imports, settings)
         times["frameworks"].append(frameworks)
@@ -56,7 +56,6 @@ def start_up(settings: Settings) -> Iterator[Record]:
     yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, len(times["help"]))
     what = "from the command python train.py +experiment=sequential to the end of its first training step"
     yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, len(times["help"]))
-    loaded = _unused(settings, imports)
     what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
     yield settings.record("12-unused", what, len(loaded), "modules", None, 1)
 
