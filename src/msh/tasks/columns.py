@@ -202,16 +202,31 @@ def sorted_names(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(names if any(np.isnan(_number(name)) for name in names) else sorted(names, key=float))
 
 
-def with_test_split(split: Split, tests: Split | None, targets: Targets, test_fraction: float | None) -> RawData:
+def with_test_split(
+    split: Split, tests: Split | None, targets: Targets, test_fraction: float | None, test_seed: int | None = None
+) -> RawData:
     """Raw data with the test split there is, or with a share of the examples taken for it.
 
     Raises:
-        ValueError: a share is given beside a test split, or is not in (0, 1).
+        ValueError: a share or a seed is given beside a test split, or is out of its range.
     """
     check_test_fraction(test_fraction, tests is not None)
-    if tests is None:
+    if test_seed is not None and (tests is not None or not 0 <= test_seed < 2**32):
+        raise ValueError(f"source.test_seed = {test_seed} is not allowed: 0 to 2**32 - 1, and no source.test_path")
+    if test_seed is not None:
+        split, tests = _last_shuffled(split, test_fraction or TEST_FRACTION, test_seed)
+    elif tests is None:
         split, tests = hold_out(split, test_fraction or TEST_FRACTION, targets.kind)
     return RawData(targets.kind, split, tests, targets.outputs)
+
+
+def _last_shuffled(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    order = np.random.RandomState(seed).permutation(len(split))
+    kept = int(len(split) * (1 - fraction))
+    if kept in (0, len(split)):
+        raise ValueError(f"source.test_fraction = {fraction} of {len(split)} rows leaves the train or test split empty")
+    first, second = (split.take(torch.from_numpy(part)) for part in (order[:kept], order[kept:]))
+    return first, second
 
 
 def check_test_fraction(fraction: float | None, has_tests: bool) -> None:

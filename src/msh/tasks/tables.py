@@ -17,6 +17,7 @@ def csv_table(
     threshold: float | None = None,
     test_path: str | None = None,
     test_fraction: float | None = None,
+    test_seed: int | None = None,
     encoding: str = "utf-8",
 ) -> RawData:
     """Load a table from a CSV file with a header.
@@ -29,6 +30,8 @@ def csv_table(
         threshold: makes two classes of a column of numbers: class 1 is above it.
         test_path: file with the test split.
         test_fraction: without one, share of the rows that become the test split, .2 when None; the same for every seed.
+        test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState of
+            this seed shuffles the rows, and the last of them are the test split. None: a draw of this library's own.
         encoding: of the files.
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,4 +44,4 @@ def csv_table(
         raise ValueError(f"source.features = {names} is not allowed: at least one column is, and not the target")
     tables = [table] if test_path is None else [table, read_table(test_path, encoding)]
     splits = [Split(t.numbers("source.features", names), targets.read(t, "source.target")) for t in tables]
-    return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction)
+    return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction, test_seed)

@@ -1,5 +1,6 @@
 """Tables in CSV files: what is read, and what is refused with file, line, column and value."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,3 +165,20 @@ def test_another_encoding_is_refused_with_byte_and_line(write):
     path = write("x,größe\n1,2\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"table.csv is not in utf-8: byte 4 \(line 1\) is 0xf6.*source.encoding"):
         csv_table(path, target="größe", kind="regression")
+
+
+def test_a_seed_draws_the_test_split_as_keras_does(write):
+    path = write("x,y\n" + "".join(f"{i},{i}\n" for i in range(10)))
+    data = csv_table(path, target="y", kind="regression", test_fraction=0.3, test_seed=113)
+    order = list(range(10))
+    np.random.RandomState(113).shuffle(order)
+    assert data.train.inputs.flatten().tolist() == order[:7]
+    assert data.test.inputs.flatten().tolist() == order[7:]
+
+
+@pytest.mark.parametrize("settings", [{"test_seed": -1}, {"test_seed": 1, "test_path": "itself"}])
+def test_a_seed_of_no_use_is_refused(write, settings):
+    path = write("x,y\n1,2\n2,3\n")
+    settings = {key: path if value == "itself" else value for key, value in settings.items()}
+    with pytest.raises(ValueError, match=r"source.test_seed = -?1 is not allowed: 0 to 2\*\*32 - 1"):
+        csv_table(path, target="y", kind="regression", **settings)
