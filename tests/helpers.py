@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from msh.subnetworks import MultiSubnetwork, prune
+from msh.subnetworks import CRITERIA, MultiSubnetwork, let_scores_choose, prune, start_scores
 
 NORMS = {
     "none": nn.Identity,
@@ -113,7 +113,7 @@ def learn(
     seed: int = 0,
     **how: bool,
 ) -> None:
-    """A task's life: added, trained while dense, masked or compact, cut to a quarter of all weights, frozen."""
+    """A task's life: added, trained while dense, masked, scored or compact, cut to a quarter of all weights, frozen."""
     for _ in live(network, task, optimizer, form, reuse, seed, **how):
         pass
 
@@ -131,7 +131,11 @@ def live(
     network.add_task(task, head=make_head(seed), reuse=reuse)
     network.begin(task)
     yield "begun"
-    if form != "dense":
+    if form == "scored":
+        start_scores(network, task)
+        let_scores_choose(network, task, quarter(network))
+        yield "scored"
+    elif form != "dense":
         prune(network, task, quarter(network))
         yield "pruned"
     if form == "compact":
@@ -139,8 +143,8 @@ def live(
         yield "compacted"
     train(network, make_optimizer(optimizer, network), seed=seed, **how)
     yield "trained"
-    if form == "dense":
-        prune(network, task, quarter(network))
+    if form in ("dense", "scored"):
+        prune(network, task, quarter(network), CRITERIA["learned" if form == "scored" else "magnitude"])
     network.freeze(task)
     yield "frozen"
 

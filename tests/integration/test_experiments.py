@@ -13,10 +13,10 @@ from PIL import Image
 from running import ROOT
 from sources import instead_of
 
-from msh.deploy.files import read_network
+from msh.deploy.files import read_network, read_subnetwork
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.config import register
-from msh.training.evaluation import evaluate
+from msh.training.evaluation import evaluate, load_run
 
 register()
 
@@ -164,6 +164,7 @@ COMBINED = [
     ("gradient", "cubic", "adam", "constant"),
     ("weight_gradient", "exponential", "adamw", "one_cycle"),
     ("random", "one_shot", "adamw", "cosine"),
+    ("learned", "linear", "adam", "one_cycle"),
 ]
 
 
@@ -211,6 +212,22 @@ def test_reuse_reads_earlier_weights_and_owns_none_of_them(learned):
     wine, iris = results["tasks"]["wine"], results["tasks"]["iris"]
     assert (wine["weights_reused"], iris["weights_reused"]) == (0, wine["weights"])
     assert results["capacity"]["owned"] == wine["weights"] + iris["weights"]
+
+
+def test_a_task_chooses_what_it_reads_and_is_the_same_in_its_files(learned):
+    results, folder = learned("pruning=learned", "reuse=learned", "pruning.density=0.6", "pruning.scores=random")
+    wine, iris = results["tasks"]["wine"], results["tasks"]["iris"]
+    budget = sum(round(0.6 * size) for size in owned(folder)[1])  # more than is free: the rest is read
+    assert (wine["weights"], wine["weights_read"], wine["weights_reused"]) == (budget, {}, 0)
+    assert iris["weights"] + iris["weights_reused"] == budget
+    assert iris["weights_read"] == {"wine": iris["weights_reused"]}
+    assert 0.4 * budget < iris["weights_reused"] < 0.8 * budget
+    file = read_subnetwork(folder / "subnetworks" / "iris.safetensors")
+    assert (file.reads, sum(int(mask.sum()) for mask in file.reading.values())) == (("wine",), iris["weights_reused"])
+    _, _, network = load_run(folder)
+    assert network.digest("iris") == file.digest
+    scores = {name: row["test"] for name, row in results["tasks"].items()}
+    assert {row["task"]: row["score"] for row in evaluate(folder)} == scores
 
 
 def test_a_curriculum_sets_order_and_epochs_and_tasks_have_densities_of_their_own(learned):

@@ -18,7 +18,7 @@ from helpers import (
 )
 from msh.subnetworks import prune
 
-REUSES = st.sampled_from(["none", "all"])
+REUSES = st.sampled_from(["none", "all", "learned"])
 
 
 @pytest.mark.parametrize("optimizer", dense_optimizers(), ids=lambda cls: cls.__name__)
@@ -37,7 +37,11 @@ def test_outside_the_mask_stand_zeros_or_what_is_read_after_any_optimizer_step(o
         seen = seen_weights(network, "second")
         for name, weight in network.weights():
             outside, theirs = ~network.masks("second")[name], network.masks("first")[name]
-            read = torch.where(theirs & (reuse == "all"), weight, torch.zeros(()))
+            reading = network.reading("second")[name]
+            assert torch.equal(reading, theirs & reading & (reuse != "none"))
+            assert int((reading | ~outside).sum()) == quarter(network)[name] or reuse != "learned"
+            assert torch.equal(reading, theirs) or reuse != "all"
+            read = torch.where(reading, weight, torch.zeros(()))
             assert torch.equal(seen[name][outside], read[outside])
             assert seen[name][~outside].isfinite().all()
 
@@ -62,16 +66,25 @@ def test_both_forms_train_to_the_same_weights(norm, reuse, seed):
         torch.testing.assert_close(masked[key], compact[key], msg=lambda text, key=key: f"{key}: {text}")
 
 
-@given(st.lists(st.tuples(st.sampled_from(["masked", "compact"]), REUSES), min_size=2, max_size=3), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.sampled_from(["masked", "scored", "compact"]), REUSES), min_size=2, max_size=3),
+    st.integers(0, 99),
+)
 def test_a_frozen_task_computes_with_its_own_weights_and_those_it_reads_only(lives, seed):
     network = make_network(seed=seed)
     for place, (form, reuse) in enumerate(lives):
         learn(network, f"task{place}", form=form, reuse=reuse, seed=seed)
     for place, (_, reuse) in enumerate(lives):
         seen = seen_weights(network, f"task{place}")
-        tasks = range(place + 1) if reuse == "all" else [place]
-        masks = [network.masks(f"task{other}") for other in tasks]
+        earlier = [network.masks(f"task{other}") for other in range(place)]
+        own, reading = network.masks(f"task{place}"), network.reading(f"task{place}")
         dense = dict(network.weights())
         for name in PRUNABLE:
-            visible = torch.stack([mask[name] for mask in masks]).any(0)
+            theirs = torch.stack([torch.zeros_like(own[name]), *(mask[name] for mask in earlier)]).any(0)
+            if reuse == "learned":
+                assert not (reading[name] & ~theirs).any()
+                assert int((own[name] | reading[name]).sum()) == quarter(network)[name]
+            else:
+                assert torch.equal(reading[name], theirs & (reuse == "all"))
+            visible = own[name] | reading[name]
             assert torch.equal(seen[name], torch.where(visible, dense[name], torch.zeros(())))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from helpers import dense_optimizers, learn, live, make_batch, make_head, make_network
 
 HOW = st.fixed_dictionaries({"autocast": st.booleans(), "clip": st.booleans()})
-REUSES = st.sampled_from(["none", "all"])
+REUSES = st.sampled_from(["none", "all", "learned"])
 
 
 def outputs(network, task):
@@ -27,7 +27,7 @@ def same(left, right):
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 @pytest.mark.parametrize("optimizer", dense_optimizers(), ids=lambda cls: cls.__name__)
 @settings(max_examples=6)
-@given(form=st.sampled_from(["dense", "masked", "compact"]), how=HOW, reuse=REUSES, seed=st.integers(0, 1000))
+@given(form=st.sampled_from(["dense", "masked", "scored", "compact"]), how=HOW, reuse=REUSES, seed=st.integers(0, 1000))
 def test_no_later_task_changes_a_frozen_one(norm, optimizer, form, how, reuse, seed):
     network = make_network(norm, seed).train()
     learn(network, "first", seed=seed)

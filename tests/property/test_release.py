@@ -54,6 +54,25 @@ def test_a_new_task_in_the_released_weights_changes_no_other(gone, seed):
 
 
 @given(st.integers(0, 1000))
+def test_a_task_of_which_others_chose_to_read_nothing_can_be_released(seed):
+    network = make_full_house("none", seed)
+    network.add_task("d", reuse="learned")
+    network.begin("d")
+    theirs, free = network.masks("b"), network.free()
+    network.restrict("d", {name: theirs[name] | free[name] for name in PRUNABLE})
+    network.freeze("d")
+    assert network.readers("b") == ["d"]
+    assert network.readers("a") == network.readers("c") == []
+    output, digest = network(make_batch(seed)[0], "d"), network.digest("d")
+    network.release("a")
+    learn(network, "next", torch.optim.Adam, "masked", "learned", seed)
+    assert torch.equal(network(make_batch(seed)[0], "d"), output)
+    assert network.digest("d") == digest
+    with pytest.raises(ValueError, match="'b' cannot be released: 'd'"):
+        network.release("b")
+
+
+@given(st.integers(0, 1000))
 def test_release_is_refused_while_another_task_reads_the_weights(seed):
     network = make_full_house("none", seed, reuse="all")
     before = copy_state(network)

@@ -48,7 +48,7 @@ def go_on(network, phase):
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 @pytest.mark.parametrize("phase", PHASES)
 @settings(max_examples=6)
-@given(reuse=st.sampled_from(["none", "all"]), seed=st.integers(0, 1000))
+@given(reuse=st.sampled_from(["none", "all", "learned"]), seed=st.integers(0, 1000))
 def test_a_loaded_network_is_the_saved_one_and_trains_on_alike(phase, norm, reuse, seed):
     network = make_in_phase(phase, norm, reuse, seed)
     loaded = make_fresh(norm)
@@ -64,7 +64,7 @@ def test_a_loaded_network_is_the_saved_one_and_trains_on_alike(phase, norm, reus
     assert differences(network.state_dict(), loaded.state_dict()) == []
 
 
-@pytest.mark.parametrize("reuse", ["none", "all"])
+@pytest.mark.parametrize("reuse", ["none", "all", "learned"])
 def test_a_state_saved_right_after_an_optimizer_step_is_loaded_as_it_is(reuse):
     """Momentum and weight decay have just moved what lies outside the mask; the state must not show it."""
     network = make_network()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from torch import Tensor
 from msh.deploy.atomic import write_bytes
 from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_owners
 from msh.subnetworks import FREE, MultiSubnetwork
-from msh.subnetworks.tensors import bag_key
+from msh.subnetworks.tensors import bag_key, pack_bits, unpack_bits
 
 NETWORK_FORMAT = "msh-network-1"
-SUBNETWORK_FORMAT = "msh-subnetwork-2"
+SUBNETWORK_FORMAT = "msh-subnetwork-3"
+WITHOUT_READING = "msh-subnetwork-2"
+"""An earlier format, of tasks that read all weights of the tasks that they read."""
+READING = re.compile(r"subnetworks\.[^.]+\.reading\.(.+)")
+"""Name of the mask of what a task reads, in a network's state."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that a subnetwork file's weights can have."""
 EXTRA = "_extra_state"
@@ -40,9 +45,9 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
-def _open_format(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _open_format(path: Path, kind: str, *expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, metadata = open_safetensors(path)
-    if metadata.get("format") != expected:
+    if metadata.get("format") not in expected:
         raise ValueError(f"{path} is not a {kind} file: its format is {metadata.get('format')!r}")
     return tensors, metadata
 
@@ -77,7 +82,15 @@ def _pack(tensors: dict[str, Tensor], network: MultiSubnetwork) -> dict[str, lis
         tensors[f"owned.{name}"] = tensors.pop(f"backbone.{name}")[owned]
         tensors[f"owner type.{name}"] = tensors[key].new_zeros(0)
         tensors[key] = encode_owners(tensors[key])
-    return {name: list(weight.shape) for name, weight in network.weights()}
+    shapes = {name: list(weight.shape) for name, weight in network.weights()}
+    for key, name in _reading(tensors):
+        tensors[key] = encode_mask(unpack_bits(tensors[key], shapes[name]))
+    return shapes
+
+
+def _reading(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """(key, tensor name) of the masks of what tasks read."""
+    return [(key, found[1].replace("/", ".")) for key in tensors if (found := READING.fullmatch(key))]
 
 
 def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
@@ -90,6 +103,8 @@ def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
         weight = values.new_zeros(shape)
         weight[owners != FREE] = values
         tensors[key], tensors[f"backbone.{name}"] = owners, weight
+    for key, name in _reading(tensors):
+        tensors[key] = pack_bits(decode_mask(tensors[key], shapes[name]))
 
 
 def read_network(path: Path) -> tuple[dict[str, object], dict[str, str]]:
@@ -179,6 +194,8 @@ def save_subnetwork(path: Path, network: MultiSubnetwork, task: str, dtype: torc
         tensors[f"mask.{name}"] = encode_mask(masks[name])
         tensors[f"values.{name}"] = weight[masks[name]].cpu().to(dtype or weight.dtype)
         shapes[name] = list(weight.shape)
+    for name, mask in network.reading(task).items() if sub.selective else ():
+        tensors[f"read.{name}"] = encode_mask(mask)
     for name, tensor in sub.private_tensors().items():
         tensors[name] = tensor.detach().cpu().contiguous().clone()
     readable = {network.subnetwork(other).owner: other for other in network.tasks}
@@ -202,6 +219,7 @@ class SubnetworkFile:
         values: tensor name to (k,): these weights, in the order of their flat places.
         private: stem, head, biases, normalisation: as `Subnetwork.private_tensors` names them.
         reads: tasks whose weights it reads too.
+        reading: tensor name to bool (*shape): which of them it reads; empty where it reads all.
         digest: of the task in the network that it was saved from.
     """
 
@@ -210,6 +228,7 @@ class SubnetworkFile:
     values: dict[str, Tensor]
     private: dict[str, Tensor]
     reads: tuple[str, ...]
+    reading: dict[str, Tensor]
     digest: str
 
 
@@ -220,7 +239,7 @@ def read_subnetwork(path: Path) -> SubnetworkFile:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a subnetwork file.
     """
-    tensors, metadata = _open_format(path, "subnetwork", SUBNETWORK_FORMAT)
+    tensors, metadata = _open_format(path, "subnetwork", SUBNETWORK_FORMAT, WITHOUT_READING)
     try:
         shapes = json.loads(metadata["shapes"])
         masks = {name: decode_mask(tensors.pop(f"mask.{name}"), shape) for name, shape in shapes.items()}
@@ -228,7 +247,9 @@ def read_subnetwork(path: Path) -> SubnetworkFile:
         for name, mask in masks.items():
             if values[name].shape != (count := int(mask.sum()),):
                 raise ValueError(f"layer {name!r} keeps {count} weights, and has {values[name].numel()} values")
+        coded = {name: tensors.pop(f"read.{name}") for name in shapes if f"read.{name}" in tensors}
+        reading = {name: decode_mask(data, shapes[name]) for name, data in coded.items()}
         reads = tuple(json.loads(metadata["reads"]))
-        return SubnetworkFile(metadata["task"], masks, values, tensors, reads, metadata["digest"])
+        return SubnetworkFile(metadata["task"], masks, values, tensors, reads, reading, metadata["digest"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -28,6 +28,7 @@ class TaskResult:
         density: own weights over all prunable weights, in (0, 1].
         weights: number of own prunable weights.
         weights_reused: number of earlier tasks' weights that it reads.
+        weights_read: the same, by the task that owns them; only tasks that it reads.
         weights_private: number of values in its stem, head, biases and normalisation.
         dense: test score of a dense network of its own, or None.
         finetune: the same of one dense network that learned task after task, after the last of them.
@@ -44,6 +45,7 @@ class TaskResult:
     density: float | None = None
     weights: int | None = None
     weights_reused: int = 0
+    weights_read: dict[str, int] = field(default_factory=dict)
     weights_private: int | None = None
     dense: float | None = None
     finetune: float | None = None

@@ -12,6 +12,7 @@ from msh.subnetworks.allocation import (
     top_k_masks,
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
+from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.pruning import (
     candidate_counts,
@@ -46,6 +47,7 @@ __all__ = [
     "MultiSubnetwork",
     "Reuse",
     "Schedule",
+    "ScoreStart",
     "Subnetwork",
     "UnitGraph",
     "candidate_counts",
@@ -56,6 +58,7 @@ __all__ = [
     "fit_units",
     "go_back",
     "keep_state",
+    "let_scores_choose",
     "loss_gradients",
     "plan_counts",
     "plan_units",
@@ -65,6 +68,7 @@ __all__ = [
     "select",
     "select_apart",
     "snapshot",
+    "start_scores",
     "top_k_mask",
     "top_k_masks",
     "trace_units",

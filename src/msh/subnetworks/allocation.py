@@ -77,6 +77,25 @@ def top_k_masks(
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
+def choose(
+    scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Keep the highest scores among the candidates, over all tensors together or in each.
+
+    Args:
+        scores: tensor name to scores of any shape, higher is kept; unitless.
+        kept: tensor name to the number kept there, or {"": number over all tensors}.
+        candidates: tensor name to bool of the same shape; only these can be kept.
+    Returns:
+        Tensor name to bool of the same shape.
+    Raises:
+        ValueError: more is to be kept than there are candidates, or a candidate's score is NaN.
+    """
+    if "" in kept:
+        return top_k_masks(scores, kept[""], candidates)
+    return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
+
+
 class CapacityError(ValueError):
     """A task asks for more weights than are free."""
 

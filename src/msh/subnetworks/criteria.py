@@ -19,17 +19,19 @@ class Criterion:
         name: as it is named in configs.
         needs_gradient: whether the gradient of the task's loss on a sample must be computed first.
         score: (weight (*shape), gradient (*shape) or None, generator) to scores (*shape), higher is kept.
+        learned: whether it takes scores that train with the weights instead of the weights.
     """
 
     name: str
     needs_gradient: bool
     score: Score
+    learned: bool = False
 
     def __call__(self, weight: Tensor, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         """Score a tensor's weights.
 
         Args:
-            weight: (*shape), the task's present weights.
+            weight: (*shape), the task's present weights; or its learned scores.
             gradient: (*shape), of the loss with respect to the weight; None if not needed.
             generator: on the CPU; the only source of randomness.
         Returns:
@@ -56,6 +58,10 @@ def _weight_gradient(weight: Tensor, gradient: Tensor | None, generator: torch.G
     return (weight * gradient).abs()
 
 
+def _learned(scores: Tensor, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
+    return scores
+
+
 def _random(weight: Tensor, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
@@ -68,5 +74,7 @@ WEIGHT_GRADIENT = Criterion("weight_gradient", True, _weight_gradient)
 """|w dL/dw|. Source: Lee et al. 2019, SNIP, eq. 6."""
 RANDOM = Criterion("random", False, _random)
 """Uniform in [0, 1): the control that every other criterion has to beat."""
+LEARNED = Criterion("learned", False, _learned, learned=True)
+"""Scores that train with the weights: see `msh.subnetworks.learned`. Source: Mallya et al. 2018; Kang et al. 2022."""
 
-CRITERIA = {c.name: c for c in (MAGNITUDE, GRADIENT, WEIGHT_GRADIENT, RANDOM)}
+CRITERIA = {c.name: c for c in (MAGNITUDE, GRADIENT, WEIGHT_GRADIENT, RANDOM, LEARNED)}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
+from msh.subnetworks.allocation import choose
 from msh.subnetworks.sparse import Pattern, SparseWeight, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
@@ -28,7 +32,7 @@ def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor) -> None:
         restore(sub.values[name], sub.bits[name], base)  # what is looked at before the next forward is right too
     else:
         sub.index.set(name, places(held), persistent=False)
-    if base.dim() == 0 and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
+    if base.dim() == 0 and name not in sub.scores and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
         index = sub.index[name] if name in sub.index else places(held)
         sub.patterns[name] = Pattern(index, held.shape)
 
@@ -48,6 +52,11 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     Returns:
         (*shape).
     """
+    weight = _held_weight(sub, name, like)
+    return weight * straight_through(sub, name) if name in sub.scores else weight
+
+
+def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     values = sub.values[name]
     if name in sub.whole:
         return values
@@ -59,6 +68,48 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     if pattern is None:
         return _dense(sub, name, like)
     return SparseWeight.of(like, pattern, lambda: _values(sub, name, pattern), lambda: _dense(sub, name, like))
+
+
+def straight_through(sub: Subnetwork, name: str) -> Tensor:
+    """What a masked task's weights are multiplied with: 1 where chosen, else 0; its gradient is that of the scores.
+
+    Args:
+        sub: with scores; while they do not choose yet, all weights are chosen.
+        name: of the tensor.
+    Returns:
+        (*shape).
+    Source: Mallya et al. 2018, Piggyback, sec. 3; Kang et al. 2022, Winning SubNetworks, eq. 4.
+    """
+    scores = sub.scores[name]
+    passing = scores - scores.detach()
+    return passing + (sub.chosen[name] if sub.kept else 1.0)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tensor]]) -> None:
+    """Let the present scores choose what a task computes with, unless they are those that chose last.
+
+    Args:
+        sub: masked, with scores that choose.
+        candidates: task to {tensor name: bool (*shape)}, what it may choose from.
+    """
+    versions = [scores._version for _, scores in sub.scores.items()]
+    if sub.chosen_at == versions:
+        return
+    with torch.inference_mode(False), torch.no_grad():  # a choice outlives an inference pass
+        held = candidates(sub.task)
+        # a loss that is not finite is reported as such, so it must not end in an error about scores here
+        scores = {name: sub.scores[name].detach().nan_to_num(0.0) for name in held}
+        for name, mask in choose(scores, at_most(sub.kept, held), held).items():
+            sub.chosen.set(name, (mask | ~held[name]).to(scores[name].dtype), persistent=False)
+    sub.chosen_at = versions
+
+
+def at_most(kept: Mapping[str, int], candidates: Mapping[str, Tensor]) -> dict[str, int]:
+    """As many weights as are wanted, or as there are: tensor name, or "" for all, to a number."""
+    there = {name: int(mask.sum()) for name, mask in candidates.items()}
+    there[""] = sum(there.values())
+    return {name: min(count, there[name]) for name, count in kept.items()}
 
 
 def _values(sub: Subnetwork, name: str, pattern: Pattern) -> Tensor:
@@ -77,6 +128,25 @@ def _dense(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     weight = scattered_weight(values, sub.dense[name], sub.index[name], unchanged)
     sub.written[name] = values._version
     return weight
+
+
+@contextmanager
+def felt_by(sub: Subnetwork, held: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the gradients of a masked task's values reach all that it holds, also what it only reads, inside.
+
+    Args:
+        sub: masked, with what lies outside its masks restored.
+        held: tensor name to bool (*shape): its candidates, own and others'.
+    """
+    kept = {name: sub.bits[name] for name in sub.bits}
+    if sub.selective:
+        for name in kept:
+            sub.bits.set(name, mask_bits(held[name], sub.values[name]), persistent=False)
+    try:
+        yield
+    finally:
+        for name, bits in kept.items():
+            sub.bits.set(name, bits, persistent=False)
 
 
 def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 
-def start_scale(candidates: Tensor, base: Tensor, initial_norm: Tensor, size: int) -> float:
+def start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, size: int) -> float:
     """Factor that brings a tensor's norm to the one the backbone came with, beside what is read.
 
     Args:
         candidates: (k,), the free values.
-        base: any shape, what the task reads of other tasks' weights in this tensor.
+        base: any shape, what the task reads of other tasks' weights in this tensor; None where it chooses among them:
+            then its own take their share of the norm.
         initial_norm: (), Euclidean norm of the tensor as the backbone came.
         size: number of weights of the tensor.
     """
     norm = float(candidates.float().norm())
     if norm == 0.0 or not math.isfinite(norm):
         return 1.0
-    target, read = float(initial_norm), float(base.float().norm())
+    target, read = float(initial_norm), math.inf if base is None else float(base.float().norm())
     share = candidates.numel() / size
     return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
 

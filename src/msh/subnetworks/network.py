@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from msh.names import one_of
 from msh.subnetworks.allocation import FREE, Capacity, CapacityError, count_capacity
-from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight
+from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight, update_choice
 from msh.subnetworks.initial import fresh_values, start_scale
-from msh.subnetworks.persistence import describe, register_hooks
+from msh.subnetworks.persistence import describe, digest, register_hooks
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     Prunable,
@@ -25,11 +25,14 @@ from msh.subnetworks.tensors import (
     evaluating,
     is_weight_tensor,
     name_tensors,
-    raw_bytes,
+    pack_bits,
     restore,
+    tie_again,
+    trainable,
+    unpack_bits,
 )
 
-Reuse = Literal["none", "all"]
+Reuse = Literal["none", "all", "learned"]
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -94,6 +97,22 @@ class MultiSubnetwork(nn.Module):
             return {name: sub.masks[name].clone() for name in self.names.prunable}
         return {name: self.owners[name] == sub.owner for name in self.names.prunable}
 
+    def reading(self, task: str) -> dict[str, Tensor]:
+        """The weights of earlier tasks that a task reads: tensor name to bool (*shape)."""
+        sub = self.subnetwork(task)
+        return {name: self._read_mask(sub, name) for name in self.names.prunable}
+
+    def read_counts(self, task: str) -> dict[str, int]:
+        """How many weights a task reads of each task that it reads."""
+        sub, reading = self.subnetwork(task), self.reading(task)
+        theirs = {other: self.masks(other) for other in self.tasks if self.subnetwork(other).owner in sub.reads}
+        return {other: sum(int((m & reading[name]).sum()) for name, m in theirs[other].items()) for other in theirs}
+
+    def held(self, task: str) -> dict[str, Tensor]:
+        """A task's own weights and, where it chooses what it reads, those of others: tensor name to bool (*shape)."""
+        own, sub = self.masks(task), self.subnetwork(task)
+        return {name: own[name] | self._read_mask(sub, name) for name in own} if sub.selective else own
+
     def free(self) -> dict[str, Tensor]:
         """Weights that no task owns: tensor name to bool (*shape)."""
         return {name: self.owners[name] == FREE for name in self.names.prunable}
@@ -114,16 +133,7 @@ class MultiSubnetwork(nn.Module):
 
     def digest(self, task: str) -> str:
         """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, its private tensors."""
-        sub = self.subnetwork(task)
-        sha = hashlib.sha256()
-        for name, weight in self._effective(sub):
-            sha.update(name.encode())
-            sha.update(raw_bytes(weight))
-            sha.update(raw_bytes(self.owners[name] == sub.owner))
-        for name, tensor in sub.private_tensors().items():
-            sha.update(name.encode())
-            sha.update(raw_bytes(tensor))
-        return sha.hexdigest()
+        return digest(self.subnetwork(task), self._effective(self.subnetwork(task)), self.owners)
 
     # ---- the life of a task
 
@@ -136,7 +146,8 @@ class MultiSubnetwork(nn.Module):
             task: its name; letters, digits, "_" and "-".
             head: from the backbone's features to the outputs; identity when None.
             stem: from the task's input to the backbone's; identity when None.
-            reuse: "none" reads no other task's weights; "all" reads those of every task frozen so far.
+            reuse: "none" reads no other task's weights; "all" reads those of every task frozen so far; with
+                "learned" those are candidates beside its own, and pruning chooses among both.
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
         """
@@ -144,8 +155,7 @@ class MultiSubnetwork(nn.Module):
             raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
         if task in self.subnetworks:
             raise ValueError(f"there is already a task {task!r}")
-        if reuse not in ("none", "all"):
-            raise ValueError(f"reuse = {reuse!r} is not allowed: 'none' or 'all' is")
+        one_of("reuse", reuse, get_args(Reuse))
         known = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
         for part, module in (("stem", stem), ("head", head)):
             if module is not None and any(id(t) in known for t in (*module.parameters(), *module.buffers())):
@@ -154,7 +164,9 @@ class MultiSubnetwork(nn.Module):
         owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
         frozen = [self.subnetwork(t).owner for t in self.tasks if self.subnetwork(t).phase == "frozen"]
         self._widen_owners(owner)
-        sub = Subnetwork(task, owner, tuple(frozen) if reuse == "all" else (), head, stem)
+        sub = Subnetwork(task, owner, tuple(frozen) if reuse != "none" else (), head, stem)
+        for name in self.names.prunable if reuse == "learned" and frozen else ():
+            sub.reading.set(name, pack_bits(self._read_mask(sub, name)))
         for name in self.names.parameters:
             sub.private.set(name, nn.Parameter(self.backbone.get_buffer(name).detach().clone()))
         for name in self.names.buffers:
@@ -167,16 +179,15 @@ class MultiSubnetwork(nn.Module):
         """Give a new task every free weight as a candidate, at the scale the backbone came with.
 
         Raises:
-            CapacityError: no weight of the network is free.
+            CapacityError: no weight of the network is free, nor is there any that it may choose to read.
         """
-        sub = self._in_phase(task, "new")
-        free = self.free()
-        if not any(bool(mask.any()) for mask in free.values()):
+        sub, free = self._in_phase(task, "new"), self.free()
+        if not sub.selective and not any(bool(mask.any()) for mask in free.values()):
             raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
         for name, weight in self.weights():
             base = self._read(sub, name)
-            values = torch.where(free[name], weight, base)
-            values[free[name]] *= start_scale(weight[free[name]], base, self.initial_norms[name], weight.numel())
+            values, always = torch.where(free[name], weight, base), None if sub.selective else base
+            values[free[name]] *= start_scale(weight[free[name]], always, self.initial_norms[name], weight.numel())
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, free[name])
         sub.phase = "masked"
@@ -188,18 +199,18 @@ class MultiSubnetwork(nn.Module):
 
         Args:
             task: a masked task.
-            masks: bool, (*shape) for each prunable tensor, each a subset of the present mask.
+            masks: bool, (*shape) for each prunable tensor, each a subset of what it holds: see `held`.
         Raises:
             ValueError: a mask is missing, has another shape, or holds a weight that is not a candidate.
         """
-        sub = self._in_phase(task, "masked")
+        sub, held = self._in_phase(task, "masked"), self.held(task)
         for name in self.names.prunable:
             if name not in masks or masks[name].shape != sub.masks[name].shape:
                 raise ValueError(f"task {task!r}: the mask of layer {name!r} is missing or has another shape")
-            if bool((masks[name] & ~sub.masks[name]).any()):
+            if bool((masks[name] & ~held[name]).any()):
                 raise ValueError(f"task {task!r}: the mask of layer {name!r} holds weights that are not candidates")
         for name in self.names.prunable:
-            sub.masks.set(name, masks[name].to(self.owners[name].device, copy=True))
+            sub.narrow(name, masks[name].to(self.owners[name].device))
         self.derive(sub)
 
     def compact(self, task: str) -> None:
@@ -218,8 +229,8 @@ class MultiSubnetwork(nn.Module):
             mask = sub.masks[name]
             kept = sub.values[name].detach()[mask].clone()
             self.owners[name][mask] = sub.owner
-            sub.values.set(name, nn.Parameter(kept))
-        sub.masks.clear()
+            sub.values.set(name, trainable(kept))
+        sub.end_choice(self.owners)
         sub.phase = "compact"
         self.derive(sub)
         self._shown = None
@@ -281,6 +292,8 @@ class MultiSubnetwork(nn.Module):
         if task is None:
             raise ValueError("no task is active: name one, or call activate first")
         sub = self.subnetwork(task)
+        if sub.kept:
+            update_choice(sub, self.held)
         if sub.phase != "frozen":
             return self._run(sub, self._training_weights(sub), inputs)
         with evaluating(self.backbone, sub):
@@ -301,14 +314,14 @@ class MultiSubnetwork(nn.Module):
         """The weights of a frozen task, made once and kept until another one is asked for."""
         if self._shown is None or self._shown[0] != sub.task:
             with torch.inference_mode(False), torch.no_grad():  # they outlive an inference pass
-                self._shown = (
-                    sub.task,
-                    {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)},
-                )
+                weights = {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)}
+                self._shown = (sub.task, weights)
         return self._shown[1]
 
     def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
         """(name, (*shape)): what the task computes with; 0 where it neither owns nor reads."""
+        if sub.kept:
+            update_choice(sub, self.held)
         if sub.phase in ("masked", "compact"):
             for name, weight in self._training_weights(sub).items():
                 yield name, weight.detach()
@@ -318,16 +331,20 @@ class MultiSubnetwork(nn.Module):
 
     def _readable(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, dense tensor (*shape), bool (*shape): what a frozen task owns or reads)."""
-        ids = torch.tensor([sub.owner, *sub.reads])
         for name, weight in self.weights():
-            yield name, weight, belongs(self.owners[name], ids)
+            own = self.owners[name] == sub.owner
+            yield name, weight, own | self._read_mask(sub, name) if sub.reads else own
 
     def _read(self, sub: Subnetwork, name: str) -> Tensor:
         """What the task reads of other tasks' weights in a tensor: (*shape), or () if nothing."""
         weight = self.backbone.get_buffer(name)
-        if not sub.reads:
-            return weight.new_zeros(())
-        return torch.where(belongs(self.owners[name], torch.tensor(sub.reads)), weight, weight.new_zeros(()))
+        nothing = weight.new_zeros(())
+        return torch.where(self._read_mask(sub, name), weight, nothing) if sub.reads else nothing
+
+    def _read_mask(self, sub: Subnetwork, name: str) -> Tensor:
+        if name in sub.reading:
+            return unpack_bits(sub.reading[name], self.owners[name].shape)
+        return belongs(self.owners[name], torch.tensor(sub.reads))
 
     @torch.no_grad()
     def derive(self, sub: Subnetwork) -> None:
@@ -362,11 +379,7 @@ class MultiSubnetwork(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> MultiSubnetwork:
         """As every move to another device or type does; buffers are moved one by one, so tie them again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for again, name in self.names.tied.items():
-            parent, _, leaf = again.rpartition(".")
-            module = self.backbone.get_submodule(parent)
-            if leaf in module._buffers:
-                module._buffers[leaf] = self.backbone.get_buffer(name)
+        tie_again(self.backbone, self.names)
         for task in self.tasks:
             self.derive(self.subnetwork(task))
         self._shown = None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from msh.subnetworks.tensors import bag_key
+from msh.subnetworks.subnetwork import Subnetwork
+from msh.subnetworks.tensors import TensorBag, bag_key, raw_bytes, trainable
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Since 2, tasks may read some of another's weights, and score their own."""
 
 
 def register_hooks(network: MultiSubnetwork) -> None:
@@ -25,12 +29,33 @@ def register_hooks(network: MultiSubnetwork) -> None:
 
 
 def describe(network: MultiSubnetwork) -> str:
-    """The tasks as JSON: names, owner ids, what they read, phases."""
+    """The tasks as JSON: names, owner ids, what they read, phases, how many weights scores choose."""
     rows = [
-        {"task": sub.task, "owner": sub.owner, "reads": list(sub.reads), "phase": sub.phase}
+        {"task": sub.task, "owner": sub.owner, "reads": list(sub.reads), "phase": sub.phase, "kept": sub.kept}
         for sub in map(network.subnetwork, network.tasks)
     ]
     return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": network.active})
+
+
+def digest(sub: Subnetwork, weights: Iterable[tuple[str, Tensor]], owners: TensorBag) -> str:
+    """SHA-256 of what decides a task's outputs.
+
+    Args:
+        sub: the task's.
+        weights: (tensor name, (*shape): what it computes with).
+        owners: tensor name to owner ids (*shape).
+    """
+    sha = hashlib.sha256()
+    for name, weight in weights:
+        sha.update(name.encode())
+        sha.update(raw_bytes(weight))
+        sha.update(raw_bytes(owners[name] == sub.owner))
+        if sub.selective:
+            sha.update(raw_bytes(sub.reading[name]))
+    for name, tensor in sub.private_tensors().items():
+        sha.update(name.encode())
+        sha.update(raw_bytes(tensor))
+    return sha.hexdigest()
 
 
 def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -50,15 +75,17 @@ def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_
         sub = network.subnetwork(task)
         sub.make_trainable()
         sub.drop_training_state()
+        sub.reading.clear()
         sub.owner, sub.reads, sub.phase = row["owner"], tuple(row["reads"]), row["phase"]
+        sub.kept = dict(row.get("kept", {}))
         if sub.phase == "frozen":
             sub.make_untrainable()
         device = next(network.weights())[1].device
-        for bag, trainable in (("values", True), ("masks", False)):
+        for bag, trains in (("values", True), ("scores", True), ("masks", False), ("reading", False)):
             start = f"{prefix}subnetworks.{task}.{bag}."
             for key in [key for key in state if key.startswith(start)]:
                 empty = torch.zeros_like(state[key], device=device)
-                getattr(sub, bag).set(key.removeprefix(start), nn.Parameter(empty) if trainable else empty)
+                getattr(sub, bag).set(key.removeprefix(start), trainable(empty) if trains else empty)
     network.active = described["active"]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import top_k_mask, top_k_masks
+from msh.subnetworks.allocation import choose
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
+from msh.subnetworks.forms import felt_by
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
@@ -18,11 +20,10 @@ Masks = Mapping[str, Tensor]
 
 
 def candidates(network: MultiSubnetwork, task: str, units: UnitGraph | None = None) -> dict[str, Tensor]:
-    """Weights the task may still keep: tensor name to bool (*shape); with `units`, whole units: bool (units,)."""
-    masks = network.masks(task)
+    """Weights the task may still keep or read: tensor name to bool (*shape); with `units`, units: bool (units,)."""
     if units is None:
-        return masks
-    return candidate_units(units, masks, {name: network.owners[name] for name in network.names.prunable})
+        return network.held(task)
+    return candidate_units(units, network.masks(task), {name: network.owners[name] for name in network.names.prunable})
 
 
 def candidate_counts(
@@ -45,7 +46,7 @@ def select(
 ) -> dict[str, Tensor]:
     """Choose the weights that a masked task keeps.
 
-    Weights that it has lost already, or that another task owns, are never candidates.
+    Weights that it has lost already are never candidates, and those of other tasks only where it chooses what it reads.
 
     Args:
         network: holds the task.
@@ -84,24 +85,20 @@ def score(
     Returns:
         Tensor name to float (*shape), higher is kept; unitless. With `units`, (units,).
     Raises:
-        ValueError: the task is not masked, or the criterion lacks gradients.
+        ValueError: the task is not masked, or the criterion lacks gradients or learned scores.
     """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     sub = network.subnetwork(task)
     if sub.phase != "masked":
         raise ValueError(f"task {task!r} is {sub.phase}; only a masked task is pruned")
+    if criterion.learned and not sub.scored:
+        raise ValueError(f"criterion {criterion.name!r} needs learned scores, and task {task!r} has none: start_scores")
+    scored = sub.scores if criterion.learned else sub.values
     scores = {
-        name: criterion(sub.values[name], None if gradients is None else gradients[name], generator)
+        name: criterion(scored[name], None if gradients is None else gradients[name], generator)
         for name in network.names.prunable
     }
     return scores if units is None else unit_scores(units, scores, network.masks(task))
-
-
-def choose(scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
-    """Keep the highest scores among the candidates, weights or units; `kept` is that of `select`."""
-    if "" in kept:
-        return top_k_masks(scores, kept[""], candidates)
-    return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
 
 
 def select_apart(
@@ -109,6 +106,7 @@ def select_apart(
     kept: Mapping[str, Mapping[str, int]],
     budgets: Mapping[str, Mapping[str, int]],
     candidates: Mapping[str, Masks],
+    shared: Masks | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Choose what several masked tasks keep, so that each can always end with a budget that no other task touches.
 
@@ -121,6 +119,7 @@ def select_apart(
         kept: task to {tensor name, or "" for all: number kept}; fewer where others' reserves leave fewer.
         budgets: task to {tensor name, or "" for all: number kept at the end}, at most the number kept now.
         candidates: task to {tensor name: bool (*shape)}: all that is free, or what this function gave before.
+        shared: tensor name to bool (*shape): weights that are only read, so that any number of tasks may keep them.
     Returns:
         Task to {tensor name: bool (*shape)}.
     Raises:
@@ -129,21 +128,22 @@ def select_apart(
     """
     reserved: dict[str, Masks] = {}
     for task, budget in budgets.items():
-        reserved[task] = choose(scores[task], budget, _without(candidates[task], reserved.values()))
+        reserved[task] = choose(scores[task], budget, _without(candidates[task], reserved.values(), shared))
     chosen = {}
     for task in budgets:
-        open_to = _without(candidates[task], [masks for other, masks in reserved.items() if other != task])
+        others = [masks for other, masks in reserved.items() if other != task]
+        open_to = _without(candidates[task], others, shared)
         left = {name: int(mask.sum()) for name, mask in open_to.items()}
         left[""] = sum(left.values())
         chosen[task] = choose(scores[task], {name: min(n, left[name]) for name, n in kept[task].items()}, open_to)
     return chosen
 
 
-def _without(candidates: Masks, taken: Iterable[Masks]) -> dict[str, Tensor]:
+def _without(candidates: Masks, taken: Iterable[Masks], shared: Masks | None) -> dict[str, Tensor]:
     left = dict(candidates)
     for masks in taken:
         left = {name: left[name] & ~masks[name] for name in left}
-    return left
+    return left if shared is None else {name: left[name] | (candidates[name] & shared[name]) for name in left}
 
 
 @torch.no_grad()
@@ -162,16 +162,17 @@ def cut(
         masks: from `select`.
         rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
             deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
+            Beside weights that the task has chosen to read, its own take their share of the norm.
         units: of the backbone, if whole units are kept: then it is the units kept whose norm stays.
     """
     values = network.subnetwork(task).values
-    before = network.masks(task)
+    before, held = network.masks(task), network.held(task)
     scaled = before if units is None else {name: before[name] & _rows(mask) for name, mask in masks.items()}
-    norms = {name: _norm(values[name], scaled[name]) for name in masks}
+    norms = {name: _norm(values[name], scaled[name]) / (own_share(before[name], held[name]) or 1.0) for name in masks}
     network.restrict(task, masks)
     if rescale:
-        for name, mask in masks.items():
-            rescale_to(values[name], mask, norms[name])
+        for name, own in network.masks(task).items():
+            rescale_to(values[name], own, norms[name] * own_share(own, masks[name]))
 
 
 def prune(
@@ -196,6 +197,11 @@ def _rows(mask: Tensor) -> Tensor:
     return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)
 
 
+def own_share(own: Tensor, held: Tensor) -> float:
+    """Share of a tensor's norm that a task's own weights take, beside those that it has chosen to read."""
+    return math.sqrt(int(own.sum()) / max(1, int(held.sum())))
+
+
 def _norm(values: Tensor, mask: Tensor) -> Tensor:
     norm: Tensor = values[mask].float().norm()
     return norm
@@ -209,7 +215,7 @@ def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:
 
 
 def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Gradient of a loss with respect to a masked task's weights, leaving no trace in any parameter's `.grad`.
+    """Gradient of a loss with respect to a masked task's weights, own and chosen to read; no `.grad` has a trace of it.
 
     Args:
         network: holds the task.
@@ -218,9 +224,10 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
     Returns:
         Tensor name to (*shape).
     """
-    values = network.subnetwork(task).values
-    names = network.names.prunable
-    found = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
+    sub, names = network.subnetwork(task), network.names.prunable
+    values = sub.values
+    with felt_by(sub, network.held(task)):
+        found = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
     return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, found, strict=True)}
 
 
@@ -276,4 +283,4 @@ def rewind(
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)
-    network.restrict(task, network.masks(task))
+    network.restrict(task, network.held(task))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from msh.subnetworks.sparse import Pattern
-from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters
+from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits, unpack_bits
 
 Phase = Literal["new", "masked", "compact", "frozen"]
 
@@ -23,16 +24,20 @@ class Subnetwork(nn.Module):
         task: the task's name.
         owner: its id in the owner maps.
         reads: owner ids of the earlier tasks whose weights it reads.
+        reading: uint8, (bytes,), a mask at a bit a weight: which of their weights it reads; nothing where it reads all.
         phase: see above.
         stem: from the task's input to the backbone's, or identity.
         head: from the backbone's features to the task's outputs, or identity.
         private: biases, normalisation affine and statistics, under the backbone's names.
         values: the weights in training: (*shape) while masked, (k,) while compact, none otherwise.
         masks: bool, (*shape), while masked: the candidates.
+        scores: (*shape), while masked, if they are learned: a score per weight, which trains as the values do.
+        kept: while scores choose: tensor name, or "" for all, to how many weights it computes with.
         index: int64, (k,), while compact: flat places of the values. Not saved: the owner maps say it.
         dense: (*shape), while compact: the buffer that the values are scattered into, where one is needed. Not saved.
         base: (*shape) or (), while masked or compact: what is read of other tasks. Not saved.
         bits: int8, (*shape), while masked: the masks as bits. Not saved.
+        chosen: (*shape), while scores choose: 0 at candidates that are not chosen, else 1. Not saved.
         patterns: while masked or compact: places of the values, of tensors that may be computed with in sparse form.
     """
 
@@ -43,8 +48,14 @@ class Subnetwork(nn.Module):
         self.stem = stem if stem is not None else nn.Identity()
         self.head = head if head is not None else nn.Identity()
         self.private = TensorBag()
+        self.reading = TensorBag()
         self.values = TensorBag()
         self.masks = TensorBag()
+        self.scores = TensorBag()
+        self.kept: dict[str, int] = {}
+        self.chosen = TensorBag()
+        self.chosen_at: list[int] = []
+        """Version of each tensor's scores when they last chose."""
         self.index = TensorBag()
         self.dense = TensorBag()
         self.base = TensorBag()
@@ -56,17 +67,50 @@ class Subnetwork(nn.Module):
         self.written: dict[str, int] = {}
         """Version of each tensor's values when they were last scattered."""
 
+    @property
+    def scored(self) -> bool:
+        """Whether it has learned scores."""
+        return any(True for _ in self.scores)
+
+    @property
+    def selective(self) -> bool:
+        """Whether it reads some of the weights of the tasks that it reads, not all."""
+        return any(True for _ in self.reading)
+
     def drop_training_state(self) -> None:
-        """Forget values, masks and all that follows from them."""
-        self.values.clear()
-        self.masks.clear()
+        """Forget values, masks, scores and all that follows from them."""
+        for bag in (self.values, self.masks, self.scores):
+            bag.clear()
+        self.kept = {}
         self.drop_derived_state()
+
+    def narrow(self, name: str, held: Tensor) -> None:
+        """Let a masked task hold these weights of a tensor only: bool, (*shape), a subset of what it holds."""
+        if self.selective:
+            self.reading.set(name, pack_bits(held & ~self.masks[name]))
+        self.masks.set(name, held & self.masks[name])
+
+    def end_choice(self, owners: TensorBag) -> None:
+        """Forget masks and scores; of tasks that it has chosen to read nothing of, it is no reader.
+
+        Args:
+            owners: tensor name to owner ids (*shape).
+        """
+        for bag in (self.masks, self.scores):
+            bag.clear()
+        self.kept = {}
+        if self.selective:
+            found = [owners[name][unpack_bits(packed, owners[name].shape)] for name, packed in self.reading.items()]
+            read = set(torch.cat(found).unique().tolist())
+            self.reads = tuple(owner for owner in self.reads if owner in read)
+        if not self.reads:
+            self.reading.clear()
 
     def drop_derived_state(self) -> None:
         """Forget what follows from masks, owners and values."""
-        for bag in (self.index, self.dense, self.base, self.bits):
+        for bag in (self.index, self.dense, self.base, self.bits, self.chosen):
             bag.clear()
-        for derived in (self.whole, self.patterns, self.written):
+        for derived in (self.whole, self.patterns, self.written, self.chosen_at):
             derived.clear()
 
     def make_untrainable(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -80,6 +82,20 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
         tensor = child._buffers.pop(name)
         assert tensor is not None
         child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
+
+
+def trainable(tensor: Tensor) -> Tensor:
+    """A parameter; or the tensor itself where it holds nothing: some optimizers divide by a parameter's size."""
+    return nn.Parameter(tensor) if tensor.numel() else tensor
+
+
+def tie_again(module: nn.Module, names: TensorNames) -> None:
+    """Let tied buffers be one tensor again after a move, which takes them one by one."""
+    for again, name in names.tied.items():
+        parent, _, leaf = again.rpartition(".")
+        holder = module.get_submodule(parent)
+        if leaf in holder._buffers:
+            holder._buffers[leaf] = module.get_buffer(name)
 
 
 def bag_key(name: str) -> str:
@@ -232,8 +248,26 @@ class TaskDict(nn.ModuleDict):
         self._modules[task] = module
 
 
+def pack_bits(mask: Tensor) -> Tensor:
+    """A mask at a bit a weight: bool (*shape) to uint8, (bytes,)."""
+    bits = functional.pad(mask.reshape(-1), (0, -mask.numel() % 8)).view(-1, 8)
+    return (bits * _powers(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `pack_bits`: bool, (*shape)."""
+    bits = (packed.unsqueeze(1) & _powers(packed.device)).bool()
+    return bits.view(-1)[: prod(shape)].view(tuple(shape))
+
+
+def _powers(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+
+
 def belongs(owners: Tensor, ids: Tensor) -> Tensor:
     """Bool, shape of owners: whether each owner is among the ids; a comparison, or a look-up table for several."""
+    if ids.numel() == 0:
+        return torch.zeros_like(owners, dtype=torch.bool)
     if ids.numel() == 1:
         return owners == int(ids)
     table = torch.zeros(int(ids.max()) + 2, dtype=torch.bool)

@@ -75,10 +75,12 @@ class PruningConfig:
     layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
     criterion: Any = MISSING
     """Name of the score per weight."""
+    scores: str = "magnitude"
+    """What learned scores start from: "magnitude" or "random"."""
     schedule: Any = MISSING
     """Name of the path from all candidates down to the budget."""
     begin: float = 0.0
-    """Share of the stage's steps that go by before the first cut."""
+    """Share of the stage's steps that go by before the first cut, and before learned scores choose."""
     end: float = 0.0
     """Share of the stage's steps at which the last cut is made; 0 prunes at initialisation."""
     rounds: int = 1
@@ -209,7 +211,8 @@ class Config:
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     reuse: str = "none"
-    """Which earlier tasks' weights a task reads: "none" or "all"."""
+    """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
+    and what it reads counts towards its budget."""
     baseline: Any = None
     """What to compare with, a name or a list: "dense" trains a dense network of its own for each task; "finetune" one
     dense network, task after task; "joint" one dense network on all tasks at once."""

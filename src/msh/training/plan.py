@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from msh.names import one_of, suggestion
-from msh.subnetworks import CRITERIA, GRANULARITIES, SCHEDULES, Budget, Criterion, Granularity, Schedule
+from msh.subnetworks import CRITERIA, GRANULARITIES, SCHEDULES, Budget, Criterion, Granularity, Schedule, ScoreStart
 from msh.tasks.loaders import LENGTHS, Uneven
 from msh.training.config import StageConfig
 
@@ -94,6 +94,7 @@ class Pruning:
         sample: training examples for gradients.
         granularity: what is kept: single weights or whole units.
         gate: pruning below the budgets, or None.
+        scores: what learned scores start from.
     """
 
     budgets: dict[str, Budget]
@@ -107,6 +108,7 @@ class Pruning:
     sample: int
     granularity: Granularity = "weight"
     gate: Gate | None = None
+    scores: ScoreStart = "magnitude"
 
 
 def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, uneven: Uneven = "cycle") -> list[Stage]:
@@ -218,6 +220,8 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
     criterion, schedule = _name(config.criterion), _name(config.schedule)
     one_of("pruning.criterion", criterion, CRITERIA)
     one_of("pruning.schedule", schedule, SCHEDULES)
+    if CRITERIA[criterion].learned:
+        _check_learned(config)
     return Pruning(
         budgets=budgets,
         criterion=CRITERIA[criterion],
@@ -230,7 +234,24 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         sample=config.sample,
         granularity=config.granularity,
         gate=_read_gate(config),
+        scores=config.scores,
     )
+
+
+def _check_learned(config: DictConfig) -> None:
+    """Refuse settings under which scores learn nothing, or that they do not go with."""
+    one_of("pruning.scores", config.scores, get_args(ScoreStart))
+    if config.begin == config.end:
+        raise ValueError(
+            f"pruning.begin = {config.begin:g}, pruning.end = {config.end:g} are not allowed with "
+            "pruning.criterion = 'learned': scores learn from begin to end; pruning=learned has such settings"
+        )
+    for key, only in (("granularity", "weight"), ("rewind", None)):
+        if config[key] != only:
+            raise ValueError(
+                f"pruning.{key} = {config[key]!r} is not allowed with pruning.criterion = 'learned': "
+                f"{'null' if only is None else repr(only)} is"
+            )
 
 
 def _read_gate(config: DictConfig) -> Gate | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -20,9 +20,10 @@ from pytorch_lightning.loggers import Logger
 from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
 from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import Budget, Capacity, MultiSubnetwork, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import Budget, Capacity, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units, start_scores
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
+from msh.tasks.seeds import derive_seed
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, build_backbone, build_tasks, build_units
 from msh.training.callbacks import Freeze, GatedPruning, Guarantee, IterativePruning
@@ -57,7 +58,7 @@ def train(config: DictConfig, folder: Path) -> Results:
     stages = read_curriculum(config.curriculum, names, config.trainer.max_epochs, config.uneven)
     pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
     fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}
-    one_of("reuse", config.reuse, ("none", "all"))
+    one_of("reuse", config.reuse, get_args(Reuse))
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
     read_baselines(config.baseline)
@@ -68,7 +69,7 @@ def train(config: DictConfig, folder: Path) -> Results:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     network = MultiSubnetwork(build_backbone(config, tasks))
     units = build_units(config, network)
-    wanted = plan_units(units, pruning.budgets) if units else _plan_weights(network, pruning.budgets)
+    wanted = plan_units(units, pruning.budgets) if units else _plan_weights(config, network, pruning.budgets, stages)
     if pruning.gate is not None:
         check_gate(pruning.gate, wanted, network.sizes(), config.trainer)
     results = _results(config, folder, stages, tasks)
@@ -76,11 +77,22 @@ def train(config: DictConfig, folder: Path) -> Results:
     return run.go()
 
 
-def _plan_weights(network: MultiSubnetwork, budgets: Mapping[str, Budget]) -> dict[str, dict[str, int]]:
-    """What `plan_counts` gives tasks of the weights that are free now."""
+def _plan_weights(
+    config: DictConfig, network: MultiSubnetwork, budgets: Mapping[str, Budget], stages: Sequence[Stage]
+) -> dict[str, dict[str, int]]:
+    """Budgets of these stages' tasks, of the weights that are free now.
+
+    Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
+    """
     shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
     free = {name: int(mask.sum()) for name, mask in network.free().items()}
-    return plan_counts(network.sizes(), budgets, free, shapes)
+    parts = [[task for stage in stages for task in stage.tasks]]
+    if config.reuse == "learned" and config.pruning.share is None:
+        parts, free = [list(stage.tasks) for stage in stages], network.sizes()
+    wanted: dict[str, dict[str, int]] = {}
+    for part in parts:
+        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes)
+    return wanted
 
 
 def _results(config: DictConfig, folder: Path, stages: list[Stage], tasks: Mapping[str, Task]) -> Results:
@@ -189,6 +201,7 @@ class Run:
             if task not in self.network.tasks:
                 add_task(self.network, self.tasks[task], self.config)
                 self.network.begin(task)
+                self._start_scores(task)
         if not fit.prunes and self.pruning.end == 0:
             self._pruner(stage).prune_now(self.module)
             self._compact(stage)
@@ -220,12 +233,17 @@ class Run:
             units=self.units,
         )
 
+    def _start_scores(self, task: str) -> None:
+        if self.pruning.criterion.learned:
+            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, task, "scores"))
+            start_scores(self.network, task, self.pruning.scores, generator)
+
     def _budgets(self, stage: Stage) -> dict[str, dict[str, int]]:
-        """What the stage's tasks may keep: as planned; or, as gates leave more free than that, planned again."""
+        """What the stage's tasks may keep: planned again, as earlier tasks may have left more free than was planned."""
         wanted = self.wanted
-        if self.pruning.gate is not None:
-            coming = [task for other in self.fits if other.index >= stage.index for task in other.tasks]
-            wanted = _plan_weights(self.network, {task: self.pruning.budgets[task] for task in coming})
+        if not self.units:
+            coming = [other for other in self.fits if other.index >= stage.index]
+            wanted = _plan_weights(self.config, self.network, self.pruning.budgets, coming)
         return {task: wanted[task] for task in stage.tasks}
 
     def _compact(self, stage: Stage) -> None:
@@ -262,11 +280,11 @@ class Run:
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
         result, sub = self.results.tasks[task], self.network.subnetwork(task)
-        owners = {self.network.subnetwork(other).owner: other for other in self.network.tasks}
         result.val = val
         result.weights = capacity.owned_by(task)
         result.density = result.weights / capacity.prunable
-        result.weights_reused = sum(capacity.owned_by(owners[owner]) for owner in sub.reads)
+        result.weights_read = self.network.read_counts(task)
+        result.weights_reused = sum(result.weights_read.values())
         result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
 
     # ---- results and logs

@@ -23,7 +23,7 @@ def make_learned(norm="batch", reuse="none"):
     """A network with two frozen tasks."""
     network = make_network(norm)
     learn(network, "old")
-    learn(network, "new", reuse=reuse, seed=1)
+    learn(network, "new", form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=1)
     return network
 
 
@@ -87,7 +87,7 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     network = make_learned()
     save_subnetwork(tmp_path / "sub", network, "old")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-2'"):
+    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-3'"):
         load_network(tmp_path / "sub", make_empty())
     with pytest.raises(ValueError, match="plain is not a network file: its format is None"):
         load_network(tmp_path / "plain", make_empty())
@@ -151,6 +151,33 @@ def test_a_packed_network_at_odds_with_itself_is_refused(tmp_path):
             read_network(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("free_weights", [True, False])
+def test_what_tasks_choose_to_read_comes_back(free_weights, tmp_path):
+    network, loaded = make_learned(reuse="learned"), make_empty()
+    reading = network.reading("new")
+    assert 0 < network.read_counts("new")["old"] < 13
+    save_network(tmp_path / "net", network, free_weights=free_weights)
+    load_network(tmp_path / "net", loaded)
+    assert differences(loaded.reading("new"), reading) == []
+    assert [loaded.digest(task) for task in loaded.tasks] == [network.digest(task) for task in network.tasks]
+    with torch.no_grad():
+        assert torch.equal(loaded(make_batch()[0], "new"), network(make_batch()[0], "new"))
+
+
+def test_a_packed_mask_of_what_is_read_takes_no_more_than_its_bits(tmp_path):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(make_mlp(100, 100, bias=False))
+    for task, kept in (("old", 5000), ("new", 1000)):
+        network.add_task(task, reuse="learned")
+        network.begin(task)
+        prune(network, task, {"": kept})
+        network.freeze(task)
+    save_network(tmp_path / "net", network, free_weights=False)
+    coded = open_safetensors(tmp_path / "net")[0]["subnetworks.new.reading.0/weight"]
+    assert network.read_counts("new")["old"] > 300
+    assert coded.numel() < 10_000 / 8 / 2  # of 5 % of the weights: .29 bits each
+
+
 # ---- subnetworks
 
 
@@ -191,6 +218,26 @@ def test_private_tensors_and_notes_are_in_the_file(tmp_path):
     assert all(torch.equal(file.private[name], tensor) for name, tensor in expected.items())
     assert (file.task, file.reads) == ("new", ("old",))
     assert file.digest == network.digest("new")
+
+
+def test_what_a_task_chose_to_read_is_in_its_file(tmp_path):
+    network = make_learned(reuse="learned")
+    for task in ("old", "new"):
+        save_subnetwork(tmp_path / task, network, task)
+    assert read_subnetwork(tmp_path / "old").reading == {}
+    file = read_subnetwork(tmp_path / "new")
+    assert file.reads == ("old",)
+    assert differences(file.reading, network.reading("new")) == []
+    assert file.private.keys() == network.subnetwork("new").private_tensors().keys()
+
+
+def test_a_file_of_before_tasks_chose_what_they_read_is_still_read(tmp_path):
+    network = make_learned(reuse="all")
+    save_subnetwork(tmp_path / "sub", network, "new")
+    tensors, metadata = open_safetensors(tmp_path / "sub")
+    save_file(tensors, tmp_path / "sub", metadata | {"format": "msh-subnetwork-2"})
+    file = read_subnetwork(tmp_path / "sub")
+    assert (file.reads, file.reading, file.digest) == (("old",), {}, network.digest("new"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -46,5 +46,5 @@ def test_scores_need_no_gradient_themselves():
 
 def test_every_criterion_goes_by_its_name():
     assert {name: criterion.name for name, criterion in CRITERIA.items()} == {
-        name: name for name in ("magnitude", "gradient", "weight_gradient", "random")
+        name: name for name in ("magnitude", "gradient", "weight_gradient", "random", "learned")
     }

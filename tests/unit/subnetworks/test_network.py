@@ -1,12 +1,13 @@
 """The network as seen from outside: its tasks, phases, errors and account of weights."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
-from helpers import FEATURES, make_batch, make_head, make_mlp, make_network, quarter
+from helpers import FEATURES, differences, make_batch, make_head, make_mlp, make_network, quarter
 from msh.subnetworks import CapacityError, MultiSubnetwork, prune
 
 
@@ -92,7 +93,7 @@ def test_errors_of_adding_tasks():
     network.add_task("a")
     with pytest.raises(ValueError, match="already a task 'a'"):
         network.add_task("a")
-    with pytest.raises(ValueError, match=r"reuse = 'some'.*'none' or 'all'"):
+    with pytest.raises(ValueError, match=r"reuse = 'some' is not allowed: one of none, all, learned"):
         network.add_task("b", reuse="some")
     with pytest.raises(KeyError, match=r"no task 'c'.*'a'"):
         network.subnetwork("c")
@@ -237,11 +238,23 @@ def test_a_deep_copy_is_independent():
     assert network.digest("a") == before != copied.digest("a")
 
 
+def test_a_state_of_version_1_is_loaded():
+    network, loaded = make_in_phase("compact"), make_network()
+    loaded.add_task("a", head=make_head(1))
+    state = network.state_dict()
+    described = json.loads(state["_extra_state"])
+    for row in described["tasks"]:
+        del row["kept"]
+    state["_extra_state"] = json.dumps(described | {"version": 1})
+    loaded.load_state_dict(state)
+    assert differences(loaded.state_dict(), network.state_dict()) == []
+
+
 def test_a_state_of_other_tasks_or_of_a_later_version_is_refused():
     network, other = make_in_phase("frozen"), make_network()
     with pytest.raises(ValueError, match=r"holds the tasks \['a'\], the network \[\]"):
         other.load_state_dict(network.state_dict())
     state = network.state_dict()
-    state["_extra_state"] = state["_extra_state"].replace('"version": 1', '"version": 99')
+    state["_extra_state"] = state["_extra_state"].replace('"version": 2', '"version": 99')
     with pytest.raises(ValueError, match="version 99"):
         network.load_state_dict(state)

@@ -20,11 +20,11 @@ def make_pruner(wanted=None, criterion="magnitude", patience=2, tolerance=0.01, 
     return GatedPruning(gate, wanted or {"a": HALF}, CRITERIA[criterion], schedule, begin=1, end=2, rounds=2, sample=9)
 
 
-def make_scored(scores, *tasks, norm="none"):
+def make_scored(scores, *tasks, norm="none", criterion="magnitude"):
     """A module whose validation metric after each epoch is given: task to a list of scores, the last one for ever."""
     module = make_module(*tasks, norm=norm)
     for name in module.tasks:
-        begin(module, name)
+        begin(module, name, criterion)
 
     def val_score(metrics, group, by="metric"):
         given = scores[group[0]]
@@ -38,11 +38,11 @@ def counts(module, task="a"):
     return [int(module.network.masks(task)[name].sum()) for name in PRUNABLE]
 
 
-def run(scores, folder, epochs=8, **settings):
+def run(scores, folder, epochs=8, criterion="magnitude", **settings):
     """(module, counts in each epoch) of a fit of one task."""
-    module = make_scored({"a": scores})
+    module = make_scored({"a": scores}, criterion=criterion)
     seen = AfterBatch(lambda epoch, batch, module: (batch, counts(module)))
-    fit(module, folder, make_pruner(**settings), seen, epochs=epochs)
+    fit(module, folder, make_pruner(criterion=criterion, **settings), seen, epochs=epochs)
     return module, [found for batch, found in seen.seen if batch == 3]
 
 

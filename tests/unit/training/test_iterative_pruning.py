@@ -95,7 +95,7 @@ def test_a_run_without_cuts_yet_starts_from_its_own_count(tmp_path):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_keeps_the_budget_over_the_whole_network(criterion, tmp_path):
-    module = begin(make_module(), "a")
+    module = begin(make_module(), "a", criterion)
     pruner = IterativePruning({"a": {"": 13}}, CRITERIA[criterion], SCHEDULES["exponential"], 0, 1, rounds=3, sample=7)
     fit(module, tmp_path, pruner, epochs=1)
     assert sum(counts(module)) == 13

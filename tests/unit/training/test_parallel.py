@@ -99,7 +99,7 @@ def counts(masks):
 def test_tasks_that_are_pruned_together_end_apart_with_their_budgets(criterion, wanted, tmp_path):
     module = make_module(make_task("a"), make_task("b", "regression"))
     for name in "ab":
-        begin(module, name)
+        begin(module, name, criterion)
     pruner = make_pruner(dict(zip("ab", wanted, strict=True)), criterion=CRITERIA[criterion], sample=7)
     seen = AfterBatch(lambda epoch, batch, module: [module.network.masks(name) for name in "ab"])
     fit(module, tmp_path, pruner, seen, Freeze(), name=["a", "b"], epochs=2)

@@ -276,6 +276,24 @@ def test_what_does_not_go_with_a_gate_is_refused(changes, message):
         read_pruning(settings(begin=0.2, end=0.4, gate=GATE, **changes), TASKS)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"begin": 0.0, "end": 0.0},
+            r"pruning.begin = 0, pruning.end = 0 are not allowed with pruning.criterion",
+        ),
+        ({"begin": 0.4}, r"pruning.begin = 0.4, pruning.end = 0.4 are not allowed .* scores learn from begin to end"),
+        ({"scores": "magnitud"}, r"pruning.scores = 'magnitud' is not allowed: .*did you mean 'magnitude'"),
+        ({"granularity": "neuron"}, r"pruning.granularity = 'neuron' is not allowed .*'learned': 'weight' is"),
+        ({"rewind": 0}, r"pruning.rewind = 0 is not allowed with pruning.criterion = 'learned': null is"),
+    ],
+)
+def test_settings_under_which_scores_do_not_learn_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_pruning(settings(**{"criterion": "learned", "begin": 0.2, "end": 0.4} | changes), TASKS)
+
+
 def test_a_gate_needs_an_epoch_of_the_dense_network():
     pruning = read_pruning(settings(begin=0.1, end=0.4, gate=GATE), TASKS)
     fits_of(Stage(0, ("wine",), 10), 1, pruning)

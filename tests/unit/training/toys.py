@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from helpers import INPUTS, OUTPUTS, make_head, make_network
+from msh.subnetworks import CRITERIA, start_scores
 from msh.tasks import RawData, Split, build_task
 from msh.training.config import Config
 from msh.training.fitting import run_fit
@@ -38,10 +39,12 @@ def make_module(*tasks, optimizer=sgd, norm="none"):
     return SubnetworkModule(make_network(norm), {task.name: task for task in tasks}, optimizer)
 
 
-def begin(module, name):
-    """Add a task and give it every free weight."""
-    module.network.add_task(name, head=make_head())
+def begin(module, name, criterion="magnitude", reuse="none"):
+    """Add a task and give it every free weight, and scores if the criterion learns them."""
+    module.network.add_task(name, head=make_head(), reuse=reuse)
     module.network.begin(name)
+    if CRITERIA[criterion].learned:
+        start_scores(module.network, name)
     return module
 
 

@@ -21,7 +21,7 @@ from msh.subnetworks import (
     keep_state,
     weights_of,
 )
-from msh.subnetworks.pruning import choose
+from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
 from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule

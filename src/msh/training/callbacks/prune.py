@@ -16,6 +16,7 @@ from msh.subnetworks import (
     candidate_counts,
     candidates,
     cut,
+    let_scores_choose,
     rewind,
     select_apart,
     snapshot,
@@ -31,7 +32,8 @@ class IterativePruning(pl.Callback):
 
     Cuts fall after training batches, `rounds` of them evenly spaced from `begin` to `end`, the last at `end`.
     A cut changes masks only: parameters stay the same objects, of the same shape. Tasks of one stage start with the
-    same candidates, each with values of its own, and share them out in order: see `select_apart`.
+    same candidates, each with values of its own, and share them out in order: see `select_apart`. Learned scores choose
+    from `begin` on what tasks compute with, as much as their budgets; cuts narrow what they choose from.
 
     Args:
         wanted: task to {tensor name, or "" for all: weights to keep at the end}; with `units`, units.
@@ -95,6 +97,7 @@ class IterativePruning(pl.Callback):
         """Count the candidates at the start; a resumed fit has the counts already."""
         assert isinstance(pl_module, SubnetworkModule)
         self._count_start(pl_module)
+        self._choose_if_due(pl_module, 0, int(trainer.num_training_batches))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the values that survivors will be rewound to."""
@@ -107,7 +110,9 @@ class IterativePruning(pl.Callback):
         """Make the cuts that are due."""
         assert isinstance(pl_module, SubnetworkModule)
         per_epoch = int(trainer.num_training_batches)
-        due = self.rounds_due(trainer.current_epoch * per_epoch + batch_idx + 1, per_epoch)
+        step = trainer.current_epoch * per_epoch + batch_idx + 1
+        self._choose_if_due(pl_module, step, per_epoch)
+        due = self.rounds_due(step, per_epoch)
         if is_trial(trainer):
             due = self.rounds
         if due > self.rounds_done:
@@ -121,6 +126,16 @@ class IterativePruning(pl.Callback):
         if epoch == self.rewind_epoch and not self.earlier:
             self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
+    def _choose_if_due(self, module: SubnetworkModule, step: int, steps_per_epoch: int) -> None:
+        """From `begin` on let learned scores choose, for each task among weights that are no other's best."""
+        if not self.criterion.learned or step < round(self.begin * steps_per_epoch):
+            return
+        if any(module.network.subnetwork(task).kept for task in self.wanted):
+            return
+        self._cut_down_to(module, 0)
+        for task, budget in self.wanted.items():
+            let_scores_choose(module.network, task, budget, self.rescale)
+
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
         network, kept, scores = module.network, {}, {}
         for task, budget in self.wanted.items():
@@ -129,9 +144,11 @@ class IterativePruning(pl.Callback):
             kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
             scores[task] = score_task(module, task, self.criterion, self.sample, number, self.units)
         open_to = {task: candidates(network, task, self.units) for task in self.wanted}
-        masks = select_apart(scores, kept, self.wanted, open_to)
+        shared = None if self.units else {name: ~free for name, free in network.free().items()}
+        masks = select_apart(scores, kept, self.wanted, open_to, shared)
+        rescale = self.rescale and not self.criterion.learned  # what scores choose has its norm already
         for task, own in from_rank_zero(module, masks).items():
-            cut(network, task, weights_of(own, self.units), self.rescale, self.units)
+            cut(network, task, weights_of(own, self.units), rescale, self.units)
             if self.rewind_epoch is not None:
                 rewind(network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
@@ -150,5 +167,5 @@ def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
     """Log the share of the network's weights that are no candidates of the tasks."""
     total = sum(module.network.sizes().values())
     for task in tasks:
-        kept = sum(int(mask.sum()) for mask in module.network.masks(task).values())
+        kept = sum(int(mask.sum()) for mask in module.network.held(task).values())
         module.log(f"{task}/sparsity", 1.0 - kept / total)

@@ -1,0 +1,89 @@
+"""Learned scores: a task computes with its weights of the highest scores, and scores train as weights do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from msh.names import one_of
+from msh.subnetworks.allocation import choose
+from msh.subnetworks.forms import at_most
+from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.pruning import own_share
+
+ScoreStart = Literal["magnitude", "random"]
+
+
+@torch.no_grad()
+def start_scores(
+    network: MultiSubnetwork, task: str, start: ScoreStart = "magnitude", generator: torch.Generator | None = None
+) -> None:
+    """Give a masked task a score per weight, as parameters that train with its weights; build the optimizer afterwards.
+
+    Until `let_scores_choose`, every candidate counts, and a score rises where its weight moves away from 0. Scores have
+    the mean 1, so that an optimizer that moves each number by its rate does not shuffle them within some steps.
+
+    Args:
+        network: holds the task.
+        task: one that has just begun.
+        start: "magnitude" starts from |w|, others' weights from those of its own of the same ranks, as weights that
+            are trained are larger than any that are not; "random" from a draw.
+        generator: on the CPU, for the draw; a fixed seed when None.
+    Raises:
+        ValueError: the task is not masked, or the start is unknown.
+    Source: Mallya et al. 2018, Piggyback; Sanh et al. 2020, Movement Pruning; Kang et al. 2022, Winning SubNetworks.
+    """
+    one_of("scores", start, get_args(ScoreStart))
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    sub = network.subnetwork(task)
+    if sub.phase != "masked":
+        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task learns scores")
+    held, scores = network.held(task), {}
+    for name, own in network.masks(task).items():
+        if start == "random":
+            scores[name] = 2.0 * torch.rand(own.shape, generator=generator).to(sub.values[name])
+        else:
+            scores[name] = sub.values[name].abs()
+            if bool(own.any()):
+                scores[name][held[name] & ~own] = _of_same_ranks(scores[name][held[name] & ~own], scores[name][own])
+    mean = torch.cat([scores[name][held[name]] for name in held]).mean()
+    for name, started in scores.items():
+        sub.scores.set(name, nn.Parameter(started / mean if mean > 0 else started))
+    network.derive(sub)
+
+
+def _of_same_ranks(values: Tensor, others: Tensor) -> Tensor:
+    """The others (n,) that stand as high among themselves as each of the values (k,) among itself: (k,)."""
+    ranks = values.argsort().argsort()
+    return others.sort().values[(2 * ranks + 1) * len(others) // max(1, 2 * len(values))]
+
+
+@torch.no_grad()
+def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, int], rescale: bool = True) -> None:
+    """From now on a masked task computes with its best candidates only, chosen anew whenever its scores have changed.
+
+    Args:
+        network: holds the task.
+        task: one with scores.
+        kept: tensor name to the number of weights that it computes with, or {"": number over the whole network}.
+        rescale: multiply its own candidates so that those chosen now have the norm that all had.
+    Raises:
+        ValueError: the task has no scores.
+    """
+    sub = network.subnetwork(task)
+    if not sub.scored:
+        raise ValueError(f"task {task!r} has no scores: start_scores")
+    network.settle(task)
+    held, own = network.held(task), network.masks(task)
+    scores = {name: sub.scores[name].detach() for name in held}
+    for name, chosen in choose(scores, at_most(kept, held), held).items():
+        values, mine = sub.values[name], chosen & own[name]
+        norm, now = (values[mask].float().norm() for mask in (own[name], mine))
+        if rescale and now > 0:
+            share = own_share(mine, chosen) / own_share(own[name], held[name])
+            values[own[name]] *= (share * norm / now).to(values)
+    sub.kept = dict(kept)
+    network.derive(sub)
