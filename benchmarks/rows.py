@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.configs import compose
 from benchmarks.runs import Step
-from msh.cli.resume import differences
 from msh.names import one_of
 from msh.training.plan import BASELINES, read_curriculum
+from msh.training.settings import differences
 from msh.training.variants import expand_variants
 
 FILE = Path(__file__).with_name("reproduce.yaml")

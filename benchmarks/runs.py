@@ -17,8 +17,8 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.configs import compose
-from msh.cli.resume import differences
 from msh.reports.results import FILE_NAME, Results
+from msh.training.settings import differences
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]

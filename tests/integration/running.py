@@ -1,9 +1,14 @@
 """Running the commands, in this process or in one of their own."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["backbone.width=32", "backbone.depth=2", "threads=1", "trainer.accelerator=cpu", "callbacks=none"]
@@ -38,3 +43,19 @@ def run(script, *arguments, cwd):
     code, printed = finish(start(script, *arguments, cwd=cwd))
     assert code == 0, printed
     return printed
+
+
+def here(main, *arguments, cwd):
+    """A command's `main` in this process; an exit code other than 0 raises SystemExit."""
+    handlers, threads = logging.getLogger().handlers[:], torch.get_num_threads()
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        patch.chdir(cwd)
+        try:
+            main()
+        finally:
+            for handler in set(logging.getLogger().handlers) - set(handlers):
+                handler.close()
+            logging.getLogger().handlers[:] = handlers
+            torch.set_num_threads(threads)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 COMMANDS = {
     "train": "train a curriculum: msh train +experiment=sequential",
     "evaluate": "measure a run's tasks again: msh evaluate run=RUN_DIR",
+    "plan": "say which task will own which weight: msh plan +experiment=sequential pruning=at_init -o PLAN",
+    "merge": "put tasks that were trained apart into one network: msh merge PLAN FILES... -o NETWORK",
+    "release": "take a task out of a network, and free its weights: msh release NETWORK TASK -o NETWORK",
+    "split": "copy a task of a network into a file of its own: msh split NETWORK TASK -o FILE",
 }
 
 
@@ -26,11 +31,7 @@ def main() -> None:
         sys.exit(2)
     # Processes that Lightning starts for further devices run `sys.argv` again: let it name the command's own file.
     sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *arguments[1:]]
-    if command == "train":
-        from msh.cli.train import main as run
-    else:
-        from msh.cli.evaluate import main as run
-    run()
+    importlib.import_module(f"msh.cli.{command}").main()
 
 
 if __name__ == "__main__":

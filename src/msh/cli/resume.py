@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from msh.reports.results import FILE_NAME, Results
+from msh.training.settings import differences
 
 CHANGEABLE = (
     "resume",
@@ -29,14 +28,11 @@ CHANGEABLE = (
 def rewrite_arguments() -> None:
     """Put a resumed run's own overrides and folder into `sys.argv`, so that Hydra composes the same config there.
 
-    `+experiment=NAME` becomes `experiment=NAME`: the group is in the defaults list, before `procedure` and `debug`,
-    which win.
-
     Raises:
         ValueError: the run to resume does not fit the command, or the run folder asked for holds a run already.
         FileNotFoundError: there is no such run.
     """
-    sys.argv[1:] = [re.sub(r"^\+(experiment|procedure|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
+    take_groups()
     overrides = _by_key(sys.argv[1:])
     target = overrides.get("resume", "resume=null").split("=", 1)[1]
     if target in ("null", ""):
@@ -51,6 +47,11 @@ def rewrite_arguments() -> None:
     merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
     merged["hydra.output_subdir"] = "hydra.output_subdir=null"
     sys.argv[1:] = list(merged.values())
+
+
+def take_groups() -> None:
+    """Let `+experiment=NAME` be `experiment=NAME`: the group is in the defaults list, before others, which win."""
+    sys.argv[1:] = [re.sub(r"^\+(experiment|procedure|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
 
 
 def _by_key(arguments: list[str]) -> dict[str, str]:
@@ -112,33 +113,3 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
             f"{folder} was started with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
             "a resumed run keeps its settings; start a new run for others"
         )
-
-
-def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configs differ.
-
-    Args:
-        before: a config.
-        now: another.
-        leave_out: dotted keys that are not compared, nor what is below them.
-    Returns:
-        Dotted key, in alphabetical order, to its two values, interpolations as they are written; None: not there.
-    """
-    values = _flat(before), _flat(now)
-    return {
-        key: (values[0].get(key), values[1].get(key))
-        for key in sorted(values[0].keys() | values[1].keys())
-        if values[0].get(key) != values[1].get(key)
-        and not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
-    }
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key to value; interpolations as they are written."""
-    container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if not isinstance(container, dict):
-        return {prefix: container}
-    flat: dict[str, Any] = {}
-    for key, value in container.items():
-        flat |= _flat(value, prefix + "." + str(key) if prefix else str(key))
-    return flat

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,30 @@ from torch import Tensor
 
 from msh.deploy.atomic import write_bytes
 from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_owners
-from msh.subnetworks import FREE, MultiSubnetwork
+from msh.subnetworks import FREE, MultiSubnetwork, Part, split
+from msh.subnetworks.merging import private_order
+from msh.subnetworks.persistence import EXTRA_STATE, read_description
 from msh.subnetworks.tensors import bag_key, pack_bits, unpack_bits
 
 NETWORK_FORMAT = "msh-network-1"
 SUBNETWORK_FORMAT = "msh-subnetwork-3"
-WITHOUT_READING = "msh-subnetwork-2"
-"""An earlier format, of tasks that read all weights of the tasks that they read."""
+SUBNETWORK_FORMATS = (SUBNETWORK_FORMAT, "msh-subnetwork-2")
+"""Those that are read: 2 is of tasks that read all weights of the tasks that they read."""
 READING = re.compile(r"subnetworks\.[^.]+\.reading\.(.+)")
 """Name of the mask of what a task reads, in a network's state."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that a subnetwork file's weights can have."""
-EXTRA = "_extra_state"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -36,20 +50,38 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a safetensors file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def _open_format(path: Path, kind: str, *expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; errors are those of `open_safetensors`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def open_format(path: Path, kind: str, *expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`open_safetensors`, of a file whose metadata names a format that is expected.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another format.
+    """
     tensors, metadata = open_safetensors(path)
     if metadata.get("format") not in expected:
         raise ValueError(f"{path} is not a {kind} file: its format is {metadata.get('format')!r}")
     return tensors, metadata
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; the same content gives the same bytes (the library writes metadata in any order)."""
+    content = save(tensors, metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_bytes(path, len(text).to_bytes(8, "little") + text + content[start:])
 
 
 def save_network(
@@ -64,28 +96,51 @@ def save_network(
         free_weights: also write the values of weights that no task owns. Without them the file is no larger than
             the tasks' subnetwork files together, and whoever loads it keeps the free weights that they have.
     """
-    state = network.state_dict()
-    metadata = {"format": NETWORK_FORMAT, "state": str(state.pop(EXTRA)), **(notes or {})}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_state(path, network.state_dict(), network.names.prunable, network.names.tied, notes, free_weights)
+
+
+def write_state(
+    path: Path,
+    state: Mapping[str, Any],
+    names: Sequence[str],
+    tied: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+    free_weights: bool = True,
+) -> None:
+    """Write a network file from a network's state; the arguments are those of `save_network`, and
+
+    Args:
+        state: of the network.
+        names: of its prunable tensors, in its order.
+        tied: a further name of a prunable tensor to its name among these.
+    """
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items() if key != EXTRA_STATE}
+    shapes = {name: list(tensors[f"backbone.{name}"].shape) for name in names}
+    metadata = {
+        "format": NETWORK_FORMAT,
+        "state": str(state[EXTRA_STATE]),
+        "shapes": json.dumps(shapes),
+        "tied": json.dumps(dict(tied)),
+        "free_weights": json.dumps(free_weights),
+        **(notes or {}),
+    }
     if not free_weights:
-        metadata["shapes"] = json.dumps(_pack(tensors, network))
-    write_bytes(path, save(tensors, metadata))
+        _pack(tensors, shapes, tied)
+    write_safetensors(path, tensors, metadata)
 
 
-def _pack(tensors: dict[str, Tensor], network: MultiSubnetwork) -> dict[str, list[int]]:
-    """Replace dense weights by those that are owned, and owner maps by coded ones; returns the shapes."""
-    for again in network.names.tied:
-        del tensors[f"backbone.{again}"]
-    for name in network.names.prunable:
+def _pack(tensors: dict[str, Tensor], shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str]) -> None:
+    """Replace dense weights by those that are owned, and owner maps and masks by coded ones."""
+    for again in tied:
+        tensors.pop(f"backbone.{again}", None)
+    for name in shapes:
         key = f"owners.{bag_key(name)}"
         owned = tensors[key] != FREE
         tensors[f"owned.{name}"] = tensors.pop(f"backbone.{name}")[owned]
         tensors[f"owner type.{name}"] = tensors[key].new_zeros(0)
         tensors[key] = encode_owners(tensors[key])
-    shapes = {name: list(weight.shape) for name, weight in network.weights()}
     for key, name in _reading(tensors):
         tensors[key] = encode_mask(unpack_bits(tensors[key], shapes[name]))
-    return shapes
 
 
 def _reading(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
@@ -107,27 +162,35 @@ def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
         tensors[key] = pack_bits(decode_mask(tensors[key], shapes[name]))
 
 
-def read_network(path: Path) -> tuple[dict[str, object], dict[str, str]]:
+def has_free_weights(metadata: Mapping[str, str]) -> bool:
+    """Whether a network file has the values of weights that no task owns.
+
+    Files of earlier releases do not say so; of these, those without have the tensors' shapes.
+    """
+    return bool(json.loads(metadata.get("free_weights", "false" if "shapes" in metadata else "true")))
+
+
+def read_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """(state dict for `MultiSubnetwork.load_state_dict`, metadata) of a network file.
 
-    Where the file has no free weights (its metadata has "shapes"), they are 0.
+    Where the file has no free weights (`has_free_weights`), they are 0.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a network file.
     """
-    tensors, metadata = _open_format(path, "network", NETWORK_FORMAT)
-    if "shapes" in metadata:
-        try:
+    tensors, metadata = open_format(path, "network", NETWORK_FORMAT)
+    try:
+        if not has_free_weights(metadata):
             _unpack(tensors, json.loads(metadata["shapes"]))
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-    return {**tensors, EXTRA: metadata["state"]}, metadata
+        return {**tensors, EXTRA_STATE: metadata["state"]}, metadata
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def tasks_in(state: dict[str, object]) -> list[str]:
+def tasks_in(state: Mapping[str, Any]) -> list[str]:
     """Names of the tasks in a state dict, in order."""
-    return [row["task"] for row in json.loads(str(state[EXTRA]))["tasks"]]
+    return [row["task"] for row in read_description(state)["tasks"]]
 
 
 def load_network(path: Path, network: MultiSubnetwork) -> dict[str, str]:
@@ -154,7 +217,7 @@ def fill_network(path: Path, network: MultiSubnetwork, state: dict[str, Any], me
         ValueError: the state is of another backbone or other tasks.
     """
     try:
-        if "shapes" in metadata:
+        if not has_free_weights(metadata):
             _keep_free(state, network)
         network.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
@@ -170,7 +233,13 @@ def _keep_free(state: dict[str, Any], network: MultiSubnetwork) -> None:
         state[f"backbone.{again}"] = state[f"backbone.{name}"]
 
 
-def save_subnetwork(path: Path, network: MultiSubnetwork, task: str, dtype: torch.dtype | None = None) -> None:
+def save_subnetwork(
+    path: Path,
+    network: MultiSubnetwork,
+    task: str,
+    dtype: torch.dtype | None = None,
+    notes: dict[str, str] | None = None,
+) -> None:
     """Write one frozen task: its own weights, their places, and its private tensors.
 
     Args:
@@ -179,69 +248,53 @@ def save_subnetwork(path: Path, network: MultiSubnetwork, task: str, dtype: torc
         task: a frozen one.
         dtype: of the weights in the file: float32, float16 or bfloat16; the network's own when None. A narrower
             one rounds them, and the digest of the file's task is no longer that of the network's.
+        notes: further metadata.
     Raises:
         ValueError: the task is not frozen, or the type is not allowed.
     """
-    sub = network.subnetwork(task)
-    if sub.phase != "frozen":
-        raise ValueError(f"task {task!r} is {sub.phase}: only a frozen task has a file")
+    part = split(network.state_dict(), network.names.prunable, task)
+    write_part(path, replace(part, notes=notes or {}), dtype)
+
+
+def write_part(path: Path, part: Part, dtype: torch.dtype | None = None) -> None:
+    """Write a subnetwork file; the arguments are those of `save_subnetwork`, and
+
+    Args:
+        part: the task.
+    Raises:
+        ValueError: the type is not allowed.
+    """
     if dtype not in (None, *DTYPES.values()):
         raise ValueError(f"dtype = {dtype} is not allowed: {', '.join(DTYPES)} are")
     tensors: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    masks = network.masks(task)
-    for name, weight in network.weights():
-        tensors[f"mask.{name}"] = encode_mask(masks[name])
-        tensors[f"values.{name}"] = weight[masks[name]].cpu().to(dtype or weight.dtype)
-        shapes[name] = list(weight.shape)
-    for name, mask in network.reading(task).items() if sub.selective else ():
+    for name, values in part.values.items():
+        tensors[f"mask.{name}"] = encode_mask(part.masks[name])
+        tensors[f"values.{name}"] = values.cpu().to(dtype or values.dtype)
+    for name, mask in part.reading.items():
         tensors[f"read.{name}"] = encode_mask(mask)
-    for name, tensor in sub.private_tensors().items():
+    for name, tensor in part.private.items():
         tensors[name] = tensor.detach().cpu().contiguous().clone()
-    readable = {network.subnetwork(other).owner: other for other in network.tasks}
     metadata = {
         "format": SUBNETWORK_FORMAT,
-        "task": task,
-        "shapes": json.dumps(shapes),
-        "reads": json.dumps([readable[owner] for owner in sub.reads]),
-        "digest": network.digest(task),
+        "task": part.task,
+        "shapes": json.dumps({name: list(mask.shape) for name, mask in part.masks.items()}),
+        "reads": json.dumps(part.reads),
+        "digest": part.digest,
+        **part.notes,
     }
-    write_bytes(path, save(tensors, metadata))
+    write_safetensors(path, tensors, metadata)
 
 
-@dataclass(frozen=True)
-class SubnetworkFile:
-    """One task's part of a network, as a file holds it.
-
-    Attributes:
-        task: its name.
-        masks: tensor name to bool (*shape): the weights it owns.
-        values: tensor name to (k,): these weights, in the order of their flat places.
-        private: stem, head, biases, normalisation: as `Subnetwork.private_tensors` names them.
-        reads: tasks whose weights it reads too.
-        reading: tensor name to bool (*shape): which of them it reads; empty where it reads all.
-        digest: of the task in the network that it was saved from.
-    """
-
-    task: str
-    masks: dict[str, Tensor]
-    values: dict[str, Tensor]
-    private: dict[str, Tensor]
-    reads: tuple[str, ...]
-    reading: dict[str, Tensor]
-    digest: str
-
-
-def read_subnetwork(path: Path) -> SubnetworkFile:
+def read_subnetwork(path: Path) -> Part:
     """Read what `save_subnetwork` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a subnetwork file.
     """
-    tensors, metadata = _open_format(path, "subnetwork", SUBNETWORK_FORMAT, WITHOUT_READING)
+    tensors, metadata = open_format(path, "subnetwork", *SUBNETWORK_FORMATS)
     try:
-        shapes = json.loads(metadata["shapes"])
+        shapes = json.loads(metadata.pop("shapes"))
         masks = {name: decode_mask(tensors.pop(f"mask.{name}"), shape) for name, shape in shapes.items()}
         values = {name: tensors.pop(f"values.{name}") for name in shapes}
         for name, mask in masks.items():
@@ -249,7 +302,9 @@ def read_subnetwork(path: Path) -> SubnetworkFile:
                 raise ValueError(f"layer {name!r} keeps {count} weights, and has {values[name].numel()} values")
         coded = {name: tensors.pop(f"read.{name}") for name in shapes if f"read.{name}" in tensors}
         reading = {name: decode_mask(data, shapes[name]) for name, data in coded.items()}
-        reads = tuple(json.loads(metadata["reads"]))
-        return SubnetworkFile(metadata["task"], masks, values, tensors, reads, reading, metadata["digest"])
+        private = {name: tensors[name] for name in sorted(tensors, key=private_order)}
+        task, reads, digest = metadata.pop("task"), json.loads(metadata.pop("reads")), metadata.pop("digest")
+        del metadata["format"]
+        return Part(task, masks, values, private, tuple(reads), reading, digest, metadata)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

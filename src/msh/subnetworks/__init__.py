@@ -2,6 +2,7 @@
 
 from msh.subnetworks.allocation import (
     FREE,
+    Allocation,
     Budget,
     Capacity,
     CapacityError,
@@ -13,6 +14,7 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
+from msh.subnetworks.merging import Part, lowest_ids, merge, release, split
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.pruning import (
     candidate_counts,
@@ -39,12 +41,14 @@ __all__ = [
     "FREE",
     "GRANULARITIES",
     "SCHEDULES",
+    "Allocation",
     "Budget",
     "Capacity",
     "CapacityError",
     "Criterion",
     "Granularity",
     "MultiSubnetwork",
+    "Part",
     "Reuse",
     "Schedule",
     "ScoreStart",
@@ -60,14 +64,18 @@ __all__ = [
     "keep_state",
     "let_scores_choose",
     "loss_gradients",
+    "lowest_ids",
+    "merge",
     "plan_counts",
     "plan_units",
     "prune",
+    "release",
     "rewind",
     "score",
     "select",
     "select_apart",
     "snapshot",
+    "split",
     "start_scores",
     "top_k_mask",
     "top_k_masks",

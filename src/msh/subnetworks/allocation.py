@@ -96,6 +96,19 @@ def choose(
     return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """Weights that one task will own, fixed before it is trained.
+
+    Attributes:
+        masks: bool, (*shape) for each prunable tensor.
+        norms: tensor name to the Euclidean norm that these weights start with.
+    """
+
+    masks: dict[str, Tensor]
+    norms: dict[str, float]
+
+
 class CapacityError(ValueError):
     """A task asks for more weights than are free."""
 

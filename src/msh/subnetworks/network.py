@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.names import one_of
-from msh.subnetworks.allocation import FREE, Capacity, CapacityError, count_capacity
+from msh.subnetworks.allocation import FREE, Allocation, Capacity, CapacityError, count_capacity
 from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight, update_choice
-from msh.subnetworks.initial import fresh_values, start_scale
-from msh.subnetworks.persistence import describe, digest, register_hooks
-from msh.subnetworks.subnetwork import Subnetwork
+from msh.subnetworks.initial import give_back, rescale_to, start_scale
+from msh.subnetworks.persistence import check_unread, describe, digest, readers_of, register_hooks
+from msh.subnetworks.subnetwork import Subnetwork, check_task_name
 from msh.subnetworks.tensors import (
     Prunable,
     TaskDict,
@@ -30,10 +29,10 @@ from msh.subnetworks.tensors import (
     tie_again,
     trainable,
     unpack_bits,
+    wide_enough,
 )
 
 Reuse = Literal["none", "all", "learned"]
-TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class MultiSubnetwork(nn.Module):
@@ -128,12 +127,13 @@ class MultiSubnetwork(nn.Module):
 
     def readers(self, task: str) -> list[str]:
         """Tasks that read this task's weights."""
-        owner = self.subnetwork(task).owner
-        return [other for other in self.tasks if owner in self.subnetwork(other).reads]
+        return readers_of(self.subnetwork(task).owner, {other: self.subnetwork(other).reads for other in self.tasks})
 
     def digest(self, task: str) -> str:
         """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, its private tensors."""
-        return digest(self.subnetwork(task), self._effective(self.subnetwork(task)), self.owners)
+        sub = self.subnetwork(task)
+        weights = ((name, weight, self.owners[name] == sub.owner) for name, weight in self._effective(sub))
+        return digest(weights, sub.private_tensors(), dict(sub.reading.items()))
 
     # ---- the life of a task
 
@@ -151,8 +151,7 @@ class MultiSubnetwork(nn.Module):
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
         """
-        if not TASK_NAME.fullmatch(task):
-            raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
+        check_task_name(task)
         if task in self.subnetworks:
             raise ValueError(f"there is already a task {task!r}")
         one_of("reuse", reuse, get_args(Reuse))
@@ -163,7 +162,8 @@ class MultiSubnetwork(nn.Module):
         taken = {self.subnetwork(other).owner for other in self.tasks}
         owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
         frozen = [self.subnetwork(t).owner for t in self.tasks if self.subnetwork(t).phase == "frozen"]
-        self._widen_owners(owner)
+        for name in self.names.prunable:
+            self.owners.set(name, wide_enough(self.owners[name], owner))
         sub = Subnetwork(task, owner, tuple(frozen) if reuse != "none" else (), head, stem)
         for name in self.names.prunable if reuse == "learned" and frozen else ():
             sub.reading.set(name, pack_bits(self._read_mask(sub, name)))
@@ -175,21 +175,31 @@ class MultiSubnetwork(nn.Module):
         sub.to(next(self.weights())[1].device)
         return sub
 
-    def begin(self, task: str) -> None:
-        """Give a new task every free weight as a candidate, at the scale the backbone came with.
+    def begin(self, task: str, allocation: Allocation | None = None) -> None:
+        """Give a new task its candidates: every free weight, at the scale the backbone came with; or an allocation.
 
+        Args:
+            task: a new one.
+            allocation: fixed before, of weights that are free.
         Raises:
-            CapacityError: no weight of the network is free, nor is there any that it may choose to read.
+            CapacityError: nothing is free, nor to be chosen for reading; or another task owns what was planned for it.
         """
         sub, free = self._in_phase(task, "new"), self.free()
-        if not sub.selective and not any(bool(mask.any()) for mask in free.values()):
+        candidates = free if allocation is None else {n: allocation.masks[n].to(free[n].device) for n in free}
+        if not sub.selective and not any(bool(mask.any()) for mask in candidates.values()):
             raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
+        for name, mask in candidates.items():
+            if taken := int((mask & ~free[name]).sum()):
+                raise CapacityError(f"of the weights planned for task {task!r}, others own {taken} of layer {name!r}")
         for name, weight in self.weights():
-            base = self._read(sub, name)
-            values, always = torch.where(free[name], weight, base), None if sub.selective else base
-            values[free[name]] *= start_scale(weight[free[name]], always, self.initial_norms[name], weight.numel())
+            mask, base = candidates[name], self._read(sub, name)
+            values, always = torch.where(mask, weight, base), None if sub.selective else base
+            if allocation is None:
+                values[mask] *= start_scale(weight[mask], always, self.initial_norms[name], weight.numel())
+            else:
+                rescale_to(values, mask, torch.tensor(allocation.norms[name]))
             sub.values.set(name, nn.Parameter(values))
-            sub.masks.set(name, free[name])
+            sub.masks.set(name, mask)
         sub.phase = "masked"
         self.derive(sub)
         self.active = task
@@ -257,13 +267,9 @@ class MultiSubnetwork(nn.Module):
             ValueError: other tasks read its weights.
         """
         sub = self.subnetwork(task)
-        if readers := self.readers(task):
-            raise ValueError(f"task {task!r} cannot be released: {', '.join(map(repr, readers))} read its weights")
+        check_unread(task, self.readers(task))
         for place, (name, weight) in enumerate(self.weights()):
-            mask = self.owners[name] == sub.owner
-            fresh = fresh_values(int(mask.sum()), self.initial_norms[name], weight.numel(), (sub.owner, place))
-            weight[mask] = fresh.to(weight)
-            self.owners[name][mask] = FREE
+            give_back(weight, self.owners[name], sub.owner, self.initial_norms[name], place)
         del self.subnetworks[task]
         self.active = None if self.active == task else self.active
         self._shown = None
@@ -360,13 +366,6 @@ class MultiSubnetwork(nn.Module):
         if sub.phase != phase:
             raise ValueError(f"task {task!r} is {sub.phase}; this needs a task that is {phase}")
         return sub
-
-    def _widen_owners(self, owner: int) -> None:
-        """Take a wider integer for the owner maps once an id does not fit."""
-        if owner <= torch.iinfo(self.owners[self.names.prunable[0]].dtype).max - 1:
-            return
-        for name in self.names.prunable:
-            self.owners.set(name, self.owners[name].to(torch.int16 if owner < 2**15 - 1 else torch.int32))
 
     def settle(self, task: str) -> None:
         """Undo what an optimizer has just done outside a masked task's mask, without waiting for the next forward."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from msh.subnetworks.subnetwork import Subnetwork
-from msh.subnetworks.tensors import TensorBag, bag_key, raw_bytes, trainable
+from msh.subnetworks.tensors import bag_key, raw_bytes, trainable
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
 
 STATE_VERSION = 2
 """Since 2, tasks may read some of another's weights, and score their own."""
+EXTRA_STATE = "_extra_state"
+"""Key of a network's state under which `describe` is."""
 
 
 def register_hooks(network: MultiSubnetwork) -> None:
@@ -34,37 +35,78 @@ def describe(network: MultiSubnetwork) -> str:
         {"task": sub.task, "owner": sub.owner, "reads": list(sub.reads), "phase": sub.phase, "kept": sub.kept}
         for sub in map(network.subnetwork, network.tasks)
     ]
-    return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": network.active})
+    return description(rows, network.active)
 
 
-def digest(sub: Subnetwork, weights: Iterable[tuple[str, Tensor]], owners: TensorBag) -> str:
-    """SHA-256 of what decides a task's outputs.
+def description(rows: Iterable[Mapping[str, Any]], active: str | None) -> str:
+    """Tasks as JSON: see `describe`.
 
     Args:
-        sub: the task's.
-        weights: (tensor name, (*shape): what it computes with).
-        owners: tensor name to owner ids (*shape).
+        rows: task, owner, reads, phase and kept of each.
+        active: the task that is active, or None.
+    """
+    return json.dumps({"version": STATE_VERSION, "tasks": list(rows), "active": active})
+
+
+def read_description(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What `describe` wrote into a state.
+
+    Raises:
+        ValueError: the state is not of a network, or is of a later release.
+    """
+    if f"{prefix}{EXTRA_STATE}" not in state:
+        raise ValueError(f"the state is not of a MultiSubnetwork: it has no {EXTRA_STATE}")
+    described: dict[str, Any] = json.loads(state[f"{prefix}{EXTRA_STATE}"])
+    if described["version"] > STATE_VERSION:
+        raise ValueError(f"the state has version {described['version']}; this release reads up to {STATE_VERSION}")
+    return described
+
+
+def digest(
+    weights: Iterable[tuple[str, Tensor, Tensor]], private: Mapping[str, Tensor], reading: Mapping[str, Tensor]
+) -> str:
+    """SHA-256 of all that decides a task's outputs.
+
+    Args:
+        weights: (tensor name, (*shape): what the task computes with, bool (*shape): what it owns), in the
+            network's order.
+        private: as `Subnetwork.private_tensors` gives it.
+        reading: tensor name to uint8, (bytes,), as `Subnetwork.reading` has it; nothing where it reads all.
     """
     sha = hashlib.sha256()
-    for name, weight in weights:
+    for name, weight, own in weights:
         sha.update(name.encode())
-        sha.update(raw_bytes(weight))
-        sha.update(raw_bytes(owners[name] == sub.owner))
-        if sub.selective:
-            sha.update(raw_bytes(sub.reading[name]))
-    for name, tensor in sub.private_tensors().items():
+        for part in (weight, own, *([reading[name]] if reading else [])):
+            sha.update(raw_bytes(part))
+    for name, tensor in private.items():
         sha.update(name.encode())
         sha.update(raw_bytes(tensor))
     return sha.hexdigest()
 
 
+def readers_of(owner: int, reads: Mapping[str, Iterable[int]]) -> list[str]:
+    """The tasks that read an owner's weights.
+
+    Args:
+        owner: id.
+        reads: task to the owner ids that it reads.
+    """
+    return [task for task, ids in reads.items() if owner in ids]
+
+
+def check_unread(task: str, readers: Iterable[str]) -> None:
+    """Raise where other tasks read a task that is to be released.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if named := ", ".join(map(repr, readers)):
+        raise ValueError(f"task {task!r} cannot be released: {named} read its weights")
+
+
 def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before loading: give every subnetwork the phase and the shapes that the state has."""
-    if f"{prefix}_extra_state" not in state:
-        raise ValueError("the state is not of a MultiSubnetwork: it has no _extra_state")
-    described = json.loads(state[f"{prefix}_extra_state"])
-    if described["version"] > STATE_VERSION:
-        raise ValueError(f"the state has version {described['version']}; this release reads up to {STATE_VERSION}")
+    described = read_description(state, prefix)
     rows = {row["task"]: row for row in described["tasks"]}
     if list(rows) != network.tasks:
         raise ValueError(f"the state holds the tasks {list(rows)}, the network {network.tasks}: add the same first")

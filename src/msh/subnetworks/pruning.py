@@ -11,6 +11,7 @@ from torch import Tensor
 from msh.subnetworks.allocation import choose
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.forms import felt_by
+from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
@@ -168,7 +169,7 @@ def cut(
     values = network.subnetwork(task).values
     before, held = network.masks(task), network.held(task)
     scaled = before if units is None else {name: before[name] & _rows(mask) for name, mask in masks.items()}
-    norms = {name: _norm(values[name], scaled[name]) / (own_share(before[name], held[name]) or 1.0) for name in masks}
+    norms = {name: norm_of(values[name], scaled[name]) / (own_share(before[name], held[name]) or 1.0) for name in masks}
     network.restrict(task, masks)
     if rescale:
         for name, own in network.masks(task).items():
@@ -200,18 +201,6 @@ def _rows(mask: Tensor) -> Tensor:
 def own_share(own: Tensor, held: Tensor) -> float:
     """Share of a tensor's norm that a task's own weights take, beside those that it has chosen to read."""
     return math.sqrt(int(own.sum()) / max(1, int(held.sum())))
-
-
-def _norm(values: Tensor, mask: Tensor) -> Tensor:
-    norm: Tensor = values[mask].float().norm()
-    return norm
-
-
-def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:
-    """Multiply the values where mask, in place, so that their Euclidean norm becomes `norm`; zeros stay."""
-    now = _norm(values, mask)
-    if now > 0:
-        values[mask] *= (norm / now).to(values)
 
 
 def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
@@ -279,7 +268,7 @@ def rewind(
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = values.float().norm() if units is None else _norm(values, _rows(mask))
+        norm = values.float().norm() if units is None else norm_of(values, _rows(mask))
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

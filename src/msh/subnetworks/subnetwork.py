@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import torch
@@ -11,6 +12,17 @@ from msh.subnetworks.sparse import Pattern
 from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits, unpack_bits
 
 Phase = Literal["new", "masked", "compact", "frozen"]
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def check_task_name(task: str) -> None:
+    """Raise unless a task may be called so: names are keys of states, and names of files.
+
+    Raises:
+        ValueError: the name is not allowed.
+    """
+    if not TASK_NAME.fullmatch(task):
+        raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
 
 
 class Subnetwork(nn.Module):

@@ -264,6 +264,13 @@ def _powers(device: torch.device) -> Tensor:
     return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
 
 
+def wide_enough(owners: Tensor, owner: int) -> Tensor:
+    """An owner map, in a wider integer type where an id does not fit its own."""
+    if owner <= torch.iinfo(owners.dtype).max - 1:
+        return owners
+    return owners.to(torch.int16 if owner < 2**15 - 1 else torch.int32)
+
+
 def belongs(owners: Tensor, ids: Tensor) -> Tensor:
     """Bool, shape of owners: whether each owner is among the ids; a comparison, or a look-up table for several."""
     if ids.numel() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,9 +19,12 @@ from msh.tasks.transforms import transformed
 from msh.training.shared import SharedNetwork
 
 
-def build_tasks(config: DictConfig) -> dict[str, Task]:
-    """Load the data of every task; tasks of one source share what it has loaded, those alike in all share their splits.
+def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
+    """Load the data of tasks; those of one source share what it has loaded, those alike in all share their splits.
 
+    Args:
+        config: of the run.
+        only: names of the tasks; all of the config's when None. They come in the config's order.
     Raises:
         ValueError: a task's data or settings are not allowed.
         FileNotFoundError: data is missing.
@@ -30,6 +34,8 @@ def build_tasks(config: DictConfig) -> dict[str, Task]:
     built: dict[str, Task] = {}
     tasks = {}
     for name, task in config.tasks.items():
+        if only is not None and str(name) not in only:
+            continue
         settings = json.dumps(OmegaConf.to_container(task, resolve=True), sort_keys=True)
         if settings in built:
             tasks[str(name)] = replace(built[settings], name=str(name))

@@ -234,6 +234,12 @@ class Config:
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    plan: str | None = None
+    """Plan file (`msh plan`) whose allocation tasks keep; with it, nothing is pruned."""
+    task: str | None = None
+    """With a plan: train this task alone. Its weights end as they do when all tasks train."""
+    network: str | None = None
+    """Network file to start from: tasks that it has are learned already, and those that it lacks take what is free."""
     resume: str | None = None
     """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
 

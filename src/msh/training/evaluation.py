@@ -17,6 +17,7 @@ from msh.training.build import add_task, build_backbone, build_tasks
 from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
+from msh.training.prepare import set_input_shape
 from msh.training.variants import expand_variants
 
 FILE_NAME = "evaluation.json"
@@ -45,7 +46,9 @@ def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dic
     config = expand_variants(config)
     path = folder / "network.safetensors"
     state, metadata = read_network(path)
-    tasks = build_tasks(config)
+    tasks = build_tasks(config, [config.task] if config.get("task") else None)
+    if "input_shape" in metadata:
+        set_input_shape(config, json.loads(metadata["input_shape"]))
     network = MultiSubnetwork(build_backbone(config, tasks))
     for task in tasks_in(state):
         add_task(network, tasks[task], config)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,22 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
-from msh.names import one_of
 from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import Budget, Capacity, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units, start_scores
-from msh.tasks import Task
-from msh.tasks.loaders import LENGTHS
+from msh.subnetworks import Capacity, start_scores
 from msh.tasks.seeds import derive_seed
 from msh.training.baselines import Baselines
-from msh.training.build import add_task, build_backbone, build_tasks, build_units
-from msh.training.callbacks import Freeze, GatedPruning, Guarantee, IterativePruning
-from msh.training.ensembles import check_members, measure_ensembles, read_ensembles
+from msh.training.build import add_task
+from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit
-from msh.training.module import SubnetworkModule
-from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.plan import Fit, Stage, read_baselines
+from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
-from msh.training.variants import expand_variants
 
 log = logging.getLogger(__name__)
 
@@ -50,62 +43,22 @@ def train(config: DictConfig, folder: Path) -> Results:
         ValueError: a setting or the data is not allowed, or more weights are asked for than there are.
         FileNotFoundError: data is missing, or the folder to resume is not a run folder.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    config = expand_variants(config)
-    one_of("uneven", config.uneven, LENGTHS)
-    names = [str(name) for name in config.tasks]
-    stages = read_curriculum(config.curriculum, names, config.trainer.max_epochs, config.uneven)
-    pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
-    fits = {stage: fits_of(stage, len(stages), pruning) for stage in stages}
-    one_of("reuse", config.reuse, get_args(Reuse))
-    one_of("files.dtype", config.files.dtype, tuple(DTYPES))
-    one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
-    read_baselines(config.baseline)
-    ensembles = read_ensembles(config.ensembles, names)
-    tasks = build_tasks(config)
-    check_members(ensembles, tasks)
-    for stage in stages:
-        tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
-    network = MultiSubnetwork(build_backbone(config, tasks))
-    units = build_units(config, network)
-    wanted = plan_units(units, pruning.budgets) if units else _plan_weights(config, network, pruning.budgets, stages)
-    if pruning.gate is not None:
-        check_gate(pruning.gate, wanted, network.sizes(), config.trainer)
-    results = _results(config, folder, stages, tasks)
-    run = Run(config, folder, tasks, network, pruning, wanted, fits, results, units)
-    return run.go()
+    prepared = prepare(config)
+    return Run(prepared, folder, _results(prepared, folder)).go()
 
 
-def _plan_weights(
-    config: DictConfig, network: MultiSubnetwork, budgets: Mapping[str, Budget], stages: Sequence[Stage]
-) -> dict[str, dict[str, int]]:
-    """Budgets of these stages' tasks, of the weights that are free now.
-
-    Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
-    """
-    shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
-    free = {name: int(mask.sum()) for name, mask in network.free().items()}
-    parts = [[task for stage in stages for task in stage.tasks]]
-    if config.reuse == "learned" and config.pruning.share is None:
-        parts, free = [list(stage.tasks) for stage in stages], network.sizes()
-    wanted: dict[str, dict[str, int]] = {}
-    for part in parts:
-        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes)
-    return wanted
-
-
-def _results(config: DictConfig, folder: Path, stages: list[Stage], tasks: Mapping[str, Task]) -> Results:
+def _results(prepared: Prepared, folder: Path) -> Results:
+    config, tasks = prepared.config, prepared.tasks
     if config.resume is not None:
         return Results.load(folder)
     if is_rank_zero() and (folder / FILE_NAME).exists():
         raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
     rows = {
         name: TaskResult(metric=tasks[name].metric, direction=tasks[name].direction, stage=stage.index)
-        for stage in stages
+        for stage in prepared.fits
         for name in stage.tasks
     }
-    curriculum = [list(stage.tasks) for stage in stages]
+    curriculum = [list(stage.tasks) for stage in prepared.fits]
     return Results(config.name, config.seed, curriculum, rows, run_id=secrets.token_hex(4))
 
 
@@ -113,34 +66,18 @@ class Run:
     """The state of a run and its steps; `go` does them all.
 
     Args:
-        config: composed.
+        prepared: what the run is going to do.
         folder: the run folder.
-        tasks: by name.
-        network: with no tasks yet.
-        pruning: resolved.
-        wanted: task to the weights it will keep, in each tensor or (key "") in all; with `units`, to the units.
-        fits: stage to its fits, in order.
         results: new, or of the run so far.
-        units: of the backbone, if tasks keep whole units.
     """
 
-    def __init__(
-        self,
-        config: DictConfig,
-        folder: Path,
-        tasks: Mapping[str, Task],
-        network: MultiSubnetwork,
-        pruning: Pruning,
-        wanted: Mapping[str, dict[str, int]],
-        fits: Mapping[Stage, list[Fit]],
-        results: Results,
-        units: UnitGraph | None = None,
-    ) -> None:
-        self.config, self.folder, self.tasks, self.network = config, folder, tasks, network
-        self.pruning, self.wanted, self.fits, self.results = pruning, wanted, fits, results
-        self.units = units
+    def __init__(self, prepared: Prepared, folder: Path, results: Results) -> None:
+        self.prepared, self.folder, self.results = prepared, folder, results
+        self.config, self.tasks, self.network = prepared.config, prepared.tasks, prepared.network
+        self.pruning, self.fits = prepared.pruning, prepared.fits
+        config = self.config
         self.writes = is_rank_zero() and not config.trainer.fast_dev_run
-        self.module = SubnetworkModule(network, tasks, instantiate(config.optimizer), config.seed)
+        self.module = build_module(prepared)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
             folder / "checkpoints" / "guarantee", config.guarantee.examples, config.guarantee.on_violation
@@ -148,7 +85,9 @@ class Run:
         self.loggers: list[Logger] = []
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
-        self.baselines = Baselines(config, folder, tasks, list(fits), results, self._save_results, self.writes)
+        self.baselines = Baselines(
+            config, folder, self.tasks, list(self.fits), results, self._save_results, self.writes
+        )
 
     def go(self) -> Results:
         """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
@@ -174,6 +113,7 @@ class Run:
     # ---- stages
 
     def _learn_curriculum(self) -> None:
+        self._record_learned()
         ended = self._restore()
         number = 0
         for stage, fits in self.fits.items():
@@ -189,7 +129,8 @@ class Run:
         ended, state, counted = self.state.newest()
         if ended:
             for task in tasks_in(state):
-                add_task(self.network, self.tasks[task], self.config)
+                if task not in self.network.tasks:
+                    add_task(self.network, self.tasks[task], self.config)
             self.network.load_state_dict(state)
         self.module._run_step = counted.get("step", 0)
         self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
@@ -200,10 +141,11 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 add_task(self.network, self.tasks[task], self.config)
-                self.network.begin(task)
+                self.network.begin(task, None if self.prepared.plan is None else self.prepared.plan.allocation(task))
                 self._start_scores(task)
         if not fit.prunes and self.pruning.end == 0:
-            self._pruner(stage).prune_now(self.module)
+            if self.prepared.plan is None:
+                self._pruner(stage).prune_now(self.module)
             self._compact(stage)
         extra: list[pl.Callback] = [self._pruner(stage)] if fit.prunes else []
         if fit.last:
@@ -219,19 +161,7 @@ class Run:
         self._save_results()
 
     def _pruner(self, stage: Stage) -> IterativePruning:
-        kind = IterativePruning if self.pruning.gate is None else partial(GatedPruning, self.pruning.gate)
-        return kind(
-            wanted=self._budgets(stage),
-            criterion=self.pruning.criterion,
-            schedule=self.pruning.schedule,
-            begin=self.pruning.begin * stage.max_epochs,
-            end=self.pruning.end * stage.max_epochs,
-            rounds=self.pruning.rounds,
-            rescale=self.pruning.rescale,
-            rewind_epoch=self.pruning.rewind,
-            sample=self.pruning.sample,
-            units=self.units,
-        )
+        return build_pruner(self.prepared, self._budgets(stage), stage.max_epochs)
 
     def _start_scores(self, task: str) -> None:
         if self.pruning.criterion.learned:
@@ -240,15 +170,21 @@ class Run:
 
     def _budgets(self, stage: Stage) -> dict[str, dict[str, int]]:
         """What the stage's tasks may keep: planned again, as earlier tasks may have left more free than was planned."""
-        wanted = self.wanted
-        if not self.units:
+        wanted = self.prepared.wanted
+        if not self.prepared.units:
             coming = [other for other in self.fits if other.index >= stage.index]
-            wanted = _plan_weights(self.config, self.network, self.pruning.budgets, coming)
+            wanted = plan_weights(self.config, self.network, self.pruning.budgets, coming)
         return {task: wanted[task] for task in stage.tasks}
 
     def _compact(self, stage: Stage) -> None:
         for task in stage.tasks:
             self.network.compact(task)
+
+    def _record_learned(self) -> None:
+        """Record the tasks of the network that the run starts from, so that later stages are compared with them."""
+        for task in self.network.tasks:
+            if is_rank_zero() and not self.guarantee.has(task):
+                self.guarantee.record(self.module, task)
 
     def _finish_stage(self, stage: Stage) -> None:
         """Measure every task learned so far, write its files, and make the stage count."""
@@ -260,22 +196,23 @@ class Run:
             self._describe(task, val[task], capacity)
             if self.writes:
                 path = self.folder / "subnetworks" / f"{task}.safetensors"
-                save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype])
+                save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
         self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
         self._log_capacity()
         if self.writes:
             path = self.folder / "network.safetensors"
-            save_network(path, self.network, free_weights=self.config.files.free_weights)
+            save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
         self._save_results()
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
 
     def _measure_ensembles(self) -> None:
-        ensembles = read_ensembles(self.config.ensembles, list(self.tasks))
         if not self.results.ensemble:
-            self.results.ensemble = measure_ensembles(ensembles, self.network, self.tasks, self.config, self.folder)
+            self.results.ensemble = measure_ensembles(
+                self.prepared.ensembles, self.network, self.tasks, self.config, self.folder
+            )
             self._save_results()
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:

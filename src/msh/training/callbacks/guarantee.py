@@ -57,6 +57,10 @@ class Guarantee(pl.Callback):
         metadata = {"digest": module.network.digest(task), "computed_on": _computed_on(module.device)}
         write_bytes(self.folder / f"{task}.safetensors", save({"outputs": self._outputs(module, task)}, metadata))
 
+    def has(self, task: str) -> bool:
+        """Whether there is a record of a task."""
+        return (self.folder / f"{task}.safetensors").exists()
+
     def check(self, module: SubnetworkModule, tasks: Iterable[str]) -> None:
         """Compare tasks with their records.
 

@@ -1,0 +1,43 @@
+"""Tasks apart: the plan that lets each be trained by itself, with nothing in common but the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from msh.deploy.plans import Plan, plan_of, save_plan
+from msh.training.build import add_task
+from msh.training.origin import check_plannable, planned_settings
+from msh.training.prepare import build_module, build_pruner, prepare
+
+
+def make_plan(config: DictConfig, path: Path) -> Plan:
+    """Allocate weights to all tasks before any of them is trained, and write the plan file.
+
+    Each task gets what it would get in a sequential curriculum that prunes at initialisation.
+
+    Args:
+        config: composed, of all tasks.
+        path: of the file.
+    Raises:
+        ValueError: a setting or the data is not allowed, or the tasks ask for more weights than there are.
+        FileNotFoundError: data is missing.
+    """
+    for key in ("plan", "task", "network"):
+        if config[key] is not None:
+            raise ValueError(f"{key} = {config[key]} is not allowed: a plan is of all tasks of a new network")
+    prepared = prepare(config)
+    check_plannable(prepared.config, prepared.pruning)
+    network, module = prepared.network, build_module(prepared)
+    for stage in prepared.fits:
+        for task in stage.tasks:
+            add_task(network, prepared.tasks[task], prepared.config)
+            network.begin(task)
+            build_pruner(prepared, {task: prepared.wanted[task]}, stage.max_epochs).prune_now(module)
+            network.compact(task)
+    start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
+    plan = plan_of(network, planned_settings(config), shape, start)
+    save_plan(path, plan)
+    return plan

@@ -1,0 +1,134 @@
+"""The file that a run starts from: a plan of who will own what, or a network that has learned tasks already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msh.deploy.files import read_network, tasks_in
+from msh.deploy.plans import Plan, read_plan
+from msh.names import one_of, suggestion
+from msh.subnetworks.persistence import read_description
+from msh.training.plan import Pruning
+from msh.training.settings import differences
+
+PLANNED = ("density", "weights", "share", "scope", "granularity", "criterion", "sample", "rescale", "rewind")
+"""Settings of `pruning` that decide an allocation made before any training."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file that a run starts from.
+
+    Attributes:
+        key: of the setting that names it: "plan" or "network".
+        path: of the file.
+        start: digest of the initial weights.
+        input_shape: of the backbone.
+        plan: what a plan file holds, else None.
+        state: of the network that a network file holds, else None.
+        metadata: of the network file.
+    """
+
+    key: str
+    path: Path
+    start: str
+    input_shape: tuple[int, ...]
+    plan: Plan | None = None
+    state: dict[str, Any] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def learned(self) -> list[str]:
+        """Tasks that are learned before the run."""
+        return [] if self.state is None else tasks_in(self.state)
+
+
+def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> Origin | None:
+    """Read and check the file that a run starts from.
+
+    Args:
+        config: of the run.
+        names: of its tasks.
+        pruning: resolved.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or does not fit the config.
+    """
+    if config.task is not None and config.plan is None:
+        raise ValueError(f"task = {config.task!r} needs a plan: pass plan=PLAN, or choose with tasks=[{config.task}]")
+    if config.task is not None:
+        one_of("task", config.task, names)
+    if config.plan is not None and config.network is not None:
+        raise ValueError(
+            "plan and network are not allowed together: train on the plan, then `msh merge` into the network"
+        )
+    if config.plan is not None:
+        plan = read_plan(Path(config.plan))
+        _check_plan(config, plan, names if config.task is None else [config.task], pruning)
+        return Origin("plan", Path(config.plan), plan.start, plan.input_shape, plan)
+    if config.network is not None:
+        return _read_network(Path(config.network), names)
+    return None
+
+
+def _check_plan(config: DictConfig, plan: Plan, tasks: Sequence[str], pruning: Pruning) -> None:
+    for task in tasks:
+        if task not in plan.tasks:
+            raise ValueError(
+                f"plan = {config.plan} has no task {task!r}: it has {', '.join(plan.tasks)}"
+                f"{suggestion(task, plan.tasks)}"
+            )
+    check_plannable(config, pruning)
+    for key, (before, now) in differences(plan.settings, planned_settings(config), ()).items():
+        raise ValueError(
+            f"plan = {config.plan} was made with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
+            "give this run the plan's settings, or make another plan"
+        )
+
+
+def check_plannable(config: DictConfig, pruning: Pruning) -> None:
+    """Raise where an allocation cannot be made before any training.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if pruning.end > 0 or pruning.gate is not None:
+        raise ValueError(
+            f"pruning.end = {pruning.end:g} is not allowed with a plan, which is made before any training: "
+            "pass pruning=at_init"
+        )
+    if config.reuse != "none":
+        raise ValueError(
+            f"reuse = {config.reuse!r} is not allowed with a plan, whose tasks know nothing of each other: "
+            "only reuse=none is"
+        )
+
+
+def planned_settings(config: DictConfig) -> dict[str, Any]:
+    """The settings that a plan and the runs of its tasks have in common, as JSON has them."""
+    chosen = {
+        "seed": config.seed,
+        "backbone": config.backbone,
+        "pruning": {key: config.pruning[key] for key in PLANNED},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)))
+    return found
+
+
+def _read_network(path: Path, names: Sequence[str]) -> Origin:
+    state, metadata = read_network(path)
+    for row in read_description(state)["tasks"]:
+        task, phase = row["task"], row["phase"]
+        if phase != "frozen":
+            raise ValueError(f"network = {path} has task {task!r} in training ({phase}): go on with its run (resume)")
+        if task not in names:
+            raise ValueError(f"network = {path} has task {task!r}, which is not in tasks: add it there, for its data")
+    if "start" not in metadata:
+        raise ValueError(f"network = {path} does not say which weights it started from: only files of runs do")
+    return Origin("network", path, metadata["start"], tuple(json.loads(metadata["input_shape"])), None, state, metadata)

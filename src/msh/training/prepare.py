@@ -1,0 +1,220 @@
+"""What a run needs before its first step: every check, the data, and the network that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from typing import Any, cast, get_args
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+from msh.deploy.files import DTYPES, fill_network
+from msh.deploy.plans import Plan, notes_of, start_of
+from msh.names import one_of
+from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks.units import candidate_units
+from msh.tasks import Task
+from msh.tasks.loaders import LENGTHS
+from msh.training.build import add_task, build_backbone, build_tasks, build_units
+from msh.training.callbacks import GatedPruning, IterativePruning
+from msh.training.ensembles import check_members, read_ensembles
+from msh.training.module import SubnetworkModule
+from msh.training.origin import Origin, read_origin
+from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.variants import expand_variants
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has passed every check, and has not begun.
+
+    Attributes:
+        config: composed, variants expanded, the backbone's `input_shape` filled in where a file says it.
+        tasks: by name.
+        network: with the tasks that are learned before, frozen, and no others.
+        fits: stage to its fits, in order; a stage that is learned before has none.
+        pruning: resolved.
+        wanted: task to the weights it will keep, in each tensor or (key "") in all; with `units`, to the units; of
+            tasks that are to be allocated.
+        units: of the backbone, if tasks keep whole units.
+        ensembles: of tasks of this run.
+        plan: whose allocation tasks keep, or None.
+        notes: what the run's files say of where they come from.
+    """
+
+    config: DictConfig
+    tasks: dict[str, Task]
+    network: MultiSubnetwork
+    fits: dict[Stage, list[Fit]]
+    pruning: Pruning
+    wanted: dict[str, dict[str, int]]
+    units: UnitGraph | None
+    ensembles: dict[str, list[str]]
+    plan: Plan | None
+    notes: dict[str, str]
+
+
+def prepare(config: DictConfig) -> Prepared:
+    """Check all that a run will need, load its data and build its network.
+
+    Args:
+        config: composed as `msh.training.config.Config` says.
+    Raises:
+        ValueError: a setting, a file or the data is not allowed, or more weights are asked for than there are.
+        FileNotFoundError: data or a file is missing.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    config = expand_variants(config)
+    _check_choices(config)
+    names = [str(name) for name in config.tasks]
+    stages = read_curriculum(config.curriculum, names, config.trainer.max_epochs, config.uneven)
+    pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
+    ensembles = read_ensembles(config.ensembles, names)
+    origin = read_origin(config, names, pruning)
+    fits = _own_fits(config, stages, pruning, origin)
+    own = [task for stage in fits for task in stage.tasks]
+    ensembles = {name: members for name, members in ensembles.items() if set(members) <= set(own)}
+    tasks = build_tasks(config, own)
+    check_members(ensembles, tasks)
+    for stage in fits:
+        tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
+    if origin is not None:
+        set_input_shape(config, origin.input_shape)
+    network, notes = _build_network(config, tasks, origin)
+    units = build_units(config, network)
+    plan = None if origin is None else origin.plan
+    coming = [stage for stage, parts in fits.items() if parts and plan is None]
+    wanted = _plan_budgets(config, network, pruning.budgets, coming, units)
+    if pruning.gate is not None:
+        check_gate(pruning.gate, wanted, network.sizes(), config.trainer)
+    return Prepared(config, tasks, network, fits, pruning, wanted, units, ensembles, plan, notes)
+
+
+def _check_choices(config: DictConfig) -> None:
+    one_of("uneven", config.uneven, LENGTHS)
+    one_of("reuse", config.reuse, get_args(Reuse))
+    one_of("files.dtype", config.files.dtype, tuple(DTYPES))
+    one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
+    read_baselines(config.baseline)
+
+
+def set_input_shape(config: DictConfig, shape: Sequence[int]) -> None:
+    """Let a config's backbone have this input shape where it says none, and not that of its first task."""
+    if config.backbone.get("input_shape") is None:
+        with open_dict(config):
+            config.backbone.input_shape = list(shape)
+
+
+def _own_fits(
+    config: DictConfig, stages: Sequence[Stage], pruning: Pruning, origin: Origin | None
+) -> dict[Stage, list[Fit]]:
+    """This run's stages, with their fits: of all, of one task of a plan, or of what a network has not learned.
+
+    The fits of one task alone have the names that they have among all, which their random draws follow from.
+    """
+    if config.task is not None:
+        stage = next(stage for stage in stages if config.task in stage.tasks)
+        return {_only(stage, [config.task], 0): fits_of(stage, len(stages), pruning)}
+    learned = [] if origin is None else origin.learned
+    if not learned:
+        return {stage: fits_of(stage, len(stages), pruning) for stage in stages}
+    left = [(stage, [task for task in stage.tasks if task not in learned]) for stage in stages]
+    coming = [_only(stage, tasks, index) for index, (stage, tasks) in enumerate(filter(itemgetter(1), left), start=1)]
+    first = Stage(0, tuple(learned), config.trainer.max_epochs)
+    return {first: []} | {stage: fits_of(stage, 1 + len(coming), pruning) for stage in coming}
+
+
+def _only(stage: Stage, tasks: Sequence[str], index: int) -> Stage:
+    weights = tuple((task, weight) for task, weight in stage.loss_weights if task in tasks)
+    return replace(stage, index=index, tasks=tuple(tasks), loss_weights=weights)
+
+
+def _build_network(
+    config: DictConfig, tasks: dict[str, Task], origin: Origin | None
+) -> tuple[MultiSubnetwork, dict[str, str]]:
+    """The network that a run starts with, and notes for its files."""
+    network = MultiSubnetwork(build_backbone(config, tasks))
+    start = start_of(network)
+    if origin is None:
+        return network, notes_of(start, cast(Any, network.backbone).input_shape)
+    if origin.start != start:
+        raise ValueError(
+            f"{origin.key} = {origin.path} starts from other weights than this run, whose seed is {config.seed}: "
+            "seed, backbone and the release of torch must be the same"
+        )
+    if origin.state is not None:
+        for task in origin.learned:
+            add_task(network, tasks[task], config)
+        fill_network(origin.path, network, origin.state, origin.metadata)
+    return network, notes_of(start, origin.input_shape) if origin.plan is None else origin.plan.notes
+
+
+# ---- budgets
+
+
+def _plan_budgets(
+    config: DictConfig,
+    network: MultiSubnetwork,
+    budgets: Mapping[str, Budget],
+    stages: Sequence[Stage],
+    units: UnitGraph | None,
+) -> dict[str, dict[str, int]]:
+    """What these stages' tasks may keep of what is free now: task to weights, or to units."""
+    if units is None:
+        return plan_weights(config, network, budgets, stages)
+    owners = {name: network.owners[name] for name in network.names.prunable}
+    free = {name: int(mask.sum()) for name, mask in candidate_units(units, network.free(), owners).items()}
+    return plan_units(units, {task: budgets[task] for stage in stages for task in stage.tasks}, free)
+
+
+def plan_weights(
+    config: DictConfig, network: MultiSubnetwork, budgets: Mapping[str, Budget], stages: Sequence[Stage]
+) -> dict[str, dict[str, int]]:
+    """Budgets of these stages' tasks, of the weights that are free now.
+
+    Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
+    free = {name: int(mask.sum()) for name, mask in network.free().items()}
+    parts = [[task for stage in stages for task in stage.tasks]]
+    if config.reuse == "learned" and config.pruning.share is None:
+        parts, free = [list(stage.tasks) for stage in stages], network.sizes()
+    wanted: dict[str, dict[str, int]] = {}
+    for part in parts:
+        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes)
+    return wanted
+
+
+def build_module(prepared: Prepared) -> SubnetworkModule:
+    """The module that trains and measures a run's tasks."""
+    config = prepared.config
+    return SubnetworkModule(prepared.network, prepared.tasks, instantiate(config.optimizer), config.seed)
+
+
+def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], max_epochs: int) -> IterativePruning:
+    """What prunes tasks within a stage, or before it.
+
+    Args:
+        prepared: the run.
+        wanted: of the stage's tasks, as in `Prepared`.
+        max_epochs: of the stage.
+    """
+    pruning = prepared.pruning
+    kind = IterativePruning if pruning.gate is None else partial(GatedPruning, pruning.gate)
+    return kind(
+        wanted=wanted,
+        criterion=pruning.criterion,
+        schedule=pruning.schedule,
+        begin=pruning.begin * max_epochs,
+        end=pruning.end * max_epochs,
+        rounds=pruning.rounds,
+        rescale=pruning.rescale,
+        rewind_epoch=pruning.rewind,
+        sample=pruning.sample,
+        units=prepared.units,
+    )

@@ -1,0 +1,177 @@
+"""Tasks of one plan as jobs of their own, merged; tasks added to a merged network, copied out of it, released."""
+
+import json
+import re
+
+import pytest
+import torch
+from running import SMALL, here, run
+
+from msh.cli import evaluate, merge, plan, release, split, train
+from msh.deploy.files import open_safetensors, read_subnetwork
+from msh.deploy.plans import read_plan
+from msh.training.run import Run
+
+TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
+COMMON = ["+experiment=sequential", "pruning=at_init", "trainer.max_epochs=2", "logger=none", *SMALL]
+
+
+def scores(folder):
+    return {task: row["test"] for task, row in json.loads((folder / "results.json").read_text())["tasks"].items()}
+
+
+def tensors(path):
+    return open_safetensors(path)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a plan, four jobs that keep to it, their merged network, and a run of all tasks at once."""
+    folder = tmp_path_factory.mktemp("apart")
+    here(plan.main, *COMMON, "-o", "plan", cwd=folder)
+    assert [path.name for path in folder.iterdir()] == ["plan"]
+    jobs = [f"task={','.join(TASKS)}", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${task}"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
+    here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
+    files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
+    here(merge.main, "plan", *files, "-o", "merged", cwd=folder)
+    return folder
+
+
+def test_jobs_apart_merge_into_the_very_file_of_a_run_of_all_tasks(folder):
+    assert (folder / "merged").read_bytes() == (folder / "together" / "network.safetensors").read_bytes()
+    for task in TASKS:
+        own = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
+        assert own.read_bytes() == (folder / "together" / "subnetworks" / own.name).read_bytes()
+        assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
+        here(split.main, "merged", task, "-o", "split", cwd=folder)
+        assert (folder / "split").read_bytes() == own.read_bytes()
+
+
+def test_a_job_is_measured_again_with_its_own_data_alone(folder):
+    here(evaluate.main, "run=jobs/wine", cwd=folder)
+    rows = json.loads((folder / "jobs" / "wine" / "evaluation.json").read_text())
+    assert {row["task"]: row["score"] for row in rows} == scores(folder / "jobs" / "wine")
+
+
+def test_the_plan_is_what_a_sequential_run_allocates_at_initialisation(folder):
+    here(train.main, *COMMON, "trainer.max_epochs=1", "hydra.run.dir=usual", cwd=folder)
+    planned = read_plan(folder / "plan")
+    for task in TASKS:
+        part = read_subnetwork(folder / "usual" / "subnetworks" / f"{task}.safetensors")
+        assert all(torch.equal(part.masks[name], mask) for name, mask in planned.masks(task).items())
+    with_weights = sum(tensors(folder / "usual" / "network.safetensors")[f"owned.{name}"].nbytes for name in part.masks)
+    assert (folder / "plan").stat().st_size < with_weights
+
+
+@pytest.fixture
+def grown(folder, tmp_path):
+    """(run folder of a further task learned in the merged network, its overrides)."""
+    overrides = [*COMMON, f"tasks=[iris,{','.join(TASKS)}]", "network=merged", f"hydra.run.dir={tmp_path / 'grown'}"]
+    here(train.main, *overrides, "reuse=all", cwd=folder)
+    return tmp_path / "grown", [*overrides, "reuse=all"]
+
+
+def test_a_merged_network_is_measured_and_takes_a_further_task_up(folder, grown, tmp_path, capsys):
+    results = json.loads((grown[0] / "results.json").read_text())
+    assert results["curriculum"] == [TASKS, ["iris"]]
+    assert results["guarantee"] == {"checked": 4, "violations": 0}
+    assert results["forgetting"] == 0.0
+    assert results["tasks"]["iris"]["weights_reused"] == sum(results["tasks"][task]["weights"] for task in TASKS)
+    together = scores(folder / "together")
+    assert {task: score for task, score in scores(grown[0]).items() if task != "iris"} == together
+    here(evaluate.main, f"run={grown[0]}", cwd=folder)
+    network = grown[0] / "network.safetensors"
+    with pytest.raises(SystemExit):
+        here(release.main, network, "wine", "-o", tmp_path / "less", cwd=folder)
+    assert "task 'wine' cannot be released: 'iris' read its weights" in capsys.readouterr().err
+    here(release.main, network, "iris", "-o", tmp_path / "less", cwd=folder)
+    left, merged = tensors(tmp_path / "less"), tensors(folder / "merged")
+    assert left.keys() == merged.keys()
+    assert all(torch.equal(left[key], merged[key]) for key in left)
+
+
+def test_a_run_from_a_network_that_was_stopped_goes_on_alike(folder, grown, tmp_path, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("stopped")
+
+    again = [*grown[1], f"hydra.run.dir={tmp_path / 'again'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_do_fit", stop)
+        with pytest.raises(SystemExit):
+            here(train.main, *again, cwd=folder)
+    here(train.main, f"resume={tmp_path / 'again'}", cwd=folder)
+    ends = [run_folder / "network.safetensors" for run_folder in (grown[0], tmp_path / "again")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_a_plan_by_gradients_and_of_whole_units_is_kept(tmp_path):
+    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning.criterion=weight_gradient"]
+    how += ["pruning.granularity=neuron", "pruning.density=0.05"]
+    here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
+    here(train.main, *COMMON, *how, "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path)
+    here(train.main, *COMMON, *how, "hydra.run.dir=usual", cwd=tmp_path)
+    planned = read_plan(tmp_path / "plan")
+    for run_folder, task in (("usual", "wine"), ("usual", "iris"), ("apart", "iris")):
+        part = read_subnetwork(tmp_path / run_folder / "subnetworks" / f"{task}.safetensors")
+        assert all(torch.equal(part.masks[name], mask) for name, mask in planned.masks(task).items())
+        rows = part.masks["layers.3.weight"].any(1)
+        assert 0 < int(rows.sum()) < 32
+        assert torch.equal(
+            part.masks["layers.3.weight"].sum(1)[rows].unique(), part.masks["layers.1.weight"].any(1).sum()[None]
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["task=wine"], ["task = 'wine' needs a plan", r"tasks=\[wine\]"]),
+        (["plan=plan", "task=wnie"], ["task = 'wnie' is not allowed", "did you mean 'wine'"]),
+        (["plan=nowhere"], ["there is no file nowhere"]),
+        (["plan=merged"], ["merged is not a plan file: its format is 'msh-network-1'"]),
+        (["plan=plan", "network=merged"], ["plan and network are not allowed together"]),
+        (
+            ["plan=plan", "tasks=[wine,iris]"],
+            ["plan = plan has no task 'iris'", "digits, breast_cancer, wine, diabetes"],
+        ),
+        (["plan=plan", "pruning=gradual"], ["pruning.end = 0.33 is not allowed with a plan", "pruning=at_init"]),
+        (["plan=plan", "reuse=all"], ["reuse = 'all' is not allowed with a plan"]),
+        (["plan=plan", "seed=1"], ["plan = plan was made with seed = 0, not 1"]),
+        (["plan=plan", "pruning.density=0.05"], ["was made with pruning.density = 0.1, not 0.05"]),
+        (["plan=plan", "backbone.width=33"], ["was made with backbone.width = 32, not 33"]),
+        (["network=plan"], ["plan is not a network file: its format is 'msh-plan-1'"]),
+        (
+            ["network=merged", "tasks=[wine,digits]"],
+            ["has task 'breast_cancer', which is not in tasks"],
+        ),
+        (["network=merged", "seed=1"], ["network = merged starts from other weights than this run, whose seed is 1"]),
+        (
+            ["network=merged", f"tasks=[iris,{','.join(TASKS)}]", "pruning.density=0.7"],
+            ["task 'iris' wants .* weights of layer .*, but only .* are free"],
+        ),
+    ],
+)
+def test_what_does_not_fit_a_plan_or_network_is_refused_before_training(overrides, parts, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        here(train.main, *COMMON, *overrides, f"hydra.run.dir={tmp_path / 'run'}", cwd=folder)
+    message = capsys.readouterr().err
+    assert all(re.search(part, message) for part in parts), message
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "end with -o PLAN"),
+        (["-o", "p", "-m", "seed=1,2"], "leave out --multirun"),
+        (["plan=plan", "-o", "p"], "plan = plan is not allowed"),
+        (["pruning=gradual", "-o", "p"], "pruning=at_init"),
+        (["pruning.density=0.4", "-o", "p"], "task 'wine' wants"),
+    ],
+)
+def test_plans_that_cannot_be_made_are_refused(arguments, part, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        here(plan.main, *COMMON, *arguments, cwd=tmp_path)
+    assert part in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()

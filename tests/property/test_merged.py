@@ -1,0 +1,130 @@
+"""Tasks trained apart, on weights shared out beforehand, merge exactly; what is released is gone."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_network, make_optimizer, train
+from msh.deploy.files import open_safetensors, read_network, read_subnetwork, save_network, save_subnetwork, tasks_in
+from msh.deploy.merging import merge_files, release_task, split_task
+from msh.deploy.plans import plan_of, save_plan, start_of
+from msh.subnetworks import Allocation, lowest_ids, merge, split
+
+TASKS = ["a", "b", "c"]
+
+
+def shared_out(network, seed, tasks=TASKS):
+    """Each weight is given to one of the tasks or to none, at random: task to its allocation."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = {name: torch.randint(0, len(tasks) + 1, w.shape, generator=generator) for name, w in network.weights()}
+    return {
+        task: Allocation({name: draw == i for name, draw in draws.items()}, dict.fromkeys(PRUNABLE, 1.0 + i))
+        for i, task in enumerate(tasks, start=1)
+    }
+
+
+def learn_alone(network, task, allocation, seed, optimizer=torch.optim.Adam):
+    """The task trained on its allocation, in any network that starts from the same weights."""
+    network.add_task(task, head=make_head(seed))
+    network.begin(task, allocation)
+    network.compact(task)
+    train(network, make_optimizer(optimizer, network), seed=seed)
+    network.freeze(task)
+    return network
+
+
+def numbers_in(tensors):
+    return set(torch.cat([tensor.flatten().float() for tensor in tensors]).tolist())
+
+
+def numbers_of(part):
+    """All that a task has learned."""
+    return numbers_in([*part.values.values(), *part.private.values()])
+
+
+def outputs(network, task):
+    with torch.no_grad():
+        return network.eval()(make_batch(7)[0], task)
+
+
+@settings(max_examples=6)
+@given(st.sampled_from(["none", "batch", "group"]), st.integers(0, 1000), st.permutations(TASKS))
+def test_tasks_trained_apart_merge_exactly_and_in_any_order(norm, seed, order):
+    start = make_network(norm, seed)
+    plan = shared_out(start, seed)
+    alone = {task: learn_alone(make_network(norm, seed), task, plan[task], seed + i) for i, task in enumerate(TASKS)}
+    parts = {task: split(network.state_dict(), PRUNABLE, task) for task, network in alone.items()}
+    ids = lowest_ids(start.state_dict(), TASKS)
+    merged = merge(start.state_dict(), PRUNABLE, {}, [(task, parts[task]) for task in order], ids)
+    together = make_network(norm, seed)
+    for i, task in enumerate(TASKS):
+        learn_alone(together, task, plan[task], seed + i)
+    together.activate(TASKS[-1])
+    assert differences(merged, together.state_dict()) == []
+    loaded = make_network(norm, seed)
+    for task in TASKS:
+        loaded.add_task(task, head=make_head())
+    loaded.load_state_dict(merged)
+    for task, network in alone.items():
+        assert torch.equal(outputs(loaded, task), outputs(network, task))
+        assert loaded.digest(task) == network.digest(task)
+
+
+@settings(max_examples=6)
+@given(st.sampled_from(["none", "batch"]), st.integers(0, 1000), st.permutations(TASKS), st.sampled_from(TASKS))
+def test_files_split_from_a_merged_network_are_those_that_were_merged(norm, seed, order, gone):
+    network = make_network(norm, seed)
+    start, plan = start_of(network), shared_out(network, seed)
+    for task in TASKS:
+        network.add_task(task, head=make_head())
+        network.begin(task, plan[task])
+        network.compact(task)
+    planned = plan_of(network, {"seed": seed}, (4,), start)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_plan(folder / "plan", planned)
+        for i, task in enumerate(TASKS):
+            alone = learn_alone(make_network(norm, seed), task, planned.allocation(task), seed + i)
+            save_subnetwork(folder / task, alone, task, notes=planned.notes)
+        assert merge_files(folder / "plan", [folder / task for task in order], folder / "net") == TASKS
+        merge_files(folder / "plan", [folder / task for task in reversed(order)], folder / "again")
+        assert (folder / "again").read_bytes() == (folder / "net").read_bytes()
+        for task in TASKS:
+            split_task(folder / "net", task, folder / "split")
+            assert (folder / "split").read_bytes() == (folder / task).read_bytes()
+        release_task(folder / "net", gone, folder / "less")
+        merge_files(folder / "plan", [folder / t for t in TASKS if t != gone], folder / "fewer", allow_missing=True)
+        left, fewer = open_safetensors(folder / "less")[0], open_safetensors(folder / "fewer")[0]
+        assert differences(left, fewer) == []
+
+
+@settings(max_examples=6)
+@given(st.sampled_from(TASKS), st.sampled_from(["none", "batch"]), st.integers(0, 1000), st.booleans())
+def test_what_is_released_from_a_file_is_nowhere_in_it_and_nothing_else_changes(gone, norm, seed, free_weights):
+    network = make_network(norm, seed)
+    initial = numbers_in(network.backbone.buffers())
+    for i, task in enumerate(TASKS):
+        learn(network, task, torch.optim.Adam, seed=seed + i)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_network(folder / "net", network, {"from": "here"}, free_weights)
+        save_subnetwork(folder / "part", network, gone)
+        release_task(folder / "net", gone, folder / "less")
+        part, content = read_subnetwork(folder / "part"), (folder / "less").read_bytes()
+        state, metadata = read_network(folder / "less")
+    others = [split(network.state_dict(), PRUNABLE, task) for task in TASKS if task != gone]
+    known = initial.union(*(numbers_of(other) for other in others))  # units that never fire have the same biases
+    numbers = numbers_of(part) - known
+    everywhere = {content[i : i + 4] for i in range(len(content) - 3)}
+    assert len(numbers) > 20
+    assert not any(torch.tensor(number).numpy().tobytes() in everywhere for number in numbers)
+    assert metadata["from"] == "here"
+    assert tasks_in(state) == [task for task in TASKS if task != gone]
+    for task in tasks_in(state):
+        before, after = (split(s, PRUNABLE, task) for s in (network.state_dict(), state))
+        assert (before.digest, before.task) == (after.digest, after.task)
+        assert differences(before.masks | before.private, after.masks | after.private) == []
+        assert differences(before.values, after.values) == []
