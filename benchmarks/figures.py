@@ -44,7 +44,7 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
                 _lines(panels[1], tasks, [name for name in SHOWN if name != "authors"])
             panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         else:
-            figure = Figure(figsize=(max(5.0, 3.0 * min(len(tasks), 3)), 1.8 * -(-len(tasks) // 3) + 0.4))
+            figure = Figure(figsize=(max(5.0, 3.2 * min(len(tasks), 3)), 1.8 * -(-len(tasks) // 3) + 0.4))
             figure.set_layout_engine("constrained")
             panels = figure.subplots(-(-len(tasks) // 3), min(len(tasks), 3), squeeze=False).flatten()
             for panel, record in zip(panels, tasks, strict=False):
@@ -77,8 +77,9 @@ def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
     panel.set_yticks(range(len(scores)), [f"{name} {score:.4f}" for name, score in scores.items()])
     panel.set_ylim(len(scores) - 0.5, -0.5)
     panel.set_xlim(low, high)
-    panel.locator_params(axis="x", nbins=3)
-    panel.set_title(f"{record['task']}: {record['metric']} {'↑' if record['direction'] == 'max' else '↓'}", fontsize=9)
+    panel.locator_params(axis="x", nbins=2)
+    arrow = "↑" if record["direction"] == "max" else "↓"
+    panel.set_title(f"{record['task']}: {record['metric']} {arrow}", fontsize=9, loc="right")
 
 
 def _lines(panel: Axes, tasks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
