@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.figures import draw
 from benchmarks.results_document import heading, write_section
-from benchmarks.rows import Row, check_dense, read_rows
+from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
-from benchmarks.scores import Runs, read_run, records_of
+from benchmarks.scores import Runs, beginning_of, read_run, records_of
 
 
 def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[Step]:
@@ -34,19 +34,24 @@ def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[S
     ordered = sorted({seed for row in rows for seed in row.seeds if seeds is None or seed in seeds})
     steps = []
     for seed in ordered:
-        found = [row.steps(seed, root) for row in rows if seed in row.seeds]
+        found = [of_row for row in rows if seed in row.seeds and (of_row := row.steps(seed, root))]
         steps += [of_row[0] for of_row in found] + [step for of_row in found for step in of_row[1:]]
     return steps
 
 
-def measured(row: Row, root: Path) -> Runs:
-    """The runs of a row whose settings are the row's own, as far as they are done."""
+def measured(row: Row, rows: Mapping[str, Row], root: Path) -> Runs:
+    """The runs of a row whose settings are the row's own, as far as they are done; or the beginnings of another's."""
     runs = {}
     for seed in row.seeds:
-        step = row.steps(seed, root)[0]
-        if state_of(step).what in ("finished", "unfinished") and (run := read_run(step.folder)):
-            runs[seed] = run
-    return runs
+        for step in row.steps(seed, root)[:1]:
+            if state_of(step).what in ("finished", "unfinished") and (run := read_run(step.folder)):
+                runs[seed] = run
+    if row.part_of is not None:
+        tasks = list(epochs_of(composed(row)))
+        for seed, run in measured(rows[row.part_of], rows, root).items():
+            if seed in row.seeds:
+                runs.setdefault(seed, beginning_of(run, tasks))
+    return dict(sorted(runs.items()))
 
 
 def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
@@ -59,7 +64,7 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
     """
     path = folder / "results.json"
     earlier = json.loads(path.read_text()) if path.exists() else []
-    runs = {id: measured(row, root) for id, row in rows.items()}
+    runs = {id: measured(row, rows, root) for id, row in rows.items()}
     records: list[dict[str, Any]] = []
     for id, row in rows.items():
         if runs[id]:
@@ -93,6 +98,8 @@ def main(given: Sequence[str] | None = None) -> None:
     for row in (rows[id] for id in options.rows):
         if row.dense_of is not None:
             check_dense(row, rows[row.dense_of])
+        if row.part_of is not None:
+            check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
     do(steps, options, lambda: document(rows, root, options.document_dir))
 

@@ -53,11 +53,16 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     said += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in counted.items() if 0 < n != len(runs)]
     if row.dense_of is not None and counted["dense"]:
         said.append(f"The dense networks are those of row {row.dense_of}.")
+    others = [seed for seed in runs if not row.steps(seed, Path())]
+    if others:
+        named = f"seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+        said.append(f"Of {named}: the first stages of row {row.part_of}'s runs.")
     if row.source:
         said.append(f"Authors: {row.source}.")
     guarantees = [run.results.guarantee for run in runs.values()]
     checked, changed = (sum(guarantee[key] for guarantee in guarantees) for key in ("checked", "violations"))
-    said.append(f"Frozen tasks were compared bitwise {checked} times, {changed} had changed.")
+    where = " in the row's own runs" if others else ""
+    said.append(f"Frozen tasks were compared bitwise {checked} times{where}, {changed} had changed.")
     if counted["finetune"] and len({record["metric"] for record in records}) == 1:
         forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
         said.append(f"Mean forgetting of the fine-tuned network: {statistics.mean(forgotten):.4f}.")

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.configs import compose
 from benchmarks.runs import Step
 from msh.names import one_of
-from msh.training.plan import BASELINES, read_curriculum
+from msh.training.plan import BASELINES, Stage, read_curriculum
 from msh.training.settings import differences
 from msh.training.variants import expand_variants
 
@@ -23,6 +23,8 @@ NOT_OF_DENSE = (
     *("files", "guarantee", "checkpoint.min_seconds", "logger", "paths", "resume", "threads", "trainer.max_epochs"),
 )
 """Settings that a task's dense network does not depend on; its task and epochs are compared by themselves."""
+NOT_OF_PART = ("name", "tasks", "curriculum", "trainer.max_epochs", "baseline", "ensembles", "paper")
+"""Settings in which a row and the one that it is a part of may differ; tasks and stages are compared by themselves."""
 
 
 Entry = TypeVar("Entry")
@@ -61,6 +63,8 @@ class Row:
     """Baseline to the seeds that it is trained with."""
     dense_of: str | None = None
     """Id of the row whose dense networks are this row's too: of the same tasks, with the same settings."""
+    part_of: str | None = None
+    """Id of the row whose runs begin with this row's curriculum: seeds that train no baselines are not run again."""
     source: str = ""
     """Where the authors' figures come from."""
     worse_than_dense: float | None = None
@@ -77,7 +81,7 @@ class Row:
         return self.tasks.get(task, Goal())
 
     def steps(self, seed: int, root: Path) -> list[Step]:
-        """The run of a seed, and its baselines.
+        """The run of a seed, and its baselines; nothing if the run is the beginning of another row's.
 
         Args:
             seed: one of the row's.
@@ -85,6 +89,8 @@ class Row:
         """
         overrides = (f"experiment={self.experiment}", *self.overrides, f"seed={seed}")
         baselines = tuple(name for name, seeds in self.baselines.items() if seed in seeds)
+        if self.part_of is not None and not baselines:
+            return []
         name, folder = f"row {self.id}, seed {seed}", root / self.id / f"seed-{seed}"
         steps = [Step(name, folder, overrides)]
         return steps + ([Step(f"{name}, {', '.join(baselines)}", folder, overrides, baselines)] if baselines else [])
@@ -100,8 +106,9 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
     for row in rows.values():
         where = f"{path}, row {row.id}"
         _check(row, where)
-        if row.dense_of is not None:
-            one_of(f"{where}: dense_of", row.dense_of, rows)
+        for key in ("dense_of", "part_of"):
+            if (other := getattr(row, key)) is not None:
+                one_of(f"{where}: {key}", other, rows)
     return rows
 
 
@@ -146,26 +153,62 @@ def check_dense(row: Row, other: Row) -> None:
     where = f"row {row.id}: dense_of = {other.id} is not allowed: "
     if "dense" not in other.baselines or "dense" in row.baselines:
         raise ValueError(f"{where}row {other.id} must train dense networks, and row {row.id} none")
-    mine, its = (_composed(r) for r in (row, other))
+    mine, its = (composed(r) for r in (row, other))
     changed = differences(mine, its, NOT_OF_DENSE)
     epochs, its_epochs = epochs_of(mine), epochs_of(its)
     for task in epochs:
         name = row.goal(task).dense_as or task
-        if name not in its.tasks:
-            raise ValueError(f"{where}it has no task {name}, only {', '.join(map(str, its.tasks))}")
-        found = differences(mine.tasks[task], its.tasks[name], ("loss_weight",))
-        changed |= {f"tasks.{task}.{key}": values for key, values in found.items()}
+        changed |= _task_differences(where, mine, task, its, name)
         if epochs[task] != its_epochs[name]:
             changed[f"epochs of {task}"] = (epochs[task], its_epochs[name])
+    _refuse(where, row, other, changed)
+
+
+def check_part(row: Row, other: Row) -> None:
+    """Raise unless another row's runs begin as a row's own would.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    where = f"row {row.id}: part_of = {other.id} is not allowed: "
+    mine, its = (composed(r) for r in (row, other))
+    changed = differences(mine, its, NOT_OF_PART)
+    stages, its_stages = stages_of(mine), stages_of(its)
+    if stages != its_stages[: len(stages)]:
+        changed["curriculum"] = (stages, its_stages[: len(stages)])
+    else:
+        for task in (task for stage in stages for task in stage.tasks):
+            changed |= _task_differences(where, mine, task, its, task)
+    if not set(row.seeds) <= set(other.seeds):
+        changed["seeds"] = (row.seeds, other.seeds)
+    _refuse(where, row, other, changed)
+
+
+Differences = dict[str, tuple[Any, Any]]
+
+
+def _task_differences(where: str, mine: DictConfig, task: str, its: DictConfig, name: str) -> Differences:
+    if name not in its.tasks:
+        raise ValueError(f"{where}it has no task {name}, only {', '.join(map(str, its.tasks))}")
+    found = differences(mine.tasks[task], its.tasks[name], ("loss_weight",))
+    return {f"tasks.{task}.{key}": values for key, values in found.items()}
+
+
+def _refuse(where: str, row: Row, other: Row, changed: Differences) -> None:
     for key, (here, there) in changed.items():
         raise ValueError(f"{where}{key} is {here!r} in row {row.id} and {there!r} in row {other.id}")
 
 
-def _composed(row: Row) -> DictConfig:
+def composed(row: Row) -> DictConfig:
+    """A row's config, without variants."""
     return expand_variants(compose(f"experiment={row.experiment}", *row.overrides))
 
 
 def epochs_of(config: DictConfig) -> dict[str, int]:
     """Task to epochs of its stage, in a config without variants."""
-    stages = read_curriculum(config.curriculum, [str(task) for task in config.tasks], config.trainer.max_epochs)
-    return {task: stage.max_epochs for stage in stages for task in stage.tasks}
+    return {task: stage.max_epochs for stage in stages_of(config) for task in stage.tasks}
+
+
+def stages_of(config: DictConfig) -> list[Stage]:
+    """The stages of a config without variants."""
+    return read_curriculum(config.curriculum, [str(task) for task in config.tasks], config.trainer.max_epochs)

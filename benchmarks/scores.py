@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,27 @@ def read_run(folder: Path) -> Measured | None:
     if set(config.get("ensembles") or {}) - set(ensembles):
         return None
     return Measured(results, ensembles, epochs_of(config), config.threads)
+
+
+def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
+    """The run as it was when these, the tasks of its first stages, were learned: scores, and what they follow from.
+
+    Later stages change nothing of it. What was measured only once, over all tasks, is left out: the joint network,
+    ensembles, and how often frozen tasks were compared.
+    """
+    full = run.results
+    stages = 1 + max(full.tasks[task].stage for task in tasks)
+    cut = Results(full.experiment, full.seed, full.curriculum[:stages], {}, full.run_id, capacity=full.capacity)
+    cut.tasks = {task: replace(full.tasks[task], joint=None, finetune=None) for task in tasks}
+    for row in full.matrix[:stages]:
+        cut.add_row(_of_tasks(row, tasks))
+    for row in full.finetune["matrix"][: len(tasks)]:
+        cut.add_finetune_row(_of_tasks(row, tasks))
+    return Measured(cut, {}, {task: run.epochs[task] for task in tasks}, run.threads)
+
+
+def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, float]:
+    return {task: score for task, score in zip(tasks, row, strict=False) if score is not None}
 
 
 def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:

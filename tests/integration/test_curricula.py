@@ -56,6 +56,15 @@ def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
     assert results["guarantee"] == {"checked": 0, "violations": 0}
 
 
+def test_a_stage_is_learned_in_the_same_bits_whatever_comes_after_it(train_here):
+    settings = ["+experiment=mixed", "trainer.max_epochs=3", "logger=none"]
+    short, _ = train_here(*settings, "tasks=[wine,iris]", "curriculum=[[wine,iris]]", folder="short")
+    long, _ = train_here(*settings, "tasks=[wine,iris,diabetes]", "curriculum=[[wine,iris],[diabetes]]", folder="long")
+    for name in ("wine", "iris"):
+        files = [folder / "subnetworks" / f"{name}.safetensors" for folder in (short, long)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(train_here, monkeypatch):
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "pruning=at_init"]
     folder, _ = train_here(*settings, "baseline=joint")

@@ -53,7 +53,7 @@ def run_fit(
     """
     started = time.monotonic()
     scheduler = config.prune_scheduler if fit.prunes else config.scheduler
-    module.prepare(fit.name, tasks, instantiate(scheduler) if scheduler else None)
+    module.prepare(fit.name, fit.key, tasks, instantiate(scheduler) if scheduler else None)
     callbacks = _usual_callbacks(fit, config, checkpoints)
     trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
     trainer.fit(
@@ -89,7 +89,7 @@ def _train_loaders(
         if config.trainer.overfit_batches:
             loaders[name] = measuring_loader(split, batch_size=task.batch_size, **ranks)
         else:
-            seed = derive_seed(module.seed, module.fit_name, name)
+            seed = derive_seed(module.seed, module.fit_key, name)
             loaders[name] = train_loader(split, task.batch_size, seed, **ranks, repeat=task.repeat)
     even_out(loaders.values(), fit.uneven)
     return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")

@@ -49,7 +49,7 @@ class TaskModule(pl.LightningModule, ABC):
         self.optimizer_factory = optimizer
         self.scheduler_factory: SchedulerFactory | None = None
         self.seed = seed
-        self.fit_name = ""
+        self.fit_name = self.fit_key = ""
         self.learning: list[str] = []
         """Tasks that train in the present fit."""
         self.stopped: set[str] = set()
@@ -67,15 +67,17 @@ class TaskModule(pl.LightningModule, ABC):
         """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
         return cast(Metric, cast(nn.ModuleDict, self.metrics[f"of_{task}"])[split])
 
-    def prepare(self, fit_name: str, learning: Sequence[str], scheduler: SchedulerFactory | None) -> None:
+    def prepare(self, fit_name: str, fit_key: str, learning: Sequence[str], scheduler: SchedulerFactory | None) -> None:
         """Say what the next fit trains.
 
         Args:
-            fit_name: names the fit within the run; random draws depend on it.
+            fit_name: for people.
+            fit_key: names the fit within the run, whatever comes after it; random draws depend on it.
             learning: the tasks that train.
             scheduler: of the learning rate, stepped with each batch.
         """
-        self.fit_name, self.learning, self.measured = fit_name, list(learning), list(learning)
+        self.fit_name, self.fit_key = fit_name, fit_key
+        self.learning, self.measured = list(learning), list(learning)
         self.scheduler_factory = scheduler
         self.first_step = self.run_step
         self.stopped = set()
@@ -136,7 +138,7 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Make dropout and its like follow from (seed, fit, epoch, rank), so that a resumed run draws the same."""
-        torch.manual_seed(derive_seed(self.seed, self.fit_name, self.current_epoch, self.global_rank))
+        torch.manual_seed(derive_seed(self.seed, self.fit_key, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Weighted sum of the losses, on a batch each, of the tasks that have not stopped: a scalar."""

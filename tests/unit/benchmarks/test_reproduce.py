@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, reproduce, results_document  # noqa: E402
-from benchmarks.rows import FILE, Goal, Row, check_dense, read_rows  # noqa: E402
+from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
 from benchmarks.runs import State  # noqa: E402
-from benchmarks.scores import read_run, records_of  # noqa: E402
+from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
 CONTRACT = ["row", "task", "metric", "direction", "mean", "std", "seeds", "authors", "dense", "joint", "finetune"]
 CONTRACT += ["density", "forgetting", "seconds"]
@@ -50,6 +50,7 @@ def write_rows(path, *rows):
         ({"seeds": []}, "seeds is empty"),
         ({"baselines": {"dens": [0]}}, "baselines = 'dens' is not allowed.*did you mean 'dense'"),
         ({"baselines": {"dense": [3]}}, r"baselines\.dense = \[3\] is not allowed: some of seeds = \[0, 1\]"),
+        ({"part_of": "4"}, "part_of = '4' is not allowed: one of row_1"),
         ({"dense_of": "4"}, "dense_of = '4' is not allowed: one of row_1"),
     ],
 )
@@ -197,6 +198,25 @@ def test_dense_scores_of_another_row_are_those_of_the_same_data(tmp_path):
     assert (record["mean"], record["dense"], record["dense_seeds"]) == (0.8, pytest.approx(0.8), 2)
 
 
+def test_the_beginning_of_a_run_is_what_a_shorter_one_would_have_measured(tmp_path):
+    tasks = {
+        "a": {"test": 0.7, "dense": 0.9, "joint": 0.5, "stage": 0},
+        "b": {"test": 0.8, "dense": 0.8, "joint": 0.5, "stage": 1},
+        "c": {"test": 0.6, "dense": 0.7, "joint": 0.5, "stage": 2},
+    }
+    matrix = [[0.75, None, None], [0.75, 0.85, None], [0.7, 0.8, 0.6]]
+    finetune = {"matrix": [[0.9, None, None], [0.2, 0.9, None], [0.1, 0.1, 0.9]], "forgetting": 0.8, "bwt": -0.8}
+    write_run(tmp_path, tasks, matrix=matrix, finetune=finetune, curriculum=[["a"], ["b"], ["c"]])
+    cut = beginning_of(read_run(tmp_path), ["a", "b"])
+    assert cut.results.curriculum == [["a"], ["b"]]
+    assert cut.results.matrix == [[0.75, None], [0.75, 0.85]]
+    found = {name: (task.test, task.dense, task.joint, task.finetune) for name, task in cut.results.tasks.items()}
+    assert found == {"a": (0.75, 0.9, None, 0.2), "b": (0.85, 0.8, None, 0.9)}
+    assert cut.results.forgetting == 0.0
+    assert cut.results.finetune["forgetting"] == pytest.approx(0.7)
+    assert list(cut.epochs) == ["a", "b"]
+
+
 def test_networks_of_different_sizes_are_not_compared(tmp_path):
     mine = measured(tmp_path / "1", [{"a": 0.8}])
     other = measured(tmp_path / "2", [{"a": 0.8}], capacity={"prunable": 7})
@@ -210,6 +230,31 @@ def test_a_run_counts_once_all_stages_are_learned_and_its_ensembles_measured(tmp
     write_run(tmp_path, {"a": {"test": 0.5}}, config={"ensembles": {"all": ["a"]}})
     assert read_run(tmp_path) is None
     assert read_run(tmp_path / "none") is None
+
+
+# ---- rows that are the beginning of another
+
+
+def test_a_row_may_be_the_beginning_of_another():
+    other = sequential("4", seeds=[0, 1])
+    part = sequential("1", "tasks=[iris]", part_of="4", seeds=[0, 1], baselines={"joint": [0]})
+    check_part(part, other)
+    names = [step.name for step in reproduce.plan([part, other], None, Path())]
+    assert names == ["row 1, seed 0", "row 4, seed 0", "row 1, seed 0, joint", "row 4, seed 1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "message"),
+    [
+        (["tasks=[wine]"], {}, "curriculum is "),
+        (["tasks=[iris]", "pruning.density=0.5"], {}, r"pruning\.density is 0\.5 in row 1 and 0\.1 in row 4"),
+        (["tasks=[iris]", "tasks.iris.batch_size=3"], {}, r"tasks\.iris\.batch_size is 3"),
+        (["tasks=[iris]"], {"seeds": [0, 1]}, r"seeds is \[0, 1\] in row 1 and \[0\] in row 4"),
+    ],
+)
+def test_a_row_is_not_the_beginning_of_one_of_other_settings(overrides, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_part(sequential("1", *overrides, **settings), sequential("4"))
 
 
 # ---- documents
@@ -259,7 +304,7 @@ def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):
     states = {0: "other", 1: "finished"}
     monkeypatch.setattr(reproduce, "state_of", lambda step: State(states[int(step.folder.name[-1])]))
     measured(tmp_path / "1", [{"a": 0.8}, {"a": 0.6}])
-    assert list(reproduce.measured(row("1"), tmp_path)) == [1]
+    assert list(reproduce.measured(row("1"), {}, tmp_path)) == [1]
 
 
 def test_of_many_tasks_the_table_has_mean_and_ends_and_what_was_missed(tmp_path):

@@ -15,7 +15,7 @@ from msh.training.fitting import measure
 def bias_after(scores, kind="classification", metric="accuracy"):
     """Epoch i sets the head's bias to i; returns the bias that RestoreBest puts back after these scores."""
     module = begin(make_module(make_task(kind=kind, metric=metric)), "a")
-    module.prepare("toy", ["a"], None)
+    module.prepare("toy", "toy", ["a"], None)
     callback, bias = RestoreBest(), module.network.subnetwork("a").head.bias
     for epoch, score in enumerate(scores):
         torch.nn.init.constant_(bias, epoch)
@@ -41,7 +41,7 @@ def test_the_lowest_score_is_the_best_of_a_metric_that_is_better_low(scores, bes
 
 def test_each_task_of_a_stage_has_its_own_best_epoch():
     module = begin(begin(make_module(make_task("a"), make_task("b")), "a"), "b")
-    module.prepare("toy", ["a", "b"], None)
+    module.prepare("toy", "toy", ["a", "b"], None)
     callback = RestoreBest()
     for epoch, scores in enumerate([(0.9, 0.1), (0.2, 0.8), (0.1, 0.3)]):
         metrics = dict(zip(("a/val/accuracy", "b/val/accuracy"), map(torch.tensor, scores), strict=True))
@@ -54,7 +54,7 @@ def test_each_task_of_a_stage_has_its_own_best_epoch():
 
 def test_the_sanity_check_counts_for_nothing():
     module = begin(make_module(), "a")
-    module.prepare("toy", ["a"], None)
+    module.prepare("toy", "toy", ["a"], None)
     callback = RestoreBest()
     metrics = {"a/val/accuracy": torch.tensor(1.0)}
     callback.on_validation_end(SimpleNamespace(sanity_checking=True, callback_metrics=metrics), module)

@@ -91,7 +91,7 @@ def test_the_optimizer_has_the_learning_tasks_parameters_and_no_other():
     module.network.restrict("a", {name: mask & False for name, mask in module.network.masks("a").items()})
     module.network.freeze("a")
     begin(module, "b")
-    module.prepare("toy", ["b"], None)
+    module.prepare("toy", "toy", ["b"], None)
     found = [parameter for group in module.configure_optimizers().param_groups for parameter in group["params"]]
     expected = list(module.network.subnetwork("b").parameters())
     assert {id(parameter) for parameter in found} == {id(parameter) for parameter in expected}
