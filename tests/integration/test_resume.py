@@ -38,15 +38,15 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def kill_when(process, condition):
-    """SIGKILL as soon as the condition holds."""
+def kill_when(process, condition, signum=signal.SIGKILL):
+    """A signal as soon as the condition holds; returns what `finish` does."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the moment to kill never came"
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
+    process.send_signal(signum)
+    return finish(process)
 
 
 def assert_same_end(folder, undisturbed):
@@ -62,10 +62,10 @@ def assert_same_end(folder, undisturbed):
 
 
 MOMENTS = {
-    "pruning of the first task": lambda f: any((f / "checkpoints/stage-000-prune").glob("epoch-00003.ckpt")),
-    "training of the first task": lambda f: any((f / "checkpoints/stage-000-train").glob("epoch-*.ckpt")),
-    "start of a stage of two tasks": lambda f: (f / "checkpoints/after-0001.safetensors").exists(),
-    "one of two tasks has stopped": lambda f: (f / "checkpoints/stage-001-train/epoch-00001.ckpt").exists(),
+    "pruning of the first task": lambda f: any((f / "checkpoints/stage-000-prune").glob("epoch-00003.*.ckpt")),
+    "training of the first task": lambda f: any((f / "checkpoints/stage-000-train").glob("epoch-*.*.ckpt")),
+    "start of a stage of two tasks": lambda f: any((f / "checkpoints").glob("after-0001.*.safetensors")),
+    "one of two tasks has stopped": lambda f: any((f / "checkpoints/stage-001-train").glob("epoch-00001.*.ckpt")),
 }
 
 
@@ -82,8 +82,8 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
     checkpoints = folder / "checkpoints" / "stage-000-prune"
     process = start("train.py", *args(folder, "default"), cwd=tmp_path)
-    kill_when(process, lambda: len(list(checkpoints.glob("epoch-*.ckpt"))) == 2)
-    newest = max(checkpoints.glob("epoch-*.ckpt"))
+    kill_when(process, lambda: len(list(checkpoints.glob("epoch-*.*.ckpt"))) == 2)
+    newest = max(checkpoints.glob("epoch-*.*.ckpt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     shutil.copytree(undisturbed, folder.with_name("2026-01-02_00-00-00"))  # newer, but finished
     printed = run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
@@ -94,6 +94,51 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     parts = list((folder / "wandb").glob("offline-run-*"))
     assert len(parts) == 2  # before the kill and after it
     assert {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
+
+
+@pytest.mark.parametrize("moment", ["pruning of the first task", "one of two tasks has stopped"])
+def test_a_run_that_is_told_to_end_saves_and_is_resumed(moment, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = start("train.py", *args(folder), "checkpoint.min_seconds=0", cwd=tmp_path)
+    code, printed = kill_when(process, lambda: MOMENTS[moment](folder), signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert f"SIGTERM ended the run; resume={folder} goes on with it" in printed
+    assert json.loads((folder / "results.json").read_text())["status"] == "stopped"
+    run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
+    assert_same_end(folder, undisturbed)
+
+
+def test_a_job_is_put_back_into_the_queue_and_goes_on_by_the_same_command(undisturbed, tmp_path, monkeypatch):
+    folder, queue = tmp_path / "run", tmp_path / "bin" / "scontrol"
+    queue.parent.mkdir()
+    queue.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    queue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(queue.parent), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    job = ["train.py", *args(folder), "resume=auto"]
+    code, _ = kill_when(start(*job, cwd=tmp_path), lambda: any(folder.glob("checkpoints/*/*.*.ckpt")), signal.SIGUSR1)
+    assert code == 128 + signal.SIGUSR1
+    assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    run(*job, cwd=tmp_path)
+    assert_same_end(folder, undisturbed)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    process = start("train.py", *args(folder), cwd=tmp_path)
+    try:
+        while not any(folder.glob("checkpoints/*/*.ckpt")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        before = (folder / "results.json").read_bytes()
+        code, printed = finish(start("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path))
+        assert code == 1
+        assert f"error: {folder} is in use: another process is at this run" in printed
+        assert (folder / "results.json").read_bytes() == before
+    finally:
+        process.kill()
+        finish(process)
 
 
 def test_finished_run_is_left_as_it_is(train_here):

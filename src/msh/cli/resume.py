@@ -38,6 +38,11 @@ def rewrite_arguments() -> None:
     if target in ("null", ""):
         _refuse_used_folder(overrides)
         return
+    if target == "auto" and "hydra.run.dir" in overrides:
+        target = overrides["hydra.run.dir"].split("=", 1)[1].strip("'\"")
+        if not (Path(target) / FILE_NAME).exists():  # the first start of a job that is put back into the queue
+            sys.argv[1:] = [override for key, override in overrides.items() if key != "resume"]
+            return
     if "-m" in sys.argv or "--multirun" in sys.argv:
         raise ValueError("resume goes on with one run: leave out --multirun")
     folder = find_run(target, overrides)

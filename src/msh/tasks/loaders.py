@@ -48,6 +48,8 @@ class ShuffledBatches(Sampler[Tensor]):
         batches: that an epoch of the examples gives.
         length: batches that an epoch is to have: with more than that, it starts again with the examples, in a new
             order; with fewer, it leaves out the rest.
+        given: batches of the present epoch that were given so far.
+        resumed: (epoch, batches of it that were given before the fit was stopped, and are not given again), or None.
     Raises:
         ValueError: the batch cannot be shared out evenly.
     """
@@ -61,6 +63,8 @@ class ShuffledBatches(Sampler[Tensor]):
         self.rank, self.world_size, self.repeat = rank, world_size, repeat
         self.epoch = 0
         self.batches = self.length = examples * repeat // batch_size
+        self.given = 0
+        self.resumed: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls this."""
@@ -68,16 +72,33 @@ class ShuffledBatches(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        left = self.length
+        left, done = self.length, self.resumed[1] if self.resumed and self.resumed[0] == self.epoch else 0
+        self.given = done
         while left > 0:
             order = torch.cat([torch.randperm(self.examples, generator=generator) for _ in range(self.repeat)])
             batches = order.split(self.batch_size)[: min(left, len(order) // self.batch_size)]
             left -= len(batches)
-            for batch in batches:
+            for batch in batches[done:]:
+                self.given += 1
                 yield batch[self.rank :: self.world_size]
+            done = max(0, done - len(batches))
 
     def __len__(self) -> int:
         return self.length
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader of `ShuffledBatches` that Lightning's checkpoints know the place of."""
+
+    sampler: ShuffledBatches
+
+    def state_dict(self) -> dict[str, int]:
+        """How far it has come."""
+        return {"epoch": self.sampler.epoch, "given": self.sampler.given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self.sampler.resumed = state_dict["epoch"], state_dict["given"]
 
 
 class OrderedBatches(SequentialSampler):
@@ -105,10 +126,10 @@ MEASURING_BATCH = 500
 
 def train_loader(
     split: Split, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, repeat: int = 1
-) -> DataLoader[Batch]:
+) -> TrainLoader:
     """Batches to train on; see `ShuffledBatches`."""
     sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat)
-    return DataLoader(TensorBatches(split), sampler=sampler, batch_size=None)
+    return TrainLoader(TensorBatches(split), sampler=sampler, batch_size=None)
 
 
 def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven) -> None:

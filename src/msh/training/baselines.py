@@ -22,6 +22,7 @@ from msh.training.callbacks import Freeze, TakeFromRankZero
 from msh.training.fitting import measure, run_fit
 from msh.training.module import SubnetworkModule, TaskModule
 from msh.training.plan import Fit, Stage
+from msh.training.preemption import PREEMPTION
 from msh.training.shared import SharedModule, SharedNetwork
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Baselines:
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
                 self._fit(module, "dense", [task], epochs, Freeze())
                 self.results.tasks[task].dense = self._measure(module, "dense", [task])[task]
-                self.save_results()
+                self._save()
 
     def _learn_finetune(self) -> None:
         """One dense network, task after task; each overwrites what the ones before have learned."""
@@ -90,7 +91,7 @@ class Baselines:
                     write_bytes(path, save(state, {"learned": str(number + 1)}))
             if len(self.results.finetune["matrix"]) <= number:
                 self.results.add_finetune_row(self._measure(module, "finetune", order[: number + 1]))
-                self.save_results()
+                self._save()
 
     def _learn_joint(self) -> None:
         """One dense network, all tasks at once."""
@@ -100,7 +101,11 @@ class Baselines:
         self._fit(module, "joint", list(self.tasks), max(self.epochs.values()), TakeFromRankZero())
         for task, score in self._measure(module, "joint", list(self.tasks)).items():
             self.results.tasks[task].joint = score
+        self._save()
+
+    def _save(self) -> None:
         self.save_results()
+        PREEMPTION.release()
 
     def _shared(self) -> SharedModule:
         network = SharedNetwork(build_backbone(self.config, self.tasks))

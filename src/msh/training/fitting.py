@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
@@ -56,11 +57,16 @@ def run_fit(
     module.prepare(fit.name, fit.key, tasks, instantiate(scheduler) if scheduler else None)
     callbacks = _usual_callbacks(fit, config, checkpoints)
     trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
+    loaders = _train_loaders(module, fit, tasks, config, trainer)
+    saved = newest_readable(checkpoints)
+    if saved is not None:
+        log.info("going on from %s", saved)
+        _go_on(loaders, saved)
     trainer.fit(
         module,
-        train_dataloaders=_train_loaders(module, fit, tasks, config, trainer),
+        train_dataloaders=loaders,
         val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", trainer),
-        ckpt_path=_resume_from(checkpoints),
+        ckpt_path=None if saved is None else str(saved),
         weights_only=True,
     )
     return time.monotonic() - started
@@ -95,18 +101,16 @@ def _train_loaders(
     return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")
 
 
+def _go_on(loaders: CombinedLoader, checkpoint: Path) -> None:
+    """Leave out the batches that were done. Lightning forgets to, where the scheduler has asked for their number."""
+    loops: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    loaders._load_state_dicts(loops["fit_loop"]["state_dict"].get("combined_loader", []))
+
+
 def _measuring_loaders(
     tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, trainer: pl.Trainer
 ) -> list[Any]:
     return [measuring_loader(tasks[n].splits[split], trainer.global_rank, trainer.world_size) for n in names]
-
-
-def _resume_from(checkpoints: Path) -> str | None:
-    path = newest_readable(checkpoints)
-    if path is None:
-        return None
-    log.info("going on from %s", path)
-    return str(path)
 
 
 def measure(

@@ -17,6 +17,7 @@ from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
+from msh.training.preemption import PREEMPTION
 from msh.training.schedulers import SchedulerFactory, build_scheduler
 
 
@@ -132,13 +133,22 @@ class TaskModule(pl.LightningModule, ABC):
             if isinstance(logger, RunCSVLogger):
                 logger.forget_after(self.run_step)
 
+    def on_train_start(self) -> None:
+        """Hear the signals that end a run: Lightning has put itself in their way."""
+        PREEMPTION.listen()
+
+    def on_validation_start(self) -> None:
+        """The same."""
+        PREEMPTION.listen()
+
     def on_test_start(self) -> None:
-        """Log at the run's step."""
+        """The same; and log at the run's step."""
+        PREEMPTION.listen()
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.run_step
 
-    def on_train_epoch_start(self) -> None:
-        """Make dropout and its like follow from (seed, fit, epoch, rank), so that a resumed run draws the same."""
-        torch.manual_seed(derive_seed(self.seed, self.fit_key, self.current_epoch, self.global_rank))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout and its like follow from (seed, fit, epoch, batch, rank): a resumed run draws the same."""
+        torch.manual_seed(derive_seed(self.seed, self.fit_key, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Weighted sum of the losses, on a batch each, of the tasks that have not stopped: a scalar."""
@@ -225,7 +235,8 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the run's step."""
-        checkpoint["msh"] = {"fit": self.fit_name, "run_step": self._run_step, "first_step": self.first_step}
+        step = self.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
+        checkpoint["msh"] = {"fit": self.fit_name, "run_step": step, "first_step": self.first_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the run's step back."""

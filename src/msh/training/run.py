@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
@@ -24,6 +28,7 @@ from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit
 from msh.training.plan import Fit, Stage, read_baselines
+from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
@@ -42,9 +47,29 @@ def train(config: DictConfig, folder: Path) -> Results:
     Raises:
         ValueError: a setting or the data is not allowed, or more weights are asked for than there are.
         FileNotFoundError: data is missing, or the folder to resume is not a run folder.
+        RuntimeError: another process works in the folder.
+        PreemptedError: a signal ended the run; it can be resumed.
     """
-    prepared = prepare(config)
-    return Run(prepared, folder, _results(prepared, folder)).go()
+    with _locked(folder), PREEMPTION.watched():
+        prepared = prepare(config)
+        return Run(prepared, folder, _results(prepared, folder)).go()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in the run folder; the lock goes when this process ends, however it does."""
+    if not is_rank_zero():
+        yield
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(f"{folder} is in use: another process is at this run; wait until it has ended") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _results(prepared: Prepared, folder: Path) -> Results:
@@ -101,6 +126,9 @@ class Run:
             self._learn_curriculum()
             self._measure_ensembles()
             self.baselines.learn(read_baselines(self.config.baseline))
+        except PreemptedError as stop:
+            self._stopped(stop)
+            raise
         except Exception:
             self.results.status = "failed"
             self._save_results()
@@ -109,6 +137,16 @@ class Run:
         self._save_results()
         self._close_loggers()
         return self.results
+
+    def _stopped(self, stop: PreemptedError) -> None:
+        self.results.status = "stopped"
+        self._save_results()
+        self._close_loggers()
+        if self.writes:
+            name = signal.Signals(stop.signum).name
+            log.warning("%s ended the run; resume=%s goes on with it", name, self.folder)
+            if stop.signum == REQUEUE:
+                requeue()
 
     # ---- stages
 
@@ -159,6 +197,7 @@ class Run:
         counted = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
         self.state.fit_ended(number, fit.key, self.network, counted | {"step": self.module.run_step})
         self._save_results()
+        PREEMPTION.release()
 
     def _pruner(self, stage: Stage) -> IterativePruning:
         return build_pruner(self.prepared, self._budgets(stage), stage.max_epochs)

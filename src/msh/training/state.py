@@ -9,18 +9,18 @@ import shutil
 from pathlib import Path
 
 from msh.deploy.files import read_network, save_network
+from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
 from msh.subnetworks import MultiSubnetwork
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-"""Newest network files that are kept: one to fall back to."""
-NAME = re.compile(r"after-(\d{4})\.safetensors")
+PATTERN = "after-*.safetensors"
+NUMBER = re.compile(r"after-(\d{4})\.")
 
 
 class RunState:
-    """The `checkpoints` folder of a run: `after-NNNN.safetensors` is the network after fit N; `<fit>/` holds the
-    checkpoints of the fit that is under way.
+    """The `checkpoints` folder of a run: `after-NNNN.CHECKSUM.safetensors` is the network after fit N; `<fit>/` holds
+    the checkpoints of the fit that is under way.
 
     Args:
         folder: the `checkpoints` folder.
@@ -35,8 +35,10 @@ class RunState:
 
         A file that cannot be read is passed over, with a warning: what came after the one before it is done again.
         """
-        for path in self._files():
+        for path in sealed_files(self.folder, PATTERN):
             try:
+                if not is_whole(path):
+                    raise ValueError(f"{path} is damaged: its checksum is not the one in its name")
                 state, notes = read_network(path)
                 return self._number(path) + 1, state, json.loads(notes["counted"])
             except (ValueError, KeyError) as error:
@@ -56,21 +58,18 @@ class RunState:
         """
         if not self.writes:
             return
-        save_network(self.folder / f"after-{number:04d}.safetensors", network, {"counted": json.dumps(counted)})
-        for old in self._files()[KEPT:]:
-            old.unlink(missing_ok=True)
+        path = self.folder / f"after-{number:04d}.safetensors"
+        save_network(path, network, {"counted": json.dumps(counted)})
+        seal(path)
+        drop_old(self.folder, PATTERN)
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)
 
     def fit_folder(self, key: str) -> Path:
         """Where a fit's checkpoints go."""
         return self.folder / key
 
-    def _files(self) -> list[Path]:
-        found = [path for path in self.folder.glob("after-*.safetensors") if NAME.fullmatch(path.name)]
-        return sorted(found, key=self._number, reverse=True)
-
     @staticmethod
     def _number(path: Path) -> int:
-        match = NAME.fullmatch(path.name)
+        match = NUMBER.match(path.name)
         assert match
         return int(match.group(1))

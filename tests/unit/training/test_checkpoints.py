@@ -1,15 +1,19 @@
 """What a killed run goes on from: checkpoints within a fit, networks between fits."""
 
 import logging
+import signal
 
 import pytest
 import torch
-from toys import AfterBatch, begin, fit, make_config, make_module
+from omegaconf import OmegaConf
+from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences, make_batch
+from msh.deploy.sealed import seal, sealed_files
 from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
 from msh.training.callbacks import IterativePruning
-from msh.training.callbacks.checkpoint import epoch_checkpoints, newest_readable
+from msh.training.callbacks.checkpoint import PATTERN, newest_readable
+from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.state import RunState
 
 
@@ -28,36 +32,51 @@ def copy(folder, target):
     return target
 
 
+def stems(paths):
+    """Names without checksums."""
+    return [path.name.split(".")[0] for path in paths]
+
+
 def test_the_newest_two_are_kept(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch-00002.ckpt", "epoch-00003.ckpt"]
-    assert newest_readable(folder).name == "epoch-00003.ckpt"
+    assert stems(sorted(folder.iterdir())) == ["epoch-00002", "epoch-00003"]
+    assert stems([newest_readable(folder)]) == ["epoch-00003"]
 
 
 def test_no_checkpoint_is_written_before_its_time(tmp_path):
     fit(begin(make_module(), "a"), tmp_path, config=make_config(min_seconds=1e9))
-    assert epoch_checkpoints(tmp_path / "checkpoints") == []
+    assert sealed_files(tmp_path / "checkpoints", PATTERN) == []
 
 
 def test_a_debugging_fit_writes_no_checkpoint(tmp_path):
     fit(begin(make_module(), "a"), tmp_path, config=make_config(min_seconds=0, fast_dev_run=True))
-    assert epoch_checkpoints(tmp_path / "checkpoints") == []
+    assert sealed_files(tmp_path / "checkpoints", PATTERN) == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.99])
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(size, folder, tmp_path, caplog):
     mine = copy(folder, tmp_path / "mine")
-    newest = mine / "epoch-00003.ckpt"
+    newest = newest_readable(mine)
     content = newest.read_bytes()
     newest.write_bytes(content[: size if isinstance(size, int) else int(size * len(content))])
     with caplog.at_level(logging.WARNING):
-        assert newest_readable(mine).name == "epoch-00002.ckpt"
-    assert "epoch-00003.ckpt cannot be read" in caplog.text
+        assert stems([newest_readable(mine)]) == ["epoch-00002"]
+    assert f"{newest.name} cannot be read" in caplog.text
     assert "falling back to the one before" in caplog.text
+
+
+def test_a_checkpoint_with_one_bit_turned_is_passed_over(folder, tmp_path):
+    mine = copy(folder, tmp_path / "mine")
+    newest = newest_readable(mine)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert stems([newest_readable(mine)]) == ["epoch-00002"]
 
 
 def test_without_a_readable_checkpoint_there_is_none(tmp_path):
     assert newest_readable(tmp_path / "nowhere") is None
-    (tmp_path / "epoch-00001.ckpt").write_bytes(b"not a checkpoint")
+    (tmp_path / "epoch-00001.ckpt").write_bytes(b"not sealed")
+    seal(tmp_path / "epoch-00001.ckpt")
     assert newest_readable(tmp_path) is None
 
 
@@ -90,6 +109,87 @@ def test_a_fit_stopped_in_the_middle_goes_on_to_the_same_weights(epoch, granular
     assert min(seen.seen) == epoch  # finished epochs are not done again
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
     assert resumed.run_step == undisturbed.run_step == 16
+
+
+def signalled(epoch, batch):
+    """A callback that receives a signal after that batch."""
+
+    def receive(now, done, module):
+        if (now, done) == (epoch, batch):
+            PREEMPTION.received = signal.SIGTERM
+
+    return AfterBatch(receive)
+
+
+@pytest.fixture
+def watched():
+    with PREEMPTION.watched():
+        yield
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize(
+    ("epoch", "batch", "name"),
+    [
+        (0, 0, "epoch-00000-batch-000001"),
+        (2, 2, "epoch-00002-batch-000003"),
+        (2, 3, "epoch-00002"),  # the last batch of the epoch
+        (3, 1, "epoch-00003-batch-000002"),
+    ],
+)
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_a_fit_ended_by_a_signal_goes_on_with_the_next_batch(epoch, batch, name, granularity, tmp_path):
+    def draw(epoch, batch, module):
+        draws[epoch, batch] = torch.rand(1).item()
+
+    config, draws = make_config(restore_best=True), {}
+    undisturbed = begin(make_module(norm="batch"), "a")
+    fit(undisturbed, tmp_path / "one", make_pruner(undisturbed, granularity), AfterBatch(draw), epochs=4, config=config)
+    expected, draws = draws, {}
+    ended = begin(make_module(norm="batch"), "a")
+    callbacks = (make_pruner(ended, granularity), signalled(epoch, batch))
+    with pytest.raises(PreemptedError) as stop:
+        fit(ended, tmp_path, *callbacks, epochs=4, config=config)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert stems(sealed_files(tmp_path / "checkpoints", PATTERN))[0] == name
+    PREEMPTION.received = None
+    resumed = begin(make_module(norm="batch"), "a")
+    fit(resumed, tmp_path, make_pruner(resumed, granularity), AfterBatch(draw), epochs=4, config=config)
+    assert draws == {at: value for at, value in expected.items() if at > (epoch, batch)}
+    assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
+    assert resumed.run_step == undisturbed.run_step == 16
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("batch", [0, 4, 6])
+@pytest.mark.parametrize("uneven", ["cycle", "shortest"])
+def test_tasks_of_uneven_epochs_go_on_with_the_next_batch(batch, uneven, tmp_path):
+    def make():
+        return begin(begin(make_module(make_task("a"), make_task("b", examples=90, repeat=2)), "a"), "b")
+
+    undisturbed, ended, resumed = make(), make(), make()
+    cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 0.1}
+    config = OmegaConf.merge(make_config(), {"scheduler": cycle})
+    fit(undisturbed, tmp_path / "one", name=["a", "b"], epochs=2, config=config, uneven=uneven)
+    told = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
+    with pytest.raises(PreemptedError):
+        fit(ended, tmp_path, told, name=["a", "b"], epochs=2, config=config, uneven=uneven)
+    PREEMPTION.received = None
+    fit(resumed, tmp_path, name=["a", "b"], epochs=2, config=config, uneven=uneven)
+    assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
+
+
+@pytest.mark.usefixtures("watched")
+def test_accumulated_gradients_are_not_lost_to_a_signal(tmp_path):
+    config = make_config(accumulate_grad_batches=2)
+    undisturbed, ended, resumed = (begin(make_module(), "a") for _ in range(3))
+    fit(undisturbed, tmp_path / "one", epochs=2, config=config)
+    with pytest.raises(PreemptedError):
+        fit(ended, tmp_path, signalled(0, 0), epochs=2, config=config)
+    assert stems(sealed_files(tmp_path / "checkpoints", PATTERN)) == ["epoch-00000-batch-000002"]
+    PREEMPTION.received = None
+    fit(resumed, tmp_path, epochs=2, config=config)
+    assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
 
 
 # ---- between fits
@@ -126,25 +226,24 @@ def test_the_newest_network_counts_the_fits_that_ended(state):
 
 
 def test_two_networks_and_no_fit_folder_are_kept(state):
-    kept = sorted(path.name for path in state.folder.iterdir())
-    assert kept == ["after-0001.safetensors", "after-0002.safetensors"]
+    assert stems(sorted(state.folder.iterdir())) == ["after-0001", "after-0002"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_torn_network_falls_back_to_the_one_before_and_says_so(share, state, caplog):
-    newest = state.folder / "after-0002.safetensors"
+    (newest,) = state.folder.glob("after-0002.*")
     newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
     with caplog.at_level(logging.WARNING):
         ended, found, counted = state.newest()
     assert (ended, bias_of(found), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
-    assert "after-0002.safetensors" in caplog.text
+    assert newest.name in caplog.text
     assert "falling back to the one before" in caplog.text
     assert not newest.exists()
 
 
 def test_a_process_that_does_not_write_leaves_the_folder_alone(state):
     other = RunState(state.folder, writes=False)
-    newest = state.folder / "after-0002.safetensors"
+    (newest,) = state.folder.glob("after-0002.*")
     newest.write_bytes(b"torn")
     other.fit_ended(3, "fit-3", make_frozen(), {"run_step": 30})
     assert other.newest()[0] == 2

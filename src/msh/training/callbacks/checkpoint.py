@@ -1,4 +1,4 @@
-"""Checkpoints at the ends of epochs: what a fit that was killed goes on from."""
+"""Checkpoints of a fit: what it goes on from if it is killed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
 from msh.deploy.atomic import write_bytes
+from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
+from msh.training.preemption import PREEMPTION
 from msh.training.ranks import is_trial
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-"""Newest checkpoints of a fit that are kept: one to fall back to."""
+AGREE_EVERY = 10
+"""Batches between two looks of several processes at whether one of them has received a signal."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -33,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class EpochCheckpoint(Checkpoint):
-    """Save at the end of an epoch, and keep the newest two.
+    """Save at the end of an epoch, and keep the newest two; at once, and end the run, if a signal says so.
 
     Args:
         folder: of this fit's checkpoints.
@@ -45,32 +47,64 @@ class EpochCheckpoint(Checkpoint):
         self.folder, self.min_seconds = folder, min_seconds
         self.saved_at = time.monotonic()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From now on there is always a next checkpoint to end at; after the fit, what it has learned is saved."""
+        PREEMPTION.postponed = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End the run within an epoch, between two optimizer steps; at its end, the epoch's validation comes first."""
+        done = batch_idx + 1
+        between = done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
+        if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0):
+            self._end_if_told(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it is time to; every rank does, or none."""
+        name = f"epoch-{trainer.current_epoch:05d}"
+        self._end_if_told(trainer, name)
         due = time.monotonic() - self.saved_at >= self.min_seconds
-        if is_trial(trainer) or not trainer.strategy.broadcast(due):
-            return
-        trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch:05d}.ckpt")
+        if not is_trial(trainer) and trainer.strategy.broadcast(due):
+            self._save(trainer, name)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """There will be no next checkpoint."""
+        PREEMPTION.postponed = False
+
+    def _end_if_told(self, trainer: pl.Trainer, name: str) -> None:
+        told = PREEMPTION.received is not None
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        if told:
+            if not is_trial(trainer):
+                self._save(trainer, name)
+                log.info("told to end: saved %s", name)
+            PREEMPTION.end()
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        path = self.folder / f"{name}.ckpt"
+        trainer.save_checkpoint(path)
         self.saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in epoch_checkpoints(self.folder)[KEPT:]:
-                old.unlink(missing_ok=True)
+            seal(path)
+            drop_old(self.folder, PATTERN)
 
 
-def epoch_checkpoints(folder: Path) -> list[Path]:
-    """A fit's checkpoints, the newest first."""
-    return sorted(folder.glob("epoch-*.ckpt"), reverse=True)
+PATTERN = "epoch-*.ckpt"
+"""Alphabetical order is that of time: `epoch-00004-batch-000120` comes before `epoch-00004`, the end of that epoch."""
 
 
 def newest_readable(folder: Path) -> Path | None:
     """The newest checkpoint of a fit that can be read; those that cannot are passed over, with a warning."""
-    for path in epoch_checkpoints(folder):
+    for path in sealed_files(folder, PATTERN):
         try:
+            if not is_whole(path):
+                raise ValueError("its checksum is not the one in its name")
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... on a torn file
-            log.warning("checkpoint %s cannot be read (%s): falling back to the one before", path, _first_line(error))
-        else:
             return path
+        except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... on a damaged file
+            log.warning("checkpoint %s cannot be read (%s): falling back to the one before", path, _first_line(error))
     return None
 
 

@@ -1,0 +1,103 @@
+"""Signals that end a run: a checkpoint is written first, and the run folder can be resumed.
+
+SIGTERM ends the run. So does SIGUSR1, which SLURM can be told to send before the time is up
+(`#SBATCH --signal=USR1@120`); within SLURM the job is then put back into the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger(__name__)
+
+REQUEUE = signal.SIGUSR1
+SIGNALS = (signal.SIGTERM, REQUEUE)
+
+
+class PreemptedError(SystemExit):
+    """The run was told to end; its exit code is 128 and the signal's number, as shells have it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class Preemption:
+    """What this process was told by signals.
+
+    Attributes:
+        received: the signal that came, or None.
+        postponed: whether the run goes on to its next checkpoint when a signal comes, instead of ending at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.postponed = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen to the signals; only a process's main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.received, self.postponed = None, False
+        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.listen()
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def listen(self) -> None:
+        """Take the signals, whoever has taken them in between."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._take)
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        if not self.postponed:
+            raise PreemptedError(signum)
+
+    def release(self) -> None:
+        """What was to be saved is saved: a signal that came in between ends the run now, and later ones at once.
+
+        Raises:
+            PreemptedError: a signal came.
+        """
+        waited, self.postponed = self.postponed, False
+        if waited and self.received is not None:
+            self.end()
+
+    def end(self) -> None:
+        """End the run, now that there is a checkpoint.
+
+        Raises:
+            PreemptedError: always.
+        """
+        raise PreemptedError(self.received or signal.SIGTERM)
+
+
+PREEMPTION = Preemption()
+"""Signals are the whole process's."""
+
+
+def requeue() -> None:
+    """Put this SLURM job back into the queue; outside SLURM, nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("job %s could not be put back into the queue: %s", job, error)
