@@ -9,7 +9,7 @@ PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type bench bench-quick reproduce reproduce-all docs clean
+.PHONY: help setup demo test test-all test-faults lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -30,7 +30,10 @@ test: $(READY) ## The tests, but for the slow ones
 	$(PYTEST)
 
 test-all: $(READY) ## All tests
-	$(PYTEST) -m 'slow or not slow'
+	$(PYTEST) -m 'not faults'
+
+test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a rank: nothing is lost
+	$(BIN)/python -m pytest -n 2 --dist load -m faults
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -21,8 +21,13 @@ CHANGEABLE = (
     "checkpoint",
     "hydra",
     "trainer.enable_progress_bar",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
 )
-"""Settings that a resumed run may change: they do not change what it has learned."""
+"""Settings that a resumed run may change: they do not change what it has learned. On other devices, or on more or fewer
+of them, it goes on with the same batches; sums may round otherwise."""
 
 
 def rewrite_arguments() -> None:

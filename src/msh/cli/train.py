@@ -67,6 +67,8 @@ def _quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # epochs are logged all the same
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # inside Lightning 2.6 itself
+    # What takes its place is not in torch before 2.15, and still sends all buffers at the start.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     # Batches are taken from memory by index: worker processes would only slow that down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

@@ -231,7 +231,7 @@ class TaskModule(pl.LightningModule, ABC):
         losses = [self.trainer.callback_metrics.get(f"{name}/val/loss") for name in self.measured]
         present = [loss for loss in losses if loss is not None]
         if present:
-            self.log("val/loss", torch.stack(present).sum())
+            self.log("val/loss", torch.stack(present).sum(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the run's step."""

@@ -1,0 +1,130 @@
+"""Processes that are killed, again and again: no run is lost, and each ends as if nothing had happened."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+from disturbing import SETTINGS, args, assert_same_end
+from running import SMALL, command, finish, run, start
+
+KILLS = 50
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(run folder, seconds from the first results.json to the end) of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = start("train.py", *args(folder), cwd=folder.parent)
+    began = wait_for(process, folder / "results.json")
+    code, printed = finish(process)
+    assert code == 0, printed
+    return folder, time.monotonic() - began
+
+
+def wait_for(process, path):
+    """Wait until there is a file; returns the time."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    return time.monotonic()
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_run_killed_at_any_moment_ends_in_the_same_bits(number, undisturbed, tmp_path):
+    whole, seconds = undisturbed
+    folder = tmp_path / "run"
+    process = start("train.py", *args(folder), cwd=tmp_path)
+    began = wait_for(process, folder / "results.json")
+    moment = random.Random(number).uniform(number, number + 1) / KILLS
+    time.sleep(max(0.0, began + moment * seconds - time.monotonic()))
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
+    assert_same_end(folder, whole)
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def test_a_run_killed_while_it_is_resumed_can_be_resumed(undisturbed, tmp_path):
+    whole, seconds = undisturbed
+    folder, draws = tmp_path / "run", random.Random(0)
+    arguments = args(folder)
+    for _ in range(5):
+        process = start("train.py", *arguments, cwd=tmp_path)
+        wait_for(process, folder / "results.json")
+        time.sleep(draws.uniform(0.0, seconds))
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+        arguments = ["+experiment=sequential", f"resume={folder}"]
+    run("train.py", *arguments, cwd=tmp_path)
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("limit", [20_000, 60_000, 100_000])
+def test_a_file_that_cannot_be_written_whole_ends_the_run_with_an_error(limit, undisturbed, tmp_path):
+    """The limit on the size of files stands for a disk that is full."""
+    whole, _ = undisturbed
+    folder = tmp_path / "run"
+    code, printed = finish(limited(limit, *args(folder), cwd=tmp_path))
+    assert code == 1
+    assert "File too large" in printed
+    assert json.loads((folder / "results.json").read_text())["status"] == "failed"
+    assert not list(folder.rglob("*.tmp"))
+    run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
+    assert_same_end(folder, whole)
+
+
+def limited(size, *arguments, cwd):
+    """train.py in a process that can write no file larger than `size` bytes."""
+    return subprocess.Popen(
+        command("train.py", *arguments),
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+
+
+@pytest.mark.parametrize(("rank", "trainer"), [(0, "ddp_sim"), (1, "ddp_sim"), (1, "cpu")])
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, tmp_path):
+    folder = tmp_path / "run"
+    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
+    arguments = ["+experiment=sequential", *SETTINGS, *small, "trainer=ddp_sim", "logger=csv"]
+    process = start("train.py", *arguments, f"hydra.run.dir={folder}", cwd=tmp_path)
+    while not any(folder.glob("checkpoints/*/epoch-*.*.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    (child,) = children(process.pid)
+    os.kill([process.pid, child][rank], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None or alive(child):
+        assert time.monotonic() < deadline, "the other process goes on without the one that died"
+        time.sleep(0.1)
+    code, _ = finish(process)
+    assert code != 0
+    run("train.py", "+experiment=sequential", f"resume={folder}", f"trainer={trainer}", cwd=tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["status"], results["forgetting"], results["guarantee"]["violations"]) == ("finished", 0.0, 0)
+
+
+def children(pid):
+    """The processes that a process has started and that run train.py."""
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def alive(pid):
+    """Whether a process runs, and is not merely waiting to be collected."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
