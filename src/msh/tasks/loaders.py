@@ -32,6 +32,11 @@ class TensorBatches(Dataset[Batch]):
         return len(self.split)
 
 
+def count_batches(examples: int, batch_size: int, repeat: int = 1) -> int:
+    """Training batches of an epoch: one that would be smaller is left out."""
+    return examples * repeat // batch_size
+
+
 class ShuffledBatches(Sampler[Tensor]):
     """Training batches: a new order each epoch, a batch that would be smaller left out, shared out over ranks.
 
@@ -62,7 +67,7 @@ class ShuffledBatches(Sampler[Tensor]):
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.rank, self.world_size, self.repeat = rank, world_size, repeat
         self.epoch = 0
-        self.batches = self.length = examples * repeat // batch_size
+        self.batches = self.length = count_batches(examples, batch_size, repeat)
         self.given = 0
         self.resumed: tuple[int, int] | None = None
 

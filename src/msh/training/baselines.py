@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from msh.deploy.files import open_safetensors
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
+from msh.tasks.loaders import LENGTHS, count_batches
 from msh.training.build import add_task, build_backbone
 from msh.training.callbacks import Freeze, TakeFromRankZero
 from msh.training.fitting import measure, run_fit
@@ -52,6 +54,7 @@ class Baselines:
         writes: bool,
     ) -> None:
         self.config, self.folder, self.tasks = config, folder, dict(tasks)
+        self.stages = stages
         self.epochs = {task: stage.max_epochs for stage in stages for task in stage.tasks}
         self.results, self.save_results, self.writes = results, save_results, writes
 
@@ -94,14 +97,23 @@ class Baselines:
                 self._save()
 
     def _learn_joint(self) -> None:
-        """One dense network, all tasks at once."""
+        """One dense network, all tasks at once, for as many steps as the longest stage has."""
         if all(result.joint is not None for result in self.results.tasks.values()):
             return
         module = self._shared()
-        self._fit(module, "joint", list(self.tasks), max(self.epochs.values()), TakeFromRankZero())
+        self._fit(module, "joint", list(self.tasks), self._joint_epochs(), TakeFromRankZero())
         for task, score in self._measure(module, "joint", list(self.tasks)).items():
             self.results.tasks[task].joint = score
         self._save()
+
+    def _joint_epochs(self) -> int:
+        """So many epochs of all tasks as give them the steps of the stage that has most, rounded up.
+
+        In epochs alone, a small task's many short ones would become as many of the largest task.
+        """
+        batches = {n: count_batches(len(t.splits["train"]), t.batch_size, t.repeat) for n, t in self.tasks.items()}
+        steps = [s.max_epochs * LENGTHS[s.uneven](batches[task] for task in s.tasks) for s in self.stages]
+        return math.ceil(max(steps) / LENGTHS[self.config.uneven](batches.values()))
 
     def _save(self) -> None:
         self.save_results()

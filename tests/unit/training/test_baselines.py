@@ -1,0 +1,24 @@
+"""Baselines train for as long as what they are compared with."""
+
+import pytest
+from omegaconf import OmegaConf
+from toys import make_task
+
+from msh.training.baselines import Baselines
+from msh.training.plan import Stage
+
+
+@pytest.mark.parametrize(
+    ("stages", "uneven", "epochs"),
+    [
+        ([Stage(0, ("a",), 30), Stage(1, ("b",), 4)], "cycle", 14),  # 30 x 4 steps are 13.3 epochs of 9
+        ([Stage(0, ("a",), 5), Stage(1, ("b",), 4)], "cycle", 4),
+        ([Stage(0, ("a", "b"), 5)], "cycle", 5),
+        ([Stage(0, ("a", "b"), 5, "shortest")], "shortest", 5),
+        ([Stage(0, ("a",), 5), Stage(1, ("b",), 4)], "shortest", 9),
+    ],
+)
+def test_the_joint_network_has_the_steps_of_the_longest_stage(stages, uneven, epochs, tmp_path):
+    tasks = {"a": make_task("a"), "b": make_task("b", examples=90)}  # 4 and 9 batches
+    baselines = Baselines(OmegaConf.create({"uneven": uneven}), tmp_path, tasks, stages, None, lambda: None, False)
+    assert baselines._joint_epochs() == epochs
