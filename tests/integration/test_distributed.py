@@ -1,10 +1,13 @@
 """Two processes on the CPU do what one does."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from running import SMALL, run
+from running import ROOT, SMALL, run
 from safetensors.torch import load_file
 
 SETTINGS = ["+experiment=sequential", "tasks=[wine,diabetes,iris]", "curriculum=[[wine],[diabetes,iris]]"]
@@ -43,6 +46,24 @@ def test_two_processes_reach_the_weights_of_one(tmp_path):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_torchrun_starts_processes_that_share_a_run(tmp_path):
+    settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=csv", "pruning=at_init"]
+    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
+    settings += [*small, "trainer=multi_node", "trainer.accelerator=cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch += [str(ROOT / "train.py"), *settings]
+    folder = tmp_path / "run"
+    for arguments in ([f"hydra.run.dir={folder}"], [f"resume={folder}", "baseline=joint"]):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launch, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run folder:") == 1
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert None not in [row["joint"] for row in results["tasks"].values()]
+    assert (folder / ".hydra" / "config.yaml").is_file()
 
 
 def test_guarantee_holds_over_processes(two):

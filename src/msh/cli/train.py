@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
+from msh.cli.processes import share_folder
 from msh.cli.resume import rewrite_arguments
 from msh.training.config import check_keys, register
 
@@ -76,6 +77,7 @@ def _quiet_lightning() -> None:
 def main() -> None:
     """Run the command with the process's arguments."""
     with user_errors():
+        share_folder()
         rewrite_arguments()
         _train()
 
