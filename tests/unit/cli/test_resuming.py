@@ -151,10 +151,10 @@ def test_the_same_config_goes_on(tmp_path):
 
 @pytest.mark.parametrize("key", ["resume", "logger", "callbacks", "checkpoint", "paths"])
 def test_what_does_not_change_the_results_may_be_changed(key, tmp_path):
-    folder = make_run(tmp_path / "run", **{key: {"x": 1}, "trainer": {"devices": 1}})
-    check(folder, **{key: {"x": 2, "y": {"z": 3}}, "trainer": {"devices": 1}})
-    with pytest.raises(ValueError, match=r"was started with trainer.devices = 1, not 2"):
-        check(folder, **{key: {"x": 2}, "trainer": {"devices": 2}})
+    folder = make_run(tmp_path / "run", **{key: {"x": 1}, "trainer": {"devices": 1, "precision": 32}})
+    check(folder, **{key: {"x": 2, "y": {"z": 3}}, "trainer": {"devices": 2, "precision": 32}})
+    with pytest.raises(ValueError, match=r"was started with trainer.precision = 32, not 16"):
+        check(folder, **{key: {"x": 2}, "trainer": {"devices": 1, "precision": 16}})
 
 
 def test_a_setting_whose_name_only_begins_like_a_changeable_one_may_not(tmp_path):
