@@ -22,7 +22,7 @@ from msh.training.settings import differences
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
-NOT_COMPARED = ("resume", "baseline", "paths", "logger", "hydra", "threads", "checkpoint.min_seconds")
+NOT_COMPARED = ("resume", "baseline", "paths", "logger", "report", "hydra", "threads", "checkpoint.min_seconds")
 """Settings in which a run on disk may differ from the one that is wanted."""
 GRACE = 30.0
 """Seconds that a process has to end by itself once it is told to stop."""

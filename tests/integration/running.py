@@ -11,7 +11,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["backbone.width=32", "backbone.depth=2", "threads=1", "trainer.accelerator=cpu", "callbacks=none"]
+SMALL = [
+    *("backbone.width=32", "backbone.depth=2", "threads=1", "trainer.accelerator=cpu"),
+    *("callbacks=none", "report=false"),
+]
 """A network small enough for tests; everything else is as users have it."""
 
 

@@ -44,10 +44,11 @@ def test_train_with_a_config_folder_of_the_users_own_then_evaluate(site, tmp_pat
         "flowers:\n  source:\n    _target_: msh.tasks.bundled.bundled\n    name: iris\n  batch_size: 8\n"
     )
     settings = ["--config-dir", "mine", "+experiment=sequential", "tasks=[wine,flowers]", "trainer.max_epochs=2"]
-    trained = msh(site, "train", *settings, "logger=csv", *SMALL, cwd=tmp_path)
+    trained = msh(site, "train", *settings, "logger=csv", *SMALL, "report=true", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     (folder,) = (tmp_path / "outputs" / "sequential").iterdir()
     assert list(json.loads((folder / "results.json").read_text())["tasks"]) == ["wine", "flowers"]
+    assert "data-plot" in (folder / "report.html").read_text()
     evaluated = msh(site, "evaluate", f"run={folder}", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "flowers" in evaluated.stdout

@@ -12,8 +12,12 @@ COMMANDS = {
     "plan": "say which task will own which weight: msh plan +experiment=sequential pruning=at_init -o PLAN",
     "merge": "put tasks that were trained apart into one network: msh merge PLAN FILES... -o NETWORK",
     "release": "take a task out of a network, and free its weights: msh release NETWORK TASK -o NETWORK",
+    "inspect": "show what a run folder or a file holds, in the terminal: msh inspect RUN_DIR|FILE",
+    "report": "make a run's report, or compare runs: msh report RUN_DIR [RUN_DIR ...]",
     "split": "copy a task of a network into a file of its own: msh split NETWORK TASK -o FILE",
 }
+MODULES = {"inspect": "inspecting"}
+"""A command's module where it is not named for it: beside scripts, inspect.py would hide Python's own."""
 
 
 def main() -> None:
@@ -30,8 +34,9 @@ def main() -> None:
         print(f"error: msh has no command {command!r}{suggestion(command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     # Processes that Lightning starts for further devices run `sys.argv` again: let it name the command's own file.
-    sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *arguments[1:]]
-    importlib.import_module(f"msh.cli.{command}").main()
+    module = MODULES.get(command, command)
+    sys.argv = [str(Path(__file__).with_name(f"{module}.py")), *arguments[1:]]
+    importlib.import_module(f"msh.cli.{module}").main()
 
 
 if __name__ == "__main__":

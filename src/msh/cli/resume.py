@@ -17,6 +17,7 @@ CHANGEABLE = (
     "baseline",
     "paths",
     "logger",
+    "report",
     "callbacks",
     "checkpoint",
     "hydra",

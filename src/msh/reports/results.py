@@ -14,6 +14,10 @@ SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
 
 
+class LaterVersionError(ValueError):
+    """A results.json of a later schema version than this release reads."""
+
+
 @dataclass
 class TaskResult:
     """One task's part of results.json.
@@ -108,9 +112,14 @@ class Results:
         for name, score in scores.items():
             self.tasks[name].finetune = score
 
-    def forgetting_of(self, task: str) -> float | None:
-        """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage."""
-        scores = self._oriented(self.matrix, task)
+    def forgetting_of(self, task: str, matrix: list[list[float | None]] | None = None) -> float | None:
+        """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage.
+
+        Args:
+            task: name.
+            matrix: of another network of the same tasks; the run's own when None.
+        """
+        scores = self._oriented(self.matrix if matrix is None else matrix, task)
         if not scores:
             return None
         return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
@@ -144,7 +153,8 @@ class Results:
 
         Raises:
             FileNotFoundError: the folder is not a run folder.
-            ValueError: the file is damaged, or of a later schema version.
+            LaterVersionError: the file is of a later schema version.
+            ValueError: the file is damaged.
         """
         path = folder / FILE_NAME
         if not path.is_file():
@@ -153,10 +163,15 @@ class Results:
             content: dict[str, Any] = json.loads(path.read_text())
             version = content["schema_version"]
             if version > SCHEMA_VERSION:
-                raise ValueError(f"schema_version {version} is later than {SCHEMA_VERSION}, which this release reads")
+                raise LaterVersionError(
+                    f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
+                    "which this release reads"
+                )
             content = {"finetune": _no_finetune(), "ensemble": {}} | content
             known = {name: content[name] for name in cls.__dataclass_fields__}
             known["tasks"] = {name: TaskResult(**row) for name, row in content["tasks"].items()}
+        except LaterVersionError:
+            raise
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         return cls(**known)

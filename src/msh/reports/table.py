@@ -6,11 +6,12 @@ from rich.console import Console
 from rich.table import Table
 
 from msh.reports.results import Results
+from msh.reports.words import ARROWS, number
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
     """Print a line per task (metric, score, baselines' scores, density, weights, forgetting) and one per ensemble."""
-    console = console or _console()
+    console = console or new_console()
     baselines = [
         name
         for name in ("dense", "finetune", "joint")
@@ -21,15 +22,15 @@ def print_results(results: Results, console: Console | None = None) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
     for name, task in results.tasks.items():
-        arrow = "↑" if task.direction == "max" else "↓"
+        arrow = ARROWS[task.direction]
         forgetting = results.forgetting_of(name)
-        row = [name, f"{task.metric} {arrow}", _number(task.test)]
-        row += [_number(getattr(task, name)) for name in baselines]
+        row = [name, f"{task.metric} {arrow}", number(task.test)]
+        row += [number(getattr(task, name)) for name in baselines]
         row += [f"{task.density:.3f}" if task.density is not None else "", f"{task.weights or 0:,}"]
         table.add_row(*row, "" if forgetting is None else f"{forgetting:g}")
     for name, found in results.ensemble.items():
-        arrow = "↑" if found["direction"] == "max" else "↓"
-        table.add_row(f"{name} of {len(found['tasks'])}", f"{found['metric']} {arrow}", _number(found["test"]))
+        arrow = ARROWS[found["direction"]]
+        table.add_row(f"{name} of {len(found['tasks'])}", f"{found['metric']} {arrow}", number(found["test"]))
     console.print(table)
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     share = results.capacity["owned"] / results.capacity["prunable"]
@@ -46,13 +47,10 @@ def print_scores(rows: list[dict[str, object]], console: Console | None = None) 
         table.add_column(column, justify="right" if column == "score" else "left", no_wrap=True)
     for row in rows:
         table.add_row(str(row["task"]), str(row["metric"]), str(row["score"]))
-    (console or _console()).print(table)
+    (console or new_console()).print(table)
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """The terminal; or a file, in which lines may be longer than a terminal's."""
     console = Console()
     return console if console.is_terminal else Console(width=110)
-
-
-def _number(score: float | None) -> str:
-    return "" if score is None else f"{score:.4f}"

@@ -234,6 +234,8 @@ class Config:
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    report: bool = True
+    """Write report.html into the run folder at the end; `msh report RUN_DIR` makes it at any time."""
     plan: str | None = None
     """Plan file (`msh plan`) whose allocation tasks keep; with it, nothing is pruned."""
     task: str | None = None

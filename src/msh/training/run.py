@@ -132,9 +132,11 @@ class Run:
         except Exception:
             self.results.status = "failed"
             self._save_results()
+            self._write_report()
             raise
         self.results.status = "finished"
         self._save_results()
+        self._write_report()
         self._close_loggers()
         return self.results
 
@@ -269,6 +271,18 @@ class Run:
         if self.writes:
             self.results.wall_seconds = self.seconds_before + time.monotonic() - self.started
             self.results.save(self.folder)
+
+    def _write_report(self) -> None:
+        """Write report.html; the run goes on without it if that fails."""
+        if not (self.writes and self.config.report):
+            return
+        try:
+            from msh.reports.report import write_report
+
+            write_report(self.folder)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            log.warning("report.html was not written: %s; `msh report %s` tries again", what, self.folder)
 
     def _make_loggers(self) -> None:
         if self.config.trainer.fast_dev_run:

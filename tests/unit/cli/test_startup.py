@@ -19,17 +19,21 @@ core = sorted({"pytorch_lightning", "hydra", "omegaconf", "torchmetrics"} & set(
 import pytorch_lightning  # loads torchvision itself, where it is installed
 
 before = set(sys.modules)
+importlib.import_module("msh.training.run")
+drawing = "bokeh" in sys.modules
 for name in modules:
     importlib.import_module(name)
-print(json.dumps([early, core, sorted(set(unused) & (set(sys.modules) - before)), "msh.training.run" in sys.modules]))
+unused = sorted(set(unused) & (set(sys.modules) - before))
+print(json.dumps([early, core, unused, "msh.training.run" in sys.modules, drawing]))
 """
 
 
 def test_importing_msh_loads_no_more_than_it_uses():
     command = [sys.executable, "-c", LOOK, json.dumps([MODULES, UNUSED])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    early, core, unused, all_loaded = json.loads(done.stdout.splitlines()[-1])
+    early, core, unused, all_loaded, drawing = json.loads(done.stdout.splitlines()[-1])
     assert all_loaded
     assert early == [], "the `msh` command itself needs none of these to say what it can do"
     assert core == [], "the core needs torch alone"
     assert unused == []
+    assert not drawing, "training draws nothing before its report"

@@ -164,8 +164,10 @@ class IterativePruning(pl.Callback):
 
 
 def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
-    """Log the share of the network's weights that are no candidates of the tasks."""
+    """Log the share of the network's weights that are no candidates of the tasks, whatever the logging interval is."""
     total = sum(module.network.sizes().values())
     for task in tasks:
         kept = sum(int(mask.sum()) for mask in module.network.held(task).values())
-        module.log(f"{task}/sparsity", 1.0 - kept / total)
+        module.log(f"{task}/sparsity", 1.0 - kept / total, logger=False)
+        for logger in module.loggers:
+            logger.log_metrics({f"{task}/sparsity": 1.0 - kept / total}, step=module.run_step)

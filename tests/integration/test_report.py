@@ -1,0 +1,216 @@
+"""The report of a real run, as a browser shows it; and the commands beside it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+from PIL import Image
+from running import SMALL, here
+
+from made_runs import write_run
+from msh.reports.colours import colours_of
+from msh.reports.report import write_report
+from msh.reports.results import Results
+
+TASKS = ["wine", "iris", "diabetes"]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=60000"),
+]
+LOOK = """<script>
+addEventListener("load", async () => {
+  const root = document.documentElement;
+  while (!root.dataset.plotsDrawn) await new Promise((done) => setTimeout(done, 50));
+  await new Promise((done) => setTimeout(done, 500));
+  const inked = (canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((n) => n);
+  const drawn = views.filter((view) => view.canvas_view && inked(view.canvas_view.primary.canvas)).length;
+  const overflow = root.scrollWidth - root.clientWidth;
+  parent.postMessage({ drawn, overflow, idle: root.dataset.plotsDrawn, width: innerWidth }, "*");
+});
+</script>"""
+"""Tells how many figures have anything on them, and by how many pixels the page is too wide."""
+FRAME = """<!doctype html><html style="color-scheme: light dark"><body style="margin: 0">
+<iframe src="page.html" width="{width}" height="{height}" style="border: 0"></iframe>
+<script>onmessage = (message) => Object.assign(document.documentElement.dataset, message.data)</script></body></html>"""
+"""Chromium's own windows are not as narrow as a phone."""
+browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+def command(name, *arguments, cwd):
+    """Run a subcommand of `msh` in this process."""
+    from msh.cli.main import main
+
+    here(main, name, *arguments, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of three tasks, the later of which read the earlier."""
+    from msh.cli.train import main
+
+    folder = tmp_path_factory.mktemp("report")
+    settings = [f"tasks=[{','.join(TASKS)}]", "reuse=all", "baseline=finetune", "trainer.max_epochs=2", "logger=csv"]
+    run = f"hydra.run.dir={folder / 'run'}"
+    here(main, "+experiment=sequential", run, *settings, *SMALL, "report=true", cwd=folder)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The folder of a made run of 200 tasks and 100 layers."""
+    folder = tmp_path_factory.mktemp("large")
+    write_run(folder, 200, [(1200, 800)] + [(64, 64)] * 60 + [(64, 16, 3, 3)] * 39, reads=3)
+    write_report(folder)
+    return folder
+
+
+def open_page(path, folder, width, height, scheme):
+    """(what the page tells of itself, console messages, screenshot) of a page in Chromium."""
+    (folder / "page.html").write_text(path.read_text().replace("</body>", LOOK + "</body>"))
+    (folder / "frame.html").write_text(FRAME.format(width=width, height=height))
+    settings = [f"--window-size={max(width, 500)},{height}", f"--blink-settings=preferredColorScheme={scheme}"]
+    outputs = ["--dump-dom", f"--screenshot={folder / 'page.png'}", f"--user-data-dir={folder / 'profile'}"]
+    opened = [CHROMIUM, *FLAGS, *settings, *outputs, (folder / "frame.html").as_uri()]
+    done = subprocess.run(opened, capture_output=True, text=True, timeout=180, check=True)
+    told = dict(re.findall(r'data-([\w-]+)="([^"]*)"', re.search(r"<html[^>]*>", done.stdout).group()))
+    messages = re.findall(r"CONSOLE:\d+\] (.*)", done.stderr)
+    return told, messages, Image.open(folder / "page.png").convert("RGB")
+
+
+def check_drawn(page, width, told, messages):
+    figures = str(page.count("data-plot="))
+    assert told == {"idle": figures, "drawn": figures, "overflow": "0", "width": str(width)}
+    assert [message for message in messages if "setting log level" not in message] == []
+
+
+@browser
+@pytest.mark.parametrize(
+    ("width", "height", "scheme", "background"),
+    [(1280, 7000, 1, (255, 255, 255)), (390, 7000, 0, (18, 21, 27))],
+    ids=["desktop-light", "phone-dark"],
+)
+def test_a_browser_draws_every_figure_and_asks_for_nothing(width, height, scheme, background, trained, tmp_path):
+    told, messages, shot = open_page(trained / "report.html", tmp_path, width, height, scheme)
+    check_drawn((trained / "report.html").read_text(), width, told, messages)
+    assert shot.getpixel((2, 2)) == background
+    found = {colour: count for count, colour in shot.getcolors(1 << 24)}
+    for task, colour in colours_of(TASKS).items():
+        assert found.get(tuple(bytes.fromhex(colour[1:])), 0) > 300, task
+
+
+@browser
+def test_two_hundred_tasks_and_a_hundred_layers_are_drawn(large, tmp_path):
+    page = large / "report.html"
+    told, messages, _ = open_page(page, tmp_path, 390, 844, 1)
+    check_drawn(page.read_text(), 390, told, messages)
+    assert page.stat().st_size < 5_000_000
+
+
+@browser
+def test_a_browser_draws_a_comparison(trained, large, tmp_path):
+    command("report", trained, large, cwd=tmp_path)
+    page = tmp_path / "comparison.html"
+    told, messages, _ = open_page(page, tmp_path, 390, 844, 0)
+    check_drawn(page.read_text(), 390, told, messages)
+
+
+def test_report_and_terminal_say_what_results_json_says(trained, tmp_path, capsys):
+    results = Results.load(trained)
+    assert results.status == "finished"
+    page = (trained / "report.html").read_text()
+    command("inspect", trained, cwd=tmp_path)
+    printed = capsys.readouterr().out
+    for name, task in results.tasks.items():
+        row = unescape(re.search(rf'<tr data-task="{name}">.*?</tr>', page, flags=re.S).group())
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
+        for text in (f"{task.test:.4f}", f"{task.density:.3f}", f"{task.weights:,}", f"{task.weights_private:,}"):
+            assert f">{text}<" in row
+            assert f" {text} " in line
+        for other, count in task.weights_read.items():
+            assert f"{other} {count:,}" in line
+    share = f"{results.capacity['owned'] / results.capacity['prunable']:.1%}"
+    assert f"<dd>{share}</dd>" in page
+    assert f"{results.capacity['prunable']:,} weights, {share} owned" in printed
+
+
+def test_what_the_page_says_of_loading_the_run_works(trained, capsys):
+    texts = re.findall(r"<pre>(.*?)</pre>", (trained / "report.html").read_text(), flags=re.S)
+    terminal, python = (unescape(text) for text in texts[-2:])
+    exec(compile(python, "report.html", "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == TASKS
+    commands = [line.split("#")[0].split() for line in terminal.splitlines()]
+    assert [parts[1] for parts in commands] == ["evaluate", "inspect", "report"]
+    assert all(str(trained) in parts[2] for parts in commands)
+
+
+def test_an_unfinished_run_is_reported_and_said_to_be(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    results = Results.load(folder)
+    results.status, results.matrix = "running", results.matrix[:2]
+    results.tasks["diabetes"].test = None
+    results.save(folder)
+    (folder / "network.safetensors").write_bytes((folder / "network.safetensors").read_bytes()[:100])
+    command("report", folder, "-o", "half.html", cwd=tmp_path)
+    said, page = capsys.readouterr().err, (tmp_path / "half.html").read_text()
+    for text in ("2 of 3 stages are learned and measured; not yet: diabetes", "safetensors file, or is damaged"):
+        assert text in said
+        assert text in page
+
+
+@pytest.mark.parametrize("name", ["report", "inspect"])
+@pytest.mark.parametrize("later", [True, False])
+def test_a_later_version_and_another_folder_are_refused(name, later, tmp_path, capsys):
+    message = "is not a run folder: it has neither results.json nor .hydra/config.yaml"
+    if later:
+        (tmp_path / "results.json").write_text(json.dumps({"schema_version": 2}))
+        message = "results.json cannot be read: schema_version 2 is later than 1, which this release reads"
+    with pytest.raises(SystemExit) as stop:
+        command(name, tmp_path, cwd=tmp_path)
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_that_fails_does_not_lose_the_run(tmp_path, monkeypatch, capsys):
+    from msh.cli.train import main
+    from msh.reports import report
+
+    def fail(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    settings = ["tasks=[wine]", "trainer.max_epochs=1", "logger=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    here(main, "+experiment=sequential", *settings, *SMALL, "report=true", cwd=tmp_path)
+    assert Results.load(tmp_path / "run").status == "finished"
+    assert "report.html was not written: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_reported(tmp_path):
+    from msh.cli.train import main
+
+    settings = ["tasks=[wine]", "trainer.max_epochs=2", "logger=csv", "optimizer.lr=1e30", "pruning=at_init"]
+    settings.append(f"hydra.run.dir={tmp_path / 'run'}")
+    with pytest.raises(SystemExit):
+        here(
+            main,
+            "+experiment=sequential",
+            f"hydra.run.dir={tmp_path / 'run'}",
+            *settings,
+            *SMALL,
+            "report=true",
+            cwd=tmp_path,
+        )
+    assert "The run stopped with an error: 0 of 1 stages" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("setting", [["report=false"], ["report=true", "trainer.fast_dev_run=true"]])
+def test_no_report_is_written_where_none_is_wanted(setting, train_here):
+    folder, _ = train_here("+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=1", "logger=none", *setting)
+    assert not (folder / "report.html").exists()
