@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from benchmarks.configs import compose
-from msh.reports.results import FILE_NAME, Results
-from msh.training.settings import differences
+from msh.training.settings import INCIDENTAL, OnDisk, on_disk
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
-NOT_COMPARED = ("resume", "baseline", "paths", "logger", "report", "hydra", "threads", "checkpoint.min_seconds")
+NOT_COMPARED = (*INCIDENTAL, "baseline", "threads")
 """Settings in which a run on disk may differ from the one that is wanted."""
 GRACE = 30.0
 """Seconds that a process has to end by itself once it is told to stop."""
@@ -45,35 +43,13 @@ class Step:
     baselines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class State:
-    """What of a step is on disk: nothing, a run of other settings, part of it, or all.
-
-    Attributes:
-        why: what differs, or which baselines are missing.
-    """
-
-    what: Literal["new", "other", "unfinished", "finished"]
-    why: str = ""
-
-
-def state_of(step: Step) -> State:
+def state_of(step: Step) -> OnDisk:
     """What of a step is on disk.
 
     Raises:
         hydra.errors.HydraException: its overrides are not allowed.
     """
-    if not (step.folder / FILE_NAME).exists():
-        return State("new")
-    try:
-        results, saved = Results.load(step.folder), OmegaConf.load(step.folder / ".hydra" / "config.yaml")
-    except (ValueError, FileNotFoundError) as error:
-        return State("other", str(error))
-    changed = differences(saved, _composed(step.overrides), NOT_COMPARED)
-    if changed:
-        return State("other", "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()))
-    missing = results.missing(step.baselines)
-    return State("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
+    return on_disk(step.folder, _composed(step.overrides), NOT_COMPARED, step.baselines)
 
 
 @cache
@@ -81,7 +57,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     return compose(*overrides)
 
 
-def arguments(step: Step, state: State, data_dir: Path, threads: int) -> list[str]:
+def arguments(step: Step, state: OnDisk, data_dir: Path, threads: int) -> list[str]:
     """What train.py is called with for a step."""
     given = [f"paths.data_dir='{data_dir}'", f"baseline=[{','.join(step.baselines)}]"]
     if state.what == "unfinished":

@@ -35,6 +35,7 @@ def msh(site, *arguments, cwd):
 def test_wheel_holds_every_config(site):
     shipped = {path.relative_to(site / "msh" / "conf") for path in (site / "msh" / "conf").rglob("*.yaml")}
     assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    assert (site / "hydra_plugins" / "msh_sweeper.py").is_file()
 
 
 def test_train_with_a_config_folder_of_the_users_own_then_evaluate(site, tmp_path):

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.configs import config_folder
+from msh.deploy.atomic import write_text
 from msh.names import suggestion
+from msh.reports.results import ENDED, UNFINISHED
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,31 @@ def user_errors() -> Iterator[None]:
     finally:
         if not wants_traceback:
             os.environ.pop(FULL, None)
+
+
+class JobError(RuntimeError):
+    """A job of a sweep failed; the message is all there is, so that it comes back from any launcher's process."""
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Let the folder of a sweep's job tell what became of it: while it is not finished, `unfinished.txt` says why.
+
+    Raises:
+        JobError: anything that goes wrong; the traceback goes to the log file.
+    """
+    note = folder / UNFINISHED
+    write_text(note, ENDED + "\n")
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, EXPECTED)
+        message = message_of(error) if known else f"{type(error).__name__}: {error}"
+        write_text(note, message + "\n")
+        _log_traceback(error)
+        log.error("failed: %s", message)
+        raise JobError(message) from None
+    note.unlink(missing_ok=True)
 
 
 def _log_traceback(error: BaseException) -> None:

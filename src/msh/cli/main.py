@@ -9,6 +9,7 @@ from pathlib import Path
 COMMANDS = {
     "train": "train a curriculum: msh train +experiment=sequential",
     "evaluate": "measure a run's tasks again: msh evaluate run=RUN_DIR",
+    "sweep": "show what the jobs of a sweep have come to: msh sweep SWEEP_DIR",
     "plan": "say which task will own which weight: msh plan +experiment=sequential pruning=at_init -o PLAN",
     "merge": "put tasks that were trained apart into one network: msh merge PLAN FILES... -o NETWORK",
     "release": "take a task out of a network, and free its weights: msh release NETWORK TASK -o NETWORK",

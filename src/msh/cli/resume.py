@@ -26,6 +26,8 @@ CHANGEABLE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "objective",
+    "skip_finished",
 )
 """Settings that a resumed run may change: they do not change what it has learned. On other devices, or on more or fewer
 of them, it goes on with the same batches; sums may round otherwise."""
@@ -50,19 +52,23 @@ def rewrite_arguments() -> None:
             sys.argv[1:] = [override for key, override in overrides.items() if key != "resume"]
             return
     if "-m" in sys.argv or "--multirun" in sys.argv:
-        raise ValueError("resume goes on with one run: leave out --multirun")
+        raise ValueError(
+            "resume goes on with one run: leave out --multirun; hydra.sweep.dir=SWEEP skip_finished=true goes on with "
+            "a sweep"
+        )
     folder = find_run(target, overrides)
     saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     assert isinstance(saved, list)
     merged = _by_key([str(override) for override in saved]) | overrides
     merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
-    merged["hydra.output_subdir"] = "hydra.output_subdir=null"
+    merged |= {"hydra.output_subdir": "hydra.output_subdir=null", "hydra.mode": "hydra.mode=RUN"}
     sys.argv[1:] = list(merged.values())
 
 
 def take_groups() -> None:
     """Let `+experiment=NAME` be `experiment=NAME`: the group is in the defaults list, before others, which win."""
-    sys.argv[1:] = [re.sub(r"^\+(experiment|procedure|debug)=", r"\1=", argument) for argument in sys.argv[1:]]
+    group = re.compile(r"^\+(experiment|procedure|debug|hparams_search)=")
+    sys.argv[1:] = [group.sub(r"\1=", argument) for argument in sys.argv[1:]]
 
 
 def _by_key(arguments: list[str]) -> dict[str, str]:

@@ -10,29 +10,42 @@ from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
-from msh.cli.errors import user_errors
+from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import share_folder
 from msh.cli.resume import rewrite_arguments
+from msh.reports.results import UNFINISHED
 from msh.training.config import check_keys, register
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
-def _train(config: DictConfig) -> float | None:
+def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
 
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        with recorded(folder):
+            return _run(config, folder, HydraConfig.get().overrides.task)
+    values = _run(config, folder, HydraConfig.get().overrides.task)
+    (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job that went on by itself
+    return values
+
+
+def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | tuple[float, ...] | None:
+    """Do a run, or go on with one; returns its objectives."""
     from msh.cli.resume import check_same_run
+    from msh.reports.objectives import objective_values, read_objectives
     from msh.reports.table import print_results
     from msh.training.ranks import is_rank_zero
     from msh.training.run import train
 
     check_keys(config)
-    _check_tasks_named_once(HydraConfig.get().overrides.task)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    _check_tasks_named_once(overrides)
     _quiet_lightning()
     _keep_bar_lines_off_the_terminal()
     if config.resume is not None:
@@ -41,7 +54,8 @@ def _train(config: DictConfig) -> float | None:
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
-    return results.matrix[-1][-1] if results.matrix else None
+    values = tuple(objective_values(results, read_objectives(config.objective, list(results.tasks))))
+    return values[0] if len(values) == 1 else values or None
 
 
 def _keep_bar_lines_off_the_terminal() -> None:

@@ -116,6 +116,7 @@ class Page:
         tiles: (what, figure) of the most important figures.
         sections: its parts.
         tasks: names of the tasks, as owner maps number them from 1.
+        find: what the field at the top finds: a task, or what rows are named for instead.
         source: what it was made from.
     """
 
@@ -127,6 +128,7 @@ class Page:
     verdict: str = ""
     good: bool = True
     tasks: Sequence[str] = field(default_factory=list)
+    find: str = "task"
     source: str = ""
 
 

@@ -12,6 +12,10 @@ from msh.deploy.atomic import write_text
 
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
+UNFINISHED = "unfinished.txt"
+"""In the folder of a sweep's job, from its start to its good end."""
+ENDED = "it is under way, or its process was ended: stopped, killed, or out of memory"
+"""What stands there until something else is known."""
 
 
 class LaterVersionError(ValueError):
@@ -29,6 +33,8 @@ class TaskResult:
         test: score on the test split, measured after the last stage so far.
         test_when_learned: the same, after its own stage.
         val: score on the validation split, after its own stage.
+        val_constant: of metrics where lower is better, what one answer to every example scores there: the mean of the
+            training targets.
         density: own weights over all prunable weights, in (0, 1].
         weights: number of own prunable weights.
         weights_reused: number of earlier tasks' weights that it reads.
@@ -46,6 +52,7 @@ class TaskResult:
     test: float | None = None
     test_when_learned: float | None = None
     val: float | None = None
+    val_constant: float | None = None
     density: float | None = None
     weights: int | None = None
     weights_reused: int = 0

@@ -144,6 +144,12 @@ class Task:
             return outputs * self.target_std.to(outputs) + self.target_mean.to(outputs)
         return outputs
 
+    def constant_score(self, split: SplitName) -> float:
+        """The metric, on a split, of one answer to every example: of a regression, the mean of its training targets."""
+        targets, metric = self.splits[split].targets, self.build_metric()
+        metric.update(self.predictions(torch.zeros(len(targets), self.outputs)), targets)
+        return float(metric.compute())
+
     def build_head(self, features: int) -> nn.Module:
         """A linear head from the backbone's features."""
         return nn.Linear(features, self.outputs)

@@ -244,9 +244,15 @@ class Config:
     """Network file to start from: tasks that it has are learned already, and those that it lacks take what is free."""
     resume: str | None = None
     """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
+    objective: Any = None
+    """What a run is judged by, a name or a list; train.py returns it: "mean_score" (over the tasks, on validation
+    data), "density", "seconds", TASK.val or TASK.test. A search must have one, and may not have TASK.test."""
+    skip_finished: bool = False
+    """In a multirun: go on with the sweep in hydra.sweep.dir. Jobs that are finished there are left as they are,
+    stopped ones go on, and others get folders of their own."""
 
 
-GROUPS = ("experiment", "procedure", "debug")
+GROUPS = ("experiment", "procedure", "debug", "hparams_search")
 """Config groups whose choices set other keys, and none of their own name."""
 
 

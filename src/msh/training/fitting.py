@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
 from msh.tasks import Task
-from msh.tasks.loaders import even_out, measuring_loader, train_loader
+from msh.tasks.loaders import LENGTHS, Uneven, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
 from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
@@ -70,6 +70,21 @@ def run_fit(
         weights_only=True,
     )
     return time.monotonic() - started
+
+
+def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -> int:
+    """Batches in an epoch of tasks that train together.
+
+    Args:
+        tasks: which ones.
+        uneven: as in `Fit`.
+        config: the config's `trainer`.
+    """
+    batches = LENGTHS[uneven](len(task.splits["train"]) * task.repeat // task.batch_size for task in tasks)
+    limit = config.limit_train_batches
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl.Callback]:

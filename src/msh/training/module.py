@@ -57,6 +57,8 @@ class TaskModule(pl.LightningModule, ABC):
         """Those of them that have stopped: their weights, and what the optimizer keeps of them, stay as they are."""
         self.measured: list[str] = []
         """Tasks that the validation or test loaders belong to, in their order."""
+        self.steps_to_come = 0
+        """Batches of the fits after the present one, as far as they are known: what is left to be done."""
         self.first_step = 0
         """Step of the run at which the present fit started."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}

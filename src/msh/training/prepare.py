@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from msh.deploy.files import DTYPES, fill_network
 from msh.deploy.plans import Plan, notes_of, start_of
 from msh.names import one_of
+from msh.reports.objectives import read_objectives
 from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
@@ -78,6 +79,7 @@ def prepare(config: DictConfig) -> Prepared:
     origin = read_origin(config, names, pruning)
     fits = _own_fits(config, stages, pruning, origin)
     own = [task for stage in fits for task in stage.tasks]
+    read_objectives(config.objective, own)
     ensembles = {name: members for name, members in ensembles.items() if set(members) <= set(own)}
     tasks = build_tasks(config, own)
     check_members(ensembles, tasks)

@@ -26,7 +26,7 @@ from msh.training.baselines import Baselines
 from msh.training.build import add_task
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.ensembles import measure_ensembles
-from msh.training.fitting import measure, run_fit
+from msh.training.fitting import measure, run_fit, steps_per_epoch
 from msh.training.plan import Fit, Stage, read_baselines
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
@@ -133,6 +133,7 @@ class Run:
             self.results.status = "failed"
             self._save_results()
             self._write_report()
+            self._close_loggers("failed")
             raise
         self.results.status = "finished"
         self._save_results()
@@ -191,6 +192,7 @@ class Run:
         if fit.last:
             extra += [Freeze(), self.guarantee]
         folder = self.state.fit_folder(fit.key)
+        self.module.steps_to_come = self._steps_after(number)
         seconds = run_fit(self.module, fit, stage.tasks, self.config, self.folder, folder, extra, self.loggers)
         if fit.prunes and not fit.last:
             self._compact(stage)
@@ -200,6 +202,14 @@ class Run:
         self.state.fit_ended(number, fit.key, self.network, counted | {"step": self.module.run_step})
         self._save_results()
         PREEMPTION.release()
+
+    def _steps_after(self, number: int) -> int:
+        """Batches of the curriculum's fits after this one."""
+        coming = [(stage, fit) for stage, fits in self.fits.items() for fit in fits][number + 1 :]
+        return sum(
+            fit.epochs * steps_per_epoch([self.tasks[task] for task in stage.tasks], fit.uneven, self.config.trainer)
+            for stage, fit in coming
+        )
 
     def _pruner(self, stage: Stage) -> IterativePruning:
         return build_pruner(self.prepared, self._budgets(stage), stage.max_epochs)
@@ -259,6 +269,8 @@ class Run:
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
         result, sub = self.results.tasks[task], self.network.subnetwork(task)
         result.val = val
+        if result.direction == "min":
+            result.val_constant = self.tasks[task].constant_score("val")
         result.weights = capacity.owned_by(task)
         result.density = result.weights / capacity.prunable
         result.weights_read = self.network.read_counts(task)
@@ -297,8 +309,9 @@ class Run:
         for logger in self.loggers:
             logger.log_metrics(shares, step=self.module.run_step)
 
-    def _close_loggers(self) -> None:
+    def _close_loggers(self, status: str = "success") -> None:
+        """End the loggers' runs, so that the next job of a sweep in this process begins its own."""
         for logger in self.loggers:
-            logger.finalize("success")
+            logger.finalize(status)
             if type(logger).__name__ == "WandbLogger" and self.writes:
-                cast(Any, logger).experiment.finish()
+                cast(Any, logger).experiment.finish(exit_code=0 if status == "success" else 1)

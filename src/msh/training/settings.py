@@ -1,11 +1,66 @@
-"""What two configs have in common."""
+"""What two configs have in common, and whether a run on disk is the one that is wanted."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
+
+from msh.reports.results import FILE_NAME, Results
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What of a run is on disk: nothing, a run of other settings, part of it, or all.
+
+    Attributes:
+        why: what differs, or which baselines are missing.
+    """
+
+    what: Literal["new", "other", "unfinished", "finished"]
+    why: str = ""
+
+
+INCIDENTAL = (
+    "resume",
+    "paths",
+    "logger",
+    "report",
+    "hydra",
+    "checkpoint.min_seconds",
+    "trainer.enable_progress_bar",
+    "callbacks.progress",
+    "objective",
+    "skip_finished",
+)
+"""Settings in which a run on disk may always differ from the one that is wanted."""
+
+
+def on_disk(folder: Path, config: Any, leave_out: Sequence[str], baselines: Sequence[str] = ()) -> OnDisk:
+    """What of a run is on disk.
+
+    Args:
+        folder: the run folder.
+        config: that the run has now, as composed.
+        leave_out: as in `differences`.
+        baselines: that a finished run has measured.
+    """
+    if not (folder / FILE_NAME).exists():
+        return OnDisk("new")
+    try:
+        results, saved = Results.load(folder), OmegaConf.load(folder / ".hydra" / "config.yaml")
+    except (ValueError, FileNotFoundError) as error:
+        return OnDisk("other", str(error))
+    changed = differences(saved, config, leave_out)
+    if changed:
+        whys = [f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()]
+        return OnDisk("other", "; ".join(whys))
+    missing = results.missing(baselines)
+    return OnDisk("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
 
 
 def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tuple[Any, Any]]:
@@ -18,12 +73,25 @@ def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tu
     Returns:
         Dotted key, in alphabetical order, to its two values, interpolations as they are written; None: not there.
     """
-    values = _flat(before), _flat(now)
+    values = _compared(before, leave_out), _compared(now, leave_out)
     return {
         key: (values[0].get(key), values[1].get(key))
         for key in sorted(values[0].keys() | values[1].keys())
         if values[0].get(key) != values[1].get(key)
-        and not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
+    }
+
+
+def identity(config: Any, leave_out: Sequence[str]) -> str:
+    """A text that two configs share exactly where they have no `differences`."""
+    present = {key: value for key, value in _compared(config, leave_out).items() if value is not None}
+    return json.dumps(present, sort_keys=True, default=str)
+
+
+def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in _flat(config).items()
+        if not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
     }
 
 

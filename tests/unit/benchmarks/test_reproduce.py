@@ -5,15 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import write_run
 from omegaconf import OmegaConf
+
+from fakes import write_run
+from msh.training.settings import OnDisk
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import figures, reproduce, results_document  # noqa: E402
 from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
-from benchmarks.runs import State  # noqa: E402
 from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
 CONTRACT = ["row", "task", "metric", "direction", "mean", "std", "seeds", "authors", "dense", "joint", "finetune"]
@@ -263,7 +264,7 @@ def test_a_row_is_not_the_beginning_of_one_of_other_settings(overrides, settings
 @pytest.fixture
 def trusting(monkeypatch):
     """Runs on disk count as those of the rows' settings."""
-    monkeypatch.setattr(reproduce, "state_of", lambda step: State("finished"))
+    monkeypatch.setattr(reproduce, "state_of", lambda step: OnDisk("finished"))
 
 
 def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trusting):
@@ -302,7 +303,7 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
 
 def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):
     states = {0: "other", 1: "finished"}
-    monkeypatch.setattr(reproduce, "state_of", lambda step: State(states[int(step.folder.name[-1])]))
+    monkeypatch.setattr(reproduce, "state_of", lambda step: OnDisk(states[int(step.folder.name[-1])]))
     measured(tmp_path / "1", [{"a": 0.8}, {"a": 0.6}])
     assert list(reproduce.measured(row("1"), {}, tmp_path)) == [1]
 

@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import write_run
 from omegaconf import OmegaConf
+
+from fakes import write_run
+from msh.training.settings import OnDisk
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import runs  # noqa: E402
-from benchmarks.runs import Runner, State, Step, arguments, move_aside, state_of  # noqa: E402
+from benchmarks.runs import Runner, Step, arguments, move_aside, state_of  # noqa: E402
 
 CONFIG = {"name": "fake", "seed": 0, "threads": 1, "logger": {"csv": 1}, "pruning": {"density": 0.1}}
 
@@ -50,12 +52,12 @@ def learned(step, dense=0.9, status="finished", **config):
 
 
 def test_a_step_without_results_is_new(step):
-    assert state_of(step) == State("new")
+    assert state_of(step) == OnDisk("new")
 
 
 def test_a_finished_run_of_the_same_settings_is_finished(step):
     learned(step, threads=7, logger={"wandb": 2})
-    assert state_of(step) == State("finished")
+    assert state_of(step) == OnDisk("finished")
 
 
 @pytest.mark.parametrize(
@@ -63,12 +65,12 @@ def test_a_finished_run_of_the_same_settings_is_finished(step):
 )
 def test_a_stopped_run_or_one_that_lacks_a_baseline_is_unfinished(step, status, dense, why):
     learned(step, dense=dense, status=status)
-    assert state_of(step) == State("unfinished", why)
+    assert state_of(step) == OnDisk("unfinished", why)
 
 
 def test_a_run_of_other_settings_is_another_and_what_differs_is_named(step):
     learned(step, pruning={"density": 0.2})
-    assert state_of(step) == State("other", "pruning.density was 0.2, is 0.1")
+    assert state_of(step) == OnDisk("other", "pruning.density was 0.2, is 0.1")
 
 
 def test_a_damaged_run_is_another(step):
@@ -79,7 +81,7 @@ def test_a_damaged_run_is_another(step):
 
 
 def test_a_new_run_gets_all_settings_and_a_stopped_one_only_what_may_change(step):
-    new = arguments(step, State("new"), Path("/data"), 2)
+    new = arguments(step, OnDisk("new"), Path("/data"), 2)
     assert new == [
         "experiment=fake",
         "seed=0",
@@ -89,7 +91,7 @@ def test_a_new_run_gets_all_settings_and_a_stopped_one_only_what_may_change(step
         "logger=csv",
         f"hydra.run.dir='{step.folder}'",
     ]
-    stopped = arguments(step, State("unfinished"), Path("/data"), 2)
+    stopped = arguments(step, OnDisk("unfinished"), Path("/data"), 2)
     assert stopped == [f"resume='{step.folder}'", "paths.data_dir='/data'", "baseline=[dense]"]
 
 

@@ -107,6 +107,7 @@ def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):
         f"resume='{folder.resolve()}'",
         f"hydra.run.dir='{folder.resolve()}'",
         "hydra.output_subdir=null",
+        "hydra.mode=RUN",
     }
 
 

@@ -8,7 +8,7 @@ import sys
 import msh
 
 MODULES = [module.name for module in pkgutil.walk_packages(msh.__path__, "msh.")]
-UNUSED = ["wandb", "matplotlib", "plotly", "seaborn", "pandas", "sklearn", "torchvision", "tensorboard"]
+UNUSED = ["wandb", "matplotlib", "plotly", "seaborn", "pandas", "sklearn", "torchvision", "tensorboard", "optuna"]
 LOOK = """
 import importlib, json, sys
 modules, unused = json.loads(sys.argv[1])

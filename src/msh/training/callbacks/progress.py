@@ -1,28 +1,48 @@
-"""What is seen while it works."""
+"""What is seen while it works: stage, task, sparsity, scores and the time left; as a bar, or as lines of a log."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from rich import get_console
+from rich.console import Console
 
-from msh.training.module import TaskModule
+from msh.training.callbacks.prune import sparsities
+from msh.training.module import SubnetworkModule, TaskModule
 
 log = logging.getLogger(__name__)
 
 IN_BAR = "in_bar"
 """Attribute of log records that tell what the progress bar shows too."""
+FEW = 4
+"""Tasks in training that are shown one by one; of more, the mean sparsity and the sum of the losses."""
 
 
 class StageProgress(RichProgressBar):
-    """Lightning's progress bar, named for stage and task; and a line per epoch in the log."""
+    """Lightning's progress bar, named for stage and task; and lines in the log.
 
-    def __init__(self) -> None:
+    The bar is drawn on a terminal and in a notebook. The log has a line at the end of each epoch, and where epochs are
+    long and there is no bar, lines in between; they are plain text.
+
+    Args:
+        every_seconds: between two lines within an epoch.
+    """
+
+    def __init__(self, every_seconds: float = 60.0) -> None:
         super().__init__(leave=False)
-        if not sys.stderr.isatty() and not sys.stdout.isatty():
+        self.every_seconds = every_seconds
+        self.started = self.told = time.monotonic()
+        self.steps = 0
+        """Batches of the present fit that were done in this process."""
+        self.done = 0
+        """The same, with those before it was stopped."""
+        self.sparsities: dict[str, float] = {}
+        if not can_draw(get_console()):
             self.disable()
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -31,27 +51,92 @@ class StageProgress(RichProgressBar):
         return f"{module.fit_name}  epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The scores so far, under their names; no version number."""
+        """Sparsity and scores so far, under their names, and the time left; no version number."""
         assert isinstance(pl_module, TaskModule)
-        shown = epoch_scores(trainer, pl_module)
+        shown = self._numbers(trainer, pl_module)
         if len(pl_module.learning) == 1:  # its name is in the description
-            shown = {name.split("/", 1)[1]: value for name, value in shown.items()}
-        return {name: f"{value:.3g}" for name, value in shown.items() if not name.endswith("train/loss")}
+            shown = {name.removeprefix(f"{pl_module.learning[0]}/"): value for name, value in shown.items()}
+        numbers = {name: f"{value:.3g}" for name, value in shown.items() if not name.endswith("train/loss")}
+        left = self.seconds_left(trainer, pl_module)
+        return numbers if left is None else numbers | {"left": spoken(left)}
+
+    def seconds_left(self, trainer: pl.Trainer, module: TaskModule) -> float | None:
+        """Seconds to the end of the curriculum, if batches go on taking what they took in this fit; None at its start.
+
+        Of a fit outside the curriculum, as baselines have, to the end of the fit. Stages that stop early take less.
+        """
+        if not self.steps:
+            return None
+        assert trainer.max_epochs is not None
+        steps = trainer.max_epochs * int(trainer.num_training_batches) - self.done + module.steps_to_come
+        return steps * (time.monotonic() - self.started) / self.steps
+
+    # ---- Lightning's hooks
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self.started = self.told = time.monotonic()
+        self.steps = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the masks; what is cut within the epoch is logged by the callback that cuts."""
+        if isinstance(pl_module, SubnetworkModule):
+            self.sparsities = sparsities(pl_module, pl_module.learning)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; without a bar, tell now and then how far the epoch is."""
+        self.steps += 1
+        self.done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        within = batch_idx + 1 < trainer.num_training_batches
+        if self.is_disabled and within and time.monotonic() - self.told >= self.every_seconds:
+            self._tell(trainer, pl_module, f", batch {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's line into the log."""
         super().on_train_epoch_end(trainer, pl_module)
-        assert isinstance(pl_module, TaskModule)
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in epoch_scores(trainer, pl_module).items())
-        where = (pl_module.fit_name, trainer.current_epoch + 1, trainer.max_epochs)
-        log.info("%s  epoch %d/%d  %s", *where, scores, extra={IN_BAR: self.is_enabled})
+        self._tell(trainer, pl_module, "")
+
+    def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, batch: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(module, TaskModule)
+        self.told = time.monotonic()
+        parts = [f"{name} {value:.4f}" for name, value in self._numbers(trainer, module).items()]
+        left = self.seconds_left(trainer, module)
+        parts += [f"{spoken(left)} left"] if left is not None else []
+        where = f"{module.fit_name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{batch}"
+        log.info("%s  %s", where, "  ".join(parts), extra={IN_BAR: self.is_enabled})
+
+    def _numbers(self, trainer: pl.Trainer, module: TaskModule) -> dict[str, float]:
+        """Sparsity, losses and metric of the tasks in training, as far as they are known."""
+        known: Mapping[str, Any] = {f"{task}/sparsity": value for task, value in self.sparsities.items()}
+        known = {**known, **trainer.callback_metrics}
+        if len(module.learning) > FEW:
+            cut = [float(known[f"{task}/sparsity"]) for task in module.learning if f"{task}/sparsity" in known]
+            known = {**known, "sparsity": sum(cut) / len(cut)} if cut else known
+            names = ["sparsity", "val/loss"]
+        else:
+            names = [
+                f"{task}/{what}"
+                for task in module.learning
+                for what in ("sparsity", "train/loss", "val/loss", f"val/{module.tasks[task].metric}")
+            ]
+        return {name: float(known[name]) for name in names if name in known}
 
 
-def epoch_scores(trainer: pl.Trainer, module: TaskModule) -> dict[str, float]:
-    """Loss, metric and sparsity of the tasks in training, as far as they are known."""
-    names = [
-        f"{task}/{what}"
-        for task in module.learning
-        for what in ("train/loss", "val/loss", f"val/{module.tasks[task].metric}", "sparsity")
-    ]
-    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+def can_draw(console: Console) -> bool:
+    """Whether a bar can be drawn: in a notebook, or on a terminal; not in a file, whatever the environment claims."""
+    return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it: "45 s", "12 min", "1 h 20 min"."""
+    if seconds < 59.5:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

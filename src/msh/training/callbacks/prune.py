@@ -164,10 +164,14 @@ class IterativePruning(pl.Callback):
 
 
 def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
-    """Log the share of the network's weights that are no candidates of the tasks, whatever the logging interval is."""
-    total = sum(module.network.sizes().values())
-    for task in tasks:
-        kept = sum(int(mask.sum()) for mask in module.network.held(task).values())
-        module.log(f"{task}/sparsity", 1.0 - kept / total, logger=False)
+    """Log the tasks' sparsities, whatever the logging interval is."""
+    for task, sparsity in sparsities(module, tasks).items():
+        module.log(f"{task}/sparsity", sparsity, logger=False)
         for logger in module.loggers:
-            logger.log_metrics({f"{task}/sparsity": 1.0 - kept / total}, step=module.run_step)
+            logger.log_metrics({f"{task}/sparsity": sparsity}, step=module.run_step)
+
+
+def sparsities(module: SubnetworkModule, tasks: Iterable[str]) -> dict[str, float]:
+    """Task to the share of the network's weights that are no candidates of it, or, after pruning, that it has not."""
+    total = sum(module.network.sizes().values())
+    return {task: 1.0 - sum(int(mask.sum()) for mask in module.network.held(task).values()) / total for task in tasks}

@@ -1,0 +1,67 @@
+"""What Hydra finds of msh: it looks for plugins in this namespace package, and imports them for every application."""
+
+# No `from __future__ import annotations`: Hydra runs this file before the module is among sys.modules, where a
+# dataclass would look its annotations up.
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class MshSweeperConfig:
+    """hydra.sweeper."""
+
+    _target_: str = "hydra_plugins.msh_sweeper.MshSweeper"
+    params: dict[str, str] = field(default_factory=dict)
+    """Key to what is tried of it, as on the command line, whose own come first: a,b,c; choice(a,b); range(1,9,2);
+    and in a search interval(0.1,0.5), tag(log,interval(0.001,0.1)), int(interval(2,9))."""
+    n_trials: int | None = None
+    """Trials of a search, at least 1; null: no search, all combinations."""
+    n_jobs: int = 1
+    """Trials that are chosen, and launched, at a time."""
+    n_startup_trials: int = 10
+    """Trials that are drawn at random before the search learns from them."""
+    seed: int = 0
+    """Of what the search tries."""
+    directions: list[str] | None = None
+    """Of the objectives: minimize or maximize; null where these say it themselves, as mean_score and density do."""
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="msh", node=MshSweeperConfig, provider="msh")
+
+
+class MshSweeper(Sweeper):
+    """All combinations of settings, or a search among them; a job that crashes does not end it.
+
+    Args:
+        settings: as `MshSweeperConfig` has them.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = MshSweeperConfig(**settings)
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives, and make the launcher that the user chose."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Do the jobs that the command line asks for."""
+        from msh.cli.sweeper import run_sweep
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        return run_sweep(self.settings, arguments, self.config, self.hydra_context, self.launcher)

@@ -1,0 +1,237 @@
+"""A search among settings: Optuna chooses the trials, the launcher does them, and the study is on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+
+from msh.cli.jobs import Jobs, Outcome, without_hydra
+from msh.names import one_of
+from msh.reports.objectives import OVERALL
+from msh.tasks.seeds import derive_seed
+from msh.training.settings import INCIDENTAL, differences
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger(__name__)
+
+STUDY_FILE = "study.log"
+"""Optuna's journal of the study, in the sweep's folder."""
+TAGS = ("log", "int")
+WAYS = {"max": "maximize", "min": "minimize"}
+
+
+def search(settings: Any, overrides: Mapping[str, Override], jobs: Jobs) -> list[Outcome]:
+    """Do trials until there are as many as wanted, those of an earlier call among them.
+
+    Trials that were under way when a search was stopped come first. A trial that fails is marked so, and counts.
+    What is tried next follows from (seed, number of the trial) and the trials before it.
+
+    Args:
+        settings: as `hydra_plugins.msh_sweeper.MshSweeperConfig` has them.
+        overrides: what is searched and what is fixed, by key.
+        jobs: of the search.
+    Returns:
+        What became of each trial of this call.
+    Raises:
+        ValueError: a setting, the search space or an objective is not allowed; no job is begun then.
+        HydraException: a value of the search space cannot be composed; no job is begun then.
+        RuntimeError: Optuna is not installed.
+    """
+    if find_spec("optuna") is None:
+        raise RuntimeError("a search needs Optuna: pip install 'msh[search]'")
+    fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
+    swept = [override for override in overrides.values() if override.is_sweep_override()]
+    for key in ("n_trials", "n_jobs"):
+        if (number := getattr(settings, key)) < 1:
+            raise ValueError(f"hydra.sweeper.{key} = {number} is not allowed: at least 1 is")
+    if not swept:
+        raise ValueError("a search needs something to try, such as 'optimizer.lr=tag(log,interval(0.0003,0.01))'")
+    space = {override.get_key_element(): read_distribution(override) for override in swept}
+    _check_values(jobs, fixed, space)
+    directions = read_directions(jobs.config.objective, settings.directions)
+    study = open_study(jobs.folder, directions, _settings_of(jobs.config, swept, directions))
+    outcomes = []
+    while trials := _next_trials(study, settings, space):
+        done = jobs.run([[*fixed, *_assignments(trial.params)] for trial in trials])
+        for trial, outcome in zip(trials, done, strict=True):
+            _tell(study, trial.number, outcome.values)
+        outcomes += done
+    _log_best(study, list(directions))
+    return outcomes
+
+
+# ---- what is searched
+
+
+def read_distribution(override: Override) -> BaseDistribution:
+    """What Hydra's grammar says of a key's values, as Optuna has it; both ends of an interval are included.
+
+    Raises:
+        ValueError: there is no value, or a tag or the bounds are not allowed.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if override.is_choice_sweep():
+        return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+    assert isinstance(value, IntervalSweep | RangeSweep)
+    for tag in value.tags:
+        one_of(f"the tag of {override.input_line}", tag, TAGS)
+    logarithmic = "log" in value.tags
+    try:
+        if isinstance(value, IntervalSweep):
+            low, high = cast(float, value.start), cast(float, value.end)
+            if "int" in value.tags or isinstance(low, int):
+                return IntDistribution(int(low), int(high), log=logarithmic)
+            return FloatDistribution(low, high, log=logarithmic)
+        values = sorted(cast(list[float], list(override.sweep_iterator())))
+        if all(isinstance(value, int) for value in values):
+            return IntDistribution(int(values[0]), int(values[-1]), log=logarithmic, step=abs(int(value.step)))
+        return FloatDistribution(values[0], values[-1], step=None if logarithmic else abs(float(value.step)))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{override.input_line} is not allowed: {error}") from error
+
+
+def _check_values(jobs: Jobs, fixed: Sequence[str], space: Mapping[str, BaseDistribution]) -> None:
+    """Compose every choice, and the ends of every range, once, beside the first values of the other keys."""
+    from optuna.distributions import CategoricalDistribution
+
+    ends = {
+        key: given.choices
+        if isinstance(given, CategoricalDistribution)
+        else (cast(Any, given).low, cast(Any, given).high)
+        for key, given in space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    for key, values in ends.items():
+        for value in values:
+            jobs.compose([*fixed, *_assignments(first | {key: value})])
+
+
+def _assignments(params: Mapping[str, Any]) -> list[str]:
+    """A trial's values as overrides; those of choices are written as on the command line already."""
+    return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in params.items()]
+
+
+def read_directions(objective: Any, given: Sequence[str] | None) -> dict[str, str]:
+    """Objective to "minimize" or "maximize".
+
+    Args:
+        objective: the config's.
+        given: a direction for each objective, or None.
+    Raises:
+        ValueError: there is no objective, one of test data, or no direction for one.
+    """
+    names = [] if objective is None else [objective] if isinstance(objective, str) else list(objective)
+    if not names:
+        raise ValueError("a search needs an objective, such as objective=mean_score or objective=[mean_score,density]")
+    for name in names:
+        if name not in OVERALL and name.endswith(".test"):
+            raise ValueError(
+                f"objective = {name!r} is not allowed in a search, as the test split chooses nothing: "
+                f"{name.removesuffix('test')}val is"
+            )
+    if given is not None:
+        if len(given) != len(names):
+            raise ValueError(f"hydra.sweeper.directions = {list(given)} is not allowed: one for each of {names} is")
+        for direction in given:
+            one_of("hydra.sweeper.directions", direction, WAYS.values())
+        return dict(zip(names, given, strict=True))
+    for name in names:
+        if name not in OVERALL:
+            raise ValueError(
+                f"objective = {name!r} needs a direction: minimize where its metric is an error, else maximize; "
+                "hydra.sweeper.directions=[...], one for each objective"
+            )
+    return {name: WAYS[OVERALL[name]] for name in names}
+
+
+# ---- the study
+
+
+def _settings_of(config: DictConfig, swept: Sequence[Override], directions: Mapping[str, str]) -> dict[str, Any]:
+    """All that a study's trials have in common: those of other settings say nothing about each other."""
+    own = cast(dict[str, Any], OmegaConf.to_container(without_hydra(config)))
+    of_search = {"objectives": dict(directions), "params": {o.get_key_element(): str(o.input_line) for o in swept}}
+    return own | {"search": of_search}
+
+
+def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[str, Any]) -> optuna.Study:
+    """The study of a sweep's folder: new, or as far as it has come.
+
+    Args:
+        folder: of the sweep.
+        directions: objective to its direction.
+        settings: that its trials have in common.
+    Raises:
+        ValueError: the folder's study is of other settings.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+    study = optuna.create_study(
+        storage=storage, study_name="search", directions=cast(Any, list(directions.values())), load_if_exists=True
+    )
+    for key, (before, now) in differences(study.user_attrs.get("settings", settings), settings, INCIDENTAL).items():
+        raise ValueError(
+            f"{folder} has a search with {key} = {before!r}, not {now!r}: a search keeps its settings; choose another "
+            "hydra.sweep.dir for others"
+        )
+    study.set_user_attr("settings", settings)
+    return study
+
+
+def _next_trials(
+    study: optuna.Study, settings: Any, space: dict[str, BaseDistribution]
+) -> list[Trial] | list[FrozenTrial]:
+    """Trials that were begun and have no end yet; else the next ones, as many as are launched at a time."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    begun = study.get_trials(states=(TrialState.RUNNING,))
+    for trial in begun:
+        if trial.params.keys() != space.keys():  # stopped in the midst of choosing
+            study.tell(trial.number, state=TrialState.FAIL)
+    begun = [trial for trial in begun if trial.params.keys() == space.keys()]
+    if begun:
+        return begun[: settings.n_jobs]
+    trials = []
+    for number in range(len(study.trials), min(len(study.trials) + settings.n_jobs, settings.n_trials)):
+        seed = derive_seed(settings.seed, "search", number) % 2**32
+        study.sampler = TPESampler(seed=seed, n_startup_trials=settings.n_startup_trials)
+        trials.append(study.ask(space))
+    return trials
+
+
+def _tell(study: optuna.Study, number: int, values: Sequence[float] | None) -> None:
+    from optuna.trial import TrialState
+
+    if values is None or any(math.isnan(value) for value in values):
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, list(values))
+
+
+def _log_best(study: optuna.Study, objectives: Sequence[str]) -> None:
+    from optuna.trial import TrialState
+
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        return
+    for trial in study.best_trials:
+        scores = "  ".join(f"{name} {value:.4g}" for name, value in zip(objectives, trial.values, strict=True))
+        log.info("best: %s, with %s", scores, " ".join(_assignments(trial.params)))
