@@ -59,6 +59,10 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
         (["pruning.density=1.5"], [r"density = 1.5 is not allowed"]),
         (["pruning.density={digits:0.1,wine:0.1}", "tasks=[digits]"], ["pruning.density names 'wine'", "not a task"]),
         (["reuse=some"], ["reuse = 'some' is not allowed: one of none, all, learned"]),
+        (
+            ["owner_maps=layer.1.weight"],
+            ["owner_maps = 'layer.1.weight' is not allowed", "did you mean 'layers.1.weight'"],
+        ),
         (["baseline=[joint,fintune]"], ["baseline = 'fintune' is not allowed", "did you mean 'finetune'"]),
         (["curriculum=[[digits,wine],[]]", "tasks=[digits,wine]"], [r"curriculum\[1\] has no task"]),
         (["curriculum=[[digits,winee]]"], [r"curriculum\[0\] names 'winee'", "did you mean 'wine'"]),

@@ -1,11 +1,13 @@
 """A run that is killed and resumed ends as one that was not: bitwise the same weights, the same scores."""
 
+import csv
 import json
 import shutil
 import signal
 import time
 
 import pytest
+import wandb_file
 from disturbing import args, assert_same_end, kill_when
 from running import finish, run, start
 
@@ -15,6 +17,21 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     run("train.py", *args(folder), cwd=folder.parent)
     return folder
+
+
+def assert_wandb_has_the_csv(folder):
+    """What `wandb sync` uploads, file after file, are the curves of metrics.csv: no value lost, none twice."""
+    parts = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    logged = [row for part in parts for row in wandb_file.rows(part)]
+    with (folder / "metrics.csv").open() as file:
+        in_csv = [
+            (int(r["step"]), k, float(v)) for r in csv.DictReader(file) for k, v in r.items() if v and k != "step"
+        ]
+    keys = {key for _, key, _ in in_csv}
+    curves = [(row["trainer/global_step"], k, v) for row in logged for k, v in row.items() if k in keys]
+    assert sorted(curves) == sorted(in_csv)
+    own = [row["_step"] for row in logged]
+    assert own == sorted(set(own)), "W&B drops rows whose own step does not go up"
 
 
 MOMENTS = {
@@ -47,9 +64,10 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     assert "falling back to the one before" in printed
     assert_same_end(folder, undisturbed)
     run_id = json.loads((folder / "results.json").read_text())["run_id"]
-    parts = list((folder / "wandb").glob("offline-run-*"))
+    parts = sorted((folder / "wandb").glob("*offline-run-*/*.wandb"))
     assert len(parts) == 2  # before the kill and after it
-    assert {part.name.rsplit("-", 1)[1] for part in parts} == {run_id}
+    assert {part.parent.name.rsplit("-", 1)[1] for part in parts} == {run_id}
+    assert_wandb_has_the_csv(folder)
 
 
 @pytest.mark.parametrize("moment", ["pruning of the first task", "one of two tasks has stopped"])

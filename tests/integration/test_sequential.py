@@ -2,12 +2,17 @@
 
 import csv
 import json
+import re
 import sys
 
 import pytest
+import wandb_file
+from PIL import Image
 from running import SMALL, run
 from safetensors import safe_open
-from wandb_file import logged_keys, run_ids
+
+from dashboards import shown
+from msh.reports.dashboard import sections
 
 TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 
@@ -108,7 +113,121 @@ def test_subnetwork_file_holds_only_the_tasks_own_weights(demo, results):
     assert values == results["tasks"]["wine"]["weights"]
 
 
-def test_wandb_run_can_be_read_back(demo, results):
-    file = next((demo[0] / "wandb").glob("offline-run-*/*.wandb"))
-    assert run_ids(file) == {results["run_id"]}
-    assert {"digits/val/accuracy", "diabetes/test/rmse", "capacity/free"} <= logged_keys(file)
+# ---- W&B: the offline run holds all that is promised
+
+
+@pytest.fixture(scope="module")
+def wandb_run(demo):
+    return next((demo[0] / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def table(wandb_run, row, key):
+    """(columns, rows) of a table that was logged."""
+    held = json.loads((wandb_run.parent / "files" / row[key]["path"]).read_text())
+    return held["columns"], held["data"]
+
+
+def test_wandb_run_is_named_after_what_it_is_and_has_the_config(wandb_run, results):
+    run = next(record.run for record in wandb_file.records(wandb_run) if record.HasField("run"))
+    assert (run.run_id, run.run_group, run.job_type) == (results["run_id"], "sequential", "train")
+    assert set(run.tags) == {"sequential", "seed-0"}
+    config = {item.key: item.value_json for r in wandb_file.records(wandb_run) for item in r.config.update}
+    assert json.loads(config["pruning"])["density"] == 0.1
+    assert list(json.loads(config["tasks"])) == TASKS
+
+
+def test_wandb_curves_are_those_of_the_csv_on_one_axis(demo, wandb_run):
+    metrics = [record.metric for record in wandb_file.records(wandb_run) if record.HasField("metric")]
+    assert [m.step_metric for m in metrics if m.glob_name == "*"] == ["trainer/global_step"]
+    with (demo[0] / "metrics.csv").open() as file:
+        in_csv = [
+            (int(r["step"]), k, float(v)) for r in csv.DictReader(file) for k, v in r.items() if v and k != "step"
+        ]
+    logged = wandb_file.rows(wandb_run)
+    keys = {key for _, key, _ in in_csv}
+    curves = [(row["trainer/global_step"], k, v) for row in logged for k, v in row.items() if k in keys]
+    assert sorted(curves) == sorted(in_csv)
+    assert {"digits/train/loss", "digits/val/accuracy", "diabetes/test/rmse", "wine/sparsity", "capacity/free"} <= keys
+    steps = [row["trainer/global_step"] for row in logged]
+    assert steps == sorted(steps)
+
+
+def test_wandb_has_the_matrix_as_a_table_and_as_a_picture(wandb_run, results):
+    logged = [row for row in wandb_file.rows(wandb_run) if "matrix/table" in row]
+    assert len(logged) == len(TASKS)
+    columns, rows = table(wandb_run, logged[-1], "matrix/table")
+    assert columns == ["after", *TASKS]
+    assert rows == [[name, *row] for name, row in zip(TASKS, results["matrix"], strict=True)]
+    pictures = [row["matrix/heat_map"] for row in wandb_file.rows(wandb_run) if "matrix/heat_map" in row]
+    assert len(pictures) == len(TASKS)
+    assert (wandb_run.parent / "files" / pictures[-1]["filenames"][0]).is_file()
+
+
+def test_wandb_has_the_capacity_of_each_layer_and_task_and_owner_maps(wandb_run, results):
+    logged = [row for row in wandb_file.rows(wandb_run) if "capacity/table" in row]
+    columns, rows = table(wandb_run, logged[-1], "capacity/table")
+    assert columns == ["layer", "owner", "weights", "share"]
+    whole = {owner: weights for layer, owner, weights, _ in rows if layer == "all layers"}
+    assert whole == {task: row["weights"] for task, row in results["tasks"].items()} | {
+        "free": results["capacity"]["free"]
+    }
+    layers = {layer for layer, *_ in rows} - {"all layers"}
+    assert sum(weights for layer, _, weights, _ in rows if layer in layers) == results["capacity"]["prunable"]
+    pictures = [row for row in wandb_file.rows(wandb_run) if "owner_maps" in row]
+    assert set(pictures[-1]["owner_maps"]["captions"]) == layers  # two of them, and four may be shown
+    for name in [*pictures[-1]["owner_maps"]["filenames"], *pictures[-1]["capacity/bars"]["filenames"]]:
+        with Image.open(wandb_run.parent / "files" / name) as picture:
+            assert picture.size > (40, 40)
+    shares = [row for row in wandb_file.rows(wandb_run) if "owned/diabetes" in row]
+    assert shares[-1]["owned/wine"] == pytest.approx(results["tasks"]["wine"]["density"])
+
+
+def test_wandb_summary_has_scores_forgetting_and_the_guarantees_verdict(wandb_run, results):
+    found = wandb_file.summary(wandb_run)
+    assert found["guarantee/verdict"] == "held: 6 compared, 0 changed"
+    assert (found["guarantee/checked"], found["guarantee/violations"]) == (6, 0)
+    assert (found["forgetting"], found["bwt"], found["status"]) == (0.0, 0.0, "finished")
+    for task, row in results["tasks"].items():
+        for key, name in (("score", "test"), ("val_score", "val"), ("density", "density"), ("dense", "dense")):
+            assert found[f"{key}/{task}"] == row[name]
+    assert 0 < found["mean_score"] < 1
+    logged = next(row for row in wandb_file.rows(wandb_run) if "scores/table" in row)
+    columns, rows = table(wandb_run, logged, "scores/table")
+    assert [row[columns.index("test")] for row in rows] == [row["test"] for row in results["tasks"].values()]
+
+
+def test_wandb_artifacts_lead_from_the_data_over_the_run_to_the_subnetworks(demo, wandb_run, results):
+    found, run_id = wandb_file.artifacts(wandb_run), results["run_id"]
+    aliases = {name: {alias for one in all_of for alias in one.aliases} for name, all_of in found.items()}
+    for stage, task in enumerate(TASKS):
+        data = found[f"data-{task}"][0]
+        assert (data.type, data.use_after_commit) == ("dataset", True)
+        described = json.loads(data.metadata)
+        assert described["task"] == task
+        assert described["examples"]["test"] > 0
+        name = f"subnetwork-{run_id}-{task}"
+        assert aliases[name] == {"latest", "final", f"stage-{stage}"}
+        assert found[name][0].type == "subnetwork"
+        assert found[name][0].manifest.contents[0].local_path == str(demo[0] / "subnetworks" / f"{task}.safetensors")
+        assert json.loads(found[name][0].metadata)["weights"] == results["tasks"][task]["weights"]
+    assert aliases[f"network-{run_id}"] == {"latest", "final", "stage-3"}
+
+
+def test_wandb_records_the_system(wandb_run):
+    keys = {item.key for record in wandb_file.records(wandb_run) for item in record.stats.item}
+    assert {"memory_percent", "proc.memory.rssMB"} <= keys
+    assert any(record.HasField("environment") for record in wandb_file.records(wandb_run))
+
+
+def test_every_panel_of_the_dashboard_shows_what_runs_log(wandb_run):
+    keys = {key for row in wandb_file.rows(wandb_run) for key in row} | set(wandb_file.summary(wandb_run))
+    # the use of processors is known from the second look on, GPUs only where there are any
+    system = {f"system/{item.key}" for record in wandb_file.records(wandb_run) for item in record.stats.item}
+    for section in sections():
+        for panel in section.panels:
+            named, pattern = shown(panel)
+            if section.name == "system":
+                assert system & set(named) or named[0] in ("system/cpu", "system/gpu.0.gpu"), panel.title
+            else:
+                assert set(named) <= keys, panel
+                assert pattern is None or any(re.fullmatch(pattern, key) for key in keys), panel

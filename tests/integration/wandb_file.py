@@ -1,5 +1,6 @@
 """Reading back a W&B offline run: a LevelDB log (a header of 7 bytes, blocks of 32 KiB) of protobuf records."""
 
+import json
 import struct
 
 from wandb.proto import wandb_internal_pb2
@@ -37,3 +38,33 @@ def logged_keys(path):
 def run_ids(path):
     """Ids of the runs in the file."""
     return {record.run.run_id for record in records(path) if record.HasField("run")}
+
+
+def rows(path):
+    """[{key: JSON value}] of what was logged over time; a table or picture is a dict under its key."""
+    found = []
+    for record in records(path):
+        row = {}
+        for item in record.history.item:
+            *above, last = item.nested_key or [item.key]
+            place = row
+            for key in above:
+                place = place.setdefault(key, {})
+            place[last] = json.loads(item.value_json)
+        found += [row] if row else []
+    return found
+
+
+def summary(path):
+    """{key: value} of what the run has come to; keys of keys are joined by dots."""
+    updates = [item for record in records(path) for item in (*record.summary.update, *record.run.summary.update)]
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}
+
+
+def artifacts(path):
+    """{name: artifact record with all its aliases}, tables left out."""
+    found = {}
+    for record in records(path):
+        if record.HasField("artifact") and record.artifact.type != "run_table":
+            found.setdefault(record.artifact.name, []).append(record.artifact)
+    return found

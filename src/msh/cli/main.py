@@ -15,6 +15,7 @@ COMMANDS = {
     "release": "take a task out of a network, and free its weights: msh release NETWORK TASK -o NETWORK",
     "inspect": "show what a run folder or a file holds, in the terminal: msh inspect RUN_DIR|FILE",
     "report": "make a run's report, or compare runs: msh report RUN_DIR [RUN_DIR ...]",
+    "dashboard": "make a W&B workspace with the panels of msh: msh dashboard --entity E --project P",
     "split": "copy a task of a network into a file of its own: msh split NETWORK TASK -o FILE",
 }
 MODULES = {"inspect": "inspecting"}

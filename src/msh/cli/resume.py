@@ -18,6 +18,7 @@ CHANGEABLE = (
     "paths",
     "logger",
     "report",
+    "owner_maps",
     "callbacks",
     "checkpoint",
     "hydra",

@@ -1,4 +1,4 @@
-"""Loggers that go on where a killed run stopped."""
+"""The CSV logger, which goes on where a killed run stopped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from msh.deploy.atomic import write_text
-from msh.reports.results import Results
 
 
 class _GoingOnWriter(_ExperimentWriter):
@@ -96,61 +95,3 @@ def write_rows(path: Path, names: list[str], rows: list[dict[str, str]]) -> None
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
-
-
-def wandb_logger(
-    directory: str,
-    project: str,
-    entity: str | None = None,
-    name: str | None = None,
-    group: str | None = None,
-    tags: list[str] | None = None,
-    mode: str | None = None,
-) -> Logger:
-    """A W&B logger for a run folder; never asks anything.
-
-    Args:
-        directory: the run folder; files go to its `wandb/`.
-        project: in W&B.
-        entity: in W&B; the user's default when None.
-        name: of the run; W&B chooses when None.
-        group: of the run.
-        tags: of the run.
-        mode: "online", "offline" or "disabled"; when None, WANDB_MODE decides, and without it: offline unless
-            the user is logged in.
-    Raises:
-        ValueError: the mode is not allowed.
-    """
-    from pytorch_lightning.loggers import WandbLogger
-
-    from msh.names import one_of
-
-    mode = mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-    one_of("logger.wandb.mode", mode, ("online", "offline", "disabled"))
-    run_id = Results.load(Path(directory)).run_id
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLogger(
-        save_dir=directory,
-        project=project,
-        entity=entity,
-        name=name,
-        group=group,
-        tags=list(tags or []),
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-    )
-
-
-def _logged_in() -> bool:
-    """Whether W&B has a key, from the environment or a login; looked up without asking or connecting."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    return host in hosts

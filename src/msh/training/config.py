@@ -230,6 +230,8 @@ class Config:
     """Name to `_target_` and arguments of further Lightning callbacks."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Name to `_target_` and arguments of Lightning loggers."""
+    owner_maps: Any = 4
+    """Layers of whose owner maps trackers get a picture: their names, or how many, from the first to the last."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
     files: FilesConfig = field(default_factory=FilesConfig)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from msh.reports.loggers import RunCSVLogger
+from msh.reports.trackers import RunTensorBoardLogger
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
@@ -132,7 +133,7 @@ class TaskModule(pl.LightningModule, ABC):
         steps._batches_that_stepped = self.first_step + self.trainer.global_step
         self.nonfinite = {}
         for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
-            if isinstance(logger, RunCSVLogger):
+            if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.forget_after(self.run_step)
 
     def on_train_start(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
+from msh.reports.pictures import chosen_layers
 from msh.reports.results import FILE_NAME, Results, TaskResult
+from msh.reports.tracking import Tracking
+from msh.reports.wandb_run import new_run_id
 from msh.subnetworks import Capacity, start_scores
 from msh.tasks.seeds import derive_seed
 from msh.training.baselines import Baselines
@@ -84,7 +86,7 @@ def _results(prepared: Prepared, folder: Path) -> Results:
         for name in stage.tasks
     }
     curriculum = [list(stage.tasks) for stage in prepared.fits]
-    return Results(config.name, config.seed, curriculum, rows, run_id=secrets.token_hex(4))
+    return Results(config.name, config.seed, curriculum, rows, run_id=new_run_id())
 
 
 class Run:
@@ -107,6 +109,7 @@ class Run:
         self.guarantee = Guarantee(
             folder / "checkpoints" / "guarantee", config.guarantee.examples, config.guarantee.on_violation
         )
+        self.owner_maps = chosen_layers(self.network.names.prunable, config.owner_maps)
         self.loggers: list[Logger] = []
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
@@ -133,18 +136,19 @@ class Run:
             self.results.status = "failed"
             self._save_results()
             self._write_report()
-            self._close_loggers("failed")
+            self.tracking.close("failed")
             raise
         self.results.status = "finished"
         self._save_results()
         self._write_report()
-        self._close_loggers()
+        self.tracking.ended(self.results, self.module.run_step)
+        self.tracking.close("success")
         return self.results
 
     def _stopped(self, stop: PreemptedError) -> None:
         self.results.status = "stopped"
         self._save_results()
-        self._close_loggers()
+        self.tracking.close("stopped")
         if self.writes:
             name = signal.Signals(stop.signum).name
             log.warning("%s ended the run; resume=%s goes on with it", name, self.folder)
@@ -251,10 +255,10 @@ class Run:
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
         self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
-        self._log_capacity()
         if self.writes:
             path = self.folder / "network.safetensors"
             save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
+        self.tracking.stage_ended(self.results, self.module.run_step)
         self._save_results()
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
@@ -297,21 +301,8 @@ class Run:
             log.warning("report.html was not written: %s; `msh report %s` tries again", what, self.folder)
 
     def _make_loggers(self) -> None:
-        if self.config.trainer.fast_dev_run:
-            return
-        self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
-        for logger in self.loggers:
-            logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True)))
-
-    def _log_capacity(self) -> None:
-        capacity = self.results.capacity
-        shares = {f"capacity/{name}": capacity[name] / capacity["prunable"] for name in ("owned", "free")}
-        for logger in self.loggers:
-            logger.log_metrics(shares, step=self.module.run_step)
-
-    def _close_loggers(self, status: str = "success") -> None:
-        """End the loggers' runs, so that the next job of a sweep in this process begins its own."""
-        for logger in self.loggers:
-            logger.finalize(status)
-            if type(logger).__name__ == "WandbLogger" and self.writes:
-                cast(Any, logger).experiment.finish(exit_code=0 if status == "success" else 1)
+        if not self.config.trainer.fast_dev_run:
+            self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
+        self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
+        settings = cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True))
+        self.tracking.begin(settings, self.tasks)

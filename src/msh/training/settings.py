@@ -30,6 +30,7 @@ INCIDENTAL = (
     "paths",
     "logger",
     "report",
+    "owner_maps",
     "hydra",
     "checkpoint.min_seconds",
     "trainer.enable_progress_bar",

@@ -23,7 +23,7 @@ EXPECTED = {
     "debug": {"fdr", "limit", "overfit", "profiler"},
     "experiment": {"sequential"},
     "hydra": {"default"},
-    "logger": {"csv", "wandb", "none"},
+    "logger": {"csv", "wandb", "tensorboard", "mlflow", "none"},
     "optimizer": {"sgd", "adam", "adamw"},
     "paths": {"default"},
     "pruning": {"at_init", "gradual", "lottery"},
@@ -42,7 +42,7 @@ def option(path):
     return "/".join(parts[:cut]), "/".join(parts[cut:])
 
 
-OPTIONS = sorted(option(path) for path in FOLDER.rglob("*.yaml") if path.parent != FOLDER)
+OPTIONS = sorted(option(p) for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.name != "wandb_sweep")
 
 
 def composed(*overrides):

@@ -1,9 +1,8 @@
-"""metrics.csv goes on where a killed run stopped; W&B asks nothing."""
+"""metrics.csv goes on where a killed run stopped."""
 
 import pytest
 
-from msh.reports.loggers import RunCSVLogger, read_rows, wandb_logger, write_rows
-from msh.reports.results import Results
+from msh.reports.loggers import RunCSVLogger, read_rows, write_rows
 
 
 def log(folder, *rows):
@@ -103,72 +102,3 @@ def test_cells_with_commas_and_quotes_come_back(tmp_path):
 def test_hyperparameters_leave_no_file(tmp_path):
     RunCSVLogger(str(tmp_path)).log_hyperparams({"lr": 0.1})
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- W&B
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run folder, in a home where nobody is logged in; any question is an error."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    Results("toy", 0, [], {}, run_id="0a1b2c3d").save(tmp_path)
-    return tmp_path
-
-
-def mode_of(folder, **arguments):
-    return wandb_logger(str(folder), project="msh", **arguments)._wandb_init["mode"]
-
-
-def log_in(folder, host="api.wandb.ai"):
-    (folder / "home" / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-    (folder / "home" / ".netrc").chmod(0o600)
-
-
-def test_without_a_login_a_run_is_offline(run):
-    assert mode_of(run) == "offline"
-
-
-def test_a_key_in_the_environment_is_a_login(run, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert mode_of(run) == "online"
-
-
-def test_a_login_in_the_home_is_found(run):
-    log_in(run)
-    assert mode_of(run) == "online"
-
-
-def test_a_login_to_another_host_is_none(run, monkeypatch):
-    log_in(run, "elsewhere.example")
-    assert mode_of(run) == "offline"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example/wandb")
-    assert mode_of(run) == "online"
-
-
-def test_a_damaged_login_file_is_none(run):
-    (run / "home" / ".netrc").write_text("machine")
-    assert mode_of(run) == "offline"
-
-
-def test_the_setting_wins_over_the_environment_and_that_over_a_login(run, monkeypatch):
-    log_in(run)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert mode_of(run) == "offline"
-    assert mode_of(run, mode="disabled") == "disabled"
-
-
-def test_an_unknown_mode_is_refused_with_the_nearest(run):
-    with pytest.raises(ValueError, match=r"logger.wandb.mode = 'ofline' is not allowed: .*did you mean 'offline'"):
-        mode_of(run, mode="ofline")
-
-
-def test_the_runs_id_is_that_of_results_json_so_that_it_goes_on(run):
-    offline, online = wandb_logger(str(run), "msh"), wandb_logger(str(run), "msh", mode="online")
-    assert offline._wandb_init["id"] == online._wandb_init["id"] == "0a1b2c3d"
-    assert (offline._wandb_init["resume"], online._wandb_init["resume"]) == (None, "allow")
