@@ -45,3 +45,4 @@ def test_tensorboard_and_mlflow_record_the_run(train_here):
         for item in client.list_artifacts(run.info.run_id, name)
     }
     assert kept == {f"{name}.png" for name in pictures} | {"matrix/table.csv", "capacity/table.csv", "scores/table.csv"}
+    assert not (folder.parent / "mlruns").exists()

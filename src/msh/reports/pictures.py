@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from msh.names import one_of
 from msh.reports.colours import colours_of
@@ -117,6 +118,13 @@ def owner_map(ownership: Ownership, layer: str) -> Image.Image:
     picture = Image.fromarray(palette[ids])
     times = max(1, 256 // max(picture.size))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def same_size(pictures: Mapping[str, Image.Image]) -> dict[str, Image.Image]:
+    """The pictures, grown to the size of the largest without changing their shapes."""
+    size = max(p.width for p in pictures.values()), max(p.height for p in pictures.values())
+    how: dict[str, Any] = {"method": Image.Resampling.NEAREST, "color": BACKGROUND, "centering": (0, 0)}
+    return {name: p if p.size == size else ImageOps.pad(p, size, **how) for name, p in pictures.items()}
 
 
 def chosen_layers(names: Sequence[str], wanted: int | str | Sequence[str]) -> list[str]:

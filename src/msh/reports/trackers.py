@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from msh.reports.pictures import Pictures
 from msh.reports.results import Results
 
 RUN_TAG = "msh.run_id"
+STORE = "MLFLOW_TRACKING_URI"
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -85,7 +87,8 @@ class RunMLFlowLogger(MLFlowLogger):
         tracking_uri: of the store.
         experiment_name: in MLflow.
         run_name: in MLflow; it chooses when None.
-        artifact_location: where pictures and tables go; the store decides when None.
+        artifact_location: where pictures and tables go; when None, beside a store in the run folder (`mlflow/`),
+            else where the store says.
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class RunMLFlowLogger(MLFlowLogger):
         run_name: str | None = None,
         artifact_location: str | None = None,
     ) -> None:
+        if artifact_location is None and tracking_uri.startswith(f"sqlite:///{directory}/"):
+            artifact_location = f"{directory}/mlflow"
         tags = {RUN_TAG: Results.load(Path(directory)).run_id}
         super().__init__(experiment_name, run_name, tracking_uri, tags, artifact_location=artifact_location)
         self._points: set[tuple[int, str]] = set()
@@ -105,9 +110,19 @@ class RunMLFlowLogger(MLFlowLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The client of the store, once there is a run."""
-        if not self._initialized and self._run_id is None:
+        if self._initialized:
+            return super().experiment
+        if self._run_id is None:
             self._find_run()
-        return super().experiment
+        given = os.environ.get(STORE)
+        client = (
+            super().experiment
+        )  # it sets the variable, which later runs in this process must not take for the user's
+        if given is None:
+            os.environ.pop(STORE, None)
+        else:
+            os.environ[STORE] = given
+        return client
 
     def _find_run(self) -> None:
         """Go on with this run folder's run, if there is one, and see what it has."""

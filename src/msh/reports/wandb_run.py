@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from msh.names import one_of
 from msh.reports.loggers import read_rows
-from msh.reports.pictures import Pictures
+from msh.reports.pictures import Pictures, same_size
 from msh.reports.results import Results
 from msh.reports.wandb_file import STEP, Logged, read_offline, set_aside_unsent
 
@@ -208,16 +208,15 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_pictures(self, pictures: Pictures, step: int) -> None:
-        """Log pictures."""
+        """Log pictures; those of one name as a row, in which W&B wants one size."""
         import wandb
 
-        self.log_metrics(
-            {
-                name: [wandb.Image(picture, caption=caption or None) for caption, picture in by_caption.items()]
-                for name, by_caption in pictures.items()
-            },
-            step,
-        )
+        row = {name: same_size(by_caption) for name, by_caption in pictures.items()}
+        images = {
+            name: [wandb.Image(picture, caption=caption or None) for caption, picture in by_caption.items()]
+            for name, by_caption in row.items()
+        }
+        self.log_metrics(images, step)
 
     @rank_zero_only
     def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from msh.reports.colours import colours_of
 from msh.reports.ownership import LayerCapacity, Owner, Ownership
-from msh.reports.pictures import DARK, FREE_COLOUR, PALE, chosen_layers, heat_map, owner_map, stacked_bars
+from msh.reports.pictures import DARK, FREE_COLOUR, PALE, chosen_layers, heat_map, owner_map, same_size, stacked_bars
 
 
 def colour(text):
@@ -66,6 +67,13 @@ def test_an_owner_map_has_a_dot_for_each_weight_in_its_owners_colour():
 def test_a_large_layers_owner_map_is_bounded():
     picture = owner_map(ownership(np.tile(np.array([[1, 0, 2]], np.uint8), (900, 300))), "0.weight")
     assert picture.width * picture.height <= 1 << 18
+
+
+def test_pictures_of_a_row_have_one_size_and_their_shapes():
+    grown = same_size({"a": Image.new("RGB", (20, 10), "red"), "b": Image.new("RGB", (5, 5), "blue")})
+    assert {picture.size for picture in grown.values()} == {(20, 10)}
+    assert count(grown["a"], (255, 0, 0)) == 200
+    assert count(grown["b"], (0, 0, 255)) == 100
 
 
 def test_layers_are_chosen_by_number_evenly_or_by_name():

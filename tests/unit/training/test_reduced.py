@@ -29,7 +29,8 @@ def sent(monkeypatch):
             self.model.register_comm_hook(None, count)
 
     monkeypatch.setattr(trainers, "DDPStrategy", partial(Counting, process_group_backend="gloo"))
-    return found
+    yield found
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])

@@ -1,5 +1,7 @@
 """TensorBoard and MLflow: what they record can be read back, and a resumed run goes on in the same place."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -81,8 +83,16 @@ def mlflow(folder):
     pytest.importorskip("mlflow")
     from msh.reports.trackers import RunMLFlowLogger
 
-    store = {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifact_location": str(folder / "mlflow")}
-    return lambda: RunMLFlowLogger(str(folder), experiment_name="toy", **store)
+    return lambda: RunMLFlowLogger(str(folder), f"sqlite:///{folder}/mlflow.db", "toy")
+
+
+def test_a_store_is_not_handed_on_to_later_runs_of_the_process(mlflow, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow().run_id
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///the-users.db")
+    assert mlflow().run_id
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///the-users.db"
 
 
 def test_mlflow_has_one_run_with_curves_scores_pictures_tables_and_settings(mlflow, folder):
