@@ -95,7 +95,7 @@ async function showMaps(select) {
     cells = Cells.BYTES_PER_ELEMENT === 2 ? new Uint16Array(bytes) : new Uint8Array(bytes);
     const [rows, columns] = shown.size;
     const room = box.parentElement.clientWidth;
-    const width = Math.min(room, Math.max(320, AXES + 520 * columns / rows));
+    const width = Math.min(room, Math.max(350, AXES + 520 * columns / rows));
     box.style.maxWidth = `${width}px`;
     plot.height = AXES + Math.round(Math.min(520, Math.max(120, (width - AXES) * rows / columns)));
     source.data = { image: [new Cells(cells, shown.shape)], rows: [rows], columns: [columns] };
