@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 import time
 
 import pytest
@@ -289,7 +290,9 @@ def test_wandb_sync_appends_the_sessions_of_a_resumed_run(run, server):
     session(run, range(4))
     RunCSVLogger(str(run)).forget_after(1)
     session(run, range(2, 6))
-    done = subprocess.run(["wandb", "sync", run / "wandb"], cwd=run, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", run / "wandb"], cwd=run, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert server() == expected(range(6))
     assert len(list((run / "wandb").glob("*/*.synced"))) == 2
