@@ -12,7 +12,7 @@ from msh.reports.importance import importances
 from msh.reports.pages import Legend, Page, Row, Section, Table, write_page
 from msh.reports.report import FILE_NAME as REPORT
 from msh.reports.sweep_plots import front_plot, importance_plot, parallel_plot, told
-from msh.reports.sweeps import JobRow
+from msh.reports.sweeps import JobRow, short
 from msh.reports.words import duration, number
 
 FILE_NAME = "sweep.html"
@@ -71,7 +71,7 @@ def _jobs(folder: Path, rows: Sequence[JobRow], scored: Sequence[JobRow]) -> Sec
     by_score = sorted(scored, key=lambda row: -row.numbers()["mean_score"])
     for row in [*by_score, *(row for row in rows if row not in scored)]:
         score, density, seconds = (row.numbers()[name] for name in ("mean_score", "density", "seconds"))
-        cells = [row.name, *row.settings.values(), row.status, number(score) if row in scored else ""]
+        cells = [row.name, *map(short, row.settings.values()), row.status, number(score) if row in scored else ""]
         cells += ["" if math.isnan(density) else f"{density:.3f}", "" if math.isnan(seconds) else duration(seconds)]
         link = f"{row.name}/{REPORT}" if (folder / row.name / REPORT).is_file() else ""
         marked = frozenset({len(settings) + 2}) if row in scored and score == best else frozenset()
@@ -127,7 +127,7 @@ def _means(scored: Sequence[JobRow]) -> Section | None:
     best = max(mean for mean, *_ in means.values())
     lines = [
         Row(
-            [*others, number(mean), number(spread), f"{density:.3f}", str(count)],
+            [*map(short, others), number(mean), number(spread), f"{density:.3f}", str(count)],
             " ".join(f"{key}={value}" for key, value in zip(settings, others, strict=True)),
             best=frozenset({len(settings)}) if mean == best else frozenset(),
         )

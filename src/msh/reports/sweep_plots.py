@@ -13,7 +13,7 @@ from bokeh.transform import linear_cmap
 from msh.reports.colours import RAMP
 from msh.reports.importance import numbers_of, pareto_front
 from msh.reports.plots import Plot, append, height_for, name_places, new_figure, plain_grid
-from msh.reports.sweeps import JobRow
+from msh.reports.sweeps import JobRow, short
 from msh.reports.words import listed, number
 
 LINE = "#2f7fc1"
@@ -107,7 +107,7 @@ def score_colours(scores: Sequence[float]) -> Any:
 
 def told(row: JobRow) -> str:
     """A job in a line: its name and settings."""
-    return " ".join([row.name, *(f"{key}={value}" for key, value in row.settings.items())])
+    return " ".join([row.name, *(f"{key}={short(value)}" for key, value in row.settings.items())])
 
 
 def front_plot(rows: Sequence[JobRow]) -> Plot:

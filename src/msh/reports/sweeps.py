@@ -142,13 +142,23 @@ def print_sweep(rows: Sequence[JobRow], console: Console | None = None) -> None:
             score = f"[bold]{score} *[/bold]"
         status = row.status if finished else f"[red]{row.status}[/red]"
         cells = [score, _shown(numbers["density"], ".3f"), _shown(numbers["seconds"], ".0f")]
-        table.add_row(row.name, *row.settings.values(), status, *cells)
+        table.add_row(row.name, *map(short, row.settings.values()), status, *cells)
     console.print(table)
     for row in rows:
         if row.status != "finished":
             line = f"{row.name} {row.status}: {row.error}".removesuffix(": ")
             console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     console.print("mean_score is measured on validation data; * marks the best", highlight=False)
+
+
+def short(value: str) -> str:
+    """A setting's value as tables show it: numbers that were drawn have more places than anybody reads."""
+    if len(value) <= 9:
+        return value
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _shown(value: float, form: str) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fakes import write_run
 from msh.reports.results import ENDED, UNFINISHED
-from msh.reports.sweeps import print_sweep, read_sweep, write_csv
+from msh.reports.sweeps import print_sweep, read_sweep, short, write_csv
 
 COMMON = ["experiment=sequential", "logger=csv"]
 
@@ -63,6 +63,11 @@ def test_the_table_marks_the_best_by_validation_and_names_errors(sweep):
     assert "10" in best
     assert "0.7000 *" in best
     assert "2 failed: density = 2" in printed
+
+
+def test_numbers_that_were_drawn_are_shown_in_few_digits():
+    values = ["0.0020614878273680667", "1e-3", "3", "magnitude", "weight_gradient", "[wine,diabetes]"]
+    assert [short(value) for value in values] == ["0.002061", *values[1:]]
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path):
