@@ -1,4 +1,4 @@
-"""Errors for a name that is not among those allowed."""
+"""Names: errors for one that is not among those allowed, and dotted keys."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(
             f"{key} = {value!r} is not allowed: one of {', '.join(allowed)}{suggestion(str(value), allowed)}"
         )
+
+
+def is_under(key: str, roots: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these, or below one."""
+    return any(key == root or key.startswith(f"{root}.") for root in roots)

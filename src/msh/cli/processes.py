@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from msh.cli.resume import by_key
+
 
 def place_among_processes() -> tuple[int, int]:
     """(this process's rank, number of processes), as torchrun or srun say; (0, 1) if neither has started it.
@@ -27,7 +29,7 @@ def share_folder() -> None:
     rank, processes = place_among_processes()
     if processes == 1:
         return
-    given = {argument.split("=", 1)[0].lstrip("+"): argument for argument in sys.argv[1:]}
+    given = by_key(sys.argv[1:])
     resumed = given.get("resume", "resume=null").split("=", 1)[1]
     if "hydra.run.dir" not in given and resumed in ("null", "", "auto"):
         raise ValueError(f"hydra.run.dir is not given: {processes} processes need one run folder: hydra.run.dir=DIR")

@@ -42,7 +42,7 @@ def rewrite_arguments() -> None:
         FileNotFoundError: there is no such run.
     """
     take_groups()
-    overrides = _by_key(sys.argv[1:])
+    overrides = by_key(sys.argv[1:])
     target = overrides.get("resume", "resume=null").split("=", 1)[1]
     if target in ("null", ""):
         _refuse_used_folder(overrides)
@@ -60,7 +60,7 @@ def rewrite_arguments() -> None:
     folder = find_run(target, overrides)
     saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     assert isinstance(saved, list)
-    merged = _by_key([str(override) for override in saved]) | overrides
+    merged = by_key([str(override) for override in saved]) | overrides
     merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
     merged |= {"hydra.output_subdir": "hydra.output_subdir=null", "hydra.mode": "hydra.mode=RUN"}
     sys.argv[1:] = list(merged.values())
@@ -72,7 +72,7 @@ def take_groups() -> None:
     sys.argv[1:] = [group.sub(r"\1=", argument) for argument in sys.argv[1:]]
 
 
-def _by_key(arguments: list[str]) -> dict[str, str]:
+def by_key(arguments: list[str]) -> dict[str, str]:
     """Overrides by their key; other arguments under themselves."""
     return {a.split("=", 1)[0].lstrip("+") if "=" in a and not a.startswith("-") else a: a for a in arguments}
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.jobs import Jobs, Outcome, without_hydra
 from msh.names import one_of
-from msh.reports.objectives import OVERALL
+from msh.reports.objectives import OVERALL, objective_names
 from msh.tasks.seeds import derive_seed
 from msh.training.settings import INCIDENTAL, differences
 
@@ -133,7 +133,7 @@ def read_directions(objective: Any, given: Sequence[str] | None) -> dict[str, st
     Raises:
         ValueError: there is no objective, one of test data, or no direction for one.
     """
-    names = [] if objective is None else [objective] if isinstance(objective, str) else list(objective)
+    names = objective_names(objective)
     if not names:
         raise ValueError("a search needs an objective, such as objective=mean_score or objective=[mean_score,density]")
     for name in names:

@@ -20,7 +20,7 @@ from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_own
 from msh.subnetworks import FREE, MultiSubnetwork, Part, split
 from msh.subnetworks.merging import private_order
 from msh.subnetworks.persistence import EXTRA_STATE, read_description
-from msh.subnetworks.tensors import bag_key, pack_bits, unpack_bits
+from msh.subnetworks.tensors import bag_key, name_of_key, pack_bits, unpack_bits
 
 NETWORK_FORMAT = "msh-network-1"
 SUBNETWORK_FORMAT = "msh-subnetwork-3"
@@ -145,7 +145,7 @@ def _pack(tensors: dict[str, Tensor], shapes: Mapping[str, Sequence[int]], tied:
 
 def _reading(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
     """(key, tensor name) of the masks of what tasks read."""
-    return [(key, found[1].replace("/", ".")) for key in tensors if (found := READING.fullmatch(key))]
+    return [(key, name_of_key(found[1])) for key in tensors if (found := READING.fullmatch(key))]
 
 
 def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,13 +170,13 @@ def capacity_plot(
         name: [] for name in ("y", "left", "right", "layer", "task", "weights", "share", "colour", "alpha")
     }
     for y, row in enumerate(rows):
-        members = [layers[place] for place in row.places]
-        size, left = sum(layer.size for layer in members), 0
+        whole = LayerCapacity.together(row.name, [layers[place] for place in row.places])
+        size, left = whole.size, 0
         parts = [
-            (owner.name, colours[tasks[owner.places[len(owner.places) // 2]]], _owned(members, tasks, owner))
-            for owner in owners
+            (owner.name, colours[named[len(named) // 2]], sum(whole.owned[task] for task in named))
+            for owner, named in ((owner, [tasks[place] for place in owner.places]) for owner in owners)
         ]
-        for name, colour, count in [*parts, ("free", FREE_COLOUR, sum(layer.free for layer in members))]:
+        for name, colour, count in [*parts, ("free", FREE_COLOUR, whole.free)]:
             ends = (left / size, (left + count) / size)
             bar = (y, *ends, row.name, name, f"{count:,}", share(count, size), colour, 1.0)
             left += count
@@ -192,10 +192,6 @@ def capacity_plot(
     plain_grid(plot, "x")
     caption = f"{_said_of(layers, noun)}{grouped(rows, noun)}{grouped(owners, 'tasks')}"
     return Plot(key, plot, caption, title)
-
-
-def _owned(layers: Iterable[LayerCapacity], tasks: Sequence[str], group: Group) -> int:
-    return sum(layer.owned[tasks[place]] for layer in layers for place in group.places)
 
 
 def _said_of(layers: Sequence[LayerCapacity], noun: str = "layers") -> str:

@@ -14,6 +14,11 @@ OVERALL = {"mean_score": "max", "density": "min", "seconds": "min"}
 SPLITS = ("val", "test")
 
 
+def objective_names(given: Any) -> list[str]:
+    """What a config gives as None, a name, or a list of names, as a list."""
+    return [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
+
+
 def read_objectives(given: Any, tasks: Sequence[str]) -> list[str]:
     """The objectives that a config names.
 
@@ -23,7 +28,7 @@ def read_objectives(given: Any, tasks: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one is unknown, or named twice.
     """
-    names = [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
+    names = objective_names(given)
     allowed = [*OVERALL, *(f"{task}.{split}" for task in tasks for split in SPLITS)]
     for name in names:
         if name not in allowed:

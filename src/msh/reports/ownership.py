@@ -17,7 +17,7 @@ from msh.deploy.files import READING, read_network
 from msh.deploy.plans import Plan
 from msh.subnetworks import FREE
 from msh.subnetworks.persistence import read_description
-from msh.subnetworks.tensors import unpack_bits
+from msh.subnetworks.tensors import name_of_key, unpack_bits
 
 OWN_KINDS = ("private", "stem", "head")
 CHUNK = 1 << 18
@@ -223,7 +223,7 @@ def read_ownership(path: Path) -> Ownership:
 
 def _of_state(state: Mapping[str, Any], names: Sequence[str]) -> Ownership:
     """What a state says; `names` are its layers in their order, where that is known."""
-    keys = {key.removeprefix("owners.").replace("/", "."): key for key in state if key.startswith("owners.")}
+    keys = {name_of_key(key.removeprefix("owners.")): key for key in state if key.startswith("owners.")}
     layers: dict[str, Tensor] = {name: state[keys[name]] for name in names or keys}
     rows = read_description(state)["tasks"]
     tasks = {row["owner"]: row["task"] for row in rows}
@@ -239,7 +239,7 @@ def _of_state(state: Mapping[str, Any], names: Sequence[str]) -> Ownership:
         if start != "subnetworks" or task not in private:
             continue
         if found := READING.fullmatch(key):
-            name = found[1].replace("/", ".")
+            name = name_of_key(found[1])
             reading.setdefault(task, {})[name] = unpack_bits(tensor, layers[name].shape)
         elif kind.partition(".")[0] in OWN_KINDS and tensor.is_floating_point():
             private[task] += tensor.numel()

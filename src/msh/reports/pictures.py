@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from msh.names import one_of
 from msh.reports.colours import colours_of
-from msh.reports.groups import Group, in_groups
+from msh.reports.groups import in_groups
 from msh.reports.ownership import LayerCapacity, Ownership
 
 Pictures = Mapping[str, Mapping[str, Image.Image]]
@@ -68,7 +68,8 @@ def stacked_bars(layers: Sequence[LayerCapacity]) -> Image.Image:
     Args:
         layers: what `Ownership.capacity` and `.total` give; all have the same tasks.
     """
-    bars = [_together(group, layers) for group in in_groups([layer.name for layer in layers], MOST_BARS)]
+    groups = in_groups([layer.name for layer in layers], MOST_BARS)
+    bars = [LayerCapacity.together(group.name, [layers[place] for place in group.places]) for group in groups]
     colours = colours_of(list(layers[0].owned)) if layers else {}
     left, length, thick = _widest([bar.name for bar in bars]) + 2 * PAD, 560, TEXT + 11
     legend = [*list(colours.items())[:MOST_NAMES], ("free", FREE_COLOUR)]
@@ -91,13 +92,6 @@ def stacked_bars(layers: Sequence[LayerCapacity]) -> Image.Image:
         draw.rectangle((right, y + 2, right + TEXT - 2, y + TEXT), fill=colour)
         draw.text((right + TEXT + 4, y), name, INK, _font())
     return picture
-
-
-def _together(group: Group, layers: Sequence[LayerCapacity]) -> LayerCapacity:
-    members = [layers[place] for place in group.places]
-    owned = {task: sum(layer.owned[task] for layer in members) for task in members[0].owned}
-    size, free = sum(layer.size for layer in members), sum(layer.free for layer in members)
-    return LayerCapacity(group.name, (size,), owned, free)
 
 
 def owner_map(ownership: Ownership, layer: str) -> Image.Image:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msh.deploy.atomic import write_text
+from msh.names import is_under
 from msh.reports.objectives import mean_density, mean_score
 from msh.reports.results import ENDED, UNFINISHED, Results
 from msh.reports.table import new_console
@@ -84,11 +85,7 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 def _settings(job: Path, leave_out: Sequence[str]) -> dict[str, str]:
     overrides = [str(override) for override in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
     pairs = [override.lstrip("+~").partition("=") for override in overrides]
-    return {
-        key: value
-        for key, _, value in pairs
-        if not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
-    }
+    return {key: value for key, _, value in pairs if not is_under(key, leave_out)}
 
 
 def _row(sweep: Path, job: Path, settings: dict[str, str]) -> JobRow:

@@ -115,9 +115,8 @@ class RunMLFlowLogger(MLFlowLogger):
         if self._run_id is None:
             self._find_run()
         given = os.environ.get(STORE)
-        client = (
-            super().experiment
-        )  # it sets the variable, which later runs in this process must not take for the user's
+        # It sets the variable, which later runs in this process must not take for the user's.
+        client = super().experiment
         if given is None:
             os.environ.pop(STORE, None)
         else:

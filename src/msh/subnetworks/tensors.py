@@ -103,6 +103,11 @@ def bag_key(name: str) -> str:
     return name.replace(".", "/")
 
 
+def name_of_key(key: str) -> str:
+    """The tensor name that `bag_key` made a key of."""
+    return key.replace("/", ".")
+
+
 class TensorBag(nn.Module):
     """Named tensors, parameters or buffers, under dotted names that a module itself would not allow."""
 
@@ -131,7 +136,7 @@ class TensorBag(nn.Module):
 
     def __iter__(self) -> Iterator[str]:
         for key in (*self._parameters, *self._buffers):
-            yield key.replace("/", ".")
+            yield name_of_key(key)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for each."""

@@ -18,10 +18,9 @@ from msh.deploy.files import open_safetensors
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.tasks.loaders import LENGTHS, count_batches
 from msh.training.build import add_task, build_backbone
 from msh.training.callbacks import Freeze, TakeFromRankZero
-from msh.training.fitting import measure, run_fit
+from msh.training.fitting import measure, run_fit, steps_per_epoch
 from msh.training.module import SubnetworkModule, TaskModule
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION
@@ -111,9 +110,12 @@ class Baselines:
 
         In epochs alone, a small task's many short ones would become as many of the largest task.
         """
-        batches = {n: count_batches(len(t.splits["train"]), t.batch_size, t.repeat) for n, t in self.tasks.items()}
-        steps = [s.max_epochs * LENGTHS[s.uneven](batches[task] for task in s.tasks) for s in self.stages]
-        return math.ceil(max(steps) / LENGTHS[self.config.uneven](batches.values()))
+        settings = self.config.trainer
+        stages = [
+            (s.max_epochs, steps_per_epoch([self.tasks[t] for t in s.tasks], s.uneven, settings)) for s in self.stages
+        ]
+        joint = steps_per_epoch(list(self.tasks.values()), self.config.uneven, settings)
+        return math.ceil(max(epochs * steps for epochs, steps in stages) / joint)
 
     def _save(self) -> None:
         self.save_results()

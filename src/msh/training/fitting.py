@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
 from msh.tasks import Task
-from msh.tasks.loaders import LENGTHS, Uneven, even_out, measuring_loader, train_loader
+from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
 from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
@@ -80,7 +80,7 @@ def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -
         uneven: as in `Fit`.
         config: the config's `trainer`.
     """
-    batches = LENGTHS[uneven](len(task.splits["train"]) * task.repeat // task.batch_size for task in tasks)
+    batches = LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
     limit = config.limit_train_batches
     if limit is None:
         return batches

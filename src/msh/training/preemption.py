@@ -73,8 +73,8 @@ class Preemption:
         Raises:
             PreemptedError: a signal came.
         """
-        waited, self.postponed = self.postponed, False
-        if waited and self.received is not None:
+        self.postponed = False
+        if self.received is not None:
             self.end()
 
     def end(self) -> None:

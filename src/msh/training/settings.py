@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from msh.names import is_under
 from msh.reports.results import FILE_NAME, Results
 
 
@@ -89,11 +90,7 @@ def identity(config: Any, leave_out: Sequence[str]) -> str:
 
 
 def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in _flat(config).items()
-        if not any(key == left_out or key.startswith(f"{left_out}.") for left_out in leave_out)
-    }
+    return {key: value for key, value in _flat(config).items() if not is_under(key, leave_out)}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,5 +20,6 @@ from msh.training.plan import Stage
 )
 def test_the_joint_network_has_the_steps_of_the_longest_stage(stages, uneven, epochs, tmp_path):
     tasks = {"a": make_task("a"), "b": make_task("b", examples=90)}  # 4 and 9 batches
-    baselines = Baselines(OmegaConf.create({"uneven": uneven}), tmp_path, tasks, stages, None, lambda: None, False)
+    config = OmegaConf.create({"uneven": uneven, "trainer": {"limit_train_batches": None}})
+    baselines = Baselines(config, tmp_path, tasks, stages, None, lambda: None, False)
     assert baselines._joint_epochs() == epochs
