@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from msh.backbones.conv import channels_last
+
 
 class ResNet18(nn.Module):
     """ResNet-18 for small images: the first convolution is 3x3 with stride 1, and no pooling follows it.
@@ -41,8 +43,7 @@ class ResNet18(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to features (batch, 8 x width)."""
-        features: Tensor = self.layers(inputs)
-        return features
+        return channels_last(self.layers, inputs)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:

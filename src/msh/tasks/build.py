@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from msh.names import one_of
+from msh.tasks.augmentation import read_augmentation
 from msh.tasks.lazy import LazyInputs
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
 from msh.tasks.tokens import Texts
@@ -87,6 +88,7 @@ def build_task(
     repeat: int = 1,
     normalize_target: Literal["minmax"] | None = None,
     stem: Callable[..., nn.Module] | None = None,
+    augment: Sequence[Mapping[str, Any]] | None = None,
 ) -> Task:
     """Check the data, hold out validation examples, and scale inputs by the training split's statistics.
 
@@ -102,6 +104,7 @@ def build_task(
         repeat: times an epoch goes through the training examples.
         normalize_target: "minmax": bring the target of a regression to [0, 1], and measure it so; None: its own unit.
         stem: as in `Task`.
+        augment: random changes of the training images, as `read_augmentation` takes them.
     Raises:
         ValueError: the data or a setting is not allowed.
     """
@@ -131,6 +134,7 @@ def build_task(
         repeat=repeat,
         vocabulary=data.texts.vocabulary if data.texts else None,
         stem=stem,
+        augmentation=read_augmentation(name, augment, data.train.inputs.shape[1:]),
     )
 
 

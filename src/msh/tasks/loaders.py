@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from msh.tasks.augmentation import Augmentation
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
 
@@ -30,6 +31,28 @@ class TensorBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.split)
+
+
+class AugmentedBatches(TensorBatches):
+    """The same, each example changed at random, whichever rank takes it.
+
+    Args:
+        split: of images.
+        augmentation: the changes.
+        sampler: that the indices come from.
+    """
+
+    def __init__(self, split: Split, augmentation: Augmentation, sampler: ShuffledBatches) -> None:
+        super().__init__(split)
+        self.augmentation, self.sampler = augmentation, sampler
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        """As in `TensorBatches`; the index is the one that the sampler has just given."""
+        inputs, targets = super().__getitem__(index)
+        sampler = self.sampler
+        seed = derive_seed(sampler.seed, "augment", sampler.epoch, sampler.given)
+        draws = self.augmentation.draw(sampler.batch_size, seed)[sampler.rank :: sampler.world_size]
+        return self.augmentation(inputs, draws), targets
 
 
 def count_batches(examples: int, batch_size: int, repeat: int = 1) -> int:
@@ -130,11 +153,18 @@ MEASURING_BATCH = 500
 
 
 def train_loader(
-    split: Split, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, repeat: int = 1
+    split: Split,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    repeat: int = 1,
+    augmentation: Augmentation | None = None,
 ) -> TrainLoader:
-    """Batches to train on; see `ShuffledBatches`."""
+    """Batches to train on; see `ShuffledBatches` and `AugmentedBatches`."""
     sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat)
-    return TrainLoader(TensorBatches(split), sampler=sampler, batch_size=None)
+    batches = TensorBatches(split) if augmentation is None else AugmentedBatches(split, augmentation, sampler)
+    return TrainLoader(batches, sampler=sampler, batch_size=None)
 
 
 def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 
+from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, LazyInputs
 from msh.tasks.stems import linear
 
@@ -94,6 +95,7 @@ class Task:
         vocabulary: number of token ids where inputs are tokens, else None.
         stem: makes the stem, from `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary`;
             a linear one where the shapes differ, and none where they are the same, when None.
+        augmentation: random changes of the training images, each time they are trained on.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Task:
     repeat: int = 1
     vocabulary: int | None = None
     stem: Callable[..., nn.Module] | None = None
+    augmentation: Augmentation | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

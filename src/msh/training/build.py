@@ -36,26 +36,26 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
     for name, task in config.tasks.items():
         if only is not None and str(name) not in only:
             continue
-        settings = json.dumps(OmegaConf.to_container(task, resolve=True), sort_keys=True)
+        plain = cast(dict[str, Any], OmegaConf.to_container(task, resolve=True))
+        settings = json.dumps(plain, sort_keys=True)
         if settings in built:
             tasks[str(name)] = replace(built[settings], name=str(name))
             continue
-        source = OmegaConf.to_container(task.source, resolve=True)
-        key = json.dumps(source, sort_keys=True)
+        key = json.dumps(plain["source"], sort_keys=True)
         if key not in loaded:
-            loaded[key] = instantiate(source, _convert_="all")
-        transforms = cast(Any, OmegaConf.to_container(task.get("transforms") or OmegaConf.create([]), resolve=True))
+            loaded[key] = instantiate(plain["source"], _convert_="all")
         tasks[str(name)] = built[settings] = build_task(
             str(name),
-            transformed(str(name), loaded[key], transforms),
+            transformed(str(name), loaded[key], plain.get("transforms") or []),
             batch_size=task.batch_size,
             val_fraction=task.val_fraction if val_fraction is None else val_fraction,
             normalize=task.normalize,
             metric=task.metric,
             loss_weight=task.loss_weight,
             repeat=task.repeat,
-            normalize_target=task.get("normalize_target"),
-            stem=instantiate(task.stem, _partial_=True) if task.get("stem") else None,
+            normalize_target=plain.get("normalize_target"),
+            stem=instantiate(plain["stem"], _partial_=True) if plain.get("stem") else None,
+            augment=plain.get("augment"),
         )
     return tasks
 

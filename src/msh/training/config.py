@@ -24,6 +24,8 @@ class TaskConfig:
     transforms: list[Any] = field(default_factory=list)
     """Changes of the data, each {name: argument}: split_classes: [0, 1], permute_pixels: SEED, rotate: DEGREES or
     repeat_channels: NUMBER."""
+    augment: Any = None
+    """Random changes of the training images, each {name: argument}: flip: horizontal or shift: PIXELS."""
     variants: Any = None
     """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1.
     A number alone: so many tasks, all on the same data."""

@@ -111,7 +111,9 @@ def _train_loaders(
             loaders[name] = measuring_loader(split, batch_size=task.batch_size, **ranks)
         else:
             seed = derive_seed(module.seed, module.fit_key, name)
-            loaders[name] = train_loader(split, task.batch_size, seed, **ranks, repeat=task.repeat)
+            loaders[name] = train_loader(
+                split, task.batch_size, seed, **ranks, repeat=task.repeat, augmentation=task.augmentation
+            )
     even_out(loaders.values(), fit.uneven)
     return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")
 

@@ -1,11 +1,13 @@
 """Scores of the module against the same worked out on all data at once, and losses that are not finite."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
+from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
+from msh.tasks.augmentation import Augmentation, Change
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.fitting import measure
 from msh.training.module import NonFiniteLossError
@@ -133,3 +135,22 @@ def test_a_fit_after_one_that_failed_starts_clean(tmp_path):
     fit(module, tmp_path, epochs=1)
     assert not module.nonfinite["a"]
     assert module.run_step == 4
+
+
+# ---- augmentation
+
+
+def test_training_batches_are_augmented_and_measuring_is_not(tmp_path):
+    batches = []
+
+    def keep(inputs, draws):
+        batches.append(draws)
+        return inputs
+
+    module = make_module(replace(make_task(), augmentation=Augmentation((Change(1, keep),))))
+    fit(begin(module, "a"), tmp_path, epochs=2)
+    assert [tuple(draws.shape) for draws in batches] == [(8, 1)] * (2 * STEPS)
+    assert len(torch.cat(batches).unique()) == 8 * 2 * STEPS
+    module.network.freeze("a")
+    measure(module, ["a"], "test", make_config(), tmp_path)
+    assert len(batches) == 2 * STEPS

@@ -162,3 +162,10 @@ def test_the_check_is_made_before_any_training():
     config.backbone = {"_target_": "msh.backbones.Transformer", "input_shape": [4], "width": 4, "heads": 2}
     with pytest.raises(ValueError, match="reads the tokens of texts"):
         build.build_backbone(config, build_tasks(config))
+
+
+def test_a_task_is_augmented_as_its_config_says():
+    config = config_of(plain={}, shifted={"augment": [{"shift": 1}, {"flip": "horizontal"}]})
+    tasks = build_tasks(config)
+    assert tasks["plain"].augmentation is None
+    assert [change.draws for change in tasks["shifted"].augmentation.changes] == [2, 1]

@@ -1,0 +1,132 @@
+"""Augmentation: what changes an image, by which draws, and that measuring never sees it."""
+
+import pytest
+import torch
+
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.augmentation import read_augmentation
+from msh.tasks.loaders import measuring_loader, train_loader
+
+SHAPE = (2, 5, 6)
+
+
+def read(*changes, shape=SHAPE):
+    return read_augmentation("a", list(changes), shape)
+
+
+def make_images(count):
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def moved(image, down, right):
+    """The image as it was, seen through a window that moves; its edge goes on outside."""
+    _, height, width = image.shape
+    rows = [min(max(row + down, 0), height - 1) for row in range(height)]
+    columns = [min(max(column + right, 0), width - 1) for column in range(width)]
+    return image[:, rows][:, :, columns]
+
+
+def test_images_are_flipped_left_to_right_where_the_draw_says_so():
+    images = make_images(4)
+    changed = read({"flip": "horizontal"})(images, torch.tensor([[0.0], [0.49], [0.5], [0.99]]))
+    assert torch.equal(changed[:2], torch.stack([image[:, :, [5, 4, 3, 2, 1, 0]] for image in images[:2]]))
+    assert torch.equal(changed[2:], images[2:])
+
+
+def test_images_are_shifted_and_their_edge_fills_what_they_leave():
+    images = make_images(4)
+    draws = torch.tensor([[0.5, 0.5], [0.0, 0.5], [0.5, 0.999], [0.999, 0.0]])
+    changed = read({"shift": 2})(images, draws)
+    for image, was, (down, right) in zip(changed, images, [(0, 0), (-2, 0), (0, 2), (2, -2)], strict=True):
+        assert torch.equal(image, moved(was, down, right))
+
+
+def test_shifts_are_of_every_length_equally_often():
+    draws = read({"shift": 1}).draw(9000, seed=3)
+    image = torch.arange(30.0).view(1, 1, 5, 6).expand(9000, -1, -1, -1)
+    centres = read({"shift": 1})(image, draws)[:, 0, 2, 2]
+    counts = torch.stack([(centres == 14 + 6 * down + right).sum() for down in (-1, 0, 1) for right in (-1, 0, 1)])
+    assert counts.sum() == 9000
+    assert ((counts > 850) & (counts < 1150)).all()
+
+
+def test_changes_come_one_after_the_other_each_with_draws_of_its_own():
+    images = make_images(3)
+    both = read({"flip": "horizontal"}, {"shift": 1})
+    draws = both.draw(3, seed=1)
+    assert draws.shape == (3, 3)
+    flipped = read({"flip": "horizontal"})(images, draws[:, :1])
+    assert torch.equal(both(images, draws), read({"shift": 1})(flipped, draws[:, 1:]))
+
+
+def make_batches(epoch=0, seed=0, rank=0, world_size=1, resumed=None):
+    split = Split(make_images(8), torch.arange(8))
+    loader = train_loader(split, 4, seed, rank, world_size, augmentation=read({"flip": "horizontal"}, {"shift": 2}))
+    loader.sampler.set_epoch(epoch)
+    if resumed:
+        loader.load_state_dict(resumed)
+    return list(loader)
+
+
+def same(first, second):
+    return all(torch.equal(a, b) and torch.equal(s, t) for (a, s), (b, t) in zip(first, second, strict=True))
+
+
+def by_example(batches):
+    """The images in the order of their examples, whose numbers are the targets."""
+    order = torch.cat([targets for _, targets in batches]).argsort()
+    return torch.cat([inputs for inputs, _ in batches])[order]
+
+
+def test_an_epoch_is_augmented_the_same_way_again_and_another_epoch_otherwise():
+    first = make_batches(epoch=1)
+    assert same(first, make_batches(epoch=1))
+    assert not torch.equal(by_example(first), by_example(make_batches(epoch=2)))
+    assert not torch.equal(by_example(first), make_images(8))
+
+
+def test_the_rest_of_an_epoch_is_augmented_as_if_it_had_not_been_stopped():
+    assert same(make_batches(epoch=3, resumed={"epoch": 3, "given": 1}), make_batches(epoch=3)[1:])
+
+
+def test_ranks_share_a_batch_that_is_augmented_as_one_process_would():
+    parts = [make_batches(epoch=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for (inputs, targets), *halves in zip(make_batches(epoch=1), *parts, strict=True):
+        for rank, (own, own_targets) in enumerate(halves):
+            assert torch.equal(own, inputs[rank::2])
+            assert torch.equal(own_targets, targets[rank::2])
+
+
+def make_data(shape=SHAPE):
+    inputs = torch.rand(20, *shape)
+    return RawData("classification", Split(inputs, torch.arange(20) % 2), Split(inputs, torch.arange(20) % 2), 2)
+
+
+def test_measuring_takes_the_images_as_they_are():
+    task = build_task("a", make_data(), normalize="none", augment=[{"shift": 2}])
+    assert task.augmentation.changes
+    batches = [inputs for inputs, _ in measuring_loader(task.splits["test"])]
+    assert torch.equal(torch.cat(batches), task.splits["test"].inputs[:])
+
+
+def test_without_changes_there_is_no_augmentation():
+    assert build_task("a", make_data(), augment=[]).augmentation is None
+    assert build_task("a", make_data()).augmentation is None
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape", "message"),
+    [
+        ([{"flp": "horizontal"}], SHAPE, r"a change of tasks.a.augment = 'flp' is not allowed: one of flip, shift"),
+        ([{"flip": "up"}], SHAPE, r"tasks.a.augment: flip = 'up' is not allowed: one of horizontal"),
+        ([{"shift": 0}], SHAPE, r"tasks.a.augment: shift = 0 is not allowed: a number of pixels, at least 1, is"),
+        ([{"shift": True}], SHAPE, r"tasks.a.augment: shift = True is not allowed"),
+        ("flip", SHAPE, r"tasks.a.augment = 'flip' is not allowed: a list of \{name: argument\} is"),
+        ({"shift": 2}, SHAPE, r"tasks.a.augment = .* is not allowed: a list"),
+        ([{"shift": 2, "flip": "horizontal"}], SHAPE, r"tasks.a.augment = .* is not allowed: a list"),
+        ([{"shift": 2}], (7,), r"tasks.a.augment is not allowed for inputs of shape \(7,\): images"),
+    ],
+)
+def test_what_is_not_allowed_is_refused(augment, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build_task("a", make_data(shape), augment=augment)
