@@ -36,7 +36,7 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
     for name, task in config.tasks.items():
         if only is not None and str(name) not in only:
             continue
-        plain = cast(dict[str, Any], OmegaConf.to_container(task, resolve=True))
+        plain = cast(dict[str, Any], OmegaConf.to_container(task, resolve=True, throw_on_missing=True))
         settings = json.dumps(plain, sort_keys=True)
         if settings in built:
             tasks[str(name)] = replace(built[settings], name=str(name))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import MissingMandatoryValue, OmegaConf
 
 import msh.training.build as build
 from msh.backbones import MLP, Transformer
@@ -162,6 +162,12 @@ def test_the_check_is_made_before_any_training():
     config.backbone = {"_target_": "msh.backbones.Transformer", "input_shape": [4], "width": 4, "heads": 2}
     with pytest.raises(ValueError, match="reads the tokens of texts"):
         build.build_backbone(config, build_tasks(config))
+
+
+def test_a_task_without_a_source_is_named():
+    config = OmegaConf.merge(OmegaConf.structured(Config), {"tasks": {"lost": {"batch_size": 3}}})
+    with pytest.raises(MissingMandatoryValue, match=r"tasks\.lost\.source"):
+        build_tasks(config)
 
 
 def test_a_task_is_augmented_as_its_config_says():
