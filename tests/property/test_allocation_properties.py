@@ -128,6 +128,10 @@ def test_a_budget_of_n_weights_gives_n_weights_and_no_tensor_more_than_it_has(ca
 @given(SIZES, st.integers(1, 5), st.sampled_from(["tensor", "network"]))
 def test_equal_shares_always_fit_and_are_equal_but_for_rounding(sizes, tasks, scope):
     budgets = {f"task{i}": Budget(share="equal", scope=scope) for i in range(tasks)}
+    if (sum if scope == "network" else min)(sizes.values()) < tasks:
+        with pytest.raises(CapacityError, match="would get no weight"):
+            plan_counts(sizes, budgets)
+        return
     plan = plan_counts(sizes, budgets)
     for name in plan["task0"]:
         served = [counts[name] for counts in plan.values()]
@@ -138,8 +142,9 @@ def test_equal_shares_always_fit_and_are_equal_but_for_rounding(sizes, tasks, sc
 @given(SIZES, st.lists(st.floats(0.01, 1), min_size=1, max_size=4))
 def test_a_plan_serves_every_budget_in_full_or_is_refused(sizes, densities):
     budgets = {f"task{i}": Budget(density=density) for i, density in enumerate(densities)}
-    asked = {name: sum(round(density * size) for density in densities) for name, size in sizes.items()}
-    if all(asked[name] <= sizes[name] for name in sizes):
+    each = {name: [round(density * size) for density in densities] for name, size in sizes.items()}
+    asked = {name: sum(counts) for name, counts in each.items()}
+    if all(min(each[name]) and asked[name] <= sizes[name] for name in sizes):
         plan = plan_counts(sizes, budgets)
         assert {name: sum(counts[name] for counts in plan.values()) for name in sizes} == asked
     else:

@@ -110,7 +110,7 @@ class Allocation:
 
 
 class CapacityError(ValueError):
-    """A task asks for more weights than are free."""
+    """A task asks for more weights than are free, or would get none."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _spread(counts: dict[str, int], rest: int, sizes: Mapping[str, int]) -> None
 
 
 def check_free(task: str, wanted: Mapping[str, int], free: Mapping[str, int]) -> None:
-    """Raise when a task's budget is more than what is free.
+    """Raise when a task's budget is more than what is free, or leaves it a layer without any weight.
 
     Args:
         task: the task's name, for the message.
@@ -238,8 +238,13 @@ def check_free(task: str, wanted: Mapping[str, int], free: Mapping[str, int]) ->
     """
     for name, count in wanted.items():
         available = sum(free.values()) if name == "" else free[name]
+        layer = "the whole network" if name == "" else f"layer {name!r}"
+        if count < 1:
+            raise CapacityError(
+                f"task {task!r} would get no weight of {layer}, of which {available} are free; "
+                "raise its density, or give the network more weights"
+            )
         if count > available:
-            layer = "the whole network" if name == "" else f"layer {name!r}"
             raise CapacityError(
                 f"task {task!r} wants {count} weights of {layer}, but only {available} are free; "
                 "lower its density, or give the network more weights"
@@ -262,7 +267,7 @@ def plan_counts(
     Returns:
         Task name to what `Budget.counts` gives it.
     Raises:
-        CapacityError: a task asks for more than what the tasks before it leave.
+        CapacityError: a task asks for more than what the tasks before it leave, or would get no weight of a tensor.
     """
     left = dict(sizes if free is None else free)
     plan: dict[str, dict[str, int]] = {}

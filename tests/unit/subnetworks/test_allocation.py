@@ -73,10 +73,17 @@ def test_candidates_hold_in_every_one_of_several_tensors():
 
 
 def test_check_free_takes_what_fits_exactly():
-    check_free("digits", {"a": 3, "b": 0}, {"a": 3, "b": 0})
+    check_free("digits", {"a": 3, "b": 1}, {"a": 3, "b": 1})
     check_free("digits", {"": 3}, {"a": 1, "b": 2})
     with pytest.raises(CapacityError, match="3"):
         check_free("digits", {"": 4}, {"a": 1, "b": 2})
+
+
+def test_a_layer_without_any_weight_is_refused():
+    with pytest.raises(CapacityError, match="'digits' would get no weight of layer 'b', of which 7 are free"):
+        check_free("digits", {"a": 3, "b": 0}, {"a": 3, "b": 7})
+    with pytest.raises(CapacityError, match="of the whole network, of which 0 are free"):
+        check_free("digits", {"": 0}, {"a": 0, "b": 0})
 
 
 def test_the_capacity_error_names_task_layer_wanted_and_free():
