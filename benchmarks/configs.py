@@ -46,5 +46,6 @@ def mnist(data_dir: Path) -> tuple[list[str], str]:
     """(overrides that make MNIST the one task, what to call it): noise of the same size where it is not there."""
     if (data_dir / "MNIST" / "raw").is_dir():
         return ["tasks=mnist", f"paths.data_dir={data_dir.resolve()}"], "MNIST"
-    source = "tasks.mnist.source={_target_: benchmarks.configs.random_mnist}"
-    return ["tasks=mnist", source], "noise of MNIST's size"
+    source = ["tasks.mnist.source._target_=benchmarks.configs.random_mnist"]
+    source += ["~tasks.mnist.source.name", "~tasks.mnist.source.root"]
+    return ["tasks=mnist", *source], "noise of MNIST's size"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.configs import compose, mnist
 from benchmarks.records import Record
-from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds
+from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, timed
 from msh.deploy.files import save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, plan_counts, prune
 from msh.training import run as run_module
@@ -31,6 +28,15 @@ SIZES = {"1M": 707, "10M": 2236, "100M": 7071}
 ROUNDS = {"1M": 5, "10M": 3, "100M": 2}
 PARTS = ("allocation", "pruning", "freezing", "saving", "guarantee")
 DENSITY = 0.1
+BESIDE_TRAINING = (
+    *((MultiSubnetwork, name) for name in ("begin", "compact", "freeze", "capacity")),
+    (IterativePruning, "_cut_down_to"),
+    *((Guarantee, name) for name in ("record", "check")),
+    *((run_module, name) for name in ("plan_counts", "save_subnetwork", "save_network")),
+    (run_module.RunState, "fit_ended"),
+    (Run, "_describe"),
+)
+"""What a run calls for all these parts."""
 
 
 def growth(settings: Settings) -> Iterator[Record]:
@@ -134,7 +140,7 @@ def _share_of_stage(settings: Settings) -> Record:
     overrides = [*task, "experiment=sequential", "logger=csv", f"trainer.max_epochs={epochs}", "trainer=cpu"]
     overrides += ["trainer.enable_progress_bar=false"]
     spent: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, timed(spent):
+    with tempfile.TemporaryDirectory() as folder, timed(spent, BESIDE_TRAINING):
         config = compose(*overrides, output_dir=Path(folder))
         results = train(config, Path(folder))
     training = results.tasks["mnist"].train_seconds
@@ -144,46 +150,6 @@ def _share_of_stage(settings: Settings) -> Record:
     )
     unit = "share (training in s)"
     return settings.record("13-share", what, sum(spent) / training, unit, training, 1)
-
-
-@contextlib.contextmanager
-def timed(spent: list[float]) -> Iterator[None]:
-    """Add up the seconds of all that a run does beside training, while inside.
-
-    Args:
-        spent: seconds of each call are added to it; calls within calls count once.
-    """
-    places: list[tuple[Any, str]] = [
-        *((MultiSubnetwork, name) for name in ("begin", "compact", "freeze", "capacity")),
-        (IterativePruning, "_cut_down_to"),
-        *((Guarantee, name) for name in ("record", "check")),
-        *((run_module, name) for name in ("plan_counts", "save_subnetwork", "save_network")),
-        (run_module.RunState, "fit_ended"),
-        (Run, "_describe"),
-    ]
-    before = [(owner, name, getattr(owner, name)) for owner, name in places]
-    depth = [0]
-    for owner, name, function in before:
-        setattr(owner, name, _timing(function, spent, depth))
-    try:
-        yield
-    finally:
-        for owner, name, function in before:
-            setattr(owner, name, function)
-
-
-def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callable:
-    def call(*arguments: Any, **settings: Any) -> Any:
-        depth[0] += 1
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **settings)
-        finally:
-            depth[0] -= 1
-            if depth[0] == 0:
-                spent.append(time.perf_counter() - start)
-
-    return call
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from benchmarks import (
     growth,
     inference,
     memory,
+    overhead,
     parallel,
     roofline,
     startup,
@@ -50,6 +51,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "11": structured.structured,
     "12": startup.start_up,
     "13": growth.growth,
+    "14": overhead.overhead,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import pkgutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 import msh
 from benchmarks.records import Record
-from benchmarks.timing import Settings
+from benchmarks.timing import Settings, whole_process
 
-ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = "import torch, pytorch_lightning"
 MODULES = [m.name for m in pkgutil.walk_packages(msh.__path__, "msh.")]
 UNUSED = ("wandb", "matplotlib", "plotly", "sklearn", "torchvision", "pandas", "tensorboard")
@@ -46,7 +43,7 @@ def start_up(settings: Settings) -> Iterator[Record]:
         times["frameworks"].append(frameworks)
         times["msh"].append(added)
         if number % 3 == 0:
-            times["help"].append(_process([sys.executable, "train.py", "--help"], settings)[0])
+            times["help"].append(whole_process([sys.executable, "train.py", "--help"], settings.threads)[0])
             times["first step"].append(_first_step(settings))
     middle = {name: statistics.median(taken) for name, taken in times.items()}
     of_imports, unit = middle["frameworks"], "s (importing torch and Lightning in s)"
@@ -64,17 +61,10 @@ def _import_times(imports: str, settings: Settings) -> tuple[float, float]:
     """(seconds of importing torch and Lightning, seconds of importing msh after them) of a fresh process."""
     timed = "import time; start = time.perf_counter(); {}; middle = time.perf_counter(); {}; "
     timed += "print(middle - start, time.perf_counter() - middle)"
-    frameworks, added = _process([sys.executable, "-c", timed.format(FRAMEWORKS, imports)], settings)[1].split()[-2:]
+    frameworks, added = whole_process([sys.executable, "-c", timed.format(FRAMEWORKS, imports)], settings.threads)[
+        1
+    ].split()[-2:]
     return float(frameworks), float(added)
-
-
-def _process(command: list[str], settings: Settings) -> tuple[float, str]:
-    """(wall seconds, standard output) of a process."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": str(settings.threads)}
-    start = time.perf_counter()
-    done = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return time.perf_counter() - start, done.stdout
 
 
 def _first_step(settings: Settings) -> float:
@@ -82,10 +72,12 @@ def _first_step(settings: Settings) -> float:
         command = [sys.executable, "train.py", "+experiment=sequential", f"hydra.run.dir={folder}", "trainer=cpu"]
         command += [f"threads={settings.threads}", "+callbacks.first={_target_: benchmarks.startup.FirstStep}"]
         start = time.time()
-        _, printed = _process(command, settings)
+        _, printed = whole_process(command, settings.threads)
     return float(printed.rpartition("first step: ")[2]) - start
 
 
 def _unused(settings: Settings, imports: str) -> list[str]:
     before, after = "import sys; before = set(sys.modules)", f"print(*set({UNUSED!r}) & (set(sys.modules) - before))"
-    return _process([sys.executable, "-c", f"{FRAMEWORKS}; {before}; {imports}; {after}"], settings)[1].split()
+    return whole_process([sys.executable, "-c", f"{FRAMEWORKS}; {before}; {imports}; {after}"], settings.threads)[
+        1
+    ].split()

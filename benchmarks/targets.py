@@ -28,4 +28,6 @@ TARGETS: dict[str, float] = {
     **{f"13-{size}": 1.10 for size in ("10M", "100M")},
     **{f"13-{what}": 1.10 for what in ("allocation", "pruning", "freezing", "saving", "guarantee")},
     "13-share": 0.05,
+    "14-overhead": 1.03,
+    "14-calls": 0.03,
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,6 +62,55 @@ def fresh_process(module: str, *arguments: object, environment: Mapping[str, str
         command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment)
     )
     return done.stdout.splitlines()[-1]
+
+
+def whole_process(command: Sequence[str], threads: int) -> tuple[float, str]:
+    """(wall seconds, standard output) of a process that logs offline.
+
+    Args:
+        command: with its arguments.
+        threads: CPU threads of its libraries.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": str(threads)}
+    start = time.perf_counter()
+    done = subprocess.run(
+        list(map(str, command)), check=True, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    return time.perf_counter() - start, done.stdout
+
+
+@contextlib.contextmanager
+def timed(spent: list[float], places: Sequence[tuple[Any, str]]) -> Iterator[None]:
+    """Time every call of some functions while inside.
+
+    Args:
+        spent: seconds of each call are added to it; calls within calls count once.
+        places: (class or module, name of its function).
+    """
+    before = [(owner, name, getattr(owner, name)) for owner, name in places]
+    depth = [0]
+    for owner, name, function in before:
+        setattr(owner, name, _timing(function, spent, depth))
+    try:
+        yield
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callable:
+    def call(*arguments: Any, **settings: Any) -> Any:
+        depth[0] += 1
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **settings)
+        finally:
+            depth[0] -= 1
+            if depth[0] == 0:
+                spent.append(time.perf_counter() - start)
+
+    return call
 
 
 def finish(device: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import document, records, run, storage, timing  # noqa: E402
+from benchmarks import document, overhead, records, run, storage, timing  # noqa: E402
 from benchmarks.timing import Settings  # noqa: E402
 
 FIELDS = ["id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats"]
@@ -132,3 +132,22 @@ def test_the_entropy_of_a_mask():
     assert storage.entropy(0.5) == 1.0
     assert storage.entropy(0.0) == storage.entropy(1.0) == 0.0
     assert storage.entropy(0.1) == pytest.approx(0.469, abs=1e-3)
+
+
+def test_runs_with_and_without_loggers_take_turns_and_medians_are_compared(monkeypatch):
+    ways, with_them, without = [], iter([11.0, 12.0, 90.0]), iter([10.0, 8.0, 10.0])
+
+    def fake(command, threads):
+        ways.append("report=false" in command)
+        return (
+            (next(without), "loggers and report: 0.0\n")
+            if ways[-1]
+            else (next(with_them), "...: loggers and report: 0.6\n")
+        )
+
+    monkeypatch.setattr(overhead, "whole_process", fake)
+    ratio, share = overhead.compare(Settings(threads=1))
+    assert ways == [True, False, False, True, True, False]
+    assert (ratio.value, ratio.dense, ratio.repeats, ratio.met) == (1.2, 10.0, 3, False)
+    assert "pair by pair 1.100 to 9.000" in ratio.what
+    assert (share.value, share.met) == (pytest.approx(0.05), False)
