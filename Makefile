@@ -9,10 +9,10 @@ PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults lint format type bench bench-quick reproduce reproduce-all docs clean
+.PHONY: help setup demo test test-all test-faults test-distributed lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ## List what make can do
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "msh needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -34,6 +34,10 @@ test-all: $(READY) ## All tests
 
 test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a rank: nothing is lost
 	$(BIN)/python -m pytest -n 2 --dist load -m faults
+
+test-distributed: $(READY) ## Two processes do what one does: every curriculum, with DDP and with shards
+	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
+		tests/unit/training/test_sharding.py
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

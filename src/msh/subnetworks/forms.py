@@ -87,22 +87,20 @@ def straight_through(sub: Subnetwork, name: str) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """Let the present scores choose what a task computes with, unless they are those that chose last.
+    """Let the present scores choose what a task computes with.
+
+    Each time: that scores have changed cannot be told from their versions, which fused optimizers leave as they are.
 
     Args:
         sub: masked, with scores that choose.
         candidates: task to {tensor name: bool (*shape)}, what it may choose from.
     """
-    versions = [scores._version for _, scores in sub.scores.items()]
-    if sub.chosen_at == versions:
-        return
     with torch.inference_mode(False), torch.no_grad():  # a choice outlives an inference pass
         held = candidates(sub.task)
         # a loss that is not finite is reported as such, so it must not end in an error about scores here
         scores = {name: sub.scores[name].detach().nan_to_num(0.0) for name in held}
         for name, mask in choose(scores, at_most(sub.kept, held), held).items():
             sub.chosen.set(name, (mask | ~held[name]).to(scores[name].dtype), persistent=False)
-    sub.chosen_at = versions
 
 
 def at_most(kept: Mapping[str, int], candidates: Mapping[str, Tensor]) -> dict[str, int]:

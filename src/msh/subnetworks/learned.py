@@ -63,7 +63,7 @@ def _of_same_ranks(values: Tensor, others: Tensor) -> Tensor:
 
 @torch.no_grad()
 def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, int], rescale: bool = True) -> None:
-    """From now on a masked task computes with its best candidates only, chosen anew whenever its scores have changed.
+    """From now on a masked task computes with its best candidates only, chosen anew in each forward pass.
 
     Args:
         network: holds the task.

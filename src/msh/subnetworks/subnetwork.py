@@ -66,8 +66,6 @@ class Subnetwork(nn.Module):
         self.scores = TensorBag()
         self.kept: dict[str, int] = {}
         self.chosen = TensorBag()
-        self.chosen_at: list[int] = []
-        """Version of each tensor's scores when they last chose."""
         self.index = TensorBag()
         self.dense = TensorBag()
         self.base = TensorBag()
@@ -122,7 +120,7 @@ class Subnetwork(nn.Module):
         """Forget what follows from masks, owners and values."""
         for bag in (self.index, self.dense, self.base, self.bits, self.chosen):
             bag.clear()
-        for derived in (self.whole, self.patterns, self.written, self.chosen_at):
+        for derived in (self.whole, self.patterns, self.written):
             derived.clear()
 
     def make_untrainable(self) -> None:

@@ -103,6 +103,12 @@ def _train_loaders(
     module: TaskModule, fit: Fit, names: Sequence[str], config: DictConfig, trainer: pl.Trainer
 ) -> CombinedLoader:
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    for name, task in module.tasks.items():  # also of those that come later: before work starts
+        if task.batch_size % trainer.world_size:
+            raise ValueError(
+                f"tasks.{name}.batch_size = {task.batch_size} cannot be shared out over {trainer.world_size} processes "
+                "evenly: a multiple can"
+            )
     loaders = {}
     for name in names:
         task = module.tasks[name]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -20,6 +25,9 @@ from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
 from msh.training.preemption import PREEMPTION
 from msh.training.schedulers import SchedulerFactory, build_scheduler
+
+if TYPE_CHECKING:
+    from msh.training.sharding import ShardedPart
 
 
 class NonFiniteLossError(ValueError):
@@ -62,6 +70,8 @@ class TaskModule(pl.LightningModule, ABC):
         """Batches of the fits after the present one, as far as they are known: what is left to be done."""
         self.first_step = 0
         """Step of the run at which the present fit started."""
+        self.sharded: dict[str, ShardedPart] = {}
+        """With `trainer.strategy=fsdp`, during a fit: the tasks that train, to the shards of what they train."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
         self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
         self.nonfinite: dict[str, Tensor] = {}
@@ -114,8 +124,20 @@ class TaskModule(pl.LightningModule, ABC):
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
         """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
-        outputs: Tensor = self.network(inputs, task)
+        outputs: Tensor = self.sharded.get(task, self.network)(inputs, task)
         return outputs
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, what trains is whole on every rank, if it is sharded; what is written to it stays."""
+        sharded, self.sharded = self.sharded, {}
+        try:
+            with ExitStack() as gathered:
+                for part in dict.fromkeys(sharded.values()):
+                    gathered.enter_context(part.whole())
+                yield
+        finally:
+            self.sharded = sharded
 
     # ---- Lightning's hooks
 
@@ -164,7 +186,7 @@ class TaskModule(pl.LightningModule, ABC):
             losses.append(task.loss_weight * loss)
             self.nonfinite[name] = self.nonfinite.get(name, False) | ~torch.isfinite(loss.detach())
             self.log(f"{name}/train/loss", loss.detach(), batch_size=len(inputs), on_step=True, on_epoch=False)
-        if self.stopped and self.trainer.world_size > 1:  # DDP waits for a gradient of every parameter
+        if self.stopped and isinstance(self.trainer.model, DistributedDataParallel):  # waits for every gradient
             losses += [0.0 * p.sum() for p in self._parameters_of_stopped()]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
@@ -182,10 +204,13 @@ class TaskModule(pl.LightningModule, ABC):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip each task's gradients by themselves, so that none depends on the others."""
-        groups = optimizer.param_groups
+        groups, precision = optimizer.param_groups, self.trainer.precision_plugin
+        scaled = getattr(precision, "scaler", None) is not None
+        clip = precision.clip_gradients if scaled else partial(Precision.clip_gradients, precision)
         for group in groups:
             optimizer.param_groups = [group]
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            # Lightning's own refuses fused optimizers under autocast, also where no scale of the loss is in their way.
+            clip(optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
         optimizer.param_groups = groups
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -198,13 +223,23 @@ class TaskModule(pl.LightningModule, ABC):
         """Look at the losses before a checkpoint is written."""
         self.stop_if_nonfinite()
 
+    def on_train_end(self) -> None:
+        """Whatever comes now finds whole tensors."""
+        for part in dict.fromkeys(self.sharded.values()):
+            part.gather()
+        self.sharded = {}
+
     def stop_if_nonfinite(self) -> None:
-        """Raise if a loss since the start of the fit was NaN or infinite.
+        """Raise, on every rank, if a loss since the start of the fit was NaN or infinite on one of them.
 
         Raises:
             NonFiniteLossError: naming tasks and epoch.
         """
-        if named := [repr(name) for name, found in self.nonfinite.items() if bool(found)]:
+        if not self.nonfinite:
+            return
+        counts = self.trainer.strategy.reduce(torch.stack(list(self.nonfinite.values())).int(), reduce_op="sum")
+        assert isinstance(counts, Tensor)
+        if named := [repr(name) for name, count in zip(self.nonfinite, counts.tolist(), strict=True) if count]:
             raise NonFiniteLossError(
                 f"the loss of {', '.join(named)} became NaN or infinite in epoch "
                 f"{self.current_epoch} of {self.fit_name}; the last good checkpoint is kept. "

@@ -26,6 +26,7 @@ from msh.training.ensembles import check_members, read_ensembles
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.trainers import check_devices
 from msh.training.variants import expand_variants
 
 
@@ -103,6 +104,7 @@ def _check_choices(config: DictConfig) -> None:
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
     read_baselines(config.baseline)
+    check_devices(config.trainer)
 
 
 def set_input_shape(config: DictConfig, shape: Sequence[int]) -> None:

@@ -8,11 +8,34 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from msh.training.callbacks import EpochCheckpoint, StageProgress
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
+
+
+def check_devices(config: DictConfig) -> None:
+    """Raise where the trainer asks for what this machine, or sharding, has not.
+
+    Args:
+        config: the config's `trainer`.
+    Raises:
+        ValueError: naming the setting.
+    """
+    there = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(config.accelerator, True):
+        raise ValueError(
+            f"trainer.accelerator = {config.accelerator}: torch finds none on this machine; trainer.accelerator=cpu "
+            "does without (trainer=ddp_sim: two processes of it)"
+        )
+    if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
+        raise ValueError(
+            f"trainer.precision = {config.precision} does not go with trainer.strategy=fsdp, whose gradients have no "
+            "loss scale: use bf16-mixed or 32-true"
+        )
 
 
 def build_trainer(
@@ -33,6 +56,10 @@ def build_trainer(
     if settings["strategy"] == "ddp":
         # The buffers are the whole network: sending them from rank 0 with each step would cost more than the step.
         settings["strategy"] = DDPStrategy(broadcast_buffers=False)
+    if settings["strategy"] == "fsdp":
+        from msh.training.sharding import ShardedStrategy
+
+        settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or what is gathered could not train
     if not any(isinstance(callback, StageProgress) for callback in callbacks):
         settings["enable_progress_bar"] = False
     return pl.Trainer(

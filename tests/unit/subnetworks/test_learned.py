@@ -84,6 +84,19 @@ def test_the_choice_follows_the_scores_also_after_a_validation_pass():
     network(inputs).sum().backward()
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_choice_follows_what_an_optimizer_does_to_the_scores(fused):
+    """Fused ones leave tensors' versions as they are."""
+    network, sub = make_scored([[2.0, 3.0]], 1, [[0.4, 0.5]])
+    optimizer = torch.optim.AdamW([sub.scores["0.weight"]], lr=0.3, fused=fused)
+    outputs = network(torch.tensor([[1.0, 10.0]]))
+    assert outputs.item() == 30.0
+    (outputs * torch.tensor([[-1.0]])).sum().backward()
+    sub.scores["0.weight"].grad.mul_(torch.tensor([[1.0, -1.0]]))  # what is not chosen becomes the better one
+    optimizer.step()
+    assert network(torch.tensor([[1.0, 10.0]])).item() == 2.0
+
+
 def test_before_they_choose_every_candidate_counts_and_scores_learn():
     network = make_network()
     network.add_task("a", head=make_head())

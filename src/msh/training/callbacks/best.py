@@ -27,18 +27,23 @@ class RestoreBest(pl.Callback):
         assert isinstance(pl_module, TaskModule)
         if trainer.sanity_checking:
             return
+        better = {}
         for group, part in pl_module.groups().items():
             name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group)
             if score is not None and (name not in self.scores or score >= self.scores[name]):
-                self.scores[name] = score
-                self.states[name] = {key: t.detach().clone() for key, t in part.state_dict().items()}
+                self.scores[name], better[name] = score, part
+        if better:
+            with pl_module.whole():
+                for name, part in better.items():
+                    self.states[name] = {key: t.detach().clone() for key, t in part.state_dict().items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back."""
         assert isinstance(pl_module, TaskModule)
-        for group, part in pl_module.groups().items():
-            if (name := "+".join(group)) in self.states:
-                part.load_state_dict(self.states[name])
+        with pl_module.whole():
+            for group, part in pl_module.groups().items():
+                if (name := "+".join(group)) in self.states:
+                    part.load_state_dict(self.states[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Best scores and weights so far."""

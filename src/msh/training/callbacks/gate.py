@@ -90,9 +90,10 @@ class GatedPruning(IterativePruning):
             self.reference = {task: max(s, self.reference.get(task, -math.inf)) for task, s in scores.items()}
         if self.rounds_done < self.rounds:
             return
-        for task, score in scores.items():
-            if task not in self.ended:
-                self._decide(pl_module, task, score, last=done == trainer.max_epochs)
+        with pl_module.whole():
+            for task, score in scores.items():
+                if task not in self.ended:
+                    self._decide(pl_module, task, score, last=done == trainer.max_epochs)
         self._stop(trainer, pl_module)
 
     def _decide(self, module: SubnetworkModule, task: str, score: float, last: bool) -> None:

@@ -116,7 +116,8 @@ class IterativePruning(pl.Callback):
         if is_trial(trainer):
             due = self.rounds
         if due > self.rounds_done:
-            self._cut_down_to(pl_module, due)
+            with pl_module.whole():
+                self._cut_down_to(pl_module, due)
             if self.rewind_epoch is not None:
                 for optimizer in trainer.optimizers:
                     optimizer.state = defaultdict(dict)
@@ -124,7 +125,8 @@ class IterativePruning(pl.Callback):
 
     def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
         if epoch == self.rewind_epoch and not self.earlier:
-            self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
+            with module.whole():
+                self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
     def _choose_if_due(self, module: SubnetworkModule, step: int, steps_per_epoch: int) -> None:
         """From `begin` on let learned scores choose, for each task among weights that are no other's best."""
@@ -132,9 +134,10 @@ class IterativePruning(pl.Callback):
             return
         if any(module.network.subnetwork(task).kept for task in self.wanted):
             return
-        self._cut_down_to(module, 0)
-        for task, budget in self.wanted.items():
-            let_scores_choose(module.network, task, budget, self.rescale)
+        with module.whole():
+            self._cut_down_to(module, 0)
+            for task, budget in self.wanted.items():
+                let_scores_choose(module.network, task, budget, self.rescale)
 
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
         network, kept, scores = module.network, {}, {}
@@ -166,7 +169,7 @@ class IterativePruning(pl.Callback):
 def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
     """Log the tasks' sparsities, whatever the logging interval is."""
     for task, sparsity in sparsities(module, tasks).items():
-        module.log(f"{task}/sparsity", sparsity, logger=False)
+        module.log(f"{task}/sparsity", sparsity, logger=False, sync_dist=True)
         for logger in module.loggers:
             logger.log_metrics({f"{task}/sparsity": sparsity}, step=module.run_step)
 
