@@ -20,6 +20,7 @@ import torch
 from benchmarks.configs import compose
 from benchmarks.memory import peak
 from benchmarks.timing import seconds
+from msh.cli.memory import give_large_blocks_back
 from msh.deploy.files import save_subnetwork
 from msh.deploy.merging import merge_files
 from msh.deploy.plans import read_plan
@@ -82,6 +83,7 @@ STEPS: dict[str, Callable[[Path, int, int], None]] = {"plan": plan, "files": fil
 def main() -> None:
     step, folder, tasks, depth = sys.argv[1:]
     torch.set_num_threads(1)
+    give_large_blocks_back()  # as `msh plan` and `msh merge` do
     before = peak()
     taken = seconds(lambda: STEPS[step](Path(folder), int(tasks), int(depth)))
     print(json.dumps({"seconds": taken, "bytes": peak() - before}))

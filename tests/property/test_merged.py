@@ -81,7 +81,7 @@ def test_files_split_from_a_merged_network_are_those_that_were_merged(norm, seed
     for task in TASKS:
         network.add_task(task, head=make_head())
         network.begin(task, plan[task])
-        network.compact(task)
+        network.freeze(task)
     planned = plan_of(network, {"seed": seed}, (4,), start)
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from msh.cli.errors import user_errors
+from msh.cli.memory import give_large_blocks_back
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     with user_errors():
         from msh.deploy.merging import merge_files
 
+        give_large_blocks_back()
         print(f"tasks: {', '.join(merge_files(given.base, given.files, given.out, given.allow_missing))}")
         print(f"written: {given.out}")
 

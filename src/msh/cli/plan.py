@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
+from msh.cli.memory import give_large_blocks_back
 from msh.cli.resume import take_groups
 from msh.training.config import check_keys, register
 
@@ -23,6 +24,7 @@ def main() -> None:
     def plan(config: DictConfig) -> None:
         from msh.training.apart import make_plan
 
+        give_large_blocks_back()
         check_keys(config)
         made = make_plan(config, out)
         size = sum(owners.numel() for owners in made.owners.values())

@@ -53,8 +53,9 @@ def decode_mask(data: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def encode_owners(owners: Tensor) -> Tensor:
-    """Owner ids, Huffman-coded byte by byte: uint8, (bytes,)."""
-    return _packed(owners.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8))
+    """Owner ids, Huffman-coded byte by byte, of wide ids all the low bytes first: uint8, (bytes,)."""
+    coded = owners.detach().cpu().contiguous().numpy().reshape(-1, 1).view(np.uint8)
+    return _packed(np.ascontiguousarray(coded.T).reshape(-1))
 
 
 def decode_owners(data: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -67,7 +68,8 @@ def decode_owners(data: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     coded = _unpacked(data, size)
     if coded.size != size:
         raise ValueError(f"owner maps of shape {list(shape)} take {size} bytes; {coded.size} are there")
-    return torch.from_numpy(coded).view(dtype).view(tuple(shape))
+    planes = coded.reshape(dtype.itemsize, prod(shape))
+    return torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1)).view(dtype).view(tuple(shape))
 
 
 def _packed(coded: np.ndarray) -> Tensor:

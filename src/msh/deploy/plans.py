@@ -15,6 +15,7 @@ from torch import Tensor
 from msh.deploy.codec import decode_owners, encode_owners
 from msh.deploy.files import open_format, write_safetensors
 from msh.subnetworks import Allocation, MultiSubnetwork
+from msh.subnetworks.initial import norm_of
 from msh.subnetworks.persistence import EXTRA_STATE, description
 from msh.subnetworks.tensors import bag_key, raw_bytes
 
@@ -74,14 +75,15 @@ class Plan:
         """What files of its networks and tasks say of where they come from."""
         return notes_of(self.start, self.input_shape) | {"plan": self.digest}
 
-    @property
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Task to its owner id."""
         return {task: place for place, task in enumerate(self.tasks, start=1)}
 
     def masks(self, task: str) -> dict[str, Tensor]:
         """The weights planned for a task: tensor name to bool (*shape)."""
-        return {name: owners == self.ids[task] for name, owners in self.owners.items()}
+        owner = self.ids[task]
+        return {name: owners == owner for name, owners in self.owners.items()}
 
     def allocation(self, task: str) -> Allocation:
         """What a task is to own, and start with."""
@@ -119,7 +121,7 @@ def plan_of(network: MultiSubnetwork, settings: Mapping[str, Any], input_shape: 
     """The plan that a network's owner maps are.
 
     Args:
-        network: all tasks of which are compact and untrained; their ids are 1, 2, ...
+        network: all tasks of which are frozen, untrained; their ids are 1, 2, ...
         settings: as in `Plan`.
         input_shape: of the backbone.
         start: `start_of` the network before it had tasks.
@@ -143,8 +145,8 @@ def plan_of(network: MultiSubnetwork, settings: Mapping[str, Any], input_shape: 
 
 
 def _norms(network: MultiSubnetwork, task: str) -> dict[str, float]:
-    values = network.subnetwork(task).values
-    return {name: float(values[name].detach().float().norm()) for name, _ in network.weights()}
+    owner = network.subnetwork(task).owner
+    return {name: float(norm_of(weight, network.owners[name] == owner)) for name, weight in network.weights()}
 
 
 def save_plan(path: Path, plan: Plan) -> None:

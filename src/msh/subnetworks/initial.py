@@ -59,7 +59,7 @@ def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, 
 
 def norm_of(values: Tensor, mask: Tensor) -> Tensor:
     """Euclidean norm, (), of the values where mask."""
-    norm: Tensor = values[mask].float().norm()
+    norm: Tensor = values.masked_select(mask).float().norm()
     return norm
 
 
@@ -67,4 +67,4 @@ def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:
     """Multiply the values where mask, in place, so that their Euclidean norm becomes `norm`; zeros stay."""
     now = norm_of(values, mask)
     if now > 0:
-        values[mask] *= (norm / now).to(values)
+        values.copy_(torch.where(mask, values * (norm / now).to(values), values))

@@ -136,8 +136,9 @@ def merge(
     names_of = {row["owner"]: row["task"] for row in described["tasks"]} | {ids[task]: task for task in ids}
     merged = dict(state)
     for name in names:
-        merged[f"backbone.{name}"] = state[f"backbone.{name}"].clone()
-        merged[f"owners.{bag_key(name)}"] = wide_enough(_owners(state, name).clone(), max(names_of, default=0))
+        merged[f"backbone.{name}"] = state[f"backbone.{name}"].clone(memory_format=torch.contiguous_format)
+        owners = _owners(state, name).clone(memory_format=torch.contiguous_format)
+        merged[f"owners.{bag_key(name)}"] = wide_enough(owners, max(names_of, default=0))
     added: dict[str, Part] = {}
     for label, part in parts:
         if part.task in held:
@@ -146,10 +147,10 @@ def merge(
         held[part.task] = label
         _place(merged, part, ids[part.task], held, names_of)
         added[part.task] = replace(part, masks={}, values={}, reading={})  # these are in the state now
-    owners = {task: owner for owner, task in names_of.items()}
+    ids_of = {task: owner for owner, task in names_of.items()}
     rows = [*described["tasks"]]
     for part in (added[task] for task in ids if task in added):
-        rows.append(_row_of(part, merged, names, held, owners))
+        rows.append(_row_of(part, merged, names, held, ids_of))
     merged |= {f"backbone.{again}": merged[f"backbone.{name}"] for again, name in tied.items()}
     return merged | {EXTRA_STATE: description(rows, rows[-1]["task"] if rows else None)}
 
@@ -225,9 +226,10 @@ def _weights(state: State, names: Sequence[str], row: Mapping[str, Any]) -> Iter
     reading, ids = _reading(state, names, row["task"]), torch.tensor(row["reads"])
     for name in names:
         owners = _owners(state, name)
-        own = owners == row["owner"]
-        read = unpack_bits(reading[name], owners.shape) if name in reading else belongs(owners, ids)
-        yield name, frozen_weight(state[f"backbone.{name}"], own | read), own
+        own = readable = owners == row["owner"]
+        if row["reads"]:
+            readable = own | (unpack_bits(reading[name], owners.shape) if name in reading else belongs(owners, ids))
+        yield name, frozen_weight(state[f"backbone.{name}"], readable), own
 
 
 def _check_fits(state: State, names: Sequence[str], tied: Mapping[str, str], label: str, part: Part) -> None:
@@ -258,16 +260,17 @@ def _check_fits(state: State, names: Sequence[str], tied: Mapping[str, str], lab
 def _place(state: State, part: Part, owner: int, held: Mapping[str, str], names_of: Mapping[int, str]) -> None:
     """Write a task's tensors into a state, in place; all but its row."""
     for name, mask in part.masks.items():
-        owners = _owners(state, name)
-        taken = owners[mask & (owners != FREE)]
+        owners, weight = _owners(state, name).view(-1), state[f"backbone.{name}"].view(-1)
+        places = mask.view(-1).nonzero().squeeze(1)
+        taken = owners[places]
+        taken = taken[taken != FREE]
         if taken.numel():
             other = names_of[int(taken[0])]
             raise ValueError(
                 f"{held[other]} (task {other!r}) and {held[part.task]} (task {part.task!r}) own the same weights, "
                 f"{int((taken == taken[0]).sum())} of layer {name!r}: train both on allocations of one plan"
             )
-        owners[mask] = owner
-        state[f"backbone.{name}"][mask] = part.values[name]
+        owners[places], weight[places] = owner, part.values[name]
     for name, mask in part.reading.items():
         state[f"subnetworks.{part.task}.reading.{bag_key(name)}"] = pack_bits(mask)
     for name, tensor in part.private.items():

@@ -155,7 +155,7 @@ class MultiSubnetwork(nn.Module):
         if task in self.subnetworks:
             raise ValueError(f"there is already a task {task!r}")
         one_of("reuse", reuse, get_args(Reuse))
-        known = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+        known = self._known_tensors()
         for part, module in (("stem", stem), ("head", head)):
             if module is not None and any(id(t) in known for t in (*module.parameters(), *module.buffers())):
                 raise ValueError(f"the {part} of task {task!r} is a part of another task or of the backbone: copy it")
@@ -175,6 +175,12 @@ class MultiSubnetwork(nn.Module):
         sub.to(next(self.weights())[1].device)
         return sub
 
+    def _known_tensors(self) -> set[int]:
+        """Ids of the tensors that a task's stem and head must not have: the backbone's, and other stems' and heads'."""
+        subs = [self.subnetwork(task) for task in self.tasks]
+        modules = [self.backbone, *(part for sub in subs for part in (sub.stem, sub.head))]
+        return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+
     def begin(self, task: str, allocation: Allocation | None = None) -> None:
         """Give a new task its candidates: every free weight, at the scale the backbone came with; or an allocation.
 
@@ -193,10 +199,12 @@ class MultiSubnetwork(nn.Module):
                 raise CapacityError(f"of the weights planned for task {task!r}, others own {taken} of layer {name!r}")
         for name, weight in self.weights():
             mask, base = candidates[name], self._read(sub, name)
-            values, always = torch.where(mask, weight, base), None if sub.selective else base
             if allocation is None:
-                values[mask] *= start_scale(weight[mask], always, self.initial_norms[name], weight.numel())
+                free_values, always = weight.masked_select(mask), None if sub.selective else base
+                scale = start_scale(free_values, always, self.initial_norms[name], weight.numel())
+                values = torch.where(mask, weight * scale, base)
             else:
+                values = torch.where(mask, weight, base)
                 rescale_to(values, mask, torch.tensor(allocation.norms[name]))
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, mask)

@@ -122,12 +122,14 @@ def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_
         sub.kept = dict(row.get("kept", {}))
         if sub.phase == "frozen":
             sub.make_untrainable()
-        device = next(network.weights())[1].device
-        for bag, trains in (("values", True), ("scores", True), ("masks", False), ("reading", False)):
-            start = f"{prefix}subnetworks.{task}.{bag}."
-            for key in [key for key in state if key.startswith(start)]:
-                empty = torch.zeros_like(state[key], device=device)
-                getattr(sub, bag).set(key.removeprefix(start), trainable(empty) if trains else empty)
+    device = next(network.weights())[1].device
+    trains = {"values": True, "scores": True, "masks": False, "reading": False}
+    start = f"{prefix}subnetworks."
+    for key in [key for key in state if key.startswith(start)]:
+        task, bag, name = key.removeprefix(start).split(".", 2)
+        if bag in trains and task in rows:
+            empty = torch.zeros_like(state[key], device=device)
+            getattr(network.subnetwork(task), bag).set(name, trainable(empty) if trains[bag] else empty)
     network.active = described["active"]
 
 

@@ -36,7 +36,7 @@ def make_plan(config: DictConfig, path: Path) -> Plan:
             add_task(network, prepared.tasks[task], prepared.config)
             network.begin(task)
             build_pruner(prepared, {task: prepared.wanted[task]}, stage.max_epochs).prune_now(module)
-            network.compact(task)
+            network.freeze(task)  # it keeps nothing for training: there may be a thousand of them
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
     plan = plan_of(network, planned_settings(config), shape, start)
     save_plan(path, plan)

@@ -33,7 +33,7 @@ def make_plan(seed=0, tasks=TASKS, norm="batch", settings=None):
         network.add_task(task, head=make_head())
         masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == i for name, w in network.weights()}
         network.begin(task, Allocation(masks, dict.fromkeys(masks, 1.0)))
-        network.compact(task)
+        network.freeze(task)
     return plan_of(network, settings or {"seed": seed}, (4,), start)
 
 

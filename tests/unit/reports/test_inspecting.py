@@ -88,7 +88,7 @@ def test_a_plan_shows_who_will_own_what(tmp_path):
     network.add_task("a", head=make_head())
     masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == 0 for name, w in network.weights()}
     network.begin("a", Allocation(masks, dict.fromkeys(masks, 1.0)))
-    network.compact("a")
+    network.freeze("a")
     save_plan(tmp_path / "plan", plan_of(network, {}, (4,), "start"))
     text = shown(tmp_path / "plan")
     assert cells(text, "a") == ["a", "1", "planned", "0.250", "13", "", ""]

@@ -1,0 +1,190 @@
+"""How cost grows with weights, tasks and devices: sizes from formulas and from files, and a thousand tasks apart.
+
+    python -m benchmarks.scale [--tasks 10 100 1000] [--depth 3] [--only wire,masks,tasks]
+
+Writes the tables of docs/scale.md. Sizes are exact; seconds and memory are this machine's, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks import fleet
+from benchmarks.document import machine, replace_between, table
+from benchmarks.networks import BACKBONES, begun, compact, dense
+from benchmarks.storage import entropy
+from benchmarks.timing import ROOT, fresh_process, whole_process
+from msh.deploy.codec import encode_mask, encode_owners
+from msh.deploy.files import read_subnetwork
+from msh.deploy.plans import read_plan
+from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks.tensors import wide_enough
+
+DOCUMENT = ROOT / "docs" / "scale.md"
+FLOAT = 4
+"""Bytes of a weight."""
+Rows = list[dict[str, object]]
+
+
+def wire(options: argparse.Namespace) -> Rows:
+    """What one process of DDP contributes to the reduction in a training step, beside the dense network's."""
+    rows: Rows = []
+    for name, backbone in BACKBONES.items():
+        of_dense = trained_bytes(dense(backbone()))
+        for phase, density in (("masked", 1.0), ("compact", 0.1), ("compact", 0.02)):
+            if phase == "masked":
+                network = MultiSubnetwork(backbone())
+                begun(network, "0")
+            else:
+                network = compact(backbone(), density)
+            sub = network.subnetwork("0")
+            weights = sum(FLOAT * values.numel() for _, values in sub.values.items())
+            found = trained_bytes(sub)
+            rows.append(
+                {
+                    "network": name,
+                    "task": phase,
+                    "density": density,
+                    "bytes of its weights": weights,
+                    "of what else it has": found - weights,
+                    "bytes": found,
+                    "dense network": of_dense,
+                    "ratio": found / of_dense,
+                }
+            )
+    return rows
+
+
+def trained_bytes(module: nn.Module) -> int:
+    """Bytes of the gradients of a module's parameters: what is reduced in each step."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+
+
+def masks(options: argparse.Namespace) -> Rows:
+    """Bits that masks and owner maps take, beside their entropy."""
+    size, rows = 4_000_000, []
+    generator = torch.Generator().manual_seed(0)
+    for parts in (10, 100, 254, 1_000, 10_000, 100_000):
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[torch.randperm(size, generator=generator)[: size // parts]] = True
+        owners = torch.arange(size) % parts + 1
+        owners = owners[torch.randperm(size, generator=generator)]
+        ids = wide_enough(torch.zeros(0, dtype=torch.uint8), parts)
+        bits = 8 * encode_mask(mask).numel()
+        map_bits = 8 * encode_owners(owners.to(ids.dtype)).numel() / size
+        rows.append(
+            {
+                "tasks": parts,
+                "mask, bits per kept weight": bits / (size // parts),
+                "entropy": parts * entropy(1 / parts),
+                "ratio": bits / (size * entropy(1 / parts)),
+                "owner map, bits per weight": map_bits,
+                "entropy of it": math.log2(parts),
+                "ratio of it": map_bits / math.log2(parts),
+                "bytes per id in memory": ids.element_size(),
+            }
+        )
+    return rows
+
+
+def tasks(options: argparse.Namespace) -> Rows:
+    """Plans of many tasks: sizes beside formulas, and seconds."""
+    rows = []
+    for count in options.tasks:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(apart(Path(folder), count, options.depth))
+    return rows
+
+
+def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
+    """Plan many tasks, write their files, train one of them for real, merge and load.
+
+    Args:
+        folder: that everything is written into.
+        count: tasks.
+        depth: of the network.
+    """
+    steps = {step: _step(step, folder, count, depth) for step in ("plan", "files")}
+    job, same = _job(folder, count, depth)
+    steps |= {step: _step(step, folder, count, depth) for step in ("merge", "load")}
+    found = expected(folder, count)
+    sizes = {
+        "plan": (folder / "plan").stat().st_size,
+        "file": fleet.part(folder, fleet.task_names(count)[-1]).stat().st_size,
+        "network": (folder / "network").stat().st_size,
+    }
+    row: dict[str, object] = {"tasks": count, "weights": found["weights"], "own weights": found["own"]}
+    row["private numbers"] = found["private"]
+    for name, size in sizes.items():
+        row |= {f"{name}, bytes": size, f"{name} / formula": size / found[name]}
+    row |= {f"{step}, s": seconds for step, (seconds, _) in steps.items() if step != "files"}
+    row |= {f"{step}, MB": size / 1e6 for step, (_, size) in steps.items() if step != "files"}
+    return row | {"one task's run, s": job, "its file has the size of the others": same}
+
+
+def expected(folder: Path, count: int) -> dict[str, float]:
+    """What the formulas of docs/scale.md give, from the plan and one task alone."""
+    planned, part = read_plan(folder / "plan"), read_subnetwork(fleet.part(folder, fleet.task_names(count)[-1]))
+    weights = sum(owners.numel() for owners in planned.owners.values())
+    own = sum(values.numel() for values in part.values.values())
+    private = sum(tensor.numel() for tensor in part.private.values())
+    mask = sum(m.numel() * entropy(float(m.float().mean())) for m in part.masks.values()) / 8
+    return {
+        "weights": weights,
+        "own": own,
+        "private": private,
+        "plan": weights * math.log2(count) / 8,
+        "file": FLOAT * (own + private) + mask,
+        "network": FLOAT * (weights + count * private) + weights * math.log2(count) / 8,
+    }
+
+
+def _step(step: str, folder: Path, count: int, depth: int) -> tuple[float, float]:
+    """(seconds, bytes of memory beyond what it had before) of a step in a process of its own."""
+    found = json.loads(fresh_process("benchmarks.fleet", step, folder, count, depth, environment={}))
+    return found["seconds"], found["bytes"]
+
+
+def _job(folder: Path, count: int, depth: int) -> tuple[float, bool]:
+    """Train the last task as its machine would, in place of its file: (wall seconds, whether its size is the same)."""
+    task = fleet.task_names(count)[-1]
+    command = [sys.executable, "train.py", "+experiment=sequential", *fleet.overrides(count, depth)]
+    command += [f"plan={folder / 'plan'}", f"task={task}", f"hydra.run.dir={folder / 'run'}"]
+    taken, _ = whole_process(command, 1)
+    own = fleet.part(folder / "run", task)
+    same = own.stat().st_size == fleet.part(folder, task).stat().st_size
+    own.replace(fleet.part(folder, task))
+    return taken, same
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], Rows]] = {"wire": wire, "masks": masks, "tasks": tasks}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(TABLES), help="tables, separated by commas")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--depth", type=int, default=3, help="layers of the network, 1000 wide")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if unknown := [name for name in options.only.split(",") if name not in TABLES]:
+        parser.error(f"--only: there is no table {', '.join(unknown)}; the tables are {', '.join(TABLES)}")
+    torch.set_num_threads(1)
+    for name in options.only.split(","):
+        rows = TABLES[name](options)
+        text = table(rows, list(rows[0]))
+        replace_between(options.document, f"<!-- table: scale {name} -->", f"{machine('cpu')}\n\n{text}")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
