@@ -1,6 +1,6 @@
 """How cost grows with weights, tasks and devices: sizes from formulas and from files, and a thousand tasks apart.
 
-    python -m benchmarks.scale [--tasks 10 100 1000] [--depth 3] [--only wire,masks,tasks]
+    python -m benchmarks.scale [--tasks 10 100 1000] [--depth 3] [--only wire,masks,limits,tasks]
 
 Writes the tables of docs/scale.md. Sizes are exact; seconds and memory are this machine's, on one thread.
 """
@@ -20,11 +20,11 @@ from torch import nn
 
 from benchmarks import fleet
 from benchmarks.document import machine, replace_between, table
-from benchmarks.networks import BACKBONES, begun, compact, dense
+from benchmarks.networks import BACKBONES, begun, compact, dense, frozen
 from benchmarks.storage import entropy
 from benchmarks.timing import ROOT, fresh_process, whole_process
 from msh.deploy.codec import encode_mask, encode_owners
-from msh.deploy.files import read_subnetwork
+from msh.deploy.files import read_subnetwork, save_network
 from msh.deploy.plans import read_plan
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import wide_enough
@@ -32,6 +32,8 @@ from msh.subnetworks.tensors import wide_enough
 DOCUMENT = ROOT / "docs" / "scale.md"
 FLOAT = 4
 """Bytes of a weight."""
+HEADER = 100_000_000
+"""Bytes that the header of a safetensors file may have."""
 Rows = list[dict[str, object]]
 
 
@@ -96,13 +98,46 @@ def masks(options: argparse.Namespace) -> Rows:
     return rows
 
 
+def limits(options: argparse.Namespace) -> Rows:
+    """How many tasks a network can have, by what ends first."""
+    rows: Rows = []
+    for name, backbone in BACKBONES.items():
+        network = frozen(backbone(), 0.01, 2)
+        sizes = network.sizes()
+        private = sum(tensor.numel() for tensor in network.subnetwork("0").private_tensors().values())
+        header = header_bytes(network) - header_bytes(frozen(backbone(), 0.01, 1))
+        rows.append(
+            {
+                "network": name,
+                "weights W": sum(sizes.values()),
+                "private numbers p": private,
+                "W / p": sum(sizes.values()) // private,
+                "weights of the smallest tensor": min(sizes.values()),
+                "bytes of the network file's header a task": header,
+                "tasks until the header is full": HEADER // header,
+            }
+        )
+    return rows
+
+
+def header_bytes(network: MultiSubnetwork) -> int:
+    """Bytes of the header of a network's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_network(Path(folder) / "network", network, free_weights=False)
+        with (Path(folder) / "network").open("rb") as file:
+            return int.from_bytes(file.read(8), "little")
+
+
 def tasks(options: argparse.Namespace) -> Rows:
-    """Plans of many tasks: sizes beside formulas, and seconds."""
-    rows = []
+    """Plans of many tasks: sizes beside formulas, and seconds; a column for each plan."""
+    found = {}
     for count in options.tasks:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(apart(Path(folder), count, options.depth))
-    return rows
+            found[count] = apart(Path(folder), count, options.depth)
+    return [
+        {"what": what} | {f"{count:,} tasks": row[what] for count, row in found.items()}
+        for what in found[options.tasks[0]]
+    ]
 
 
 def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
@@ -116,19 +151,26 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
     steps = {step: _step(step, folder, count, depth) for step in ("plan", "files")}
     job, same = _job(folder, count, depth)
     steps |= {step: _step(step, folder, count, depth) for step in ("merge", "load")}
-    found = expected(folder, count)
+    formula = expected(folder, count)
     sizes = {
         "plan": (folder / "plan").stat().st_size,
         "file": fleet.part(folder, fleet.task_names(count)[-1]).stat().st_size,
         "network": (folder / "network").stat().st_size,
     }
-    row: dict[str, object] = {"tasks": count, "weights": found["weights"], "own weights": found["own"]}
-    row["private numbers"] = found["private"]
-    for name, size in sizes.items():
-        row |= {f"{name}, bytes": size, f"{name} / formula": size / found[name]}
-    row |= {f"{step}, s": seconds for step, (seconds, _) in steps.items() if step != "files"}
-    row |= {f"{step}, MB": size / 1e6 for step, (_, size) in steps.items() if step != "files"}
-    return row | {"one task's run, s": job, "its file has the size of the others": same}
+    row: dict[str, object] = {"W: weights": formula["weights"], "k: weights of one task": formula["own"]}
+    row["p: private numbers of one task"] = formula["private"]
+    for name, label in (("plan", "plan"), ("file", "file of one task"), ("network", "merged network")):
+        row |= {f"{label}, bytes": sizes[name], f"{label}, bytes / formula": sizes[name] / formula[name]}
+    row["plan and file of one task / gradients of one dense step"] = (sizes["plan"] + sizes["file"]) / (
+        FLOAT * (formula["weights"] + formula["private"])
+    )
+    row["train.py of one task, s"] = job
+    row["its file has as many bytes as the untrained one"] = same
+    for step in ("plan", "merge", "load"):
+        taken, size = steps[step]
+        row |= {f"{step}, s": taken, f"{step}, ns per task and weight": 1e9 * taken / count / formula["weights"]}
+        row[f"{step}, peak MB beyond what the process had before"] = size / 1e6
+    return row
 
 
 def expected(folder: Path, count: int) -> dict[str, float]:
@@ -166,7 +208,12 @@ def _job(folder: Path, count: int, depth: int) -> tuple[float, bool]:
     return taken, same
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], Rows]] = {"wire": wire, "masks": masks, "tasks": tasks}
+TABLES: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "wire": wire,
+    "masks": masks,
+    "limits": limits,
+    "tasks": tasks,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

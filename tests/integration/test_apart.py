@@ -1,5 +1,6 @@
 """Tasks of one plan as jobs of their own, merged; tasks added to a merged network, copied out of it, released."""
 
+import importlib.util
 import json
 import re
 
@@ -47,6 +48,23 @@ def test_jobs_apart_merge_into_the_very_file_of_a_run_of_all_tasks(folder):
         assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
         here(split.main, "merged", task, "-o", "split", cwd=folder)
         assert (folder / "split").read_bytes() == own.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "launcher"),
+    [
+        ("hydra_ray_launcher", ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
+    ],
+)
+def test_jobs_of_other_launchers_write_the_same_files(plugin, launcher, folder, tmp_path):
+    if importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        pytest.skip(f"{plugin} is not installed")
+    jobs = ["task=wine,diabetes", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${task}"]
+    run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
+    for task in ("wine", "diabetes"):
+        own = tmp_path / task / "subnetworks" / f"{task}.safetensors"
+        assert own.read_bytes() == (folder / "jobs" / task / "subnetworks" / own.name).read_bytes()
 
 
 def test_a_job_is_measured_again_with_its_own_data_alone(folder):

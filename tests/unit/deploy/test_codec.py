@@ -41,6 +41,13 @@ def test_owners_come_back(ids, dtype):
     assert torch.equal(decode_owners(encode_owners(owners), owners.shape, dtype), owners)
 
 
+@pytest.mark.parametrize("tasks", [254, 1000, 30_000])
+def test_owner_maps_of_many_tasks_take_little_more_than_their_entropy(tasks):
+    owners = torch.randint(1, tasks + 1, (200_000,), generator=torch.Generator().manual_seed(0))
+    coded = encode_owners(owners.to(torch.uint8 if tasks < 255 else torch.int16))
+    assert 8 * coded.numel() < 1.04 * 200_000 * math.log2(tasks)
+
+
 @given(st.binary(max_size=80), st.integers(0, 40))
 @settings(deadline=None)
 def test_any_bytes_are_decoded_or_refused(content, size):
