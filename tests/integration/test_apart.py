@@ -53,7 +53,7 @@ def test_jobs_apart_merge_into_the_very_file_of_a_run_of_all_tasks(folder):
 @pytest.mark.parametrize(
     ("plugin", "launcher"),
     [
-        ("hydra_ray_launcher", ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]),
+        ("hydra_ray_launcher", ["hydra/launcher=ray"]),
         ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]),
     ],
 )
