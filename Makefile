@@ -9,7 +9,7 @@ PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults test-distributed lint format type bench bench-quick reproduce reproduce-all docs clean
+.PHONY: help setup demo test test-all test-faults test-distributed fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a ran
 test-distributed: $(READY) ## Two processes do what one does: every curriculum, with DDP and with shards
 	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
+
+fuzz: $(READY) ## Read 10,000 hostile files of every kind: none may do harm, each is read or refused by name
+	cd tests && ../$(BIN)/python -m fuzz --inputs 10000
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

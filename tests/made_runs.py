@@ -27,6 +27,7 @@ def write_run(folder, tasks, shapes, reads=None, seed=0):
     state = {}
     for name, shape in layers.items():
         state[f"backbone.{name}"] = torch.zeros(shape)
+        state[f"initial_norms.{name.replace('.', '/')}"] = torch.zeros(())
         ids = torch.randint(0, tasks + 1, shape, generator=generator)
         state[f"owners.{name.replace('.', '/')}"] = ids.to(torch.uint8 if tasks < 255 else torch.int16)
     rows = [

@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+import shutil
 import sys
 
 import pytest
 import wandb_file
+from omegaconf import OmegaConf
 from PIL import Image
 from running import SMALL, run
 from safetensors import safe_open
@@ -92,6 +94,28 @@ def test_evaluate_measures_the_same_to_the_last_digit(demo, results, monkeypatch
     rows = json.loads((folder / "evaluation.json").read_text())
     assert {row["task"]: row["score"] for row in rows} == {t: r["test"] for t, r in results["tasks"].items()}
     assert all(str(row["score"]) in printed for row in rows)
+
+
+def test_evaluate_calls_nothing_that_a_run_folder_brings_unless_told_so(demo, tmp_path, monkeypatch, capsys):
+    from hydra.core.global_hydra import GlobalHydra
+
+    from msh.cli.evaluate import main
+
+    folder = shutil.copytree(demo[0], tmp_path / "run")
+    path = folder / ".hydra" / "config.yaml"
+    config = OmegaConf.load(path)
+    config.backbone = {"_target_": "builtins.dict"}
+    OmegaConf.save(config, path)
+    refused, called = (
+        "backbone._target_ = 'builtins.dict' is not allowed",
+        "builtins.dict has no attribute 'input_shape'",
+    )
+    for unsafe, message in (("false", refused), ("true", called)):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", f"run={folder}", f"unsafe={unsafe}"])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit):
+            main()
+        assert message in capsys.readouterr().err
 
 
 def test_logs_have_one_step_axis_over_all_stages(demo):

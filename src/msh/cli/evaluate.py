@@ -27,6 +27,8 @@ class EvaluateConfig:
 
     run: str = MISSING
     """The run folder."""
+    unsafe: bool = False
+    """Call what the config names outside msh, torch and Lightning too: only for folders whose origin you trust."""
     paths: EvaluatePaths = EvaluatePaths  # type: ignore[assignment]
 
 
@@ -41,7 +43,7 @@ def _evaluate(config: DictConfig) -> None:
 
     _quiet_lightning()
     folder = Path(config.run)
-    print_scores(evaluate(folder, config.paths.data_dir))
+    print_scores(evaluate(folder, config.paths.data_dir, config.unsafe))
     print(f"written: {folder / 'evaluation.json'}")
 
 

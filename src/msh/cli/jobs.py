@@ -15,6 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from msh.deploy.yaml_files import read_config
 from msh.reports.objectives import objective_values, read_objectives
 from msh.reports.results import UNFINISHED, Results
 from msh.training.config import check_keys
@@ -73,7 +74,7 @@ class Jobs:
         self.outcomes: dict[str, Outcome] = {}
         """The same to what became of the job, in this process."""
         for path in sorted(self.folder.rglob(".hydra/config.yaml")):
-            self.known[identity(OmegaConf.load(path), INCIDENTAL)] = path.parent.parent
+            self.known[identity(read_config(path), INCIDENTAL)] = path.parent.parent
         if self.known and not config.skip_finished:
             raise ValueError(
                 f"{self.folder} has {len(self.known)} jobs already: skip_finished=true goes on with them, or choose "

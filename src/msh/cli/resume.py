@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from msh.deploy.yaml_files import read_config, read_overrides
 from msh.reports.results import FILE_NAME, Results
 from msh.training.settings import differences
 
@@ -58,12 +59,43 @@ def rewrite_arguments() -> None:
             "a sweep"
         )
     folder = find_run(target, overrides)
-    saved = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(saved, list)
-    merged = by_key([str(override) for override in saved]) | overrides
+    merged = _saved_overrides(folder, overrides) | overrides
     merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
     merged |= {"hydra.output_subdir": "hydra.output_subdir=null", "hydra.mode": "hydra.mode=RUN"}
     sys.argv[1:] = list(merged.values())
+
+
+def _saved_overrides(folder: Path, given: dict[str, str]) -> dict[str, str]:
+    """What a run was started with, by key; what is given again is left out.
+
+    Raises:
+        ValueError: they could have any code called.
+    """
+    path = folder / ".hydra" / "overrides.yaml"
+    saved = {key: override for key, override in by_key(read_overrides(path)).items() if key not in given}
+    for key, override in saved.items():
+        if key.startswith("hydra") or BUILT.search(override) or not _calls_safely(override):
+            raise ValueError(
+                f"{path}: {override} is not allowed: it could have any code called; give it again beside resume, if "
+                "you trust where the folder is from"
+            )
+    return saved
+
+
+def _calls_safely(override: str) -> bool:
+    """Whether all that an override says is to be called is safe."""
+    if "_target_" not in override:
+        return True
+    from msh.training.targets import is_safe
+
+    targets = TARGET.findall(override)
+    return len(targets) == override.count("_target_") and all(is_safe(target) for target in targets)
+
+
+BUILT = re.compile(r"\$\{\s*oc\.(decode|create)")
+"""In an override whose value is put together later."""
+TARGET = re.compile(r"_target_\s*[=:]\s*['\"]?([\w.]+)")
+"""In an override, what is to be called."""
 
 
 def take_groups() -> None:
@@ -122,8 +154,7 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
     Raises:
         ValueError: naming the first setting that differs, and both values.
     """
-    saved = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert isinstance(saved, DictConfig)
+    saved = read_config(folder / ".hydra" / "config.yaml")
     if saved.get("name") != config.get("name"):
         raise ValueError(f"{folder} is a run of experiment {saved.get('name')!r}, not {config.get('name')!r}")
     for key, (before, now) in differences(saved, config, CHANGEABLE).items():

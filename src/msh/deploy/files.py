@@ -15,17 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from msh.checked import parsed
 from msh.deploy.atomic import write_bytes
 from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_owners
+from msh.deploy.headers import Names, Shapes, check_sizes
 from msh.subnetworks import FREE, MultiSubnetwork, Part, split
-from msh.subnetworks.merging import private_order
+from msh.subnetworks.merging import check_state, private_order
 from msh.subnetworks.persistence import EXTRA_STATE, read_description
+from msh.subnetworks.subnetwork import check_task_name
 from msh.subnetworks.tensors import bag_key, name_of_key, pack_bits, unpack_bits
 
 NETWORK_FORMAT = "msh-network-1"
 SUBNETWORK_FORMAT = "msh-subnetwork-3"
 SUBNETWORK_FORMATS = (SUBNETWORK_FORMAT, "msh-subnetwork-2")
 """Those that are read: 2 is of tasks that read all weights of the tasks that they read."""
+HEADER = ("format", "task", "shapes", "reads", "digest")
+"""Metadata of a subnetwork file that says what it holds, and nothing of where it comes from."""
 READING = re.compile(r"subnetworks\.[^.]+\.reading\.(.+)")
 """Name of the mask of what a task reads, in a network's state."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -148,7 +153,7 @@ def _reading(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
     return [(key, name_of_key(found[1])) for key in tensors if (found := READING.fullmatch(key))]
 
 
-def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
+def _unpack(tensors: dict[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
     for name, shape in shapes.items():
         key = f"owners.{bag_key(name)}"
         owners = decode_owners(tensors[key], shape, tensors.pop(f"owner type.{name}").dtype)
@@ -163,11 +168,8 @@ def _unpack(tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> None:
 
 
 def has_free_weights(metadata: Mapping[str, str]) -> bool:
-    """Whether a network file has the values of weights that no task owns.
-
-    Files of earlier releases do not say so; of these, those without have the tensors' shapes.
-    """
-    return bool(json.loads(metadata.get("free_weights", "false" if "shapes" in metadata else "true")))
+    """Whether a network file has the values of weights that no task owns."""
+    return bool(parsed(metadata, "free_weights", bool))
 
 
 def read_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -180,11 +182,28 @@ def read_network(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ValueError: it is damaged, or not a network file.
     """
     tensors, metadata = open_format(path, "network", NETWORK_FORMAT)
-    try:
+    with _damages(path):
+        shapes = shapes_in(metadata)
+        check_sizes(shapes, path.stat().st_size)
         if not has_free_weights(metadata):
-            _unpack(tensors, json.loads(metadata["shapes"]))
-        return {**tensors, EXTRA_STATE: metadata["state"]}, metadata
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            _unpack(tensors, shapes)
+        state = {**tensors, EXTRA_STATE: metadata["state"]}
+        check_state(state, shapes, parsed(metadata, "tied", Names))
+        return state, metadata
+
+
+def shapes_in(metadata: Mapping[str, str]) -> dict[str, list[int]]:
+    """Tensor name to shape of a network file's prunable tensors, in the network's order."""
+    found: dict[str, list[int]] = parsed(metadata, "shapes", Shapes)
+    return found
+
+
+@contextmanager
+def _damages(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong with a file's content be an error that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -220,7 +239,7 @@ def fill_network(path: Path, network: MultiSubnetwork, state: dict[str, Any], me
         if not has_free_weights(metadata):
             _keep_free(state, network)
         network.load_state_dict(state)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error
 
 
@@ -293,8 +312,9 @@ def read_subnetwork(path: Path) -> Part:
         ValueError: it is damaged, or not a subnetwork file.
     """
     tensors, metadata = open_format(path, "subnetwork", *SUBNETWORK_FORMATS)
-    try:
-        shapes = json.loads(metadata.pop("shapes"))
+    with _damages(path):
+        shapes = parsed(metadata, "shapes", Shapes)
+        check_sizes(shapes, path.stat().st_size)
         masks = {name: decode_mask(tensors.pop(f"mask.{name}"), shape) for name, shape in shapes.items()}
         values = {name: tensors.pop(f"values.{name}") for name in shapes}
         for name, mask in masks.items():
@@ -303,8 +323,7 @@ def read_subnetwork(path: Path) -> Part:
         coded = {name: tensors.pop(f"read.{name}") for name in shapes if f"read.{name}" in tensors}
         reading = {name: decode_mask(data, shapes[name]) for name, data in coded.items()}
         private = {name: tensors[name] for name in sorted(tensors, key=private_order)}
-        task, reads, digest = metadata.pop("task"), json.loads(metadata.pop("reads")), metadata.pop("digest")
-        del metadata["format"]
-        return Part(task, masks, values, private, tuple(reads), reading, digest, metadata)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        check_task_name(metadata["task"])
+        reads, task, digest = parsed(metadata, "reads", list[str]), metadata["task"], metadata["digest"]
+        notes = {key: value for key, value in metadata.items() if key not in HEADER}
+        return Part(task, masks, values, private, tuple(reads), reading, digest, notes)

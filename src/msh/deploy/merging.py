@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from msh.checked import parsed
 from msh.deploy.files import (
     NETWORK_FORMAT,
     SUBNETWORK_FORMATS,
@@ -18,10 +18,12 @@ from msh.deploy.files import (
     read_metadata,
     read_network,
     read_subnetwork,
+    shapes_in,
     tasks_in,
     write_part,
     write_state,
 )
+from msh.deploy.headers import Names
 from msh.deploy.plans import PLAN_FORMAT, Plan, read_plan
 from msh.names import suggestion
 from msh.subnetworks import Part, lowest_ids, merge, release, split
@@ -121,14 +123,11 @@ def read_whole(path: Path) -> Network:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, not a network file, or of an earlier release.
+        ValueError: it is damaged, or not a network file.
     """
     state, metadata = read_network(path)
-    if "tied" not in metadata:
-        raise ValueError(f"{path} was written by an earlier release: load the network and save it again")
     notes = {key: value for key, value in metadata.items() if key not in NOT_NOTES}
-    names, tied = list(json.loads(metadata["shapes"])), json.loads(metadata["tied"])
-    return Network(state, names, tied, notes, has_free_weights(metadata))
+    return Network(state, list(shapes_in(metadata)), parsed(metadata, "tied", Names), notes, has_free_weights(metadata))
 
 
 def _tasks_of(files: Sequence[Path]) -> dict[Path, str]:

@@ -12,11 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from msh.checked import parsed
 from msh.deploy.codec import decode_owners, encode_owners
 from msh.deploy.files import open_format, write_safetensors
+from msh.deploy.headers import Names, Shapes, Size, check_sizes
 from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.subnetworks.initial import norm_of
+from msh.subnetworks.merging import check_state
 from msh.subnetworks.persistence import EXTRA_STATE, description
+from msh.subnetworks.subnetwork import check_task_name
 from msh.subnetworks.tensors import bag_key, raw_bytes
 
 PLAN_FORMAT = "msh-plan-1"
@@ -117,6 +121,21 @@ def notes_of(start: str, input_shape: Sequence[int]) -> dict[str, str]:
     return {"start": start, "input_shape": json.dumps(list(input_shape))}
 
 
+def input_shape_in(notes: Mapping[str, str], path: Path) -> tuple[int, ...]:
+    """The input shape that `notes_of` wrote.
+
+    Args:
+        notes: metadata of a file.
+        path: of the file, for the message.
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return tuple(parsed(notes, "input_shape", list[Size]))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def plan_of(network: MultiSubnetwork, settings: Mapping[str, Any], input_shape: Sequence[int], start: str) -> Plan:
     """The plan that a network's owner maps are.
 
@@ -149,6 +168,18 @@ def _norms(network: MultiSubnetwork, task: str) -> dict[str, float]:
     return {name: float(norm_of(weight, network.owners[name] == owner)) for name, weight in network.weights()}
 
 
+HEADER = {
+    "tasks": list[str],
+    "norms": dict[str, dict[str, float]],
+    "settings": dict[str, Any],
+    "input_shape": list[Size],
+    "start": str,
+    "shapes": Shapes,
+    "tied": Names,
+}
+"""Metadata of a plan file to the type of each value."""
+
+
 def save_plan(path: Path, plan: Plan) -> None:
     """Write a plan file."""
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in plan.rest.items()}
@@ -169,16 +200,25 @@ def read_plan(path: Path) -> Plan:
     """
     tensors, metadata = open_format(path, "plan", PLAN_FORMAT)
     try:
-        keys = ("tasks", "norms", "settings", "input_shape", "start", "shapes", "tied")
-        tasks, norms, settings, input_shape, start, shapes, tied = (json.loads(metadata[key]) for key in keys)
+        found = {key: parsed(metadata, key, kind) for key, kind in HEADER.items()}
+        shapes: dict[str, list[int]] = found.pop("shapes")
+        check_sizes(shapes, path.stat().st_size)
         owners, types = {}, {}
         for name, shape in shapes.items():
             dtype = tensors.pop(f"owner type.{name}").dtype
             owners[name] = decode_owners(tensors.pop(f"owners.{name}"), shape, dtype)
             types[name] = tensors.pop(f"weight type.{name}")
-        plan = Plan(tuple(tasks), owners, norms, settings, tuple(input_shape), start, tensors, types, tied)
+        tasks, input_shape = tuple(found.pop("tasks")), tuple(found.pop("input_shape"))
+        plan = Plan(tasks=tasks, input_shape=input_shape, owners=owners, types=types, rest=tensors, **found)
+        for task in tasks:
+            check_task_name(task)
+            if plan.norms[task].keys() != shapes.keys():
+                raise ValueError(f"the norms of task {task!r} are not of the tensors that there are")
+        if any(owners.numel() and int(owners.max()) > len(tasks) for owners in plan.owners.values()):
+            raise ValueError("weights are planned for tasks that are not there")
+        check_state(plan.state(), shapes, plan.tied)
         if plan.digest != metadata["digest"]:
             raise ValueError("its digest is not that of what it holds")
         return plan
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from msh.deploy.yaml_files import read_config
 from msh.reports.loggers import read_rows
 from msh.reports.ownership import Ownership, read_ownership
 from msh.reports.results import FILE_NAME, LaterVersionError, Results
@@ -121,14 +121,11 @@ def read_run(folder: Path) -> RunFacts:
 
 def _read_config(folder: Path, notes: list[str]) -> DictConfig | None:
     try:
-        config = OmegaConf.load(folder / CONFIG)
-        if isinstance(config, DictConfig):
-            return config
-        notes.append(f"{CONFIG} is damaged: it holds no settings.")
+        return read_config(folder / CONFIG)
     except FileNotFoundError:
         notes.append(f"{CONFIG} is missing: the run's settings are not known.")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        notes.append(f"{CONFIG} cannot be read: {_line(error)}")
+    except ValueError as error:
+        notes.append(f"{_line(error)}.")
     return None
 
 
@@ -178,8 +175,8 @@ def _read_curves(folder: Path, notes: list[str]) -> list[Curve]:
         return []
     try:
         names, rows = read_rows(path)
-    except (OSError, UnicodeDecodeError) as error:
-        notes.append(f"There are no learning curves: {path.name} cannot be read: {_line(error)}.")
+    except ValueError as error:
+        notes.append(f"There are no learning curves: {_line(error)}.")
         return []
     if not path.read_bytes().endswith(b"\n"):
         notes.append(f"The last line of {path.name} is cut short, and left out.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msh.deploy.files import READING, read_network
+from msh.deploy.files import READING, read_network, shapes_in
 from msh.deploy.plans import Plan
 from msh.subnetworks import FREE
 from msh.subnetworks.persistence import read_description
@@ -183,11 +182,12 @@ class Ownership:
         """A layer's owner map as a matrix of bounded size.
 
         Args:
-            layer: tensor name; of more than two dimensions, those after the first become one.
+            layer: tensor name; of more than two dimensions, those after the first become one; of one, it is a column.
             cells: most weights that are shown. Of a larger layer, rows and columns are left out, evenly spaced: each
                 cell is still the owner of one weight, and shares are those of the layer but for chance.
         """
-        ids = self.layers[layer].flatten(1)
+        ids = self.layers[layer]
+        ids = ids.flatten(1) if ids.dim() > 1 else ids.unsqueeze(1)
         rows, columns = ids.shape
         shorter = min(rows, columns, isqrt(cells))
         longer = min(max(rows, columns), cells // max(1, shorter))
@@ -216,7 +216,7 @@ def read_ownership(path: Path) -> Ownership:
     """
     state, metadata = read_network(path)
     try:
-        return _of_state(state, list(json.loads(metadata.get("shapes", "{}"))))
+        return _of_state(state, list(shapes_in(metadata)))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

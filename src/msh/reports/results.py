@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from msh.checked import first_problem
 from msh.deploy.atomic import write_text
 
 SCHEMA_VERSION = 1
@@ -47,7 +51,7 @@ class TaskResult:
     """
 
     metric: str
-    direction: str
+    direction: Literal["max", "min"]
     stage: int
     test: float | None = None
     test_when_learned: float | None = None
@@ -64,7 +68,34 @@ class TaskResult:
     train_seconds: float = 0.0
 
 
-def _no_finetune() -> dict[str, Any]:
+Matrix = list[list[float | None]]
+
+
+class Finetune(TypedDict):
+    """What one dense network that learned task after task reached; see `Results`."""
+
+    matrix: Matrix
+    forgetting: float | None
+    bwt: float | None
+
+
+class EnsembleResult(TypedDict):
+    """What tasks that vote reached together; see `Results`."""
+
+    metric: str
+    direction: Literal["max", "min"]
+    tasks: list[str]
+    test: float
+
+
+class Guarantee(TypedDict):
+    """Comparisons, and how many failed."""
+
+    checked: int
+    violations: int
+
+
+def _no_finetune() -> Finetune:
     return {"matrix": [], "forgetting": None, "bwt": None}
 
 
@@ -91,13 +122,13 @@ class Results:
     run_id: str
     status: str = "running"
     wall_seconds: float = 0.0
-    matrix: list[list[float | None]] = field(default_factory=list)
+    matrix: Matrix = field(default_factory=list)
     forgetting: float | None = None
     bwt: float | None = None
     capacity: dict[str, int] = field(default_factory=dict)
-    guarantee: dict[str, int] = field(default_factory=lambda: {"checked": 0, "violations": 0})
-    finetune: dict[str, Any] = field(default_factory=_no_finetune)
-    ensemble: dict[str, dict[str, Any]] = field(default_factory=dict)
+    guarantee: Guarantee = field(default_factory=lambda: Guarantee(checked=0, violations=0))
+    finetune: Finetune = field(default_factory=_no_finetune)
+    ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -175,10 +206,22 @@ class Results:
                     "which this release reads"
                 )
             content = {"finetune": _no_finetune(), "ensemble": {}} | content
-            known = {name: content[name] for name in cls.__dataclass_fields__}
-            known["tasks"] = {name: TaskResult(**row) for name, row in content["tasks"].items()}
+            results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
+            results._check()
         except LaterVersionError:
             raise
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+        except ValidationError as error:
+            raise ValueError(f"{path} cannot be read: {first_problem(error)}") from error
+        except (KeyError, TypeError, RecursionError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        return cls(**known)
+        return results
+
+    def _check(self) -> None:
+        """Raise a ValueError unless what is said of tasks is said of those that are there."""
+        named = [task for stage in self.curriculum for task in stage]
+        named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
+        if unknown := [task for task in named if task not in self.tasks]:
+            raise ValueError(f"task {unknown[0]!r} is named, and has no result")
+        for matrix in (self.matrix, self.finetune["matrix"]):
+            if any(len(row) != len(self.tasks) for row in matrix):
+                raise ValueError(f"a matrix has rows that are not of {len(self.tasks)} tasks")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from msh.deploy.atomic import write_text
+from msh.deploy.yaml_files import read_overrides
 from msh.names import is_under
 from msh.reports.objectives import mean_density, mean_score
 from msh.reports.results import ENDED, UNFINISHED, Results
@@ -83,8 +83,7 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def _settings(job: Path, leave_out: Sequence[str]) -> dict[str, str]:
-    overrides = [str(override) for override in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
-    pairs = [override.lstrip("+~").partition("=") for override in overrides]
+    pairs = [override.lstrip("+~").partition("=") for override in read_overrides(job / ".hydra" / "overrides.yaml")]
     return {key: value for key, _, value in pairs if not is_under(key, leave_out)}
 
 

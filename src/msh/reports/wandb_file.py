@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,9 @@ class Logged:
         return step < self.before or at_last or (step, key) in self.points
 
 
+NUMBER = re.compile("[0-9]{1,15}")
+
+
 def read_offline(folder: Path) -> Logged | None:
     """What the offline sessions in a run folder's `wandb/` hold; None if there is none.
 
@@ -75,7 +79,7 @@ def _add(logged: Logged, path: Path) -> bool:
         values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
         keys = {item.nested_key[0] if item.nested_key else item.key for item in record.history.item}
         logged.last = max(logged.last, record.history.step.num) if values else logged.last
-        if STEP in values:
+        if NUMBER.fullmatch(values.get(STEP, "")):
             logged.points |= {(int(values[STEP]), key) for key in keys}
     return is_run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import prod
 from typing import Any
 
 import torch
@@ -18,11 +19,20 @@ from msh.names import suggestion
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.forms import frozen_weight
 from msh.subnetworks.initial import give_back
-from msh.subnetworks.persistence import EXTRA_STATE, check_unread, description, digest, read_description, readers_of
+from msh.subnetworks.persistence import (
+    EXTRA_STATE,
+    Row,
+    check_unread,
+    description,
+    digest,
+    read_description,
+    readers_of,
+)
 from msh.subnetworks.subnetwork import check_task_name
 from msh.subnetworks.tensors import bag_key, belongs, pack_bits, unpack_bits, wide_enough
 
 State = dict[str, Any]
+OWNER_TYPES = (torch.uint8, torch.int16, torch.int32)
 KINDS = ("private", "stem", "head")
 """What a task has for itself, in the order of `Subnetwork.private_tensors`."""
 
@@ -50,6 +60,47 @@ class Part:
     reading: dict[str, Tensor]
     digest: str
     notes: dict[str, str] = field(default_factory=dict)
+
+
+def check_state(state: State, shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str]) -> None:
+    """Raise unless a state has all that the functions here look for.
+
+    Args:
+        state: of a network.
+        shapes: prunable tensor's name to its shape.
+        tied: a further name of a prunable tensor to its name among these.
+    Raises:
+        ValueError: naming a tensor that is missing, or of another shape or type.
+    """
+    rows = read_description(state)["tasks"]
+    most = max((row["owner"] for row in rows), default=FREE)
+    for name, given in shapes.items():
+        shape, key = tuple(given), bag_key(name)
+        weight = _has(state, f"backbone.{name}", shape)
+        owners = _has(state, f"owners.{key}", shape)
+        norm = _has(state, f"initial_norms.{key}", ())
+        if not weight.is_floating_point() or owners.dtype not in OWNER_TYPES or not shape:
+            raise ValueError(f"layer {name!r} has weights of {weight.dtype}, owners of {owners.dtype}, shape {shape}")
+        if not bool(norm.isfinite()):
+            raise ValueError(f"layer {name!r} has the initial norm {float(norm)}")
+        if owners.numel() and not FREE <= int(owners.min()) <= int(owners.max()) <= most:
+            raise ValueError(f"layer {name!r} has owners that are no task's")
+    for row in rows:
+        if _reading(state, list(shapes), row["task"]):
+            for name, given in shapes.items():
+                packed = f"subnetworks.{row['task']}.reading.{bag_key(name)}"
+                if _has(state, packed, (-(-prod(given) // 8),)).dtype != torch.uint8:
+                    raise ValueError(f"{packed!r} is not of bytes")
+    if unknown := [name for name in tied.values() if name not in shapes]:
+        raise ValueError(f"{unknown[0]!r} is said to be tied, and is not there")
+
+
+def _has(state: State, key: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = state.get(key)
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+        found = None if tensor is None else tuple(tensor.shape)
+        raise ValueError(f"{key!r} has shape {found}, and not {shape}")
+    return tensor
 
 
 def split(state: State, names: Sequence[str], task: str) -> Part:
@@ -155,14 +206,12 @@ def merge(
     return merged | {EXTRA_STATE: description(rows, rows[-1]["task"] if rows else None)}
 
 
-def _row_of(
-    part: Part, state: State, names: Sequence[str], held: Mapping[str, str], owners: Mapping[str, int]
-) -> dict[str, Any]:
+def _row_of(part: Part, state: State, names: Sequence[str], held: Mapping[str, str], owners: Mapping[str, int]) -> Row:
     """What a state says of a task whose tensors are in it; raises unless the task is what it was."""
     if missing := [other for other in part.reads if other not in held]:
         raise ValueError(f"{held[part.task]}: task {part.task!r} reads task {missing[0]!r}, which is not there")
     reads = sorted(owners[other] for other in part.reads)
-    row = {"task": part.task, "owner": owners[part.task], "reads": reads, "phase": "frozen", "kept": {}}
+    row: Row = {"task": part.task, "owner": owners[part.task], "reads": reads, "phase": "frozen", "kept": {}}
     for name, packed in _reading(state, names, part.task).items():
         layer = _owners(state, name)
         if bool((unpack_bits(packed, layer.shape) & ~belongs(layer, torch.tensor(reads))).any()):
@@ -184,7 +233,7 @@ def lowest_ids(state: State, tasks: Iterable[str]) -> dict[str, int]:
     return {task: next(unused) for task in sorted(set(tasks))}
 
 
-def _row(rows: Mapping[str, dict[str, Any]], task: str) -> dict[str, Any]:
+def _row(rows: Mapping[str, Row], task: str) -> Row:
     if task not in rows:
         raise ValueError(f"there is no task {task!r}; the tasks are {', '.join(rows)}{suggestion(task, rows)}")
     return rows[task]
@@ -217,11 +266,11 @@ def _reading(state: State, names: Sequence[str], task: str) -> dict[str, Tensor]
     return {name: state[key] for name, key in keys.items() if key in state}
 
 
-def _digest(state: State, names: Sequence[str], row: Mapping[str, Any], private: Mapping[str, Tensor]) -> str:
+def _digest(state: State, names: Sequence[str], row: Row, private: Mapping[str, Tensor]) -> str:
     return digest(_weights(state, names, row), private, _reading(state, names, row["task"]))
 
 
-def _weights(state: State, names: Sequence[str], row: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _weights(state: State, names: Sequence[str], row: Row) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(tensor name, what a frozen task computes with (*shape), what it owns (*shape))."""
     reading, ids = _reading(state, names, row["task"]), torch.tensor(row["reads"])
     for name in names:

@@ -22,6 +22,7 @@ from msh.subnetworks.tensors import (
     as_buffers,
     belongs,
     evaluating,
+    ids_of_tensors,
     is_weight_tensor,
     name_tensors,
     pack_bits,
@@ -155,9 +156,9 @@ class MultiSubnetwork(nn.Module):
         if task in self.subnetworks:
             raise ValueError(f"there is already a task {task!r}")
         one_of("reuse", reuse, get_args(Reuse))
-        known = self._known_tensors()
+        known = ids_of_tensors([self.backbone, *(part for t in self.tasks for part in self.subnetwork(t).own_modules)])
         for part, module in (("stem", stem), ("head", head)):
-            if module is not None and any(id(t) in known for t in (*module.parameters(), *module.buffers())):
+            if module is not None and known & ids_of_tensors([module]):
                 raise ValueError(f"the {part} of task {task!r} is a part of another task or of the backbone: copy it")
         taken = {self.subnetwork(other).owner for other in self.tasks}
         owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
@@ -174,12 +175,6 @@ class MultiSubnetwork(nn.Module):
         self.subnetworks[task] = sub
         sub.to(next(self.weights())[1].device)
         return sub
-
-    def _known_tensors(self) -> set[int]:
-        """Ids of the tensors that a task's stem and head must not have: the backbone's, and other stems' and heads'."""
-        subs = [self.subnetwork(task) for task in self.tasks]
-        modules = [self.backbone, *(part for sub in subs for part in (sub.stem, sub.head))]
-        return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
 
     def begin(self, task: str, allocation: Allocation | None = None) -> None:
         """Give a new task its candidates: every free weight, at the scale the backbone came with; or an allocation.
@@ -238,8 +233,7 @@ class MultiSubnetwork(nn.Module):
         """
         sub = self._in_phase(task, "masked")
         for name in self.names.prunable:
-            taken = sub.masks[name] & (self.owners[name] != FREE)
-            if count := int(taken.sum()):
+            if count := int((sub.masks[name] & (self.owners[name] != FREE)).sum()):
                 raise CapacityError(
                     f"task {task!r} holds {count} weights of layer {name!r} that another task has taken"
                 )

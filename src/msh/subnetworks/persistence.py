@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from msh.checked import parsed
+from msh.subnetworks.subnetwork import check_task_name
 from msh.subnetworks.tensors import bag_key, raw_bytes, trainable
 
 if TYPE_CHECKING:
@@ -48,17 +52,49 @@ def description(rows: Iterable[Mapping[str, Any]], active: str | None) -> str:
     return json.dumps({"version": STATE_VERSION, "tasks": list(rows), "active": active})
 
 
-def read_description(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+class Version(TypedDict):
+    """Of a description."""
+
+    version: int
+
+
+class Row(TypedDict):
+    """A task in a description."""
+
+    task: str
+    owner: Annotated[int, Field(ge=1, lt=2**31)]
+    reads: list[int]
+    phase: Literal["new", "masked", "compact", "frozen"]
+    kept: NotRequired[dict[str, int]]
+
+
+class Description(TypedDict):
+    """What `describe` writes."""
+
+    version: int
+    tasks: list[Row]
+    active: str | None
+
+
+def read_description(state: Mapping[str, Any], prefix: str = "") -> Description:
     """What `describe` wrote into a state.
 
     Raises:
-        ValueError: the state is not of a network, or is of a later release.
+        ValueError: the state is not of a network, is damaged, or is of a later release.
     """
     if f"{prefix}{EXTRA_STATE}" not in state:
         raise ValueError(f"the state is not of a MultiSubnetwork: it has no {EXTRA_STATE}")
-    described: dict[str, Any] = json.loads(state[f"{prefix}{EXTRA_STATE}"])
-    if described["version"] > STATE_VERSION:
-        raise ValueError(f"the state has version {described['version']}; this release reads up to {STATE_VERSION}")
+    version = parsed(state, f"{prefix}{EXTRA_STATE}", Version)["version"]
+    if version > STATE_VERSION:
+        raise ValueError(f"the state has version {version}; this release reads up to {STATE_VERSION}")
+    described: Description = parsed(state, f"{prefix}{EXTRA_STATE}", Description)
+    tasks = [row["task"] for row in described["tasks"]]
+    if len(set(tasks)) < len(tasks) or len({row["owner"] for row in described["tasks"]}) < len(tasks):
+        raise ValueError(f"{EXTRA_STATE} is damaged: a task, or an owner id, is there twice")
+    if described["active"] not in (None, *tasks):
+        raise ValueError(f"{EXTRA_STATE} is damaged: there is no task {described['active']!r}, which it calls active")
+    for task in tasks:
+        check_task_name(task)
     return described
 
 

@@ -123,6 +123,11 @@ class Subnetwork(nn.Module):
         for derived in (self.whole, self.patterns, self.written):
             derived.clear()
 
+    @property
+    def own_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Stem and head."""
+        return self.stem, self.head
+
     def make_untrainable(self) -> None:
         """Turn what is left of parameters into buffers."""
         for module in (self.stem, self.head, self.private, self.values):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -304,3 +304,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for child in training:
             child.training = True
+
+
+def ids_of_tensors(modules: Iterable[nn.Module]) -> set[int]:
+    """`id` of all parameters and buffers of modules: those that have one in common have the tensor in common."""
+    return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from msh.checked import check_promised
 from msh.names import one_of
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.columns import TEST_FRACTION, check_test_fraction
 from msh.tasks.task import Split
 
 MODES = ("L", "RGB")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of image files, whatever they are called; Pillow would start other programs for some of the rest."""
 
 
 def image_folder(
@@ -111,7 +114,8 @@ def _image(file: Path, size: tuple[int, int] | None, mode: str | None) -> tuple[
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
+            check_promised(opened.width * opened.height, file.stat().st_size, "pixels")
             opened.load()
             image = opened if mode is None or opened.mode == mode else opened.convert(mode)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

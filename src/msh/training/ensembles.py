@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from msh.names import suggestion
+from msh.reports.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.fitting import measure
@@ -110,7 +111,7 @@ class EnsembleModule(TaskModule):
 
 def measure_ensembles(
     ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: DictConfig, folder: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, EnsembleResult]:
     """Measure ensembles on the test split.
 
     Args:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from msh.deploy.atomic import write_text
 from msh.deploy.files import fill_network, read_network, tasks_in
+from msh.deploy.plans import input_shape_in
+from msh.deploy.yaml_files import read_config
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
@@ -18,37 +21,63 @@ from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
 from msh.training.prepare import set_input_shape
+from msh.training.targets import check_targets
 from msh.training.variants import expand_variants
 
 FILE_NAME = "evaluation.json"
 
 
-def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dict[str, Task], MultiSubnetwork]:
+def read_settings(folder: Path, unsafe: bool = False) -> DictConfig:
+    """The config of a run that is to be measured again.
+
+    Args:
+        folder: the run folder.
+        unsafe: let it name code that is neither msh's, torch's nor Lightning's.
+    Raises:
+        FileNotFoundError: it is not a run folder.
+        ValueError: a file in it is damaged, or names such code.
+    """
+    Results.load(folder)
+    path = folder / ".hydra" / "config.yaml"
+    try:
+        config = read_config(path)
+        for key in ("tasks", "backbone", "trainer", "paths"):
+            if not isinstance(config.get(key), DictConfig):
+                raise ValueError(f"{path} is not the config of a run: it has no {key}")
+        for name, task in config.tasks.items():
+            if not isinstance(task, DictConfig):
+                raise ValueError(f"{path} is not the config of a run: tasks.{name} is {task!r}")
+        config = expand_variants(config)
+        if not unsafe:
+            check_targets(config, str(path))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    return config
+
+
+def load_run(
+    folder: Path, data_dir: str | None = None, unsafe: bool = False
+) -> tuple[DictConfig, dict[str, Task], MultiSubnetwork]:
     """Rebuild a run's network from its folder.
 
     Args:
         folder: the run folder.
         data_dir: where the data is now; where the run had it when None.
+        unsafe: as in `read_settings`.
     Returns:
         (the run's config, its tasks, its network).
     Raises:
         FileNotFoundError: it is not a run folder, or no stage has ended yet, or data is missing.
         ValueError: a file in it is damaged.
     """
-    Results.load(folder)
-    saved = folder / ".hydra" / "config.yaml"
-    if not saved.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no .hydra/config.yaml")
-    config = OmegaConf.load(saved)
-    assert isinstance(config, DictConfig)
+    config = read_settings(folder, unsafe)
     if data_dir is not None:
         config.paths.data_dir = data_dir
-    config = expand_variants(config)
     path = folder / "network.safetensors"
     state, metadata = read_network(path)
     tasks = build_tasks(config, [config.task] if config.get("task") else None)
     if "input_shape" in metadata:
-        set_input_shape(config, json.loads(metadata["input_shape"]))
+        set_input_shape(config, list(input_shape_in(metadata, path)))
     network = MultiSubnetwork(build_backbone(config, tasks))
     for task in tasks_in(state):
         add_task(network, tasks[task], config)
@@ -56,16 +85,17 @@ def load_run(folder: Path, data_dir: str | None = None) -> tuple[DictConfig, dic
     return config, tasks, network
 
 
-def evaluate(folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
+def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) -> list[dict[str, Any]]:
     """Measure every task of a run on its test split, and write evaluation.json into the run folder.
 
     Args:
         folder: the run folder.
         data_dir: where the data is now; where the run had it when None.
+        unsafe: as in `read_settings`.
     Returns:
         A row per task, and one per ensemble: task, metric, score.
     """
-    config, tasks, network = load_run(folder, data_dir)
+    config, tasks, network = load_run(folder, data_dir, unsafe)
     if config.threads is not None:
         import torch
 

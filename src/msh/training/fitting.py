@@ -126,8 +126,20 @@ def _train_loaders(
 
 def _go_on(loaders: CombinedLoader, checkpoint: Path) -> None:
     """Leave out the batches that were done. Lightning forgets to, where the scheduler has asked for their number."""
-    loops: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
-    loaders._load_state_dicts(loops["fit_loop"]["state_dict"].get("combined_loader", []))
+    loaders._load_state_dicts(batches_done(checkpoint))
+
+
+def batches_done(checkpoint: Path) -> list[dict[str, Any]]:
+    """The places of a fit's loaders in a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint says nothing of loops.
+    """
+    saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        return list(saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", []))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint of a fit: {error}") from error
 
 
 def _measuring_loaders(

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from msh.deploy.files import read_network, tasks_in
-from msh.deploy.plans import Plan, read_plan
+from msh.deploy.plans import Plan, input_shape_in, read_plan
 from msh.names import one_of, suggestion
 from msh.subnetworks.persistence import read_description
 from msh.training.plan import Pruning
@@ -131,4 +131,4 @@ def _read_network(path: Path, names: Sequence[str]) -> Origin:
             raise ValueError(f"network = {path} has task {task!r}, which is not in tasks: add it there, for its data")
     if "start" not in metadata:
         raise ValueError(f"network = {path} does not say which weights it started from: only files of runs do")
-    return Origin("network", path, metadata["start"], tuple(json.loads(metadata["input_shape"])), None, state, metadata)
+    return Origin("network", path, metadata["start"], input_shape_in(metadata, path), None, state, metadata)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from msh.deploy.yaml_files import read_config
 from msh.names import is_under
 from msh.reports.results import FILE_NAME, Results
 
@@ -54,7 +55,7 @@ def on_disk(folder: Path, config: Any, leave_out: Sequence[str], baselines: Sequ
     if not (folder / FILE_NAME).exists():
         return OnDisk("new")
     try:
-        results, saved = Results.load(folder), OmegaConf.load(folder / ".hydra" / "config.yaml")
+        results, saved = Results.load(folder), read_config(folder / ".hydra" / "config.yaml")
     except (ValueError, FileNotFoundError) as error:
         return OnDisk("other", str(error))
     changed = differences(saved, config, leave_out)

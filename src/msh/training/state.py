@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+from msh.checked import parsed
 from msh.deploy.files import read_network, save_network
 from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
 from msh.subnetworks import MultiSubnetwork
@@ -40,7 +41,7 @@ class RunState:
                 if not is_whole(path):
                     raise ValueError(f"{path} is damaged: its checksum is not the one in its name")
                 state, notes = read_network(path)
-                return self._number(path) + 1, state, json.loads(notes["counted"])
+                return self._number(path) + 1, state, parsed(notes, "counted", dict[str, int])
             except (ValueError, KeyError) as error:
                 log.warning("%s; falling back to the one before", error)
                 if self.writes:

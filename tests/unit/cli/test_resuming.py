@@ -176,3 +176,36 @@ def test_another_experiment_is_named(tmp_path):
     folder = make_run(tmp_path / "run")
     with pytest.raises(ValueError, match="is a run of experiment 'sequential', not 'other'"):
         check(folder, name="other")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "backbone._target_=os.system",
+        "+backbone={_target_: os.system}",
+        "callbacks.a={_target_: msh.training.callbacks.RestoreBest, x: {_target_: os.system}}",
+        "callbacks.a._target_=${name}",
+        "backbone=${oc.decode:x}",
+        "backbone=${ oc.create:x}",
+        "hydra.searchpath=[file:///elsewhere]",
+        "hydra/launcher=joblib",
+    ],
+)
+def test_what_a_run_folder_would_have_called_is_refused_unless_it_is_given_again(override, tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", overrides=["seed=3", override])
+    with pytest.raises(ValueError, match=r"overrides\.yaml: .* is not allowed: it could have any code called"):
+        rewritten(monkeypatch, f"resume={folder}")
+    assert override in rewritten(monkeypatch, f"resume={folder}", override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "++callbacks.a._target_=msh.training.callbacks.EarlyStoppingPerTask",
+        "+callbacks.a={_target_: 'pytorch_lightning.callbacks.LearningRateMonitor'}",
+        "optimizer._target_=torch.optim.SGD",
+    ],
+)
+def test_what_msh_torch_and_lightning_define_is_called_again(override, tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", overrides=["seed=3", override])
+    assert override in rewritten(monkeypatch, f"resume={folder}")

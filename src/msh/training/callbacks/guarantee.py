@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,35 @@ log = logging.getLogger(__name__)
 
 class GuaranteeError(RuntimeError):
     """A frozen task's outputs or weights have changed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a task was when it was frozen.
+
+    Attributes:
+        outputs: (examples, outputs), on the CPU.
+        digest: of all its weights and private tensors.
+        computed_on: what computed the outputs.
+    """
+
+    outputs: Tensor
+    digest: str
+    computed_on: str
+
+
+def read_record(path: Path) -> Record:
+    """A task's record.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    tensors, metadata = open_safetensors(path)
+    try:
+        return Record(tensors["outputs"], metadata["digest"], metadata["computed_on"])
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it has no {error}") from error
 
 
 class Guarantee(pl.Callback):
@@ -68,17 +98,17 @@ class Guarantee(pl.Callback):
             GuaranteeError: one has changed, and violations are errors.
         """
         for task in tasks:
-            tensors, metadata = open_safetensors(self.folder / f"{task}.safetensors")
+            record = read_record(self.folder / f"{task}.safetensors")
             problems = []
-            if module.network.digest(task) != metadata["digest"]:
+            if module.network.digest(task) != record.digest:
                 problems.append("its weights")
-            if metadata["computed_on"] != _computed_on(module.device):
+            if record.computed_on != _computed_on(module.device):
                 log.warning(
                     "task %s was recorded on %s and this is %s, where the same weights may round otherwise: "
                     "its weights are compared, its outputs are not",
-                    *(task, metadata["computed_on"], _computed_on(module.device)),
+                    *(task, record.computed_on, _computed_on(module.device)),
                 )
-            elif not same_bits(self._outputs(module, task), tensors["outputs"]):
+            elif not same_bits(self._outputs(module, task), record.outputs):
                 problems.append("its outputs")
             self.checked += 1
             if problems:

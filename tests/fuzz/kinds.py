@@ -1,0 +1,337 @@
+"""The kinds of file that the program reads: a small valid one each, and how it is read."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fakes import write_run
+from fuzz.bytewise import Mutator, hostile_csv, hostile_json, hostile_yaml
+from fuzz.formats import (
+    hostile_checkpoint,
+    hostile_header,
+    hostile_image,
+    hostile_metadata,
+    hostile_tensor_file,
+    hostile_tensors,
+)
+from fuzz.harness import Kind
+from helpers import learn, make_head, make_network
+from msh.deploy.files import load_network, read_subnetwork, save_network, save_subnetwork, write_safetensors
+from msh.deploy.merging import merge_files, release_task, split_task
+from msh.deploy.plans import Plan, notes_of, plan_of, read_plan, save_plan, start_of
+from msh.deploy.sealed import seal
+from msh.deploy.yaml_files import read_config as read_saved
+from msh.reports.facts import read_run
+from msh.reports.inspection import print_folder_or_file
+from msh.reports.loggers import RunCSVLogger, write_rows
+from msh.reports.ownership import planned_ownership, read_ownership
+from msh.reports.results import Results
+from msh.reports.sweeps import print_sweep, read_sweep, write_csv
+from msh.reports.wandb_file import read_offline
+from msh.subnetworks import Allocation
+from msh.tasks.images import image_folder
+from msh.tasks.tables import csv_table
+from msh.tasks.text import csv_text
+from msh.training.callbacks.checkpoint import newest_readable
+from msh.training.callbacks.guarantee import read_record
+from msh.training.evaluation import read_settings
+from msh.training.fitting import batches_done
+from msh.training.settings import INCIDENTAL, identity
+from msh.training.state import RunState
+
+TASKS = ("old", "new")
+TENSOR_FILE = (hostile_header, hostile_metadata, hostile_tensors, hostile_tensor_file)
+
+
+class AnyDigest(str):
+    """Is equal to every other, so that what a plan's digest protects is hostile too."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path within a folder to content, of all files below it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def inspect(path: Path) -> None:
+    """`msh inspect`."""
+    print_folder_or_file(path, True, Console(file=io.StringIO(), width=100))
+
+
+# ---- safetensors
+
+
+def use_network(folder: Path) -> None:
+    """inspect, evaluate, split and release."""
+    path = folder / "net.safetensors"
+    ownership = read_ownership(path)
+    assert ownership.overlap is not None
+    assert ownership.used is not None
+    for layer in ownership.layers:
+        ownership.picture(layer)
+    inspect(path)
+    network = make_network("batch", 9)
+    for task in TASKS:
+        network.add_task(task, head=make_head(9))
+    for task in ownership.tasks:
+        split_task(path, task, folder / "part.safetensors")
+    release_task(path, ownership.tasks[-1] if ownership.tasks else "old", folder / "without.safetensors")
+    load_network(path, network)
+    for task in TASKS:
+        with torch.no_grad():
+            network(torch.zeros(2, 4), task)
+
+
+def take_up(folder: Path) -> None:
+    """`msh merge` of a subnetwork into a network."""
+    path = folder / "part.safetensors"
+    read_subnetwork(path)
+    inspect(path)
+    merge_files(folder / "base.safetensors", [path], folder / "merged.safetensors")
+
+
+def merge_plan(folder: Path) -> None:
+    """`msh merge` of a subnetwork into a plan, and a run on the plan."""
+    base = folder / "plan.safetensors"
+    plan = read_plan(base)
+    inspect(base)
+    assert planned_ownership(plan).overlap is not None
+    for task in plan.tasks:
+        plan.allocation(task)
+    merge_files(base, [folder / "part.safetensors"], folder / "merged.safetensors", allow_missing=True)
+
+
+def merge_forged_plan(folder: Path) -> None:
+    """The same, where a plan's digest is that of what it holds."""
+    own = Plan.digest
+    Plan.digest = property(lambda plan: AnyDigest("0"))  # type: ignore[assignment,method-assign]
+    try:
+        merge_plan(folder)
+    finally:
+        Plan.digest = own  # type: ignore[method-assign]
+
+
+def network_kinds(folder: Path) -> list[Kind]:
+    found = []
+    for form, reuse, free in (("packed", "none", False), ("whole", "all", True), ("reading", "learned", False)):
+        network = make_network("batch")
+        learn(network, "old")
+        learn(network, "new", form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=1)
+        path = folder / form / "net.safetensors"
+        save_network(path, network, notes_of("0", (4,)), free_weights=free)
+        found.append(Kind(f"network, {form}", contents(path.parent), path.name, TENSOR_FILE, use_network))
+    place = folder / "part"
+    save_subnetwork(place / "part.safetensors", network, "new", notes=notes_of("0", (4,)))
+    apart = make_network("batch")
+    learn(apart, "old")
+    save_network(place / "base.safetensors", apart, notes_of("0", (4,)))
+    found.append(Kind("subnetwork", contents(place), "part.safetensors", TENSOR_FILE, take_up))
+    return found
+
+
+def plan_kinds(folder: Path) -> list[Kind]:
+    network = make_network("batch")
+    start = start_of(network)
+    for i, task in enumerate(TASKS):
+        network.add_task(task, head=make_head())
+        masks = {name: torch.arange(w.numel()).view(w.shape) % 3 == i for name, w in network.weights()}
+        network.begin(task, Allocation(masks, dict.fromkeys(masks, 1.0)))
+        network.compact(task)
+    plan = plan_of(network, {"seed": 0}, (4,), start)
+    save_plan(folder / "plan.safetensors", plan)
+    network.freeze("old")
+    save_subnetwork(folder / "part.safetensors", network, "old", notes=plan.notes)
+    files = contents(folder)
+    return [
+        Kind("plan", files, "plan.safetensors", TENSOR_FILE, merge_plan),
+        Kind("plan, forged digest", files, "plan.safetensors", TENSOR_FILE[1:3], merge_forged_plan),
+        Kind("subnetwork, planned", files, "part.safetensors", TENSOR_FILE, merge_plan),
+    ]
+
+
+# ---- what a run goes on from
+
+
+def go_on_within(folder: Path) -> None:
+    """A fit that goes on, from a file whose checksum is right."""
+    seal(folder / "epoch-00001.ckpt")
+    newest = newest_readable(folder)
+    if newest is None:
+        raise ValueError("epoch-00001.ckpt is passed over")
+    batches_done(newest)
+
+
+def go_on_between(folder: Path) -> None:
+    """A run that goes on between two fits, from a file whose checksum is right."""
+    seal(folder / "after-0000.safetensors")
+    if not RunState(folder, writes=True).newest()[0]:
+        raise ValueError("after-0000.safetensors is passed over")
+
+
+def going_on_kinds(folder: Path) -> list[Kind]:
+    network = make_network("batch")
+    learn(network, "old")
+    loops = {"fit_loop": {"state_dict": {"combined_loader": []}, "epoch_progress": {"current": {"ready": 1}}}}
+    saved = {"state_dict": network.state_dict(), "loops": loops, "optimizer_states": [{}], "lr_schedulers": []}
+    (folder / "fit").mkdir(parents=True)
+    torch.save(saved | {"callbacks": {}, "epoch": 1, "global_step": 2}, folder / "fit" / "epoch-00001.ckpt")
+    save_network(folder / "between" / "after-0000.safetensors", network, {"counted": '{"checked": 1}'})
+    record = {"outputs": torch.zeros(2, 3)}
+    write_safetensors(folder / "record" / "old.safetensors", record, {"digest": "0", "computed_on": "cpu"})
+    return [
+        Kind("checkpoint", contents(folder / "fit"), "epoch-00001.ckpt", (hostile_checkpoint,), go_on_within),
+        Kind("network to go on", contents(folder / "between"), "after-0000.safetensors", TENSOR_FILE, go_on_between),
+        Kind(
+            "guarantee record",
+            contents(folder / "record"),
+            "old.safetensors",
+            TENSOR_FILE,
+            lambda place: read_record(place / "old.safetensors"),
+        ),
+    ]
+
+
+# ---- run folders
+
+
+def report_on(folder: Path) -> None:
+    """`msh inspect RUN_DIR` and what a report is made of."""
+    run = folder / "run"
+    facts = read_run(run)
+    for split in ("train", "val", "test", ""):
+        facts.curves_of(split)
+    assert facts.config_text is not None
+    assert facts.metrics is not None
+    for task in facts.results.tasks:
+        facts.results.forgetting_of(task)
+    inspect(run)
+
+
+def go_on_logging(folder: Path) -> None:
+    """The CSV logger of a run that goes on."""
+    logger = RunCSVLogger(str(folder / "run"))
+    logger.forget_after(4)
+    logger.log_metrics({"a/val/accuracy": 0.5, "more": 1.0}, 5)
+    logger.save()
+
+
+def read_config(folder: Path) -> None:
+    """`msh evaluate`, and comparing with what is on disk."""
+    path = folder / "run" / ".hydra" / "config.yaml"
+    identity(read_saved(path), INCIDENTAL)
+    read_settings(folder / "run")
+
+
+def show_sweep(folder: Path) -> None:
+    """`msh sweep`."""
+    rows = read_sweep(folder)
+    print_sweep(rows, Console(file=io.StringIO(), width=100))
+    write_csv(folder / "sweep.csv", rows)
+
+
+def run_kinds(folder: Path) -> list[Kind]:
+    run = folder / "run"
+    (run / ".hydra").mkdir(parents=True)
+    config = {"name": "fake", "seed": 3, "backbone": {"_target_": "msh.backbones.mlp.MLP", "sizes": [3, 4]}}
+    optimizer = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": "${rate}"}
+    config |= {"rate": 0.1, "optimizer": optimizer, "paths": {"data_dir": "data"}}
+    tasks = {"a": {"val": 0.5, "test": 0.5}, "b": {"val": 0.6, "test": 0.25, "weights_read": {"a": 3}}}
+    ensembles = {"all": {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": 0.5}}
+    write_run(run, tasks, config=config, overrides=["seed=3", "optimizer.lr=0.1"], ensemble=ensembles)
+    network = make_network()
+    for seed, task in enumerate("ab"):
+        learn(network, task, seed=seed)
+    save_network(run / "network.safetensors", network)
+    columns = ["a/train/loss", "a/val/accuracy", "a/sparsity", "b/val/accuracy", "epoch", "step"]
+    rows = [dict.fromkeys(columns, "0.5") | {"step": str(step)} for step in range(8)]
+    write_rows(run / "metrics.csv", columns, rows)
+    files = contents(folder)
+    job = {name.replace("run/", f"{number}/"): content for name, content in files.items() for number in (0, 1)}
+    job["1/unfinished.txt"] = b"ValueError: no\n"
+    yaml: Sequence[Mutator] = (hostile_yaml,)
+    return [
+        Kind("results.json", files, "run/results.json", (hostile_json,), lambda place: Results.load(place / "run")),
+        Kind("run: results.json", files, "run/results.json", (hostile_json,), report_on),
+        Kind("run: metrics.csv", files, "run/metrics.csv", (hostile_csv,), report_on),
+        Kind("run: config.yaml", files, "run/.hydra/config.yaml", yaml, report_on),
+        Kind("run: network", files, "run/network.safetensors", TENSOR_FILE, report_on),
+        Kind("metrics.csv to go on", files, "run/metrics.csv", (hostile_csv,), go_on_logging),
+        Kind("config.yaml", files, "run/.hydra/config.yaml", yaml, read_config),
+        Kind("sweep: overrides.yaml", job, "0/.hydra/overrides.yaml", yaml, show_sweep),
+        Kind("sweep: results.json", job, "0/results.json", (hostile_json,), show_sweep),
+    ]
+
+
+def wandb_kind() -> Kind:
+    from wandb.proto import wandb_internal_pb2
+
+    content = b":W&B\0\0\0"
+    for step in range(4):
+        record = wandb_internal_pb2.Record()
+        if step == 0:
+            record.run.run_id = "0a1b"
+        for key, value in (("trainer/global_step", str(step)), ("a/val/accuracy", "0.5")):
+            item = record.history.item.add()
+            item.key, item.value_json = key, value
+        packed = record.SerializeToString()
+        content += bytes(4) + len(packed).to_bytes(2, "little") + b"\x01" + packed
+    name = "wandb/offline-run-1/run-1.wandb"
+    return Kind("W&B's offline file", {name: content}, name, (), lambda place: read_offline(place / "wandb"))
+
+
+# ---- data
+
+
+def table_kinds() -> list[Kind]:
+    table = "size,age,price\n" + "".join(f"{i},{i * 0.5},{i % 3}\n" for i in range(12))
+    texts = "text,label\n" + "".join(f'"a film, number {i}",{"good" if i % 2 else "bad"}\n' for i in range(12))
+
+    def read_texts(folder: Path) -> None:
+        csv_text(str(folder / "texts.csv"), "text", "label")
+
+    def read_table(folder: Path) -> None:
+        path = str(folder / "table.csv")
+        csv_table(path, "price")
+        csv_table(path, "price", kind="regression")
+
+    return [
+        Kind("CSV table", {"table.csv": table.encode()}, "table.csv", (hostile_csv,), read_table),
+        Kind("CSV of texts", {"texts.csv": texts.encode()}, "texts.csv", (hostile_csv,), read_texts),
+    ]
+
+
+def image_kinds() -> list[Kind]:
+    kinds = []
+    for form, suffix in (("PNG", "png"), ("JPEG", "jpg")):
+        file = io.BytesIO()
+        Image.effect_noise((8, 6), 40).save(file, form)
+        files = {f"images/{label}/{i}.{suffix}": file.getvalue() for label in "ab" for i in range(3)}
+
+        def load(folder: Path) -> None:
+            image_folder(str(folder / "images"), size=8, mode="RGB")
+            image_folder(str(folder / "images"))
+
+        kinds.append(Kind(f"{form} image", files, f"images/a/0.{suffix}", (hostile_image,), load))
+    return kinds
+
+
+def make_kinds(folder: Path) -> dict[str, Kind]:
+    """All kinds, by name.
+
+    Args:
+        folder: an empty or missing one, where valid files are made.
+    """
+    kinds = [*network_kinds(folder / "networks"), *plan_kinds(folder / "plans"), *going_on_kinds(folder / "going_on")]
+    kinds += [*run_kinds(folder / "runs"), *table_kinds(), *image_kinds(), wandb_kind()]
+    return {kind.name: kind for kind in kinds}
