@@ -1,17 +1,17 @@
 """Wall seconds of tasks trained as jobs of their own, against one process that trains them one after another.
 
     python -m benchmarks.apart
-    python -m benchmarks.apart --launcher hydra/launcher=ray -- tasks=mnist_fashion paths.data_dir=DIR
+    python -m benchmarks.apart --launcher hydra/launcher=joblib hydra.launcher.n_jobs=4 --launcher hydra/launcher=ray
+    python -m benchmarks.apart --document -- tasks=mnist_fashion paths.data_dir=DIR
 
-Makes a plan, trains all its tasks in one process, then each as a job of a multirun, merges the jobs' files, and sees
-that the merged network is, byte for byte, the file of the one process. Prints a line of JSON. What follows `--` are
-overrides of all runs.
+Makes a plan, trains all its tasks in one process, then, with each launcher, each task as a job of a multirun, merges
+the jobs' files, and sees that the merged network is, byte for byte, the file of the one process. Prints a table, with
+--document writes it into docs/scale.md too. What follows `--` are overrides of all runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,40 +19,63 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.document import machine, replace_between, table
+from benchmarks.timing import ROOT
 from msh.deploy.plans import read_plan
 
 MSH = [sys.executable, "-m", "msh.cli.main"]
 COMMON = ["+experiment=sequential", "pruning=at_init", "logger=none", "callbacks=none", "threads=1"]
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
-    parser.add_argument("--launcher", nargs="+", default=jobs, help=f"overrides that choose it (default: {jobs})")
+    parser.add_argument("--launcher", nargs="+", action="append", help="overrides that choose one (default: joblib)")
+    parser.add_argument("--document", action="store_true", help="write the table into docs/scale.md")
     parser.add_argument("overrides", nargs="*", help="of all runs")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), given.launcher, [*COMMON, *given.overrides])))
+        rows = measure(Path(folder), given.launcher or [JOBLIB], [*COMMON, *given.overrides])
+    text = table(rows, list(rows[0]))
+    if given.document:
+        overrides = f" `{' '.join(given.overrides)}`" if given.overrides else ""
+        heading = f"{machine('cpu')}{overrides and ' Of all runs:' + overrides}"
+        replace_between(ROOT / "docs" / "scale.md", "<!-- table: scale apart -->", f"{heading}\n\n{text}")
+    print(text)
 
 
-def measure(folder: Path, launcher: list[str], common: list[str]) -> dict[str, object]:
-    """Wall seconds of each step, and whether both ways end in the same bytes.
+def measure(folder: Path, launchers: list[list[str]], common: list[str]) -> list[dict[str, object]]:
+    """A row for each launcher: wall seconds of each step, and whether both ways end in the same bytes.
 
     Args:
         folder: that everything is written into.
-        launcher: overrides of the multirun.
+        launchers: overrides of the multirun that choose one.
         common: overrides of all runs.
     """
-    seconds = {"plan": _timed(folder, *MSH, "plan", *common, "-o", "plan")}
+    plan = _timed(folder, *MSH, "plan", *common, "-o", "plan")
     tasks = read_plan(folder / "plan").tasks
-    parts = [f"task={','.join(tasks)}", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${task}", *launcher]
-    files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in tasks]
-    seconds["one process"] = _timed(folder, *MSH, "train", *common, "plan=plan", "hydra.run.dir=together")
-    seconds["jobs"] = _timed(folder, *MSH, "train", "-m", *common, "plan=plan", *parts)
-    seconds["merge"] = _timed(folder, *MSH, "merge", "plan", *files, "-o", "merged")
-    same = (folder / "merged").read_bytes() == (folder / "together" / "network.safetensors").read_bytes()
-    sizes = {name: (folder / name).stat().st_size for name in ("plan", "merged", *files)}
-    return {"tasks": tasks, "launcher": launcher, "seconds": seconds, "bytes": sizes, "same bytes": same}
+    together = _timed(folder, *MSH, "train", *common, "plan=plan", "hydra.run.dir=together")
+    rows: list[dict[str, object]] = []
+    for place, launcher in enumerate(launchers):
+        sweep = f"jobs-{place}"
+        chosen = [f"task={','.join(tasks)}", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=${task}", *launcher]
+        jobs = _timed(folder, *MSH, "train", "-m", *common, "plan=plan", *chosen)
+        files = [f"{sweep}/{task}/subnetworks/{task}.safetensors" for task in tasks]
+        merge = _timed(folder, *MSH, "merge", "plan", *files, "-o", f"merged-{place}")
+        same = (folder / f"merged-{place}").read_bytes() == (folder / "together" / "network.safetensors").read_bytes()
+        rows.append(
+            {
+                "launcher": " ".join(launcher),
+                "tasks": len(tasks),
+                "plan, s": plan,
+                "jobs, s": jobs,
+                "merge, s": merge,
+                "one process for all, s": together,
+                "plan, jobs and merge / one process": (plan + jobs + merge) / together,
+                "same bytes": same,
+            }
+        )
+    return rows
 
 
 def _timed(folder: Path, *command: str) -> float:
