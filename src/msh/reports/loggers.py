@@ -70,10 +70,16 @@ class RunCSVLogger(CSVLogger):
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:
-        """Drop the rows of steps past this one: the resumed run logs them again."""
+        """Drop the rows that the resumed run logs again: those of later steps, and of the next batch.
+
+        Args:
+            step: number of batches done. What is measured after them is logged at this step; so is the batch that comes
+                next, as batches count from 0.
+        """
         path = Path(self._root_dir) / "metrics.csv"
         names, rows = read_rows(path)
-        kept = [row for row in rows if int(row["step"]) <= step]
+        of_batches = [name for name in names if "/train/" in name]
+        kept = [row for row in rows if int(row["step"]) + any(row[name] for name in of_batches) <= step]
         if len(kept) < len(rows):
             write_rows(path, names, kept)
 

@@ -56,6 +56,14 @@ def test_rows_after_a_step_are_forgotten(tmp_path):
     ]
 
 
+def test_the_batch_that_comes_next_is_forgotten_and_what_was_measured_before_it_is_not(tmp_path):
+    log(tmp_path, (1, {"a/train/loss": 0.5}), (2, {"a/sparsity": 0.9}), (2, {"a/test/loss": 0.4}))
+    before = rows(tmp_path)
+    log(tmp_path, (2, {"a/train/loss": 0.3}), (3, {"a/train/loss": 0.2}))
+    RunCSVLogger(str(tmp_path)).forget_after(2)
+    assert rows(tmp_path) == before
+
+
 def test_nothing_is_forgotten_where_nothing_is_later(tmp_path):
     log(tmp_path, (0, {"loss": 0.5}))
     before = (tmp_path / "metrics.csv").read_bytes()
