@@ -257,7 +257,7 @@ def test_variants_are_learned_one_after_another_and_measured_again(train_here):
     results = json.loads((folder / "results.json").read_text())
     assert results["curriculum"] == [[f"split_mnist_{i}"] for i in range(5)]
     assert results["guarantee"] == {"checked": 10, "violations": 0}
-    rows = evaluate(folder)
+    rows = evaluate(folder, unsafe=True)
     assert {row["task"]: row["score"] for row in rows} == {
         name: task["test"] for name, task in results["tasks"].items()
     }
