@@ -29,7 +29,6 @@ from msh.subnetworks import (
     let_scores_choose,
     loss_gradients,
     prune,
-    select_apart,
     start_scores,
 )
 
@@ -389,14 +388,3 @@ def test_the_digest_sees_what_is_read_even_where_that_is_zero():
         assert network.digest("new") not in (digest, zero)
         packed[place] ^= bit
     assert network.digest("new") == zero != digest
-
-
-def test_tasks_that_are_pruned_together_may_read_the_same_weight():
-    scores = {task: {"x": torch.tensor([4.0, 3.0, 2.0, 1.0])} for task in "ab"}
-    one = {task: {"x": 2} for task in "ab"}
-    every = {task: {"x": torch.ones(4, dtype=torch.bool)} for task in "ab"}
-    apart = select_apart(scores, one, one, every)
-    assert [apart[task]["x"].tolist() for task in "ab"] == [[True, True, False, False], [False, False, True, True]]
-    shared = {"x": torch.tensor([True, False, False, False])}
-    both = select_apart(scores, one, one, every, shared)
-    assert [both[task]["x"].tolist() for task in "ab"] == [[True, True, False, False], [True, False, True, False]]

@@ -232,3 +232,14 @@ def test_tasks_that_like_different_weights_do_not_disturb_each_other():
 def test_candidates_that_do_not_suffice_for_every_budget_are_refused():
     with pytest.raises(ValueError, match="k = 4 is out of range: there are 3 candidates"):
         apart(kept=(3, 4), budgets=(3, 4))
+
+
+def test_tasks_that_are_pruned_together_may_read_the_same_weight():
+    scores = {task: {"x": torch.tensor([4.0, 3.0, 2.0, 1.0])} for task in "ab"}
+    one = {task: {"x": 2} for task in "ab"}
+    every = {task: {"x": torch.ones(4, dtype=torch.bool)} for task in "ab"}
+    apart = select_apart(scores, one, one, every)
+    assert [apart[task]["x"].tolist() for task in "ab"] == [[True, True, False, False], [False, False, True, True]]
+    shared = {"x": torch.tensor([True, False, False, False])}
+    both = select_apart(scores, one, one, every, shared)
+    assert [both[task]["x"].tolist() for task in "ab"] == [[True, True, False, False], [True, False, True, False]]
