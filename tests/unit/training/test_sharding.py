@@ -1,7 +1,9 @@
 """Shards. A group of one process goes the same way as a larger one; tests/integration/test_ranks.py has two."""
 
+import os
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,8 +23,9 @@ WANTED = {"a": {"2.weight": 3, "6.weight": 10}}
 
 @pytest.fixture(autouse=True)
 def _group():
-    """Lightning takes what is left of a group of processes for one that it is in."""
-    yield
+    """Lightning takes what is left of a group of processes, and its port, for one that it is in."""
+    with patch.dict(os.environ):
+        yield
     leave_group()
 
 
