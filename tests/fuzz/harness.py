@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,10 +76,18 @@ class _Watch:
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.seen: list[str] = []
+        self.others: set[int] = set()
         self.installed = False
 
+    def begin(self, folder: Path) -> list[str]:
+        """Watch this thread and those it starts from now on; what threads of before do is not the reader's doing."""
+        self.seen = []
+        self.others = {thread.ident for thread in threading.enumerate() if thread.ident} - {threading.get_ident()}
+        self.folder = folder
+        return self.seen
+
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None:
+        if self.folder is None or threading.get_ident() in self.others:
             return
         if event in RUNS_CODE or event in REACHES_OUT:
             self.seen.append(f"{event} {arguments!r:.200}")
@@ -109,9 +118,8 @@ def watched(folder: Path) -> Iterator[list[str]]:
     if not _WATCH.installed:
         sys.addaudithook(_WATCH.hook)
         _WATCH.installed = True
-    _WATCH.folder, _WATCH.seen = folder, []
     try:
-        yield _WATCH.seen
+        yield _WATCH.begin(folder)
     finally:
         _WATCH.folder = None
 

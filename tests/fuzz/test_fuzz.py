@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,35 @@ def test_a_reader_that_does_what_it_must_not_is_found_out(read, tmp_path, monkey
     (folder / "file").write_text('{"size": 1000000000000}')
     kind = Kind("planted", {"file": b""}, "file", (), read)
     assert READERS[read] in problem_of(kind, folder)[0]
+
+
+def test_a_thread_of_before_is_not_the_readers_doing(tmp_path):
+    asked, done = threading.Event(), threading.Event()
+
+    def background():
+        asked.wait(10)
+        connects(tmp_path)
+        done.set()
+
+    def read(folder):
+        asked.set()
+        assert done.wait(10)
+
+    thread = threading.Thread(target=background)
+    thread.start()
+    try:
+        assert problem_of(Kind("planted", {"file": b""}, "file", (), read), tmp_path) == ("", "")
+    finally:
+        thread.join()
+
+
+def test_a_thread_of_the_reader_is_watched(tmp_path):
+    def read(folder):
+        thread = threading.Thread(target=connects, args=(folder,))
+        thread.start()
+        thread.join()
+
+    assert "socket.getaddrinfo" in problem_of(Kind("planted", {"file": b""}, "file", (), read), tmp_path)[0]
 
 
 def test_inputs_that_fail_are_kept(tmp_path):
