@@ -46,7 +46,7 @@ class Sweep:
     """Of all attempts."""
     seed: int = 0
     tasks: list[str] = field(default_factory=list)
-    """Whose scores are shown; the mean over all tasks when empty."""
+    """Tasks or ensembles whose scores are shown; the mean over all tasks when empty."""
     attempts: dict[str, list[str]] = field(default_factory=dict)
     """Name of an attempt, also of its run folder, to its further overrides."""
 
@@ -78,17 +78,18 @@ def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
 
 
 def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
-    tasks = run.results.tasks
+    tasks, ensembles = run.results.tasks, run.results.ensemble
+    scored: dict[str, Mapping[str, Any]] = {name: vars(task) for name, task in tasks.items()} | dict(ensembles)
     for name in sweep.tasks:
-        one_of(f"{FILE}, {sweep.id}: tasks", name, tasks)
+        one_of(f"{FILE}, {sweep.id}: tasks", name, scored)
     groups = {name: [name] for name in sweep.tasks} or {f"mean of {len(tasks)} tasks": list(tasks)}
     return [
         {
             "task": shown,
-            "metric": tasks[names[0]].metric,
-            "direction": tasks[names[0]].direction,
-            "val": statistics.mean(cast(float, tasks[name].val) for name in names),
-            "epochs": max(run.epochs[name] for name in names),
+            "metric": scored[names[0]]["metric"],
+            "direction": scored[names[0]]["direction"],
+            "val": statistics.mean(scored[name]["val"] for name in names),
+            "epochs": max(run.epochs[task] for name in names for task in scored[name].get("tasks", [name])),
             "seconds": run.results.wall_seconds,
         }
         for shown, names in groups.items()

@@ -129,6 +129,7 @@ def test_an_ensemble_reports_its_members_and_itself_and_is_measured_again(train_
     scores = [results["tasks"][name]["test"] for name in members]
     assert len(set(scores)) > 1
     assert row["test"] > max(0.7, sum(scores) / 5)
+    assert row["val"] > sum(results["tasks"][name]["val"] for name in members) / 5
     assert all(task["density"] == pytest.approx(0.2, abs=0.02) for task in results["tasks"].values())
     assert "ensemble of 5" in printed
     again = {found["task"]: found["score"] for found in evaluate(folder, unsafe=True)}

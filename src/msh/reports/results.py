@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -86,6 +86,8 @@ class EnsembleResult(TypedDict):
     direction: Literal["max", "min"]
     tasks: list[str]
     test: float
+    val: NotRequired[float | None]
+    """Runs of earlier releases have none."""
 
 
 class Guarantee(TypedDict):
@@ -110,7 +112,8 @@ class Results:
             score when learned (sign turned for "min" metrics).
         guarantee: comparisons of frozen tasks with their records, and how many failed.
         finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
-        ensemble: name of an ensemble to its metric, direction, tasks and score on the test split.
+        ensemble: name of an ensemble to its metric, direction, tasks, score on the test split and on validation data,
+            where the members have the same.
         run_id: names the run in trackers; stays over resumes.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """

@@ -18,6 +18,7 @@ from msh.names import suggestion
 from msh.reports.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
+from msh.tasks.task import SplitName
 from msh.training.fitting import measure
 from msh.training.module import TaskModule
 
@@ -65,8 +66,8 @@ def check_members(ensembles: Members, tasks: Mapping[str, Task]) -> None:
                 )
 
 
-def _are_alike(one: Task, other: Task) -> bool:
-    a, b = one.splits["test"], other.splits["test"]
+def _are_alike(one: Task, other: Task, split: SplitName = "test") -> bool:
+    a, b = one.splits[split], other.splits[split]
     if any(getattr(one, key) != getattr(other, key) for key in ("kind", "outputs", "metric", "input_shape")):
         return False
     scales = [(one.target_mean, other.target_mean), (one.target_std, other.target_std), (a.targets, b.targets)]
@@ -112,7 +113,7 @@ class EnsembleModule(TaskModule):
 def measure_ensembles(
     ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: DictConfig, folder: Path
 ) -> dict[str, EnsembleResult]:
-    """Measure ensembles on the test split.
+    """Measure ensembles on the test split, and on the validation split where their members have the same.
 
     Args:
         ensembles: name to tasks, all of which are frozen.
@@ -121,19 +122,26 @@ def measure_ensembles(
         config: of the run.
         folder: the run folder.
     Returns:
-        Name to metric, direction, tasks and test (the score, in the metric's unit).
+        Name to metric, direction, tasks, test and val (scores, in the metric's unit).
     """
     if not ensembles:
         return {}
     stand_ins = {name: replace(tasks[members[0]], name=name) for name, members in ensembles.items()}
     module = EnsembleModule(Ensemble(network, ensembles, tasks), stand_ins, instantiate(config.optimizer), config.seed)
     scores = measure(module, list(ensembles), "test", config, folder)
+    alike = [
+        name
+        for name, members in ensembles.items()
+        if all(_are_alike(tasks[members[0]], tasks[member], "val") for member in members[1:])
+    ]
+    validated = measure(module, alike, "val", config, folder) if alike else {}
     return {
         name: {
             "metric": stand_ins[name].metric,
             "direction": stand_ins[name].direction,
             "tasks": list(members),
             "test": scores[name],
+            "val": validated.get(name),
         }
         for name, members in ensembles.items()
     }

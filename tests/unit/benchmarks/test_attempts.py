@@ -51,6 +51,14 @@ def test_tasks_can_be_shown_one_by_one(sweep, tmp_path):
         attempts.records_of(sweep, tmp_path)
 
 
+def test_ensembles_are_shown_like_tasks(sweep, tmp_path):
+    ensemble = {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": 0.5, "val": 0.6}
+    write_run(tmp_path / "s" / "missing", {"a": {"val": 0.4}, "b": {"val": 0.5}}, ensemble={"both": ensemble})
+    sweep.attempts, sweep.tasks = {"missing": []}, ["a", "both"]
+    records = attempts.records_of(sweep, tmp_path)
+    assert [(r["task"], r["val"], r["epochs"]) for r in records] == [("a", 0.4, 3), ("both", 0.6, 3)]
+
+
 def test_the_document_has_a_table_and_keeps_what_is_written_by_hand(sweep, tmp_path):
     docs = tmp_path / "docs"
     attempts.document({"s": sweep}, tmp_path, docs)

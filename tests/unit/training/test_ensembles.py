@@ -127,5 +127,24 @@ def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
     assert (row["metric"], row["direction"], row["tasks"]) == (tasks["a"].metric, tasks["a"].direction, ["a", "b"])
 
 
+def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
+    tasks = {name: make_task(name) for name in "abc"}
+    split = tasks["c"].splits["val"]
+    tasks["c"] = replace(tasks["c"], splits=tasks["c"].splits | {"val": Split(split.inputs + 1, split.targets)})
+    module = make_module(*tasks.values())
+    for name in tasks:
+        begin(module, name)
+        module.network.restrict(name, {key: mask & (name == "c") for key, mask in module.network.masks(name).items()})
+        module.network.freeze(name)
+    config = make_config()
+    config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    found = measure_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
+    split = tasks["a"].splits["val"]
+    with torch.no_grad():
+        answer = sum(module.network(split.inputs, name).softmax(-1) for name in "ab")
+    assert found["same"]["val"] == pytest.approx((answer.argmax(1) == split.targets).float().mean().item())
+    assert found["all"]["val"] is None
+
+
 def test_without_ensembles_nothing_is_measured(tmp_path):
     assert measure_ensembles({}, None, {}, make_config(), tmp_path) == {}
