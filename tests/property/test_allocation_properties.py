@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, make_network
-from msh.subnetworks import Budget, CapacityError, erk_counts, plan_counts, prune, select_apart, top_k_masks
+from msh.subnetworks import Budget, CapacityError, layer_counts, plan_counts, prune, select_apart, top_k_masks
 
 SCORES = st.sampled_from([0.0, -0.0, 0.5, 1.0, float("inf"), -1.0])
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
@@ -152,16 +152,35 @@ def test_a_plan_serves_every_budget_in_full_or_is_refused(sizes, densities):
             plan_counts(sizes, budgets)
 
 
-@given(st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=4), min_size=1, max_size=6), st.data())
-def test_erk_shares_out_exactly_what_is_asked_and_fills_no_tensor_over(shapes, data):
+SHAPE_LISTS = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=4), min_size=1, max_size=6)
+
+
+@given(SHAPE_LISTS, st.sampled_from(["erk", "epl"]), st.data())
+def test_layers_share_out_exactly_what_is_asked_and_none_gives_more_than_it_may(shapes, scope, data):
+    named = {f"t{i}": tuple(shape) for i, shape in enumerate(shapes)}
+    most = {name: data.draw(st.integers(0, math.prod(shape))) for name, shape in named.items()}
+    total = data.draw(st.integers(0, sum(most.values())))
+    counts = layer_counts(scope, named, total, most)
+    assert sum(counts.values()) == total
+    assert all(0 <= counts[name] <= most[name] for name in most)
+    parts = {name: sum(shape) if scope == "erk" else 1 for name, shape in named.items()}
+    shares = [(counts[name] - 1, counts[name] + 1, parts[name]) for name in most if counts[name] < most[name]]
+    for low, _, part in shares:  # within one weight of one common factor, as far as nothing is full
+        for _, high, other in shares:
+            assert low * other <= high * part
+
+
+@given(SHAPE_LISTS, st.sampled_from(["erk", "epl"]), st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_tasks_of_layered_budgets_get_all_they_ask_for_or_an_error(shapes, scope, asked):
     named = {f"t{i}": tuple(shape) for i, shape in enumerate(shapes)}
     sizes = {name: math.prod(shape) for name, shape in named.items()}
-    total = data.draw(st.integers(0, sum(sizes.values())))
-    counts = erk_counts(named, total)
-    assert sum(counts.values()) == total
-    assert all(0 <= counts[name] <= sizes[name] for name in sizes)
-    open_names = [name for name in sizes if counts[name] < sizes[name]]
-    shares = [(counts[name] - 1, counts[name] + 1, sum(named[name])) for name in open_names]
-    for low, _, dimensions in shares:  # within one weight of one common factor, as far as nothing is full
-        for _, high, others in shares:
-            assert low * others <= high * dimensions
+    budgets = {f"task{i}": Budget(weights=n, scope=scope) for i, n in enumerate(asked)}
+    try:
+        plan = plan_counts(sizes, budgets, shapes=named)
+    except CapacityError:
+        parts = [sum(shape) if scope == "erk" else 1 for shape in named.values()]
+        rounded_to_none = min(asked) * min(parts) < sum(parts) or min(sizes.values()) < len(asked)
+        assert sum(asked) > sum(sizes.values()) or rounded_to_none
+        return
+    assert [sum(counts.values()) for counts in plan.values()] == asked
+    assert all(sum(counts[name] for counts in plan.values()) <= sizes[name] for name in sizes)

@@ -16,7 +16,9 @@ from msh.names import one_of
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
 
-Scope = Literal["tensor", "erk", "network"]
+Scope = Literal["tensor", "erk", "epl", "network"]
+LAYERED: tuple[Scope, ...] = ("erk", "epl")
+"""Scopes that fix how many weights each tensor gives, small ones a larger share than large ones."""
 
 
 def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
@@ -123,8 +125,9 @@ class Budget:
         density: kept share of the prunable weights, in (0, 1].
         weights: kept number of weights over the whole network, at least 1.
         share: "equal": an equal part of what is free among this task and those still to come.
-        scope: "tensor" gives every prunable tensor the same share; "erk" small tensors a larger one than large ones
-            (see `erk_counts`; not with `share`); "network" lets the scores decide how many each tensor gets.
+        scope: "tensor" gives every prunable tensor the same share; "erk" and "epl" small tensors a larger one than
+            large ones (see `layer_counts`; not with `share`); "network" lets the scores decide how many each tensor
+            gets.
     """
 
     density: float | None = None
@@ -143,8 +146,8 @@ class Budget:
         if self.share not in (None, "equal"):
             raise ValueError(f"share = {self.share!r} is not allowed: only 'equal' is")
         one_of("scope", self.scope, get_args(Scope))
-        if self.scope == "erk" and self.share is not None:
-            raise ValueError("scope = 'erk' is not allowed with share: give a density or a number of weights")
+        if self.scope in LAYERED and self.share is not None:
+            raise ValueError(f"scope = {self.scope!r} is not allowed with share: give a density or a number of weights")
 
     def counts(
         self,
@@ -157,16 +160,16 @@ class Budget:
 
         Args:
             sizes: tensor name to its number of weights.
-            free: tensor name to its number of free weights.
+            free: tensor name to its number of free weights; with scopes "erk" and "epl" to the most it may give.
             tasks_left: tasks still to be served, this one included; only `share` looks at it.
-            shapes: tensor name to its shape; only scope "erk" needs them.
+            shapes: tensor name to its shape; only scopes "erk" and "epl" need them.
         Raises:
-            ValueError: scope "erk" lacks the shapes, or asks for more weights than there are.
+            ValueError: scope "erk" or "epl" lacks the shapes, or asks for more weights than there are.
         """
-        if self.scope == "erk":
+        if self.scope in LAYERED:
             if shapes is None:
-                raise ValueError("scope = 'erk' needs the shapes of the tensors")
-            return erk_counts(shapes, self.total(sizes))
+                raise ValueError(f"scope = {self.scope!r} needs the shapes of the tensors")
+            return layer_counts(self.scope, shapes, self.total(sizes), free)
         if self.scope == "network":
             sizes, free = {"": sum(sizes.values())}, {"": sum(free.values())}
         if self.share is not None:
@@ -184,33 +187,39 @@ class Budget:
         return self.weights if self.weights is not None else round((self.density or 0.0) * sum(sizes.values()))
 
 
-def erk_counts(shapes: Mapping[str, Sequence[int]], total: int) -> dict[str, int]:
-    """Share weights out in proportion to the sum of each tensor's dimensions: Erdos-Renyi-Kernel.
+def layer_counts(
+    scope: Scope, shapes: Mapping[str, Sequence[int]], total: int, most: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Share weights out among tensors: small ones get a larger share of what they have than large ones.
 
-    A tensor that would get more weights than it has gets all of them, and the others share the rest.
+    A tensor that would get more weights than it may give gives all of these, and the others share the rest.
 
     Args:
+        scope: "erk", in proportion to the sum of each tensor's dimensions (Erdos-Renyi-Kernel); "epl", equally many
+            of each tensor (equal per layer).
         shapes: tensor name to its shape.
         total: number of weights shared out, 0 to as many as there are.
+        most: tensor name to the number of weights that it may give; all it has when None.
     Returns:
         Tensor name to a number of weights, `total` in all. Fractions are rounded down, and what that leaves goes to
         the largest fractions, of equal ones to the earlier tensor.
     Raises:
         ValueError: total is out of range.
-    Source: Evci et al. 2020, RigL, sec. 3 (1).
+    Source: Evci et al. 2020, RigL, sec. 3 (1); Price and Tanner 2021, Dense for the Price of Sparse.
     """
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    if not 0 <= total <= sum(sizes.values()):
-        raise ValueError(f"total = {total} is out of range: there are {sum(sizes.values())} weights")
+    most = {name: prod(shape) for name, shape in shapes.items()} if most is None else most
+    part = {name: sum(shape) if scope == "erk" else 1 for name, shape in shapes.items()}
+    if not 0 <= total <= sum(most.values()):
+        raise ValueError(f"total = {total} is out of range: there are {sum(most.values())} weights")
     exact: dict[str, Fraction] = {}
     while len(exact) < len(shapes):
         open_names = [name for name in shapes if name not in exact]
         rest = total - sum(exact.values())
-        each = Fraction(rest) / sum(sum(shapes[name]) for name in open_names)
-        full = [name for name in open_names if each * sum(shapes[name]) > sizes[name]]
-        exact |= {name: Fraction(sizes[name]) for name in full}
+        each = Fraction(rest) / sum(part[name] for name in open_names)
+        full = [name for name in open_names if each * part[name] > most[name]]
+        exact |= {name: Fraction(most[name]) for name in full}
         if not full:
-            exact |= {name: each * sum(shapes[name]) for name in open_names}
+            exact |= {name: each * part[name] for name in open_names}
     counts = {name: int(exact[name]) for name in shapes}
     by_fraction = sorted(shapes, key=lambda name: counts[name] - exact[name])
     for name in by_fraction[: total - sum(counts.values())]:
@@ -259,11 +268,14 @@ def plan_counts(
 ) -> dict[str, dict[str, int]]:
     """Serve the tasks' budgets in order, on paper.
 
+    With scopes "erk" and "epl" a tensor that is too small for what all of them would like of it is shared out among
+    them in proportion to their budgets, and they take the rest of these elsewhere.
+
     Args:
         sizes: tensor name to its number of weights.
         budgets: task name to its budget, in the order they will be served.
         free: tensor name to its number of free weights; all of them when None.
-        shapes: tensor name to its shape; only budgets of scope "erk" need them.
+        shapes: tensor name to its shape; only budgets of scopes "erk" and "epl" need them.
     Returns:
         Task name to what `Budget.counts` gives it.
     Raises:
@@ -272,13 +284,22 @@ def plan_counts(
     left = dict(sizes if free is None else free)
     plan: dict[str, dict[str, int]] = {}
     for position, (task, budget) in enumerate(budgets.items()):
-        if budget.scope == "erk":
-            check_free(task, {"": budget.total(sizes)}, left)
-        wanted = budget.counts(sizes, left, len(budgets) - position, shapes)
+        most = left
+        if budget.scope in LAYERED:
+            coming = [each.total(sizes) for each in list(budgets.values())[position:]]
+            check_free(task, {"": coming[0]}, left)
+            most = _fair_part(left, coming[0], sum(coming))
+        wanted = budget.counts(sizes, most, len(budgets) - position, shapes)
         check_free(task, wanted, left)
         plan[task] = wanted
         left = _take(left, wanted)
     return plan
+
+
+def _fair_part(free: Mapping[str, int], wanted: int, by_all: int) -> dict[str, int]:
+    """Of each tensor, the part of its free weights that a task's budget is of all budgets still to be served."""
+    by_all = max(wanted, min(by_all, sum(free.values())))
+    return {name: -(-available * wanted // by_all) for name, available in free.items()}
 
 
 def _take(free: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:

@@ -70,8 +70,8 @@ class PruningConfig:
     share: str | None = None
     """Instead of density: "equal", an equal part of what is free among the tasks still to come."""
     scope: str = "tensor"
-    """"tensor": every prunable tensor keeps the same share; "erk": small tensors a larger share than large ones
-    (Erdos-Renyi-Kernel); "network": scores are compared over all tensors."""
+    """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
+    small tensors a larger share than large ones; "network": scores are compared over all tensors."""
     granularity: str = "weight"
     """What is kept: "weight"; "neuron", whole units of linear layers; "channel", those of convolutions and linear
     layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""

@@ -1,6 +1,6 @@
 import pytest
 
-from msh.subnetworks import Budget, CapacityError, erk_counts, plan_counts
+from msh.subnetworks import Budget, CapacityError, layer_counts, plan_counts
 
 SIZES = {"a": 100, "b": 50, "c": 7}
 
@@ -62,8 +62,9 @@ def test_an_equal_share_is_a_part_of_what_is_free():
         ({"weights": 0}, "weights = 0.*at least 1"),
         ({"weights": -5}, "weights = -5"),
         ({"share": "half"}, "share = 'half'.*'equal'"),
-        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*one of tensor, erk, network"),
+        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*one of tensor, erk, epl, network"),
         ({"share": "equal", "scope": "erk"}, "scope = 'erk' is not allowed with share"),
+        ({"share": "equal", "scope": "epl"}, "scope = 'epl' is not allowed with share"),
     ],
 )
 def test_a_budget_that_is_none_says_what_is_wrong(given, named):
@@ -112,33 +113,68 @@ SHAPES = {"stem": (4, 1, 3, 3), "wide": (20, 30), "narrow": (5, 20)}
 
 
 def test_erk_gives_each_tensor_weights_in_proportion_to_the_sum_of_its_dimensions():
-    assert erk_counts(SHAPES, 86) == {"stem": 11, "wide": 50, "narrow": 25}
-    assert erk_counts(SHAPES, 172) == {"stem": 22, "wide": 100, "narrow": 50}
+    assert layer_counts("erk", SHAPES, 86) == {"stem": 11, "wide": 50, "narrow": 25}
+    assert layer_counts("erk", SHAPES, 172) == {"stem": 22, "wide": 100, "narrow": 50}
 
 
 def test_erk_fills_small_tensors_and_shares_the_rest_among_the_others():
-    assert erk_counts(SHAPES, 36 + 270) == {"stem": 36, "wide": 180, "narrow": 90}
-    assert erk_counts(SHAPES, 36 + 100 + 300) == {"stem": 36, "wide": 300, "narrow": 100}
-    assert erk_counts(SHAPES, 736) == {"stem": 36, "wide": 600, "narrow": 100}
+    assert layer_counts("erk", SHAPES, 36 + 270) == {"stem": 36, "wide": 180, "narrow": 90}
+    assert layer_counts("erk", SHAPES, 36 + 100 + 300) == {"stem": 36, "wide": 300, "narrow": 100}
+    assert layer_counts("erk", SHAPES, 736) == {"stem": 36, "wide": 600, "narrow": 100}
 
 
 def test_what_rounding_leaves_goes_to_the_largest_fractions_and_then_to_the_first_tensor():
-    assert erk_counts(SHAPES, 87) == {"stem": 11, "wide": 51, "narrow": 25}  # 11.13, 50.58, 25.29
-    assert erk_counts({"a": (3, 3), "b": (3, 3), "c": (3, 3)}, 2) == {"a": 1, "b": 1, "c": 0}
+    assert layer_counts("erk", SHAPES, 87) == {"stem": 11, "wide": 51, "narrow": 25}  # 11.13, 50.58, 25.29
+    assert layer_counts("erk", {"a": (3, 3), "b": (3, 3), "c": (3, 3)}, 2) == {"a": 1, "b": 1, "c": 0}
 
 
 def test_erk_of_more_weights_than_there_are_is_refused():
     with pytest.raises(ValueError, match="total = 737 is out of range: there are 736 weights"):
-        erk_counts(SHAPES, 737)
+        layer_counts("erk", SHAPES, 737)
     with pytest.raises(ValueError, match="needs the shapes"):
         Budget(density=0.1, scope="erk").counts(SIZES, SIZES)
 
 
-def test_an_erk_plan_names_what_is_missing():
-    sizes = {"stem": 36, "wide": 600, "narrow": 100}
-    budgets = {"x": Budget(density=0.3, scope="erk"), "y": Budget(weights=100, scope="erk")}
-    with pytest.raises(CapacityError, match="task 'y' wants 13 weights of layer 'stem', but only 8 are free"):
-        plan_counts(sizes, budgets, shapes=SHAPES)
+def test_equal_per_layer_gives_each_tensor_as_many_and_fills_small_ones():
+    assert layer_counts("epl", SHAPES, 90) == {"stem": 30, "wide": 30, "narrow": 30}
+    assert layer_counts("epl", SHAPES, 36 + 120) == {"stem": 36, "wide": 60, "narrow": 60}
+    assert layer_counts("epl", SHAPES, 36 + 100 + 300) == {"stem": 36, "wide": 300, "narrow": 100}
+
+
+def test_no_tensor_gives_more_than_it_may():
+    assert layer_counts("epl", SHAPES, 90, {"stem": 10, "wide": 600, "narrow": 100}) == {
+        "stem": 10,
+        "wide": 40,
+        "narrow": 40,
+    }
+    with pytest.raises(ValueError, match="total = 90 is out of range: there are 60 weights"):
+        layer_counts("erk", SHAPES, 90, {"stem": 10, "wide": 50, "narrow": 0})
+
+
+SHARED = {"stem": 36, "wide": 600, "narrow": 100}
+
+
+def test_tasks_share_small_tensors_out_in_proportion_to_their_budgets():
+    budgets = {"x": Budget(weights=200, scope="epl"), "y": Budget(weights=100, scope="epl")}
+    assert plan_counts(SHARED, budgets, shapes=SHAPES) == {
+        "x": {"stem": 24, "wide": 109, "narrow": 67},  # 2/3 of 36, 2/3 of 100 (rounded up), the rest
+        "y": {"stem": 12, "wide": 55, "narrow": 33},
+    }
+
+
+def test_tasks_that_take_the_whole_network_take_the_same_share_of_each_tensor():
+    budgets = {name: Budget(weights=184, scope="erk") for name in "abcd"}
+    quarters = {"stem": 9, "wide": 150, "narrow": 25}
+    assert plan_counts(SHARED, budgets, shapes=SHAPES) == dict.fromkeys("abcd", quarters)
+
+
+@pytest.mark.parametrize("scope", ["erk", "epl"])
+def test_a_plan_of_layers_names_what_is_missing(scope):
+    budgets = {"x": Budget(density=0.9, scope=scope), "y": Budget(weights=100, scope=scope)}
+    with pytest.raises(CapacityError, match="task 'y' wants 100 weights of the whole network, but only 74 are free"):
+        plan_counts(SHARED, budgets, shapes=SHAPES)
     with pytest.raises(CapacityError, match="task 'x' wants 737 weights of the whole network, but only 736 are free"):
-        plan_counts(sizes, {"x": Budget(weights=737, scope="erk")}, shapes=SHAPES)
-    assert plan_counts(sizes, {"x": Budget(weights=86, scope="erk")}, shapes=SHAPES)["x"]["narrow"] == 25
+        plan_counts(SHARED, {"x": Budget(weights=737, scope=scope)}, shapes=SHAPES)
+    budgets = {name: Budget(weights=40, scope=scope) for name in "abc"}
+    with pytest.raises(CapacityError, match="task 'c' would get no weight of layer 'tiny', of which 0 are free"):
+        plan_counts({"tiny": 2, "wide": 600}, budgets, shapes={"tiny": (2, 1), "wide": (20, 30)})
