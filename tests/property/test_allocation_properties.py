@@ -179,7 +179,7 @@ def test_tasks_of_layered_budgets_get_all_they_ask_for_or_an_error(shapes, scope
         plan = plan_counts(sizes, budgets, shapes=named)
     except CapacityError:
         parts = [sum(shape) if scope == "erk" else 1 for shape in named.values()]
-        rounded_to_none = min(asked) * min(parts) < sum(parts) or min(sizes.values()) < len(asked)
+        rounded_to_none = min(asked) * min(parts) < sum(parts) or min(asked) * min(sizes.values()) < sum(asked)
         assert sum(asked) > sum(sizes.values()) or rounded_to_none
         return
     assert [sum(counts.values()) for counts in plan.values()] == asked
