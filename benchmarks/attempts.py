@@ -3,7 +3,7 @@
     python -m benchmarks.attempts --data-dir DIR [--sweeps permuted_mnist] [--jobs 2] [--dry-run]
 
 The sweeps are in benchmarks/attempts.yaml, their runs go to outputs/attempts. As with benchmarks.reproduce, a finished
-run is not done again, a stopped one goes on, one of other settings is moved aside.
+run is not done again, a stopped one goes on, one of other settings is moved aside; records are kept in docs/runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from benchmarks.document import put_section, table
+from benchmarks.kept import keep
 from benchmarks.rows import read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
@@ -98,11 +99,12 @@ def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
 
 def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path) -> None:
     """Write attempts.md and attempts.json from the runs that are done; sweeps without any stay as they are."""
-    path = folder / "attempts.json"
+    path, kept_root = folder / "attempts.json", folder / "runs" / "attempts"
     earlier = json.loads(path.read_text()) if path.exists() else []
+    keep((sweep.step(attempt, root) for sweep in sweeps.values() for attempt in sweep.attempts), root, kept_root)
     records: list[dict[str, Any]] = []
     for id, sweep in sweeps.items():
-        found = records_of(sweep, root)
+        found = records_of(sweep, kept_root)
         if found:
             put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, found))
         records += found or [record for record in earlier if record["sweep"] == id]

@@ -4,7 +4,8 @@
 
 The rows are in benchmarks/reproduce.yaml, their runs go to outputs/reproduce. A finished run is not done again, a
 stopped one goes on, one of other settings is moved aside; so it can be stopped (Ctrl-C) and called again at any time.
-The first seed of all rows comes first. The documents are written after every run, from what there is.
+The first seed of all rows comes first. The documents are written after every run, from what there is: a record of each
+run is kept in docs/runs, so that rows that were measured on another machine stay in them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw
+from benchmarks.kept import keep
 from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
@@ -60,11 +62,13 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
     Args:
         rows: all there are.
         root: folder of the runs.
-        folder: of the documents.
+        folder: of the documents; the runs' records are kept below it.
     """
-    path = folder / "results.json"
+    path, kept_root = folder / "results.json", folder / "runs" / "reproduce"
     earlier = json.loads(path.read_text()) if path.exists() else []
-    runs = {id: measured(row, rows, root) for id, row in rows.items()}
+    for row in rows.values():
+        keep((steps[-1] for seed in row.seeds if (steps := row.steps(seed, root))), root, kept_root)
+    runs = {id: measured(row, rows, kept_root) for id, row in rows.items()}
     records: list[dict[str, Any]] = []
     for id, row in rows.items():
         if runs[id]:

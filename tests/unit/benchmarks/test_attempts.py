@@ -12,7 +12,7 @@ from msh.training.settings import OnDisk
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import attempts  # noqa: E402
+from benchmarks import attempts, kept  # noqa: E402
 from benchmarks.attempts import FILE, Sweep, read_entries  # noqa: E402
 from benchmarks.configs import compose  # noqa: E402
 from benchmarks.runs import state_of  # noqa: E402
@@ -21,7 +21,8 @@ from benchmarks.runs import state_of  # noqa: E402
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """Three attempts, of which two are done: the better one on validation data is the worse one on test data."""
-    monkeypatch.setattr(attempts, "state_of", lambda step: OnDisk("finished" if step.folder.exists() else "new"))
+    for module in (attempts, kept):
+        monkeypatch.setattr(module, "state_of", lambda step: OnDisk("finished" if step.folder.exists() else "new"))
     found = Sweep("s", "Tried", "fake", attempts={"plain": [], "long": ["x=1"], "missing": ["x=2"]})
     scores = {"plain": (0.9, 0.5), "long": (0.8, 0.7)}
     for name, (test, val) in scores.items():

@@ -1,6 +1,7 @@
 """docs/results.md and results.json: planned in order, from the runs alone, beside what must be reached."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from msh.training.settings import OnDisk
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import figures, reproduce, results_document  # noqa: E402
+from benchmarks import figures, kept, reproduce, results_document  # noqa: E402
 from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
 from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
@@ -264,7 +265,8 @@ def test_a_row_is_not_the_beginning_of_one_of_other_settings(overrides, settings
 @pytest.fixture
 def trusting(monkeypatch):
     """Runs on disk count as those of the rows' settings."""
-    monkeypatch.setattr(reproduce, "state_of", lambda step: OnDisk("finished"))
+    for module in (reproduce, kept):
+        monkeypatch.setattr(module, "state_of", lambda step: OnDisk("finished"))
 
 
 def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trusting):
@@ -296,9 +298,19 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
     measured(tmp_path / "other" / "two", [{"c": 0.5}])
     rows = {"1": row("1"), "two": row("two")}
     reproduce.document(rows, tmp_path / "runs", docs)
+    shutil.rmtree(docs / "runs")
     reproduce.document(rows, tmp_path / "other", docs)
     assert [record["row"] for record in json.loads((docs / "results.json").read_text())] == ["1", "two"]
     assert "<!-- table: row 1 -->" in (docs / "results.md").read_text()
+
+
+def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting):
+    docs, rows = tmp_path / "docs", {"1": row("1")}
+    for seed, score in enumerate((0.8, 0.6)):
+        write_run(tmp_path / f"machine-{seed}" / "1" / f"seed-{seed}", {"a": {"test": score}})
+        reproduce.document(rows, tmp_path / f"machine-{seed}", docs)
+    (record,) = json.loads((docs / "results.json").read_text())
+    assert (record["mean"], record["seeds"]) == (pytest.approx(0.7), 2)
 
 
 def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):

@@ -1,0 +1,66 @@
+"""What documents are written from: of each run its results.json and its settings, kept beside the documents.
+
+Run folders are large and stay on the machine that made them. With these few files in the repository, documents are
+written again anywhere, and rows can be measured one by one, on whatever machine has time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf, open_dict
+
+from benchmarks.runs import Step, state_of
+from benchmarks.scores import read_run
+from msh.deploy.yaml_files import read_config
+from msh.reports.results import FILE_NAME
+from msh.training.settings import INCIDENTAL
+
+CONFIG = Path(".hydra") / "config.yaml"
+
+
+def kept(step: Step, root: Path, kept_root: Path) -> Step:
+    """The step whose folder is where a step's run is kept.
+
+    Args:
+        step: its folder is below `root`.
+        root: folder of the runs.
+        kept_root: folder of those that are kept.
+    """
+    return replace(step, folder=kept_root / step.folder.relative_to(root))
+
+
+def keep(steps: Iterable[Step], root: Path, kept_root: Path) -> None:
+    """Keep the runs whose curriculum is learned, in place of earlier ones.
+
+    A kept run that has all baselines stays until the one in `root` has them too.
+
+    Args:
+        steps: with all their baselines; those of other settings, or not done, are passed over.
+        root: folder of the runs.
+        kept_root: folder of those that are kept.
+    """
+    for step in steps:
+        found, target = state_of(step).what, kept(step, root, kept_root)
+        if found not in ("finished", "unfinished") or read_run(step.folder) is None:
+            continue
+        if found == "unfinished" and state_of(target).what == "finished":
+            continue
+        (target.folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(step.folder / FILE_NAME, target.folder / FILE_NAME)
+        OmegaConf.save(_without_incidental(step.folder / CONFIG), target.folder / CONFIG)
+
+
+def _without_incidental(path: Path) -> object:
+    """A config without what says nothing of its run's results: where its files were, what it logged."""
+    config = read_config(path)
+    with open_dict(config):
+        for key in INCIDENTAL:
+            parent, _, name = key.rpartition(".")
+            block = OmegaConf.select(config, parent) if parent else config
+            if block is not None:
+                block.pop(name, None)
+    return config

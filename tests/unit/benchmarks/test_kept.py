@@ -1,0 +1,79 @@
+"""Records of runs stay beside the documents, without what is of one machine alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fakes import write_run
+from msh.deploy.yaml_files import read_config
+from msh.training.settings import OnDisk
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import kept  # noqa: E402
+from benchmarks.configs import compose  # noqa: E402
+from benchmarks.kept import keep  # noqa: E402
+from benchmarks.runs import Step, state_of  # noqa: E402
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    """The step of a run with a baseline, and where it is kept; what is on disk is of its settings."""
+    step = Step("run", tmp_path / "runs" / "1" / "seed-0", (), ("dense",))
+
+    def look(step):
+        if not (step.folder / "results.json").exists():
+            return OnDisk("new")
+        task = json.loads((step.folder / "results.json").read_text())["tasks"]["a"]
+        return OnDisk("unfinished" if task["dense"] is None else "finished")
+
+    monkeypatch.setattr(kept, "state_of", look)
+    return step, kept.kept(step, tmp_path / "runs", tmp_path / "kept")
+
+
+def keep_one(step, target):
+    keep([step], step.folder.parents[1], target.folder.parents[1])
+    return json.loads((target.folder / "results.json").read_text())["tasks"]["a"]
+
+
+def test_a_run_is_kept_without_folders_and_loggers(steps):
+    step, target = steps
+    config = {"paths": {"data_dir": "/somewhere"}, "logger": {"csv": {}}, "checkpoint": {"min_seconds": 1, "x": 2}}
+    write_run(step.folder, {"a": {"test": 0.8}}, config=config)
+    assert keep_one(step, target)["test"] == 0.8
+    assert sorted(path.name for path in target.folder.rglob("*") if path.is_file()) == ["config.yaml", "results.json"]
+    saved = read_config(target.folder / ".hydra" / "config.yaml")
+    assert set(saved) == {"curriculum", "trainer", "threads", "tasks", "checkpoint"}
+    assert saved.checkpoint == {"x": 2}
+
+
+def test_baselines_that_are_kept_stay_until_they_are_measured_again(steps):
+    step, target = steps
+    write_run(step.folder, {"a": {"test": 0.8, "dense": 0.9}})
+    keep_one(step, target)
+    write_run(step.folder, {"a": {"test": 0.7}})
+    assert keep_one(step, target)["dense"] == 0.9
+    write_run(step.folder, {"a": {"test": 0.7, "dense": 0.6}})
+    assert keep_one(step, target)["dense"] == 0.6
+
+
+def test_what_is_not_learned_yet_is_not_kept(steps):
+    step, target = steps
+    write_run(step.folder, {"a": {"test": 0.8}}, matrix=[])
+    keep([step], step.folder.parents[1], target.folder.parents[1])
+    assert not target.folder.exists()
+
+
+def test_a_kept_run_counts_as_one_of_its_settings(tmp_path):
+    overrides = ("experiment=sequential", "seed=3")
+    step = Step("run", tmp_path / "runs" / "1", overrides)
+    write_run(step.folder, {"a": {"test": 0.8}})
+    config = compose(*overrides, f"paths.data_dir={tmp_path}", "logger=csv", output_dir=tmp_path)
+    OmegaConf.save(config, step.folder / ".hydra" / "config.yaml")
+    keep([step], tmp_path / "runs", tmp_path / "kept")
+    assert str(tmp_path) not in (tmp_path / "kept" / "1" / ".hydra" / "config.yaml").read_text()
+    assert state_of(kept.kept(step, tmp_path / "runs", tmp_path / "kept")).what == "finished"
