@@ -10,16 +10,32 @@ from torch import Tensor
 from msh.subnetworks.allocation import FREE
 
 
-def start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, size: int) -> float:
-    """Factor that brings a tensor's norm to the one the backbone came with, beside what is read.
+def start_values(
+    start: Tensor, mask: Tensor, base: Tensor, initial_norm: Tensor, chooses: bool, norm: float | None = None
+) -> Tensor:
+    """A tensor of a task that begins: its own values where mask, what it reads elsewhere.
 
     Args:
-        candidates: (k,), the free values.
-        base: any shape, what the task reads of other tasks' weights in this tensor; None where it chooses among them:
-            then its own take their share of the norm.
+        start: (*shape), values to start from, of any scale.
+        mask: bool, (*shape): the task's candidates.
+        base: (*shape), what it reads of other tasks' weights, else 0.
         initial_norm: (), Euclidean norm of the tensor as the backbone came.
-        size: number of weights of the tensor.
+        chooses: the task chooses among what it reads: then its own weights take their share of the norm. Otherwise they
+            bring the tensor's norm to the initial one, beside what is read.
+        norm: Euclidean norm of its own values, where it is known already.
+    Returns:
+        (*shape).
     """
+    if norm is None:
+        always = None if chooses else base
+        start = start * _start_scale(start.masked_select(mask), always, initial_norm, start.numel())
+    values = torch.where(mask, start, base)
+    if norm is not None:
+        rescale_to(values, mask, torch.tensor(norm))
+    return values
+
+
+def _start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, size: int) -> float:
     norm = float(candidates.float().norm())
     if norm == 0.0 or not math.isfinite(norm):
         return 1.0
@@ -28,22 +44,22 @@ def start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, s
     return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
 
 
-def fresh_values(count: int, initial_norm: Tensor, size: int, seed: tuple[int, int]) -> Tensor:
-    """Random values (count,) as large as the backbone's own were, for weights that a released task gives back.
+def fresh_values(like: Tensor, initial_norm: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values in place of a tensor's: uniform around 0, as large as the backbone's own were.
 
     Args:
-        count: how many.
-        initial_norm: (), Euclidean norm of the tensor as the backbone came.
-        size: number of weights of the tensor.
-        seed: (owner id, place of the tensor); the same seed gives the same values.
+        like: (*shape), the tensor.
+        initial_norm: (), its Euclidean norm as the backbone came.
+        generator: on the CPU.
+    Returns:
+        (*shape), of the tensor's type and device.
     """
-    bound = math.sqrt(3.0 / size) * float(initial_norm)
-    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
-    return torch.empty(count).uniform_(-bound, bound, generator=generator)
+    bound = math.sqrt(3.0 / like.numel()) * float(initial_norm)
+    return torch.empty(like.shape).uniform_(-bound, bound, generator=generator).to(like)
 
 
 def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, place: int) -> None:
-    """Overwrite an owner's weights with `fresh_values` and free them, in place.
+    """Overwrite an owner's weights with `fresh_values` and free them, in place; the same ones for owner and place.
 
     Args:
         weight: (*shape), the dense tensor.
@@ -53,7 +69,8 @@ def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, 
         place: of the tensor among the prunable ones.
     """
     mask = owners == owner
-    weight[mask] = fresh_values(int(mask.sum()), initial_norm, weight.numel(), (owner, place)).to(weight)
+    generator = torch.Generator().manual_seed(owner * 1_000_003 + place)
+    weight[mask] = fresh_values(weight, initial_norm, generator)[mask]
     owners[mask] = FREE
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from msh.names import one_of
 from msh.subnetworks.allocation import FREE, Allocation, Capacity, CapacityError, count_capacity
 from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight, update_choice
-from msh.subnetworks.initial import give_back, rescale_to, start_scale
+from msh.subnetworks.initial import fresh_values, give_back, start_values
 from msh.subnetworks.persistence import check_unread, describe, digest, readers_of, register_hooks
 from msh.subnetworks.subnetwork import Subnetwork, check_task_name
 from msh.subnetworks.tensors import (
@@ -40,7 +40,7 @@ class MultiSubnetwork(nn.Module):
     """A backbone whose weights belong to tasks.
 
     Wrapping turns the backbone's parameters into buffers: what trains are the subnetworks' own parameters.
-    Weights that no task owns keep the values the backbone came with, so a pretrained backbone starts as such.
+    Weights that no task owns keep the values the backbone came with, so a pretrained backbone can start as such.
 
     Args:
         backbone: any module; its prunable tensors are found by walking it.
@@ -176,12 +176,14 @@ class MultiSubnetwork(nn.Module):
         sub.to(next(self.weights())[1].device)
         return sub
 
-    def begin(self, task: str, allocation: Allocation | None = None) -> None:
+    def begin(self, task: str, allocation: Allocation | None = None, generator: torch.Generator | None = None) -> None:
         """Give a new task its candidates: every free weight, at the scale the backbone came with; or an allocation.
 
         Args:
             task: a new one.
             allocation: fixed before, of weights that are free.
+            generator: on the CPU, to draw the task's values anew; None: it starts from those that the backbone came
+                with. What earlier tasks leave of these is biased: after a dozen tasks signals no longer pass deep nets.
         Raises:
             CapacityError: nothing is free, nor to be chosen for reading; or another task owns what was planned for it.
         """
@@ -193,14 +195,10 @@ class MultiSubnetwork(nn.Module):
             if taken := int((mask & ~free[name]).sum()):
                 raise CapacityError(f"of the weights planned for task {task!r}, others own {taken} of layer {name!r}")
         for name, weight in self.weights():
-            mask, base = candidates[name], self._read(sub, name)
-            if allocation is None:
-                free_values, always = weight.masked_select(mask), None if sub.selective else base
-                scale = start_scale(free_values, always, self.initial_norms[name], weight.numel())
-                values = torch.where(mask, weight * scale, base)
-            else:
-                values = torch.where(mask, weight, base)
-                rescale_to(values, mask, torch.tensor(allocation.norms[name]))
+            mask, base, initial_norm = candidates[name], self._read(sub, name), self.initial_norms[name]
+            start = weight if generator is None else fresh_values(weight, initial_norm, generator)
+            norm = None if allocation is None else allocation.norms[name]
+            values = start_values(start, mask, base, initial_norm, sub.selective, norm)
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, mask)
         sub.phase = "masked"

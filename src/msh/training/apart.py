@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from msh.deploy.plans import Plan, plan_of, save_plan
-from msh.training.build import add_task
+from msh.training.build import add_task, start_generator
 from msh.training.origin import check_plannable, planned_settings
 from msh.training.prepare import build_module, build_pruner, prepare
 
@@ -34,7 +34,7 @@ def make_plan(config: DictConfig, path: Path) -> Plan:
     for stage in prepared.fits:
         for task in stage.tasks:
             add_task(network, prepared.tasks[task], prepared.config)
-            network.begin(task)
+            network.begin(task, generator=start_generator(config, task))
             build_pruner(prepared, {task: prepared.wanted[task]}, stage.max_epochs).prune_now(module)
             network.freeze(task)  # it keeps nothing for training: there may be a thousand of them
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])

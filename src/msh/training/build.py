@@ -131,3 +131,10 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictC
         network.add_task(task.name, head, stem)
     else:
         network.add_task(task.name, head, stem, cast(Reuse, config.reuse))
+
+
+def start_generator(config: DictConfig, task: str) -> torch.Generator | None:
+    """What draws a task's weights before it is trained, from the run's seed; None: they are the backbone's own."""
+    if config.pruning.start == "backbone":
+        return None
+    return torch.Generator().manual_seed(derive_seed(config.seed, task, "weights"))

@@ -75,6 +75,9 @@ class PruningConfig:
     granularity: str = "weight"
     """What is kept: "weight"; "neuron", whole units of linear layers; "channel", those of convolutions and linear
     layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
+    start: str = "fresh"
+    """What a task's weights are before training: "fresh", drawn for each task anew, as large as the backbone's own;
+    "backbone", these themselves, as a pretrained backbone needs it."""
     criterion: Any = MISSING
     """Name of the score per weight."""
     scores: str = "magnitude"

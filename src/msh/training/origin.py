@@ -17,7 +17,7 @@ from msh.subnetworks.persistence import read_description
 from msh.training.plan import Pruning
 from msh.training.settings import differences
 
-PLANNED = ("density", "weights", "share", "scope", "granularity", "criterion", "sample", "rescale", "rewind")
+PLANNED = ("density", "weights", "share", "scope", "granularity", "start", "criterion", "sample", "rescale", "rewind")
 """Settings of `pruning` that decide an allocation made before any training."""
 
 

@@ -17,6 +17,7 @@ from msh.training.config import StageConfig
 MAX_TASKS = 2**15 - 2
 """Owner ids that fit into the widest owner map; 0 is nobody's."""
 BASELINES = ("dense", "finetune", "joint")
+STARTS = ("fresh", "backbone")
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         if config[key] < least:
             raise ValueError(f"pruning.{key} = {config[key]} is not allowed: at least {least} is")
     one_of("pruning.granularity", config.granularity, GRANULARITIES)
+    one_of("pruning.start", config.start, STARTS)
     if config.granularity != "weight" and config.scope != "tensor":
         raise ValueError(
             f"pruning.scope = {config.scope!r} is not allowed with pruning.granularity = {config.granularity!r}: "

@@ -25,7 +25,7 @@ from msh.reports.wandb_run import new_run_id
 from msh.subnetworks import Capacity, start_scores
 from msh.tasks.seeds import derive_seed
 from msh.training.baselines import Baselines
-from msh.training.build import add_task
+from msh.training.build import add_task, start_generator
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit, steps_per_epoch
@@ -186,7 +186,8 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 add_task(self.network, self.tasks[task], self.config)
-                self.network.begin(task, None if self.prepared.plan is None else self.prepared.plan.allocation(task))
+                allocation = None if self.prepared.plan is None else self.prepared.plan.allocation(task)
+                self.network.begin(task, allocation, start_generator(self.config, task))
                 self._start_scores(task)
         if not fit.prunes and self.pruning.end == 0:
             if self.prepared.plan is None:

@@ -258,3 +258,42 @@ def test_a_state_of_other_tasks_or_of_a_later_version_is_refused():
     state["_extra_state"] = state["_extra_state"].replace('"version": 2', '"version": 99')
     with pytest.raises(ValueError, match="version 99"):
         network.load_state_dict(state)
+
+
+def take(network, task, masks):
+    """Let a task own what masks hold, untrained."""
+    network.add_task(task, head=make_head())
+    network.begin(task)
+    network.restrict(task, masks)
+    network.compact(task)
+    network.freeze(task)
+
+
+def test_values_drawn_anew_are_not_biased_by_what_earlier_tasks_took():
+    network = MultiSubnetwork(nn.Linear(60, 50))
+    weight = dict(network.weights())["weight"].clone()
+    taken = weight > 0.01
+    take(network, "a", {"weight": taken})
+    for task, generator in (("left", None), ("drawn", torch.Generator().manual_seed(3))):
+        network.add_task(task, head=make_head())
+        network.begin(task, generator=generator)
+    left, drawn = (network.subnetwork(task).values["weight"].detach() for task in ("left", "drawn"))
+    for values in (left, drawn):
+        assert torch.equal(values != 0, ~taken)
+        assert values.norm() == pytest.approx(float(weight.norm()), rel=1e-5)
+    assert left[~taken].mean() < -0.5 * left[~taken].std()
+    assert drawn[~taken].mean().abs() < 0.1 * drawn[~taken].std()
+
+
+def test_the_same_generator_draws_the_same_values_whatever_others_own():
+    starts = []
+    for owned in (False, True):
+        torch.manual_seed(0)
+        network = MultiSubnetwork(nn.Linear(6, 5))
+        mask = torch.zeros(5, 6, dtype=torch.bool)
+        mask[0] = owned
+        take(network, "a", {"weight": mask})
+        network.add_task("b", head=make_head())
+        network.begin("b", generator=torch.Generator().manual_seed(3))
+        starts.append(network.subnetwork("b").values["weight"].detach()[1:])
+    assert torch.allclose(starts[0] / starts[0].norm(), starts[1] / starts[1].norm(), atol=1e-6)

@@ -219,6 +219,7 @@ def test_weights_and_share_replace_density():
         ({"density": None, "weights": 0}, r"task 'digits': weights = 0 is not allowed"),
         ({"density": None, "share": "half"}, r"share = 'half' is not allowed: only 'equal' is"),
         ({"scope": "layer"}, r"scope = 'layer' is not allowed: one of tensor, erk, epl, network"),
+        ({"start": "frsh"}, r"pruning.start = 'frsh' is not allowed: .*did you mean 'fresh'"),
         ({"granularity": "neurn"}, r"pruning.granularity = 'neurn' is not allowed: .*did you mean 'neuron'"),
         ({"granularity": "channel", "scope": "erk"}, r"pruning.scope = 'erk' is not allowed with pruning.gran"),
         ({"granularity": "channel", "scope": "network"}, r"pruning.scope = 'network' is not allowed with pruning.gran"),
