@@ -105,8 +105,8 @@ def owner_map(ownership: Ownership, layer: str) -> Image.Image:
     Raises:
         KeyError: there is no such layer.
     """
-    ids = ownership.picture(layer).ids
-    ids = ids[spaced(ids.shape[0], SIDE)][:, spaced(ids.shape[1], SIDE)].numpy()
+    shown = ownership.picture(layer).ids
+    ids = shown[spaced(shown.shape[0], SIDE)][:, spaced(shown.shape[1], SIDE)].numpy()
     colours = colours_of(ownership.tasks)
     palette = np.full((int(ids.max(initial=0)) + 1, 3), _rgb(FREE_COLOUR), dtype=np.uint8)
     for owner in ownership.owners:

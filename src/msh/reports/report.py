@@ -67,24 +67,30 @@ def page_of(facts: RunFacts) -> Page:
         _config(facts),
         _use(facts),
     ]
-    learned = sum(task.test is not None for task in results.tasks.values())
-    tiles = [
-        ("tasks learned", f"{learned} of {len(results.tasks)}"),
-        ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
-        (f"violations in {results.guarantee['checked']:,} comparisons", f"{results.guarantee['violations']:,}"),
-        ("of the network is owned", _used(facts)),
-    ]
+    took = f" · {duration(results.wall_seconds)}" if results.wall_seconds else ""
     return Page(
         title=results.experiment,
-        subtitle=f"seed {results.seed} · {results.status} · {duration(results.wall_seconds)} · {facts.folder.name}",
+        subtitle=f"seed {results.seed} · {results.status}{took} · {facts.folder.name}",
         notes=facts.notes,
         verdict=_verdict(results),
         good=results.guarantee["violations"] == 0,
-        tiles=tiles,
+        tiles=_tiles(facts),
         sections=[section for section in found if section],
         tasks=facts.ownership.tasks if facts.ownership else [],
         source=f" from {facts.folder.absolute()}",
     )
+
+
+def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
+    """(what, figure); a dash where results.json does not tell."""
+    results, (checked, violations) = facts.results, (facts.results.guarantee[key] for key in ("checked", "violations"))
+    learned = sum(task.test is not None for task in results.tasks.values())
+    return [
+        ("tasks learned", f"{learned} of {len(results.tasks)}" if results.tasks else "–"),
+        ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
+        (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
+        ("of the network is owned", _used(facts)),
+    ]
 
 
 def _used(facts: RunFacts) -> str:
