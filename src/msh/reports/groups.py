@@ -25,9 +25,21 @@ def in_groups(names: Sequence[str], most: int) -> list[Group]:
     groups = []
     for start in range(0, len(names), max(size, 1)):
         places = range(start, min(start + size, len(names)))
-        named = names[start] if len(places) == 1 else f"{names[start]} to {names[places[-1]]}"
-        groups.append(Group(named, places))
+        groups.append(Group(_span(names[start], names[places[-1]]), places))
     return groups
+
+
+def _span(first: str, last: str) -> str:
+    """From one name to another; what dotted names have in common is said once: "layers.0 to 4.weight"."""
+    if first == last:
+        return first
+    starts, ends = first.split("."), last.split(".")
+    same = [a == b for a, b in zip(starts, ends, strict=False)]
+    if len(starts) == len(ends) and same.count(False) == 1 and len(same) > 1:
+        place = same.index(False)
+        starts[place] += f" to {ends[place]}"
+        return ".".join(starts)
+    return f"{first} to {last}"
 
 
 def grouped(groups: Iterable[Group], what: str) -> str:

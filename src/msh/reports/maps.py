@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, LinearColorMapper, NumeralTickFormatter
 
 from msh.reports.groups import Group, grouped, in_groups
 from msh.reports.ownership import LayerCapacity, Ownership
-from msh.reports.plots import FONT, Plot, append, height_for, name_places, new_figure, plain_grid
+from msh.reports.plots import Plot, append, height_for, name_places, new_figure, plain_grid, write
 from msh.reports.results import Results
-from msh.reports.words import listed, number, share
+from msh.reports.words import counted, listed, number, share
 
 FREE_COLOUR = "#80808033"
 CHANGES = {
@@ -28,6 +27,8 @@ CHANGES = {
 """How a score changed since its task was learned, to its colour."""
 WRITTEN = 12
 """Rows and columns up to which cells have their numbers in them."""
+LABEL = 20
+"""Letters of a row's name that are written beside a matrix."""
 CELLS = 50
 """Rows and columns that a matrix is drawn with: more are put into groups."""
 BARS = (60, 40)
@@ -87,7 +88,8 @@ def matrix_plot(
         _write(plot, source, "score")
     said = f"worse than when learned: {listed(sorted(changed))}" if changed else "no score fell after it was learned"
     more = " A group has the colour of its worst change." if max(map(len, (g.places for g in columns))) > 1 else ""
-    caption = f"{len(matrix)} stages, {len(tasks)} tasks; {said}.{grouped([*rows, *columns], 'neighbours')}{more}"
+    sizes = f"{counted(len(matrix), 'stage')}, {counted(len(tasks), 'task')}"
+    caption = f"{sizes}; {said}.{grouped([*rows, *columns], 'neighbours')}{more}"
     return Plot(key, plot, caption, title, 150 + min(84, max(14, 1000 // len(columns))) * len(columns))
 
 
@@ -107,7 +109,7 @@ def _grid(rows: Sequence[Group], columns: Sequence[Group], hover: Sequence[tuple
     plot.x_range.start, plot.x_range.end = -0.5, len(columns) - 0.5
     plot.y_range.start, plot.y_range.end = len(rows) - 0.5, -0.5
     name_places(plot.xaxis[0], [group.name for group in columns], 14)
-    name_places(plot.yaxis[0], [group.name for group in rows], 20)
+    name_places(plot.yaxis[0], [group.name for group in rows], LABEL)
     if not few:
         plot.xaxis.major_label_orientation = "vertical"
     plot.xgrid.grid_line_color = plot.ygrid.grid_line_color = None
@@ -116,10 +118,8 @@ def _grid(rows: Sequence[Group], columns: Sequence[Group], hover: Sequence[tuple
 
 
 def _write(plot: Any, source: ColumnDataSource, column: str) -> None:
-    """Write a column's texts into the cells: in dark letters for light pages, in light ones for dark pages."""
-    style = {"text_align": "center", "text_baseline": "middle", "text_font_size": "12px", "text_font": value(FONT)}
-    for page, ink in (("light", "#1a1e26"), ("dark", "#e6e9ee")):
-        plot.text("x", "y", text=column, source=source, text_color=ink, name=f"on {page}", **style)
+    """Write a column's texts into the cells."""
+    write(plot, source, column, text_align="center", text_baseline="middle")
 
 
 # ---- overlap
@@ -197,7 +197,10 @@ def capacity_plot(
 def _said_of(layers: Sequence[LayerCapacity], noun: str = "layers") -> str:
     if len(layers) > 1:
         ends = sorted(layers, key=lambda layer: layer.free / layer.size)
-        low, high = (f"{share(layer.free, layer.size)} ({layer.name})" for layer in (ends[0], ends[-1]))
+        shares = [share(layer.free, layer.size) for layer in (ends[0], ends[-1])]
+        if shares[0] == shares[1]:
+            return f"{len(layers)} {noun}; {shares[0]} of each is free."
+        low, high = (f"{part} ({layer.name})" for part, layer in zip(shares, (ends[0], ends[-1]), strict=True))
         return f"{len(layers)} {noun}; the free share is between {low} and {high}."
     first = layers[0]
     owned = [f"{task} {share(count, first.size)}" for task, count in first.owned.items()]

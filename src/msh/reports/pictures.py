@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from msh.names import one_of
 from msh.reports.colours import colours_of
 from msh.reports.groups import in_groups
-from msh.reports.ownership import LayerCapacity, Ownership
+from msh.reports.ownership import LayerCapacity, Ownership, spaced
 
 Pictures = Mapping[str, Mapping[str, Image.Image]]
 """Name to {caption: picture}; one without a caption has ""."""
 BACKGROUND, INK, FREE_COLOUR = "#ffffff", "#222222", "#dddddd"
 PALE, DARK = (250, 235, 200), (31, 110, 140)
 TEXT, PAD = 13, 8
-WIDE = 1200
-"""Pixels, at most, for the cells of a heat map, or an owner map's side."""
+WIDE, SIDE = 1200, 256
+"""Pixels, at most, for the cells of a heat map, and for a side of an owner map, so that those of a row look alike."""
 MOST_BARS, MOST_NAMES = 40, 24
 
 
@@ -97,20 +97,23 @@ def stacked_bars(layers: Sequence[LayerCapacity]) -> Image.Image:
 def owner_map(ownership: Ownership, layer: str) -> Image.Image:
     """A layer's owner map: a dot for each weight in its owner's colour; rows are output units, columns their inputs.
 
+    Of more than 256 rows or columns, as many are shown, evenly spaced.
+
     Args:
         ownership: what `read_ownership` gives.
         layer: tensor name.
     Raises:
         KeyError: there is no such layer.
     """
-    ids = ownership.picture(layer).ids.numpy()
+    shown = ownership.picture(layer).ids
+    ids = shown[spaced(shown.shape[0], SIDE)][:, spaced(shown.shape[1], SIDE)].numpy()
     colours = colours_of(ownership.tasks)
     palette = np.full((int(ids.max(initial=0)) + 1, 3), _rgb(FREE_COLOUR), dtype=np.uint8)
     for owner in ownership.owners:
         if owner.id < len(palette):
             palette[owner.id] = _rgb(colours[owner.task])
     picture = Image.fromarray(palette[ids])
-    times = max(1, 256 // max(picture.size))
+    times = max(1, SIDE // max(picture.size))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 

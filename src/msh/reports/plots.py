@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
+from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter
 from bokeh.plotting import figure
 
 from msh.reports.facts import Curve
 from msh.reports.ownership import spaced
-from msh.reports.words import listed, number, shortened
+from msh.reports.words import counted, listed, number, shortened
 
 TOOLS = "pan,wheel_zoom,zoom_in,zoom_out,reset"
 TOOLBAR_STYLE = ".bk-divider { visibility: hidden; } @media print { :host { visibility: hidden; } }"
@@ -26,6 +27,8 @@ MARKS = ("circle", "diamond", "triangle", "square", "inverted_triangle", "hex")
 """Shapes that tell kinds apart beside their colours."""
 ROW = 22
 """Height of a row of bars, in pixels."""
+LANE, LANES = 9, 0.7
+"""Height of a mark's own lane within a row, in pixels, if it has room, and the share of the row that lanes take."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,20 @@ def plain_grid(plot: Any, along: str = "y") -> None:
     (plot.xgrid if along == "y" else plot.ygrid).grid_line_color = None
 
 
+def write(plot: Any, source: ColumnDataSource, column: str, **style: Any) -> None:
+    """Write a column's texts at "x" and "y": in dark letters for light pages, in light ones for dark pages.
+
+    Args:
+        plot: to write into.
+        source: with the columns.
+        column: the texts.
+        style: further settings of Bokeh's text.
+    """
+    style = {"text_font_size": "12px", "text_font": value(FONT)} | style
+    for page, ink in (("light", "#1a1e26"), ("dark", "#e6e9ee")):
+        plot.text("x", "y", text=column, source=source, text_color=ink, name=f"on {page}", **style)
+
+
 # ---- over the steps of the run
 
 
@@ -102,11 +119,13 @@ class Drawn:
         name: what it is called.
         colour: "#rrggbb".
         curve: what is drawn; training losses are dotted.
+        width: in pixels.
     """
 
     name: str
     colour: str
     curve: Curve
+    width: int = 2
 
 
 def curves_plot(key: str, title: str, drawn: Sequence[Drawn]) -> Plot:
@@ -122,16 +141,16 @@ def curves_plot(key: str, title: str, drawn: Sequence[Drawn]) -> Plot:
     plot = new_figure(320, x_axis_label="optimizer steps of the run", y_axis_type=scale)
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     most = max(4, POINTS // len(drawn))
-    lines: dict[str, list[Any]] = {name: [] for name in ("xs", "ys", "task", "colour", "dash", "alpha")}
+    lines: dict[str, list[Any]] = {name: [] for name in ("xs", "ys", "task", "colour", "dash", "width", "alpha")}
     points: dict[str, list[Any]] = {name: [] for name in ("x", "y", "task", "name", "colour", "alpha")}
     for d in drawn:
         kept = [int(place) for place in spaced(len(d.curve.steps), most)]
         steps, values = [d.curve.steps[place] for place in kept], [d.curve.values[place] for place in kept]
         dash = "dotted" if d.curve.split == "train" else "solid"
-        append(lines, (steps, values, d.curve.task, d.colour, dash, 1.0))
+        append(lines, (steps, values, d.curve.task, d.colour, dash, d.width, 1.0))
         for x, y in zip(steps, values, strict=True):
             append(points, (x, y, d.curve.task, d.name, d.colour, 1.0))
-    style = {"line_color": "colour", "line_alpha": "alpha", "line_dash": "dash", "line_width": 2}
+    style = {"line_color": "colour", "line_alpha": "alpha", "line_dash": "dash", "line_width": "width"}
     plot.multi_line("xs", "ys", source=ColumnDataSource(lines), line_join="round", **style)
     dots = plot.scatter("x", "y", source=ColumnDataSource(points), size=5, line_color=None, fill_color="colour")
     dots.glyph.fill_alpha = "alpha" if len(points["x"]) <= MARKED else 0.0
@@ -151,13 +170,18 @@ def append(columns: Mapping[str, list[Any]], row: Sequence[Any]) -> None:
 def _said_of_curves(drawn: Sequence[Drawn]) -> str:
     """From where to where curves go; of many, where they end."""
     if len(drawn) <= 12:
-        ends = [f"{d.name} from {_said(d.curve, 0)} to {_said(d.curve, -1)}" for d in drawn]
-        return "; ".join(ends) + "."
+        return "; ".join(f"{d.name} {_way(d.curve)}" for d in drawn) + "."
     last = sorted((d for d in drawn if math.isfinite(d.curve.values[-1])), key=lambda d: d.curve.values[-1])
     if not last:
         return f"{len(drawn)} curves."
     low, high = (f"{_said(d.curve, -1)} ({d.name})" for d in (last[0], last[-1]))
     return f"{len(drawn)} curves; they end between {low} and {high}."
+
+
+def _way(curve: Curve) -> str:
+    """From where to where a curve goes; of one value, what it is."""
+    first, last = _said(curve, 0), _said(curve, -1)
+    return f"from {first} to {last}" if len(curve.steps) > 1 else last
 
 
 def _said(curve: Curve, place: int) -> str:
@@ -177,15 +201,24 @@ def sparsity_plot(curves: Sequence[Curve], last_steps: Mapping[str, int], colour
     for curve in curves:
         last = max(last_steps.get(curve.task, 0), curve.steps[-1])
         steps, values = [], []
-        for place, (step, value) in enumerate(zip(curve.steps, curve.values, strict=True)):
+        for place, (step, sparsity) in enumerate(zip(curve.steps, curve.values, strict=True)):
             steps += [step, curve.steps[place + 1] if place + 1 < len(curve.steps) else last]
-            values += [value, value]
+            values += [sparsity, sparsity]
         curve_held = Curve(curve.task, curve.split, curve.quantity, steps, values)
         held.append(Drawn(curve.task, colours[curve.task], curve_held))
-    plot = curves_plot("sparsity", "", held)
+    nested = nest(held)
+    plot = curves_plot("sparsity", "", nested)
     plot.figure.y_range.start, plot.figure.y_range.end = 0, 1.02
     ends = [f"{c.task} {c.values[-1]:.3f}" for c in curves]
-    return Plot("sparsity", plot.figure, f"Sparsity after the last cut: {listed(ends)}.")
+    same = " Where tasks are pruned alike, a later one's line is inside an earlier one's." if nested != held else ""
+    return Plot("sparsity", plot.figure, f"Sparsity after the last cut: {listed(ends)}.{same}")
+
+
+def nest(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The same curves; of those that are the same, each but the last one wider, so that it shows beside the later."""
+    ways = [(tuple(d.curve.steps), tuple(d.curve.values)) for d in drawn]
+    later = [ways[place + 1 :].count(way) for place, way in enumerate(ways)]
+    return [replace(d, width=d.width + 3 * min(count, 7)) for d, count in zip(drawn, later, strict=True)]
 
 
 # ---- scores
@@ -205,25 +238,22 @@ def scores_plot(
     """
     tasks = list(dict.fromkeys(task for found in scores.values() for task in found))
     place = {task: row for row, task in enumerate(tasks)}
-    plot = new_figure(
-        height_for(len(tasks)), [("", "@who"), ("task", "@task"), (label, "@score{0.0000}")], x_axis_label=label
-    )
+    lane = LANES / len(scores)
+    height = height_for(len(tasks), max(ROW, round(LANE * len(scores) / LANES)))
+    plot = new_figure(height, [("", "@who"), ("task", "@task"), (label, "@score{0.0000}")], x_axis_label=label)
     plot.y_range.start, plot.y_range.end = len(tasks) - 0.5, -0.5
     name_places(plot.yaxis[0], tasks)
-    for mark, (who, found) in zip(cycle(MARKS), scores.items(), strict=False):
-        rows = {"score": list(found.values()), "row": [place[task] for task in found], "task": list(found)}
+    for order, (mark, (who, found)) in enumerate(zip(cycle(MARKS), scores.items(), strict=False)):
+        aside = (order - (len(scores) - 1) / 2) * lane
+        rows = {"score": list(found.values()), "row": [place[task] + aside for task in found], "task": list(found)}
         source = ColumnDataSource(rows | {"who": [who] * len(found), "alpha": [1.0] * len(found)})
         style = {"line_color": colours[who], "line_width": 2, "line_alpha": "alpha", "fill_alpha": "alpha"}
         filled = colours[who] if who == next(iter(scores)) else None
-        plot.scatter("score", "row", source=source, size=11, marker=mark, fill_color=filled, **style)
+        plot.scatter("score", "row", source=source, size=9, marker=mark, fill_color=filled, **style)
     means = [f"{who} {number(sum(found.values()) / len(found))}" for who, found in scores.items() if found]
-    return Plot(key, plot, f"Means over {_tasks(len(tasks))}: {listed(means)}.", title)
+    return Plot(key, plot, f"Means over {counted(len(tasks), 'task')}: {listed(means)}.", title)
 
 
-def height_for(rows: int) -> int:
-    """Pixels of a picture with so many rows."""
-    return 110 + ROW * max(rows, 1)
-
-
-def _tasks(count: int) -> str:
-    return f"{count} task{'s' if count != 1 else ''}"
+def height_for(rows: int, row: int = ROW) -> int:
+    """Pixels of a picture with so many rows, of so many pixels each."""
+    return 110 + row * max(rows, 1)

@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from msh.reports.colours import colours_of
 from msh.reports.facts import RunFacts, read_run
-from msh.reports.maps import CHANGES, WRITTEN, capacity_plot, matrix_plot, overlap_plot, owner_maps
+from msh.reports.maps import CHANGES, LABEL, WRITTEN, capacity_plot, matrix_plot, overlap_plot, owner_maps
 from msh.reports.ownership import LayerCapacity
 from msh.reports.pages import Code, Legend, Page, Row, Section, Table, legend_of, write_page
 from msh.reports.plots import Drawn, Plot, curves_plot, scores_plot, sparsity_plot
 from msh.reports.results import Results
-from msh.reports.words import ARROWS, bytes_of, duration, number, share
+from msh.reports.words import ARROWS, bytes_of, duration, listed, number, share
 
 FILE_NAME = "report.html"
 BASELINES = {"dense": "#e0702e", "finetune": "#1fa187", "joint": "#c8649a"}
@@ -67,24 +67,30 @@ def page_of(facts: RunFacts) -> Page:
         _config(facts),
         _use(facts),
     ]
-    learned = sum(task.test is not None for task in results.tasks.values())
-    tiles = [
-        ("tasks learned", f"{learned} of {len(results.tasks)}"),
-        ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
-        (f"violations in {results.guarantee['checked']:,} comparisons", f"{results.guarantee['violations']:,}"),
-        ("of the network is owned", _used(facts)),
-    ]
+    took = f" · {duration(results.wall_seconds)}" if results.wall_seconds else ""
     return Page(
         title=results.experiment,
-        subtitle=f"seed {results.seed} · {results.status} · {duration(results.wall_seconds)} · {facts.folder.name}",
+        subtitle=f"seed {results.seed} · {results.status}{took} · {facts.folder.name}",
         notes=facts.notes,
         verdict=_verdict(results),
         good=results.guarantee["violations"] == 0,
-        tiles=tiles,
+        tiles=_tiles(facts),
         sections=[section for section in found if section],
         tasks=facts.ownership.tasks if facts.ownership else [],
         source=f" from {facts.folder.absolute()}",
     )
+
+
+def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
+    """(what, figure); a dash where results.json does not tell."""
+    results, (checked, violations) = facts.results, (facts.results.guarantee[key] for key in ("checked", "violations"))
+    learned = sum(task.test is not None for task in results.tasks.values())
+    return [
+        ("tasks learned", f"{learned} of {len(results.tasks)}" if results.tasks else "–"),
+        ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
+        (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
+        ("of the network is owned", _used(facts)),
+    ]
 
 
 def _used(facts: RunFacts) -> str:
@@ -169,7 +175,11 @@ def _matrix(facts: RunFacts) -> Section | None:
     results = facts.results
     if not results.matrix:
         return None
-    plots = [matrix_plot("matrix", "This network", results.matrix, results, facts.stages)]
+    labels = [
+        name if len(name) <= LABEL else listed(stage, 1)
+        for name, stage in zip(facts.stages, results.curriculum, strict=True)
+    ]
+    plots = [matrix_plot("matrix", "This network", results.matrix, results, labels)]
     tables = _matrix_table("This network", results, results.matrix, facts.stages)
     tuned = results.finetune["matrix"]
     if tuned:
@@ -258,8 +268,11 @@ def _forgetting(results: Results, colours: dict[str, str]) -> Section | None:
         if tuned:
             cells.append(number(results.forgetting_of(name, tuned)))
         rows.append(Row(cells, name, colours[name]))
-    lead = f"Best past minus final test score: {results.forgetting:g} in the mean over tasks that were learned before "
-    lead += f"the last stage; backward transfer {results.bwt:g}."
+    if len(results.curriculum) == 1:
+        lead = "All tasks were learned at once: nothing came later that they could forget by."
+    else:
+        lead = f"Best past minus final test score: {results.forgetting:g} in the mean over tasks that were learned "
+        lead += f"before the last stage; backward transfer {results.bwt:g}."
     if tuned:
         lead += (
             f" One dense network that was fine-tuned task after task forgot {number(results.finetune['forgetting'])}."

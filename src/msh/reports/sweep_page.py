@@ -138,9 +138,13 @@ def _means(scored: Sequence[JobRow]) -> Section | None:
 
 
 def _failures(rows: Sequence[JobRow]) -> Section | None:
-    lines = [Row([row.name, row.status, row.error], told(row)) for row in rows if row.status != "finished"]
+    lines = [
+        Row([row.name, f"{row.status}: {row.error}" if row.error else row.status], told(row))
+        for row in rows
+        if row.status != "finished"
+    ]
     if not lines:
         return None
     lead = "With skip_finished=true and the same hydra.sweep.dir, the same command does these again, and no others."
-    table = Table("Jobs that are not finished", ["job", "status", "what happened"], lines, words=3, long=True)
+    table = Table("Jobs that are not finished", ["job", "what happened"], lines, words=2, long=True)
     return Section("failures", "Not finished", lead, tables=[table])

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter
 from bokeh.transform import linear_cmap
 
 from msh.reports.colours import RAMP
 from msh.reports.importance import numbers_of, pareto_front
-from msh.reports.plots import Plot, append, height_for, name_places, new_figure, plain_grid
+from msh.reports.plots import Plot, append, height_for, name_places, new_figure, plain_grid, write
 from msh.reports.sweeps import JobRow, short
 from msh.reports.words import listed, number
 
@@ -96,7 +96,7 @@ def _label(plot: Any, scales: Sequence[Scale]) -> None:
         for at, text in scale.ticks:
             append(labels, (axis, at, text, *where.get(at, ("left", "middle", 5, 0))))
     style = {"text_align": "align", "text_baseline": "baseline", "x_offset": "right", "y_offset": "up"}
-    plot.text("x", "y", "text", source=ColumnDataSource(labels), text_font_size="11px", **style)
+    write(plot, ColumnDataSource(labels), "text", text_font_size="11px", **style)
 
 
 def score_colours(scores: Sequence[float]) -> Any:
@@ -125,6 +125,8 @@ def front_plot(rows: Sequence[JobRow]) -> Plot:
         x_axis_label="density, mean over the tasks",
         y_axis_label="mean score on validation data",
     )
+    if wide:
+        plot.xaxis.ticker = FixedTicker(ticks=_ticks(min(densities), max(densities)))
     front = pareto_front(points)
     xs, ys = zip(*(points[name] for name in front), strict=True)
     plot.line(list(xs), list(ys), line_color=FRONT, line_width=2)
@@ -144,15 +146,21 @@ def front_plot(rows: Sequence[JobRow]) -> Plot:
     return Plot("front", plot, f"The front: {listed(ends)}.")
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten, from below a range to above it."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [float(f"{times}e{power}") for power in powers for times in (1, 2, 5)]
+
+
 def importance_plot(shares: Mapping[str, float]) -> Plot:
     """A bar for each setting: the share of the scores' variance that it explains.
 
     Args:
         shares: setting to its share, at least one.
     """
-    plot = new_figure(height_for(len(shares)), [("@setting", "@share{0.0 %}")], x_axis_label="share of the variance")
+    plot = new_figure(height_for(len(shares)), [("@setting", "@share{0.0%}")], x_axis_label="share of the variance")
     plot.x_range.start = 0
-    plot.xaxis.formatter = NumeralTickFormatter(format="0 %")
+    plot.xaxis.formatter = NumeralTickFormatter(format="0%")
     plot.y_range.start, plot.y_range.end = len(shares) - 0.5, -0.5
     name_places(plot.yaxis[0], list(shares))
     plain_grid(plot, "x")

@@ -35,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, such as "1 task" or "2 tasks"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(name: str, most: int = 24) -> str:
     """A name, with its middle left out where it is longer than so many characters."""
     if len(name) <= most:

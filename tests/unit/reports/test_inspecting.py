@@ -69,7 +69,7 @@ def test_a_run_folder_shows_scores_and_notes(tmp_path):
 def test_many_layers_and_tasks_are_shown_together_unless_all_are_wanted(tmp_path):
     write_run(tmp_path, 200, [(8, 8)] * 100)
     short, long = shown(tmp_path), shown(tmp_path, everything=True)
-    assert "layers.0.weight to layers.4.weight (5 layers)" in short
+    assert "layers.0 to 4.weight (5 layers)" in short
     assert "t000 to t024" in short
     assert "layers.99.weight (8 × 8)" in long
     assert len(short.splitlines()) < 450 < len(long.splitlines())

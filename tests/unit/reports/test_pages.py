@@ -166,6 +166,18 @@ def test_a_half_written_folder_is_reported_as_far_as_it_goes(lost, tmp_path):
     }
     for name, key in gone.items():
         assert (f'<section id="{key}">' in page) == (name not in lost)
+    assert ("<dd>2 of 2</dd>" in page) == ("results.json" not in lost)  # what is not known is a dash, not 0 of 0
+
+
+def test_tasks_that_were_learned_at_once_had_nothing_to_forget_by(tmp_path):
+    results = write_run(tmp_path, 2, [(4, 4)])
+    results.curriculum = [list(results.tasks)]
+    results.matrix = results.matrix[-1:]
+    results.save(tmp_path)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "All tasks were learned at once: nothing came later that they could forget by." in page
+    assert "1 stage, 2 tasks; no score fell after it was learned." in page
 
 
 def test_a_run_of_no_stage_yet_is_reported(tmp_path):

@@ -41,7 +41,7 @@ def test_curves_are_drawn_as_they_were_logged():
     plot = curves_plot("k", "accuracy", drawn)
     assert columns(plot, "x", "y", "task") == [(1, 0.5, "a"), (5, 0.75, "a"), (7, 0.25, "b")]
     assert columns(plot, "xs", "ys") == [([1, 5], [0.5, 0.75]), ([7], [0.25])]
-    assert plot.caption == "a from 0.5000 to 0.7500; b from 0.2500 to 0.2500."
+    assert plot.caption == "a from 0.5000 to 0.7500; b 0.2500."
 
 
 def test_many_points_are_thinned_and_the_last_stays():
@@ -76,7 +76,14 @@ def test_sparsity_is_held_until_the_training_ends():
     assert plot.caption == "Sparsity after the last cut: a 0.900."
 
 
-def test_scores_lie_in_their_tasks_row():
+def test_curves_that_are_the_same_lie_within_each_other():
+    same = [Curve(name, "", "sparsity", [10], [0.9]) for name in "ab"]
+    plot = sparsity_plot([*same, Curve("c", "", "sparsity", [10], [0.8])], dict.fromkeys("abc", 50), COLOURS)
+    assert columns(plot, "task", "width") == [("a", 5), ("b", 2), ("c", 2)]
+    assert plot.caption.endswith("Where tasks are pruned alike, a later one's line is inside an earlier one's.")
+
+
+def test_scores_lie_in_their_tasks_row_each_in_a_lane_of_its_own():
     plot = scores_plot(
         "k", "accuracy", {"x": {"a": 0.5, "b": 0.75}, "y": {"b": 1.0}}, {"x": "#1", "y": "#2"}, "accuracy"
     )
@@ -84,7 +91,11 @@ def test_scores_lie_in_their_tasks_row():
         list(zip(*(s.data[n] for n in ("who", "row", "score")), strict=True))
         for s in plot.figure.select(ColumnDataSource)
     ]
-    assert sorted(row for rows in found for row in rows) == [("x", 0, 0.5), ("x", 1, 0.75), ("y", 1, 1.0)]
+    assert sorted(row for rows in found for row in rows) == [
+        ("x", -0.175, 0.5),
+        ("x", 0.825, 0.75),
+        ("y", 1.175, 1.0),
+    ]
     assert plot.caption == "Means over 2 tasks: x 0.6250, y 1.0000."
 
 

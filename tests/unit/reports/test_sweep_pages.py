@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from bokeh.models import Text
 
 from fakes import write_run, write_sweep
 from msh.reports.importance import importances, pareto_front
@@ -76,6 +77,16 @@ def test_pictures_have_every_job(tmp_path):
     assert columns(parallel, "score") == sorted(row.numbers()["mean_score"] for row in rows)
     assert {len(xs) for xs in columns(parallel, "xs")} == {5}  # three settings, density and score
     assert "0.9000 at density 0.01 (job 0)" in front.caption
+
+
+def test_what_is_written_into_a_picture_has_ink_for_light_and_for_dark_pages(tmp_path):
+    figure = parallel_plot(write_sweep(tmp_path)).figure
+    assert {drawn.name for drawn in figure.renderers if isinstance(drawn.glyph, Text)} == {"on light", "on dark"}
+
+
+def test_densities_over_decades_are_marked_sparsely(tmp_path):
+    ticks = front_plot(write_sweep(tmp_path)).figure.xaxis.ticker.ticks
+    assert [tick for tick in ticks if 0.01 <= tick <= 0.3] == [0.01, 0.02, 0.05, 0.1, 0.2]
 
 
 def test_the_page_is_one_file_that_names_the_best_and_what_went_wrong(tmp_path):

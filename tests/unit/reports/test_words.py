@@ -3,7 +3,11 @@
 import pytest
 
 from msh.reports.groups import grouped, in_groups
-from msh.reports.words import bytes_of, duration, listed, number, share, shortened
+from msh.reports.words import bytes_of, counted, duration, listed, number, share, shortened
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(n, "task") for n in (0, 1, 2000)] == ["0 tasks", "1 task", "2,000 tasks"]
 
 
 def test_scores_and_shares():
@@ -50,3 +54,16 @@ def test_groups_are_named_for_their_ends():
     groups = in_groups([f"t{place}" for place in range(200)], 50)
     assert [groups[0].name, groups[-1].name] == ["t0 to t3", "t196 to t199"]
     assert grouped(groups, "tasks") == " Up to 4 tasks are drawn as one."
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "name"),
+    [
+        ("layers.0.weight", "layers.4.weight", "layers.0 to 4.weight"),
+        ("block.0.conv1.weight", "block.1.conv2.weight", "block.0.conv1.weight to block.1.conv2.weight"),
+        ("stem.weight", "head.fc.weight", "stem.weight to head.fc.weight"),
+        ("a", "b", "a to b"),
+    ],
+)
+def test_what_dotted_names_have_in_common_is_said_once(first, last, name):
+    assert in_groups([first, last], 1)[0].name == name
