@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from disturbing import SETTINGS, args, assert_same_end
@@ -113,6 +114,51 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank,
     run("train.py", "+experiment=sequential", f"resume={folder}", f"trainer={trainer}", cwd=tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert (results["status"], results["forgetting"], results["guarantee"]["violations"]) == ("finished", 0.0, 0)
+
+
+def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
+    """First its process is killed once, by chance; then whenever it gets to work, as one that takes too much memory."""
+    sweep = ["-m", *args("run")[:-1], "seed=1,2,3", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${seed}"]
+    sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for times, folder in ((1, tmp_path / "once"), (2, tmp_path / "twice")):
+        folder.mkdir()
+        process, jobs = start("train.py", *sweep, cwd=folder), folder / "jobs"
+        killed = [kill_worker(process, jobs / "2") for _ in range(times)]
+        assert len(set(killed)) == times
+        code, printed = finish(process)
+        assert code == (0 if times == 1 else 1), printed
+        assert "a process was killed" in printed
+        assert [status_of(jobs / seed) for seed in "13"] == ["finished", "finished"]
+    assert status_of(jobs / "2") == "running"
+    assert "1 of 3 jobs failed: 2" in printed
+    kept = {path: path.stat().st_mtime_ns for seed in "13" for path in (jobs / seed).rglob("*")}
+    printed = run("train.py", *sweep, "skip_finished=true", cwd=folder)
+    assert "is launching 1 jobs" in printed
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for seed in "123":
+        assert_same_end(jobs / seed, tmp_path / "once" / "jobs" / seed)
+
+
+def kill_worker(process, folder):
+    """Kill the process that works in a run folder, once it has a checkpoint there; returns its id."""
+    seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
+    while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    (worker,) = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(fd, folder / ".lock")}
+    os.kill(worker, signal.SIGKILL)
+    return worker
+
+
+def is_link_to(path, target):
+    try:
+        return os.readlink(path) == str(target)
+    except OSError:
+        return False
+
+
+def status_of(folder):
+    return json.loads((folder / "results.json").read_text())["status"]
 
 
 def children(pid):
