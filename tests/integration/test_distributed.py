@@ -47,6 +47,8 @@ def test_torchrun_starts_processes_that_share_a_run(tmp_path):
         done = subprocess.run([*launch, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run folder:") == 1
+        said = (folder / "train.log").read_text().splitlines()
+        assert len([line for line in said if "learned wine" in line]) == 1
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert None not in [row["joint"] for row in results["tasks"].values()]
