@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from disturbing import SETTINGS, args, assert_same_end
+import torch
+from disturbing import SETTINGS, args, assert_same_end, kill_when
 from running import SMALL, command, finish, run, start
+from safetensors.torch import load_file
 
 KILLS = 50
 
@@ -159,6 +161,20 @@ def is_link_to(path, target):
 
 def status_of(folder):
     return json.loads((folder / "results.json").read_text())["status"]
+
+
+def test_a_run_of_one_process_goes_on_with_two(tmp_path):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    one = [setting for setting in args(folder) if setting != "backbone.norm=true"]  # batches' statistics are of a rank
+    run("train.py", *one[:-1], f"hydra.run.dir={whole}", cwd=tmp_path)
+    process = start("train.py", *one, cwd=tmp_path)
+    kill_when(process, lambda: any(folder.glob("checkpoints/stage-000-prune/epoch-*.*.ckpt")))
+    run("train.py", "+experiment=sequential", f"resume={folder}", "trainer=ddp_sim", cwd=tmp_path)
+    assert status_of(folder) == "finished"
+    found, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def children(pid):
