@@ -96,12 +96,30 @@ def limited(size, *arguments, cwd):
     )
 
 
+TWO = ["trainer=ddp_sim", *(setting for setting in SMALL if not setting.startswith("trainer."))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_two(tmp_path_factory):
+    """Run folder of two processes that nothing happens to."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run(
+        "train.py",
+        "+experiment=sequential",
+        *SETTINGS,
+        *TWO,
+        "logger=csv",
+        f"hydra.run.dir={folder}",
+        cwd=folder.parent,
+    )
+    return folder
+
+
 @pytest.mark.parametrize(("rank", "trainer"), [(0, "ddp_sim"), (1, "ddp_sim"), (1, "cpu")])
-def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, tmp_path):
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, undisturbed_two, tmp_path):
     folder = tmp_path / "run"
-    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
-    arguments = ["+experiment=sequential", *SETTINGS, *small, "trainer=ddp_sim", "logger=csv"]
-    process = start("train.py", *arguments, f"hydra.run.dir={folder}", cwd=tmp_path)
+    arguments = ["+experiment=sequential", *SETTINGS, *TWO, "logger=csv", f"hydra.run.dir={folder}"]
+    process = start("train.py", *arguments, cwd=tmp_path)
     while not any(folder.glob("checkpoints/*/epoch-*.*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -116,6 +134,8 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank,
     run("train.py", "+experiment=sequential", f"resume={folder}", f"trainer={trainer}", cwd=tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert (results["status"], results["forgetting"], results["guarantee"]["violations"]) == ("finished", 0.0, 0)
+    if trainer == "ddp_sim":
+        assert_same_end(folder, undisturbed_two)
 
 
 def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
