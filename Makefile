@@ -32,14 +32,14 @@ test: $(READY) ## The tests, but for the slow ones
 test-all: $(READY) ## All tests
 	$(PYTEST) -m 'not faults'
 
-test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a rank: nothing is lost
-	$(BIN)/python -m pytest -n 2 --dist load -m faults
+test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a rank or a job: nothing is lost
+	$(BIN)/python -m pytest -n 2 --dist load -m '' tests/integration/test_faults.py tests/integration/test_resume.py
 
 test-distributed: $(READY) ## Two processes do what one does: every curriculum, with DDP and with shards
 	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
 
-fuzz: $(READY) ## Read 10,000 hostile files of every kind: none may do harm, each is read or refused by name
+fuzz: $(READY) ## Read 10,000 hostile files, of all kinds: none may do harm, each is read or refused by name
 	cd tests && ../$(BIN)/python -m fuzz --inputs 10000
 
 lint: $(READY) ## Check style and formatting

@@ -1,8 +1,10 @@
 """The kinds of file that the program reads: a small valid one each, and how it is read."""
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from fuzz.formats import (
 )
 from fuzz.harness import Kind
 from helpers import learn, make_head, make_network
+from msh.cli.resume import rewrite_arguments
 from msh.deploy.files import load_network, read_subnetwork, save_network, save_subnetwork, write_safetensors
 from msh.deploy.merging import merge_files, release_task, split_task
 from msh.deploy.plans import Plan, notes_of, plan_of, read_plan, save_plan, start_of
@@ -233,6 +236,12 @@ def read_config(folder: Path) -> None:
     read_settings(folder / "run")
 
 
+def resume(folder: Path) -> None:
+    """`resume=RUN_DIR`: the overrides that the run was started with."""
+    with patch.object(sys, "argv", ["train.py", f"resume={folder / 'run'}"]):
+        rewrite_arguments()
+
+
 def show_sweep(folder: Path) -> None:
     """`msh sweep`."""
     rows = read_sweep(folder)
@@ -268,6 +277,7 @@ def run_kinds(folder: Path) -> list[Kind]:
         Kind("run: network", files, "run/network.safetensors", TENSOR_FILE, report_on),
         Kind("metrics.csv to go on", files, "run/metrics.csv", (hostile_csv,), go_on_logging),
         Kind("config.yaml", files, "run/.hydra/config.yaml", yaml, read_config),
+        Kind("overrides.yaml", files, "run/.hydra/overrides.yaml", yaml, resume),
         Kind("sweep: overrides.yaml", job, "0/.hydra/overrides.yaml", yaml, show_sweep),
         Kind("sweep: results.json", job, "0/results.json", (hostile_json,), show_sweep),
     ]

@@ -75,16 +75,32 @@ def stop(folder, overrides):
         RestoreBest.on_validation_end = keep
 
 
+def watch_writing(folder):
+    """A list that gets the paths below a folder that this process opens for writing, renames or removes."""
+    written = []
+
+    def note(event, arguments):
+        opened = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if opened or event in ("os.rename", "os.remove", "shutil.rmtree"):
+            paths = [path for path in arguments[:2] if isinstance(path, str | os.PathLike)]
+            written.extend(str(path) for path in paths if Path(path).is_relative_to(folder))
+
+    sys.addaudithook(note)
+    return written
+
+
 def main():
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     for name, overrides in json.loads((folder / "cases.json").read_text()).items():
         run_dir = folder / name
+        written = watch_writing(run_dir)
         arguments = [*overrides, f"hydra.run.dir={run_dir}"]
         if name.endswith("stopped"):
             stop(run_dir, arguments)
             arguments = [f"resume={run_dir}"]
         told, weights = end_of(run_dir, *arguments)
         (folder / f"{name}.{rank}.json").write_text(json.dumps(told))
+        (folder / f"{name}.{rank}.written.json").write_text(json.dumps(written))
         torch.save(weights, folder / f"{name}.{rank}.pt")
 
 

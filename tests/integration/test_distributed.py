@@ -1,5 +1,6 @@
 """Two processes on the CPU, started as users start them."""
 
+import csv
 import json
 import os
 import shutil
@@ -35,6 +36,16 @@ def test_scores_of_two_processes_are_exact(two, tmp_path):
     assert measured["diabetes"] == pytest.approx(results["tasks"]["diabetes"]["test"], rel=1e-6)
 
 
+def test_an_epochs_score_is_that_of_the_network_that_is_kept(two):
+    """Batch norms have seen other examples in each process: both measure what the first of them has."""
+    results, folder = two
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    for task, metric, best in (("wine", "accuracy", max), ("iris", "accuracy", max), ("diabetes", "rmse", min)):
+        pruned = max(place for place, row in enumerate(rows) if row[f"{task}/sparsity"])
+        last = [float(row[f"{task}/val/{metric}"]) for row in rows[pruned:] if row[f"{task}/val/{metric}"]]
+        assert best(last[1:]) == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task  # after that of the cut
+
+
 def test_torchrun_starts_processes_that_share_a_run(tmp_path):
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=csv", "pruning=at_init"]
     small = [setting for setting in SMALL if not setting.startswith("trainer.")]
@@ -47,6 +58,8 @@ def test_torchrun_starts_processes_that_share_a_run(tmp_path):
         done = subprocess.run([*launch, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run folder:") == 1
+        said = (folder / "train.log").read_text().splitlines()
+        assert len([line for line in said if "learned wine" in line]) == 1
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert None not in [row["joint"] for row in results["tasks"].values()]

@@ -7,10 +7,13 @@ import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from disturbing import SETTINGS, args, assert_same_end
+import torch
+from disturbing import SETTINGS, args, assert_same_end, kill_when
 from running import SMALL, command, finish, run, start
+from safetensors.torch import load_file
 
 KILLS = 50
 
@@ -93,12 +96,30 @@ def limited(size, *arguments, cwd):
     )
 
 
+TWO = ["trainer=ddp_sim", *(setting for setting in SMALL if not setting.startswith("trainer."))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_two(tmp_path_factory):
+    """Run folder of two processes that nothing happens to."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run(
+        "train.py",
+        "+experiment=sequential",
+        *SETTINGS,
+        *TWO,
+        "logger=csv",
+        f"hydra.run.dir={folder}",
+        cwd=folder.parent,
+    )
+    return folder
+
+
 @pytest.mark.parametrize(("rank", "trainer"), [(0, "ddp_sim"), (1, "ddp_sim"), (1, "cpu")])
-def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, tmp_path):
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, undisturbed_two, tmp_path):
     folder = tmp_path / "run"
-    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
-    arguments = ["+experiment=sequential", *SETTINGS, *small, "trainer=ddp_sim", "logger=csv"]
-    process = start("train.py", *arguments, f"hydra.run.dir={folder}", cwd=tmp_path)
+    arguments = ["+experiment=sequential", *SETTINGS, *TWO, "logger=csv", f"hydra.run.dir={folder}"]
+    process = start("train.py", *arguments, cwd=tmp_path)
     while not any(folder.glob("checkpoints/*/epoch-*.*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -113,6 +134,67 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank,
     run("train.py", "+experiment=sequential", f"resume={folder}", f"trainer={trainer}", cwd=tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert (results["status"], results["forgetting"], results["guarantee"]["violations"]) == ("finished", 0.0, 0)
+    if trainer == "ddp_sim":
+        assert_same_end(folder, undisturbed_two)
+
+
+def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
+    """First its process is killed once, by chance; then whenever it gets to work, as one that takes too much memory."""
+    sweep = ["-m", *args("run")[:-1], "seed=1,2,3", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${seed}"]
+    sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for times, folder in ((1, tmp_path / "once"), (2, tmp_path / "twice")):
+        folder.mkdir()
+        process, jobs = start("train.py", *sweep, cwd=folder), folder / "jobs"
+        killed = [kill_worker(process, jobs / "2") for _ in range(times)]
+        assert len(set(killed)) == times
+        code, printed = finish(process)
+        assert code == (0 if times == 1 else 1), printed
+        assert "a process was killed" in printed
+        assert [status_of(jobs / seed) for seed in "13"] == ["finished", "finished"]
+    assert status_of(jobs / "2") == "running"
+    assert "1 of 3 jobs failed: 2" in printed
+    kept = {path: path.stat().st_mtime_ns for seed in "13" for path in (jobs / seed).rglob("*")}
+    printed = run("train.py", *sweep, "skip_finished=true", cwd=folder)
+    assert "is launching 1 jobs" in printed
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for seed in "123":
+        assert_same_end(jobs / seed, tmp_path / "once" / "jobs" / seed)
+
+
+def kill_worker(process, folder):
+    """Kill the process that works in a run folder, once it has a checkpoint there; returns its id."""
+    seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
+    while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    (worker,) = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(fd, folder / ".lock")}
+    os.kill(worker, signal.SIGKILL)
+    return worker
+
+
+def is_link_to(path, target):
+    try:
+        return os.readlink(path) == str(target)
+    except OSError:
+        return False
+
+
+def status_of(folder):
+    return json.loads((folder / "results.json").read_text())["status"]
+
+
+def test_a_run_of_one_process_goes_on_with_two(tmp_path):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    one = [setting for setting in args(folder) if setting != "backbone.norm=true"]  # batches' statistics are of a rank
+    run("train.py", *one[:-1], f"hydra.run.dir={whole}", cwd=tmp_path)
+    process = start("train.py", *one, cwd=tmp_path)
+    kill_when(process, lambda: any(folder.glob("checkpoints/stage-000-prune/epoch-*.*.ckpt")))
+    run("train.py", "+experiment=sequential", f"resume={folder}", "trainer=ddp_sim", cwd=tmp_path)
+    assert status_of(folder) == "finished"
+    found, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def children(pid):

@@ -35,8 +35,12 @@ RUNS = {
         "pruning.rewind=0",
         "trainer.gradient_clip_algorithm=value",
     ],
+    "together": ["+experiment=parallel", *SGD],
     "bf16": [*MIXED, "pruning=at_init", "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2"],
+    "bf16_parallel": ["+experiment=parallel", "pruning=at_init", "trainer.precision=bf16-mixed"],
+    "bf16_sequential": ["+experiment=sequential", "pruning=at_init", "trainer.precision=bf16-mixed"],
 }
+"""Gradients are clipped in all, accumulated in some of each curriculum, and rounded to bf16 in others."""
 STRATEGIES = {"ddp": [], "fsdp": ["trainer.strategy=fsdp"]}
 QUICK = ["parallel-ddp", "mixed-fsdp"]
 THOROUGH = [f"{run}-{how}" for run in RUNS for how in STRATEGIES if f"{run}-{how}" not in QUICK]
@@ -146,3 +150,12 @@ def test_tasks_of_a_stage_stop_at_different_times(one):
     """Or the comparison of decisions would not say much."""
     told, *_ = one("parallel-ddp")
     assert len({epoch for _, epoch in told["stopped"]}) > 1
+
+
+@pytest.mark.parametrize("case", [*QUICK, pytest.param(THOROUGH[-1], marks=pytest.mark.distributed)])
+def test_the_run_folder_is_written_by_one_process(case, two):
+    *_, folder = two(case)
+    first, second = (json.loads(folder.with_name(f"{case}.{rank}.written.json").read_text()) for rank in (0, 1))
+    assert {Path(path).name for path in first} >= {"results.json", "network.safetensors", "metrics.csv", "train.log"}
+    assert any(".ckpt" in path for path in first)
+    assert second == []

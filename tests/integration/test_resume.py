@@ -1,7 +1,9 @@
 """A run that is killed and resumed ends as one that was not: bitwise the same weights, the same scores."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -10,6 +12,8 @@ import pytest
 import wandb_file
 from disturbing import args, assert_same_end, kill_when
 from running import finish, run, start
+
+from msh.training import run as training
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,47 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     finally:
         process.kill()
         finish(process)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed(*_):
+    raise KeyboardInterrupt  # the run takes no notice of it, as of SIGKILL
+
+
+def told(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+PARTS = {
+    "trackers are told": (training.Tracking, "stage_ended"),
+    "the network's file is to be written": (training, "save_network"),
+}
+"""Of the end of a stage: the first is done, the second is not, when the run ends."""
+
+
+@pytest.mark.parametrize("end", [full, killed, told])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end, train_here, monkeypatch):
+    settings = ["+experiment=sequential", "tasks=[wine,iris]", "logger=csv", "trainer.max_epochs=2"]
+    whole, _ = train_here(*settings, folder="whole")
+    do, stages = getattr(*PARTS[part]), []
+
+    def end_in_the_second(*arguments):
+        stages.append(arguments)
+        if len(stages) == 1 or part == "trackers are told":
+            do(*arguments)
+        if len(stages) == 2:
+            end()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*PARTS[part], end_in_the_second)
+        with pytest.raises((AssertionError, KeyboardInterrupt)):
+            train_here(*settings)
+    folder, _ = train_here("+experiment=sequential", "resume=run")
+    assert_same_end(folder, whole)
 
 
 def test_finished_run_is_left_as_it_is(train_here):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.deploy.yaml_files import read_config
 from msh.reports.objectives import objective_values, read_objectives
-from msh.reports.results import UNFINISHED, Results
+from msh.reports.results import FILE_NAME, UNFINISHED, Results
 from msh.training.config import check_keys
 from msh.training.settings import INCIDENTAL, identity, on_disk
 from msh.training.variants import expand_variants
@@ -135,10 +135,9 @@ class Jobs:
         if folder is None or what == "other":
             folder = self.folder / self._free_name(config)
         where = [f"hydra.sweep.dir='{self.folder}'", f"hydra.sweep.subdir='{folder.relative_to(self.folder)}'"]
-        if what == "unfinished":
-            where += [f"resume='{folder}'", "hydra.output_subdir=null"]
         self.known[key] = folder
-        return Job(key, folder, [*overrides, *where])
+        job = Job(key, folder, [*overrides, *where])
+        return _going_on(job) if what == "unfinished" else job
 
     def _free_name(self, config: DictConfig) -> str:
         """A folder for a job of this config, as hydra.sweep.subdir says."""
@@ -160,26 +159,41 @@ class Jobs:
         return name
 
     def _launch(self, jobs: list[Job], number: int) -> None:
-        """Launch jobs, numbered from here; where processes died and took others with them, launch the rest again."""
+        """Launch jobs, numbered from here.
+
+        Where a process was killed, its launcher ends them all. Those that have not begun are launched again; then, one
+        at a time, those that were under way: one of them may be what the process died of.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         for job in jobs:
             (job.folder / UNFINISHED).unlink(missing_ok=True)
+        cut_off: list[Job] = []
         while jobs:
-            try:
-                returned = self.launcher.launch([job.overrides for job in jobs], initial_job_idx=number)
-            except BrokenExecutor as error:
-                begun = [job for job in jobs if (job.folder / UNFINISHED).exists() or _is_finished(job.folder)]
-                if not begun:
-                    raise
-                log.error("a process was killed: %s", error)
-                for job in begun:
-                    self._note(job, None)
-                jobs = [job for job in jobs if job not in begun]
-            else:
-                for job, result in zip(jobs, returned, strict=True):
-                    self._note(job, result)
-                return
+            begun = self._launch_at_once(jobs, number)
+            cut_off += [job for job in begun if not _is_finished(job.folder)]
+            jobs = [job for job in jobs if job not in begun] if begun else []
+        for job in map(_going_on, cut_off):
+            log.info("%s was cut off, and is launched again", job.folder)
+            self._launch_at_once([job], number)
+
+    def _launch_at_once(self, jobs: list[Job], number: int) -> list[Job]:
+        """Launch jobs, and note what becomes of them; returns those that had begun when a process was killed."""
+        try:
+            returned: Sequence[JobReturn | None] = self.launcher.launch(
+                [job.overrides for job in jobs], initial_job_idx=number
+            )
+        except BrokenExecutor as error:
+            begun = [job for job in jobs if (job.folder / UNFINISHED).exists() or _is_finished(job.folder)]
+            if not begun:
+                raise
+            log.error("a process was killed: %s", error)
+            for job in begun:
+                self._note(job, None)
+            return begun
+        for job, result in zip(jobs, returned, strict=True):
+            self._note(job, result)
+        return []
 
     def _note(self, job: Job, returned: JobReturn | None) -> None:
         """Keep what became of a job: as it was returned, or else as its folder tells."""
@@ -195,6 +209,14 @@ class Jobs:
 def without_hydra(config: DictConfig) -> DictConfig:
     """The config that a run has, in which Hydra's own is not."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _going_on(job: Job) -> Job:
+    """The job, which goes on where its run was stopped, if it had come as far as that."""
+    resume = f"resume='{job.folder}'"
+    if resume in job.overrides or not (job.folder / FILE_NAME).exists():
+        return job
+    return replace(job, overrides=[*job.overrides, resume, "hydra.output_subdir=null"])
 
 
 def _is_finished(folder: Path) -> bool:

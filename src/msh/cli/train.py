@@ -27,12 +27,15 @@ register()
 def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
 
+    from msh.training.ranks import is_rank_zero
+
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
             return _run(config, folder, HydraConfig.get().overrides.task)
     values = _run(config, folder, HydraConfig.get().overrides.task)
-    (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job that went on by itself
+    if is_rank_zero():
+        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job that went on by itself
     return values
 
 
@@ -48,6 +51,8 @@ def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | 
     _check_tasks_named_once(overrides)
     _quiet_lightning()
     _keep_bar_lines_off_the_terminal()
+    if not is_rank_zero():
+        _leave_words_to_the_first_process()
     if config.resume is not None:
         check_same_run(config, folder)
     results = train(config, folder)
@@ -63,6 +68,12 @@ def _keep_bar_lines_off_the_terminal() -> None:
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(lambda record: not getattr(record, "in_bar", False))
+
+
+def _leave_words_to_the_first_process() -> None:
+    """Let this process say only what is wrong with it: what all of them know, the first one tells."""
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.ERROR if isinstance(handler, logging.FileHandler) else logging.WARNING)
 
 
 def _check_tasks_named_once(overrides: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,29 @@ class RunCSVLogger(CSVLogger):
             step: number of batches done. What is measured after them is logged at this step; so is the batch that comes
                 next, as batches count from 0.
         """
-        path = Path(self._root_dir) / "metrics.csv"
-        names, rows = read_rows(path)
+        names = read_rows(self._path)[0]
         of_batches = [name for name in names if "/train/" in name]
-        kept = [row for row in rows if int(row["step"]) + any(row[name] for name in of_batches) <= step]
+        self._keep(lambda row: int(row["step"]) + any(row[name] for name in of_batches) <= step)
+
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the rows of a step and of later ones.
+
+        Args:
+            step: number of batches done. The last of them was logged one step earlier; at this step stands what was
+                measured after it, which is measured again.
+        """
+        self._keep(lambda row: int(row["step"]) < step)
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._root_dir) / "metrics.csv"
+
+    def _keep(self, wanted: Callable[[dict[str, str]], bool]) -> None:
+        names, rows = read_rows(self._path)
+        kept = [row for row in rows if wanted(row)]
         if len(kept) < len(rows):
-            write_rows(path, names, kept)
+            write_rows(self._path, names, kept)
 
 
 STEP = re.compile("[0-9]{1,15}")

@@ -47,10 +47,15 @@ class RunTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def forget_after(self, step: int) -> None:
         """Hide what earlier sessions logged of steps past this one."""
+        self.forget_from(step + 1)
+
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Hide what earlier sessions logged of this step and later ones."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
-        cast(Any, self.experiment)._get_file_writer().add_event(Event(session_log=start, step=step + 1))
+        cast(Any, self.experiment)._get_file_writer().add_event(Event(session_log=start, step=step))
 
     @rank_zero_only
     def log_pictures(self, pictures: Pictures, step: int) -> None:

@@ -16,7 +16,7 @@ from msh.reports.objectives import mean_score
 from msh.reports.ownership import Ownership, read_ownership
 from msh.reports.pictures import Pictures, heat_map, owner_map, stacked_bars
 from msh.reports.results import Results
-from msh.reports.trackers import numbers
+from msh.reports.trackers import RunTensorBoardLogger, numbers
 from msh.reports.wandb_run import RunWandbLogger
 from msh.tasks import Task
 
@@ -74,6 +74,16 @@ class Tracking:
         for tracker in self.wandb:
             for name, task in tasks.items():
                 tracker.use_data(name, describe(task, config["tasks"][name]))
+
+    def stage_again(self, step: int) -> None:
+        """Forget what was logged of the end of a stage: it did not count yet, and is logged again.
+
+        Args:
+            step: of the run, at the end of the stage.
+        """
+        for logger in self.loggers:
+            if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
+                logger.forget_from(step)
 
     def stage_ended(self, results: Results, step: int) -> None:
         """Log capacity, matrix and owner maps, and the stage's subnetwork files.

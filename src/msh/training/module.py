@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,10 +25,15 @@ from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
 from msh.training.preemption import PREEMPTION
+from msh.training.ranks import from_rank_zero
 from msh.training.schedulers import SchedulerFactory, build_scheduler
 
 if TYPE_CHECKING:
     from msh.training.sharding import ShardedPart
+
+
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of torch's buffers that change in training."""
 
 
 class NonFiniteLossError(ValueError):
@@ -163,8 +169,17 @@ class TaskModule(pl.LightningModule, ABC):
         PREEMPTION.listen()
 
     def on_validation_start(self) -> None:
-        """The same."""
+        """The same; and let every rank measure the network that is kept, which is rank 0's."""
         PREEMPTION.listen()
+        if self.trainer.state.fn == TrainerFn.FITTING and self.trainer.world_size > 1:
+            own = self._running_statistics()
+            for name, tensor in from_rank_zero(self, own).items():
+                own[name].copy_(tensor)
+
+    def _running_statistics(self) -> dict[str, Tensor]:
+        """Of what trains, by name: what batches leave behind, which are not the same on every rank."""
+        named = [(f"{group}.{k}", b) for group, part in self.groups().items() for k, b in part.named_buffers()]
+        return {name: buffer for name, buffer in named if name.endswith(RUNNING)}
 
     def on_test_start(self) -> None:
         """The same; and log at the run's step."""

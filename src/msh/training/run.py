@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,6 +168,8 @@ class Run:
                     self._do_fit(number, stage, fit)
                 number += 1
             if len(self.results.matrix) <= stage.index:
+                if self.config.resume is not None and number == ended:
+                    self.tracking.stage_again(self.module.run_step)
                 self._finish_stage(stage)
 
     def _restore(self) -> int:
@@ -243,7 +246,16 @@ class Run:
                 self.guarantee.record(self.module, task)
 
     def _finish_stage(self, stage: Stage) -> None:
-        """Measure every task learned so far, write its files, and make the stage count."""
+        """Make a stage count; where that is not done to its end, it does not, and a resumed run does it again."""
+        before = deepcopy(self.results)
+        try:
+            self._measure_and_write(stage)
+        except BaseException:
+            self.results = before
+            raise
+
+    def _measure_and_write(self, stage: Stage) -> None:
+        """Measure every task learned so far, and write the stage's files."""
         learned = self.network.tasks
         val = measure(self.module, stage.tasks, "val", self.config, self.folder)
         test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)

@@ -23,7 +23,8 @@ SWEPT = ["pruning.density=0.1", "pruning.density=0.2", "pruning.density=0.3"]
 
 
 class FakeLauncher:
-    """Ends jobs well, but for those whose density `acts` gives another end: "fail", "stop" or "kill"."""
+    """Ends jobs well, but for those whose density `acts` gives another end: "fail", "stop", "kill"
+    or "kill once"."""
 
     def __init__(self, compose):
         self.compose, self.acts, self.launched = compose, {}, []
@@ -38,10 +39,14 @@ class FakeLauncher:
         saved = OmegaConf.to_container(self.compose([o for o in overrides if not o.startswith(("hydra.", "resume="))]))
         del saved["hydra"]
         act = self.acts.get(saved["pruning"]["density"])
+        if act == "kill once":
+            del self.acts[saved["pruning"]["density"]]
+            act = "kill"
         status = {"stop": "running", "kill": "running"}.get(act, "finished")
         write_run(folder, {"wine": {"test": 0.7, "val": 0.8}}, config=saved, overrides=overrides, status=status)
         if act == "fail":
             (folder / "results.json").unlink()
+        (folder / UNFINISHED).unlink(missing_ok=True)
         if act in ("fail", "kill"):
             (folder / UNFINISHED).write_text("it broke")
         if act == "kill":
@@ -88,14 +93,14 @@ def batch(*changes):
     return [["tasks=wine", "objective=wine.val", change] for change in changes]
 
 
-def launched(launcher):
-    """Of the last launch: density to (folder, whether it goes on with a run)."""
+def launched(launcher, number=-1):
+    """Of a launch, the last one: density to (folder, whether it goes on with a run)."""
     return {
         next(o for o in overrides if o.startswith("pruning.density")).partition("=")[2]: (
             next(o for o in overrides if o.startswith("hydra.sweep.subdir")).partition("=")[2].strip("'"),
             any(o.startswith("resume=") for o in overrides),
         )
-        for overrides in (launcher.launched[-1] if launcher.launched else [])
+        for overrides in (launcher.launched[number] if launcher.launched else [])
     }
 
 
@@ -140,11 +145,20 @@ def test_jobs_that_are_the_same_are_done_once(sweep):
     assert len(launcher.launched) == 1
 
 
-def test_where_a_process_is_killed_the_jobs_not_begun_are_launched_again(sweep):
+def test_where_a_process_is_killed_the_jobs_not_begun_are_launched_again_and_then_the_one_that_was(sweep):
     jobs, launcher = sweep()
     launcher.acts = {0.2: "kill"}
     assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,), None, (0.8,)]
-    assert list(launched(launcher)) == ["0.3"]
+    assert launched(launcher, 1) == {"0.3": ("2", False)}
+    assert launched(launcher) == {"0.2": ("1", True)}
+    assert len(launcher.launched) == 3
+
+
+def test_a_job_whose_process_was_killed_once_goes_on(sweep):
+    jobs, launcher = sweep()
+    launcher.acts = {0.2: "kill once"}
+    assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,)] * 3
+    assert launched(launcher) == {"0.2": ("1", True)}
 
 
 def test_a_damaged_job_gets_another_folder(sweep, tmp_path):

@@ -64,6 +64,14 @@ def test_the_batch_that_comes_next_is_forgotten_and_what_was_measured_before_it_
     assert rows(tmp_path) == before
 
 
+def test_what_was_measured_at_a_step_is_forgotten_and_the_batch_before_it_is_not(tmp_path):
+    log(tmp_path, (1, {"a/train/loss": 0.5}), (1, {"a/val/loss": 0.4}))
+    before = rows(tmp_path)
+    log(tmp_path, (2, {"a/test/loss": 0.3}), (2, {"capacity/free": 0.9}))
+    RunCSVLogger(str(tmp_path)).forget_from(2)
+    assert rows(tmp_path) == before
+
+
 def test_nothing_is_forgotten_where_nothing_is_later(tmp_path):
     log(tmp_path, (0, {"loss": 0.5}))
     before = (tmp_path / "metrics.csv").read_bytes()

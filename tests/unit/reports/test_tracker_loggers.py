@@ -75,6 +75,14 @@ def test_a_resumed_run_replaces_what_tensorboard_has_of_later_steps(tensorboard,
     assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
 
 
+def test_tensorboard_shows_what_is_measured_again_once(tensorboard, folder):
+    session(tensorboard(), range(4))
+    resumed = tensorboard()
+    resumed.forget_from(3)
+    session(resumed, range(3, 6))
+    assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
+
+
 # ---- MLflow
 
 
