@@ -180,6 +180,10 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(train_here):
         assert contents(folder) == before
 
 
+def test_settings_of_a_tracker_that_are_refused_leave_the_folder_free(refused):
+    has(refused("logger=wandb", "logger.wandb.project=null"), "logger.wandb.project names no project")
+
+
 def test_an_output_folder_that_is_a_file_is_refused(train_here, tmp_path):
     (tmp_path / "run").write_text("precious")
     with pytest.raises(AssertionError, match=r"error: .*/run"):

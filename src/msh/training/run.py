@@ -315,7 +315,12 @@ class Run:
 
     def _make_loggers(self) -> None:
         if not self.config.trainer.fast_dev_run:
-            self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
+            try:
+                self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
+            except Exception:
+                if self.writes and self.config.resume is None:
+                    (self.folder / FILE_NAME).unlink()  # nothing has begun: the folder stays free
+                raise
         self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
         settings = cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True))
         self.tracking.begin(settings, self.tasks)
