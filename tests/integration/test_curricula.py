@@ -115,7 +115,13 @@ def test_an_ensemble_reports_its_members_and_itself_and_is_measured_again(train_
     source = instead_of("fashion_mnist", shape="[1,11,11]", classes=3, examples=90)
     small = ["backbone.channels=[4,4]", "backbone.linear=[8]", "threads=1", "trainer.accelerator=cpu"]
     overrides = ["+experiment=paper/self_ensemble_fashion", *source, *small, "callbacks=none", "logger=none"]
-    quick = ["trainer.max_epochs=5", "tasks.fashion_mnist.batch_size=8", "backbone.norm=true", "optimizer.lr=0.01"]
+    quick = [
+        "trainer.max_epochs=5",
+        "tasks.fashion_mnist.batch_size=8",
+        "backbone.norm=true",
+        "optimizer.lr=0.01",
+        "seed=1",
+    ]
     folder, printed = train_here(*overrides, *quick, small=False)
     results, members = results_of(folder), [f"fashion_mnist_{i}" for i in range(5)]
     assert results["curriculum"] == [members]

@@ -144,7 +144,7 @@ def compared(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "run_fit", fit_and_compare)
     monkeypatch.setattr(fitting, "measuring_loader", small_batches)
-    return train(tmp_path), compare.seen
+    return train(tmp_path, "seed=1"), compare.seen
 
 
 def test_metrics_are_reset_between_epochs_and_stages_and_weighted_by_their_batches(compared):
