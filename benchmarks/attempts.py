@@ -1,6 +1,6 @@
 """Sweeps that show what was tried for a target; scored on validation data: docs/attempts.md and attempts.json.
 
-    python -m benchmarks.attempts --data-dir DIR [--sweeps permuted_mnist] [--jobs 2] [--dry-run]
+    python -m benchmarks.attempts --data-dir DIR [--sweeps permuted_mnist] [--jobs 2] [--missing]
 
 The sweeps are in benchmarks/attempts.yaml, their runs go to outputs/attempts. As with benchmarks.reproduce, a finished
 run is not done again, a stopped one goes on, one of other settings is moved aside; records are kept in docs/runs.
@@ -20,7 +20,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from benchmarks.document import put_section, table
-from benchmarks.kept import keep
+from benchmarks.kept import keep, missing, put_back
 from benchmarks.rows import read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
@@ -143,6 +143,11 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if given is None else given, sweeps)
     root = options.output_dir.resolve()
     steps = [sweeps[id].step(attempt, root) for id in options.sweeps for attempt in sweeps[id].attempts]
+    if options.missing:
+        kept_root = options.document_dir / "runs" / "attempts"
+        steps = missing(steps, root, kept_root)
+        if not options.dry_run:
+            put_back(steps, root, kept_root)
     do(steps, options, lambda: document(sweeps, root, options.document_dir))
 
 

@@ -1,4 +1,4 @@
-"""What documents are written from: of each run its results.json and its settings, kept beside the documents.
+"""What documents are written from: of each run its results.json, settings and processor, kept beside the documents.
 
 Run folders are large and stay on the machine that made them. With these few files in the repository, documents are
 written again anywhere, and rows can be measured one by one, on whatever machine has time.
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf, open_dict
 
+from benchmarks.configs import compose
+from benchmarks.document import processor
 from benchmarks.runs import Step, state_of
-from benchmarks.scores import read_run
+from benchmarks.scores import PROCESSOR, read_run
 from msh.deploy.yaml_files import read_config
 from msh.reports.results import FILE_NAME
 from msh.training.settings import INCIDENTAL
@@ -45,13 +47,51 @@ def keep(steps: Iterable[Step], root: Path, kept_root: Path) -> None:
     """
     for step in steps:
         found, target = state_of(step).what, kept(step, root, kept_root)
-        if found not in ("finished", "unfinished") or read_run(step.folder) is None:
+        run = read_run(step.folder) if found in ("finished", "unfinished") else None
+        if run is None:
             continue
         if found == "unfinished" and state_of(target).what == "finished":
             continue
         (target.folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(step.folder / FILE_NAME, target.folder / FILE_NAME)
         OmegaConf.save(_without_incidental(step.folder / CONFIG), target.folder / CONFIG)
+        (target.folder / PROCESSOR).write_text(f"{run.processor or processor()}\n")
+
+
+def missing(steps: Iterable[Step], root: Path, kept_root: Path) -> list[Step]:
+    """The steps that no record has: not done by any machine.
+
+    Args:
+        steps: in order.
+        root: folder of the runs.
+        kept_root: folder of those that are kept.
+    """
+    return [step for step in steps if state_of(kept(step, root, kept_root)).what != "finished"]
+
+
+def put_back(steps: Iterable[Step], root: Path, kept_root: Path) -> None:
+    """Where a run is kept that lacks a baseline, and is not in `root`, make a run folder there of its record.
+
+    The baseline is all that is trained in it then.
+
+    Args:
+        steps: see `missing`.
+        root: see there.
+        kept_root: see there.
+    """
+    for step in steps:
+        record = kept(step, root, kept_root)
+        if state_of(record).what == "unfinished" and state_of(step).what == "new" and (run := read_run(record.folder)):
+            _put_back(step, record.folder, run.threads)
+
+
+def _put_back(step: Step, record: Path, threads: int | None) -> None:
+    overrides = [*step.overrides, "logger=csv", *([] if threads is None else [f"threads={threads}"])]
+    (step.folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(compose(*overrides, output_dir=step.folder), step.folder / CONFIG)
+    OmegaConf.save(overrides, step.folder / ".hydra" / "overrides.yaml")
+    for name in (FILE_NAME, PROCESSOR):
+        shutil.copyfile(record / name, step.folder / name)
 
 
 def _without_incidental(path: Path) -> object:

@@ -1,6 +1,6 @@
 """Run the paper's experiments and the benchmarks of continual learning; write docs/results.md, .json and figures.
 
-    python -m benchmarks.reproduce --data-dir DIR [--all] [--rows 1,4] [--seeds 0,1] [--jobs 2] [--dry-run]
+    python -m benchmarks.reproduce --data-dir DIR [--all] [--rows 1,4] [--seeds 0,1] [--jobs 2] [--missing]
 
 The rows are in benchmarks/reproduce.yaml, their runs go to outputs/reproduce. A finished run is not done again, a
 stopped one goes on, one of other settings is moved aside; so it can be stopped (Ctrl-C) and called again at any time.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw
-from benchmarks.kept import keep
+from benchmarks.kept import keep, missing, put_back
 from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
@@ -105,6 +105,11 @@ def main(given: Sequence[str] | None = None) -> None:
         if row.part_of is not None:
             check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
+    if options.missing:
+        kept_root = options.document_dir / "runs" / "reproduce"
+        steps = missing(steps, root, kept_root)
+        if not options.dry_run:
+            put_back(steps, root, kept_root)
     do(steps, options, lambda: document(rows, root, options.document_dir))
 
 

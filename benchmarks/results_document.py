@@ -67,7 +67,8 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
         forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
         said.append(f"Mean forgetting of the fine-tuned network: {statistics.mean(forgotten):.4f}.")
     threads = " or ".join(str(number) for number in sorted({run.threads or 0 for run in runs.values()}))
-    said.append(f"Seconds: training of a task's stage, CPU threads: {threads}, on {processor()}.")
+    processors = " or ".join(sorted({run.processor or processor() for run in runs.values()}))
+    said.append(f"Seconds: training of a task's stage, CPU threads: {threads}, on {processors}.")
     return " ".join(said)
 
 

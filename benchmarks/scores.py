@@ -17,6 +17,8 @@ from msh.training.variants import expand_variants
 
 BESIDE = ("dense", "joint", "finetune")
 """Baselines, in the order in which they are shown."""
+PROCESSOR = "processor.txt"
+"""File in the folder of a record that names the processor."""
 MEAN = "mean"
 """Name of the record that is the mean over a row's tasks."""
 
@@ -30,12 +32,14 @@ class Measured:
         ensembles: name to metric, direction, tasks and test score.
         epochs: task to epochs.
         threads: CPU threads that it ran on.
+        processor: that it ran on; None: on this machine.
     """
 
     results: Results
     ensembles: dict[str, dict[str, Any]]
     epochs: dict[str, int]
     threads: int | None
+    processor: str | None = None
 
 
 Runs = Mapping[int, Measured]
@@ -57,7 +61,9 @@ def read_run(folder: Path) -> Measured | None:
     config = expand_variants(cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml")))
     if set(config.get("ensembles") or {}) - set(ensembles):
         return None
-    return Measured(results, ensembles, epochs_of(config), config.threads)
+    where = folder / PROCESSOR
+    processor = where.read_text().strip() if where.exists() else None
+    return Measured(results, ensembles, epochs_of(config), config.threads, processor)
 
 
 def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
@@ -74,7 +80,7 @@ def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
         cut.add_row(_of_tasks(row, tasks))
     for row in full.finetune["matrix"][: len(tasks)]:
         cut.add_finetune_row(_of_tasks(row, tasks))
-    return Measured(cut, {}, {task: run.epochs[task] for task in tasks}, run.threads)
+    return Measured(cut, {}, {task: run.epochs[task] for task in tasks}, run.threads, run.processor)
 
 
 def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Stages of one task and of several, and the baselines beside them."""
 
 import json
+import shutil
 
 import pytest
 from sources import instead_of
@@ -81,6 +82,21 @@ def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(tr
     for task, row in after["tasks"].items():
         assert row["finetune"] is not None
         assert row | {"finetune": None} == before["tasks"][task]
+
+
+def test_a_finished_run_without_its_checkpoints_takes_a_baseline_and_is_not_trained_again(train_here):
+    settings = ["+experiment=mixed", "tasks=[wine,iris]", "curriculum=[[wine],[iris]]", "trainer.max_epochs=2"]
+    folder, _ = train_here(*settings, "logger=csv")
+    shutil.rmtree(folder / "checkpoints")
+    before, files = results_of(folder), {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert len(files) == 3
+    train_here(f"resume={folder}", "baseline=joint")
+    after = results_of(folder)
+    assert (after["status"], after["matrix"], after["guarantee"]) == ("finished", before["matrix"], before["guarantee"])
+    for task, row in after["tasks"].items():
+        assert row["joint"] is not None
+        assert row | {"joint": None} == before["tasks"][task]  # its train_seconds among them
+    assert all(path.read_bytes() == content for path, content in files.items())
 
 
 def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkeypatch):

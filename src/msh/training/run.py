@@ -161,6 +161,10 @@ class Run:
     def _learn_curriculum(self) -> None:
         self._record_learned()
         ended = self._restore()
+        if self._is_measured():
+            if not ended:  # its checkpoints are gone
+                self.module._run_step = self._steps_after(-1)
+            return
         number = 0
         for stage, fits in self.fits.items():
             for fit in fits:
@@ -171,6 +175,13 @@ class Run:
                 if self.config.resume is not None and number == ended:
                     self.tracking.stage_again(self.module.run_step)
                 self._finish_stage(stage)
+
+    def _is_measured(self) -> bool:
+        """Whether all scores but the baselines' are known: nothing that comes then needs the network."""
+        return (
+            len(self.results.matrix) == len(self.fits)
+            and self.prepared.ensembles.keys() <= self.results.ensemble.keys()
+        )
 
     def _restore(self) -> int:
         """Bring the network to where the last ended fit left it; returns how many fits have ended."""

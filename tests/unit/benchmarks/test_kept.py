@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fakes import write_run
-from msh.deploy.yaml_files import read_config
+from msh.cli.resume import check_same_run
+from msh.deploy.yaml_files import read_config, read_overrides
 from msh.training.settings import OnDisk
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import kept  # noqa: E402
 from benchmarks.configs import compose  # noqa: E402
-from benchmarks.kept import keep  # noqa: E402
+from benchmarks.document import processor  # noqa: E402
+from benchmarks.kept import keep, missing, put_back  # noqa: E402
 from benchmarks.runs import Step, state_of  # noqa: E402
 
 
@@ -45,7 +47,11 @@ def test_a_run_is_kept_without_folders_and_loggers(steps):
     config = {"paths": {"data_dir": "/somewhere"}, "logger": {"csv": {}}, "checkpoint": {"min_seconds": 1, "x": 2}}
     write_run(step.folder, {"a": {"test": 0.8}}, config=config)
     assert keep_one(step, target)["test"] == 0.8
-    assert sorted(path.name for path in target.folder.rglob("*") if path.is_file()) == ["config.yaml", "results.json"]
+    assert sorted(path.name for path in target.folder.rglob("*") if path.is_file()) == [
+        "config.yaml",
+        "processor.txt",
+        "results.json",
+    ]
     saved = read_config(target.folder / ".hydra" / "config.yaml")
     assert set(saved) == {"curriculum", "trainer", "threads", "tasks", "checkpoint"}
     assert saved.checkpoint == {"x": 2}
@@ -77,3 +83,49 @@ def test_a_kept_run_counts_as_one_of_its_settings(tmp_path):
     keep([step], tmp_path / "runs", tmp_path / "kept")
     assert str(tmp_path) not in (tmp_path / "kept" / "1" / ".hydra" / "config.yaml").read_text()
     assert state_of(kept.kept(step, tmp_path / "runs", tmp_path / "kept")).what == "finished"
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A step with a baseline, the root of runs, where none is, and that of records, where it has no baseline."""
+    step = Step("run", tmp_path / "runs" / "1", ("experiment=sequential", "seed=3"), ("joint",))
+    made = Step("run", tmp_path / "made" / "1", step.overrides, step.baselines)
+    tasks = ["digits", "breast_cancer", "wine", "diabetes"]
+    write_run(made.folder, {task: {"test": 0.8} for task in tasks})
+    config = compose(*step.overrides, "threads=1", "logger=csv", output_dir=made.folder)
+    OmegaConf.save(config, made.folder / ".hydra" / "config.yaml")
+    keep([made], tmp_path / "made", tmp_path / "kept")
+    return step, tmp_path / "runs", tmp_path / "kept"
+
+
+def test_only_what_no_record_has_is_missing(recorded):
+    step, root, records = recorded
+    run = Step("run", step.folder, step.overrides)
+    other = Step("other", root / "2", ("experiment=sequential", "seed=4"))
+    assert missing([run, step, other], root, records) == [step, other]
+
+
+def test_a_record_that_lacks_a_baseline_becomes_a_run_that_can_be_resumed(recorded):
+    step, root, records = recorded
+    put_back([step], root, records)
+    assert state_of(step).what == "unfinished"
+    assert json.loads((step.folder / "results.json").read_text())["tasks"]["wine"]["test"] == 0.8
+    assert read_overrides(step.folder / ".hydra" / "overrides.yaml") == [*step.overrides, "logger=csv", "threads=1"]
+    assert (step.folder / "processor.txt").read_text() == f"{processor()}\n"
+    check_same_run(compose(*step.overrides, "logger=csv", "threads=1", "baseline=joint"), step.folder)
+
+
+def test_a_record_names_the_processor_of_its_run_wherever_baselines_are_added(recorded, monkeypatch):
+    step, root, records = recorded
+    put_back([step], root, records)
+    monkeypatch.setattr(kept, "processor", lambda: "another")
+    keep([step], root, records)
+    assert (records / "1" / "processor.txt").read_text() == f"{processor()}\n"
+
+
+def test_a_record_does_not_take_the_place_of_a_run(recorded):
+    step, root, records = recorded
+    write_run(step.folder, {"digits": {"test": 0.1}})
+    before = (step.folder / "results.json").read_text()
+    put_back([step], root, records)
+    assert (step.folder / "results.json").read_text() == before

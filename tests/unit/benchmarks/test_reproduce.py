@@ -304,13 +304,15 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
     assert "<!-- table: row 1 -->" in (docs / "results.md").read_text()
 
 
-def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting):
+def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting, monkeypatch):
     docs, rows = tmp_path / "docs", {"1": row("1")}
     for seed, score in enumerate((0.8, 0.6)):
+        monkeypatch.setattr(kept, "processor", lambda seed=seed: f"processor {seed}")
         write_run(tmp_path / f"machine-{seed}" / "1" / f"seed-{seed}", {"a": {"test": score}})
         reproduce.document(rows, tmp_path / f"machine-{seed}", docs)
     (record,) = json.loads((docs / "results.json").read_text())
     assert (record["mean"], record["seeds"]) == (pytest.approx(0.7), 2)
+    assert "CPU threads: 1, on processor 0 or processor 1." in (docs / "results.md").read_text()
 
 
 def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):
