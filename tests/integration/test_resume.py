@@ -14,6 +14,7 @@ from disturbing import args, assert_same_end, kill_when
 from running import finish, run, start
 
 from msh.training import run as training
+from msh.training.callbacks.checkpoint import EpochCheckpoint
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,20 @@ def test_a_run_that_is_told_to_end_saves_and_is_resumed(moment, undisturbed, tmp
     assert json.loads((folder / "results.json").read_text())["status"] == "stopped"
     run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
     assert_same_end(folder, undisturbed)
+
+
+def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_path, monkeypatch):
+    settings = ["+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=3", "trainer.log_every_n_steps=2"]
+    whole, _ = train_here(*settings, "logger=csv", folder="whole")
+    monkeypatch.setattr(EpochCheckpoint, "_is_told", lambda self, trainer: trainer.global_step == 2)
+    with pytest.raises(AssertionError, match="exit code 143"):
+        train_here(*settings, "logger=csv")
+    monkeypatch.undo()
+    (saved,) = (tmp_path / "run" / "checkpoints").rglob("*.ckpt")
+    assert saved.name.startswith("epoch-00000-batch-000002")
+    train_here(f"resume={tmp_path / 'run'}")
+    logged = [(f / "metrics.csv").read_text() for f in (whole, tmp_path / "run")]
+    assert logged[0] == logged[1]
 
 
 def test_a_job_is_put_back_into_the_queue_and_goes_on_by_the_same_command(undisturbed, tmp_path, monkeypatch):

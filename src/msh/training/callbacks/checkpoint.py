@@ -57,13 +57,15 @@ class EpochCheckpoint(Checkpoint):
         """End the run within an epoch, between two optimizer steps; at its end, the epoch's validation comes first."""
         done = batch_idx + 1
         between = done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
-        if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0):
-            self._end_if_told(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
+        if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_told(trainer):
+            trainer._logger_connector.update_train_step_metrics()  # Lightning's turn to log this batch never comes
+            self._end(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it is time to; every rank does, or none."""
         name = f"epoch-{trainer.current_epoch:05d}"
-        self._end_if_told(trainer, name)
+        if self._is_told(trainer):
+            self._end(trainer, name)
         due = time.monotonic() - self.saved_at >= self.min_seconds
         if not is_trial(trainer) and trainer.strategy.broadcast(due):
             self._save(trainer, name)
@@ -72,15 +74,16 @@ class EpochCheckpoint(Checkpoint):
         """There will be no next checkpoint."""
         PREEMPTION.postponed = False
 
-    def _end_if_told(self, trainer: pl.Trainer, name: str) -> None:
+    def _is_told(self, trainer: pl.Trainer) -> bool:
+        """Whether any process got a signal."""
         told = PREEMPTION.received is not None
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        if told:
-            if not is_trial(trainer):
-                self._save(trainer, name)
-                log.info("told to end: saved %s", name)
-            PREEMPTION.end()
+        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+
+    def _end(self, trainer: pl.Trainer, name: str) -> None:
+        if not is_trial(trainer):
+            self._save(trainer, name)
+            log.info("told to end: saved %s", name)
+        PREEMPTION.end()
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         path = self.folder / f"{name}.ckpt"
