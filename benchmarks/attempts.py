@@ -20,7 +20,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from benchmarks.document import put_section, table
-from benchmarks.kept import keep, missing, put_back
+from benchmarks.kept import keep, only_missing
 from benchmarks.rows import read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
@@ -143,12 +143,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if given is None else given, sweeps)
     root = options.output_dir.resolve()
     steps = [sweeps[id].step(attempt, root) for id in options.sweeps for attempt in sweeps[id].attempts]
-    if options.missing:
-        kept_root = options.document_dir / "runs" / "attempts"
-        steps = missing(steps, root, kept_root)
-        if not options.dry_run:
-            put_back(steps, root, kept_root)
-    do(steps, options, lambda: document(sweeps, root, options.document_dir))
+    do(only_missing(steps, options, "attempts"), options, lambda: document(sweeps, root, options.document_dir))
 
 
 if __name__ == "__main__":

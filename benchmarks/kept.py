@@ -6,8 +6,9 @@ written again anywhere, and rows can be measured one by one, on whatever machine
 
 from __future__ import annotations
 
+import argparse
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def keep(steps: Iterable[Step], root: Path, kept_root: Path) -> None:
         shutil.copyfile(step.folder / FILE_NAME, target.folder / FILE_NAME)
         OmegaConf.save(_without_incidental(step.folder / CONFIG), target.folder / CONFIG)
         (target.folder / PROCESSOR).write_text(f"{run.processor or processor()}\n")
+
+
+def only_missing(steps: Sequence[Step], options: argparse.Namespace, name: str) -> Sequence[Step]:
+    """What is to be done of steps with `--missing`, all of them without it; a dry run makes no run folders.
+
+    Args:
+        steps: in order, their folders below `options.output_dir`.
+        options: of `benchmarks.runs.command_line`.
+        name: of the folder of records in docs/runs.
+    """
+    if not options.missing:
+        return steps
+    root, kept_root = options.output_dir.resolve(), options.document_dir / "runs" / name
+    found = missing(steps, root, kept_root)
+    if not options.dry_run:
+        put_back(found, root, kept_root)
+    return found
 
 
 def missing(steps: Iterable[Step], root: Path, kept_root: Path) -> list[Step]:

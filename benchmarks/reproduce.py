@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw
-from benchmarks.kept import keep, missing, put_back
+from benchmarks.kept import keep, only_missing
 from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
@@ -105,12 +105,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if row.part_of is not None:
             check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
-    if options.missing:
-        kept_root = options.document_dir / "runs" / "reproduce"
-        steps = missing(steps, root, kept_root)
-        if not options.dry_run:
-            put_back(steps, root, kept_root)
-    do(steps, options, lambda: document(rows, root, options.document_dir))
+    do(only_missing(steps, options, "reproduce"), options, lambda: document(rows, root, options.document_dir))
 
 
 if __name__ == "__main__":
