@@ -8,6 +8,7 @@ from typing import Any
 
 from msh.names import suggestion
 from msh.reports.results import Results, TaskResult
+from msh.tasks.task import skill_score
 
 OVERALL = {"mean_score": "max", "density": "min", "seconds": "min"}
 """Objectives that every run has, and which way is better."""
@@ -61,21 +62,14 @@ def _value(results: Results, name: str) -> float:
 def mean_score(results: Results) -> float:
     """Mean over the tasks of their scores on validation data, higher is better; nan where one is missing.
 
-    An error, where lower is better, counts as a skill score, 1 - error / error of a constant answer: so it has no unit,
-    is 1 at best, and 0 where nothing is learned.
-
-    Source of skill scores: Murphy 1988, Skill scores based on the mean square error.
+    An error, where lower is better, counts as its skill score (`msh.tasks.task.skill_score`).
     """
     scores = [_skill(task) for task in results.tasks.values()]
     return sum(scores) / len(scores) if scores else math.nan
 
 
 def _skill(task: TaskResult) -> float:
-    if task.val is None:
-        return math.nan
-    if task.direction == "max":
-        return task.val
-    return 1.0 - task.val / task.val_constant if task.val_constant else math.nan
+    return math.nan if task.val is None else skill_score(task.val, task.direction, task.val_constant)
 
 
 def mean_density(results: Results) -> float:

@@ -167,16 +167,17 @@ def train_loader(
     return TrainLoader(batches, sampler=sampler, batch_size=None)
 
 
-def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven) -> None:
+def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven, batches: int | None = None) -> None:
     """Give the training loaders of tasks that train together epochs of one length.
 
     Args:
         loaders: from `train_loader`, one for each task; others are left as they are.
         uneven: "cycle": as long as the longest, the others start again; "shortest": as short as the shortest.
+        batches: the length, whatever theirs are.
     """
     samplers = [loader.sampler for loader in loaders if isinstance(loader.sampler, ShuffledBatches)]
     for sampler in samplers:
-        sampler.length = LENGTHS[uneven](sampler.batches for sampler in samplers)
+        sampler.length = LENGTHS[uneven](sampler.batches for sampler in samplers) if batches is None else batches
 
 
 def measuring_loader(

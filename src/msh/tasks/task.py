@@ -22,6 +22,24 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
+def skill_score(score: float, direction: str, constant: float | None) -> float:
+    """A score without a unit, higher is better: of an error, 1 - error / error of a constant answer.
+
+    So it is 1 at best, and 0 where nothing is learned. Source: Murphy 1988, Skill scores based on the mean square
+    error.
+
+    Args:
+        score: in the metric's unit.
+        direction: "max" or "min", as it is better; what is better high is given back as it is.
+        constant: the error of a constant answer.
+    Returns:
+        nan where the constant answer's error is not known, or is 0.
+    """
+    if direction == "max":
+        return score
+    return 1.0 - score / constant if constant else math.nan
+
+
 @dataclass(frozen=True)
 class Split:
     """Examples of one split.

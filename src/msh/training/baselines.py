@@ -1,4 +1,4 @@
-"""What subnetworks are compared with: dense networks of the same backbone, start, epochs and optimizer."""
+"""What subnetworks are compared with: dense networks of the same backbone, start, steps and optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_backbone
 from msh.training.callbacks import Freeze, TakeFromRankZero
-from msh.training.fitting import measure, run_fit, steps_per_epoch
+from msh.training.fitting import batches_per_epoch, measure, run_fit, steps_per_epoch
 from msh.training.module import SubnetworkModule, TaskModule
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION
@@ -54,7 +54,7 @@ class Baselines:
     ) -> None:
         self.config, self.folder, self.tasks = config, folder, dict(tasks)
         self.stages = stages
-        self.epochs = {task: stage.max_epochs for stage in stages for task in stage.tasks}
+        self.stage_of = {task: stage for stage in stages for task in stage.tasks}
         self.results, self.save_results, self.writes = results, save_results, writes
 
     def learn(self, names: Sequence[str]) -> None:
@@ -68,26 +68,26 @@ class Baselines:
 
     def _learn_dense(self) -> None:
         """Each task in a dense network of its own."""
-        for task, epochs in self.epochs.items():
+        for task in self.stage_of:
             if self.results.tasks[task].dense is None:
                 network = MultiSubnetwork(build_backbone(self.config, self.tasks))
                 add_task(network, self.tasks[task], self.config)
                 network.begin(task)
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
-                self._fit(module, "dense", [task], epochs, Freeze())
+                self._fit_alone(module, "dense", task, Freeze())
                 self.results.tasks[task].dense = self._measure(module, "dense", [task])[task]
                 self._save()
 
     def _learn_finetune(self) -> None:
         """One dense network, task after task; each overwrites what the ones before have learned."""
-        order = list(self.epochs)
+        order = list(self.stage_of)
         if len(self.results.finetune["matrix"]) == len(order):
             return
         module, path = self._shared(), self.folder / "checkpoints" / "finetune.safetensors"
         learned = self._restore(module.network, path)
         for number, task in enumerate(order):
             if number >= learned:
-                self._fit(module, "finetune", [task], self.epochs[task], TakeFromRankZero())
+                self._fit_alone(module, "finetune", task, TakeFromRankZero())
                 if self.writes:
                     state = {name: tensor.contiguous() for name, tensor in module.network.state_dict().items()}
                     write_bytes(path, save(state, {"learned": str(number + 1)}))
@@ -100,7 +100,8 @@ class Baselines:
         if all(result.joint is not None for result in self.results.tasks.values()):
             return
         module = self._shared()
-        self._fit(module, "joint", list(self.tasks), self._joint_epochs(), TakeFromRankZero())
+        fit = Fit("joint", "joint", self._joint_epochs(), prunes=False, last=True, uneven=self.config.uneven)
+        self._fit(module, fit, list(self.tasks), TakeFromRankZero())
         for task, score in self._measure(module, "joint", list(self.tasks)).items():
             self.results.tasks[task].joint = score
         self._save()
@@ -135,11 +136,16 @@ class Baselines:
         network.load_state_dict(state)
         return int(metadata["learned"])
 
-    def _fit(self, module: TaskModule, kind: str, tasks: Sequence[str], epochs: int, last: pl.Callback) -> None:
+    def _fit_alone(self, module: TaskModule, kind: str, task: str, last: pl.Callback) -> None:
+        """Train a task for the epochs and the steps that its stage gives its subnetwork."""
+        stage = self.stage_of[task]
+        batches = batches_per_epoch([self.tasks[name] for name in stage.tasks], stage.uneven)
+        fit = Fit(f"{kind} {task}", f"{kind}-{task}", stage.max_epochs, prunes=False, last=True, batches=batches)
+        self._fit(module, fit, [task], last)
+
+    def _fit(self, module: TaskModule, fit: Fit, tasks: Sequence[str], last: pl.Callback) -> None:
         if isinstance(module, SharedModule):
             module.network.train_only(tasks)
-        title = "-".join([kind, *(tasks if len(tasks) == 1 else [])])
-        fit = Fit(title.replace("-", " ", 1), title, epochs, prunes=False, last=True, uneven=self.config.uneven)
         checkpoints = self.folder / "checkpoints" / fit.key
         run_fit(module, fit, tasks, self.config, self.folder, checkpoints, [last], [])
         if self.writes:

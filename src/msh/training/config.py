@@ -161,7 +161,8 @@ class CheckpointConfig:
     min_seconds: float = 10.0
     """A checkpoint is written at the end of an epoch, once this many seconds have passed since the last one."""
     restore_best: bool = True
-    """End each stage with the weights of its best epoch on the validation split, the latest among equals."""
+    """End each stage with the weights of its best epoch on the validation split, the latest among equals: by the
+    metric, or by what `callbacks=early_stopping` monitors."""
 
 
 @dataclass

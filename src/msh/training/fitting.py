@@ -72,30 +72,43 @@ def run_fit(
     return time.monotonic() - started
 
 
+def batches_per_epoch(tasks: Sequence[Task], uneven: Uneven) -> int:
+    """Batches that the data of tasks that train together give in an epoch.
+
+    Args:
+        tasks: which ones.
+        uneven: as in `Fit`.
+    """
+    return LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
+
+
 def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -> int:
-    """Batches in an epoch of tasks that train together.
+    """The same, as far as the trainer lets them through.
 
     Args:
         tasks: which ones.
         uneven: as in `Fit`.
         config: the config's `trainer`.
     """
-    batches = LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
-    limit = config.limit_train_batches
+    batches, limit = batches_per_epoch(tasks, uneven), config.limit_train_batches
     if limit is None:
         return batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl.Callback]:
-    """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning."""
+    """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning.
+
+    The best epoch is that of what early stopping monitors, if it does: without it, of the metric.
+    """
     own: dict[str, Any] = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
     if not config.trainer.enable_progress_bar:
         own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.ProgressBar)}
     if fit.prunes:
         stopping = (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
         own = {name: c for name, c in own.items() if not isinstance(c, stopping)}
-    best = [RestoreBest()] if config.checkpoint.restore_best and not fit.prunes else []
+    monitors = [callback.monitor for callback in own.values() if isinstance(callback, EarlyStoppingPerTask)]
+    best = [RestoreBest(*monitors[:1])] if config.checkpoint.restore_best and not fit.prunes else []
     return [*own.values(), *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
 
 
@@ -120,7 +133,7 @@ def _train_loaders(
             loaders[name] = train_loader(
                 split, task.batch_size, seed, **ranks, repeat=task.repeat, augmentation=task.augmentation
             )
-    even_out(loaders.values(), fit.uneven)
+    even_out(loaders.values(), fit.uneven, fit.batches)
     return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")
 
 

@@ -24,6 +24,7 @@ from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
+from msh.tasks.task import skill_score
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import from_rank_zero
 from msh.training.schedulers import SchedulerFactory, build_scheduler
@@ -80,6 +81,7 @@ class TaskModule(pl.LightningModule, ABC):
         """With `trainer.strategy=fsdp`, during a fit: the tasks that train, to the shards of what they train."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
         self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
+        self._constant_scores: dict[str, float] = {}
         self.nonfinite: dict[str, Tensor] = {}
         """Task to whether one of its losses in the present fit was not finite: bool, ()."""
 
@@ -112,14 +114,26 @@ class TaskModule(pl.LightningModule, ABC):
         Args:
             metrics: the trainer's.
             group: one of `groups()`.
-            by: "metric" or "loss"; several tasks together are always judged by the sum of their losses.
+            by: "metric" or "loss". Several tasks together are judged by the mean of their skill scores, so that none
+                counts for more in its unit, or by the sum of their losses.
         """
-        task = self.tasks[group[0]]
-        if by == "metric" and len(group) == 1:
-            found = metrics.get(f"{task.name}/val/{task.metric}")
-            return None if found is None else float(found) * (1 if task.direction == "max" else -1)
-        losses = [metrics.get(f"{name}/val/loss") for name in group]
-        return -sum(float(loss) for loss in losses if loss is not None) if None not in losses else None
+        found = [metrics.get(f"{name}/val/{'loss' if by == 'loss' else self.tasks[name].metric}") for name in group]
+        scores = [float(score) for score in found if score is not None]
+        if len(scores) < len(group):
+            return None
+        if by == "loss":
+            return -sum(scores)
+        tasks = [self.tasks[name] for name in group]
+        if len(tasks) == 1:
+            return scores[0] * (1 if tasks[0].direction == "max" else -1)
+        pairs = zip(tasks, scores, strict=True)
+        return sum(skill_score(score, t.direction, self._constant_score(t.name)) for t, score in pairs) / len(tasks)
+
+    def _constant_score(self, task: str) -> float:
+        """What a constant answer scores on a task's validation split; measured once."""
+        if task not in self._constant_scores:
+            self._constant_scores[task] = self.tasks[task].constant_score("val")
+        return self._constant_scores[task]
 
     @property
     def run_step(self) -> int:

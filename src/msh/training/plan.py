@@ -50,6 +50,7 @@ class Fit:
         prunes: masks are narrowed in this fit.
         last: the stage ends with it.
         uneven: of the stage.
+        batches: of an epoch, if not those that `uneven` makes of the tasks' data.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Fit:
     prunes: bool
     last: bool
     uneven: Uneven = "cycle"
+    batches: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
@@ -73,6 +74,34 @@ def test_a_fit_ends_with_the_weights_of_its_best_epoch(tmp_path):
     fit(module, tmp_path, seen, AfterBatch(spoil), Freeze(), config=config, epochs=5)
     assert max(seen.seen) > seen.seen[-1]  # or the last epoch's weights would pass too
     assert measure(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
+
+
+@pytest.mark.parametrize(("callbacks", "by"), [({}, "metric"), ({"monitor": "metric"}, "metric"), ({}, "loss")])
+def test_the_best_epoch_is_that_of_what_early_stopping_monitors(callbacks, by, tmp_path):
+    module, config = begin(make_module(), "a"), make_config(restore_best=True)
+    if callbacks or by == "loss":
+        target = "msh.training.callbacks.early_stopping.EarlyStoppingPerTask"
+        config.callbacks = {"early_stopping": {"_target_": target, "patience": 9, **callbacks}}
+    found = {}
+
+    class Look(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            found["by"] = [c.by for c in trainer.callbacks if isinstance(c, RestoreBest)]
+
+    fit(module, tmp_path, Look(), config=config, epochs=1)
+    assert found == {"by": [by]}
+
+
+def test_by_the_loss_another_epoch_may_be_the_best():
+    module = begin(make_module(), "a")
+    module.prepare("toy", "toy", ["a"], None)
+    callback, bias = RestoreBest("loss"), module.network.subnetwork("a").head.bias
+    for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.6, 0.2), (0.9, 0.7)]):
+        torch.nn.init.constant_(bias, epoch)
+        metrics = {"a/val/accuracy": torch.tensor(accuracy), "a/val/loss": torch.tensor(loss)}
+        callback.on_validation_end(SimpleNamespace(sanity_checking=False, callback_metrics=metrics), module)
+    callback.on_train_end(None, module)
+    assert bias[0].item() == 1
 
 
 def test_what_restore_best_keeps_goes_through_its_state():

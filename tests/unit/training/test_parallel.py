@@ -236,9 +236,14 @@ def test_tasks_of_one_trunk_stop_together_and_have_one_best_epoch(tmp_path):
     assert differences(module.network.state_dict(), seen.seen[2]) == []
 
 
-def test_tasks_of_one_trunk_are_judged_by_the_sum_of_their_losses():
-    metrics = {"a/val/loss": torch.tensor(1.0), "b/val/loss": torch.tensor(2.0), "b/val/rmse": torch.tensor(7.0)}
+def test_tasks_of_one_trunk_are_judged_by_their_mean_skill_or_the_sum_of_their_losses():
     module = make_shared()
-    assert module.val_score(metrics, ("a", "b")) == -3.0
-    assert [module.val_score(metrics, ("b",), by) for by in ("loss", "metric")] == [-2.0, -7.0]
-    assert module.val_score({"a/val/loss": torch.tensor(1.0)}, ("a", "b")) is None
+    constant = module.tasks["b"].constant_score("val")
+    assert constant > 0.0
+    scores = {"a/val/accuracy": torch.tensor(0.5), "b/val/rmse": torch.tensor(0.25 * constant)}
+    losses = {"a/val/loss": torch.tensor(1.0), "b/val/loss": torch.tensor(2.0)}
+    assert module.val_score(scores | losses, ("a", "b")) == pytest.approx((0.5 + 0.75) / 2)
+    assert module.val_score(scores | losses, ("a", "b"), "loss") == -3.0
+    assert module.val_score(scores, ("b",)) == pytest.approx(-0.25 * constant)
+    assert module.val_score(losses, ("b",), "loss") == -2.0
+    assert module.val_score({"a/val/accuracy": torch.tensor(1.0)}, ("a", "b")) is None

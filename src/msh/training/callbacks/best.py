@@ -14,11 +14,15 @@ class RestoreBest(pl.Callback):
     """End a fit with each task's weights of its best epoch on the validation split, the latest among equals.
 
     Only the tasks' own subnetworks are kept, in memory; a parallel stage's tasks each have their own best epoch.
-    Tasks that train the same weights have one together: that of the lowest sum of their losses.
+    Tasks that train the same weights have one together: see `TaskModule.val_score`.
+
+    Args:
+        by: what says which epoch is best, "metric" or "loss".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by: str = "metric") -> None:
         super().__init__()
+        self.by = by
         self.scores: dict[str, float] = {}
         self.states: dict[str, dict[str, Tensor]] = {}
 
@@ -29,7 +33,7 @@ class RestoreBest(pl.Callback):
             return
         better = {}
         for group, part in pl_module.groups().items():
-            name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group)
+            name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group, self.by)
             if score is not None and (name not in self.scores or score >= self.scores[name]):
                 self.scores[name], better[name] = score, part
         if better:

@@ -18,12 +18,12 @@ class EarlyStoppingPerTask(pl.Callback):
     """Stop training each task once it no longer improves on its validation split; the others go on.
 
     A task that has stopped gets no more updates; the fit ends when all have. Tasks that train the same weights stop
-    together, judged by the sum of their losses. It looks at training after pruning only.
+    together: see `TaskModule.val_score`. It looks at training after pruning only.
 
     Args:
         patience: epochs in a row without improvement after which a task stops, at least 1.
         min_delta: improvement over the best so far that counts, at least 0, in the unit of what is monitored.
-        monitor: "loss" or "metric", of the validation split.
+        monitor: "loss" or "metric", of the validation split; it also says which epoch is the best.
     Raises:
         ValueError: a setting is not allowed.
     """
