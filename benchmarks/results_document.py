@@ -69,7 +69,7 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     threads = " or ".join(str(number) for number in sorted({run.threads or 0 for run in runs.values()}))
     processors = " or ".join(sorted({run.processor or processor() for run in runs.values()}))
     said.append(f"Seconds: training of a task's stage, CPU threads: {threads}, on {processors}.")
-    return " ".join(said)
+    return " ".join([*said, row.note] if row.note else said)
 
 
 def _columns() -> list[str]:

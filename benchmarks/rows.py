@@ -67,6 +67,8 @@ class Row:
     """Id of the row whose runs begin with this row's curriculum: seeds that train no baselines are not run again."""
     source: str = ""
     """Where the authors' figures come from."""
+    note: str = ""
+    """What is to be said of the row beside its figures, such as why a goal is missed and where attempts are."""
     worse_than_dense: float | None = None
     """By so much the mean of each task may be worse than its dense network's; null: there is no such bound."""
     within_of_first: float | None = None

@@ -102,14 +102,20 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
     scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
     records = [_of_task(row, task, runs, scores[task]) for task in scores]
     start = records[0]
-    for record in records[1:]:
-        if row.within_of_first is not None and _worse(record, start["mean"]) > row.within_of_first:
+    for record in records[1:] if row.within_of_first is not None else ():
+        record["met"] = True
+        if _worse(record, start["mean"]) > row.within_of_first:
             record["missed"].append(f"more than {row.within_of_first:g} worse than {start['task']}")
     members = list(records)
     records += [_of_ensemble(row, name, runs, members) for name in first.ensembles]
     if row.mean is not None:
         records.append(_of_mean(row, row.mean, runs, members, scores))
+    changed = sum(run.results.guarantee["violations"] for run in runs.values())
     for record in records:
+        if record["forgetting"]:
+            record["missed"].append(f"forgetting {record['forgetting']:.2g}")
+        if changed:
+            record["missed"].append("a frozen task changed")
         record["met"] = None if record["met"] is None and not record["missed"] else not record["missed"]
     return records
 
@@ -143,7 +149,8 @@ def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, An
     further = {"density": sum(record["density"] for record in mine), "forgetting": None}
     further |= {key: max(record[key] for record in mine) for key in ("seconds", "epochs")}
     goal = row.goal(name)
-    record = _record(row, name, found[0]["metric"], found[0]["direction"], scores, goal, runs, further)
+    without_dense = replace(row, worse_than_dense=None)
+    record = _record(without_dense, name, found[0]["metric"], found[0]["direction"], scores, goal, runs, further)
     best = min(mine, key=lambda member: _worse(member, 0.0))
     if goal.above_members:
         record["met"] = True
@@ -207,9 +214,11 @@ def _judged(record: dict[str, Any]) -> dict[str, Any]:
         record["met"] = True
         if _worse(record, target) > 0:
             record["missed"].append("target")
-    if bound is not None and dense is not None:
+    if bound is not None:
         record["met"] = True
-        if _worse(record, dense) > bound:
+        if dense is None:
+            record["missed"].append("dense not measured")
+        elif _worse(record, dense) > bound:
             record["missed"].append(f"more than {bound:g} worse than dense")
     return record
 

@@ -168,10 +168,24 @@ def test_what_a_record_has_missed(tmp_path, direction, test, goal, missed):
     assert record["missed"] == (missed or [])
 
 
+def test_what_was_not_measured_has_not_met_its_bound(tmp_path):
+    runs = measured(tmp_path, [{"a": 0.95}])
+    (record,) = records_of(row(worse_than_dense=0.005), runs, runs)
+    assert (record["met"], record["missed"]) == (False, ["dense not measured"])
+
+
+def test_forgetting_and_a_frozen_task_that_changed_are_missed(tmp_path):
+    runs = measured(tmp_path, [{"a": 0.9, "b": 0.8}], matrix=[[0.95, None], [0.9, 0.8]])
+    assert records_of(row(), runs, runs)[0]["missed"] == ["forgetting 0.05"]
+    runs = measured(tmp_path / "changed", [{"a": 0.9}], guarantee={"checked": 1, "violations": 1})
+    assert [record["met"] for record in records_of(row(), runs, runs)] == [False]
+
+
 def test_a_task_must_stay_within_a_bound_of_the_first(tmp_path):
     runs = measured(tmp_path, [{"a": 0.95, "b": 0.94, "c": 0.93}])
     records = records_of(row(within_of_first=0.01), runs, runs)
     assert [record["missed"] for record in records] == [[], [], ["more than 0.01 worse than a"]]
+    assert [record["met"] for record in records] == [None, True, False]
 
 
 def test_the_mean_over_tasks_is_taken_within_each_seed(tmp_path):
@@ -270,7 +284,8 @@ def trusting(monkeypatch):
 
 
 def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trusting):
-    rows = {"1": row("1", tasks={"a": Goal(authors=0.7, target=0.9)}), "two": row("two", seeds=[0])}
+    goals = {"a": Goal(authors=0.7, target=0.9)}
+    rows = {"1": row("1", tasks=goals, note="What was tried."), "two": row("two", seeds=[0])}
     docs = tmp_path / "docs"
     measured(tmp_path / "runs" / "1", [{"a": 0.8, "b": 0.6}])
     reproduce.document(rows, tmp_path / "runs", docs)
@@ -287,6 +302,7 @@ def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trus
     text = (docs / "results.md").read_text()
     assert "| a | accuracy ↑ | 0.9000 | 0.1414 | 0.7000 | 0.9000 | – | – | – | 0.100 | 0 | 10 | yes |" in text
     assert "`+experiment=fake`, seeds 0, 1; 3 epochs a stage." in text
+    assert text.count(" What was tried.\n") == 1
     assert "\nBy hand.\n" in text
     assert text.count("## ") == 2
     assert [record["task"] for record in json.loads((docs / "results.json").read_text())] == ["a", "b", "c"]
