@@ -44,7 +44,8 @@ def check_data(name: str, data: RawData) -> None:
     """Raise when a task's data cannot be learned from.
 
     Raises:
-        ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's.
+        ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's, a
+            single class to learn.
     """
     if data.train.inputs.shape[1:] != data.test.inputs.shape[1:]:
         test, train = (tuple(split.inputs.shape[1:]) for split in (data.test, data.train))
@@ -65,6 +66,10 @@ def check_data(name: str, data: RawData) -> None:
                 raise ValueError(
                     f"{where}: targets hold the class {high if high >= data.outputs else low}, "
                     f"but the head has {data.outputs} classes: 0 to {data.outputs - 1}"
+                )
+            if split is data.train and low == high:
+                raise ValueError(
+                    f"{where}: all {len(split)} targets are of the class {low}; at least 2 classes are needed"
                 )
         elif split.targets.shape[1:] != (data.outputs,):
             raise ValueError(

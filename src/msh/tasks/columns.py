@@ -93,7 +93,9 @@ def read_table(path: str, encoding: str = "utf-8") -> Table:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: paths.data_dir=DIR names the folder of the data")
-    reader = csv.reader(io.StringIO(_decoded(file, encoding), newline=""), strict=True)
+    content = _decoded(file, encoding)
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # texts may be long
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     rows, lines = [], []
     try:
         for row in reader:

@@ -92,6 +92,7 @@ def hugging_face(
     revision: str | None = None,
     vocabulary: int = 10_000,
     length: int = 128,
+    config: str | None = None,
 ) -> RawData:
     """Load texts with a class each from the Hugging Face Hub; needs `pip install 'msh[text]'`.
 
@@ -105,14 +106,21 @@ def hugging_face(
         revision: of the data set; the newest when None.
         vocabulary: number of token ids; see `Texts`.
         length: tokens per text.
+        config: which of the data set's configurations, if it has several.
     Raises:
-        ValueError: the library is not installed, a field is missing, a text is empty, or a class is only in the test.
+        ValueError: the library is not installed, the data set cannot be loaded, a field is missing, a text is empty, or
+            a class is only in the test.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ValueError(f"{name} comes through Hugging Face's datasets: pip install 'msh[text]'") from error
-    parts = [load_dataset(name, split=part, cache_dir=root, revision=revision) for part in (train, test)]
+    parts = []
+    for part in (train, test):
+        try:
+            parts.append(load_dataset(name, config, split=part, cache_dir=root, revision=revision))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}, split {part}, cannot be loaded into {root}: {error}") from error
     for part in parts:
         for key, field in (("text", text), ("label", label)):
             one_of(f"source.{key}", field, part.column_names)

@@ -125,6 +125,13 @@ def test_a_class_beyond_the_heads_is_refused(part, target):
         build_task("a", data)
 
 
+def test_a_single_class_to_learn_is_refused():
+    data = make_data()
+    data.train.targets[:] = 1
+    with pytest.raises(ValueError, match=r"task 'a', train split: all \d+ targets are of the class 1; at least 2"):
+        build_task("a", data)
+
+
 def test_an_empty_split_is_refused():
     data = make_data()
     empty = Split(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))

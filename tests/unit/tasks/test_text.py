@@ -95,6 +95,12 @@ def test_texts_in_another_encoding_are_refused_with_byte_line_and_key(write):
     assert data.texts.texts == ["fine", "caf\u00e9"]
 
 
+def test_texts_may_be_long(write):
+    long = "a b " * 100_000
+    data = csv_text(write(f"text,mood\n{long},1\nshort,0\n"), "text", "mood", test_fraction=0.5)
+    assert sorted(map(len, data.texts.texts)) == [5, len(long)]
+
+
 EMPTY = REVIEWS + " \t,0.5\n,-0.5\n"
 
 
@@ -176,8 +182,10 @@ def hub(monkeypatch):
     }
     asked = []
 
-    def load_dataset(name, split, cache_dir, revision):
-        asked.append((name, split, cache_dir, revision))
+    def load_dataset(name, config, split, cache_dir, revision):
+        asked.append((name, config, split, cache_dir, revision))
+        if name == "some/other":
+            raise ConnectionError("the hub is out of reach")
         return splits[split]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -185,8 +193,8 @@ def hub(monkeypatch):
 
 
 def test_texts_of_the_hub_are_read(hub):
-    data = hugging_face("some/reviews", "folder", length=2)
-    assert hub[1] == [("some/reviews", "train", "folder", None), ("some/reviews", "test", "folder", None)]
+    data = hugging_face("some/reviews", "folder", length=2, config="films")
+    assert hub[1] == [("some/reviews", "films", part, "folder", None) for part in ("train", "test")]
     assert data.train.targets.tolist() == [1, 0, 1, 0]
     assert [data.texts.texts[row] for row in data.test.inputs.tolist()] == ["bad bad", "good good"]
     assert build_task("a", data, val_fraction=0.5).input_shape == (2,)
@@ -209,6 +217,11 @@ def test_what_does_not_fit_in_texts_of_the_hub_is_refused(part, change, message,
     hub[0][part].update(change)
     with pytest.raises(ValueError, match=message):
         hugging_face("some/reviews", "folder")
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named(hub):
+    with pytest.raises(ValueError, match=r"some/other, split train, cannot be loaded into folder: the hub is out of"):
+        hugging_face("some/other", "folder")
 
 
 def test_a_field_that_is_not_there_is_refused_with_the_nearest(hub):
