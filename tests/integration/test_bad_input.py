@@ -81,6 +81,10 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
         (["curriculum=[digits,wine,wine]"], ["curriculum names task '", "every task belongs to one stage"]),
         (["tasks=[wine,wine]"], ["tasks names 'wine' more than once"]),
         (["seed=one"], ["seed", "could not be converted to Integer"]),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patience=0"],
+            ["early_stopping.patience = 0 is not allowed"],
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(overrides, parts, refused):

@@ -105,6 +105,8 @@ def _check_choices(config: DictConfig) -> None:
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
     read_baselines(config.baseline)
     check_devices(config.trainer)
+    for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
+        instantiate(callback)
 
 
 def set_input_shape(config: DictConfig, shape: Sequence[int]) -> None:
