@@ -107,10 +107,19 @@ def _nearest_option(text: str) -> str:
 
 def _nearest_key(text: str) -> str:
     """A suggestion for a key that the config does not have."""
+    strange = re.search(
+        r"not in struct\s+full_key: tasks\.([^.\s]+)$|tasks\.([^.\s]+)\S*\s.*subclass of TaskConfig", text, re.M
+    )
+    if strange:
+        return f"; {strange.group(1) or strange.group(2)} is not a task of this run, tasks=[NAME,...] chooses them"
     missing = re.search(r"full_key: (\S+)", text) or re.search(r"[Kk]ey '([^']+)'", text)
     missing = missing or re.search(r"override '([^']+)'", text)
     if not missing or not re.search(r"not in|Could not override|not find", text):
         return ""
+    if of_task := re.fullmatch(r"tasks\.[^.]+\.(\S+)", missing.group(1)):
+        from msh.training.config import TaskConfig
+
+        return suggestion(of_task.group(1), [str(key) for key in OmegaConf.structured(TaskConfig)])
     return suggestion(missing.group(1), known_keys())
 
 
