@@ -72,12 +72,12 @@ def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(tr
     before = results_of(folder)
     fit, fits = Baselines._fit, []
     monkeypatch.setattr(
-        Baselines, "_fit", lambda self, module, kind, *rest: fits.append(kind) or fit(self, module, kind, *rest)
+        Baselines, "_fit", lambda self, module, what, *rest: fits.append(what.key) or fit(self, module, what, *rest)
     )
     train_here(f"resume={folder}", "baseline=[joint,finetune]")
     train_here(f"resume={folder}", "baseline=finetune")
     after = results_of(folder)
-    assert fits == ["finetune", "finetune"]  # a fit for each task, once
+    assert fits == ["finetune-wine", "finetune-iris"]  # a fit for each task, once
     assert (after["status"], after["matrix"], after["guarantee"]) == ("finished", before["matrix"], before["guarantee"])
     for task, row in after["tasks"].items():
         assert row["finetune"] is not None
@@ -116,7 +116,7 @@ def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkey
     monkeypatch.setattr(Baselines, "_measure", measure)
     fit = Baselines._fit
     monkeypatch.setattr(
-        Baselines, "_fit", lambda self, module, kind, *rest: fits.append(kind) or fit(self, module, kind, *rest)
+        Baselines, "_fit", lambda self, module, what, *rest: fits.append(what.key) or fit(self, module, what, *rest)
     )
     folder = undisturbed.with_name("run")
     train_here("+experiment=parallel", f"resume={folder}")
