@@ -83,7 +83,7 @@ def batches_per_epoch(tasks: Sequence[Task], uneven: Uneven) -> int:
 
 
 def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -> int:
-    """The same, as far as the trainer lets them through.
+    """Optimizer steps in an epoch of tasks that train together: `batches_per_epoch`, within the trainer's limit.
 
     Args:
         tasks: which ones.
@@ -107,8 +107,8 @@ def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl
     if fit.prunes:
         stopping = (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
         own = {name: c for name, c in own.items() if not isinstance(c, stopping)}
-    monitors = [callback.monitor for callback in own.values() if isinstance(callback, EarlyStoppingPerTask)]
-    best = [RestoreBest(*monitors[:1])] if config.checkpoint.restore_best and not fit.prunes else []
+    by = next((callback.monitor for callback in own.values() if isinstance(callback, EarlyStoppingPerTask)), "metric")
+    best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.prunes else []
     return [*own.values(), *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
 
 
