@@ -45,37 +45,60 @@ class Sweep:
     """As in +experiment=NAME."""
     overrides: list[str] = field(default_factory=list)
     """Of all attempts."""
-    seed: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Of each attempt; means over them are shown."""
     tasks: list[str] = field(default_factory=list)
     """Tasks or ensembles whose scores are shown; the mean over all tasks when empty."""
     attempts: dict[str, list[str]] = field(default_factory=dict)
     """Name of an attempt, also of its run folder, to its further overrides."""
 
-    def step(self, attempt: str, root: Path) -> Step:
-        """The run of an attempt."""
-        overrides = (f"experiment={self.experiment}", *self.overrides, *self.attempts[attempt], f"seed={self.seed}")
-        return Step(f"{self.id}, {attempt}", root / self.id / attempt, overrides)
+    def steps(self, attempt: str, root: Path) -> list[Step]:
+        """The runs of an attempt, one for each seed."""
+        overrides = (f"experiment={self.experiment}", *self.overrides, *self.attempts[attempt])
+        folder = root / self.id / attempt
+        return [
+            Step(f"{self.id}, {attempt}, seed {seed}", folder / f"seed-{seed}", (*overrides, f"seed={seed}"))
+            for seed in self.seeds
+        ]
+
+    def all_steps(self, root: Path) -> list[Step]:
+        """The runs of all attempts, in order."""
+        return [step for attempt in self.attempts for step in self.steps(attempt, root)]
 
 
 def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
-    """A record for each attempt and task, of the attempts that are done; the best of a task has `best` set.
+    """A record for each attempt and task, of attempts that are done with every seed; a task's best has `best` set.
 
     Raises:
         ValueError: the sweep names a task that its experiment does not have.
     """
     records = []
     for attempt in sweep.attempts:
-        step = sweep.step(attempt, root)
-        run = read_run(step.folder) if state_of(step).what == "finished" else None
-        if run is not None:
+        steps = sweep.steps(attempt, root)
+        runs = [read_run(step.folder) if state_of(step).what == "finished" else None for step in steps]
+        found = [run for run in runs if run is not None]
+        if len(found) == len(runs):
             first = {"sweep": sweep.id, "attempt": attempt, "overrides": sweep.attempts[attempt]}
-            further = {"experiment": sweep.experiment, "seed": sweep.seed, "threads": run.threads, "best": False}
-            records += [first | score | further for score in _scores(sweep, run)]
+            further = {"experiment": sweep.experiment, "seeds": sweep.seeds, "threads": found[0].threads, "best": False}
+            scores = zip(*(_scores(sweep, run) for run in found), strict=True)
+            records += [first | _over_seeds(of_task) | further for of_task in scores]
     for task in {record["task"] for record in records}:
-        found = [record for record in records if record["task"] == task]
-        choose = max if found[0]["direction"] == "max" else min
-        choose(found, key=lambda record: cast(float, record["val"]))["best"] = True
+        tried = [record for record in records if record["task"] == task]
+        choose = max if tried[0]["direction"] == "max" else min
+        choose(tried, key=lambda record: cast(float, record["val"]))["best"] = True
     return records
+
+
+def _over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A task's scores with all seeds as one record: means and, of several, the standard deviation."""
+    found = [cast(float, score["val"]) for score in scores]
+    return {
+        **scores[0],
+        "val": statistics.mean(found),
+        "std": statistics.stdev(found) if len(found) > 1 else None,
+        "epochs": max(score["epochs"] for score in scores),
+        "seconds": statistics.mean(score["seconds"] for score in scores),
+    }
 
 
 def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
@@ -101,7 +124,7 @@ def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path) -> None:
     """Write attempts.md and attempts.json from the runs that are done; sweeps without any stay as they are."""
     path, kept_root = folder / "attempts.json", folder / "runs" / "attempts"
     earlier = json.loads(path.read_text()) if path.exists() else []
-    keep((sweep.step(attempt, root) for sweep in sweeps.values() for attempt in sweep.attempts), root, kept_root)
+    keep((step for sweep in sweeps.values() for step in sweep.all_steps(root)), root, kept_root)
     records: list[dict[str, Any]] = []
     for id, sweep in sweeps.items():
         found = records_of(sweep, kept_root)
@@ -119,13 +142,14 @@ def _text(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
         {
             **record,
             "settings": f"`{' '.join(record['overrides'])}`" if record["overrides"] else "–",
-            "validation": f"{record['val']:.4f}",
+            "validation": f"{record['val']:.4f}" + (f" ± {record['std']:.4f}" if record["std"] is not None else ""),
             "best": "**best**" if record["best"] else "",
             "seconds": f"{record['seconds']:.0f}",
         }
         for record in records
     ]
-    return f"`{command}`, seed {sweep.seed}.\n\n{table(lines, columns)}"
+    seeds = f"seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"
+    return f"`{command}`, {seeds}.\n\n{table(lines, columns)}"
 
 
 def parse(given: Sequence[str], sweeps: Mapping[str, Sweep]) -> argparse.Namespace:
@@ -142,7 +166,7 @@ def main(given: Sequence[str] | None = None) -> None:
     sweeps = read_entries(FILE, Sweep)
     options = parse(sys.argv[1:] if given is None else given, sweeps)
     root = options.output_dir.resolve()
-    steps = [sweeps[id].step(attempt, root) for id in options.sweeps for attempt in sweeps[id].attempts]
+    steps = [step for id in options.sweeps for step in sweeps[id].all_steps(root)]
     do(only_missing(steps, options, "attempts"), options, lambda: document(sweeps, root, options.document_dir))
 
 

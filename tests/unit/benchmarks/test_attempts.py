@@ -27,7 +27,7 @@ def sweep(tmp_path, monkeypatch):
     scores = {"plain": (0.9, 0.5), "long": (0.8, 0.7)}
     for name, (test, val) in scores.items():
         tasks = {"a": {"test": test, "val": val}, "b": {"test": test, "val": val + 0.1}}
-        write_run(tmp_path / "s" / name, tasks)
+        write_run(tmp_path / "s" / name / "seed-0", tasks)
     return found
 
 
@@ -54,10 +54,26 @@ def test_tasks_can_be_shown_one_by_one(sweep, tmp_path):
 
 def test_ensembles_are_shown_like_tasks(sweep, tmp_path):
     ensemble = {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": 0.5, "val": 0.6}
-    write_run(tmp_path / "s" / "missing", {"a": {"val": 0.4}, "b": {"val": 0.5}}, ensemble={"both": ensemble})
+    tasks = {"a": {"val": 0.4}, "b": {"val": 0.5}}
+    write_run(tmp_path / "s" / "missing" / "seed-0", tasks, ensemble={"both": ensemble})
     sweep.attempts, sweep.tasks = {"missing": []}, ["a", "both"]
     records = attempts.records_of(sweep, tmp_path)
     assert [(r["task"], r["val"], r["epochs"]) for r in records] == [("a", 0.4, 3), ("both", 0.6, 3)]
+
+
+def test_an_attempt_with_several_seeds_has_their_mean_once_all_are_done(sweep, tmp_path):
+    sweep.seeds, sweep.tasks = [0, 7], ["a"]
+    assert [step.folder.name for step in sweep.steps("long", tmp_path)] == ["seed-0", "seed-7"]
+    assert attempts.records_of(sweep, tmp_path) == []
+    for name, val in (("plain", 0.8), ("long", 0.8)):
+        write_run(tmp_path / "s" / name / "seed-7", {"a": {"val": val}, "b": {"val": 0.1}})
+    plain, long = attempts.records_of(sweep, tmp_path)
+    assert (plain["val"], plain["std"]) == pytest.approx((0.65, 0.2121), abs=1e-4)
+    assert (long["val"], long["seeds"], long["best"]) == (pytest.approx(0.75), [0, 7], True)
+    attempts.document({"s": sweep}, tmp_path, tmp_path / "docs")
+    text = (tmp_path / "docs" / "attempts.md").read_text()
+    assert "seeds 0, 7." in text
+    assert "| a | accuracy | 0.7500 ± 0.0707 | **best** |" in text
 
 
 def test_the_document_has_a_table_and_keeps_what_is_written_by_hand(sweep, tmp_path):
@@ -76,6 +92,6 @@ def test_the_projects_sweeps_compose(tmp_path):
     for sweep in read_entries(FILE, Sweep).values():
         assert "as_it_is" in sweep.attempts
         for attempt in sweep.attempts:
-            step = sweep.step(attempt, tmp_path)
-            assert compose(*step.overrides).name
-            assert state_of(step).what == "new"
+            for step in sweep.steps(attempt, tmp_path):
+                assert compose(*step.overrides).name
+                assert state_of(step).what == "new"

@@ -26,7 +26,7 @@ EXPECTED = {
     "logger": {"csv", "wandb", "tensorboard", "mlflow", "none"},
     "optimizer": {"sgd", "adam", "adamw"},
     "paths": {"default"},
-    "pruning": {"at_init", "gradual", "lottery"},
+    "pruning": {"at_init", "gradual", "gradual_later", "lottery"},
     "pruning/criterion": set(CRITERIA),
     "pruning/schedule": set(SCHEDULES),
     "scheduler": {"cosine"},
@@ -120,6 +120,15 @@ def test_the_papers_procedure_is_its_own_and_keeps_tasks_network_and_budget(expe
         assert paper[key] == best[key], key
     for key in ("density", "share", "weights", "sample"):
         assert pruning[key] == best.pruning[key], key
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("pruning", ["gradual", "gradual_later", "at_init", "lottery"])
+def test_an_experiment_leaves_when_is_pruned_to_the_group_that_is_chosen(experiment, pruning):
+    chosen = composed(f"pruning={pruning}").pruning
+    found = composed(f"experiment={experiment}", f"pruning={pruning}").pruning
+    for key in ("criterion", "schedule", "begin", "end", "rounds", "rewind"):
+        assert found[key] == chosen[key], key
 
 
 BATCHES = {
