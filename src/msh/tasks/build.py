@@ -31,6 +31,7 @@ class RawData:
         test: the test split; where the data has none of its own, a source makes one that no seed changes.
         outputs: classes, labels or regression outputs.
         texts: where the inputs are texts: these; the splits' inputs are then int64, (examples,), places among them.
+        classes: names of a classification's classes, in the order of their numbers; () where they have none.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class RawData:
     test: Split
     outputs: int
     texts: Texts | None = None
+    classes: tuple[str, ...] = ()
 
 
 def check_data(name: str, data: RawData) -> None:

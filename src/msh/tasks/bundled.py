@@ -36,9 +36,10 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
     inputs = torch.as_tensor(loaded.images[:, None] if name == "digits" else loaded.data, dtype=torch.float32)
     if kind == "classification":
         targets = torch.as_tensor(loaded.target, dtype=torch.int64)
-        outputs = len(loaded.target_names)
+        classes = tuple(map(str, loaded.target_names))
+        outputs = len(classes)
     else:
         targets = torch.as_tensor(loaded.target, dtype=torch.float32)[:, None]
-        outputs = 1
+        classes, outputs = (), 1
     train, test = hold_out(Split(inputs, targets), test_fraction, kind)
-    return RawData(kind, train, test, outputs)
+    return RawData(kind, train, test, outputs, classes=classes)

@@ -219,7 +219,7 @@ def with_test_split(
         split, tests = _last_shuffled(split, test_fraction or TEST_FRACTION, test_seed)
     elif tests is None:
         split, tests = hold_out(split, test_fraction or TEST_FRACTION, targets.kind)
-    return RawData(targets.kind, split, tests, targets.outputs)
+    return RawData(targets.kind, split, tests, targets.outputs, classes=targets.classes)
 
 
 def _last_shuffled(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:

@@ -57,7 +57,7 @@ def image_folder(
     else:
         count = len(folders[0].samples)
         parts = (everything.take(torch.arange(count)), everything.take(torch.arange(count, len(files))))
-    return RawData("classification", *parts, len(classes))
+    return RawData("classification", *parts, len(classes), classes=tuple(classes))
 
 
 def read_size(size: Any) -> tuple[int, int] | None:

@@ -56,7 +56,7 @@ def csv_text(
     values = [targets.read(table, "source.label") for table in tables]
     texts = [cell for table in tables for cell in table.cells[text]]
     train, test = _splits(values, kind, test_fraction)
-    return RawData(kind, train, test, targets.outputs, Texts(texts, vocabulary, length))
+    return RawData(kind, train, test, targets.outputs, Texts(texts, vocabulary, length), targets.classes)
 
 
 def _without_empty(table: Table, text: str, empty: str) -> Table:
@@ -134,4 +134,5 @@ def hugging_face(
         raise ValueError(f"{name}: the class {strange[0]!r} is in the split {test}, but not in {train}")
     targets = [torch.tensor([place[value] for value in values]) for values in labels]
     splits = _splits(targets, "classification", None)
-    return RawData("classification", *splits, len(place), Texts([*texts[0], *texts[1]], vocabulary, length))
+    together = Texts([*texts[0], *texts[1]], vocabulary, length)
+    return RawData("classification", *splits, len(place), together, tuple(place))

@@ -18,22 +18,33 @@ from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
 
 
-def split_classes(data: RawData, keep: Sequence[int]) -> RawData:
+def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
     """Keep the examples of some classes; these are numbered from 0, in the order given.
 
     Args:
         data: of a classification.
-        keep: at least two classes.
+        keep: at least two classes, by number or, where they have one, by name.
     Raises:
         ValueError: a class is missing from the data or named twice, or fewer than two are left.
     """
     if data.kind != "classification":
         raise ValueError(f"split_classes is not allowed for a {data.kind} task: it has no classes")
-    numbers = isinstance(keep, list | tuple) and all(type(label) is int for label in keep)
-    if not numbers or len(set(keep)) < 2 or len(set(keep)) != len(keep):
-        raise ValueError(f"split_classes = {keep} is not allowed: at least two different classes, by number, are")
-    train, test = _of_classes("train", data.train, keep), _of_classes("test", data.test, keep)
-    return replace(data, train=train, test=test, outputs=len(keep))
+    allowed = f"at least two different classes, by number{' or name' * bool(data.classes)}, are"
+    if not isinstance(keep, list | tuple) or not all(type(label) in (int, str) for label in keep):
+        raise ValueError(f"split_classes = {keep} is not allowed: {allowed}")
+    numbers = [label if isinstance(label, int) else _number_of(label, data, allowed) for label in keep]
+    if len(set(numbers)) < 2 or len(set(numbers)) != len(numbers):
+        raise ValueError(f"split_classes = {keep} is not allowed: {allowed}")
+    train, test = _of_classes("train", data.train, numbers), _of_classes("test", data.test, numbers)
+    classes = tuple(data.classes[number] for number in numbers) if data.classes else ()
+    return replace(data, train=train, test=test, outputs=len(numbers), classes=classes)
+
+
+def _number_of(name: str, data: RawData, allowed: str) -> int:
+    if not data.classes:
+        raise ValueError(f"split_classes names {name!r}, and the classes have no names: {allowed}")
+    one_of("a class of split_classes", name, data.classes)
+    return data.classes.index(name)
 
 
 def _of_classes(name: str, split: Split, keep: Sequence[int]) -> Split:

@@ -46,12 +46,15 @@ def vision(name: str, root: str, download: bool = True, split: str | None = None
         one_of("source.split", split, EMNIST_CLASSES)
     elif name == "EMNIST":
         split = "balanced"
-    train, test = (_load(name, Path(root).expanduser(), is_train, download, split) for is_train in (True, False))
-    return RawData("classification", train, test, EMNIST_CLASSES[split] if split else CLASSES[name])
+    folder = Path(root).expanduser()
+    sets = [_open(name, folder, is_train, download, split) for is_train in (True, False)]
+    train, test = (_read(name, data, split) for data in sets)
+    outputs = EMNIST_CLASSES[split] if split else CLASSES[name]
+    names = tuple(getattr(sets[0], "classes", ()))[-outputs:]  # the first of EMNIST's letters is none
+    return RawData("classification", train, test, outputs, classes=names)
 
 
-def _load(name: str, root: Path, train: bool, download: bool, split: str | None) -> Split:
-    data: Any = _open(name, root, train, download, split)
+def _read(name: str, data: Any, split: str | None) -> Split:
     pixels = torch.as_tensor(data.data)
     targets = torch.as_tensor(data.labels if name == "SVHN" else data.targets, dtype=torch.int64)
     if name == "EMNIST":

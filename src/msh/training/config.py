@@ -22,8 +22,8 @@ class TaskConfig:
     val_fraction: float = 0.2
     """Share of the training examples held out for validation; the same for every seed."""
     transforms: list[Any] = field(default_factory=list)
-    """Changes of the data, each {name: argument}: split_classes: [0, 1], permute_pixels: SEED, rotate: DEGREES or
-    repeat_channels: NUMBER."""
+    """Changes of the data, each {name: argument}: split_classes: [0, 1] (or names of classes), permute_pixels: SEED,
+    rotate: DEGREES or repeat_channels: NUMBER."""
     augment: Any = None
     """Random changes of the training images, each {name: argument}: flip: horizontal or shift: PIXELS."""
     variants: Any = None

@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_classes_are_the_folders_in_order(folder):
     path = folder()
     data = image_folder(str(path), test_fraction=0.25)
-    assert (data.kind, data.outputs) == ("classification", 2)
+    assert (data.kind, data.outputs, data.classes) == ("classification", 2, ("a", "b"))
     assert data.train.inputs.shape == (6, 1, 4, 6)
     assert data.test.inputs.shape == (2, 1, 4, 6)
     for split in (data.train, data.test):

@@ -50,6 +50,7 @@ def test_names_of_classes_are_numbered_in_alphabetical_order(write):
 def test_classes_that_are_numbers_are_in_the_order_of_numbers(write):
     rows = "".join(f"{i},{(2, 10, 9)[i % 3]}\n" for i in range(12))
     data = csv_table(write("x,y\n" + rows), target="y")
+    assert data.classes == ("2", "9", "10")
     assert examples(data) == [(i, (0, 2, 1)[i % 3]) for i in range(12)]
 
 

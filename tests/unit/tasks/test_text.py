@@ -196,6 +196,7 @@ def test_texts_of_the_hub_are_read(hub):
     data = hugging_face("some/reviews", "folder", length=2, config="films")
     assert hub[1] == [("some/reviews", "films", part, "folder", None) for part in ("train", "test")]
     assert data.train.targets.tolist() == [1, 0, 1, 0]
+    assert data.classes == ("0", "1")
     assert [data.texts.texts[row] for row in data.test.inputs.tolist()] == ["bad bad", "good good"]
     assert build_task("a", data, val_fraction=0.5).input_shape == (2,)
 

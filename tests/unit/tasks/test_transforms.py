@@ -1,6 +1,7 @@
 """Transforms of any data set: classes, permutations, rotations, channels."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,13 +61,41 @@ def test_texts_can_be_split_by_class_too():
         ([2, 2], r"split_classes = \[2, 2\] is not allowed"),
         (3, r"split_classes = 3 is not allowed"),
         (None, r"split_classes = None is not allowed"),
-        (["0", "1"], r"split_classes = \['0', '1'\] is not allowed: .*by number"),
+        (["0", "1"], r"split_classes names '0', and the classes have no names: .*by number, are"),
         ([[0], [1]], r"split_classes = \[\[0\], \[1\]\] is not allowed"),
     ],
 )
 def test_a_missing_class_or_a_single_one_is_refused(keep, message):
     with pytest.raises(ValueError, match=message):
         apply(make_data(), {"split_classes": keep})
+
+
+def named(*classes):
+    return replace(make_data(), classes=classes)
+
+
+def test_classes_with_names_are_kept_by_them_too():
+    data = named("cat", "dog", "fox", "3", "owl")
+    by_number = apply(data, {"split_classes": [4, 3, 1]})
+    by_name = apply(data, {"split_classes": ["owl", 3, "dog"]})
+    assert by_name.classes == by_number.classes == ("owl", "3", "dog")
+    assert torch.equal(by_name.train.targets, by_number.train.targets)
+    assert apply(by_name, {"split_classes": ["dog", "3"]}).classes == ("dog", "3")
+    assert apply(data, {"split_classes": [3, "cat"]}).classes == apply(data, {"split_classes": ["3", "cat"]}).classes
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (["cat", "dgo"], r"tasks.a.transforms: a class of split_classes = 'dgo' is not allowed: one of .*'dog'\?"),
+        (["cat", 0], r"split_classes = \['cat', 0\] is not allowed: .* by number or name"),
+        ("cat", r"split_classes = cat is not allowed: .* by number or name"),
+        ([True, "cat"], r"split_classes = \[True, 'cat'\] is not allowed"),
+    ],
+)
+def test_a_name_that_is_missing_or_stands_for_a_class_twice_is_refused(keep, message):
+    with pytest.raises(ValueError, match=message):
+        apply(named("cat", "dog", "fox", "bee", "owl"), {"split_classes": keep})
 
 
 def test_a_class_without_test_examples_is_refused():

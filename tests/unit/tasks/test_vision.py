@@ -150,7 +150,8 @@ def test_emnist_is_upright_and_its_classes_are_numbered_from_0(split, first, out
         prefix.with_name(f"{prefix.name}-images-idx3-ubyte").write_bytes(idx(images))
         prefix.with_name(f"{prefix.name}-labels-idx1-ubyte").write_bytes(idx(torch.arange(10) + first))
     data = vision("EMNIST", str(tmp_path), split=split)
-    assert data.outputs == outputs
+    assert (data.outputs, len(data.classes)) == (outputs, outputs)
+    assert data.classes[0] == ("a" if split == "letters" else "0")
     assert data.test.targets.tolist() == list(range(10))
     assert data.train.inputs[4].nonzero().tolist() == [[0, 20, 3]]
 
