@@ -88,6 +88,15 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
             ["callbacks=early_stopping", "callbacks.early_stopping.patience=0"],
             ["early_stopping.patience = 0 is not allowed"],
         ),
+        (["optimizer.lr=-1"], ["optimizer = .*'lr': -1.* is not allowed: Invalid learning rate: -1"]),
+        (["optimizer.lr=much"], ["optimizer = .*'lr': 'much'.* is not allowed"]),
+        (["+optimizer.rate=1"], ["optimizer = .*'rate': 1.* is not allowed: .* unexpected keyword argument 'rate'"]),
+        (["scheduler.max_lr=-1"], ["scheduler = .* is not allowed: it begins with a learning rate of -0.04"]),
+        (["+scheduler.steps=9"], ["scheduler = .* is not allowed: .* unexpected keyword argument 'steps'"]),
+        (
+            ["prune_scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true}"],
+            ["prune_scheduler = .* is not allowed: .* 'step_size'"],
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(overrides, parts, refused):

@@ -26,6 +26,7 @@ from msh.training.ensembles import check_members, read_ensembles
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
 from msh.training.variants import expand_variants
 
@@ -107,6 +108,7 @@ def _check_choices(config: DictConfig) -> None:
     check_devices(config.trainer)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
         instantiate(callback)
+    check_optimizer(config)
 
 
 def set_input_shape(config: DictConfig, shape: Sequence[int]) -> None:

@@ -1,10 +1,15 @@
-"""Learning-rate schedulers whose length is that of the fit."""
+"""Learning-rate schedulers whose length is that of the fit; settings of optimizers and schedulers, tried early."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -12,6 +17,8 @@ SchedulerFactory = Callable[..., LRScheduler]
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
 """What torch's schedulers call the number of steps."""
+TRIED_STEPS = 1000
+"""Length of a fit with which settings are tried."""
 
 
 def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -22,7 +29,29 @@ def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int)
         optimizer: whose rate it schedules.
         steps: optimizer steps of the fit.
     """
-    accepted = inspect.signature(factory).parameters
+    accepted = inspect.signature(getattr(factory, "func", factory)).parameters
     given = getattr(factory, "keywords", {})
     lengths = {name: max(1, steps) for name in LENGTHS if name in accepted and name not in given}
     return factory(optimizer, **lengths)
+
+
+def check_optimizer(config: DictConfig) -> None:
+    """Build a run's optimizer and schedulers for a parameter that nothing else has, to see that they can be built.
+
+    Raises:
+        ValueError: naming the block of settings, what it says, and what its class has against it.
+    """
+    for key in ("optimizer", "scheduler", "prune_scheduler"):
+        if not config[key]:
+            continue
+        build_optimizer, factory = instantiate(config.optimizer), instantiate(config[key])
+        try:
+            optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+            if key != "optimizer":
+                build_scheduler(factory, optimizer, TRIED_STEPS)
+            rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+            if any(not 0.0 <= rate < math.inf for rate in rates):
+                raise ValueError(f"it begins with a learning rate of {rates[0]:g}")
+        except (TypeError, ValueError, ArithmeticError) as error:
+            given = {name: value for name, value in config[key].items() if name != "_partial_"}
+            raise ValueError(f"{key} = {given} is not allowed: {error}") from error
