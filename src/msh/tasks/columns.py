@@ -17,6 +17,8 @@ from msh.tasks.build import RawData, hold_out
 from msh.tasks.task import Kind, Split
 
 KINDS: tuple[Kind, ...] = ("classification", "regression")
+DELIMITERS = (",", ";", "\t", "|")
+"""What separates the columns of most CSV files."""
 TEST_FRACTION = 0.2
 """Share of the examples that become the test split of a source that is given none."""
 
@@ -83,19 +85,26 @@ def _number(cell: str) -> float:
         return float("nan")
 
 
-def read_table(path: str, encoding: str = "utf-8") -> Table:
+def read_table(path: str, encoding: str = "utf-8", delimiter: str = ",") -> Table:
     """Read a CSV file with a header.
 
+    Args:
+        path: of the file.
+        encoding: of the file.
+        delimiter: character between cells.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is in another encoding, has no rows, or a row has more or fewer cells than the header.
+        ValueError: the file is in another encoding, has other delimiters, has no rows, or a row has more or fewer cells
+            than the header; or the delimiter is not one character.
     """
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"':
+        raise ValueError(f"source.delimiter = {delimiter!r} is not allowed: one character is, such as ; or a tab")
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}: paths.data_dir=DIR names the folder of the data")
     content = _decoded(file, encoding)
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # texts may be long
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []
     try:
         for row in reader:
@@ -107,6 +116,11 @@ def read_table(path: str, encoding: str = "utf-8") -> Table:
     if len(rows) < 2:
         raise ValueError(f"{file} has no rows: a header is needed, and at least one row below it")
     header = rows.pop(0)
+    if len(header) == 1 and (found := [mark for mark in DELIMITERS if mark != delimiter and mark in header[0]]):
+        raise ValueError(
+            f"{file}: with source.delimiter = {delimiter!r} all of the header, {header[0]!r}, is one column; "
+            f"{found[0]!r} may be what separates its columns"
+        )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ValueError(f"{file}: the header names {', '.join(map(repr, twice))} more than once")
     for row, line in zip(rows, lines[1:], strict=True):

@@ -19,6 +19,7 @@ def csv_table(
     test_fraction: float | None = None,
     test_seed: int | None = None,
     encoding: str = "utf-8",
+    delimiter: str = ",",
 ) -> RawData:
     """Load a table from a CSV file with a header.
 
@@ -33,15 +34,16 @@ def csv_table(
         test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState of
             this seed shuffles the rows, and the last of them are the test split. None: a draw of this library's own.
         encoding: of the files.
+        delimiter: character between cells.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, a cell is not what belongs there, or a setting is not allowed.
     """
-    table = read_table(path, encoding)
+    table = read_table(path, encoding, delimiter)
     targets = find_targets(table, "source.target", target, kind, threshold)
     names = list(features) if features is not None else [name for name in table.cells if name != target]
     if not names or target in names:
         raise ValueError(f"source.features = {names} is not allowed: at least one column is, and not the target")
-    tables = [table] if test_path is None else [table, read_table(test_path, encoding)]
+    tables = [table] if test_path is None else [table, read_table(test_path, encoding, delimiter)]
     splits = [Split(t.numbers("source.features", names), targets.read(t, "source.target")) for t in tables]
     return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction, test_seed)

@@ -26,6 +26,7 @@ def csv_text(
     test_path: str | None = None,
     test_fraction: float | None = None,
     encoding: str = "utf-8",
+    delimiter: str = ",",
     empty: str = "error",
     vocabulary: int = 10_000,
     length: int = 128,
@@ -41,6 +42,7 @@ def csv_text(
         test_path: file with the test split.
         test_fraction: without one, share of the rows that become the test split, .2 when None; the same for every seed.
         encoding: of the files.
+        delimiter: character between cells.
         empty: what becomes of rows whose text is empty: "error" refuses them, "drop" leaves them out and logs how many.
         vocabulary: number of token ids; see `Texts`.
         length: tokens per text.
@@ -51,7 +53,7 @@ def csv_text(
     one_of("source.empty", empty, ("error", "drop"))
     check_test_fraction(test_fraction, test_path is not None)
     files = [path] if test_path is None else [path, test_path]
-    tables = [_without_empty(read_table(file, encoding), text, empty) for file in files]
+    tables = [_without_empty(read_table(file, encoding, delimiter), text, empty) for file in files]
     targets = find_targets(tables[0], "source.label", label, kind, threshold)
     values = [targets.read(table, "source.label") for table in tables]
     texts = [cell for table in tables for cell in table.cells[text]]

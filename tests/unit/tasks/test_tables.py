@@ -90,6 +90,19 @@ def test_another_encoding_is_read_when_named(write):
     assert csv_table(path, target="größe", kind="regression", encoding="latin-1").outputs == 1
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_other_delimiters_are_read_when_named_and_asked_for_when_not(delimiter, write):
+    path = write("x;y;kind\n1;2;a,b\n3;4;c\n5;6;c\n".replace(";", delimiter))
+    data = csv_table(path, target="kind", delimiter=delimiter, test_path=path)
+    assert data.train.inputs.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert data.classes == ("a,b", "c")
+    with pytest.raises(ValueError, match=r"delimiter = ',' all of the header, .* is one column; .* may be what sep"):
+        csv_table(path, target="kind")
+    for bad in ("", ";;", "\n", '"', None):
+        with pytest.raises(ValueError, match=r"source.delimiter = .* is not allowed: one character is"):
+            csv_table(path, target="kind", delimiter=bad)
+
+
 def test_inputs_and_target_can_be_brought_to_0_to_1_by_the_training_split(write):
     data = csv_table(write(HOUSES), target="price", kind="regression")
     task = build_task("a", data, normalize="minmax", normalize_target="minmax", metric="mse")
