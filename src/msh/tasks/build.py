@@ -181,6 +181,8 @@ def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
     """
     from sklearn.model_selection import train_test_split  # takes long to import
 
+    if not 0 < math.ceil(fraction * len(split)) < len(split):
+        raise ValueError(f"a share of {fraction} of {len(split)} examples leaves none for the rest: both need some")
     order = torch.arange(len(split)).numpy()
     strata = split.targets.numpy() if kind == "classification" and _can_stratify(split.targets, fraction) else None
     first, second = train_test_split(order, test_size=fraction, random_state=0, stratify=strata)

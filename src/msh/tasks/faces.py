@@ -22,7 +22,13 @@ CLASSES = {"age": 10, "gender": 2, "ethnicity": 5}
 OLDEST = 150
 
 
-def utkface(path: str, label: str, size: int | tuple[int, int], test_fraction: float | None = None) -> RawData:
+def utkface(
+    path: str,
+    label: str,
+    size: int | tuple[int, int],
+    test_fraction: float | None = None,
+    strict: bool = True,
+) -> RawData:
     """Load UTKFace: JPEGs named <age>_<gender>_<ethnicity>_<time>.jpg in one folder.
 
     Files whose names miss a label, as a few of the original do, are left out, and their number is logged. The same
@@ -33,6 +39,7 @@ def utkface(path: str, label: str, size: int | tuple[int, int], test_fraction: f
         label: "age" (ten classes: up to 10 years, up to 20, ..., over 90), "gender" (2) or "ethnicity" (5).
         size: (height, width) that images are resized to, or one number for both.
         test_fraction: share of the images that become the test split, .2 when None.
+        strict: refuse images that are damaged and yet can be decoded; False takes what comes out.
     Returns:
         Inputs as float in [0, 1], (examples, 3, height, width).
     Raises:
@@ -45,7 +52,7 @@ def utkface(path: str, label: str, size: int | tuple[int, int], test_fraction: f
     height_width = read_size(size)
     if height_width is None:
         raise ValueError("source.size = null is not allowed: faces have many sizes; pixels are, or [height, width]")
-    pixels, labels = _read(Path(path).expanduser(), height_width)
+    pixels, labels = _read(Path(path).expanduser(), height_width, strict)
     inputs = LazyInputs(pixels, torch.arange(len(pixels)))  # which the three tasks share
     everything = Split(inputs, labels[:, list(CLASSES).index(label)])
     train, test = hold_out(everything, test_fraction or TEST_FRACTION, "regression")  # not by class: alike for all
@@ -53,7 +60,7 @@ def utkface(path: str, label: str, size: int | tuple[int, int], test_fraction: f
 
 
 @lru_cache(maxsize=1)
-def _read(folder: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _read(folder: Path, size: tuple[int, int], strict: bool) -> tuple[Tensor, Tensor]:
     """(images, labels (images, 3) in the order of CLASSES); read once for the three tasks."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: paths.data_dir=DIR names the folder of the data")
@@ -64,7 +71,7 @@ def _read(folder: Path, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     if len(found) < len(files):
         odd = next(file.name for file in files if file not in found)
         log.warning("%s: %d files left out, their names miss a label, such as %s", folder, len(files) - len(found), odd)
-    return read_images(list(found), size, "RGB"), torch.tensor(list(found.values()))
+    return read_images(list(found), size, "RGB", strict), torch.tensor(list(found.values()))
 
 
 def _labels(name: str) -> tuple[int, int, int] | None:

@@ -25,6 +25,7 @@ def image_folder(
     test_fraction: float | None = None,
     size: int | tuple[int, int] | None = None,
     mode: str | None = None,
+    strict: bool = True,
 ) -> RawData:
     """Load JPEG, PNG and other images from a folder that holds a folder per class.
 
@@ -34,6 +35,7 @@ def image_folder(
         test_fraction: without one, share of the images that become the test split, .2 when None.
         size: (height, width) that images are resized to, or one number for both; theirs, which must be one, when None.
         mode: "L" (grey) or "RGB" that images are converted to; theirs, which must be one, when None.
+        strict: refuse JPEGs that are damaged and yet can be decoded; False takes what comes out.
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
@@ -50,7 +52,7 @@ def image_folder(
         odd = sorted(set(classes) ^ set(folders[1].classes))
         raise ValueError(f"{path} and {test_path} need the same classes; only one of them has {', '.join(odd)}")
     files = [(Path(file), target) for folder in folders for file, target in folder.samples]
-    pixels = read_images([file for file, _ in files], height_width, mode)
+    pixels = read_images([file for file, _ in files], height_width, mode, strict)
     everything = Split(pixels, torch.tensor([target for _, target in files]))
     if test_path is None:
         parts = hold_out(everything, test_fraction or TEST_FRACTION, "classification")
@@ -79,16 +81,20 @@ def _listed(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: paths.data_dir=DIR names the folder of the data")
-    return ImageFolder(str(folder))
+    try:
+        return ImageFolder(str(folder))
+    except FileNotFoundError as error:  # says which class has no images, and not where
+        raise FileNotFoundError(f"{folder}: {error}") from error
 
 
-def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | None) -> torch.Tensor:
+def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | None, strict: bool = True) -> torch.Tensor:
     """Read image files.
 
     Args:
         files: at least one.
         size: (height, width) that they are resized to; None: theirs, which must be one.
         mode: of MODES that they are converted to; None: theirs, which must be one.
+        strict: see `image_folder`.
     Returns:
         float in [0, 1], (images, channels, height, width).
     Raises:
@@ -96,7 +102,7 @@ def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | Non
     """
     first, images = None, None
     for i, file in enumerate(files):
-        pixels, form = _image(file, size, mode)
+        pixels, form = _image(file, size, mode, strict)
         if images is None or first is None:
             first, images = form, torch.empty(len(files), *pixels.shape)
         if form != first:
@@ -109,7 +115,9 @@ def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | Non
     return images
 
 
-def _image(file: Path, size: tuple[int, int] | None, mode: str | None) -> tuple[torch.Tensor, tuple[int, int, str]]:
+def _image(
+    file: Path, size: tuple[int, int] | None, mode: str | None, strict: bool
+) -> tuple[torch.Tensor, tuple[int, int, str]]:
     """(float (channels, height, width) in [0, 1], (height, width, mode))."""
     from PIL import Image
 
@@ -117,9 +125,12 @@ def _image(file: Path, size: tuple[int, int] | None, mode: str | None) -> tuple[
         with Image.open(file, formats=FORMATS) as opened:
             check_promised(opened.width * opened.height, file.stat().st_size, "pixels")
             opened.load()
+            jpeg_mode = opened.mode if opened.format == "JPEG" else None
             image = opened if mode is None or opened.mode == mode else opened.convert(mode)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image ({error})") from error
+    if strict and jpeg_mode is not None:
+        _check_jpeg(file, jpeg_mode)
     if image.mode not in MODES:
         raise ValueError(f"{file} has the mode {image.mode}: convert it with source.mode, to one of {', '.join(MODES)}")
     if size is not None and image.size != size[::-1]:
@@ -127,6 +138,18 @@ def _image(file: Path, size: tuple[int, int] | None, mode: str | None) -> tuple[
     pixels = torch.from_numpy(np.array(image)).float() / 255.0
     channels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
     return channels, (image.height, image.width, image.mode)
+
+
+def _check_jpeg(file: Path, mode: str) -> None:
+    """Raise on damage after which a decoder can go on; Pillow keeps to itself what libjpeg has to say of it."""
+    from simplejpeg import decode_jpeg
+
+    try:
+        decode_jpeg(file.read_bytes(), colorspace="CMYK" if mode == "CMYK" else "GRAY", strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): mend it or take it away; source.strict=false takes what can be decoded"
+        ) from error
 
 
 def _described(form: tuple[int, int, str]) -> str:

@@ -19,6 +19,17 @@ from msh.tasks.transforms import transformed
 from msh.training.shared import SharedNetwork
 
 
+def _load(name: str, source: dict[str, Any]) -> RawData:
+    data = instantiate(source, _convert_="all")
+    if not isinstance(data, RawData):
+        has = f"{source['_target_']} returns a {type(data).__name__}" if "_target_" in source else "it has no _target_"
+        raise ValueError(
+            f"tasks.{name}.source: {has}; `_target_` must name a function that returns msh.tasks.RawData, such as "
+            "msh.tasks.tables.csv_table"
+        )
+    return data
+
+
 def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
     """Load the data of tasks; those of one source share what it has loaded, those alike in all share their splits.
 
@@ -43,7 +54,7 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
             continue
         key = json.dumps(plain["source"], sort_keys=True)
         if key not in loaded:
-            loaded[key] = instantiate(plain["source"], _convert_="all")
+            loaded[key] = _load(str(name), plain["source"])
         tasks[str(name)] = built[settings] = build_task(
             str(name),
             transformed(str(name), loaded[key], plain.get("transforms") or []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from msh.tasks.loaders import LENGTHS, Uneven
 from msh.training.config import StageConfig
 
 MAX_TASKS = 2**15 - 2
-"""Owner ids that fit into the widest owner map; 0 is nobody's."""
+"""Tasks of a run at most: owner ids of 16 bits tell so many apart; 0 is nobody's."""
 BASELINES = ("dense", "finetune", "joint")
 STARTS = ("fresh", "backbone")
 
@@ -114,6 +115,16 @@ class Pruning:
     scores: ScoreStart = "magnitude"
 
 
+def check_number(tasks: int) -> None:
+    """Raise where a run would have more tasks than owner ids.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if tasks > MAX_TASKS:
+        raise ValueError(f"tasks names {tasks} tasks: a network has owner ids for {MAX_TASKS} at most")
+
+
 def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, uneven: Uneven = "cycle") -> list[Stage]:
     """Turn the config's curriculum into stages.
 
@@ -129,8 +140,7 @@ def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, unev
     """
     if not tasks:
         raise ValueError("tasks is empty: name at least one, such as tasks=bundled or tasks=[digits,wine]")
-    if len(tasks) > MAX_TASKS:
-        raise ValueError(f"tasks names {len(tasks)} tasks: a network has owner ids for {MAX_TASKS} at most")
+    check_number(len(tasks))
     if isinstance(curriculum, ListConfig):
         curriculum = OmegaConf.to_container(curriculum, resolve=True)
     if curriculum is None:
@@ -139,12 +149,10 @@ def read_curriculum(curriculum: Any, tasks: Sequence[str], max_epochs: int, unev
         raise ValueError(f"curriculum = {curriculum!r} is not allowed: a list of stages is, each a list of task names")
     usual = {"max_epochs": max_epochs, "uneven": uneven}
     stages = [_read_stage(i, entry, tasks, usual) for i, entry in enumerate(curriculum)]
-    named = [task for stage in stages for task in stage.tasks]
+    named = Counter(task for stage in stages for task in stage.tasks)
     for task in tasks:
-        if named.count(task) != 1:
-            raise ValueError(
-                f"curriculum names task {task!r} {named.count(task)} times: every task belongs to one stage"
-            )
+        if named[task] != 1:
+            raise ValueError(f"curriculum names task {task!r} {named[task]} times: every task belongs to one stage")
     return stages
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.names import one_of
 from msh.tasks.transforms import TRANSFORMS
+from msh.training.plan import check_number
 
 
 def expand_variants(config: DictConfig) -> DictConfig:
@@ -19,7 +20,8 @@ def expand_variants(config: DictConfig) -> DictConfig:
     Returns:
         A copy in which no task has variants.
     Raises:
-        ValueError: variants are not a transform with a list of arguments, or a task's name is taken.
+        ValueError: variants are not a transform with a list of arguments, a task's name is taken, or there are more
+            tasks than owner ids.
     """
     expanded: dict[str, Any] = {}
     tasks = cast(dict[str, dict[str, Any]], OmegaConf.to_container(config.tasks, resolve=False))
@@ -29,6 +31,7 @@ def expand_variants(config: DictConfig) -> DictConfig:
         if taken := set(made) & set(expanded):
             raise ValueError(f"tasks.{name}.variants: there is already a task {min(taken)!r}")
         expanded |= made
+        check_number(len(expanded))
     config = copy.deepcopy(config)
     config.tasks = {}
     with open_dict(config):
@@ -38,6 +41,7 @@ def expand_variants(config: DictConfig) -> DictConfig:
 
 def _variants(name: str, task: dict[str, Any], variants: Any) -> dict[str, dict[str, Any]]:
     if isinstance(variants, int) and not isinstance(variants, bool) and variants > 0:
+        check_number(variants)
         return {f"{name}_{i}": copy.deepcopy(task) for i in range(variants)}
     if not isinstance(variants, dict) or len(variants) != 1:
         raise ValueError(
@@ -47,6 +51,7 @@ def _variants(name: str, task: dict[str, Any], variants: Any) -> dict[str, dict[
     ((transform, arguments),) = variants.items()
     one_of(f"the transform of tasks.{name}.variants", transform, TRANSFORMS)
     if isinstance(arguments, int) and not isinstance(arguments, bool):
+        check_number(arguments)
         arguments = list(range(arguments))
     if not isinstance(arguments, list) or not arguments:
         raise ValueError(

@@ -69,6 +69,11 @@ def test_all_inputs_may_be_scaled_together_or_not_at_all():
 # ---- holding out
 
 
+def test_a_share_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"a share of 0.99 of 10 examples leaves none for the rest: both need some"):
+        hold_out(make_data().train.take(torch.arange(10)), 0.99, "classification")
+
+
 def test_held_out_are_the_same_examples_for_every_seed_in_their_order():
     data = make_data()
     splits = []

@@ -1,5 +1,8 @@
 """Folders of images: what is read, and what is refused by name."""
 
+import random
+import re
+
 import pytest
 import torch
 from PIL import Image
@@ -88,6 +91,39 @@ def test_a_corrupt_jpeg_is_named(share, folder):
         image_folder(str(path))
 
 
+def damaged(content, seed):
+    """A JPEG's content with 30 bytes of its last half overwritten."""
+    draw = random.Random(seed)
+    at = draw.randrange(len(content) // 2, len(content) - 40)
+    return content[:at] + draw.randbytes(30) + content[at + 30 :]
+
+
+def test_a_jpeg_that_is_damaged_in_its_middle_is_named_or_taken_as_it_comes(folder):
+    path = folder(mode="RGB", size=(40, 40), suffix="jpg")
+    file = path / "b" / "2.jpg"
+    noise = Image.frombytes("RGB", (40, 40), random.Random(0).randbytes(4800))
+    noise.save(file)
+    content, named = file.read_bytes(), 0
+    for seed in range(40):
+        file.write_bytes(damaged(content, seed))
+        try:
+            image_folder(str(path))
+        except ValueError as error:
+            named += 1
+            assert re.search(r"b/2.jpg (cannot be read|is damaged)", str(error))  # noqa: PT017 # some are not noticed
+            if "is damaged" in str(error):
+                assert "source.strict=false takes what can be decoded" in str(error)  # noqa: PT017
+                assert image_folder(str(path), strict=False).train.inputs.shape[1:] == (3, 40, 40)
+    assert named >= 20
+
+
+def test_whole_jpegs_of_all_modes_pass_the_strict_decoder(folder):
+    path = folder(mode="RGB", size=(40, 40), suffix="jpg")
+    for i, mode in enumerate(("L", "CMYK", "RGB")):
+        Image.new(mode, (40, 40)).save(path / "a" / f"{i}.jpg", progressive=i == 2)
+    assert len(image_folder(str(path), mode="RGB").train) == 6
+
+
 def test_a_corrupt_png_is_named(folder):
     path = folder()
     file = path / "a" / "1.png"
@@ -106,7 +142,7 @@ def test_a_missing_folder_a_folder_without_classes_and_an_empty_class_are_named(
         image_folder(str(tmp_path / "empty"))
     path = folder()
     (path / "zero").mkdir()
-    with pytest.raises(FileNotFoundError, match="no valid file for the classes zero"):
+    with pytest.raises(FileNotFoundError, match=r"images: .*no valid file for the classes zero"):
         image_folder(str(path))
 
 

@@ -100,6 +100,12 @@ def test_variants_that_are_not_allowed_are_refused(variants, message):
         expand_variants(config_of(many={"variants": variants}))
 
 
+@pytest.mark.parametrize("variants", [10**9, {"permute_pixels": 10**9}, {"rotate": [0] * 32767}])
+def test_more_variants_than_owner_ids_are_refused_before_they_are_made(variants):
+    with pytest.raises(ValueError, match=r"tasks names \d+ tasks: a network has owner ids for 32766 at most"):
+        expand_variants(config_of(many={"variants": variants}))
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(ValueError, match=r"tasks.many.variants: there is already a task 'many_1'"):
         expand_variants(config_of(many_1={}, many={"variants": {"rotate": [0, 1]}}))
@@ -113,6 +119,20 @@ def test_tasks_of_one_source_load_it_once_and_share_it():
     assert LOADED == ["", "other"]
     assert len({tasks[f"many_{i}"].splits["train"].inputs.base.data_ptr() for i in range(3)}) == 1
     assert tasks["other"].outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "a.csv"}, r"tasks.a.source: it has no _target_; `_target_` must name a function"),
+        ({"_target_": "collections.Counter"}, r"tasks.a.source: collections.Counter returns a Counter; `_target_`"),
+    ],
+)
+def test_a_source_that_gives_no_data_is_named(source, message):
+    config = config_of(a={})
+    config.tasks.a.source = source
+    with pytest.raises(ValueError, match=message):
+        build_tasks(config)
 
 
 def test_a_missing_class_names_the_task():
