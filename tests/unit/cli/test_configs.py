@@ -42,7 +42,10 @@ def option(path):
     return "/".join(parts[:cut]), "/".join(parts[cut:])
 
 
-OPTIONS = sorted(option(p) for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.name != "wandb_sweep")
+OF_BOTH = FOLDER / "experiment_procedure"
+"""Holds <experiment>/<procedure>.yaml, composed where both are chosen."""
+FILES = [p for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.name != "wandb_sweep"]
+OPTIONS = sorted(option(path) for path in FILES if OF_BOTH not in path.parents)
 
 
 def composed(*overrides):
@@ -116,8 +119,18 @@ def test_the_papers_procedure_is_its_own_and_keeps_tasks_network_and_budget(expe
     assert (paper.trainer.max_epochs, paper.val_fraction) == (100, 0.2)
     assert (paper.callbacks.early_stopping.min_delta, paper.callbacks.early_stopping.patience) == (0.01, 3)
     assert (best.pruning.schedule.name, best.pruning.rescale, best.val_fraction) == ("cubic", True, None)
-    for key in ("name", "tasks", "curriculum", "backbone", "ensembles", "paper"):
+    for key in ("name", "backbone", "ensembles", "paper"):
         assert paper[key] == best[key], key
+    kept = {key: dict(paper[key]) if key == "tasks" else paper[key] for key in ("tasks", "curriculum")}
+    for task in ("boston", "imdb", "movie_reviews"):  # read as the authors read them
+        if task in kept["tasks"]:
+            assert paper.tasks[task] != best.tasks[task]
+            kept["tasks"][task] = best.tasks[task]
+    if experiment == "paper/four_domains_reviews":
+        assert paper.curriculum == [["mnist", "fashion_mnist"], ["boston"], ["movie_reviews"]]
+        kept["curriculum"] = best.curriculum
+    for key, value in kept.items():
+        assert value == best[key], key
     for key in ("density", "share", "weights", "sample"):
         assert pruning[key] == best.pruning[key], key
 
@@ -129,6 +142,17 @@ def test_an_experiment_leaves_when_is_pruned_to_the_group_that_is_chosen(experim
     found = composed(f"experiment={experiment}", f"pruning={pruning}").pruning
     for key in ("criterion", "schedule", "begin", "end", "rounds", "rewind"):
         assert found[key] == chosen[key], key
+
+
+@pytest.mark.parametrize("path", sorted(OF_BOTH.rglob("*.yaml")), ids=str)
+def test_what_an_experiment_changes_under_a_procedure_is_of_both_and_comes_with_both(path):
+    experiment, procedure = str(path.parent.relative_to(OF_BOTH)), path.stem
+    assert experiment in EXPERIMENTS
+    assert ("procedure", procedure) in OPTIONS
+    changed = OmegaConf.load(path)
+    both = composed(f"experiment={experiment}", f"procedure={procedure}")
+    assert OmegaConf.merge(both, changed) == both
+    assert OmegaConf.merge(composed(f"experiment={experiment}"), changed) != composed(f"experiment={experiment}")
 
 
 BATCHES = {
