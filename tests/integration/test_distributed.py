@@ -43,9 +43,8 @@ def test_an_epochs_score_is_that_of_the_network_that_is_kept(two):
     for task, metric in (("wine", "accuracy"), ("iris", "accuracy"), ("diabetes", "rmse")):
         pruned = max(place for place, row in enumerate(rows) if row[f"{task}/sparsity"])
         names = [f"{task}/val/loss", f"{task}/val/{metric}"]
-        epochs = [tuple(float(row[name]) for name in names) for row in rows[pruned:] if row[names[1]]][
-            1:
-        ]  # after the cut
+        measured = [tuple(float(row[name]) for name in names) for row in rows[pruned:] if row[names[1]]]
+        epochs = measured[1:]  # after that of the cut
         lowest = min(loss for loss, _ in epochs)  # which early stopping monitors
         kept = [score for loss, score in epochs if loss == lowest][-1]
         assert kept == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task

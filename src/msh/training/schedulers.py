@@ -44,11 +44,10 @@ def check_optimizer(config: DictConfig) -> None:
     for key in ("optimizer", "scheduler", "prune_scheduler"):
         if not config[key]:
             continue
-        build_optimizer, factory = instantiate(config.optimizer), instantiate(config[key])
         try:
-            optimizer = build_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+            optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
             if key != "optimizer":
-                build_scheduler(factory, optimizer, TRIED_STEPS)
+                build_scheduler(instantiate(config[key]), optimizer, TRIED_STEPS)
             rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
             if any(not 0.0 <= rate < math.inf for rate in rates):
                 raise ValueError(f"it begins with a learning rate of {rates[0]:g}")
