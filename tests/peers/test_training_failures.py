@@ -42,7 +42,7 @@ class Harm(pl.Callback):
             for name, weight in network.weights():
                 weight[network.masks("wine")[name]] *= -1.0
             network.subnetwork("wine").head.bias += torch.tensor([50.0, 0.0, 0.0])
-            network._shown = None
+            network.forget_modules()
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from msh.deploy.atomic import write_bytes
 from msh.deploy.codec import decode_mask, decode_owners, encode_mask, encode_owners
 from msh.deploy.headers import Names, Shapes, check_sizes
 from msh.subnetworks import FREE, MultiSubnetwork, Part, split
-from msh.subnetworks.merging import check_state, private_order
+from msh.subnetworks.merging import check_state
 from msh.subnetworks.persistence import EXTRA_STATE, read_description
-from msh.subnetworks.subnetwork import check_task_name
+from msh.subnetworks.subnetwork import check_task_name, private_order
 from msh.subnetworks.tensors import bag_key, name_of_key, pack_bits, unpack_bits
 
 NETWORK_FORMAT = "msh-network-1"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msh.subnetworks.allocation import choose
-from msh.subnetworks.sparse import Pattern, SparseWeight, may_be_sparse, taken_values
+from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
 
@@ -42,7 +42,7 @@ def places(held: Tensor) -> Tensor:
     return held.reshape(-1).nonzero().squeeze(1)
 
 
-def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
+def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseForm:
     """What a masked or compact task computes with; its gradient reaches only the task's own weights.
 
     Args:
@@ -50,13 +50,16 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
         name: of the tensor.
         like: (*shape), the network's dense tensor, for its shape, type and device.
     Returns:
-        (*shape).
+        (*shape), or its sparse form where that may cost less.
     """
     weight = _held_weight(sub, name, like)
-    return weight * straight_through(sub, name) if name in sub.scores else weight
+    if name not in sub.scores:
+        return weight
+    assert isinstance(weight, Tensor)  # scored weights have no pattern
+    return weight * straight_through(sub, name)
 
 
-def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
+def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseForm:
     values = sub.values[name]
     if name in sub.whole:
         return values
@@ -67,7 +70,7 @@ def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     pattern = sub.patterns.get(name)
     if pattern is None:
         return _dense(sub, name, like)
-    return SparseWeight.of(like, pattern, lambda: _values(sub, name, pattern), lambda: _dense(sub, name, like))
+    return SparseForm(pattern, lambda: _values(sub, name, pattern), lambda: _dense(sub, name, like))
 
 
 def straight_through(sub: Subnetwork, name: str) -> Tensor:
@@ -167,10 +170,11 @@ def frozen_weight(weight: Tensor, readable: Tensor) -> Tensor:
     return torch.where(readable, weight, weight.new_zeros(()))
 
 
-def shown_weight(weight: Tensor, readable: Tensor, reads: bool) -> Tensor:
-    """`frozen_weight`, in the form in which the task has been trained: sparse where it may be and reads no other."""
+def shown_weight(weight: Tensor, readable: Tensor, reads: bool) -> tuple[Tensor, SparseForm | None]:
+    """`frozen_weight`, and the sparse form in which the task was trained: where it may be, and reads no other task."""
+    dense = frozen_weight(weight, readable)
     if reads or not may_be_sparse(weight.shape, weight, int(readable.sum())):
-        return frozen_weight(weight, readable)
+        return dense, None
     pattern = Pattern(places(readable), weight.shape)
     values = weight.take(pattern.index)
-    return SparseWeight.of(weight, pattern, lambda: values, lambda: frozen_weight(weight, readable))
+    return dense, SparseForm(pattern, lambda: values, lambda: dense)

@@ -28,13 +28,11 @@ from msh.subnetworks.persistence import (
     read_description,
     readers_of,
 )
-from msh.subnetworks.subnetwork import check_task_name
+from msh.subnetworks.subnetwork import KINDS, check_task_name, private_order
 from msh.subnetworks.tensors import bag_key, belongs, pack_bits, unpack_bits, wide_enough
 
 State = dict[str, Any]
 OWNER_TYPES = (torch.uint8, torch.int16, torch.int32)
-KINDS = ("private", "stem", "head")
-"""What a task has for itself, in the order of `Subnetwork.private_tensors`."""
 
 
 @dataclass(frozen=True)
@@ -244,12 +242,6 @@ def _owners(state: State, name: str) -> Tensor:
     return owners
 
 
-def private_order(name: str) -> tuple[int, str]:
-    """Sorts the names of a task's own tensors as `Subnetwork.private_tensors` does."""
-    kind, _, rest = name.partition(".")
-    return KINDS.index(kind), rest
-
-
 def _private(state: State, task: str) -> dict[str, Tensor]:
     """A task's own tensors, named and ordered as in `Subnetwork.private_tensors`."""
     found, start = {}, f"subnetworks.{task}."
@@ -291,7 +283,8 @@ def _check_fits(state: State, names: Sequence[str], tied: Mapping[str, str], lab
     found = {name: tensor for name, tensor in part.private.items() if name.startswith("private.")} | part.masks
     expected |= {f"reading.{name}": part.masks[name] for name in part.masks if part.reading}
     found |= {f"reading.{name}": mask for name, mask in part.reading.items()}
-    for name in sorted(expected.keys() | found.keys()):
+    unchanged = {name for name in expected.keys() - found.keys() if name.startswith("private.")}
+    for name in sorted((expected.keys() | found.keys()) - unchanged):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (found, expected)]
         if shapes[0] != shapes[1]:
             raise ValueError(

@@ -14,24 +14,26 @@ from msh.subnetworks.allocation import FREE, Allocation, Capacity, CapacityError
 from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight, update_choice
 from msh.subnetworks.initial import fresh_values, give_back, start_values
 from msh.subnetworks.persistence import check_unread, describe, digest, readers_of, register_hooks
-from msh.subnetworks.subnetwork import Subnetwork, check_task_name
+from msh.subnetworks.roles import Prunable
+from msh.subnetworks.sparse import SparseForm
+from msh.subnetworks.subnetwork import Subnetwork, check_task_name, private_order
 from msh.subnetworks.tensors import (
-    Prunable,
     TaskDict,
     TensorBag,
     as_buffers,
     belongs,
-    evaluating,
     ids_of_tensors,
-    is_weight_tensor,
     name_tensors,
     pack_bits,
     restore,
+    same_bits,
     tie_again,
     trainable,
     unpack_bits,
     wide_enough,
 )
+from msh.subnetworks.views import ModuleCache, TaskNetwork, TrainingNetwork, copy_structure, frozen_network
+from msh.subnetworks.weight_norm import make_weight_norms_safe
 
 Reuse = Literal["none", "all", "learned"]
 
@@ -44,19 +46,23 @@ class MultiSubnetwork(nn.Module):
 
     Args:
         backbone: any module; its prunable tensors are found by walking it.
-        prunable: tells which parameters tasks share weight by weight; the rest (biases, normalisation) and
-            all buffers each task has for itself.
+        prunable: which parameters tasks share weight by weight: a predicate of (module, name there, parameter), or
+            patterns of dotted names such as "blocks.*.weight"; by the layers' roles when None (see `roles`). The rest
+            (biases, normalisation) each task has for itself.
+        cache_bytes: bound on the computed weights kept of frozen tasks in use; see `module`.
     Raises:
-        ValueError: the backbone has no prunable tensor.
+        ValueError: the backbone has no prunable tensor, or cannot be used by several tasks; the message says why.
     Source: Renn et al. 2022, arXiv 2207.08821; owner map as in Mallya and Lazebnik 2018, PackNet.
     """
 
-    def __init__(self, backbone: nn.Module, prunable: Prunable = is_weight_tensor) -> None:
+    def __init__(self, backbone: nn.Module, prunable: Prunable = None, cache_bytes: int = 2**30) -> None:
         super().__init__()
         self.names = name_tensors(backbone, prunable)
         if not self.names.prunable:
             raise ValueError(f"{type(backbone).__name__} has no prunable tensor: nothing to allocate")
         as_buffers(backbone)
+        make_weight_norms_safe(backbone)
+        copy_structure(backbone)  # each task needs one: refused here rather than after training
         self.backbone = backbone
         self.owners = TensorBag()
         self.initial_norms = TensorBag()
@@ -65,7 +71,8 @@ class MultiSubnetwork(nn.Module):
             self.initial_norms.set(name, weight.float().norm().reshape(()))
         self.subnetworks = TaskDict()
         self.active: str | None = None
-        self._shown: tuple[str, dict[str, Tensor]] | None = None
+        self._modules_in_use = ModuleCache(cache_bytes)
+        self._in_training: dict[str, tuple[TrainingNetwork]] = {}
         register_hooks(self)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -134,7 +141,9 @@ class MultiSubnetwork(nn.Module):
         """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, its private tensors."""
         sub = self.subnetwork(task)
         weights = ((name, weight, self.owners[name] == sub.owner) for name, weight in self._effective(sub))
-        return digest(weights, sub.private_tensors(), dict(sub.reading.items()))
+        unchanged = {f"private.{n}": self.backbone.get_buffer(n) for n in self.names.buffers if n not in sub.private}
+        private = sub.private_tensors() | unchanged
+        return digest(weights, {n: private[n] for n in sorted(private, key=private_order)}, dict(sub.reading.items()))
 
     # ---- the life of a task
 
@@ -243,7 +252,6 @@ class MultiSubnetwork(nn.Module):
         sub.end_choice(self.owners)
         sub.phase = "compact"
         self.derive(sub)
-        self._shown = None
 
     @torch.no_grad()
     def freeze(self, task: str) -> None:
@@ -257,7 +265,14 @@ class MultiSubnetwork(nn.Module):
         sub.make_untrainable()
         sub.drop_training_state()
         sub.phase = "frozen"
-        self._shown = None
+        self._drop_unchanged(sub)
+        self.forget_modules(task)
+
+    def _drop_unchanged(self, sub: Subnetwork) -> None:
+        """Forget buffers that a task has not changed: the backbone's are used instead, and stored once."""
+        for name in self.names.buffers:
+            if name in sub.private and same_bits(sub.private[name], self.backbone.get_buffer(name)):
+                sub.private.drop(name)
 
     @torch.no_grad()
     def release(self, task: str) -> None:
@@ -272,7 +287,7 @@ class MultiSubnetwork(nn.Module):
             give_back(weight, self.owners[name], sub.owner, self.initial_norms[name], place)
         del self.subnetworks[task]
         self.active = None if self.active == task else self.active
-        self._shown = None
+        self.forget_modules(task)
 
     # ---- computing
 
@@ -298,39 +313,69 @@ class MultiSubnetwork(nn.Module):
         if task is None:
             raise ValueError("no task is active: name one, or call activate first")
         sub = self.subnetwork(task)
-        if sub.kept:
-            update_choice(sub, self.held)
-        if sub.phase != "frozen":
-            return self._run(sub, self._training_weights(sub), inputs)
-        with evaluating(self.backbone, sub):
-            return self._run(sub, self._shown_weights(sub), inputs)
+        if sub.phase != "frozen" and torch.compiler.is_compiling():
+            self.update_choice(sub)
+            return self._run(sub, self.training_weights(sub), inputs)
+        outputs: Tensor = self.module(task)(inputs)
+        return outputs
 
-    def _run(self, sub: Subnetwork, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def module(self, task: str) -> nn.Module:
+        """One task as a module of its own: (batch, *the task's input shape) to (batch, *the head's outputs).
+
+        A frozen task's is built when first asked for, under a lock, and kept while the computed weights of all that
+        are kept stay within `cache_bytes`. It is always in evaluation mode, holds ordinary buffers, and may be called
+        by several threads, compiled and exported. That of a task in training takes the task's present tensors before
+        each forward pass.
+
+        Raises:
+            KeyError: there is no such task.
+            ValueError: the task has no weights yet.
+        """
+        sub = self.subnetwork(task)
+        if sub.phase == "frozen":
+            return self._modules_in_use.get(task, lambda: self._frozen_network(sub))
+        if sub.phase == "new":
+            raise ValueError(f"task {task!r} has no weights yet: call begin first")
+        if task not in self._in_training:
+            self._in_training[task] = (TrainingNetwork(self, sub),)
+        return self._in_training[task][0]
+
+    def forget_modules(self, task: str | None = None) -> None:
+        """Drop modules that `module` keeps, of one task or of all: they are built again from the present tensors."""
+        self._modules_in_use.forget(task)
+        for name in [*self._in_training] if task is None else [task]:
+            self._in_training.pop(name, None)
+
+    def _run(self, sub: Subnetwork, weights: Mapping[str, Any], inputs: Tensor) -> Tensor:
+        """A forward pass that torch.compile can follow from end to end."""
         tensors = {**weights, **dict(sub.private.items())}
-        tensors.update({again: tensors[name] for again, name in self.names.tied.items()})
+        for again, name in self.names.tied.items():
+            if name in tensors:
+                tensors[again] = tensors[name]
         outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (sub.stem(inputs),), tie_weights=False))
         return outputs
 
-    def _training_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
-        if sub.phase == "new":
-            raise ValueError(f"task {sub.task!r} has no weights yet: call begin first")
+    def training_weights(self, sub: Subnetwork) -> dict[str, Tensor | SparseForm]:
+        """Tensor name to what a masked or compact task computes with now; gradients reach the task's values."""
         return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
 
-    def _shown_weights(self, sub: Subnetwork) -> dict[str, Tensor]:
-        """The weights of a frozen task, made once and kept until another one is asked for."""
-        if self._shown is None or self._shown[0] != sub.task:
-            with torch.inference_mode(False), torch.no_grad():  # they outlive an inference pass
-                weights = {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)}
-                self._shown = (sub.task, weights)
-        return self._shown[1]
+    def update_choice(self, sub: Subnetwork) -> None:
+        """Let the present scores choose what a task computes with, if it has scores that choose."""
+        if sub.kept:
+            update_choice(sub, self.held)
+
+    def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:
+        with torch.inference_mode(False), torch.no_grad():  # it outlives an inference pass
+            weights = {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)}
+            size = sum(dense.nbytes for dense, _ in weights.values())
+            return frozen_network(self, sub, weights), size
 
     def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
         """(name, (*shape)): what the task computes with; 0 where it neither owns nor reads."""
-        if sub.kept:
-            update_choice(sub, self.held)
         if sub.phase in ("masked", "compact"):
-            for name, weight in self._training_weights(sub).items():
-                yield name, weight.detach()
+            self.update_choice(sub)
+            for name, weight in self.training_weights(sub).items():
+                yield name, (weight.dense() if isinstance(weight, SparseForm) else weight).detach()
             return
         for name, weight, mask in self._readable(sub):
             yield name, frozen_weight(weight, mask)
@@ -381,14 +426,14 @@ class MultiSubnetwork(nn.Module):
         tie_again(self.backbone, self.names)
         for task in self.tasks:
             self.derive(self.subnetwork(task))
-        self._shown = None
+        self.forget_modules()
         return self
 
     # ---- saving and loading
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made again when needed: a copy computes in the same form, bit by bit, as the original."""
-        return {**self.__dict__, "_shown": None}
+        return {**self.__dict__, "_in_training": {}}
 
     def get_extra_state(self) -> str:
         """The tasks as JSON: names, owner ids, what they read, phases. Plain text, so that loading runs no code."""

@@ -18,6 +18,7 @@ from msh.subnetworks.tensors import bag_key, raw_bytes, trainable
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
+    from msh.subnetworks.subnetwork import Subnetwork
 
 STATE_VERSION = 2
 """Since 2, tasks may read some of another's weights, and score their own."""
@@ -158,6 +159,7 @@ def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_
         sub.kept = dict(row.get("kept", {}))
         if sub.phase == "frozen":
             sub.make_untrainable()
+        _adopt_buffers(network, sub, state, f"{prefix}subnetworks.{task}.private.")
     device = next(network.weights())[1].device
     trains = {"values": True, "scores": True, "masks": False, "reading": False}
     start = f"{prefix}subnetworks."
@@ -167,6 +169,17 @@ def adopt_state(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_
             empty = torch.zeros_like(state[key], device=device)
             getattr(network.subnetwork(task), bag).set(name, trainable(empty) if trains[bag] else empty)
     network.active = described["active"]
+
+
+def _adopt_buffers(network: MultiSubnetwork, sub: Subnetwork, state: dict[str, Any], start: str) -> None:
+    """Give a subnetwork the private buffers that a state has, and no others: those unchanged are the backbone's."""
+    for name in network.names.transient:
+        state.pop(start + bag_key(name), None)  # earlier releases saved these too
+    for name in network.names.buffers:
+        if start + bag_key(name) not in state:
+            sub.private.drop(name)
+        elif name not in sub.private:
+            sub.private.set(name, network.backbone.get_buffer(name).detach().clone())
 
 
 def before_save(network: MultiSubnetwork, *_: Any) -> None:
@@ -179,4 +192,4 @@ def after_load(network: MultiSubnetwork, _: Any) -> None:
     """After loading: rebuild what is not saved."""
     for task in network.tasks:
         network.derive(network.subnetwork(task))
-    network._shown = None
+    network.forget_modules()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, fx, nn
 
 SMALLEST = 2**18
 """Weights of a matrix below which a dense product costs less, however sparse."""
@@ -180,48 +179,20 @@ def may_be_sparse(shape: Sequence[int], values: Tensor, kept: int) -> bool:
     )
 
 
-class SparseWeight(Tensor):
-    """Stands for a weight that is 0 outside a pattern.
+class SparseForm:
+    """A weight that is 0 outside a pattern, as its values alone or as a dense tensor; each is made when first needed.
 
-    A linear layer computes with the values where that costs less. Any other operation, and a linear layer
-    where it does not, gets the dense tensor, which is made when it is first asked for.
+    Args:
+        pattern: places of the values.
+        sparse: makes the values (k,), in the pattern's order.
+        dense: makes the dense tensor (*shape).
     """
 
-    pattern: Pattern
-    sparse: Callable[[], Tensor]
-    dense: Callable[[], Tensor]
+    def __init__(self, pattern: Pattern, sparse: Callable[[], Tensor], dense: Callable[[], Tensor]) -> None:
+        self.pattern, self.sparse, self.dense = pattern, _once(sparse), _once(dense)
 
-    @classmethod
-    def of(
-        cls, like: Tensor, pattern: Pattern, sparse: Callable[[], Tensor], dense: Callable[[], Tensor]
-    ) -> SparseWeight:
-        """Make one.
-
-        Args:
-            like: (*shape), what it looks like to those who ask for its shape, type or device.
-            pattern: places of the values.
-            sparse: makes the values (k,), in the pattern's order.
-            dense: makes the dense tensor (*shape).
-        """
-        weight = like.detach().as_subclass(cls)
-        weight.pattern, weight.sparse, weight.dense = pattern, _once(sparse), _once(dense)
-        return weight
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Take part in linear layers; send the dense tensor to all else."""
-        kwargs = kwargs or {}
-        if func is F.linear:
-            inputs, weight, bias = _linear_arguments(*args, **kwargs)
-            if isinstance(weight, cls) and not isinstance(inputs, cls) and weight._suits(inputs):
-                return sparse_linear(inputs, weight.sparse(), weight.pattern, bias)
-        args, kwargs = tree_map(_made_dense, (tuple(args), dict(kwargs)))
-        return func(*args, **kwargs)
-
-    def _suits(self, inputs: Tensor) -> bool:
-        """Whether the sparse product costs less than the dense one, with this many inputs."""
+    def suits(self, inputs: Tensor) -> bool:
+        """Whether the sparse product costs less than the dense one, with these inputs (*batch, columns)."""
         rows = inputs.numel() // self.pattern.shape[1]
         return (
             0 < 4 * rows * self.pattern.shape[0] <= CACHED
@@ -232,22 +203,48 @@ class SparseWeight(Tensor):
 
 
 def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    made: list[Tensor] = []
+    """Make a tensor once with gradients and once without: a reentrant checkpoint first computes without."""
+    made: dict[bool, Tensor] = {}
 
     def get() -> Tensor:
-        if not made:
-            made.append(make())
-        return made[0]
+        graph = torch.is_grad_enabled()
+        if graph not in made:
+            made[graph] = make()
+        return made[graph]
 
     return get
 
 
-def _linear_arguments(input: Any, weight: Any, bias: Any = None) -> tuple[Any, Any, Any]:
-    return input, weight, bias
+class SparseLinear(nn.Linear):
+    """A linear layer that computes with the values of a sparse weight where that costs less.
+
+    Compilers, exporters and tracers see the dense weight.
+    """
+
+    form: SparseForm | Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(*batch, columns) to (*batch, rows)."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            form = self.form
+            if isinstance(form, SparseForm) and _is_eager(input) and form.suits(input):
+                return sparse_linear(input, form.sparse(), form.pattern, self.bias)
+        return F.linear(input, self.weight, self.bias)
 
 
-def _made_dense(argument: Any) -> Any:
-    return argument.dense() if isinstance(argument, SparseWeight) else argument
+class TrainedLinear(SparseLinear):
+    """A linear layer of a task in training; its weight is computed from the task's values in each forward pass."""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(rows, columns), made when first asked for."""
+        assert self.form is not None
+        return self.form.dense() if isinstance(self.form, SparseForm) else self.form
+
+
+def _is_eager(inputs: Any) -> bool:
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return not (tracing or torch.compiler.is_compiling() or isinstance(inputs, fx.Proxy))
 
 
 def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
@@ -319,14 +316,13 @@ def _dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: 
 class _Taken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
+        ctx.index = index  # not saved: a checkpoint may go through this node twice
         ctx.shape = values.shape
         return values.take(index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.shape).view(-1).index_copy(0, index, gradient).view(ctx.shape), None
+        return gradient.new_zeros(ctx.shape).view(-1).index_copy(0, ctx.index, gradient).view(ctx.shape), None
 
 
 def taken_values(values: Tensor, index: Tensor) -> Tensor:

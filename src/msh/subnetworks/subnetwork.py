@@ -15,6 +15,16 @@ Phase = Literal["new", "masked", "compact", "frozen"]
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
+KINDS = ("private", "stem", "head")
+"""What a task has for itself, in the order of `Subnetwork.private_tensors`."""
+
+
+def private_order(name: str) -> tuple[int, str]:
+    """Sort key of the names of a task's private tensors."""
+    kind, _, rest = name.partition(".")
+    return KINDS.index(kind), rest
+
+
 def check_task_name(task: str) -> None:
     """Raise unless a task may be called so: names are keys of states, and names of files.
 

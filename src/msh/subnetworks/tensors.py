@@ -2,61 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _NormBase
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-Prunable = Callable[[nn.Module, str, nn.Parameter], bool]
-"""(module that holds it, its name there, the parameter) to whether tasks share it weight by weight."""
-
-
-def is_weight_tensor(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether a parameter is a weight tensor: two dimensions or more, and not a normalisation's.
-
-    Linear, convolution of any dimension and transposed, embedding: found by their shape, not by their class.
-    """
-    return parameter.dim() >= 2 and not isinstance(module, NORMS)
+from msh.subnetworks.roles import Prunable, check_aliases, find_roles, padding_rows, tied_names
 
 
 @dataclass(frozen=True)
 class TensorNames:
-    """A backbone's tensors by what becomes of them, as dotted names, each tensor once.
+    """A backbone's tensors by role, as dotted names, each tensor once.
 
     Attributes:
         prunable: tasks share these weight by weight.
-        parameters: each task has these for itself (biases, normalisation).
-        buffers: each task has these for itself too (running statistics).
-        tied: a further name of a tensor (tied weights) to the name that stands for it above.
+        parameters: each task has its own (biases, normalisation).
+        buffers: each task has its own until it is frozen; those that it has not changed are then the backbone's.
+        shared: every task uses the backbone's, which never change: parameters that the user has frozen.
+        transient: buffers that are not persistent: never saved, and the backbone's once a task is frozen.
+        tied: each further name of a tensor (tied weights) to the name that stands for it above.
+        padding: name of an embedding to the row that stays 0.
     """
 
     prunable: list[str]
     parameters: list[str]
     buffers: list[str]
+    shared: list[str]
+    transient: list[str]
     tied: dict[str, str]
+    padding: dict[str, int]
+
+    @property
+    def all(self) -> list[str]:
+        """Every name but the further ones of tied tensors."""
+        return [*self.prunable, *self.parameters, *self.buffers, *self.shared, *self.transient]
 
 
-def name_tensors(backbone: nn.Module, prunable: Prunable) -> TensorNames:
-    """Find a module's tensors and tell which of them tasks share."""
-    names = TensorNames([], [], [name for name, _ in backbone.named_buffers()], {})
-    first: dict[int, str] = {}
-    for prefix, module in backbone.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            dotted = f"{prefix}.{name}" if prefix else name
-            if id(parameter) in first:
-                names.tied[dotted] = first[id(parameter)]
-                continue
-            first[id(parameter)] = dotted
-            (names.prunable if prunable(module, name, parameter) else names.parameters).append(dotted)
-    return names
+def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
+    """Find a module's tensors and their roles; see `roles`.
+
+    Raises:
+        ValueError: a parameter's role cannot be told, or it is used in a way that would leave it untrained.
+    """
+    check_aliases(backbone)
+    roles = find_roles(backbone, prunable)
+    by_kind = {kind: [r.name for r in roles if (r.kind, r.parameter) == kind] for kind in KINDS}
+    rows = padding_rows(backbone)
+    return TensorNames(
+        prunable=by_kind["prunable", True],
+        parameters=by_kind["private", True],
+        buffers=by_kind["private", False],
+        shared=by_kind["shared", True],
+        transient=by_kind["shared", False],
+        tied=tied_names(backbone),
+        padding={name: rows[name] for name in by_kind["prunable", True] if name in rows},
+    )
+
+
+KINDS = [("prunable", True), ("private", True), ("private", False), ("shared", True), ("shared", False)]
+"""(kind of role, whether of a parameter) that there are."""
+
+
+def put_tensor(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Let a module use a tensor under a name, as a parameter if it is one, else as a buffer."""
+    into, other = (holder._parameters, holder._buffers)
+    if not isinstance(tensor, nn.Parameter):
+        into, other = cast(Any, (other, into))
+    other.pop(leaf, None)
+    into[leaf] = cast(Any, tensor)
+    if isinstance(holder, nn.RNNBase):
+        _list_weights(holder)
+
+
+def _list_weights(layer: nn.RNNBase) -> None:
+    """Let the list from which a recurrent layer computes name the tensors that it has now."""
+    layer._flat_weights = [cast(Any, getattr(layer, name, None)) for name in layer._flat_weights_names]
 
 
 def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -72,6 +97,8 @@ def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
             del child._parameters[name]
             child.register_buffer(name, tensor)
             places.append((child, name))
+        if isinstance(child, nn.RNNBase):
+            _list_weights(child)
     return places
 
 
@@ -82,6 +109,8 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
         tensor = child._buffers.pop(name)
         assert tensor is not None
         child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
+        if isinstance(child, nn.RNNBase):
+            _list_weights(child)
 
 
 def trainable(tensor: Tensor) -> Tensor:
@@ -120,6 +149,11 @@ class TensorBag(nn.Module):
             self.register_parameter(key, tensor)
         else:
             self.register_buffer(key, tensor, persistent=persistent)
+
+    def drop(self, name: str) -> None:
+        """Forget one tensor."""
+        self._parameters.pop(bag_key(name), None)
+        self._buffers.pop(bag_key(name), None)
 
     def __getitem__(self, name: str) -> Tensor:
         key = bag_key(name)
@@ -171,12 +205,12 @@ class _MaskedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, bits: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(bits)
+        ctx.bits = bits  # not saved: a checkpoint may go through this node twice
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
-        (bits,) = ctx.saved_tensors
+        bits = ctx.bits
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
             return torch.where(bits.bool(), gradient, gradient.new_zeros(())), None
         return _as_integers(gradient).bitwise_and(bits).view(gradient.dtype), None
@@ -187,13 +221,12 @@ class _Scattered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, dense: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(index)
+        ctx.index = index
         return dense.view_as(dense)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
-        (index,) = ctx.saved_tensors
-        return gradient.take(index), None, None
+        return gradient.take(ctx.index), None, None
 
 
 def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
@@ -291,6 +324,11 @@ def belongs(owners: Tensor, ids: Tensor) -> Tensor:
 def raw_bytes(tensor: Tensor) -> Any:
     """The tensor's memory, as a buffer of bytes."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, bit by bit; NaN equals itself here, and 0 is not -0."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(raw_bytes(a) == raw_bytes(b))
 
 
 @contextmanager

@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from msh.backbones import MLP
-from msh.subnetworks import Budget, MultiSubnetwork, forms, prune, sparse
-from msh.subnetworks.sparse import Pattern, SparseWeight, may_be_sparse, sparse_linear, taken_values
+from msh.subnetworks import Budget, MultiSubnetwork, prune, sparse
+from msh.subnetworks.sparse import (
+    Pattern,
+    SparseForm,
+    SparseLinear,
+    TrainedLinear,
+    may_be_sparse,
+    sparse_linear,
+    taken_values,
+)
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -93,7 +101,8 @@ def test_taken_values_send_their_gradient_back():
     assert values.grad.tolist() == [[0.0, 3.0, 0.0], [0.0, 0.0, 4.0]]
 
 
-def make_weight(density=0.4):
+def make_layer(density=0.4):
+    """A layer in training, its dense weight, and a list that says when that was made."""
     weight, pattern = make_matrix(density=density)
     made = []
 
@@ -101,7 +110,11 @@ def make_weight(density=0.4):
         made.append("dense")
         return weight
 
-    return SparseWeight.of(weight, pattern, lambda: weight.take(pattern.index), dense), weight, made
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.__class__ = TrainedLinear
+    del layer._parameters["weight"]
+    vars(layer)["form"] = SparseForm(pattern, lambda: weight.take(pattern.index), dense)
+    return layer, weight, made
 
 
 @pytest.fixture
@@ -111,36 +124,43 @@ def always(monkeypatch):
 
 
 def test_linear_layers_never_ask_for_the_dense_tensor():
-    stand_in, weight, made = make_weight()
+    layer, weight, made = make_layer()
     inputs = torch.randn(3, 11)
-    torch.testing.assert_close(F.linear(inputs, stand_in), F.linear(inputs, weight), **CLOSE)
-    torch.testing.assert_close(F.linear(input=inputs, weight=stand_in, bias=None), inputs @ weight.t(), **CLOSE)
+    torch.testing.assert_close(layer(inputs), F.linear(inputs, weight), **CLOSE)
+    torch.testing.assert_close(layer(input=inputs[0]), inputs[0] @ weight.t(), **CLOSE)
     assert made == []
 
 
-def test_any_other_operation_gets_the_dense_tensor_once():
-    stand_in, weight, made = make_weight()
-    assert torch.equal(stand_in + 1, weight + 1)
-    assert torch.equal(F.embedding(torch.tensor([2, 0]), stand_in), weight[[2, 0]])
-    assert torch.equal(torch.cat([stand_in, stand_in]), torch.cat([weight, weight]))
-    assert stand_in.shape == weight.shape
+def test_whoever_reads_the_weight_gets_the_dense_tensor_made_once():
+    layer, weight, made = make_layer()
+    assert torch.equal(layer.weight + 1, weight + 1)
+    assert layer.weight.shape == weight.shape
     assert made == ["dense"]
 
 
+def test_a_tensor_made_without_gradients_is_made_again_with_them():
+    """A reentrant checkpoint computes without gradients first."""
+    layer, _, made = make_layer()
+    with torch.no_grad():
+        layer.weight  # noqa: B018
+    layer.weight  # noqa: B018
+    assert made == ["dense", "dense"]
+
+
 def test_mixed_precision_and_empty_batches_get_the_dense_tensor():
-    stand_in, _, made = make_weight()
-    assert F.linear(torch.randn(0, 11), stand_in).shape == (0, 7)
+    layer, _, made = make_layer()
+    assert layer(torch.randn(0, 11)).shape == (0, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert F.linear(torch.randn(3, 11), stand_in).dtype == torch.bfloat16
+        assert layer(torch.randn(3, 11)).dtype == torch.bfloat16
     assert made == ["dense"]
 
 
 def test_inputs_that_leave_the_cache_get_the_dense_tensor(monkeypatch):
     monkeypatch.setattr(sparse, "CACHED", 4 * 7 * 2)
-    stand_in, _, made = make_weight()
-    F.linear(torch.randn(2, 11), stand_in)
+    layer, _, made = make_layer()
+    layer(torch.randn(2, 11))
     assert made == []
-    F.linear(torch.randn(3, 11), stand_in)
+    layer(torch.randn(3, 11))
     assert made == ["dense"]
 
 
@@ -262,9 +282,15 @@ def test_a_compact_task_of_linear_layers_makes_no_dense_buffer(monkeypatch):
 def test_a_frozen_task_computes_with_its_values_alone(monkeypatch):
     network = make_wide()
     network.freeze("task")
-    monkeypatch.setattr(forms, "frozen_weight", lambda *_: pytest.fail("a dense tensor was made"))
+    made = network.module("task")
+    inputs = torch.randn(4, 784)
+    expected = made(inputs)
+    for name, layer in made.backbone.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.fill_(torch.nan)
+            assert isinstance(layer, SparseLinear), name
     with torch.no_grad():
-        assert network(torch.randn(4, 784)).shape == (4, 3)
+        assert torch.equal(made(inputs), expected)
 
 
 def test_an_optimizer_that_moves_pruned_weights_is_undone_in_sparse_form_too(always):

@@ -6,7 +6,6 @@ from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import (
     TensorBag,
     as_buffers,
-    is_weight_tensor,
     mask_bits,
     masked_weight,
     name_tensors,
@@ -44,7 +43,7 @@ def test_every_kind_of_layer_is_found_and_computes_with_its_owned_weights_only(k
     make, shape = LAYERS[kind]
     torch.manual_seed(0)
     layer = make()
-    names = name_tensors(nn.Sequential(layer), is_weight_tensor)
+    names = name_tensors(nn.Sequential(layer))
     assert names.prunable == ["0.weight"]
     assert names.parameters == (["0.bias"] if kind != "Embedding" else [])
     inputs = torch.randn(shape) if shape else torch.arange(6)
@@ -67,14 +66,14 @@ def test_every_kind_of_layer_is_found_and_computes_with_its_owned_weights_only(k
     ids=lambda norm: f"{type(norm).__name__}{list(norm.weight.shape)}",
 )
 def test_what_normalises_is_never_shared(norm):
-    names = name_tensors(nn.Sequential(nn.Linear(4, 4, bias=False), norm), is_weight_tensor)
+    names = name_tensors(nn.Sequential(nn.Linear(4, 4, bias=False), norm))
     assert names.prunable == ["0.weight"]
     assert names.parameters == [f"1.{name}" for name, _ in norm.named_parameters()]
     assert names.buffers == [f"1.{name}" for name, _ in norm.named_buffers()]
 
 
 def test_a_parameter_of_the_module_itself_is_found():
-    names = name_tensors(nn.Linear(2, 2), is_weight_tensor)
+    names = name_tensors(nn.Linear(2, 2))
     assert (names.prunable, names.parameters) == (["weight"], ["bias"])
 
 
@@ -85,7 +84,7 @@ def test_another_rule_may_say_what_is_prunable():
 
 
 def test_a_tied_weight_is_named_once():
-    names = name_tensors(Tied(), is_weight_tensor)
+    names = name_tensors(Tied())
     assert names.prunable == ["encoder.weight"]
     assert names.parameters == ["encoder.bias", "decoder.bias"]
     assert names.tied == {"decoder.weight": "encoder.weight"}

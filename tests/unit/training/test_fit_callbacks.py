@@ -150,7 +150,7 @@ def learned(tmp_path):
 def tamper(module, owned=True, by=1.0):
     weight = module.network.backbone.get_buffer("6.weight")
     weight[module.network.masks("a")["6.weight"] == owned] += by
-    module.network._shown = None
+    module.network.forget_modules()
 
 
 def test_a_task_that_stayed_the_same_passes(learned):
@@ -193,7 +193,7 @@ def test_all_that_belongs_to_a_task_is_guarded(learned, part):
         sub.head.bias.add_(1)
     else:
         module.network.owners["6.weight"].zero_()
-        module.network._shown = None
+        module.network.forget_modules()
     with pytest.raises(GuaranteeError):
         guarantee.check(module, ["a"])
 

@@ -1,0 +1,247 @@
+"""A module tree per task: copies of the backbone's structure whose tensors are the task's."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
+from msh.subnetworks.tensors import TensorNames, put_tensor
+
+if TYPE_CHECKING:
+    from msh.subnetworks.network import MultiSubnetwork
+    from msh.subnetworks.subnetwork import Subnetwork
+
+Place = tuple[nn.Module, str]
+"""A module of a tree and the name of a tensor there."""
+Weight = Tensor | SparseForm
+LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+"""Layers that compute with a sparse weight where that costs less."""
+
+
+def copy_structure(module: nn.Module) -> nn.Module:
+    """Copy a module tree and share its tensors; hooks registered on the original, now or later, run in the copy too.
+
+    Raises:
+        ValueError: something in the tree cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        for tensor in (*child._parameters.values(), *child._buffers.values()):
+            if tensor is not None:
+                memo[id(tensor)] = tensor
+        for key, value in vars(child).items():
+            if "_hooks" in key:
+                memo[id(value)] = value
+            elif isinstance(value, Tensor) and not value.is_leaf:  # computed by a hook, again in each forward pass
+                memo[id(value)] = value.detach()
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever an attribute of any class raises
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied, and each task needs a copy of its structure: {error}"
+        ) from error
+
+
+def find_places(tree: nn.Module, names: TensorNames) -> dict[str, list[Place]]:
+    """Tensor name to every place of a backbone's copy where the tensor is used; tied tensors have several."""
+    found = {name: [_place(tree, name)] for name in names.all}
+    for again, name in names.tied.items():
+        found[name].append(_place(tree, again))
+    return found
+
+
+def _place(tree: nn.Module, name: str) -> Place:
+    path, _, leaf = name.rpartition(".")
+    return tree.get_submodule(path), leaf
+
+
+def _is_linear_weight(place: Place) -> bool:
+    holder, leaf = place
+    return leaf == "weight" and type(holder) in LINEAR
+
+
+class TaskNetwork(nn.Module):
+    """One task's stem, backbone and head as an ordinary module: tensors in, tensors out.
+
+    Args:
+        task: its name.
+        stem: from the task's input to the backbone's, or identity.
+        backbone: computes the task's features.
+        head: from the features to the task's outputs, or identity.
+        frozen: stay in evaluation mode whatever `train` is told.
+    """
+
+    def __init__(self, task: str, stem: nn.Module, backbone: nn.Module, head: nn.Module, frozen: bool = True) -> None:
+        super().__init__()
+        self.task, self.frozen = task, frozen
+        self.stem, self.backbone, self.head = stem, backbone, head
+        self.train(not frozen)
+
+    def train(self, mode: bool = True) -> TaskNetwork:
+        """Set training mode, unless the task is frozen."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, *the task's input shape) to (batch, *the head's outputs)."""
+        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
+        return outputs
+
+
+def frozen_network(
+    network: MultiSubnetwork, sub: Subnetwork, weights: Mapping[str, tuple[Tensor, SparseForm | None]]
+) -> TaskNetwork:
+    """Build a frozen task's module.
+
+    Args:
+        network: holds the task.
+        sub: the task's subnetwork, frozen.
+        weights: tensor name to what the task computes with (*shape), and its sparse form where that may cost less.
+    """
+    tree = copy_structure(network.backbone)
+    places = find_places(tree, network.names)
+    for name, (dense, form) in weights.items():
+        for place in places[name]:
+            put_tensor(*place, dense)
+            if form is not None and _is_linear_weight(place):
+                place[0].__class__ = SparseLinear
+                vars(place[0])["form"] = form
+    for name, tensor in sub.private.items():
+        for place in places[name]:
+            put_tensor(*place, tensor)
+    return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head))
+
+
+class TrainingNetwork(nn.Module):
+    """A masked or compact task's module: before each forward pass it takes the task's present tensors.
+
+    The computed weights stay in place until the next forward pass, so that a backward pass may compute parts of the
+    forward pass again (gradient checkpointing) and finds the same ones.
+
+    Args:
+        network: holds the task.
+        sub: the task's subnetwork.
+    """
+
+    def __init__(self, network: MultiSubnetwork, sub: Subnetwork) -> None:
+        super().__init__()
+        self.subnetwork = sub
+        self.backbone = copy_structure(network.backbone)
+        self._network = (network,)  # in a tuple: it is no part of this module
+        self._places = find_places(self.backbone, network.names)
+        for name in network.names.prunable:
+            for place in filter(_is_linear_weight, self._places[name]):
+                place[0].__class__ = TrainedLinear
+                del place[0]._buffers["weight"]
+        for name in network.names.transient:
+            for place in self._places[name]:
+                put_tensor(*place, network.backbone.get_buffer(name).clone())
+        self._modes = list(zip(network.backbone.modules(), self.backbone.modules(), strict=True))
+        self._checkpoints = uses_checkpoints(self.backbone)
+        self.training = network.training
+
+    def train(self, mode: bool = True) -> TrainingNetwork:
+        """Set the mode of the task's modules and of the network's backbone, which this one follows."""
+        self.subnetwork.train(mode)
+        self._network[0].backbone.train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, *the task's input shape) to (batch, *the head's outputs)."""
+        self._network[0].update_choice(self.subnetwork)
+        self._take(self._network[0].training_weights(self.subnetwork))
+        features = self.subnetwork.stem(inputs)
+        if self._checkpoints and torch.is_grad_enabled() and features.is_floating_point():
+            features = features if features.requires_grad else features.detach().requires_grad_()
+        outputs: Tensor = self.subnetwork.head(self.backbone(features))
+        self._give_back()
+        return outputs
+
+    def _take(self, weights: Mapping[str, Weight]) -> None:
+        for source, copied in self._modes:
+            copied.training = source.training
+        for name, weight in weights.items():
+            for holder, leaf in self._places[name]:
+                if isinstance(holder, TrainedLinear) and leaf == "weight":
+                    vars(holder)["form"] = weight  # as it is: no parameter of the layer
+                else:
+                    put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
+        for name, tensor in self.subnetwork.private.items():
+            for place in self._places[name]:
+                put_tensor(*place, tensor)
+
+    def _give_back(self) -> None:
+        """Keep buffers that the forward pass has assigned, rather than changed in place."""
+        private = self.subnetwork.private
+        for name in self._network[0].names.buffers:
+            for holder, leaf in self._places[name]:
+                now = holder._buffers[leaf]
+                if now is not None and now is not private[name]:
+                    private.set(name, now.detach())
+
+
+def uses_checkpoints(tree: nn.Module) -> bool:
+    """Whether a forward pass of a module tree may use gradient checkpointing, by its flags or its code.
+
+    Reentrant checkpoints pass no gradient on where no input of theirs requires one.
+    """
+    for module in tree.modules():
+        if getattr(module, "gradient_checkpointing", False) or getattr(module, "grad_checkpointing", False):
+            return True
+    classes = {cls for module in tree.modules() for cls in type(module).__mro__ if not _is_of_torch(cls)}
+    functions = (f for cls in classes for f in vars(cls).values() if inspect.isfunction(f))
+    return any("checkpoint" in name for f in functions for name in f.__code__.co_names)
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls is object or cls.__module__.startswith(("torch.", "msh."))
+
+
+class ModuleCache:
+    """Frozen tasks' modules, each built once; the least recently used are forgotten first.
+
+    Args:
+        limit: bytes of computed weights kept; the module used last is kept in any case.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._modules: OrderedDict[str, tuple[TaskNetwork, int]] = OrderedDict()
+        self._lock = RLock()
+
+    def get(self, task: str, build: Callable[[], tuple[TaskNetwork, int]]) -> TaskNetwork:
+        """The task's module; where there is none, what `build` gives: the module, and its bytes."""
+        with self._lock:
+            if task not in self._modules:
+                self._modules[task] = build()
+                self._drop()
+            self._modules.move_to_end(task)
+            return self._modules[task][0]
+
+    def forget(self, task: str | None = None) -> None:
+        """Drop a task's module, or all."""
+        with self._lock:
+            for name in [*self._modules] if task is None else [task]:
+                self._modules.pop(name, None)
+
+    def _drop(self) -> None:
+        while len(self._modules) > 1 and sum(size for _, size in self._modules.values()) > self.limit:
+            self._modules.popitem(last=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._modules])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleCache:
+        return ModuleCache(self.limit)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ModuleCache, (self.limit,)
