@@ -1,0 +1,44 @@
+"""In tests: `python -m golden.record` records all anew; `python -m golden.record runs:gated` a part. See README.md."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from golden.recording import FOLDER, environment, read, write
+from golden.runs import RUNS, record_run
+
+
+def record_runs(names: list[str]) -> None:
+    """Record these runs, all when none is named; the others stay as they are."""
+    before = read("runs.json")["runs"] if names and (FOLDER / "runs.json").exists() else {}
+    if names and environment() != read("runs.json")["environment"]:
+        raise SystemExit("runs.json was recorded on another processor or release of torch: record all runs")
+    found = {}
+    for name in names or RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = record_run(name, Path(folder) / "run")
+        print(f"run {name}: recorded")
+    together = before | found
+    write("runs.json", {"environment": environment(), "runs": {name: together[name] for name in RUNS}})
+
+
+PARTS = {"runs": record_runs}
+
+
+def main() -> None:
+    """Record what the arguments name."""
+    parser = argparse.ArgumentParser("python -m golden.record", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or one entry, as in runs:gated")
+    torch.set_num_threads(1)
+    wanted: dict[str, list[str]] = {}
+    for given in parser.parse_args().parts or PARTS:
+        part, _, name = given.partition(":")
+        wanted.setdefault(part, []).extend([name] if name else [])
+    for part, names in wanted.items():
+        PARTS[part](names)
+
+
+if __name__ == "__main__":
+    main()
