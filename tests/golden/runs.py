@@ -11,7 +11,10 @@ MLP = [*SMALL, *QUIET]
 IMAGES = ["threads=1", "trainer.accelerator=cpu", "callbacks=none", "report=false", *QUIET]
 SEQUENTIAL, PARALLEL, MIXED = (f"+experiment={name}" for name in ("sequential", "parallel", "mixed"))
 STAGES = "curriculum=[[digits,breast_cancer],{tasks:[wine],max_epochs:4}]"
-MIXED_RUN = [MIXED, "tasks=[digits,breast_cancer,wine]", STAGES, "trainer.max_epochs=3", "backbone.norm=true", *MLP]
+MIXED_RUN = [
+    *(MIXED, "tasks=[digits,breast_cancer,wine]", STAGES, "trainer.max_epochs=3", "pruning.density=0.3"),
+    *("backbone.norm=true", *MLP),
+]
 CONF = f"--config-dir={FOLDER / 'conf'}"
 DATA = f"paths.data_dir={FOLDER / 'texts'}"
 
