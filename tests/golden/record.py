@@ -5,7 +5,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+from golden.files import FILES, describe_files, make_files
 from golden.recording import FOLDER, environment, read, write
 from golden.runs import RUNS, record_run
 
@@ -24,7 +26,20 @@ def record_runs(names: list[str]) -> None:
     write("runs.json", {"environment": environment(), "runs": {name: together[name] for name in RUNS}})
 
 
-PARTS = {"runs": record_runs}
+def record_files(names: list[str]) -> None:
+    """Write all files anew, in the formats of this release, and what is expected of them; a name is not allowed."""
+    if names:
+        raise SystemExit("files are recorded together: leave out names")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "made").mkdir()
+        make_files(Path(folder) / "made")
+        described, tensors = describe_files(Path(folder))
+    save_file(tensors, FILES / "expected.safetensors")
+    write("files.json", {"environment": environment(), **described})
+    print("files: recorded")
+
+
+PARTS = {"runs": record_runs, "files": record_files}
 
 
 def main() -> None:

@@ -129,6 +129,11 @@ def effective_weights(network: Any, task: str) -> dict[str, Tensor]:
     return {name: torch.where(own[name] | read[name], weight, 0.0) for name, weight in network.weights()}
 
 
+def all_weights(network: Any) -> dict[str, Tensor]:
+    """Take the prunable weights (*shape) of all tasks, and those that no task owns."""
+    return dict(network.weights())
+
+
 def outputs(network: Any, task: str, inputs: Tensor) -> Tensor:
     """Compute a task's outputs (batch, outputs) in evaluation mode."""
     with torch.no_grad():
