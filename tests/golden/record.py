@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from golden.files import FILES, describe_files, make_files
 from golden.recording import FOLDER, environment, read, write
 from golden.runs import RUNS, record_run
+from golden.settings import default_settings, help_texts, option_settings
 
 
 def record_runs(names: list[str]) -> None:
@@ -39,7 +40,23 @@ def record_files(names: list[str]) -> None:
     print("files: recorded")
 
 
-PARTS = {"runs": record_runs, "files": record_files}
+def record_config(names: list[str]) -> None:
+    """Record settings and options of config groups; a name is not allowed."""
+    if names:
+        raise SystemExit("settings are recorded together: leave out names")
+    write("config.json", {"defaults": default_settings(), "options": option_settings()})
+    print("config: recorded")
+
+
+def record_help(names: list[str]) -> None:
+    """Record help texts, all when none is named."""
+    before = read("help.json") if names else {}
+    found = help_texts()
+    write("help.json", before | {name: found[name] for name in names or found})
+    print("help: recorded")
+
+
+PARTS = {"runs": record_runs, "files": record_files, "config": record_config, "help": record_help}
 
 
 def main() -> None:

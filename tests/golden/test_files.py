@@ -54,5 +54,5 @@ def test_a_released_task_is_gone_and_the_other_stays(tmp_path):
 
 
 def test_a_run_stopped_within_a_fit_ends_as_one_that_was_not(tmp_path):
-    found = resume_stopped(tmp_path / "run", EXACT)
+    found = resume_stopped(tmp_path / "run")
     assert list(differences(RECORDED["undisturbed"], found, EXACT)) == []
