@@ -1,0 +1,1 @@
+"""Golden recordings: scores, outputs, files, settings and help texts of one release; later ones must give the same."""

@@ -1,0 +1,94 @@
+"""What users type: settings with their defaults, options of config groups, and help texts."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import msh.cli.evaluate
+import msh.cli.train  # noqa: F401 - both make their schemas known to Hydra
+from golden.recording import command
+from integration.running import ROOT
+
+CONF = ROOT / "conf"
+OF_BOTH = CONF / "experiment_procedure"
+"""Has <experiment>/<procedure>.yaml, composed where both are chosen."""
+COMMANDS = ["train", "evaluate", "plan", "merge", "split", "release", "inspect", "report", "sweep", "dashboard"]
+SCRIPTS = {"train.py": "train", "evaluate.py": "evaluate"}
+"""Scripts of the checkout, which are these subcommands."""
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values, interpolations as they are written; an empty mapping is a value."""
+    if not isinstance(config, dict) or (prefix and not config):
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def default_settings() -> dict[str, dict[str, Any]]:
+    """Compose what the commands compose without overrides."""
+    return {name: _composed(name) for name in ("config", "evaluate")}
+
+
+def option_settings() -> dict[str, dict[str, Any]]:
+    """Compose each option of the groups: option to the settings that it adds or changes."""
+    default = _composed("config")
+    found = {}
+    for overrides in options():
+        chosen = _composed("config", *overrides)
+        missing = object()
+        found[" ".join(overrides)] = {k: v for k, v in chosen.items() if default.get(k, missing) != v}
+    for path in sorted((CONF / "wandb_sweep").glob("*.yaml")):
+        found[f"wandb_sweep={path.stem}"] = flat(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    return found
+
+
+def options() -> list[list[str]]:
+    """Overrides that choose each option, from the files of the groups."""
+    found = []
+    for path in sorted(CONF.rglob("*.yaml")):
+        parts = path.relative_to(CONF).with_suffix("").parts
+        if len(parts) == 1 or parts[0] == "wandb_sweep":
+            continue
+        if OF_BOTH in path.parents:
+            found.append([f"experiment={'/'.join(parts[1:-1])}", f"procedure={parts[-1]}"])
+        else:
+            cut = 1 if parts[0] == "experiment" else len(parts) - 1
+            found.append([f"{'/'.join(parts[:cut])}={'/'.join(parts[cut:])}"])
+    return found
+
+
+def _composed(name: str, *overrides: str) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return flat(OmegaConf.to_container(compose(name, list(overrides)), resolve=False))
+
+
+def help_texts() -> dict[str, str]:
+    """Ask every command for its help."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")  # argparse breaks lines within flags
+        found = {"msh": command("--help", cwd=Path(folder))}
+        for name in COMMANDS:
+            needed = ["-o", "PLAN"] if name == "plan" else []  # without it, it refuses even to help
+            found[f"msh {name}"] = command(name, "--help", *needed, cwd=Path(folder))
+    return found | {script: found[f"msh {name}"] for script, name in SCRIPTS.items()}
+
+
+def promises(text: str) -> set[str]:
+    """Find what a help text lets users type: flags, overrides, subcommands, options of config groups."""
+    found = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
+    found |= set(re.findall(r"(?<![\w.])\+?[a-z][\w.]*=", text))
+    found |= {f"command {name}" for name in re.findall(r"^  ([a-z]+) {2,}", text, re.M)}
+    groups = text.partition("== Configuration groups ==")[2].partition("== Config ==")[0]
+    for group, options in re.findall(r"^([\w/]+): (.+)$", groups, re.M):
+        found |= {f"{group}={option}" for option in options.split(", ")}
+    return found
