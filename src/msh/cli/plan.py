@@ -27,10 +27,9 @@ def main() -> None:
         give_large_blocks_back()
         check_keys(config)
         made = make_plan(config, out)
-        size = sum(owners.numel() for owners in made.owners.values())
-        for task, owner in made.ids.items():
-            count = sum(int((owners == owner).sum()) for owners in made.owners.values())
-            print(f"{task}: {count:,} weights, {count / size:.1%}")
+        total = made.state.total()
+        for task, count in total.owned.items():
+            print(f"{task}: {count:,} weights, {count / total.size:.1%}")
         print(f"written: {out}")
 
     with user_errors():

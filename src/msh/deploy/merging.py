@@ -3,56 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from msh.checked import parsed
-from msh.deploy.files import (
-    NETWORK_FORMAT,
-    SUBNETWORK_FORMATS,
-    has_free_weights,
-    read_metadata,
-    read_network,
-    read_subnetwork,
-    shapes_in,
-    tasks_in,
-    write_part,
-    write_state,
-)
-from msh.deploy.headers import Names
-from msh.deploy.plans import PLAN_FORMAT, Plan, read_plan
+from msh.deploy.files import StateFile, kind_of, read_metadata, read_state, task_names
+from msh.deploy.plans import notes_for_tasks, read_plan
 from msh.names import suggestion
-from msh.subnetworks import Part, lowest_ids, merge, release, split
-
-NOT_NOTES = ("format", "state", "shapes", "tied", "free_weights")
-"""Metadata of a network file that says how it is to be read, and nothing of where it comes from."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """What a network file holds.
-
-    Attributes:
-        state: a network's state.
-        names: of its prunable tensors, in its order.
-        tied: a further name of a prunable tensor to its name among these.
-        notes: what its file says of where it comes from.
-        free_weights: whether its file has the weights that no task owns.
-    """
-
-    state: dict[str, Any]
-    names: list[str]
-    tied: dict[str, str]
-    notes: dict[str, str]
-    free_weights: bool
-
-    def write(self, path: Path) -> None:
-        """Write it into a file."""
-        write_state(path, self.state, self.names, self.tied, self.notes, self.free_weights)
+from msh.subnetworks import NetworkState
 
 
 def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: bool = False) -> list[str]:
@@ -71,21 +29,19 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
             own the same weights.
     """
     tasks = _tasks_of(files)
-    format_of_base = read_metadata(base).get("format")
-    if format_of_base == PLAN_FORMAT:
-        plan = read_plan(base)
-        _check_complete(base, plan, tasks, allow_missing)
-        network = Network(plan.state(), list(plan.owners), plan.tied, plan.notes, free_weights=False)
-        ids = {task: owner for task, owner in plan.ids.items() if task in tasks.values()}
-    elif format_of_base == NETWORK_FORMAT:
-        plan, network = None, read_whole(base)
-        ids = lowest_ids(network.state, tasks.values())
-    else:
-        raise ValueError(f"{base} is neither a plan nor a network file: its format is {format_of_base!r}")
-    parts = ((str(path), _read_checked(path, base, network.notes, plan)) for path in tasks)
-    state = merge(network.state, network.names, network.tied, parts, ids)
-    replace(network, state=state).write(out)
-    return tasks_in(state)
+    kind = kind_of(read_metadata(base))
+    if kind not in ("plan", "network"):
+        raise ValueError(f"{base} must be a plan or a network file, got {kind or 'a file of another format'}")
+    network = read_plan(base) if kind == "plan" else read_state(base, "network")
+    state, notes = network.state, network.notes
+    if kind == "plan":
+        notes = notes_for_tasks(network)
+        _check_complete(base, state, tasks, allow_missing)
+    state.take(_parts(tasks, base, notes, planned=kind == "plan"), state.next_ids(tasks.values()))
+    for missing in [task for task, entry in state.tasks.items() if entry.phase == "planned"]:
+        state.release(missing)
+    replace(network, kind="network", notes=notes).write(out)
+    return list(state.tasks)
 
 
 def release_task(path: Path, task: str, out: Path) -> None:
@@ -99,8 +55,9 @@ def release_task(path: Path, task: str, out: Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: it is not a network file, has no such task, or other tasks read this one's weights.
     """
-    network = read_whole(path)
-    replace(network, state=release(network.state, network.names, network.tied, task)).write(out)
+    file = read_state(path, "network")
+    file.state.release(task)
+    file.write(out)
 
 
 def split_task(path: Path, task: str, out: Path) -> None:
@@ -114,39 +71,28 @@ def split_task(path: Path, task: str, out: Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: it is not a network file, has no such task, or the task is not frozen.
     """
-    network = read_whole(path)
-    write_part(out, replace(split(network.state, network.names, task), notes=network.notes))
-
-
-def read_whole(path: Path) -> Network:
-    """Read a network file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not a network file.
-    """
-    state, metadata = read_network(path)
-    notes = {key: value for key, value in metadata.items() if key not in NOT_NOTES}
-    return Network(state, list(shapes_in(metadata)), parsed(metadata, "tied", Names), notes, has_free_weights(metadata))
+    file = read_state(path, "network")
+    StateFile(file.state.only(task), "subnetwork", file.notes).write(out)
 
 
 def _tasks_of(files: Sequence[Path]) -> dict[Path, str]:
-    """Subnetwork file to its task, from headers alone."""
+    """Subnetwork file to its task, from metadata alone."""
     found: dict[Path, str] = {}
     holders: dict[str, list[str]] = defaultdict(list)
     for path in files:
         metadata = read_metadata(path)
-        if metadata.get("format") not in SUBNETWORK_FORMATS or "task" not in metadata:
+        names = task_names(metadata, path) if kind_of(metadata) == "subnetwork" else []
+        if len(names) != 1:
             raise ValueError(f"{path} is not a subnetwork file: its format is {metadata.get('format')!r}")
-        found[path] = metadata["task"]
-        holders[metadata["task"]].append(str(path))
+        found[path] = names[0]
+        holders[names[0]].append(str(path))
     for task, named in holders.items():
         if len(named) > 1:
             raise ValueError(f"task {task!r} is there more than once: in {', '.join(named)}")
     return found
 
 
-def _check_complete(base: Path, plan: Plan, tasks: Mapping[Path, str], allow_missing: bool) -> None:
+def _check_complete(base: Path, plan: NetworkState, tasks: Mapping[Path, str], allow_missing: bool) -> None:
     for path, task in tasks.items():
         if task not in plan.tasks:
             raise ValueError(
@@ -161,17 +107,16 @@ def _check_complete(base: Path, plan: Plan, tasks: Mapping[Path, str], allow_mis
         )
 
 
-def _read_checked(path: Path, base: Path, notes: Mapping[str, str], plan: Plan | None) -> Part:
-    """A subnetwork file's task, if it is of the same plan and starts from the same weights."""
-    part = read_subnetwork(path)
-    if plan is not None and part.notes.get("plan") != notes["plan"]:
-        raise ValueError(f"{path}: task {part.task!r} was not trained on the plan {base}")
-    if part.notes.get("start") != notes.get("start"):
-        raise ValueError(
-            f"{path}: task {part.task!r} is of another backbone than {base}, or its initial weights are others"
-        )
-    if plan is not None:
-        for name, mask in plan.masks(part.task).items():
-            if name not in part.masks or not torch.equal(part.masks[name], mask):
-                raise ValueError(f"{path}: task {part.task!r} owns other weights of layer {name!r} than planned")
-    return part
+def _parts(
+    tasks: Mapping[Path, str], base: Path, notes: Mapping[str, str], planned: bool
+) -> Iterator[tuple[str, NetworkState]]:
+    """(file, its state) of subnetwork files of the same plan that start from the same weights, read one by one."""
+    for path, task in tasks.items():
+        file = read_state(path, "subnetwork")
+        if planned and file.notes.get("plan") != notes["plan"]:
+            raise ValueError(f"{path}: task {task!r} was not trained on the plan {base}")
+        if file.notes.get("start") != notes.get("start"):
+            raise ValueError(
+                f"{path}: task {task!r} was trained from a different backbone or initialization than {base}"
+            )
+        yield str(path), file.state

@@ -10,11 +10,11 @@ from typing import Any
 from msh.reports.colours import colours_of
 from msh.reports.facts import RunFacts
 from msh.reports.maps import capacity_plot
-from msh.reports.ownership import LayerCapacity
 from msh.reports.pages import Legend, Page, Row, Section, Table, legend_of, write_page
 from msh.reports.plots import Drawn, Plot, curves_plot, scores_plot
 from msh.reports.report import FILE_NAME
 from msh.reports.words import ARROWS, duration, number, share
+from msh.subnetworks import Capacity
 
 Settings = Mapping[str, Sequence[Any]]
 """Dotted key of a setting in which runs differ, to its value in each of them."""
@@ -147,11 +147,11 @@ def _curves(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section
 
 def _capacity(runs: Mapping[str, RunFacts]) -> Section | None:
     tasks = _tasks(runs)
-    owned = {name: run.ownership.total for name, run in runs.items() if run.ownership and run.ownership.layers}
+    owned = {name: run.ownership.total() for name, run in runs.items() if run.ownership and run.ownership.owners}
     if not owned:
         return None
     bars = [
-        LayerCapacity(name, total.shape, {task: total.owned.get(task, 0) for task in tasks}, total.free)
+        Capacity(name, total.shape, {task: total.owned.get(task, 0) for task in tasks}, total.free)
         for name, total in owned.items()
     ]
     colours = colours_of(tasks)

@@ -11,10 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from msh.deploy.files import read_state
 from msh.deploy.yaml_files import read_config
 from msh.reports.loggers import read_rows
-from msh.reports.ownership import Ownership, read_ownership
 from msh.reports.results import FILE_NAME, LaterVersionError, Results
+from msh.subnetworks import NetworkState
 
 COLUMN = re.compile(r"([^/]+)/(?:(train|val|test)/)?([^/]+)")
 """A task's column in metrics.csv: <task>/<split>/<quantity>, or <task>/sparsity."""
@@ -59,7 +60,7 @@ class RunFacts:
     folder: Path
     results: Results
     curves: list[Curve]
-    ownership: Ownership | None
+    ownership: NetworkState | None
     config: DictConfig | None
     notes: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
@@ -153,10 +154,10 @@ def _read_results(folder: Path, config: Mapping[Any, Any] | None, notes: list[st
     return results
 
 
-def _read_network(folder: Path, results: Results, notes: list[str]) -> Ownership | None:
+def _read_network(folder: Path, results: Results, notes: list[str]) -> NetworkState | None:
     path = folder / "network.safetensors"
     try:
-        ownership = read_ownership(path)
+        ownership = read_state(path, "network").state
     except (ValueError, FileNotFoundError) as error:
         if results.matrix or results.status == UNKNOWN or path.is_file():
             notes.append(f"Who owns what is not known: {_line(error)}.")

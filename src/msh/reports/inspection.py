@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from msh.deploy.files import NETWORK_FORMAT, SUBNETWORK_FORMATS, read_metadata, read_subnetwork
-from msh.deploy.plans import PLAN_FORMAT, read_plan
+from msh.deploy.files import read_state
+from msh.deploy.plans import read_plan
 from msh.reports.colours import colours_of
 from msh.reports.facts import RunFacts, read_run
 from msh.reports.groups import in_groups
-from msh.reports.ownership import LayerCapacity, Ownership, planned_ownership, read_ownership
+from msh.reports.ownership import private_count, used_by_task
 from msh.reports.table import new_console
 from msh.reports.words import bytes_of, number, share
-from msh.subnetworks import Part
+from msh.subnetworks import Capacity, NetworkState
 
 LAYERS, TASKS = 20, 8
 """Layers, and tasks of a layer, up to which each has a line of its own."""
@@ -44,16 +44,13 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
     if path.is_dir():
         _print_run(read_run(path), everything, console)
         return
-    size, kind = path.stat().st_size if path.is_file() else 0, read_metadata(path).get("format")
-    if kind == NETWORK_FORMAT:
-        _print_ownership(f"{path.name}: network, {bytes_of(size)}", read_ownership(path), everything, console)
-    elif kind == PLAN_FORMAT:
-        plan = read_plan(path)
-        _print_ownership(f"{path.name}: plan, {bytes_of(size)}", planned_ownership(plan), everything, console)
-    elif kind in SUBNETWORK_FORMATS:
-        _print_part(f"{path.name}: subnetwork, {bytes_of(size)}", read_subnetwork(path), everything, console)
+    file = read_state(path)
+    title = f"{path.name}: {file.kind}, {bytes_of(path.stat().st_size)}"
+    if file.kind == "subnetwork":
+        _print_subnetwork(title, file.state, everything, console)
     else:
-        raise ValueError(f"{path} is none of network, subnetwork and plan file: its format is {kind!r}")
+        state = read_plan(path).state if file.kind == "plan" else file.state
+        _print_ownership(title, state, everything, console)
 
 
 def _print_run(facts: RunFacts, everything: bool, console: Console) -> None:
@@ -69,15 +66,15 @@ def _print_run(facts: RunFacts, everything: bool, console: Console) -> None:
 
 
 def _print_ownership(
-    title: str, ownership: Ownership, everything: bool, console: Console, facts: RunFacts | None = None
+    title: str, ownership: NetworkState, everything: bool, console: Console, facts: RunFacts | None = None
 ) -> None:
-    total, colours = ownership.total, colours_of(ownership.tasks)
+    total, colours = ownership.total(), colours_of([*ownership.tasks])
     console.print(_tasks_table(facts, ownership))
     tree = Tree(_line(title, total, colours))
-    layers = ownership.capacity
+    layers = ownership.capacity()
     for group in in_groups([layer.name for layer in layers], len(layers) if everything else LAYERS):
         members = [layers[place] for place in group.places]
-        together = members[0] if len(members) == 1 else LayerCapacity.together(group.name, members)
+        together = members[0] if len(members) == 1 else Capacity.together(group.name, members)
         shape = " × ".join(map(str, together.shape)) if len(members) == 1 else f"{len(members)} layers"
         branch = tree.add(_line(f"{group.name} ({shape})", together, colours))
         for name, count, colour in _owners(together, colours, len(total.owned) if everything else TASKS):
@@ -85,7 +82,7 @@ def _print_ownership(
     console.print(tree)
 
 
-def _owners(layer: LayerCapacity, colours: Mapping[str, str], most: int) -> list[tuple[str, int, str]]:
+def _owners(layer: Capacity, colours: Mapping[str, str], most: int) -> list[tuple[str, int, str]]:
     """(name, weights, colour) of a layer's owners, neighbours together where there are more than so many."""
     tasks = list(layer.owned)
     found = []
@@ -95,7 +92,7 @@ def _owners(layer: LayerCapacity, colours: Mapping[str, str], most: int) -> list
     return [row for row in found if row[1]]
 
 
-def _line(title: str, layer: LayerCapacity, colours: Mapping[str, str]) -> Text:
+def _line(title: str, layer: Capacity, colours: Mapping[str, str]) -> Text:
     """A layer in a line: its name, a bar in which each task has its share, and numbers."""
     text, done, filled = Text(title + "  "), 0, 0
     for task, count in layer.owned.items():
@@ -107,26 +104,28 @@ def _line(title: str, layer: LayerCapacity, colours: Mapping[str, str]) -> Text:
     return text.append(f"  {layer.size:,} weights, {share(layer.size - layer.free, layer.size)} owned")
 
 
-def _tasks_table(facts: RunFacts | None, ownership: Ownership | None) -> Table:
+def _tasks_table(facts: RunFacts | None, ownership: NetworkState | None) -> Table:
     """A line for each task: whose it is, how much it owns and reads, and what a run folder knows besides."""
     table = Table()
     for name in ("task", "id", "phase", "density", "weights", "private", "reads", "test", "file"):
         if facts is not None or name not in ("test", "file"):
             words = name in ("task", "phase", "reads")
             table.add_column(name, justify="left" if words else "right", no_wrap=name != "reads")
-    owners = {owner.task: owner for owner in ownership.owners} if ownership else {}
-    for task in facts.tasks if facts else list(owners):
+    entries = ownership.tasks if ownership else {}
+    uses = used_by_task(ownership) if ownership else {}
+    total = ownership.total() if ownership else Capacity("", (), {}, 0)
+    for task in facts.tasks if facts else list(entries):
         row = ["", "not learned", "", "", "", ""]
-        if ownership is not None and (owner := owners.get(task)):
-            total, used = ownership.total, ownership.used[task]
+        if entry := entries.get(task):
+            used, private = uses[task], private_count(entry)
             weights = total.owned[task]
             read = {name: count for name, count in used.items() if name != task and count}
             reads = ", ".join(f"{name} {count:,}" for name, count in read.items())
             if len(read) > NAMED:
                 reads = f"{len(read)} tasks, {sum(read.values()):,}"
-            private = "" if owner.private is None else f"{owner.private:,}"
             density = f"{weights / total.size:.3f}" if total.size else ""
-            row = [str(owner.id), owner.phase, density, f"{weights:,}", private, reads]
+            own = "" if private is None else f"{private:,}"
+            row = [str(entry.owner), entry.phase, density, f"{weights:,}", own, reads]
         table.add_row(escape(task), *row, *(_known_of(facts, task) if facts else []))
     return table
 
@@ -138,19 +137,21 @@ def _known_of(facts: RunFacts, task: str) -> list[str]:
     return [score, "" if size is None else bytes_of(size)]
 
 
-def _print_part(title: str, part: Part, everything: bool, console: Console) -> None:
-    """A task in a file of its own."""
-    sizes = {name: mask.numel() for name, mask in part.masks.items()}
-    kept = {name: int(mask.sum()) for name, mask in part.masks.items()}
-    read = {name: int(mask.sum()) for name, mask in part.reading.items()}
-    private = sum(tensor.numel() for tensor in part.private.values() if tensor.is_floating_point())
-    tree = Tree(Text(f"{title}: task {part.task}, {_kept(sizes, kept, read, list(sizes))}, {private:,} private values"))
+def _print_subnetwork(title: str, state: NetworkState, everything: bool, console: Console) -> None:
+    """Print the one task of a subnetwork file."""
+    (entry,) = state.tasks.values()
+    sizes, kept = state.sizes(), {layer.name: layer.taken for layer in state.capacity()}
+    read = {name: int(state.read_mask(entry.name, name).sum()) for name in entry.reading}
+    private = private_count(entry)
+    tree = Tree(
+        Text(f"{title}: task {entry.name}, {_kept(sizes, kept, read, list(sizes))}, {private:,} private values")
+    )
     for group in in_groups(list(sizes), len(sizes) if everything else LAYERS):
         members = [list(sizes)[place] for place in group.places]
         tree.add(Text(f"{group.name}  {_kept(sizes, kept, read, members)}"))
-    if part.reads:
-        tree.add(Text(f"reads {', '.join(part.reads)}"))
-    tree.add(Text(f"digest {part.digest}"))
+    if entry.reads:
+        tree.add(Text(f"reads {', '.join(entry.reads)}"))
+    tree.add(Text(f"digest {entry.digest}"))
     console.print(tree)
 
 

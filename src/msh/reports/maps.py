@@ -11,10 +11,11 @@ import numpy as np
 from bokeh.models import ColumnDataSource, LinearColorMapper, NumeralTickFormatter
 
 from msh.reports.groups import Group, grouped, in_groups
-from msh.reports.ownership import LayerCapacity, Ownership
+from msh.reports.ownership import layer_picture, mask_overlap, used_by_task
 from msh.reports.plots import Plot, append, height_for, name_places, new_figure, plain_grid, write
 from msh.reports.results import Results
 from msh.reports.words import counted, listed, number, share
+from msh.subnetworks import Capacity, NetworkState
 
 FREE_COLOUR = "#80808033"
 CHANGES = {
@@ -125,9 +126,9 @@ def _write(plot: Any, source: ColumnDataSource, column: str) -> None:
 # ---- overlap
 
 
-def overlap_plot(ownership: Ownership) -> Plot:
+def overlap_plot(ownership: NetworkState) -> Plot:
     """For each two tasks, the share of what one computes with that the other computes with too."""
-    tasks, common = ownership.tasks, np.array(ownership.overlap, dtype=np.float64)
+    tasks, common = [*ownership.tasks], np.array(mask_overlap(ownership), dtype=np.float64)
     groups = in_groups(tasks, CELLS)
     cells: dict[str, list[Any]] = {name: [] for name in ("x", "y", "task", "other", "share", "colour", "fill", "alpha")}
     for y, row in enumerate(groups):
@@ -143,7 +144,7 @@ def overlap_plot(ownership: Ownership) -> Plot:
     plot.rect("x", "y", 0.96, 0.92, source=source, fill_color="colour", fill_alpha="fill", line_color=None)
     if len(groups) <= WRITTEN:
         _write(plot, source, "share")
-    read = {t: sum(n for other, n in used.items() if other != t) for t, used in ownership.used.items()}
+    read = {t: sum(n for other, n in counts.items() if other != t) for t, counts in used_by_task(ownership).items()}
     said = [f"{task} {read[task]:,} of {own:,}" for task, own in ((t, int(common[i, i])) for i, t in enumerate(tasks))]
     caption = f"Weights of others among those that a task computes with: {listed(said)}.{grouped(groups, 'tasks')}"
     return Plot("overlap", plot, caption, "", 150 + min(84, max(14, 1000 // len(groups))) * len(groups))
@@ -153,7 +154,7 @@ def overlap_plot(ownership: Ownership) -> Plot:
 
 
 def capacity_plot(
-    key: str, layers: Sequence[LayerCapacity], colours: Mapping[str, str], title: str = "", noun: str = "layers"
+    key: str, layers: Sequence[Capacity], colours: Mapping[str, str], title: str = "", noun: str = "layers"
 ) -> Plot:
     """A bar for each layer: the share of its weights that each task owns, and what is free.
 
@@ -170,7 +171,7 @@ def capacity_plot(
         name: [] for name in ("y", "left", "right", "layer", "task", "weights", "share", "colour", "alpha")
     }
     for y, row in enumerate(rows):
-        whole = LayerCapacity.together(row.name, [layers[place] for place in row.places])
+        whole = Capacity.together(row.name, [layers[place] for place in row.places])
         size, left = whole.size, 0
         parts = [
             (owner.name, colours[named[len(named) // 2]], sum(whole.owned[task] for task in named))
@@ -194,7 +195,7 @@ def capacity_plot(
     return Plot(key, plot, caption, title)
 
 
-def _said_of(layers: Sequence[LayerCapacity], noun: str = "layers") -> str:
+def _said_of(layers: Sequence[Capacity], noun: str = "layers") -> str:
     if len(layers) > 1:
         ends = sorted(layers, key=lambda layer: layer.free / layer.size)
         shares = [share(layer.free, layer.size) for layer in (ends[0], ends[-1])]
@@ -210,7 +211,7 @@ def _said_of(layers: Sequence[LayerCapacity], noun: str = "layers") -> str:
 # ---- owner maps
 
 
-def owner_maps(ownership: Ownership, colours: Mapping[str, str]) -> tuple[Plot, list[dict[str, Any]]]:
+def owner_maps(ownership: NetworkState, colours: Mapping[str, str]) -> tuple[Plot, list[dict[str, Any]]]:
     """A picture of a layer's owner map, and the maps of all layers that it can show.
 
     Args:
@@ -220,15 +221,15 @@ def owner_maps(ownership: Ownership, colours: Mapping[str, str]) -> tuple[Plot, 
         (the picture, still without a map; for each layer what the page shows in it: name, rows, columns, shape of
         the map, its cells as packed places of tasks, and a caption).
     """
-    tasks = ownership.tasks
-    places = np.zeros(max((owner.id for owner in ownership.owners), default=0) + 1, dtype=np.uint16)
-    for place, owner in enumerate(ownership.owners, start=1):
-        places[owner.id] = place
+    tasks = [*ownership.tasks]
+    places = np.zeros(max((entry.owner for entry in ownership.tasks.values()), default=0) + 1, dtype=np.uint16)
+    for place, entry in enumerate(ownership.tasks.values(), start=1):
+        places[entry.owner] = place
     dtype = np.uint8 if len(tasks) < 256 else np.uint16
-    most = min(MAP_CELLS, ALL_MAP_CELLS // len(ownership.layers))
+    most = min(MAP_CELLS, ALL_MAP_CELLS // len(ownership.owners))
     maps: list[dict[str, Any]] = []
-    for layer in ownership.capacity:
-        picture = ownership.picture(layer.name, most)
+    for layer in ownership.capacity():
+        picture = layer_picture(ownership, layer.name, most)
         shown = picture.ids.shape
         cells = places[picture.ids.numpy()].astype(dtype)
         caption = _said_of([layer])

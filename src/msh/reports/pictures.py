@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from msh.names import one_of
 from msh.reports.colours import colours_of
 from msh.reports.groups import in_groups
-from msh.reports.ownership import LayerCapacity, Ownership, spaced
+from msh.reports.ownership import layer_picture, spaced
+from msh.subnetworks import Capacity, NetworkState
 
 Pictures = Mapping[str, Mapping[str, Image.Image]]
 """Name to {caption: picture}; one without a caption has ""."""
@@ -60,16 +61,16 @@ def heat_map(
     return picture
 
 
-def stacked_bars(layers: Sequence[LayerCapacity]) -> Image.Image:
+def stacked_bars(layers: Sequence[Capacity]) -> Image.Image:
     """A bar for each layer, divided among its owners by their share of its weights.
 
     Of more than 40 layers, neighbours share a bar; of more than 24 tasks, not all are named.
 
     Args:
-        layers: what `Ownership.capacity` and `.total` give; all have the same tasks.
+        layers: what `NetworkState.capacity` and `.total` give; all have the same tasks.
     """
     groups = in_groups([layer.name for layer in layers], MOST_BARS)
-    bars = [LayerCapacity.together(group.name, [layers[place] for place in group.places]) for group in groups]
+    bars = [Capacity.together(group.name, [layers[place] for place in group.places]) for group in groups]
     colours = colours_of(list(layers[0].owned)) if layers else {}
     left, length, thick = _widest([bar.name for bar in bars]) + 2 * PAD, 560, TEXT + 11
     legend = [*list(colours.items())[:MOST_NAMES], ("free", FREE_COLOUR)]
@@ -94,24 +95,24 @@ def stacked_bars(layers: Sequence[LayerCapacity]) -> Image.Image:
     return picture
 
 
-def owner_map(ownership: Ownership, layer: str) -> Image.Image:
+def owner_map(ownership: NetworkState, layer: str) -> Image.Image:
     """A layer's owner map: a dot for each weight in its owner's colour; rows are output units, columns their inputs.
 
     Of more than 256 rows or columns, as many are shown, evenly spaced.
 
     Args:
-        ownership: what `read_ownership` gives.
+        ownership: the network.
         layer: tensor name.
     Raises:
         KeyError: there is no such layer.
     """
-    shown = ownership.picture(layer).ids
+    shown = layer_picture(ownership, layer).ids
     ids = shown[spaced(shown.shape[0], SIDE)][:, spaced(shown.shape[1], SIDE)].numpy()
-    colours = colours_of(ownership.tasks)
+    colours = colours_of([*ownership.tasks])
     palette = np.full((int(ids.max(initial=0)) + 1, 3), _rgb(FREE_COLOUR), dtype=np.uint8)
-    for owner in ownership.owners:
-        if owner.id < len(palette):
-            palette[owner.id] = _rgb(colours[owner.task])
+    for task, entry in ownership.tasks.items():
+        if entry.owner < len(palette):
+            palette[entry.owner] = _rgb(colours[task])
     picture = Image.fromarray(palette[ids])
     times = max(1, SIDE // max(picture.size))
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)

@@ -11,11 +11,12 @@ from markupsafe import Markup
 from msh.reports.colours import colours_of
 from msh.reports.facts import RunFacts, read_run
 from msh.reports.maps import CHANGES, LABEL, WRITTEN, capacity_plot, matrix_plot, overlap_plot, owner_maps
-from msh.reports.ownership import LayerCapacity
+from msh.reports.ownership import used_by_task
 from msh.reports.pages import Code, Legend, Page, Row, Section, Table, legend_of, write_page
 from msh.reports.plots import Drawn, Plot, curves_plot, scores_plot, sparsity_plot
 from msh.reports.results import Results
 from msh.reports.words import ARROWS, bytes_of, duration, listed, number, share
+from msh.subnetworks import Capacity
 
 FILE_NAME = "report.html"
 BASELINES = {"dense": "#e0702e", "finetune": "#1fa187", "joint": "#c8649a"}
@@ -76,7 +77,7 @@ def page_of(facts: RunFacts) -> Page:
         good=results.guarantee["violations"] == 0,
         tiles=_tiles(facts),
         sections=[section for section in found if section],
-        tasks=facts.ownership.tasks if facts.ownership else [],
+        tasks=[*facts.ownership.tasks] if facts.ownership else [],
         source=f" from {facts.folder.absolute()}",
     )
 
@@ -201,9 +202,9 @@ def _matrix_table(title: str, results: Results, matrix: list[list[float | None]]
 
 def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
     ownership = facts.ownership
-    if ownership is None or not ownership.layers:
+    if ownership is None or not ownership.owners:
         return []
-    layers, total, legend = ownership.capacity, ownership.total, legend_of(colours, free=True)
+    layers, total, legend = ownership.capacity(), ownership.total(), legend_of(colours, free=True)
     capacity = [
         capacity_plot("capacity-all", [total], colours, "All layers"),
         capacity_plot("capacity", layers, colours, "Layer by layer"),
@@ -221,7 +222,7 @@ def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
     picture, maps = owner_maps(ownership, colours)
     lead = "Who owns which weight of a layer: a row is an output unit, a column one of its inputs."
     sections.append(Section("owners", "Owner maps", lead, legend, [picture], maps=maps))
-    if any(len(used) > 1 for used in ownership.used.values()):
+    if any(len(counts) > 1 for counts in used_by_task(ownership).values()):
         lead = "The share of the weights that one task computes with, its own and those that it reads, that another "
         lead += "computes with too: rows are of the first, columns of the second."
         sections.append(Section("overlap", "Mask overlap", lead, plots=[overlap_plot(ownership)]))
@@ -231,7 +232,7 @@ def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
     return sections
 
 
-def _capacity_table(layers: list[LayerCapacity]) -> Table:
+def _capacity_table(layers: list[Capacity]) -> Table:
     tasks = list(layers[0].owned)
     named = tasks if len(tasks) <= WRITTEN else []
     columns = ["layer", "shape", "weights", *named, *([] if named else ["owned"]), "free"]

@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 
+from msh.deploy.files import read_state
 from msh.reports.loggers import RunCSVLogger
 from msh.reports.objectives import mean_score
-from msh.reports.ownership import Ownership, read_ownership
 from msh.reports.pictures import Pictures, heat_map, owner_map, stacked_bars
 from msh.reports.results import Results
 from msh.reports.trackers import RunTensorBoardLogger, numbers
 from msh.reports.wandb_run import RunWandbLogger
+from msh.subnetworks import NetworkState
 from msh.tasks import Task
 
 MATRIX, CAPACITY, SCORES = "matrix/table", "capacity/table", "scores/table"
@@ -98,9 +99,10 @@ class Tracking:
             logger.log_metrics(shares, step)
         if not self.trackers:
             return
-        ownership = read_ownership(self.folder / "network.safetensors")
-        layers = [ownership.total, *ownership.capacity]
-        owned = {f"owned/{task}": count / ownership.total.size for task, count in ownership.total.owned.items()}
+        ownership = read_state(self.folder / "network.safetensors", "network").state
+        total = ownership.total()
+        layers = [total, *ownership.capacity()]
+        owned = {f"owned/{task}": count / total.size for task, count in total.owned.items()}
         pictures = {HEAT_MAP: {"": matrix_picture(results)}, BARS: {"": stacked_bars(layers)}}
         if self.owner_maps:
             pictures[OWNER_MAPS] = {layer: owner_map(ownership, layer) for layer in self.owner_maps}
@@ -189,11 +191,11 @@ def _kept(scores: Sequence[float | None], direction: str) -> list[float]:
     return [1.0 if a == b else max(0.0, min(1.0, a / b)) if a is not None and b else 0.0 for a, b in pairs]
 
 
-def capacity_rows(ownership: Ownership) -> list[list[Any]]:
+def capacity_rows(ownership: NetworkState) -> list[list[Any]]:
     """Layer, owner, its weights, its share of the layer; owners that own none of a layer are left out."""
     return [
         [layer.name, owner, count, count / layer.size]
-        for layer in [ownership.total, *ownership.capacity]
+        for layer in [ownership.total(), *ownership.capacity()]
         for owner, count in [*layer.owned.items(), ("free", layer.free)]
         if count
     ]

@@ -4,7 +4,6 @@ from msh.subnetworks.allocation import (
     FREE,
     Allocation,
     Budget,
-    Capacity,
     CapacityError,
     check_free,
     layer_counts,
@@ -14,7 +13,6 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
-from msh.subnetworks.merging import Part, lowest_ids, merge, release, split
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.pruning import (
     candidate_counts,
@@ -32,9 +30,11 @@ from msh.subnetworks.pruning import (
     weights_of,
 )
 from msh.subnetworks.schedules import SCHEDULES, Schedule
+from msh.subnetworks.state import Capacity, NetworkState, TaskState
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tracing import GRANULARITIES, Granularity, UnitGraph, trace_units
 from msh.subnetworks.units import fit_units, plan_units
+from msh.subnetworks.views import TaskNetwork
 
 __all__ = [
     "CRITERIA",
@@ -48,11 +48,13 @@ __all__ = [
     "Criterion",
     "Granularity",
     "MultiSubnetwork",
-    "Part",
+    "NetworkState",
     "Reuse",
     "Schedule",
     "ScoreStart",
     "Subnetwork",
+    "TaskNetwork",
+    "TaskState",
     "UnitGraph",
     "candidate_counts",
     "candidates",
@@ -64,18 +66,14 @@ __all__ = [
     "layer_counts",
     "let_scores_choose",
     "loss_gradients",
-    "lowest_ids",
-    "merge",
     "plan_counts",
     "plan_units",
     "prune",
-    "release",
     "rewind",
     "score",
     "select",
     "select_apart",
     "snapshot",
-    "split",
     "start_scores",
     "top_k_mask",
     "top_k_masks",

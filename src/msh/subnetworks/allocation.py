@@ -98,6 +98,16 @@ def choose(
     return {name: top_k_mask(scores[name], kept[name], candidates[name]) for name in scores}
 
 
+def choose_at_most(
+    scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`choose` as many weights as are wanted, or as there are candidates; scores that are NaN count as 0."""
+    there = {name: int(mask.sum()) for name, mask in candidates.items()}
+    there[""] = sum(there.values())
+    finite = {name: scores[name].detach().nan_to_num(0.0) for name in candidates}
+    return choose(finite, {name: min(count, there[name]) for name, count in kept.items()}, candidates)
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Weights that one task will own, fixed before it is trained.
@@ -312,43 +322,3 @@ def _take(free: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
         part = min(owed, -(-available * count // total)) if total else 0
         left[name], owed = available - part, owed - part
     return left
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """How full the network is, in weights.
-
-    Attributes:
-        prunable: all weights that tasks can own.
-        owned: those that some task owns.
-        per_tensor: tensor name to {task name: weights it owns there, "": free weights there}.
-    """
-
-    prunable: int
-    owned: int
-    per_tensor: dict[str, dict[str, int]]
-
-    @property
-    def free(self) -> int:
-        """Weights that no task owns."""
-        return self.prunable - self.owned
-
-    def owned_by(self, task: str) -> int:
-        """Weights that a task owns over all tensors."""
-        return sum(row.get(task, 0) for row in self.per_tensor.values())
-
-
-def count_capacity(owners: Mapping[str, Tensor], names: Mapping[int, str]) -> Capacity:
-    """Count who owns what.
-
-    Args:
-        owners: tensor name to owner ids (*shape).
-        names: owner id to task name, and FREE to "".
-    """
-    per_tensor: dict[str, dict[str, int]] = {}
-    for name, ids in owners.items():
-        counts = torch.bincount(ids.reshape(-1).int(), minlength=1).tolist()
-        per_tensor[name] = {names[i]: n for i, n in enumerate(counts) if i == FREE or n}
-    total = sum(ids.numel() for ids in owners.values())
-    free = sum(row[""] for row in per_tensor.values())
-    return Capacity(prunable=total, owned=total - free, per_tensor=per_tensor)

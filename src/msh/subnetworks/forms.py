@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose
+from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
 
 
-def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor) -> None:
+def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor, padding: int | None = None) -> None:
     """Work out what a masked or compact task computes a tensor with, until what it holds changes.
 
     Args:
@@ -22,10 +22,11 @@ def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor) -> None:
         name: of the tensor.
         held: bool, (*shape): its candidates, or the weights it owns.
         base: (*shape) or (), what it reads of other tasks there.
+        padding: row of an embedding that gets no gradient, and so needs no mask to stay 0.
     """
     sub.base.set(name, base, persistent=False)
     if sub.phase == "masked":
-        if bool(held.all()):
+        if bool(held.all()) or (padding is not None and int(held.sum()) == held.numel() - held[padding].numel()):
             sub.whole.add(name)
             return
         sub.bits.set(name, mask_bits(held, sub.values[name]), persistent=False)
@@ -100,17 +101,9 @@ def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tens
     """
     with torch.inference_mode(False), torch.no_grad():  # a choice outlives an inference pass
         held = candidates(sub.task)
-        # a loss that is not finite is reported as such, so it must not end in an error about scores here
-        scores = {name: sub.scores[name].detach().nan_to_num(0.0) for name in held}
-        for name, mask in choose(scores, at_most(sub.kept, held), held).items():
-            sub.chosen.set(name, (mask | ~held[name]).to(scores[name].dtype), persistent=False)
-
-
-def at_most(kept: Mapping[str, int], candidates: Mapping[str, Tensor]) -> dict[str, int]:
-    """As many weights as are wanted, or as there are: tensor name, or "" for all, to a number."""
-    there = {name: int(mask.sum()) for name, mask in candidates.items()}
-    there[""] = sum(there.values())
-    return {name: min(count, there[name]) for name, count in kept.items()}
+        # a loss that is not finite is reported as such: it must not raise an error about scores here
+        for name, mask in choose_at_most(dict(sub.scores.items()), sub.kept, held).items():
+            sub.chosen.set(name, (mask | ~held[name]).to(sub.scores[name].dtype), persistent=False)
 
 
 def _values(sub: Subnetwork, name: str, pattern: Pattern) -> Tensor:

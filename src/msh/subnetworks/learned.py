@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.names import one_of
-from msh.subnetworks.allocation import choose
-from msh.subnetworks.forms import at_most
+from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.pruning import own_share
 
@@ -78,8 +77,7 @@ def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, in
         raise ValueError(f"task {task!r} has no scores: start_scores")
     network.settle(task)
     held, own = network.held(task), network.masks(task)
-    scores = {name: sub.scores[name].detach() for name in held}
-    for name, chosen in choose(scores, at_most(kept, held), held).items():
+    for name, chosen in choose_at_most(dict(sub.scores.items()), kept, held).items():
         values, mine = sub.values[name], chosen & own[name]
         norm, now = (values[mask].float().norm() for mask in (own[name], mine))
         if rescale and now > 0:

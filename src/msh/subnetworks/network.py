@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,18 +11,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.names import one_of
-from msh.subnetworks.allocation import FREE, Allocation, Capacity, CapacityError, count_capacity
-from msh.subnetworks.forms import frozen_weight, prepare, shown_weight, training_weight, update_choice
-from msh.subnetworks.initial import fresh_values, give_back, start_values
-from msh.subnetworks.persistence import check_unread, describe, digest, readers_of, register_hooks
+from msh.subnetworks.allocation import FREE, Allocation, CapacityError
+from msh.subnetworks.forms import prepare, shown_weight, training_weight, update_choice
+from msh.subnetworks.initial import fresh_values, start_values
+from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.subnetwork import Subnetwork, check_task_name, private_order
+from msh.subnetworks.state import Masks, NetworkState, Recipe, check_task_name
+from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,
     TensorBag,
     as_buffers,
-    belongs,
     ids_of_tensors,
     name_tensors,
     pack_bits,
@@ -29,7 +30,6 @@ from msh.subnetworks.tensors import (
     same_bits,
     tie_again,
     trainable,
-    unpack_bits,
     wide_enough,
 )
 from msh.subnetworks.views import ModuleCache, TaskNetwork, TrainingNetwork, copy_structure, frozen_network
@@ -49,13 +49,20 @@ class MultiSubnetwork(nn.Module):
         prunable: which parameters tasks share weight by weight: a predicate of (module, name there, parameter), or
             patterns of dotted names such as "blocks.*.weight"; by the layers' roles when None (see `roles`). The rest
             (biases, normalisation) each task has for itself.
+        recipe: how to build the backbone again; files carry it.
         cache_bytes: bound on the computed weights kept of frozen tasks in use; see `module`.
     Raises:
         ValueError: the backbone has no prunable tensor, or cannot be used by several tasks; the message says why.
     Source: Renn et al. 2022, arXiv 2207.08821; owner map as in Mallya and Lazebnik 2018, PackNet.
     """
 
-    def __init__(self, backbone: nn.Module, prunable: Prunable = None, cache_bytes: int = 2**30) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        prunable: Prunable = None,
+        recipe: Mapping[str, Any] | None = None,
+        cache_bytes: int = 2**30,
+    ) -> None:
         super().__init__()
         self.names = name_tensors(backbone, prunable)
         if not self.names.prunable:
@@ -69,6 +76,7 @@ class MultiSubnetwork(nn.Module):
         for name, weight in self.weights():
             self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
             self.initial_norms.set(name, weight.float().norm().reshape(()))
+        self.recipe: Recipe = dict(recipe or {})
         self.subnetworks = TaskDict()
         self.active: str | None = None
         self._modules_in_use = ModuleCache(cache_bytes)
@@ -97,58 +105,68 @@ class MultiSubnetwork(nn.Module):
         assert isinstance(found, Subnetwork)
         return found
 
-    def masks(self, task: str) -> dict[str, Tensor]:
+    @property
+    def state(self) -> NetworkState:
+        """The network as plain data; tensors are shared, so what its methods change in place is changed here too."""
+        return self.view(*self.tasks)
+
+    def view(self, *tasks: str) -> NetworkState:
+        """`state`, with these tasks and those that they read alone."""
+        names = self.names
+        named = dict.fromkeys([*tasks, *(other for task in tasks for other in self.subnetwork(task).reads)])
+        own = (*names.parameters, *names.buffers, *names.shared)
+        return NetworkState(
+            weights=dict(self.weights()),
+            owners={name: self.owners[name] for name in names.prunable},
+            norms={name: self.initial_norms[name] for name in names.prunable},
+            defaults={name: self.backbone.get_buffer(name) for name in own},
+            tasks={task: self.subnetwork(task).as_state() for task in named},
+            active=self.active,
+            tied={again: name for again, name in names.tied.items() if name in names.prunable},
+            padding=names.padding,
+            buffers=tuple(names.buffers),
+            shared=tuple(names.shared),
+            recipe=self.recipe,
+        )
+
+    def masks(self, task: str) -> Masks:
         """The task's own weights: tensor name to bool (*shape)."""
-        sub = self.subnetwork(task)
-        if sub.phase == "masked":
-            return {name: sub.masks[name].clone() for name in self.names.prunable}
-        return {name: self.owners[name] == sub.owner for name in self.names.prunable}
+        self.subnetwork(task)
+        return self.view(task).owned(task)
 
-    def reading(self, task: str) -> dict[str, Tensor]:
+    def reading(self, task: str) -> Masks:
         """The weights of earlier tasks that a task reads: tensor name to bool (*shape)."""
-        sub = self.subnetwork(task)
-        return {name: self._read_mask(sub, name) for name in self.names.prunable}
+        self.subnetwork(task)
+        return self.view(task).read(task)
 
-    def read_counts(self, task: str) -> dict[str, int]:
-        """How many weights a task reads of each task that it reads."""
-        sub, reading = self.subnetwork(task), self.reading(task)
-        theirs = {other: self.masks(other) for other in self.tasks if self.subnetwork(other).owner in sub.reads}
-        return {other: sum(int((m & reading[name]).sum()) for name, m in theirs[other].items()) for other in theirs}
-
-    def held(self, task: str) -> dict[str, Tensor]:
+    def held(self, task: str) -> Masks:
         """A task's own weights and, where it chooses what it reads, those of others: tensor name to bool (*shape)."""
-        own, sub = self.masks(task), self.subnetwork(task)
-        return {name: own[name] | self._read_mask(sub, name) for name in own} if sub.selective else own
+        self.subnetwork(task)
+        return self.view(task).held(task)
 
-    def free(self) -> dict[str, Tensor]:
+    def free(self) -> Masks:
         """Weights that no task owns: tensor name to bool (*shape)."""
-        return {name: self.owners[name] == FREE for name in self.names.prunable}
+        return self.view().free()
 
     def sizes(self) -> dict[str, int]:
-        """Tensor name to its number of weights."""
-        return {name: weight.numel() for name, weight in self.weights()}
-
-    def capacity(self) -> Capacity:
-        """How full the network is."""
-        names = {FREE: ""} | {self.subnetwork(task).owner: task for task in self.tasks}
-        return count_capacity({name: self.owners[name] for name in self.names.prunable}, names)
-
-    def readers(self, task: str) -> list[str]:
-        """Tasks that read this task's weights."""
-        return readers_of(self.subnetwork(task).owner, {other: self.subnetwork(other).reads for other in self.tasks})
+        """Tensor name to the number of weights that tasks can own."""
+        return self.view().sizes()
 
     def digest(self, task: str) -> str:
-        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, its private tensors."""
-        sub = self.subnetwork(task)
-        weights = ((name, weight, self.owners[name] == sub.owner) for name, weight in self._effective(sub))
-        unchanged = {f"private.{n}": self.backbone.get_buffer(n) for n in self.names.buffers if n not in sub.private}
-        private = sub.private_tensors() | unchanged
-        return digest(weights, {n: private[n] for n in sorted(private, key=private_order)}, dict(sub.reading.items()))
+        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, private tensors."""
+        self.settle(task)
+        return self.view(task).digest(task)
 
     # ---- the life of a task
 
     def add_task(
-        self, task: str, head: nn.Module | None = None, stem: nn.Module | None = None, reuse: Reuse = "none"
+        self,
+        task: str,
+        head: nn.Module | None = None,
+        stem: nn.Module | None = None,
+        reuse: Reuse = "none",
+        granularity: str = "weight",
+        recipe: Mapping[str, Any] | None = None,
     ) -> Subnetwork:
         """Add a task, with no weights yet.
 
@@ -158,6 +176,8 @@ class MultiSubnetwork(nn.Module):
             stem: from the task's input to the backbone's; identity when None.
             reuse: "none" reads no other task's weights; "all" reads those of every task frozen so far; with
                 "learned" those are candidates beside its own, and pruning chooses among both.
+            granularity: what will be pruned as one: "weight", "neuron" or "channel".
+            recipe: how to build head and stem again, and what else files should carry of the task.
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
         """
@@ -170,18 +190,20 @@ class MultiSubnetwork(nn.Module):
             if module is not None and known & ids_of_tensors([module]):
                 raise ValueError(f"the {part} of task {task!r} is a part of another task or of the backbone: copy it")
         taken = {self.subnetwork(other).owner for other in self.tasks}
-        owner = next(i for i in range(1, len(taken) + 2) if i not in taken)
-        frozen = [self.subnetwork(t).owner for t in self.tasks if self.subnetwork(t).phase == "frozen"]
+        owner = next(i for i in count(1) if i not in taken)
+        frozen = tuple(t for t in self.tasks if self.subnetwork(t).phase == "frozen")
         for name in self.names.prunable:
             self.owners.set(name, wide_enough(self.owners[name], owner))
-        sub = Subnetwork(task, owner, tuple(frozen) if reuse != "none" else (), head, stem)
-        for name in self.names.prunable if reuse == "learned" and frozen else ():
-            sub.reading.set(name, pack_bits(self._read_mask(sub, name)))
+        sub = Subnetwork(task, owner, frozen if reuse != "none" else (), head, stem)
+        sub.granularity, sub.recipe = granularity, dict(recipe or {})
         for name in self.names.parameters:
             sub.private.set(name, nn.Parameter(self.backbone.get_buffer(name).detach().clone()))
         for name in self.names.buffers:
             sub.private.set(name, self.backbone.get_buffer(name).detach().clone())
         self.subnetworks[task] = sub
+        if reuse == "learned" and frozen:
+            for name, mask in self.reading(task).items():
+                sub.reading.set(name, pack_bits(mask))
         sub.to(next(self.weights())[1].device)
         return sub
 
@@ -203,8 +225,9 @@ class MultiSubnetwork(nn.Module):
         for name, mask in candidates.items():
             if taken := int((mask & ~free[name]).sum()):
                 raise CapacityError(f"of the weights planned for task {task!r}, others own {taken} of layer {name!r}")
+        base_of = self._read(sub)
         for name, weight in self.weights():
-            mask, base, initial_norm = candidates[name], self._read(sub, name), self.initial_norms[name]
+            mask, base, initial_norm = candidates[name], base_of[name], self.initial_norms[name]
             start = weight if generator is None else fresh_values(weight, initial_norm, generator)
             norm = None if allocation is None else allocation.norms[name]
             values = start_values(start, mask, base, initial_norm, sub.selective, norm)
@@ -249,7 +272,7 @@ class MultiSubnetwork(nn.Module):
             kept = sub.values[name].detach()[mask].clone()
             self.owners[name][mask] = sub.owner
             sub.values.set(name, trainable(kept))
-        sub.end_choice(self.owners)
+        self._end_choice(sub)
         sub.phase = "compact"
         self.derive(sub)
 
@@ -274,17 +297,27 @@ class MultiSubnetwork(nn.Module):
             if name in sub.private and same_bits(sub.private[name], self.backbone.get_buffer(name)):
                 sub.private.drop(name)
 
+    def _end_choice(self, sub: Subnetwork) -> None:
+        """Forget masks and scores; drop from `reads` every task none of whose weights were selected."""
+        for bag in (sub.masks, sub.scores):
+            bag.clear()
+        sub.kept = {}
+        if sub.selective:
+            counts = self.view(sub.task).read_counts(sub.task)
+            sub.reads = tuple(other for other in sub.reads if counts[other])
+        if not sub.reads:
+            sub.reading.clear()
+
     @torch.no_grad()
     def release(self, task: str) -> None:
         """Forget a task: its weights are overwritten with fresh random ones and become free.
 
         Raises:
+            KeyError: there is no such task.
             ValueError: other tasks read its weights.
         """
-        sub = self.subnetwork(task)
-        check_unread(task, self.readers(task))
-        for place, (name, weight) in enumerate(self.weights()):
-            give_back(weight, self.owners[name], sub.owner, self.initial_norms[name], place)
+        self.subnetwork(task)
+        self.state.release(task)
         del self.subnetworks[task]
         self.active = None if self.active == task else self.active
         self.forget_modules(task)
@@ -366,45 +399,33 @@ class MultiSubnetwork(nn.Module):
 
     def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:
         with torch.inference_mode(False), torch.no_grad():  # it outlives an inference pass
-            weights = {n: shown_weight(w, mask, bool(sub.reads)) for n, w, mask in self._readable(sub)}
+            state = self.view(sub.task)
+            own, read = state.owned(sub.task), state.read(sub.task) if sub.reads else None
+            weights = {
+                name: shown_weight(weight, own[name] if read is None else own[name] | read[name], bool(sub.reads))
+                for name, weight in self.weights()
+            }
             size = sum(dense.nbytes for dense, _ in weights.values())
             return frozen_network(self, sub, weights), size
 
-    def _effective(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor]]:
-        """(name, (*shape)): what the task computes with; 0 where it neither owns nor reads."""
-        if sub.phase in ("masked", "compact"):
-            self.update_choice(sub)
-            for name, weight in self.training_weights(sub).items():
-                yield name, (weight.dense() if isinstance(weight, SparseForm) else weight).detach()
-            return
-        for name, weight, mask in self._readable(sub):
-            yield name, frozen_weight(weight, mask)
-
-    def _readable(self, sub: Subnetwork) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, dense tensor (*shape), bool (*shape): what a frozen task owns or reads)."""
-        for name, weight in self.weights():
-            own = self.owners[name] == sub.owner
-            yield name, weight, own | self._read_mask(sub, name) if sub.reads else own
-
-    def _read(self, sub: Subnetwork, name: str) -> Tensor:
-        """What the task reads of other tasks' weights in a tensor: (*shape), or () if nothing."""
-        weight = self.backbone.get_buffer(name)
-        nothing = weight.new_zeros(())
-        return torch.where(self._read_mask(sub, name), weight, nothing) if sub.reads else nothing
-
-    def _read_mask(self, sub: Subnetwork, name: str) -> Tensor:
-        if name in sub.reading:
-            return unpack_bits(sub.reading[name], self.owners[name].shape)
-        return belongs(self.owners[name], torch.tensor(sub.reads))
+    def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
+        """What the task reads of other tasks' weights: tensor name to (*shape), or () if nothing."""
+        nothing = {name: weight.new_zeros(()) for name, weight in self.weights()}
+        if not sub.reads:
+            return nothing
+        masks = self.view(sub.task).read(sub.task)
+        return {name: torch.where(masks[name], weight, nothing[name]) for name, weight in self.weights()}
 
     @torch.no_grad()
     def derive(self, sub: Subnetwork) -> None:
         """Rebuild what follows from masks, owners and values."""
         sub.drop_derived_state()
         if sub.phase in ("masked", "compact"):
+            base, own = self._read(sub), self.view(sub.task).owned(sub.task)
             for name in self.names.prunable:
-                held = sub.masks[name] if sub.phase == "masked" else self.owners[name] == sub.owner
-                prepare(sub, name, held, self._read(sub, name))
+                row = self.names.padding.get(name)
+                never = None if row is None or name in self.names.tied.values() else row
+                prepare(sub, name, own[name], base[name], never)
 
     def _in_phase(self, task: str, phase: str) -> Subnetwork:
         sub = self.subnetwork(task)
@@ -436,8 +457,8 @@ class MultiSubnetwork(nn.Module):
         return {**self.__dict__, "_in_training": {}}
 
     def get_extra_state(self) -> str:
-        """The tasks as JSON: names, owner ids, what they read, phases. Plain text, so that loading runs no code."""
-        return describe(self)
+        """The tasks as JSON: see `NetworkState.describe`."""
+        return self.state.describe()
 
     def set_extra_state(self, state: str) -> None:
-        """Taken over before the tensors are loaded; nothing is left to do."""
+        """Do nothing: it is read before the tensors are loaded."""

@@ -1,38 +1,14 @@
-"""What one task has of a network."""
+"""One task's subnetwork as a module: its tensors, head and stem, and its weights while they train."""
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from msh.subnetworks.sparse import Pattern
-from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits, unpack_bits
-
-Phase = Literal["new", "masked", "compact", "frozen"]
-TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-KINDS = ("private", "stem", "head")
-"""What a task has for itself, in the order of `Subnetwork.private_tensors`."""
-
-
-def private_order(name: str) -> tuple[int, str]:
-    """Sort key of the names of a task's private tensors."""
-    kind, _, rest = name.partition(".")
-    return KINDS.index(kind), rest
-
-
-def check_task_name(task: str) -> None:
-    """Raise unless a task may be called so: names are keys of states, and names of files.
-
-    Raises:
-        ValueError: the name is not allowed.
-    """
-    if not TASK_NAME.fullmatch(task):
-        raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
+from msh.subnetworks.state import Phase, TaskState
+from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits
 
 
 class Subnetwork(nn.Module):
@@ -45,7 +21,8 @@ class Subnetwork(nn.Module):
     Attributes:
         task: the task's name.
         owner: its id in the owner maps.
-        reads: owner ids of the earlier tasks whose weights it reads.
+        reads: earlier tasks whose weights it reads.
+        granularity, recipe: as in `TaskState`.
         reading: uint8, (bytes,), a mask at a bit a weight: which of their weights it reads; nothing where it reads all.
         phase: see above.
         stem: from the task's input to the backbone's, or identity.
@@ -63,10 +40,12 @@ class Subnetwork(nn.Module):
         patterns: while masked or compact: places of the values, of tensors that may be computed with in sparse form.
     """
 
-    def __init__(self, task: str, owner: int, reads: tuple[int, ...], head: nn.Module | None, stem: nn.Module | None):
+    def __init__(self, task: str, owner: int, reads: tuple[str, ...], head: nn.Module | None, stem: nn.Module | None):
         super().__init__()
         self.task, self.owner, self.reads = task, owner, reads
         self.phase: Phase = "new"
+        self.granularity = "weight"
+        self.recipe: dict[str, Any] = {}
         self.stem = stem if stem is not None else nn.Identity()
         self.head = head if head is not None else nn.Identity()
         self.private = TensorBag()
@@ -110,22 +89,6 @@ class Subnetwork(nn.Module):
             self.reading.set(name, pack_bits(held & ~self.masks[name]))
         self.masks.set(name, held & self.masks[name])
 
-    def end_choice(self, owners: TensorBag) -> None:
-        """Forget masks and scores; of tasks that it has chosen to read nothing of, it is no reader.
-
-        Args:
-            owners: tensor name to owner ids (*shape).
-        """
-        for bag in (self.masks, self.scores):
-            bag.clear()
-        self.kept = {}
-        if self.selective:
-            found = [owners[name][unpack_bits(packed, owners[name].shape)] for name, packed in self.reading.items()]
-            read = set(torch.cat(found).unique().tolist())
-            self.reads = tuple(owner for owner in self.reads if owner in read)
-        if not self.reads:
-            self.reading.clear()
-
     def drop_derived_state(self) -> None:
         """Forget what follows from masks, owners and values."""
         for bag in (self.index, self.dense, self.base, self.bits, self.chosen):
@@ -148,9 +111,26 @@ class Subnetwork(nn.Module):
         as_parameters([(module, name) for module, name in self.untrained if name in module._buffers])
         self.untrained.clear()
 
+    def as_state(self) -> TaskState:
+        """This task as plain data; tensors are shared."""
+        return TaskState(
+            name=self.task,
+            owner=self.owner,
+            phase=self.phase,
+            reads=self.reads,
+            reading=dict(self.reading.items()),
+            private=self.private_tensors(),
+            values={name: tensor.detach() for name, tensor in self.values.items()},
+            masks=dict(self.masks.items()),
+            scores={name: tensor.detach() for name, tensor in self.scores.items()},
+            kept=self.kept,
+            granularity=self.granularity,
+            recipe=self.recipe,
+        )
+
     def private_tensors(self) -> dict[str, Tensor]:
         """Stem, head and private tensors: their names, prefixed by which of the three, to tensors."""
-        found: dict[str, Tensor] = {f"private.{name}": tensor for name, tensor in sorted(self.private.items())}
+        found = {f"private.{name}": tensor.detach() for name, tensor in sorted(self.private.items())}
         for part in ("stem", "head"):
             state = getattr(self, part).state_dict()
             found.update({f"{part}.{name}": state[name] for name in sorted(state)})

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from msh.deploy.plans import Plan, plan_of, save_plan
+from msh.deploy.files import StateFile
+from msh.deploy.plans import make_plan_file
 from msh.training.build import add_task, start_generator
 from msh.training.origin import check_plannable, planned_settings
 from msh.training.prepare import build_module, build_pruner, prepare
 
 
-def make_plan(config: DictConfig, path: Path) -> Plan:
+def make_plan(config: DictConfig, path: Path) -> StateFile:
     """Allocate weights to all tasks before any of them is trained, and write the plan file.
 
     Each task gets what it would get in a sequential curriculum that prunes at initialisation.
@@ -38,6 +39,6 @@ def make_plan(config: DictConfig, path: Path) -> Plan:
             build_pruner(prepared, {task: prepared.wanted[task]}, stage.max_epochs).prune_now(module)
             network.freeze(task)  # it keeps nothing for training: there may be a thousand of them
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
-    plan = plan_of(network, planned_settings(config), shape, start)
-    save_plan(path, plan)
+    plan = make_plan_file(network.state.planned(), planned_settings(config), shape, start)
+    plan.write(path)
     return plan

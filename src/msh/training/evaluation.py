@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.deploy.atomic import write_text
-from msh.deploy.files import fill_network, read_network, tasks_in
+from msh.deploy.files import fill_network, read_state
 from msh.deploy.plans import input_shape_in
 from msh.deploy.yaml_files import read_config
 from msh.reports.results import Results
@@ -74,14 +74,14 @@ def load_run(
     if data_dir is not None:
         config.paths.data_dir = data_dir
     path = folder / "network.safetensors"
-    state, metadata = read_network(path)
+    file = read_state(path, "network")
     tasks = build_tasks(config, [config.task] if config.get("task") else None)
-    if "input_shape" in metadata:
-        set_input_shape(config, list(input_shape_in(metadata, path)))
-    network = MultiSubnetwork(build_backbone(config, tasks))
-    for task in tasks_in(state):
+    if "input_shape" in file.notes:
+        set_input_shape(config, list(input_shape_in(file.notes, path)))
+    network = MultiSubnetwork(build_backbone(config, tasks), list(file.state.owners))
+    for task in file.state.tasks:
         add_task(network, tasks[task], config)
-    fill_network(path, network, state, metadata)
+    fill_network(path, network, file)
     return config, tasks, network
 
 

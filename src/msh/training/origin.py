@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msh.deploy.files import read_network, tasks_in
-from msh.deploy.plans import Plan, input_shape_in, read_plan
+from msh.deploy.files import StateFile, read_state
+from msh.deploy.plans import input_shape_in, read_plan, settings_of
 from msh.names import one_of, suggestion
-from msh.subnetworks.persistence import read_description
 from msh.training.plan import Pruning
 from msh.training.settings import differences
 
@@ -30,23 +29,19 @@ class Origin:
         path: of the file.
         start: digest of the initial weights.
         input_shape: of the backbone.
-        plan: what a plan file holds, else None.
-        state: of the network that a network file holds, else None.
-        metadata: of the network file.
+        file: what it holds.
     """
 
     key: str
     path: Path
     start: str
     input_shape: tuple[int, ...]
-    plan: Plan | None = None
-    state: dict[str, Any] | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
+    file: StateFile
 
     @property
     def learned(self) -> list[str]:
         """Tasks that are learned before the run."""
-        return [] if self.state is None else tasks_in(self.state)
+        return [] if self.key == "plan" else list(self.file.state.tasks)
 
 
 def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> Origin | None:
@@ -71,21 +66,22 @@ def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> O
     if config.plan is not None:
         plan = read_plan(Path(config.plan))
         _check_plan(config, plan, names if config.task is None else [config.task], pruning)
-        return Origin("plan", Path(config.plan), plan.start, plan.input_shape, plan)
+        shape = input_shape_in(plan.notes, Path(config.plan))
+        return Origin("plan", Path(config.plan), plan.notes["start"], shape, plan)
     if config.network is not None:
         return _read_network(Path(config.network), names)
     return None
 
 
-def _check_plan(config: DictConfig, plan: Plan, tasks: Sequence[str], pruning: Pruning) -> None:
+def _check_plan(config: DictConfig, plan: StateFile, tasks: Sequence[str], pruning: Pruning) -> None:
     for task in tasks:
-        if task not in plan.tasks:
+        if task not in plan.state.tasks:
             raise ValueError(
-                f"plan = {config.plan} has no task {task!r}: it has {', '.join(plan.tasks)}"
-                f"{suggestion(task, plan.tasks)}"
+                f"plan = {config.plan} has no task {task!r}: it has {', '.join(plan.state.tasks)}"
+                f"{suggestion(task, plan.state.tasks)}"
             )
     check_plannable(config, pruning)
-    for key, (before, now) in differences(plan.settings, planned_settings(config), ()).items():
+    for key, (before, now) in differences(settings_of(plan), planned_settings(config), ()).items():
         raise ValueError(
             f"plan = {config.plan} was made with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
             "give this run the plan's settings, or make another plan"
@@ -122,13 +118,14 @@ def planned_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def _read_network(path: Path, names: Sequence[str]) -> Origin:
-    state, metadata = read_network(path)
-    for row in read_description(state)["tasks"]:
-        task, phase = row["task"], row["phase"]
-        if phase != "frozen":
-            raise ValueError(f"network = {path} has task {task!r} in training ({phase}): go on with its run (resume)")
+    file = read_state(path, "network")
+    for task, entry in file.state.tasks.items():
+        if entry.phase != "frozen":
+            raise ValueError(
+                f"network = {path} has task {task!r} in training ({entry.phase}): go on with its run (resume)"
+            )
         if task not in names:
             raise ValueError(f"network = {path} has task {task!r}, which is not in tasks: add it there, for its data")
-    if "start" not in metadata:
+    if "start" not in file.notes:
         raise ValueError(f"network = {path} does not say which weights it started from: only files of runs do")
-    return Origin("network", path, metadata["start"], input_shape_in(metadata, path), None, state, metadata)
+    return Origin("network", path, file.notes["start"], input_shape_in(file.notes, path), file)

@@ -12,8 +12,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from msh.deploy.files import DTYPES, fill_network
-from msh.deploy.plans import Plan, notes_of, start_of
+from msh.deploy.files import DTYPES, StateFile, fill_network
+from msh.deploy.plans import notes_for_tasks, notes_of, start_of
 from msh.names import one_of
 from msh.reports.objectives import read_objectives
 from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
@@ -57,7 +57,7 @@ class Prepared:
     wanted: dict[str, dict[str, int]]
     units: UnitGraph | None
     ensembles: dict[str, list[str]]
-    plan: Plan | None
+    plan: StateFile | None
     notes: dict[str, str]
 
 
@@ -91,7 +91,7 @@ def prepare(config: DictConfig) -> Prepared:
         set_input_shape(config, origin.input_shape)
     network, notes = _build_network(config, tasks, origin)
     units = build_units(config, network)
-    plan = None if origin is None else origin.plan
+    plan = origin.file if origin is not None and origin.key == "plan" else None
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
     wanted = _plan_budgets(config, network, pruning.budgets, coming, units)
     if pruning.gate is not None:
@@ -146,7 +146,9 @@ def _build_network(
     config: DictConfig, tasks: dict[str, Task], origin: Origin | None
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """The network that a run starts with, and notes for its files."""
-    network = MultiSubnetwork(build_backbone(config, tasks))
+    learned = None if origin is None or origin.key == "plan" else origin.file
+    names = None if origin is None else list(origin.file.state.owners)
+    network = MultiSubnetwork(build_backbone(config, tasks), names)
     start = start_of(network)
     if origin is None:
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
@@ -155,11 +157,12 @@ def _build_network(
             f"{origin.key} = {origin.path} starts from other weights than this run, whose seed is {config.seed}: "
             "seed, backbone and the release of torch must be the same"
         )
-    if origin.state is not None:
+    if learned is not None:
         for task in origin.learned:
             add_task(network, tasks[task], config)
-        fill_network(origin.path, network, origin.state, origin.metadata)
-    return network, notes_of(start, origin.input_shape) if origin.plan is None else origin.plan.notes
+        fill_network(origin.path, network, learned)
+        return network, notes_of(start, origin.input_shape)
+    return network, notes_for_tasks(origin.file)
 
 
 # ---- budgets

@@ -18,7 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from msh.deploy.files import DTYPES, save_network, save_subnetwork, tasks_in
+from msh.deploy.files import DTYPES, save_network, save_subnetwork
+from msh.deploy.plans import allocation_in
 from msh.reports.pictures import chosen_layers
 from msh.reports.results import FILE_NAME, Results, TaskResult
 from msh.reports.tracking import Tracking
@@ -185,12 +186,12 @@ class Run:
 
     def _restore(self) -> int:
         """Bring the network to where the last ended fit left it; returns how many fits have ended."""
-        ended, state, counted = self.state.newest()
-        if ended:
-            for task in tasks_in(state):
+        ended, file, counted = self.state.newest()
+        if file is not None:
+            for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
-            self.network.load_state_dict(state)
+            self.network.load_state_dict(file.state.state_dict())
         self.module._run_step = counted.get("step", 0)
         self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
         return ended
@@ -200,7 +201,7 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 add_task(self.network, self.tasks[task], self.config)
-                allocation = None if self.prepared.plan is None else self.prepared.plan.allocation(task)
+                allocation = None if self.prepared.plan is None else allocation_in(self.prepared.plan, task)
                 self.network.begin(task, allocation, start_generator(self.config, task))
                 self._start_scores(task)
         if not fit.prunes and self.pruning.end == 0:
@@ -270,14 +271,14 @@ class Run:
         learned = self.network.tasks
         val = measure(self.module, stage.tasks, "val", self.config, self.folder)
         test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)
-        capacity = self.network.capacity()
+        capacity = self.network.state.total()
         for task in stage.tasks:
             self._describe(task, val[task], capacity)
             if self.writes:
                 path = self.folder / "subnetworks" / f"{task}.safetensors"
                 save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
         self.results.add_row(test)
-        self.results.capacity = {"prunable": capacity.prunable, "owned": capacity.owned, "free": capacity.free}
+        self.results.capacity = {"prunable": capacity.size, "owned": capacity.taken, "free": capacity.free}
         self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
         if self.writes:
             path = self.folder / "network.safetensors"
@@ -299,9 +300,9 @@ class Run:
         result.val = val
         if result.direction == "min":
             result.val_constant = self.tasks[task].constant_score("val")
-        result.weights = capacity.owned_by(task)
-        result.density = result.weights / capacity.prunable
-        result.weights_read = self.network.read_counts(task)
+        result.weights = capacity.owned[task]
+        result.density = result.weights / capacity.size
+        result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
         result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
 

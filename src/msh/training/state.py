@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from msh.checked import parsed
-from msh.deploy.files import read_network, save_network
+from msh.deploy.files import StateFile, read_state, save_network
 from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
 from msh.subnetworks import MultiSubnetwork
 
@@ -31,8 +31,8 @@ class RunState:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
 
-    def newest(self) -> tuple[int, dict[str, object], dict[str, int]]:
-        """(number of fits that ended, state dict after the last of them, what was counted until then).
+    def newest(self) -> tuple[int, StateFile | None, dict[str, int]]:
+        """(number of fits that ended, the network after the last of them, what was counted until then).
 
         A file that cannot be read is passed over, with a warning: what came after the one before it is done again.
         """
@@ -40,13 +40,13 @@ class RunState:
             try:
                 if not is_whole(path):
                     raise ValueError(f"{path} is damaged: its checksum is not the one in its name")
-                state, notes = read_network(path)
-                return self._number(path) + 1, state, parsed(notes, "counted", dict[str, int])
+                file = read_state(path, "network")
+                return self._number(path) + 1, file, parsed(file.notes, "counted", dict[str, int])
             except (ValueError, KeyError) as error:
                 log.warning("%s; falling back to the one before", error)
                 if self.writes:
                     path.unlink()
-        return 0, {}, {}
+        return 0, None, {}
 
     def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: dict[str, int]) -> None:
         """Write the network after a fit, and drop the fit's own checkpoints and all but the newest networks.
