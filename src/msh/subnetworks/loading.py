@@ -51,7 +51,7 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
             sub.make_untrainable()
         _adopt_buffers(network, sub, state, f"{start}private.")
         for key in [key for key in state if key.startswith(start)]:
-            bag, _, rest = str(key).removeprefix(start).partition(".")
+            bag, rest = str(key).removeprefix(start).split(".", 1)
             if bag in BAGS:
                 empty = torch.zeros_like(state[key], device=device)
                 getattr(sub, bag).set(name_of_key(rest), trainable(empty) if BAGS[bag] else empty)
