@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.names import one_of
+from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
 from msh.subnetworks.forms import prepare, shown_weight, training_weight, update_choice
 from msh.subnetworks.initial import fresh_values, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.state import Masks, NetworkState, Recipe, check_task_name
+from msh.subnetworks.state import Masks, NetworkState, check_task_name
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from msh.recipes import Recipe
 from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
@@ -65,17 +66,28 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
             loss_weight=task.loss_weight,
             repeat=task.repeat,
             normalize_target=plain.get("normalize_target"),
-            stem=instantiate(plain["stem"], _partial_=True) if plain.get("stem") else None,
+            stem=plain.get("stem") or None,
             augment=plain.get("augment"),
         )
     return tasks
 
 
+def backbone_recipe(config: DictConfig, tasks: dict[str, Task]) -> Recipe:
+    """How to build the backbone: its input has the first task's shape where the config says none."""
+    settings: Recipe = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
+    if settings.get("input_shape") is None:
+        settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
+    return settings
+
+
+def build_network(config: DictConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
+    """A network without tasks, from the config's backbone; `prunable` names its tensors where a file says them."""
+    return MultiSubnetwork(build_backbone(config, tasks), prunable, backbone_recipe(config, tasks))
+
+
 def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
     """The backbone, with weights that the run's seed decides."""
-    settings: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
-    if settings.get("input_shape") is None:
-        settings["input_shape"] = next(iter(tasks.values())).input_shape
+    settings = backbone_recipe(config, tasks)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
     backbone: nn.Module = instantiate(settings, _convert_="all")
     for name in ("input_shape", "features"):
@@ -138,10 +150,12 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictC
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
     head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
+    recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
     if isinstance(network, SharedNetwork):
         network.add_task(task.name, head, stem)
     else:
-        network.add_task(task.name, head, stem, cast(Reuse, config.reuse))
+        granularity = config.pruning.granularity
+        network.add_task(task.name, head, stem, cast(Reuse, config.reuse), granularity, recipe)
 
 
 def start_generator(config: DictConfig, task: str) -> torch.Generator | None:

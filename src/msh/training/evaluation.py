@@ -16,7 +16,7 @@ from msh.deploy.yaml_files import read_config
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.build import add_task, build_network, build_tasks
 from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
@@ -78,7 +78,7 @@ def load_run(
     tasks = build_tasks(config, [config.task] if config.get("task") else None)
     if "input_shape" in file.notes:
         set_input_shape(config, list(input_shape_in(file.notes, path)))
-    network = MultiSubnetwork(build_backbone(config, tasks), list(file.state.owners))
+    network = build_network(config, tasks, list(file.state.owners))
     for task in file.state.tasks:
         add_task(network, tasks[task], config)
     fill_network(path, network, file)

@@ -20,7 +20,7 @@ from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_coun
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
-from msh.training.build import add_task, build_backbone, build_tasks, build_units
+from msh.training.build import add_task, build_network, build_tasks, build_units
 from msh.training.callbacks import GatedPruning, IterativePruning
 from msh.training.ensembles import check_members, read_ensembles
 from msh.training.module import SubnetworkModule
@@ -148,7 +148,7 @@ def _build_network(
     """The network that a run starts with, and notes for its files."""
     learned = None if origin is None or origin.key == "plan" else origin.file
     names = None if origin is None else list(origin.file.state.owners)
-    network = MultiSubnetwork(build_backbone(config, tasks), names)
+    network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
