@@ -96,6 +96,8 @@ class PruningConfig:
     """Multiply survivors so that each tensor keeps the norm it had before the cut."""
     sample: int = 1000
     """Training examples on which gradient criteria are computed."""
+    allow_empty_layers: bool = False
+    """Let a small budget leave a task no weight of some layers, of which only biases pass on; else it is an error."""
     gate: GateConfig = field(default_factory=GateConfig)
     """With a step, the budget is the most a task keeps: from `end` on, its validation metric decides."""
 

@@ -16,7 +16,8 @@ from msh.deploy.files import DTYPES, fill_network
 from msh.deploy.plans import Plan, notes_of, start_of
 from msh.names import one_of
 from msh.reports.objectives import read_objectives
-from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import Budget, EmptyLayerError, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
@@ -92,6 +93,8 @@ def prepare(config: DictConfig) -> Prepared:
     network, notes = _build_network(config, tasks, origin)
     units = build_units(config, network)
     plan = None if origin is None else origin.plan
+    if plan is not None and not pruning.allow_empty_layers:
+        _check_plan_layers(plan, own)
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
     wanted = _plan_budgets(config, network, pruning.budgets, coming, units)
     if pruning.gate is not None:
@@ -186,7 +189,12 @@ def plan_weights(
     """Budgets of these stages' tasks, of the weights that are free now.
 
     Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
+
+    Raises:
+        EmptyLayerError: a task would get no weight of a layer, and `pruning.allow_empty_layers` is false.
+        CapacityError: a task asks for more weights than are free.
     """
+    allow_empty = config.pruning.allow_empty_layers
     shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
     free = {name: int(mask.sum()) for name, mask in network.free().items()}
     parts = [[task for stage in stages for task in stage.tasks]]
@@ -194,8 +202,32 @@ def plan_weights(
         parts, free = [list(stage.tasks) for stage in stages], network.sizes()
     wanted: dict[str, dict[str, int]] = {}
     for part in parts:
-        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes)
+        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes, allow_empty)
+    if stages and config.reuse == "none" and not allow_empty:
+        _check_any_free(stages[0].tasks, wanted, free)
     return wanted
+
+
+def _check_any_free(tasks: Sequence[str], wanted: Mapping[str, Mapping[str, int]], free: Mapping[str, int]) -> None:
+    """Raise if scores are to decide how many weights of each layer a task gets, and nothing of a layer is free."""
+    for task in tasks:
+        for layer, count in free.items():
+            if "" in wanted[task] and not count:
+                raise EmptyLayerError(
+                    f"task {task!r} would get no weight of layer {layer!r}, of which 0 are free, whatever its density; "
+                    f"give the network more weights, or {ALLOW}"
+                )
+
+
+def _check_plan_layers(plan: Plan, tasks: Sequence[str]) -> None:
+    for layer, owners in plan.owners.items():
+        present = set(owners.unique().tolist())
+        for task in tasks:
+            if plan.ids[task] not in present:
+                raise EmptyLayerError(
+                    f"the plan has no weight of layer {layer!r} for task {task!r}: make another with a higher density, "
+                    f"or {ALLOW}"
+                )
 
 
 def build_module(prepared: Prepared) -> SubnetworkModule:
@@ -225,4 +257,5 @@ def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], ma
         rewind_epoch=pruning.rewind,
         sample=pruning.sample,
         units=prepared.units,
+        allow_empty=pruning.allow_empty_layers,
     )
