@@ -88,6 +88,8 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
             ["callbacks=early_stopping", "callbacks.early_stopping.patience=0"],
             ["early_stopping.patience = 0 is not allowed"],
         ),
+        (["evaluation.batch_size=0"], ["evaluation.batch_size must be >= 1, got 0"]),
+        (["evaluation.batch_size=few"], ["evaluation.batch_size", "could not be converted to Integer"]),
         (["optimizer.lr=-1"], ["optimizer = .*'lr': -1.* is not allowed: Invalid learning rate: -1"]),
         (["optimizer.lr=much"], ["optimizer = .*'lr': 'much'.* is not allowed"]),
         (["+optimizer.rate=1"], ["optimizer = .*'rate': 1.* is not allowed: .* unexpected keyword argument 'rate'"]),

@@ -178,6 +178,15 @@ class GuaranteeConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How networks are evaluated."""
+
+    batch_size: int | None = None
+    """Most examples per process that a network evaluates at once, for scores, gradient criteria, the guarantee and
+    ensembles; the task's own batch_size when null (500 for gradient criteria)."""
+
+
+@dataclass
 class FilesConfig:
     """What the run folder's network and subnetwork files hold."""
 
@@ -242,6 +251,7 @@ class Config:
     """Layers of whose owner maps trackers get a picture: their names, or how many, from the first to the last."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     report: bool = True

@@ -21,6 +21,7 @@ from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
+from msh.training.batches import check_evaluation
 from msh.training.build import add_task, build_backbone, build_tasks, build_units
 from msh.training.callbacks import GatedPruning, IterativePruning
 from msh.training.ensembles import check_members, read_ensembles
@@ -107,6 +108,7 @@ def _check_choices(config: DictConfig) -> None:
     one_of("reuse", config.reuse, get_args(Reuse))
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
+    check_evaluation(config)
     read_baselines(config.baseline)
     check_devices(config.trainer)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
@@ -258,4 +260,5 @@ def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], ma
         sample=pruning.sample,
         units=prepared.units,
         allow_empty=pruning.allow_empty_layers,
+        batch_size=prepared.config.evaluation.batch_size,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toys import STEPS, AfterBatch, begin, fit, make_config, make_module
+from toys import STEPS, AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import PRUNABLE, make_batch, seen_weights
 from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, trace_units
@@ -127,6 +127,16 @@ def test_the_gradient_over_a_sample_is_summed_up_in_batches(sample, monkeypatch)
     for name in PRUNABLE:
         assert torch.allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6)
         assert whole[name].abs().max() > 1e-3
+
+
+def test_gradients_take_batches_of_500_unless_evaluation_takes_smaller_ones():
+    module, sizes = begin(make_module(make_task(examples=1300)), "a"), []
+    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for batch_size, largest in ((None, 500), (300, 300), (900, 500)):
+        sizes.clear()
+        settings = {"begin": 0, "end": 0, "rounds": 1, "criterion": CRITERIA["gradient"]}
+        make_pruner(**settings, batch_size=batch_size).prune_now(module)
+        assert (max(sizes), sum(sizes)) == (largest, 1000)
 
 
 def make_lopsided():

@@ -24,7 +24,6 @@ from msh.subnetworks import (
 )
 from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
-from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Gate
 from msh.training.ranks import from_rank_zero
@@ -62,10 +61,10 @@ class GatedPruning(IterativePruning):
         sample: int = 1000,
         units: UnitGraph | None = None,
         allow_empty: bool = False,
+        batch_size: int | None = None,
     ) -> None:
-        super().__init__(
-            wanted, criterion, schedule, begin, end, rounds, rescale, rewind_epoch, sample, units, allow_empty
-        )
+        own = (rescale, rewind_epoch, sample, units, allow_empty, batch_size)
+        super().__init__(wanted, criterion, schedule, begin, end, rounds, *own)
         self.gate = gate
         self.reference: dict[str, float] = {}
         self.level = dict.fromkeys(self.wanted, 0)
@@ -148,7 +147,7 @@ class GatedPruning(IterativePruning):
         share = (1.0 - self._sparsity(module, task, level)) * sum(network.sizes().values()) / sum(budget.values())
         now = candidate_counts(network, task, budget, self.units)
         kept = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
-        scores = score_task(module, task, self.criterion, self.sample, self.rounds + level, self.units)
+        scores = self._score(module, task, self.rounds + level)
         return from_rank_zero(module, choose(scores, kept, candidates(network, task, self.units)))
 
     def _stop(self, trainer: pl.Trainer, module: SubnetworkModule) -> None:

@@ -49,6 +49,7 @@ class IterativePruning(pl.Callback):
         sample: training examples that gradients are computed on.
         units: of the backbone, to keep whole units; None: single weights.
         allow_empty: let scores leave a task no weight of some layers; else such a cut is an `EmptyLayerError`.
+        batch_size: most examples whose gradients are computed at once; see `sample_gradients`.
     Raises:
         ValueError: a setting is out of range.
     Source: Zhu and Gupta 2017; Frankle and Carbin 2019; Renda et al. 2020.
@@ -67,6 +68,7 @@ class IterativePruning(pl.Callback):
         sample: int = 1000,
         units: UnitGraph | None = None,
         allow_empty: bool = False,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= begin <= end or rounds < 1:
@@ -77,7 +79,7 @@ class IterativePruning(pl.Callback):
         self.criterion, self.schedule = criterion, schedule
         self.begin, self.end, self.rounds = begin, end, rounds
         self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
-        self.units, self.allow_empty = units, allow_empty
+        self.units, self.allow_empty, self.batch_size = units, allow_empty, batch_size
         self.rounds_done = 0
         self.start: dict[str, dict[str, int]] = {}
         self.earlier: dict[str, dict[str, Tensor]] = {}
@@ -149,7 +151,7 @@ class IterativePruning(pl.Callback):
             now, start = candidate_counts(network, task, budget, self.units), self.start[task]
             at = number / self.rounds
             kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
-            scores[task] = score_task(module, task, self.criterion, self.sample, number, self.units)
+            scores[task] = self._score(module, task, number)
         open_to = {task: candidates(network, task, self.units) for task in self.wanted}
         shared = None if self.units else {name: ~free for name, free in network.free().items()}
         masks = select_apart(scores, kept, self.wanted, open_to, shared)
@@ -162,6 +164,9 @@ class IterativePruning(pl.Callback):
             if self.rewind_epoch is not None:
                 rewind(network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
+
+    def _score(self, module: SubnetworkModule, task: str, number: int) -> dict[str, Tensor]:
+        return score_task(module, task, self.criterion, self.sample, number, self.units, self.batch_size)
 
     def _check_layers(
         self,
