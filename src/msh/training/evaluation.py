@@ -16,6 +16,7 @@ from msh.deploy.yaml_files import read_config
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
+from msh.training.batches import check_evaluation
 from msh.training.build import add_task, build_network, build_tasks
 from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
@@ -47,6 +48,7 @@ def read_settings(folder: Path, unsafe: bool = False) -> DictConfig:
         for name, task in config.tasks.items():
             if not isinstance(task, DictConfig):
                 raise ValueError(f"{path} is not the config of a run: tasks.{name} is {task!r}")
+        check_evaluation(config)
         config = expand_variants(config)
         if not unsafe:
             check_targets(config, str(path))
