@@ -262,7 +262,7 @@ class NetworkState:
         nothing, read = dense.new_zeros(()), self.read_mask(task, name)
         if entry.phase == "masked":
             found = torch.where(entry.masks[name], entry.values[name], torch.where(read, dense, nothing))
-            return found if not entry.kept else found * self._chosen(entry)[name]
+            return (found if not entry.kept else found * self._chosen(entry)[name]).to(dense.dtype)
         own = self.owners[name] == entry.owner
         if entry.phase == "compact":
             found = torch.where(read, dense, nothing)

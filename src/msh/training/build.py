@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -14,10 +15,13 @@ from torch import nn
 
 from msh.recipes import Recipe
 from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
+from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
 from msh.tasks.transforms import transformed
 from msh.training.shared import SharedNetwork
+
+log = logging.getLogger(__name__)
 
 
 def _load(name: str, source: dict[str, Any]) -> RawData:
@@ -82,7 +86,11 @@ def backbone_recipe(config: DictConfig, tasks: dict[str, Task]) -> Recipe:
 
 def build_network(config: DictConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
     """A network without tasks, from the config's backbone; `prunable` names its tensors where a file says them."""
-    return MultiSubnetwork(build_backbone(config, tasks), prunable, backbone_recipe(config, tasks))
+    recipe, master = backbone_recipe(config, tasks), config.get("master_weights", True)
+    network = MultiSubnetwork(build_backbone(config, tasks), prunable, recipe, master_weights=master)
+    if half := half_precision(weight for _, weight in network.weights()):
+        log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
+    return network
 
 
 def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:

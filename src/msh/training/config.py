@@ -226,6 +226,8 @@ class Config:
     """Instead of each task's own."""
     backbone: dict[str, Any] = MISSING
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
+    master_weights: bool = True
+    """Train a backbone that comes in bfloat16 or float16 in float32, rounded in each forward pass; false: in its type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     reuse: str = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
