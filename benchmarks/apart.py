@@ -53,7 +53,7 @@ def measure(folder: Path, launchers: list[list[str]], common: list[str]) -> list
         common: overrides of all runs.
     """
     plan = _timed(folder, *MSH, "plan", *common, "-o", "plan")
-    tasks = read_plan(folder / "plan").tasks
+    tasks = list(read_plan(folder / "plan").state.tasks)
     together = _timed(folder, *MSH, "train", *common, "plan=plan", "hydra.run.dir=together")
     rows: list[dict[str, object]] = []
     for place, launcher in enumerate(launchers):

@@ -23,7 +23,7 @@ from benchmarks.timing import seconds
 from msh.cli.memory import give_large_blocks_back
 from msh.deploy.files import save_subnetwork
 from msh.deploy.merging import merge_files
-from msh.deploy.plans import read_plan
+from msh.deploy.plans import allocation_in, notes_for_tasks, read_plan
 from msh.training.apart import make_plan
 from msh.training.build import add_task
 from msh.training.prepare import prepare
@@ -59,12 +59,12 @@ def files(folder: Path, tasks: int, depth: int) -> None:
     """What every task's own run writes."""
     prepared = prepare(compose("experiment=sequential", *overrides(tasks, depth)))
     planned = read_plan(folder / "plan")
-    for task in planned.tasks:
+    for task in planned.state.tasks:
         network = copy.deepcopy(prepared.network)
         add_task(network, prepared.tasks[task], prepared.config)
-        network.begin(task, planned.allocation(task))
+        network.begin(task, allocation_in(planned, task))
         network.freeze(task)
-        save_subnetwork(part(folder, task), network, task, notes=planned.notes)
+        save_subnetwork(part(folder, task), network, task, notes=notes_for_tasks(planned))
 
 
 def merge(folder: Path, tasks: int, depth: int) -> None:

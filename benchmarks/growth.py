@@ -17,7 +17,7 @@ from benchmarks.configs import compose, mnist
 from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, timed
 from msh.deploy.files import save_network, save_subnetwork
-from msh.subnetworks import Budget, MultiSubnetwork, plan_counts, prune
+from msh.subnetworks import Budget, MultiSubnetwork, NetworkState, plan_counts, prune
 from msh.training import run as run_module
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.guarantee import Guarantee, frozen_outputs
@@ -29,7 +29,8 @@ ROUNDS = {"1M": 5, "10M": 3, "100M": 2}
 PARTS = ("allocation", "pruning", "freezing", "saving", "guarantee")
 DENSITY = 0.1
 BESIDE_TRAINING = (
-    *((MultiSubnetwork, name) for name in ("begin", "compact", "freeze", "capacity")),
+    *((MultiSubnetwork, name) for name in ("begin", "compact", "freeze")),
+    (NetworkState, "capacity"),
     (IterativePruning, "_cut_down_to"),
     *((Guarantee, name) for name in ("record", "check")),
     *((run_module, name) for name in ("plan_counts", "save_subnetwork", "save_network")),
@@ -106,7 +107,7 @@ def _seconds_of_parts(width: int) -> dict[str, float]:
         plan_counts(again.sizes(), {"task": Budget(density=DENSITY)})
         again.add_task("task")
         again.begin("task")
-        again.capacity()
+        again.state.capacity()
 
     def save(folder: Path) -> None:
         save_subnetwork(folder / "subnetwork", network, "second")

@@ -24,7 +24,7 @@ from benchmarks.networks import BACKBONES, begun, compact, dense, frozen
 from benchmarks.storage import entropy
 from benchmarks.timing import ROOT, fresh_process, whole_process
 from msh.deploy.codec import encode_mask, encode_owners
-from msh.deploy.files import read_subnetwork, save_network
+from msh.deploy.files import read_state, save_network
 from msh.deploy.plans import read_plan
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import wide_enough
@@ -175,11 +175,12 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
 
 def expected(folder: Path, count: int) -> dict[str, float]:
     """What the formulas of docs/scale.md give, from the plan and one task alone."""
-    planned, part = read_plan(folder / "plan"), read_subnetwork(fleet.part(folder, fleet.task_names(count)[-1]))
-    weights = sum(owners.numel() for owners in planned.owners.values())
-    own = sum(values.numel() for values in part.values.values())
-    private = sum(tensor.numel() for tensor in part.private.values())
-    mask = sum(m.numel() * entropy(float(m.float().mean())) for m in part.masks.values()) / 8
+    task = fleet.task_names(count)[-1]
+    state = read_state(fleet.part(folder, task), "subnetwork").state
+    weights = sum(read_plan(folder / "plan").state.sizes().values())
+    own = state.total().owned[task]
+    private = sum(tensor.numel() for tensor in state.private(task).values())
+    mask = sum(m.numel() * entropy(float(m.float().mean())) for m in state.owned(task).values()) / 8
     return {
         "weights": weights,
         "own": own,

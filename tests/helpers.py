@@ -1,7 +1,7 @@
 """What several tests of the core share: a tiny backbone, every dense optimizer, a task's life in one call."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
 
@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from msh.subnetworks import CRITERIA, MultiSubnetwork, let_scores_choose, prune, start_scores
+from msh.subnetworks import (
+    CRITERIA,
+    MultiSubnetwork,
+    NetworkState,
+    TaskState,
+    let_scores_choose,
+    prune,
+    start_scores,
+)
 
 NORMS = {
     "none": nn.Identity,
@@ -98,6 +106,17 @@ def train(
 
     for _ in range(steps):
         optimizer.step(closure)
+
+
+def make_state(owners: Mapping[str, object], tasks: Sequence[TaskState]) -> NetworkState:
+    """A network of which only owner ids are known: tensor name to ids (*shape), as nested lists or a tensor."""
+    ids = {name: torch.as_tensor(found) for name, found in owners.items()}
+    return NetworkState({}, ids, tasks={entry.name: entry for entry in tasks})
+
+
+def counts_by_layer(network: MultiSubnetwork) -> dict[str, dict[str, int]]:
+    """Layer to each task's number of weights, and under "" to that of the free ones."""
+    return {layer.name: {"": layer.free, **layer.owned} for layer in network.state.capacity()}
 
 
 def quarter(network: MultiSubnetwork) -> dict[str, int]:

@@ -5,10 +5,10 @@ import math
 
 import torch
 
-from msh.deploy.files import write_state
+from msh.deploy.files import StateFile
 from msh.reports.loggers import write_rows
 from msh.reports.results import Results, TaskResult
-from msh.subnetworks.persistence import EXTRA_STATE, description
+from msh.subnetworks import NetworkState, TaskState
 
 
 def write_run(folder, tasks, shapes, reads=None, seed=0):
@@ -24,18 +24,12 @@ def write_run(folder, tasks, shapes, reads=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     names = [f"t{place:03}" for place in range(tasks)]
     layers = {f"layers.{place}.weight": tuple(shape) for place, shape in enumerate(shapes)}
-    state = {}
-    for name, shape in layers.items():
-        state[f"backbone.{name}"] = torch.zeros(shape)
-        state[f"initial_norms.{name.replace('.', '/')}"] = torch.zeros(())
-        ids = torch.randint(0, tasks + 1, shape, generator=generator)
-        state[f"owners.{name.replace('.', '/')}"] = ids.to(torch.uint8 if tasks < 255 else torch.int16)
-    rows = [
-        {"task": n, "owner": i + 1, "reads": list(range(1, i + 1))[-reads:] if reads else [], "phase": "frozen"}
-        for i, n in enumerate(names)
-    ]
-    state[EXTRA_STATE] = description(rows, None)
-    write_state(folder / "network.safetensors", state, list(layers), {}, free_weights=False)
+    dtype = torch.uint8 if tasks < 255 else torch.int16
+    owners = {n: torch.randint(0, tasks + 1, s, generator=generator).to(dtype) for n, s in layers.items()}
+    rows = {n: TaskState(n, i + 1, reads=tuple(names[:i][-reads:]) if reads else ()) for i, n in enumerate(names)}
+    weights = {name: torch.zeros(shape) for name, shape in layers.items()}
+    state = NetworkState(weights, owners, {name: torch.zeros(()) for name in layers}, tasks=rows)
+    StateFile(state, "network", {}).write(folder / "network.safetensors")
     total = sum(math.prod(shape) for shape in layers.values())
     kinds = [("accuracy", "max") if place % 2 == 0 else ("rmse", "min") for place in range(tasks)]
     found = {
@@ -48,7 +42,7 @@ def write_run(folder, tasks, shapes, reads=None, seed=0):
     results.add_row(scores)
     for name, score in scores.items():
         results.tasks[name].test_when_learned = score
-    owned = sum(int((state[f"owners.{name.replace('.', '/')}"] > 0).sum()) for name in layers)
+    owned = state.total().taken
     results.capacity = {"prunable": total, "owned": owned, "free": total - owned}
     results.guarantee = {"checked": tasks * (tasks - 1) // 2, "violations": 0}
     results.save(folder)

@@ -23,15 +23,16 @@ from fuzz.formats import (
 from fuzz.harness import Kind
 from helpers import learn, make_head, make_network
 from msh.cli.resume import rewrite_arguments
-from msh.deploy.files import load_network, read_subnetwork, save_network, save_subnetwork, write_safetensors
+from msh.deploy import plans
+from msh.deploy.files import load_network, read_state, save_network, save_subnetwork, write_safetensors
 from msh.deploy.merging import merge_files, release_task, split_task
-from msh.deploy.plans import Plan, notes_of, plan_of, read_plan, save_plan, start_of
+from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
 from msh.deploy.sealed import seal
 from msh.deploy.yaml_files import read_config as read_saved
 from msh.reports.facts import read_run
 from msh.reports.inspection import print_folder_or_file
 from msh.reports.loggers import RunCSVLogger, write_rows
-from msh.reports.ownership import planned_ownership, read_ownership
+from msh.reports.ownership import layer_picture, mask_overlap, used_by_task
 from msh.reports.results import Results
 from msh.reports.sweeps import print_sweep, read_sweep, write_csv
 from msh.reports.wandb_file import read_offline
@@ -78,18 +79,18 @@ def inspect(path: Path) -> None:
 def use_network(folder: Path) -> None:
     """inspect, evaluate, split and release."""
     path = folder / "net.safetensors"
-    ownership = read_ownership(path)
-    assert ownership.overlap is not None
-    assert ownership.used is not None
-    for layer in ownership.layers:
-        ownership.picture(layer)
+    state = read_state(path, "network").state
+    assert mask_overlap(state) is not None
+    assert used_by_task(state) is not None
+    for layer in state.owners:
+        layer_picture(state, layer)
     inspect(path)
     network = make_network("batch", 9)
     for task in TASKS:
         network.add_task(task, head=make_head(9))
-    for task in ownership.tasks:
+    for task in state.tasks:
         split_task(path, task, folder / "part.safetensors")
-    release_task(path, ownership.tasks[-1] if ownership.tasks else "old", folder / "without.safetensors")
+    release_task(path, list(state.tasks)[-1] if state.tasks else "old", folder / "without.safetensors")
     load_network(path, network)
     for task in TASKS:
         with torch.no_grad():
@@ -99,7 +100,7 @@ def use_network(folder: Path) -> None:
 def take_up(folder: Path) -> None:
     """`msh merge` of a subnetwork into a network."""
     path = folder / "part.safetensors"
-    read_subnetwork(path)
+    read_state(path, "subnetwork")
     inspect(path)
     merge_files(folder / "base.safetensors", [path], folder / "merged.safetensors")
 
@@ -109,20 +110,16 @@ def merge_plan(folder: Path) -> None:
     base = folder / "plan.safetensors"
     plan = read_plan(base)
     inspect(base)
-    assert planned_ownership(plan).overlap is not None
-    for task in plan.tasks:
-        plan.allocation(task)
+    assert mask_overlap(plan.state) is not None
+    for task in plan.state.tasks:
+        allocation_in(plan, task)
     merge_files(base, [folder / "part.safetensors"], folder / "merged.safetensors", allow_missing=True)
 
 
 def merge_forged_plan(folder: Path) -> None:
     """The same, where a plan's digest is that of what it holds."""
-    own = Plan.digest
-    Plan.digest = property(lambda plan: AnyDigest("0"))  # type: ignore[assignment,method-assign]
-    try:
+    with patch.object(plans, "_digest", lambda plan: AnyDigest("0")):
         merge_plan(folder)
-    finally:
-        Plan.digest = own  # type: ignore[method-assign]
 
 
 def network_kinds(folder: Path) -> list[Kind]:
@@ -150,11 +147,10 @@ def plan_kinds(folder: Path) -> list[Kind]:
         network.add_task(task, head=make_head())
         masks = {name: torch.arange(w.numel()).view(w.shape) % 3 == i for name, w in network.weights()}
         network.begin(task, Allocation(masks, dict.fromkeys(masks, 1.0)))
-        network.compact(task)
-    plan = plan_of(network, {"seed": 0}, (4,), start)
-    save_plan(folder / "plan.safetensors", plan)
-    network.freeze("old")
-    save_subnetwork(folder / "part.safetensors", network, "old", notes=plan.notes)
+        network.freeze(task)
+    plan = make_plan_file(network.state.planned(), {"seed": 0}, (4,), start)
+    plan.write(folder / "plan.safetensors")
+    save_subnetwork(folder / "part.safetensors", network, "old", notes=notes_for_tasks(plan))
     files = contents(folder)
     return [
         Kind("plan", files, "plan.safetensors", TENSOR_FILE, merge_plan),

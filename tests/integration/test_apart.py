@@ -9,7 +9,7 @@ import torch
 from running import SMALL, here, run
 
 from msh.cli import evaluate, merge, plan, release, split, train
-from msh.deploy.files import open_safetensors, read_subnetwork
+from msh.deploy.files import open_safetensors, read_state
 from msh.deploy.plans import read_plan
 from msh.training.run import Run
 
@@ -77,9 +77,9 @@ def test_the_plan_is_what_a_sequential_run_allocates_at_initialisation(folder):
     here(train.main, *COMMON, "trainer.max_epochs=1", "hydra.run.dir=usual", cwd=folder)
     planned = read_plan(folder / "plan")
     for task in TASKS:
-        part = read_subnetwork(folder / "usual" / "subnetworks" / f"{task}.safetensors")
-        assert all(torch.equal(part.masks[name], mask) for name, mask in planned.masks(task).items())
-    with_weights = sum(tensors(folder / "usual" / "network.safetensors")[f"owned.{name}"].nbytes for name in part.masks)
+        owned = read_state(folder / "usual" / "subnetworks" / f"{task}.safetensors", "subnetwork").state.owned(task)
+        assert all(torch.equal(owned[name], mask) for name, mask in planned.state.owned(task).items())
+    with_weights = sum(tensors(folder / "usual" / "network.safetensors")[f"values.{name}"].nbytes for name in owned)
     assert (folder / "plan").stat().st_size < with_weights
 
 
@@ -132,13 +132,13 @@ def test_a_plan_by_gradients_and_of_whole_units_is_kept(tmp_path):
     here(train.main, *COMMON, *how, "hydra.run.dir=usual", cwd=tmp_path)
     planned = read_plan(tmp_path / "plan")
     for run_folder, task in (("usual", "wine"), ("usual", "iris"), ("apart", "iris")):
-        part = read_subnetwork(tmp_path / run_folder / "subnetworks" / f"{task}.safetensors")
-        assert all(torch.equal(part.masks[name], mask) for name, mask in planned.masks(task).items())
-        rows = part.masks["layers.3.weight"].any(1)
-        assert 0 < int(rows.sum()) < 32
-        assert torch.equal(
-            part.masks["layers.3.weight"].sum(1)[rows].unique(), part.masks["layers.1.weight"].any(1).sum()[None]
+        owned = read_state(tmp_path / run_folder / "subnetworks" / f"{task}.safetensors", "subnetwork").state.owned(
+            task
         )
+        assert all(torch.equal(owned[name], mask) for name, mask in planned.state.owned(task).items())
+        rows = owned["layers.3.weight"].any(1)
+        assert 0 < int(rows.sum()) < 32
+        assert torch.equal(owned["layers.3.weight"].sum(1)[rows].unique(), owned["layers.1.weight"].any(1).sum()[None])
 
 
 def test_a_plan_with_an_empty_layer_is_made_and_used_only_where_that_is_allowed(tmp_path, capsys):
@@ -162,7 +162,7 @@ def test_a_plan_with_an_empty_layer_is_made_and_used_only_where_that_is_allowed(
         (["task=wine"], ["task = 'wine' needs a plan", r"tasks=\[wine\]"]),
         (["plan=plan", "task=wnie"], ["task = 'wnie' is not allowed", "did you mean 'wine'"]),
         (["plan=nowhere"], ["there is no file nowhere"]),
-        (["plan=merged"], ["merged is not a plan file: its format is 'msh-network-1'"]),
+        (["plan=merged"], ["merged is not a plan file: a network file"]),
         (["plan=plan", "network=merged"], ["plan and network are not allowed together"]),
         (
             ["plan=plan", "tasks=[wine,iris]"],

@@ -13,7 +13,7 @@ from PIL import Image
 from running import ROOT
 from sources import instead_of
 
-from msh.deploy.files import read_network, read_subnetwork
+from msh.deploy.files import read_state
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
@@ -51,9 +51,8 @@ def column(folder, name):
 
 def saved_tensors(folder):
     """The tensors of a run's network by name, owner maps and dense weights as the network has them."""
-    return {
-        name: value for name, value in read_network(folder / "network.safetensors")[0].items() if torch.is_tensor(value)
-    }
+    state = read_state(folder / "network.safetensors", "network").state.state_dict()
+    return {name: value for name, value in state.items() if torch.is_tensor(value)}
 
 
 def owned(folder):
@@ -241,10 +240,11 @@ def test_a_task_chooses_what_it_reads_and_is_the_same_in_its_files(learned):
     assert iris["weights"] + iris["weights_reused"] == budget
     assert iris["weights_read"] == {"wine": iris["weights_reused"]}
     assert 0.4 * budget < iris["weights_reused"] < 0.8 * budget
-    file = read_subnetwork(folder / "subnetworks" / "iris.safetensors")
-    assert (file.reads, sum(int(mask.sum()) for mask in file.reading.values())) == (("wine",), iris["weights_reused"])
+    state = read_state(folder / "subnetworks" / "iris.safetensors", "subnetwork").state
+    entry, read = state.tasks["iris"], sum(int(mask.sum()) for mask in state.read("iris").values())
+    assert (entry.reads, read) == (("wine",), iris["weights_reused"])
     _, _, network = load_run(folder)
-    assert network.digest("iris") == file.digest
+    assert network.digest("iris") == entry.digest
     scores = {name: row["test"] for name, row in results["tasks"].items()}
     assert {row["task"]: row["score"] for row in evaluate(folder)} == scores
 
@@ -353,12 +353,12 @@ def test_two_runs_with_one_seed_end_in_the_same_bits_and_another_seed_in_others(
 def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
     settings = ["pruning.granularity=neuron", "pruning.density=0.3", "pruning.criterion=weight_gradient"]
     results, folder = learned(*settings, f"pruning={pruning}")
-    state, _ = read_network(folder / "network.safetensors")
+    state = read_state(folder / "network.safetensors", "network").state
     wanted, prunable = results["capacity"]["prunable"] * 0.3, results["capacity"]["prunable"]
     assert prunable == 32 * 13 + 32 * 32
     for owner, row in enumerate(results["tasks"].values(), start=1):
         assert row["weights"] <= wanted < row["weights"] + 32
-        first, second = (state[f"owners.layers/{place}/weight"] == owner for place in (1, 3))
+        first, second = (state.owners[f"layers.{place}.weight"] == owner for place in (1, 3))
         assert first.all(1).sum() == first.any(1).sum()
         assert torch.equal(second, second.any(1)[:, None] & first.any(1))
 

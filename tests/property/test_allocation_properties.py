@@ -60,7 +60,7 @@ def test_owners_partition_the_weights_and_every_task_has_exactly_its_budget(shar
     for task, counts in wanted.items():
         kept = {name: int(mask.sum()) for name, mask in network.masks(task).items()}
         assert ({"": sum(kept.values())} if whole_network else kept) == counts
-    assert network.capacity().owned == sum(sum(counts.values()) for counts in wanted.values())
+    assert network.state.total().taken == sum(sum(counts.values()) for counts in wanted.values())
 
 
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=4), st.integers(0, 3))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_network, make_optimizer, train
-from msh.deploy.files import open_safetensors, read_network, read_subnetwork, save_network, save_subnetwork, tasks_in
+from msh.deploy.files import open_safetensors, read_state, save_network, save_subnetwork
 from msh.deploy.merging import merge_files, release_task, split_task
-from msh.deploy.plans import plan_of, save_plan, start_of
-from msh.subnetworks import Allocation, lowest_ids, merge, split
+from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, start_of
+from msh.subnetworks import Allocation
 
 TASKS = ["a", "b", "c"]
 
@@ -40,9 +40,10 @@ def numbers_in(tensors):
     return set(torch.cat([tensor.flatten().float() for tensor in tensors]).tolist())
 
 
-def numbers_of(part):
+def numbers_of(state, task):
     """All that a task has learned."""
-    return numbers_in([*part.values.values(), *part.private.values()])
+    values = [state.weights[name][mask] for name, mask in state.owned(task).items()]
+    return numbers_in([*values, *state.private(task).values()])
 
 
 def outputs(network, task):
@@ -56,18 +57,17 @@ def test_tasks_trained_apart_merge_exactly_and_in_any_order(norm, seed, order):
     start = make_network(norm, seed)
     plan = shared_out(start, seed)
     alone = {task: learn_alone(make_network(norm, seed), task, plan[task], seed + i) for i, task in enumerate(TASKS)}
-    parts = {task: split(network.state_dict(), PRUNABLE, task) for task, network in alone.items()}
-    ids = lowest_ids(start.state_dict(), TASKS)
-    merged = merge(start.state_dict(), PRUNABLE, {}, [(task, parts[task]) for task in order], ids)
+    merged = start.state
+    merged.take([(task, alone[task].view(task).only(task)) for task in order], merged.next_ids(TASKS))
     together = make_network(norm, seed)
     for i, task in enumerate(TASKS):
         learn_alone(together, task, plan[task], seed + i)
     together.activate(TASKS[-1])
-    assert differences(merged, together.state_dict()) == []
+    assert differences(merged.state_dict(), together.state_dict()) == []
     loaded = make_network(norm, seed)
     for task in TASKS:
         loaded.add_task(task, head=make_head())
-    loaded.load_state_dict(merged)
+    loaded.load_state_dict(merged.state_dict())
     for task, network in alone.items():
         assert torch.equal(outputs(loaded, task), outputs(network, task))
         assert loaded.digest(task) == network.digest(task)
@@ -82,13 +82,13 @@ def test_files_split_from_a_merged_network_are_those_that_were_merged(norm, seed
         network.add_task(task, head=make_head())
         network.begin(task, plan[task])
         network.freeze(task)
-    planned = plan_of(network, {"seed": seed}, (4,), start)
+    planned = make_plan_file(network.state.planned(), {"seed": seed}, (4,), start)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        save_plan(folder / "plan", planned)
+        planned.write(folder / "plan")
         for i, task in enumerate(TASKS):
-            alone = learn_alone(make_network(norm, seed), task, planned.allocation(task), seed + i)
-            save_subnetwork(folder / task, alone, task, notes=planned.notes)
+            alone = learn_alone(make_network(norm, seed), task, allocation_in(planned, task), seed + i)
+            save_subnetwork(folder / task, alone, task, notes=notes_for_tasks(planned))
         assert merge_files(folder / "plan", [folder / task for task in order], folder / "net") == TASKS
         merge_files(folder / "plan", [folder / task for task in reversed(order)], folder / "again")
         assert (folder / "again").read_bytes() == (folder / "net").read_bytes()
@@ -113,18 +113,19 @@ def test_what_is_released_from_a_file_is_nowhere_in_it_and_nothing_else_changes(
         save_network(folder / "net", network, {"from": "here"}, free_weights)
         save_subnetwork(folder / "part", network, gone)
         release_task(folder / "net", gone, folder / "less")
-        part, content = read_subnetwork(folder / "part"), (folder / "less").read_bytes()
-        state, metadata = read_network(folder / "less")
-    others = [split(network.state_dict(), PRUNABLE, task) for task in TASKS if task != gone]
-    known = initial.union(*(numbers_of(other) for other in others))  # units that never fire have the same biases
-    numbers = numbers_of(part) - known
+        part, content = read_state(folder / "part", "subnetwork").state, (folder / "less").read_bytes()
+        file = read_state(folder / "less", "network")
+    others = [task for task in TASKS if task != gone]
+    known = initial.union(*(numbers_of(network.state, task) for task in others))  # units that never fire: same biases
+    numbers = numbers_of(part, gone) - known
     everywhere = {content[i : i + 4] for i in range(len(content) - 3)}
     assert len(numbers) > 20
     assert not any(torch.tensor(number).numpy().tobytes() in everywhere for number in numbers)
-    assert metadata["from"] == "here"
-    assert tasks_in(state) == [task for task in TASKS if task != gone]
-    for task in tasks_in(state):
-        before, after = (split(s, PRUNABLE, task) for s in (network.state_dict(), state))
-        assert (before.digest, before.task) == (after.digest, after.task)
-        assert differences(before.masks | before.private, after.masks | after.private) == []
-        assert differences(before.values, after.values) == []
+    assert file.notes == {"from": "here"}
+    assert list(file.state.tasks) == others
+    for task in others:
+        before, after = (state.only(task) for state in (network.state, file.state))
+        assert before.tasks[task].digest == after.tasks[task].digest
+        assert differences(before.owned(task), after.owned(task)) == []
+        assert differences(before.private(task), after.private(task)) == []
+        assert differences(before.weights, after.weights) == []

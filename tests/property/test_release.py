@@ -61,8 +61,8 @@ def test_a_task_of_which_others_chose_to_read_nothing_can_be_released(seed):
     theirs, free = network.masks("b"), network.free()
     network.restrict("d", {name: theirs[name] | free[name] for name in PRUNABLE})
     network.freeze("d")
-    assert network.readers("b") == ["d"]
-    assert network.readers("a") == network.readers("c") == []
+    assert network.state.readers("b") == ["d"]
+    assert network.state.readers("a") == network.state.readers("c") == []
     output, digest = network(make_batch(seed)[0], "d"), network.digest("d")
     network.release("a")
     learn(network, "next", torch.optim.Adam, "masked", "learned", seed)
@@ -81,4 +81,4 @@ def test_release_is_refused_while_another_task_reads_the_weights(seed):
     assert differences(network.state_dict(), before) == []
     for task in ("c", "b", "a"):
         network.release(task)
-    assert network.capacity().owned == 0
+    assert network.state.total().taken == 0

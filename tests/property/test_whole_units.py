@@ -69,7 +69,7 @@ def test_owners_partition_budgets_are_met_from_below_and_nothing_is_forgotten(de
     learned = {}
     for (task, wanted), density in zip(plan.items(), densities, strict=True):
         learn(network, graph, task, wanted, optimizer, seed)
-        owned = network.capacity().owned_by(task)
+        owned = network.state.total().owned[task]
         assert owned == count_weights(graph, wanted) <= round(density * 52)
         kept = owned_units(graph, task, network.masks(task))
         assert {name: int(units.sum()) for name, units in kept.items()} == wanted
@@ -79,7 +79,8 @@ def test_owners_partition_budgets_are_met_from_below_and_nothing_is_forgotten(de
             learned[task] = network(inputs, task)
             small = sliced(network, task, inputs)(inputs)
         torch.testing.assert_close(small, learned[task], rtol=1e-3, atol=1e-5)
-    assert network.capacity().owned == sum(network.capacity().owned_by(task) for task in plan)
+    total = network.state.total()
+    assert total.taken == sum(total.owned[task] for task in plan)
 
 
 @given(NORMS, st.integers(0, 1000))

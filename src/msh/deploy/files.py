@@ -187,6 +187,18 @@ def kind_of(metadata: Mapping[str, str]) -> str | None:
     return KIND_OF_FORMAT.get(metadata.get("format", ""))
 
 
+def check_kind(metadata: Mapping[str, str], path: Path, *kinds: Kind) -> None:
+    """Raise unless a file is a state file of one of the kinds; of any when none is named.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    kind = kind_of(metadata)
+    if kind is None or (kinds and kind not in kinds):
+        found = f"a {kind} file" if kind else f"its format is {metadata.get('format')!r}"
+        raise ValueError(f"{path} is not a {' or '.join(kinds or ('state',))} file: {found}")
+
+
 def task_names(metadata: Mapping[str, str], path: Path) -> list[str]:
     """Names of the tasks of a network or subnetwork file, from its metadata alone.
 
@@ -212,10 +224,7 @@ def read_state(path: Path, *kinds: Kind) -> StateFile:
     from msh.deploy.version1 import read_version_1
 
     tensors, metadata = open_safetensors(path)
-    kind = kind_of(metadata)
-    if kind is None or (kinds and kind not in kinds):
-        found = f"a {kind} file" if kind else f"its format is {metadata.get('format')!r}"
-        raise ValueError(f"{path} is not a {' or '.join(kinds or ('state',))} file: {found}")
+    check_kind(metadata, path, *kinds)
     with damages(path):
         if metadata["format"] != FORMAT:
             file = read_version_1(tensors, metadata, path.stat().st_size)

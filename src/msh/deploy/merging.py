@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from msh.deploy.files import StateFile, kind_of, read_metadata, read_state, task_names
+from msh.deploy.files import StateFile, check_kind, kind_of, read_metadata, read_state, task_names
 from msh.deploy.plans import notes_for_tasks, read_plan
 from msh.names import suggestion
 from msh.subnetworks import NetworkState
@@ -81,9 +81,10 @@ def _tasks_of(files: Sequence[Path]) -> dict[Path, str]:
     holders: dict[str, list[str]] = defaultdict(list)
     for path in files:
         metadata = read_metadata(path)
-        names = task_names(metadata, path) if kind_of(metadata) == "subnetwork" else []
+        check_kind(metadata, path, "subnetwork")
+        names = task_names(metadata, path)
         if len(names) != 1:
-            raise ValueError(f"{path} is not a subnetwork file: its format is {metadata.get('format')!r}")
+            raise ValueError(f"{path} is damaged: a subnetwork file has one task, and it names {len(names)}")
         found[path] = names[0]
         holders[names[0]].append(str(path))
     for task, named in holders.items():

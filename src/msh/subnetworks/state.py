@@ -386,6 +386,7 @@ class NetworkState:
         merged.tasks = planned | {task: added[task] for task in ids if task in added}
         for task in added:
             merged._check_taken(task, labels)
+            merged.tasks[task] = replace(merged.tasks[task], digest=None)
         merged.active = next((task for task in reversed(merged.tasks) if task in added), self.active)
         vars(self).update(vars(merged))
 

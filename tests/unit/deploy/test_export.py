@@ -54,7 +54,7 @@ def test_every_weight_of_it_is_one_of_the_tasks(backbone):
     small = sliced(network, "a")
     weights = [p for p in small.backbone.parameters() if p.dim() > 1]
     assert [len(weight) for weight in weights] == list(plan["a"].values())
-    assert sum(weight.numel() for weight in weights) == network.capacity().owned_by("a")
+    assert sum(weight.numel() for weight in weights) == network.state.total().owned["a"]
     for (_, weight), mine, mask in zip(network.weights(), weights, network.masks("a").values(), strict=True):
         assert torch.equal(mine.flatten(), weight[mask])
     assert small.head.in_features == list(plan["a"].values())[-1]

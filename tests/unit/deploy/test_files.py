@@ -10,11 +10,11 @@ from helpers import PRUNABLE, differences, learn, live, make_batch, make_head, m
 from msh.deploy.files import (
     load_network,
     open_safetensors,
-    read_network,
-    read_subnetwork,
+    read_metadata,
+    read_state,
     save_network,
     save_subnetwork,
-    tasks_in,
+    task_names,
 )
 from msh.subnetworks import Budget, MultiSubnetwork, prune
 
@@ -57,9 +57,10 @@ def test_a_network_in_any_phase_comes_back_bitwise(until, norm, tmp_path):
 
 def test_notes_come_back_and_the_tasks_are_named(tmp_path):
     save_network(tmp_path / "net", make_learned(), {"run_step": "17"})
-    state, metadata = read_network(tmp_path / "net")
-    assert metadata["run_step"] == "17"
-    assert tasks_in(state) == ["old", "new"]
+    file = read_state(tmp_path / "net", "network")
+    assert file.notes == {"run_step": "17"}
+    assert list(file.state.tasks) == ["old", "new"]
+    assert task_names(read_metadata(tmp_path / "net"), tmp_path / "net") == ["old", "new"]
 
 
 def test_saving_does_not_change_the_network(tmp_path):
@@ -80,14 +81,14 @@ def test_a_damaged_file_is_named(share, tmp_path):
     content = (tmp_path / "net").read_bytes()
     (tmp_path / "net").write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="net is not a safetensors file, or is damaged"):
-        read_network(tmp_path / "net")
+        read_state(tmp_path / "net")
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):
     network = make_learned()
     save_subnetwork(tmp_path / "sub", network, "old")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(ValueError, match="sub is not a network file: its format is 'msh-subnetwork-3'"):
+    with pytest.raises(ValueError, match="sub is not a network file: a subnetwork file"):
         load_network(tmp_path / "sub", make_empty())
     with pytest.raises(ValueError, match="plain is not a network file: its format is None"):
         load_network(tmp_path / "plain", make_empty())
@@ -145,17 +146,17 @@ def test_a_packed_network_at_odds_with_itself_is_refused(tmp_path):
     save_network(tmp_path / "net", network, free_weights=False)
     tensors, metadata = open_safetensors(tmp_path / "net")
     name = PRUNABLE[0]
-    for key in (f"owned.{name}", f"owners.{name.replace('.', '/')}"):
+    for key in (f"values.{name}", f"owners.{name}"):
         save_file({**tensors, key: tensors[key][1:].clone()}, tmp_path / "bad", metadata)
         with pytest.raises(ValueError, match="bad is damaged"):
-            read_network(tmp_path / "bad")
+            read_state(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("free_weights", [True, False])
 def test_what_tasks_choose_to_read_comes_back(free_weights, tmp_path):
     network, loaded = make_learned(reuse="learned"), make_empty()
     reading = network.reading("new")
-    assert 0 < network.read_counts("new")["old"] < 13
+    assert 0 < network.view("new").read_counts("new")["old"] < 13
     save_network(tmp_path / "net", network, free_weights=free_weights)
     load_network(tmp_path / "net", loaded)
     assert differences(loaded.reading("new"), reading) == []
@@ -173,8 +174,8 @@ def test_a_packed_mask_of_what_is_read_takes_no_more_than_its_bits(tmp_path):
         prune(network, task, {"": kept})
         network.freeze(task)
     save_network(tmp_path / "net", network, free_weights=False)
-    coded = open_safetensors(tmp_path / "net")[0]["subnetworks.new.reading.0/weight"]
-    assert network.read_counts("new")["old"] > 300
+    coded = open_safetensors(tmp_path / "net")[0]["tasks.new.reading.0.weight"]
+    assert network.view("new").read_counts("new")["old"] > 300
     assert coded.numel() < 10_000 / 8 / 2  # of 5 % of the weights: .29 bits each
 
 
@@ -182,13 +183,9 @@ def test_a_packed_mask_of_what_is_read_takes_no_more_than_its_bits(tmp_path):
 
 
 def decode(path):
-    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and what else the file holds."""
-    file = read_subnetwork(path)
-    weights = {}
-    for name, mask in file.masks.items():
-        weights[name] = torch.zeros(mask.shape, dtype=file.values[name].dtype)
-        weights[name][mask] = file.values[name]
-    return weights, file
+    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and the task's row."""
+    (entry,) = read_state(path, "subnetwork").state.tasks.values()
+    return read_state(path, "subnetwork").state.weights, entry
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
@@ -205,39 +202,31 @@ def test_places_and_values_are_exactly_the_tasks_own_weights(task, dtype, tmp_pa
 
 
 def test_a_type_that_files_cannot_have_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"dtype = torch.int8 is not allowed: float32, float16, bfloat16 are"):
+    with pytest.raises(ValueError, match=r"dtype must be one of float32, float16, bfloat16, got torch.int8"):
         save_subnetwork(tmp_path / "sub", make_learned(), "old", torch.int8)
 
 
 def test_private_tensors_and_notes_are_in_the_file(tmp_path):
     network = make_learned(reuse="all")
     save_subnetwork(tmp_path / "sub", network, "new")
-    _, file = decode(tmp_path / "sub")
+    _, entry = decode(tmp_path / "sub")
     expected = network.subnetwork("new").private_tensors()
-    assert file.private.keys() == expected.keys() >= {"head.weight", "private.3.running_mean", "private.6.bias"}
-    assert all(torch.equal(file.private[name], tensor) for name, tensor in expected.items())
-    assert (file.task, file.reads) == ("new", ("old",))
-    assert file.digest == network.digest("new")
+    assert entry.private.keys() == expected.keys() >= {"head.weight", "private.3.running_mean", "private.6.bias"}
+    assert all(torch.equal(entry.private[name], tensor) for name, tensor in expected.items())
+    assert (entry.name, entry.reads) == ("new", ("old",))
+    assert entry.digest == network.digest("new")
 
 
 def test_what_a_task_chose_to_read_is_in_its_file(tmp_path):
     network = make_learned(reuse="learned")
     for task in ("old", "new"):
         save_subnetwork(tmp_path / task, network, task)
-    assert read_subnetwork(tmp_path / "old").reading == {}
-    file = read_subnetwork(tmp_path / "new")
-    assert file.reads == ("old",)
-    assert differences(file.reading, network.reading("new")) == []
-    assert file.private.keys() == network.subnetwork("new").private_tensors().keys()
-
-
-def test_a_file_of_before_tasks_chose_what_they_read_is_still_read(tmp_path):
-    network = make_learned(reuse="all")
-    save_subnetwork(tmp_path / "sub", network, "new")
-    tensors, metadata = open_safetensors(tmp_path / "sub")
-    save_file(tensors, tmp_path / "sub", metadata | {"format": "msh-subnetwork-2"})
-    file = read_subnetwork(tmp_path / "sub")
-    assert (file.reads, file.reading, file.digest) == (("old",), {}, network.digest("new"))
+    assert decode(tmp_path / "old")[1].reading == {}
+    entry = decode(tmp_path / "new")[1]
+    assert entry.reads == ("old",)
+    state = read_state(tmp_path / "new", "subnetwork").state
+    assert differences(state.read("new"), network.reading("new")) == []
+    assert entry.private.keys() == network.subnetwork("new").private_tensors().keys()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -246,31 +235,31 @@ def test_a_damaged_subnetwork_file_is_named(share, tmp_path):
     content = (tmp_path / "sub").read_bytes()
     (tmp_path / "sub").write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="sub is not a safetensors file, or is damaged"):
-        read_subnetwork(tmp_path / "sub")
+        read_state(tmp_path / "sub", "subnetwork")
 
 
 def test_a_network_file_is_not_a_subnetwork_file(tmp_path):
     save_network(tmp_path / "net", make_learned())
-    with pytest.raises(ValueError, match="net is not a subnetwork file: its format is 'msh-network-1'"):
-        read_subnetwork(tmp_path / "net")
+    with pytest.raises(ValueError, match="net is not a subnetwork file: a network file"):
+        read_state(tmp_path / "net", "subnetwork")
 
 
 @pytest.mark.parametrize("change", ["a value less", "other places", "no shapes", "a shape too small"])
 def test_a_subnetwork_file_at_odds_with_itself_is_refused(change, tmp_path):
     save_subnetwork(tmp_path / "sub", make_learned(), "old")
     tensors, metadata = open_safetensors(tmp_path / "sub")
-    name = PRUNABLE[0]
+    name, layout = PRUNABLE[0], json.loads(metadata["layout"])
     if change == "a value less":
         tensors[f"values.{name}"] = tensors[f"values.{name}"][1:].clone()
     elif change == "other places":
         tensors[f"mask.{name}"] = tensors[f"mask.{name}"].flip(0)
     elif change == "no shapes":
-        del metadata["shapes"]
+        metadata["layout"] = json.dumps({key: part for key, part in layout.items() if key != "shapes"})
     else:
-        metadata["shapes"] = json.dumps({**json.loads(metadata["shapes"]), name: [1, 2]})
+        metadata["layout"] = json.dumps(layout | {"shapes": layout["shapes"] | {name: [1, 2]}})
     save_file(tensors, tmp_path / "sub", metadata)
     with pytest.raises(ValueError, match="sub is damaged"):
-        read_subnetwork(tmp_path / "sub")
+        read_state(tmp_path / "sub", "subnetwork")
 
 
 def test_a_task_in_training_has_no_file(tmp_path):

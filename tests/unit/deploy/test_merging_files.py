@@ -1,5 +1,6 @@
 """Files into networks and out of them: what does not belong together is refused by name, and nothing is written."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -11,18 +12,17 @@ from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_ml
 from msh.deploy.files import (
     load_network,
     open_safetensors,
-    read_network,
-    read_subnetwork,
+    read_state,
     save_network,
     save_subnetwork,
-    tasks_in,
-    write_part,
 )
 from msh.deploy.merging import merge_files, release_task, split_task
-from msh.deploy.plans import Plan, notes_of, plan_of, read_plan, save_plan, start_of
+from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, settings_of, start_of
 from msh.subnetworks import Allocation, MultiSubnetwork
+from msh.subnetworks.tensors import pack_bits
 
 TASKS = ["a", "b", "c"]
+FIELDS = ("tied", "padding", "buffers", "shared", "recipe", "active")
 
 
 def make_plan(seed=0, tasks=TASKS, norm="batch", settings=None):
@@ -34,15 +34,15 @@ def make_plan(seed=0, tasks=TASKS, norm="batch", settings=None):
         masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == i for name, w in network.weights()}
         network.begin(task, Allocation(masks, dict.fromkeys(masks, 1.0)))
         network.freeze(task)
-    return plan_of(network, settings or {"seed": seed}, (4,), start)
+    return make_plan_file(network.state.planned(), settings or {"seed": seed}, (4,), start)
 
 
 def make_file(path, plan, task, norm="batch", seed=0, dtype=None, said=None):
     network = make_network(norm, seed)
     network.add_task(task, head=make_head(seed))
-    network.begin(task, plan.allocation(task))
+    network.begin(task, allocation_in(plan, task))
     network.freeze(task)
-    save_subnetwork(path, network, task, dtype, plan.notes | {"plan": said or plan.digest})
+    save_subnetwork(path, network, task, dtype, notes_for_tasks(plan) | ({"plan": said} if said else {}))
     return path
 
 
@@ -50,7 +50,7 @@ def make_file(path, plan, task, norm="batch", seed=0, dtype=None, said=None):
 def files(tmp_path):
     """(plan file, subnetwork file of each task)."""
     plan = make_plan()
-    save_plan(tmp_path / "plan", plan)
+    plan.write(tmp_path / "plan")
     return tmp_path / "plan", [make_file(tmp_path / task, plan, task) for task in TASKS]
 
 
@@ -73,44 +73,45 @@ def refused(tmp_path):
 
 def test_a_plan_comes_back_as_it_was(tmp_path):
     plan = make_plan(settings={"seed": 0, "pruning": {"density": 0.25, "share": None}})
-    save_plan(tmp_path / "plan", plan)
+    plan.write(tmp_path / "plan")
     again = read_plan(tmp_path / "plan")
-    assert again.digest == plan.digest
-    for field in Plan.__dataclass_fields__:
-        left, right = getattr(again, field), getattr(plan, field)
-        tensors = field in ("owners", "rest", "types")
-        assert differences(left, right) == [] if tensors else left == right
-    assert again.ids == {"a": 1, "b": 2, "c": 3}
-    assert torch.equal(again.masks("b")["2.weight"], torch.arange(12).view(4, 1, 3) % 4 == 1)
-    save_plan(tmp_path / "again", again)
+    assert again.notes == plan.notes
+    assert settings_of(again) == {"seed": 0, "pruning": {"density": 0.25, "share": None}}
+    assert differences(again.state.state_dict(), plan.state.state_dict()) == []
+    assert {field: getattr(again.state, field) for field in FIELDS} == {f: getattr(plan.state, f) for f in FIELDS}
+    assert {task: entry.owner for task, entry in again.state.tasks.items()} == {"a": 1, "b": 2, "c": 3}
+    assert torch.equal(again.state.owned("b")["2.weight"], torch.arange(12).view(4, 1, 3) % 4 == 1)
+    assert allocation_in(again, "b").norms == allocation_in(plan, "b").norms
+    again.write(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "plan").read_bytes()
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"tasks": ["a", "b"]}, {"settings": {"seed": 2}}, {"norm": "layer"}])
 def test_plans_that_differ_have_different_names(other):
-    assert make_plan(**other).digest != make_plan().digest
+    assert make_plan(**other).notes["plan"] != make_plan().notes["plan"]
 
 
 def test_a_damaged_plan_is_refused(tmp_path, files):
     tensors, metadata = open_safetensors(files[0])
-    name = f"owners.{PRUNABLE[0]}"
-    other = open_safetensors(_saved(tmp_path, make_plan(tasks=["c"])))[0]
+    name, described = f"owners.{PRUNABLE[0]}", json.loads(metadata["state"])
+    other = open_safetensors(_saved(tmp_path, make_plan(tasks=["c", "d"])))[0]
     for changed, said in (
         ({**tensors, name: other[name]}, metadata),
         ({**tensors, name: tensors[name][1:].clone()}, metadata),
-        ({**tensors, "backbone.6.bias": tensors["backbone.6.bias"] + 1}, metadata),
-        (tensors, {**metadata, "tasks": '["b", "a", "c"]'}),
-        (tensors, {key: value for key, value in metadata.items() if key != "norms"}),
+        ({**tensors, "defaults.6.bias": tensors["defaults.6.bias"] + 1}, metadata),
+        (tensors, {**metadata, "state": json.dumps(described | {"tasks": described["tasks"][::-1]})}),
+        (tensors, {**metadata, "state": metadata["state"].replace("norms", "forms")}),
+        (tensors, {key: value for key, value in metadata.items() if key != "settings"}),
     ):
         save_file(changed, tmp_path / "bad", said)
         with pytest.raises(ValueError, match="bad is damaged"):
             read_plan(tmp_path / "bad")
-    with pytest.raises(ValueError, match="a is not a plan file: its format is 'msh-subnetwork-3'"):
+    with pytest.raises(ValueError, match="a is not a plan file: a subnetwork file"):
         read_plan(files[1][0])
 
 
 def _saved(folder, plan):
-    save_plan(folder / "other plan", plan)
+    plan.write(folder / "other plan")
     return folder / "other plan"
 
 
@@ -122,21 +123,20 @@ def test_merged_tasks_answer_as_in_their_own_runs(tmp_path, files):
     network = make_network("batch", seed=5)
     for task in TASKS:
         network.add_task(task, head=make_head(9))
-    metadata = load_network(tmp_path / "net", network)
-    plan = read_plan(files[0])
-    assert {key: metadata[key] for key in plan.notes} == plan.notes
+    notes = load_network(tmp_path / "net", network)
+    assert notes == notes_for_tasks(read_plan(files[0]))
     for path in files[1]:
-        part = read_subnetwork(path)
-        assert network.digest(part.task) == part.digest
-    assert network.capacity().free == 3 + 10
+        (entry,) = read_state(path, "subnetwork").state.tasks.values()
+        assert network.digest(entry.name) == entry.digest
+    assert network.state.total().free == 3 + 10
     assert network(make_batch()[0], "a").shape == (6, 3)
 
 
 def test_a_task_that_no_file_holds_is_named_unless_it_may_be_missing(tmp_path, files, refused):
     refused(files[0], files[1][:1], "no file holds 'b', 'c' of the plan .*plan", "--allow-missing")
     assert merge_files(files[0], files[1][2:], tmp_path / "net", allow_missing=True) == ["c"]
-    state, _ = read_network(tmp_path / "net")
-    assert {int(i) for i in state["owners.6/weight"].unique()} == {0, 3}
+    state = read_state(tmp_path / "net", "network").state
+    assert {int(i) for i in state.owners["6.weight"].unique()} == {0, 3}
 
 
 def test_files_that_hold_the_same_task_are_named(tmp_path, files, refused):
@@ -163,19 +163,20 @@ def test_a_file_of_another_plan_is_refused(other, parts, tmp_path, files, refuse
 
 
 def test_a_file_that_only_says_it_keeps_to_the_plan_is_refused(tmp_path, files, refused):
-    plan, start = read_plan(files[0]), make_plan(seed=1)
-    make_file(tmp_path / "c", start, "c", seed=1, said=plan.digest)
-    refused(files[0], files[1], "c: task 'c' is of another backbone than .*/plan, or its initial weights are others")
+    name, start = read_plan(files[0]).notes["plan"], make_plan(seed=1)
+    make_file(tmp_path / "c", start, "c", seed=1, said=name)
+    refused(files[0], files[1], "c: task 'c' was trained from a different backbone or initialization than .*/plan")
     other = make_plan(tasks=["c"])
-    make_file(tmp_path / "c", other, "c", said=plan.digest)
+    make_file(tmp_path / "c", other, "c", said=name)
     refused(files[0], files[1], "c: task 'c' owns other weights of layer '2.weight' than planned")
 
 
 def test_rounded_weights_are_refused(tmp_path, files, refused):
     make_file(tmp_path / "b", read_plan(files[0]), "b", dtype=torch.float16)
     refused(files[0], files[1], "b: task 'b' has weights of torch.float16", "files.dtype=float32")
-    part = read_subnetwork(files[1][0])
-    write_part(files[1][0], replace(part, values={name: v + 1e-3 for name, v in part.values.items()}))
+    part = read_state(files[1][0], "subnetwork")
+    changed = replace(part.state, weights={name: w + 1e-3 for name, w in part.state.weights.items()})
+    replace(part, state=changed).write(files[1][0])
     make_file(tmp_path / "b", read_plan(files[0]), "b")
     refused(files[0], files[1], "a: task 'a' is not what it was in its network")
 
@@ -185,11 +186,11 @@ def test_another_backbone_is_refused_layer_by_layer(tmp_path, refused):
     network = make_network("batch")
     learn(network, "old")
     save_network(tmp_path / "base", network, notes)
-    for norm, message in (("none", "private.3.bias.* has shape None, and the network's .4,"), ("layer", "private.3")):
+    for norm, message in (("none", "private.3.bias.* has shape None, the network's .4,"), ("layer", "private.3")):
         other = make_network(norm)
         learn(other, "new", seed=1)
         save_subnetwork(tmp_path / "new", other, "new", notes=notes)
-        refused(tmp_path / "base", [tmp_path / "new"], "new: task 'new' is of another backbone: ", message)
+        refused(tmp_path / "base", [tmp_path / "new"], "new: task 'new' was trained with another backbone: ", message)
     wider = MultiSubnetwork(make_mlp(4, 9, 5))
     wider.add_task("new")
     wider.begin("new")
@@ -220,8 +221,9 @@ def test_only_plans_and_networks_take_tasks_up(base, tmp_path, files, refused):
             merge_files(files[0], [tmp_path / "nowhere"], tmp_path / "net")
         return
     path = files[1][0] if base == "subnetwork" else tmp_path / "other"
-    refused(path, files[1], "is neither a plan nor a network file: its format is")
-    refused(files[0], [files[0]], "plan is not a subnetwork file: its format is 'msh-plan-1'")
+    kind = "subnetwork" if base == "subnetwork" else "a file of another format"
+    refused(path, files[1], f"{path} must be a plan or a network file, got {kind}")
+    refused(files[0], [files[0]], "plan is not a subnetwork file: a plan file")
 
 
 # ---- tasks that read others
@@ -243,13 +245,13 @@ def test_a_task_that_others_read_is_not_released(tmp_path, reading):
     assert not (tmp_path / "less").exists()
     release_task(reading[1], "new", tmp_path / "less")
     release_task(tmp_path / "less", "old", tmp_path / "less")
-    assert tasks_in(read_network(tmp_path / "less")[0]) == ["last"]
+    assert list(read_state(tmp_path / "less", "network").state.tasks) == ["last"]
 
 
 def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tmp_path, reading, refused):
     network, path = reading
     split_task(path, "new", tmp_path / "new")
-    assert read_subnetwork(tmp_path / "new").reads == ("old",)
+    assert read_state(tmp_path / "new", "subnetwork").state.tasks["new"].reads == ("old",)
     release_task(path, "new", tmp_path / "base")
     assert merge_files(tmp_path / "base", [tmp_path / "new"], tmp_path / "again") == ["old", "last", "new"]
     loaded = make_network("batch", 7)
@@ -266,16 +268,20 @@ def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tm
         weight[network.masks("old")[name]] += 1
     save_network(tmp_path / "base", network, notes_of("start", (4,)), free_weights=False)
     refused(
-        tmp_path / "base", [tmp_path / "new"], "/new: task 'new' is not what it was in its network", "are others here"
+        tmp_path / "base",
+        [tmp_path / "new"],
+        "/new: task 'new' is not what it was in its network",
+        "have other values here",
     )
 
 
 def test_a_task_that_claims_to_read_what_nobody_owns_is_refused(tmp_path, reading, refused):
     split_task(reading[1], "new", tmp_path / "new")
     release_task(reading[1], "new", tmp_path / "base")
-    part = read_subnetwork(tmp_path / "new")
-    everything = {name: torch.ones_like(mask) for name, mask in part.masks.items()}
-    write_part(tmp_path / "new", replace(part, reading=everything))
+    part = read_state(tmp_path / "new", "subnetwork")
+    everything = {name: pack_bits(torch.ones_like(mask)) for name, mask in part.state.owned("new").items()}
+    part.state.tasks["new"].reading = everything
+    part.write(tmp_path / "new")
     refused(tmp_path / "base", [tmp_path / "new"], "task 'new' reads weights of layer '2.weight' of no task")
 
 
@@ -292,7 +298,7 @@ def test_a_task_that_is_not_there_is_named_with_the_nearest(tmp_path, reading):
 def test_a_network_file_may_be_replaced_by_what_is_left_of_it(tmp_path, reading):
     size = reading[1].stat().st_size
     release_task(reading[1], "last", reading[1])
-    assert tasks_in(read_network(reading[1])[0]) == ["old", "new"]
+    assert list(read_state(reading[1], "network").state.tasks) == ["old", "new"]
     assert reading[1].stat().st_size < size
 
 
@@ -315,6 +321,6 @@ def test_tied_tensors_keep_nothing_of_a_released_task(tmp_path):
     old = dict(network.weights())["0.weight"].clone()
     save_network(tmp_path / "net", network)
     release_task(tmp_path / "net", "a", tmp_path / "less")
-    state, _ = read_network(tmp_path / "less")
+    state = read_state(tmp_path / "less", "network").state.state_dict()
     assert torch.equal(state["backbone.0.weight"], state["backbone.1.weight"])
     assert not (state["backbone.1.weight"] == old).any()

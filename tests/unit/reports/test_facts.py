@@ -46,7 +46,7 @@ def test_a_finished_run_has_everything_and_no_notes(folder):
     assert facts.stages == ["a", "b"]
     assert facts.metrics == {"accuracy": ["a"], "rmse": ["b"]}
     assert facts.files == {"network.safetensors": (folder / "network.safetensors").stat().st_size}
-    assert facts.ownership.total.owned == {"a": 13, "b": 13}
+    assert facts.ownership.total().owned == {"a": 13, "b": 13}
     assert "data_dir: ${name}/x" in facts.config_text
 
 

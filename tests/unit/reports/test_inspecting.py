@@ -9,7 +9,7 @@ from rich.console import Console
 from helpers import learn, make_head, make_network
 from made_runs import write_run
 from msh.deploy.files import save_network, save_subnetwork
-from msh.deploy.plans import plan_of, save_plan
+from msh.deploy.plans import make_plan_file
 from msh.reports.inspection import print_folder_or_file
 from msh.subnetworks import Allocation
 
@@ -89,7 +89,7 @@ def test_a_plan_shows_who_will_own_what(tmp_path):
     masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == 0 for name, w in network.weights()}
     network.begin("a", Allocation(masks, dict.fromkeys(masks, 1.0)))
     network.freeze("a")
-    save_plan(tmp_path / "plan", plan_of(network, {}, (4,), "start"))
+    make_plan_file(network.state.planned(), {}, (4,), "start").write(tmp_path / "plan")
     text = shown(tmp_path / "plan")
     assert cells(text, "a") == ["a", "1", "planned", "0.250", "13", "", ""]
     assert "plan: plan, " in text

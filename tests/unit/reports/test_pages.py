@@ -56,7 +56,7 @@ def test_the_matrix_and_capacity_tables_are_those_of_the_files(folder, page):
     assert [row[1:] for row in rows] == [[number(score) for score in row] for row in facts.results.matrix]
     header, *layers, total = table(section(page, "capacity"))
     assert header == ["layer", "shape", "weights", *facts.tasks, "free"]
-    for row, layer in zip([*layers, total], [*facts.ownership.capacity, facts.ownership.total], strict=True):
+    for row, layer in zip([*layers, total], [*facts.ownership.capacity(), facts.ownership.total()], strict=True):
         assert row[2:] == [f"{count:,}" for count in (layer.size, *layer.owned.values(), layer.free)]
 
 

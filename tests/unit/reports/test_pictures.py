@@ -8,11 +8,12 @@ import pytest
 import torch
 from bokeh.models import ColumnDataSource
 
+from helpers import make_state
 from msh.reports.facts import Curve
 from msh.reports.maps import CHANGES, capacity_plot, change_of, matrix_plot, overlap_plot, owner_maps
-from msh.reports.ownership import Owner, Ownership
 from msh.reports.plots import POINTS, Drawn, curves_plot, scores_plot, sparsity_plot
 from msh.reports.results import Results, TaskResult
+from msh.subnetworks import TaskState
 
 COLOURS = {"a": "#000001", "b": "#000002", "c": "#000003"}
 
@@ -24,10 +25,8 @@ def columns(plot, *names):
 
 
 def owned(ids, reads=(), tasks="abc"):
-    owners = [
-        Owner(t, place, "frozen", tuple(reads) if t == tasks[-1] else ()) for place, t in enumerate(tasks, start=1)
-    ]
-    return Ownership(tuple(owners), {"layer": torch.tensor(ids)}, {})
+    rows = [TaskState(t, i, reads=tuple(reads) if t == tasks[-1] else ()) for i, t in enumerate(tasks, start=1)]
+    return make_state({"layer": ids}, rows)
 
 
 # ---- curves
@@ -151,7 +150,7 @@ def test_a_group_of_cells_shows_its_worst_change():
 
 def test_bars_are_shares_of_a_layer():
     ownership = owned([[1, 1, 0, 0], [2, 0, 0, 3]])
-    plot = capacity_plot("k", ownership.capacity, COLOURS)
+    plot = capacity_plot("k", ownership.capacity(), COLOURS)
     assert columns(plot, "task", "left", "right", "weights") == [
         ("a", 0, 0.25, "2"),
         ("b", 0.25, 0.375, "1"),
@@ -175,8 +174,8 @@ def test_owner_maps_are_the_owners_places_among_the_tasks(tasks):
     names = [f"t{n}" for n in range(tasks)]
     ids = torch.arange(tasks + 2).view(1, -1).repeat(2, 1)
     ids[ids == 1] = 0  # the first task was released: its id is free
-    owners = tuple(Owner(name, place, "frozen") for place, name in enumerate(names, start=2))
-    plot, (shown,) = owner_maps(Ownership(owners, {"layer": ids}, {}), dict.fromkeys(names, "#123456"))
+    rows = [TaskState(name, owner) for owner, name in enumerate(names, start=2)]
+    plot, (shown,) = owner_maps(make_state({"layer": ids}, rows), dict.fromkeys(names, "#123456"))
     dtype = np.uint8 if tasks < 256 else np.uint16
     cells = np.frombuffer(zlib.decompress(base64.b64decode(shown["cells"])), dtype).reshape(shown["shape"])
     assert cells.tolist() == [[0, 0, *range(1, tasks + 1)]] * 2

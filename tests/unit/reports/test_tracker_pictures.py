@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from helpers import make_state
 from msh.reports.colours import colours_of
-from msh.reports.ownership import LayerCapacity, Owner, Ownership
 from msh.reports.pictures import DARK, FREE_COLOUR, PALE, chosen_layers, heat_map, owner_map, same_size, stacked_bars
+from msh.subnetworks import Capacity, TaskState
 
 
 def colour(text):
@@ -19,7 +19,7 @@ def count(picture, rgb):
 
 
 def layer(name, *owned, free=0):
-    return LayerCapacity(name, (10,), {f"t{i}": n for i, n in enumerate(owned)}, free)
+    return Capacity(name, (10,), {f"t{i}": n for i, n in enumerate(owned)}, free)
 
 
 def test_a_heat_map_is_as_dark_as_it_is_told_and_empty_where_nothing_is_known():
@@ -52,7 +52,7 @@ def test_neighbours_share_a_bar_where_there_are_many_layers_and_not_all_tasks_ar
 
 
 def ownership(ids):
-    return Ownership((Owner("a", 1, "frozen"), Owner("b", 2, "frozen")), {"0.weight": torch.as_tensor(ids)}, {})
+    return make_state({"0.weight": ids}, [TaskState("a", 1), TaskState("b", 2)])
 
 
 def test_an_owner_map_has_a_dot_for_each_weight_in_its_owners_colour():

@@ -88,7 +88,7 @@ def test_a_task_reads_earlier_weights_only_when_asked(form, reuse, expected):
         network.freeze("b")
     with torch.no_grad():
         assert network(torch.eye(2)).T.tolist() == expected
-    assert network.readers("a") == (["b"] if reuse == "all" else [])
+    assert network.state.readers("a") == (["b"] if reuse == "all" else [])
 
 
 def test_a_task_reads_only_those_frozen_when_it_was_added():
@@ -99,7 +99,7 @@ def test_a_task_reads_only_those_frozen_when_it_was_added():
     network.freeze("a")
     network.add_task("c", reuse="all")
     assert network.subnetwork("b").reads == ()
-    assert network.subnetwork("c").reads == (1,)
+    assert network.subnetwork("c").reads == ("a",)
 
 
 @pytest.mark.parametrize("form", ["dense", "masked", "compact"])

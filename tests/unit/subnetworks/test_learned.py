@@ -165,7 +165,7 @@ def test_as_many_weights_count_as_are_kept_and_the_mask_is_theirs_in_the_end(kep
     assert all(torch.equal(seen_weights(network, "a")[name], seen[name]) for name in PRUNABLE)
     assert not [name for name, _ in network.named_parameters() if "scores" in name]
     network.freeze("a")
-    assert network.capacity().owned == 12
+    assert network.state.total().taken == 12
 
 
 def learn_sum(choose):
@@ -280,7 +280,7 @@ def test_own_and_read_weights_are_the_best_of_both_and_make_up_the_budget(criter
         assert not (own[name] & theirs[name]).any()
         assert not (reading[name] & ~theirs[name]).any()
     assert sum(int(mask.sum()) for mask in reading.values()) > 0
-    assert network.read_counts("new") == {"old": sum(int(mask.sum()) for mask in reading.values())}
+    assert network.view("new").read_counts("new") == {"old": sum(int(mask.sum()) for mask in reading.values())}
 
 
 def test_gradients_on_a_sample_reach_what_is_read_and_training_does_not():
@@ -360,8 +360,8 @@ def test_a_full_network_has_room_for_a_task_that_reads():
     network.compact("new")
     assert [name for name, _ in network.named_parameters()] == [f"subnetworks.new.head.{n}" for n in ("weight", "bias")]
     network.freeze("new")
-    assert network.read_counts("new") == {"old": 4}
-    assert network.capacity().owned_by("new") == 0
+    assert network.view("new").read_counts("new") == {"old": 4}
+    assert network.state.total().owned["new"] == 0
 
 
 def test_a_mask_of_what_is_read_takes_a_bit_a_weight():

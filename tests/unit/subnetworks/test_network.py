@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import FEATURES, differences, make_batch, make_head, make_mlp, make_network, quarter
+from helpers import FEATURES, counts_by_layer, differences, make_batch, make_head, make_mlp, make_network, quarter
 from msh.subnetworks import CapacityError, MultiSubnetwork, prune
 
 
@@ -155,19 +155,19 @@ def test_capacity_tells_who_has_what():
     network.begin("b")
     prune(network, "b", {"2.weight": 1, "6.weight": 0}, allow_empty=True)
     network.freeze("b")
-    capacity = network.capacity()
-    assert (capacity.prunable, capacity.owned, capacity.free) == (52, 14, 38)
-    assert capacity.per_tensor == {"2.weight": {"": 8, "a": 3, "b": 1}, "6.weight": {"": 30, "a": 10}}
+    total = network.state.total()
+    assert (total.size, total.taken, total.free) == (52, 14, 38)
+    assert counts_by_layer(network) == {"2.weight": {"": 8, "a": 3, "b": 1}, "6.weight": {"": 30, "a": 10, "b": 0}}
 
 
 def test_capacity_of_a_full_network_and_of_an_empty_one():
     network = make_network()
-    assert (network.capacity().owned, network.capacity().free) == (0, 52)
+    assert (network.state.total().taken, network.state.total().free) == (0, 52)
     network.add_task("a")
     network.begin("a")
-    assert network.capacity().free == 52
+    assert network.state.total().free == 52
     network.freeze("a")
-    assert network.capacity().per_tensor["6.weight"] == {"": 0, "a": 40}
+    assert counts_by_layer(network)["6.weight"] == {"": 0, "a": 40}
     with pytest.raises(CapacityError, match="'b' has nothing to train"):
         network.begin(network.add_task("b").task)
 
@@ -256,7 +256,7 @@ def test_a_state_of_other_tasks_or_of_a_later_version_is_refused():
     with pytest.raises(ValueError, match=r"holds the tasks \['a'\], the network \[\]"):
         other.load_state_dict(network.state_dict())
     state = network.state_dict()
-    state["_extra_state"] = state["_extra_state"].replace('"version": 2', '"version": 99')
+    state["_extra_state"] = state["_extra_state"].replace('"version": 3', '"version": 99')
     with pytest.raises(ValueError, match="version 99"):
         network.load_state_dict(state)
 

@@ -126,7 +126,7 @@ def test_tasks_of_a_stage_are_decided_on_by_themselves_and_share_no_weight(tmp_p
     assert not any((masks[0][name] & masks[1][name]).any() for name in PRUNABLE)
     for task in "ab":
         module.network.freeze(task)
-    assert module.network.capacity().free == 52 - 10 - 26
+    assert module.network.state.total().free == 52 - 10 - 26
 
 
 @pytest.mark.parametrize("allow_empty", [False, True])

@@ -108,7 +108,7 @@ def test_tasks_that_are_pruned_together_end_apart_with_their_budgets(criterion, 
     for masks, budget in zip(last, wanted, strict=True):
         assert counts(masks) == list(budget.values()) or sum(counts(masks)) == budget.get("")
     assert not any(bool((last[0][name] & last[1][name]).any()) for name in PRUNABLE)
-    assert module.network.capacity().free == 0
+    assert module.network.state.total().free == 0
 
 
 def test_pruning_at_initialisation_gives_the_first_task_what_it_has_alone(tmp_path):

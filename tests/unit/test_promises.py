@@ -3,7 +3,7 @@
 import pytest
 
 from msh.checked import A_BYTE, FEW, check_promised, parsed
-from msh.deploy.headers import Shapes, check_sizes
+from msh.deploy.files import Shapes, check_sizes
 from msh.deploy.yaml_files import read_config, read_overrides
 
 
