@@ -82,6 +82,7 @@ STEPS: dict[str, Callable[[Path, int, int], None]] = {"plan": plan, "files": fil
 
 def main() -> None:
     step, folder, tasks, depth = sys.argv[1:]
+    torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(1)
     give_large_blocks_back()  # as `msh plan` and `msh merge` do
     before = peak()

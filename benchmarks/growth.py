@@ -154,6 +154,7 @@ def _share_of_stage(settings: Settings) -> Record:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(int(sys.argv[2]))
     rounds = [_seconds_of_parts(SIZES[sys.argv[1]]) for _ in range(int(sys.argv[3]))]
     print(json.dumps({part: min(row[part] for row in rounds) for part in PARTS}))

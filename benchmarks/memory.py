@@ -115,22 +115,31 @@ def switching(settings: Settings) -> Iterator[Record]:
     network = frozen(BACKBONES[FC](), 0.1, tasks, settings.device)
     model = dense(BACKBONES[FC](), settings.device).eval()
     one, many = (drawn(SHAPES[FC], batch, settings.device)[0] for batch in (1, 512))
-    names, costs = cycle(network.tasks), []
+    names, costs = cycle(network.tasks), {"8-switch": [], "8-build": []}
     with torch.no_grad():
         for _ in range(rounds + tasks):
-            network.activate(next(names))
-            first, second = (seconds(lambda: network(one), settings.device) for _ in range(2))
-            costs.append(first - second)
+            for case, taken in costs.items():
+                network.activate(next(names) if case == "8-switch" else network.active)
+                if case == "8-build":
+                    network.forget_modules(network.active)
+                first, second = (seconds(lambda: network(one), settings.device) for _ in range(2))
+                taken.append(first - second)
         forward = take_turns({"dense": lambda: model(many)}, rounds, device=settings.device)["dense"]
-    cost = statistics.median(costs[tasks:])
-    what = (
-        f"switching the active task of {tasks} frozen ones (activate and the first forward, less a second forward of "
-        f"the same) / a forward of the dense network, {FC}, batch 512"
-    )
-    yield settings.record("8-switch", what, cost / forward, "ratio (dense in ms)", 1e3 * forward, rounds)
+    whats = {
+        "8-switch": f"switching the active task of {tasks} frozen ones (activate and the first forward, less a second "
+        "forward of the same)",
+        "8-build": "building a frozen task's module (the first forward after it was forgotten, less a second)",
+    }
+    for case, taken in costs.items():
+        cost, what = (
+            statistics.median(taken[tasks:]),
+            f"{whats[case]} / a forward of the dense network, {FC}, batch 512",
+        )
+        yield settings.record(case, what, cost / forward, "ratio (dense in ms)", 1e3 * forward, rounds)
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(int(sys.argv[2]))
     train_one(int(sys.argv[1]))
     print(peak())

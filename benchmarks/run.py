@@ -31,6 +31,7 @@ from benchmarks import (
     steps,
     storage,
     structured,
+    subnormal,
 )
 from benchmarks.document import write_table
 from benchmarks.records import FILE_NAME, Record, merge, read, write
@@ -52,6 +53,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "12": startup.start_up,
     "13": growth.growth,
     "14": overhead.overhead,
+    "15": subnormal.subnormal,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }
@@ -60,6 +62,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
 
 def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[Record]:
     """Measure rows one after another; a line for each on the console."""
+    torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(settings.threads)
     records = []
     for row in rows:

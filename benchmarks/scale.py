@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if unknown := [name for name in options.only.split(",") if name not in TABLES]:
         parser.error(f"--only: there is no table {', '.join(unknown)}; the tables are {', '.join(TABLES)}")
+    torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(1)
     for name in options.only.split(","):
         rows = TABLES[name](options)

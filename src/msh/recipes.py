@@ -30,9 +30,11 @@ def build(recipe: Mapping[str, Any]) -> nn.Module:
     return _make(recipe, {})
 
 
-def rebuild(
-    recipe: Mapping[str, Any], what: str, numbers: int, classes: Mapping[str, Callable[..., nn.Module]] | None = None
-) -> nn.Module:
+Constructors = Mapping[str, Callable[..., nn.Module]]
+"""Dotted name to constructor, of modules that are not of msh, torch, torchvision, timm or transformers."""
+
+
+def rebuild(recipe: Mapping[str, Any], what: str, numbers: int, classes: Constructors | None = None) -> nn.Module:
     """Build a module from a recipe of unknown origin, such as a file's.
 
     It is first built without memory, so that no recipe can ask for more than the file it comes from accounts for.
@@ -41,9 +43,20 @@ def rebuild(
         recipe: of a module of msh, torch, torchvision, timm or transformers.
         what: it is, for messages.
         numbers: that the file holds.
-        classes: dotted name to constructor, for modules of other code.
+        classes: constructors of modules of other code.
     Raises:
         ValueError: the recipe names other code, has wrong arguments, or gives a module that is too large.
+    """
+    size = sum(tensor.numel() for tensor in _tensors(outline(recipe, what, classes)))
+    if size > max(2**22, SPARE * numbers):
+        raise ValueError(f"{what} would have {size:,} numbers, and the file holds {numbers:,}")
+    return _make(recipe, dict(classes or {}))
+
+
+def outline(recipe: Mapping[str, Any], what: str, classes: Constructors | None = None) -> nn.Module:
+    """Build a module from a recipe of unknown origin on the meta device: its structure, without memory.
+
+    The arguments and errors are those of `rebuild`.
     """
     classes = dict(classes or {})
     for target in _targets(recipe):
@@ -54,10 +67,7 @@ def rebuild(
             )
     try:
         with torch.device("meta"):
-            size = sum(t.numel() for t in _tensors(_make(recipe, classes)))
-        if size > max(2**22, SPARE * numbers):
-            raise ValueError(f"it would have {size:,} numbers, and the file holds {numbers:,}")
-        return _make(recipe, classes)
+            return _make(recipe, classes)
     except Exception as error:  # whatever a constructor raises about its arguments
         raise ValueError(f"{what} cannot be rebuilt by {recipe.get('_target_')!r}: {error}") from error
 
@@ -76,7 +86,7 @@ def is_known(target: str) -> bool:
     return inspect.isclass(found) and issubclass(found, nn.Module) and origin.startswith(LIBRARIES)
 
 
-def _make(recipe: Mapping[str, Any], classes: Mapping[str, Callable[..., nn.Module]]) -> nn.Module:
+def _make(recipe: Mapping[str, Any], classes: Constructors) -> nn.Module:
     """Build a module, and before it the modules among its arguments."""
     arguments = {key: _argument(value, classes) for key, value in recipe.items() if key != "_target_"}
     target = recipe["_target_"]
@@ -86,7 +96,7 @@ def _make(recipe: Mapping[str, Any], classes: Mapping[str, Callable[..., nn.Modu
     return module
 
 
-def _argument(value: Any, classes: Mapping[str, Callable[..., nn.Module]]) -> Any:
+def _argument(value: Any, classes: Constructors) -> Any:
     if isinstance(value, dict):
         if "_target_" in value:
             return _make(value, classes)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from msh.deploy.files import StateFile, damages, read_state
-from msh.recipes import Recipe, rebuild
+from msh.recipes import Constructors, Recipe, rebuild
 from msh.subnetworks import MultiSubnetwork, NetworkState
-
-Constructors = Mapping[str, Callable[..., nn.Module]]
-"""Dotted name to constructor, of modules that are not of msh, torch, torchvision, timm or transformers."""
 
 
 def rebuild_network(path: Path, classes: Constructors | None = None) -> MultiSubnetwork:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from msh.deploy.files import read_state
 from msh.deploy.plans import read_plan
+from msh.recipes import outline
 from msh.reports.colours import colours_of
 from msh.reports.facts import RunFacts, read_run
 from msh.reports.groups import in_groups
@@ -20,6 +21,7 @@ from msh.reports.ownership import private_count, used_by_task
 from msh.reports.table import new_console
 from msh.reports.words import bytes_of, number, share
 from msh.subnetworks import Capacity, NetworkState
+from msh.subnetworks.roles import find_roles
 
 LAYERS, TASKS = 20, 8
 """Layers, and tasks of a layer, up to which each has a line of its own."""
@@ -51,6 +53,42 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
     else:
         state = read_plan(path).state if file.kind == "plan" else file.state
         _print_ownership(title, state, everything, console)
+
+
+def print_parameters(path: Path, console: Console | None = None) -> None:
+    """Print the role of each tensor of a backbone, and why: prunable, private or shared.
+
+    Args:
+        path: run folder; or network, subnetwork or plan file.
+        console: to print on.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another kind.
+    """
+    console = console or new_console()
+    state = read_state(path / "network.safetensors" if path.is_dir() else path).state
+    table = Table()
+    for name in ("tensor", "shape", "role", "why"):
+        table.add_column(name, no_wrap=name != "why")
+    for name, shape, role, why in _roles(state):
+        table.add_row(escape(name), " × ".join(map(str, shape)) or "1", role, escape(why))
+    console.print(table)
+
+
+def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
+    """(name, shape, role, reason) of a backbone's tensors; no reason where the backbone cannot be built again."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in (state.owners | state.defaults).items()}
+    try:
+        found = {role.name: role for role in find_roles(outline(state.recipe, "the backbone"))} if state.recipe else {}
+    except ValueError:  # of code that is not msh's: the roles are known all the same
+        found = {}
+    for name in [*found, *(name for name in shapes if name not in found)]:
+        role = found.get(name)
+        kind = "prunable" if name in state.owners else "shared" if name in state.shared else "private"
+        if role is not None and name not in shapes:
+            kind = role.kind
+        why = "" if role is None else role.why if role.kind == kind else f"chosen by `prunable` ({role.why})"
+        yield name, shapes.get(name, () if role is None else tuple(role.shape)), kind, why
 
 
 def _print_run(facts: RunFacts, everything: bool, console: Console) -> None:

@@ -73,7 +73,7 @@ class MultiSubnetwork(nn.Module):
         backbone: nn.Module,
         prunable: Prunable = None,
         recipe: Mapping[str, Any] | None = None,
-        cache_bytes: int = 2**30,
+        cache_bytes: int = 2**28,
         master_weights: bool = True,
     ) -> None:
         super().__init__()

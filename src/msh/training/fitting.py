@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
+from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
@@ -187,4 +188,6 @@ def measure(
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate
     run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, config, trainer), verbose=False)
+    if isinstance(module.network, MultiSubnetwork):
+        module.network.forget_modules()  # memory does not grow with the tasks that are measured
     return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}
