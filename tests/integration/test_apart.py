@@ -141,6 +141,21 @@ def test_a_plan_by_gradients_and_of_whole_units_is_kept(tmp_path):
         assert torch.equal(owned["layers.3.weight"].sum(1)[rows].unique(), owned["layers.1.weight"].any(1).sum()[None])
 
 
+def test_a_plan_with_an_empty_layer_is_made_and_used_only_where_that_is_allowed(tmp_path, capsys):
+    how = [*COMMON, "tasks=wine", "pruning.criterion=magnitude", "pruning.density=0.0005"]
+    allowed = [*how, "pruning.allow_empty_layers=true"]
+
+    def is_refused(main, *arguments):
+        with pytest.raises(SystemExit):
+            here(main, *arguments, cwd=tmp_path)
+        return "no weight of layer 'layers.1.weight'" in capsys.readouterr().err
+
+    assert is_refused(plan.main, *how, "-o", "plan")
+    here(plan.main, *allowed, "-o", "plan", cwd=tmp_path)
+    assert is_refused(train.main, *how, "plan=plan", "hydra.run.dir=run")
+    here(train.main, *allowed, "plan=plan", "hydra.run.dir=run", cwd=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

@@ -88,6 +88,8 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
             ["callbacks=early_stopping", "callbacks.early_stopping.patience=0"],
             ["early_stopping.patience = 0 is not allowed"],
         ),
+        (["evaluation.batch_size=0"], ["evaluation.batch_size must be >= 1, got 0"]),
+        (["evaluation.batch_size=few"], ["evaluation.batch_size", "could not be converted to Integer"]),
         (["optimizer.lr=-1"], ["optimizer = .*'lr': -1.* is not allowed: Invalid learning rate: -1"]),
         (["optimizer.lr=much"], ["optimizer = .*'lr': 'much'.* is not allowed"]),
         (["+optimizer.rate=1"], ["optimizer = .*'rate': 1.* is not allowed: .* unexpected keyword argument 'rate'"]),
@@ -111,6 +113,36 @@ def test_budgets_over_capacity_name_task_layer_wanted_and_free(refused):
 def test_budgets_over_capacity_of_the_whole_network(refused):
     message = refused("tasks=[wine,iris]", "pruning.density=0.6", "pruning.scope=network")
     has(message, "task 'iris' wants 864 weights of the whole network, but only 576 are free")
+
+
+EMPTY = [
+    ("pruning.scope=tensor", "task 'wine' would get no weight of layer 'layers.1.weight', of which 416 are free"),
+    ("pruning.scope=epl", "task 'wine' would get no weight of layer 'layers.3.weight', of which 1024 are free"),
+    ("pruning.scope=network", "task 'wine' would get 1 weights of the whole network, fewer than its 2 layers"),
+    ("pruning.granularity=neuron", "task 'wine' wants 1 weights, but one unit of each layer"),
+]
+
+
+@pytest.mark.parametrize(("setting", "problem"), EMPTY)
+def test_a_budget_that_leaves_a_layer_empty_is_refused_and_the_smallest_that_works_is_named(setting, problem, refused):
+    message = refused("tasks=[wine,iris]", setting, "pruning.density=0.0005")
+    has(message, problem, r"density must be >= [0-9.e-]+, got 0.0005")
+
+
+def test_a_cut_by_scores_that_leaves_a_layer_empty_ends_the_run_before_it_trains(train_here, tmp_path):
+    def run(density, folder, *more):
+        settings = ["pruning=at_init", "pruning.criterion=gradient", "pruning.scope=network", "trainer.max_epochs=1"]
+        chosen = ["tasks=wine", f"pruning.density={density}", *settings, *more]
+        return train_here(EXPERIMENT, "logger=csv", *chosen, folder=folder)
+
+    with pytest.raises(AssertionError, match=r"'wine' would keep no weight of layer .* density must be >=") as caught:
+        run(0.002, "small")
+    least = float(re.search(r"density must be >= ([0-9.e-]+)", str(caught.value)).group(1))
+    assert not (tmp_path / "small" / "metrics.csv").exists()
+    with pytest.raises(AssertionError, match=r"'wine' would keep no weight of layer"):
+        run(0.95 * least, "smaller")
+    run(least, "least")
+    run(0.002, "allowed", "pruning.allow_empty_layers=true")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from running import ROOT
 from sources import instead_of
 
 from msh.deploy.files import read_state
-from msh.subnetworks import CRITERIA, SCHEDULES
+from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
+from msh.training.shared import SharedNetwork
 
 register()
 
@@ -196,6 +197,24 @@ def test_a_gate_prunes_below_the_budget_and_hands_the_rest_to_the_next_task(lear
     found, sizes = owned(folder)
     assert found[1] == [round(0.2 * size) for size in sizes]  # of its half, in three steps
     assert found[2] == [round(0.5 * size) for size in sizes]  # of the .8 that are left, in as many
+
+
+def test_no_network_ever_evaluates_more_examples_at_once_than_is_set(learned, monkeypatch):
+    sizes = []
+    for kind in (MultiSubnetwork, SharedNetwork):
+        forward = kind.forward
+
+        def look(self, inputs, task=None, forward=forward):
+            sizes.append(len(inputs))
+            return forward(self, inputs, task)
+
+        monkeypatch.setattr(kind, "forward", look)
+    batches = [f"tasks.{task}.batch_size=6" for task in ("wine", "iris")]
+    how = ["pruning=at_init", "pruning.criterion=gradient", "baseline=[dense,finetune,joint]", "trainer.max_epochs=1"]
+    results, folder = learned(*how, *batches, "evaluation.batch_size=6")
+    scores = {row["task"]: row["score"] for row in evaluate(folder)}
+    assert scores == {task: row["test"] for task, row in results["tasks"].items()}
+    assert max(sizes) == 6
 
 
 def test_over_the_whole_network_scores_decide_where_weights_are_kept(learned):

@@ -10,7 +10,7 @@ import msh
 SOURCE = Path(msh.__file__).parent
 LAYERS = ["cli", "training", "reports", "deploy", "tasks", "backbones", "subnetworks"]
 """From the top down: a layer imports those below it."""
-ROOT_MODULES = ["__init__", "checked", "names"]
+ROOT_MODULES = ["__init__", "checked", "names", "recipes"]
 FILES = sorted(SOURCE.rglob("*.py"))
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400

@@ -55,28 +55,31 @@ class PaperConv(nn.Module):
             flat = nn.Sequential(*layers).eval()(torch.zeros(1, *self.input_shape)).shape[1]
         for before, width in itertools.pairwise([flat, *linear]):
             layers += [nn.Linear(before, width), nn.ReLU()]
-        self.layers = nn.Sequential(*layers).train()
+        self.layers = ChannelsLast(*layers).train()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to features (batch, last of `linear`)."""
-        return channels_last(self.layers, inputs)
+        features: Tensor = self.layers(inputs)
+        return features
 
 
-def channels_last(layers: nn.Sequential, inputs: Tensor) -> Tensor:
-    """Run convolutional layers, all but the first on images that lie in memory with their channels last.
+class ChannelsLast(nn.Sequential):
+    """Convolutional layers, all but the first on images that lie in memory with their channels last.
 
     On a CPU convolutions and their backward pass are faster so, and in bfloat16 most of all. The images themselves
     are taken as they are: where they have one channel, torch cannot tell the two layouts apart.
 
     Args:
         layers: the first one a convolution.
-        inputs: (batch, channels, height, width).
     """
-    first, *others = layers
-    activations: Tensor = first(inputs).contiguous(memory_format=torch.channels_last)
-    for layer in others:
-        activations = layer(activations)
-    return activations
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width) to what the last layer gives."""
+        for place, layer in enumerate(self):
+            inputs = layer(inputs)
+            if place == 0:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
 
 
 def _conv(inputs: int, outputs: int, norm: bool) -> list[nn.Module]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from msh.backbones.conv import channels_last
+from msh.backbones.conv import ChannelsLast
 
 
 class ResNet18(nn.Module):
@@ -36,14 +36,15 @@ class ResNet18(nn.Module):
             shortcut = nn.Sequential(*_conv(inputs, outputs, 1, stride)) if stage else None
             layers += [BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs)]
             inputs = outputs
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = ChannelsLast(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to features (batch, 8 x width)."""
-        return channels_last(self.layers, inputs)
+        features: Tensor = self.layers(inputs)
+        return features
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:

@@ -28,11 +28,12 @@ CHANGEABLE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "evaluation",
     "objective",
     "skip_finished",
 )
 """Settings that a resumed run may change: they do not change what it has learned. On other devices, or on more or fewer
-of them, it goes on with the same batches; sums may round otherwise."""
+of them, it goes on with the same batches; sums may round otherwise, as they may with other batches of evaluation."""
 
 
 def rewrite_arguments() -> None:

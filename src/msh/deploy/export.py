@@ -10,34 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msh.subnetworks import MultiSubnetwork, UnitGraph, trace_units
-from msh.subnetworks.tensors import as_parameters, evaluating
+from msh.subnetworks import MultiSubnetwork, TaskNetwork, UnitGraph, trace_units
+from msh.subnetworks.tensors import as_parameters, evaluating, put_tensor
 from msh.subnetworks.tracing import CONVOLUTIONS, example_inputs
 from msh.subnetworks.units import columns, owned_units
 
 
-class SlicedNetwork(nn.Module):
-    """One task's stem, backbone cut down to its units, and head.
-
-    Args:
-        task: its name.
-        stem: from the task's input to the backbone's, or identity.
-        backbone: the smaller one.
-        head: from the features that were kept to the task's outputs.
-    """
-
-    def __init__(self, task: str, stem: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.task, self.stem, self.backbone, self.head = task, stem, backbone, head
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, *the task's input shape) to (batch, *the head's outputs)."""
-        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
-        return outputs
-
-
 @torch.no_grad()
-def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -> SlicedNetwork:
+def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -> TaskNetwork:
     """Copy a task that was allocated in whole units into a smaller dense network, in evaluation mode.
 
     Its outputs are those of the task in evaluation mode, but for the rounding of sums. Units that were not kept
@@ -67,13 +47,17 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     memo: dict[int, object] = {}
     backbone = copy.deepcopy(network.backbone)
     for name, tensor in _kept_tensors(network, task, graph, units).items():
-        _put(backbone, name, tensor, trainable=name not in network.names.buffers)
+        copied = tensor.detach().clone()
+        where, _, leaf = name.rpartition(".")
+        put_tensor(
+            backbone.get_submodule(where), leaf, copied if name in network.names.buffers else nn.Parameter(copied)
+        )
     for where in (*(layer.module for layer in graph.layers.values()), *graph.norms):
         _resize(backbone.get_submodule(where))
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
     kept = columns(graph.output, units, len(constants), constants.device)
-    smaller = SlicedNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants)).eval()
+    smaller = TaskNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants), frozen=False).eval()
     return smaller.to(memory_format=torch.channels_last)
 
 
@@ -97,21 +81,13 @@ def _kept_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, units: 
         places[layer.module] = units[name]
     for where, passed in graph.norms.items():
         places[where] = columns(passed, units, 0, next(iter(units.values())).device)
-    for name, tensor in sub.private.items():
+    for key, tensor in network.view(task).private(task).items():
+        kind, _, name = key.partition(".")
         where = name.rpartition(".")[0]
+        if kind != "private":
+            continue
         found[name] = tensor[places[where]] if where in places and tensor.dim() else tensor
     return found
-
-
-def _put(backbone: nn.Module, name: str, tensor: Tensor, trainable: bool) -> None:
-    where, _, leaf = name.rpartition(".")
-    module = backbone.get_submodule(where)
-    del module._buffers[leaf]
-    copied = tensor.detach().clone()
-    if trainable:
-        module.register_parameter(leaf, nn.Parameter(copied))
-    else:
-        module.register_buffer(leaf, copied)
 
 
 def _resize(module: nn.Module) -> None:

@@ -30,7 +30,8 @@ from msh.training.evaluation import load_run
 config, tasks, network = load_run(Path({folder!r}))
 network.eval()
 for name in network.tasks:
-    examples, targets = tasks[name].splits["test"].inputs[:256], tasks[name].splits["test"].targets[:256]
+    size, test = config.evaluation.batch_size or tasks[name].batch_size, tasks[name].splits["test"]
+    examples, targets = test.inputs[:size], test.targets[:size]
     outputs = tasks[name].predictions(network(examples, name))
     print(name, outputs.shape, targets.shape)
 """

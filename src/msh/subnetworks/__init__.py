@@ -5,15 +5,16 @@ from msh.subnetworks.allocation import (
     Allocation,
     Budget,
     CapacityError,
-    check_free,
+    EmptyLayerError,
     layer_counts,
-    plan_counts,
     top_k_mask,
     top_k_masks,
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
+from msh.subnetworks.empty import check_layers, empty_layers
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
 from msh.subnetworks.network import MultiSubnetwork, Reuse
+from msh.subnetworks.planning import check_free, least_budget, plan_counts
 from msh.subnetworks.pruning import (
     candidate_counts,
     candidates,
@@ -46,6 +47,7 @@ __all__ = [
     "Capacity",
     "CapacityError",
     "Criterion",
+    "EmptyLayerError",
     "Granularity",
     "MultiSubnetwork",
     "NetworkState",
@@ -59,11 +61,14 @@ __all__ = [
     "candidate_counts",
     "candidates",
     "check_free",
+    "check_layers",
     "cut",
+    "empty_layers",
     "fit_units",
     "go_back",
     "keep_state",
     "layer_counts",
+    "least_budget",
     "let_scores_choose",
     "loss_gradients",
     "plan_counts",

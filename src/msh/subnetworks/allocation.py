@@ -125,6 +125,10 @@ class CapacityError(ValueError):
     """A task asks for more weights than are free, or would get none."""
 
 
+class EmptyLayerError(CapacityError):
+    """A task would have no weight of a layer."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How many weights a task may keep.
@@ -243,82 +247,3 @@ def _spread(counts: dict[str, int], rest: int, sizes: Mapping[str, int]) -> None
     step = 1 if rest > 0 else -1
     for i in range(abs(rest)):
         counts[order[i % len(order)]] += step
-
-
-def check_free(task: str, wanted: Mapping[str, int], free: Mapping[str, int]) -> None:
-    """Raise when a task's budget is more than what is free, or leaves it a layer without any weight.
-
-    Args:
-        task: the task's name, for the message.
-        wanted: as `Budget.counts` returns it.
-        free: tensor name to its number of free weights.
-    Raises:
-        CapacityError: naming task, layer, wanted and free.
-    """
-    for name, count in wanted.items():
-        available = sum(free.values()) if name == "" else free[name]
-        layer = "the whole network" if name == "" else f"layer {name!r}"
-        if count < 1:
-            raise CapacityError(
-                f"task {task!r} would get no weight of {layer}, of which {available} are free; "
-                "raise its density, or give the network more weights"
-            )
-        if count > available:
-            raise CapacityError(
-                f"task {task!r} wants {count} weights of {layer}, but only {available} are free; "
-                "lower its density, or give the network more weights"
-            )
-
-
-def plan_counts(
-    sizes: Mapping[str, int],
-    budgets: Mapping[str, Budget],
-    free: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, dict[str, int]]:
-    """Serve the tasks' budgets in order, on paper.
-
-    With scopes "erk" and "epl" a tensor that is too small for what all of them would like of it is shared out among
-    them in proportion to their budgets, and they take the rest of these elsewhere.
-
-    Args:
-        sizes: tensor name to its number of weights.
-        budgets: task name to its budget, in the order they will be served.
-        free: tensor name to its number of free weights; all of them when None.
-        shapes: tensor name to its shape; only budgets of scopes "erk" and "epl" need them.
-    Returns:
-        Task name to what `Budget.counts` gives it.
-    Raises:
-        CapacityError: a task asks for more than what the tasks before it leave, or would get no weight of a tensor.
-    """
-    left = dict(sizes if free is None else free)
-    plan: dict[str, dict[str, int]] = {}
-    for position, (task, budget) in enumerate(budgets.items()):
-        most = left
-        if budget.scope in LAYERED:
-            coming = [each.total(sizes) for each in list(budgets.values())[position:]]
-            check_free(task, {"": coming[0]}, left)
-            most = _fair_part(left, coming[0], sum(coming))
-        wanted = budget.counts(sizes, most, len(budgets) - position, shapes)
-        check_free(task, wanted, left)
-        plan[task] = wanted
-        left = _take(left, wanted)
-    return plan
-
-
-def _fair_part(free: Mapping[str, int], wanted: int, by_all: int) -> dict[str, int]:
-    """Of each tensor, the part of its free weights that a task's budget is of all budgets still to be served."""
-    by_all = max(wanted, min(by_all, sum(free.values())))
-    return {name: -(-available * wanted // by_all) for name, available in free.items()}
-
-
-def _take(free: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, int]:
-    """What is left; where it is not known yet which tensors will give, each gives in proportion."""
-    if "" not in wanted:
-        return {name: free[name] - wanted[name] for name in free}
-    count, total = wanted[""], sum(free.values())
-    left, owed = {}, count
-    for name, available in free.items():
-        part = min(owed, -(-available * count // total)) if total else 0
-        left[name], owed = available - part, owed - part
-    return left

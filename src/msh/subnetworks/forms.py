@@ -14,7 +14,9 @@ from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
 
 
-def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor, padding: int | None = None) -> None:
+def prepare(
+    sub: Subnetwork, name: str, held: Tensor, base: Tensor, dtype: torch.dtype, padding: int | None = None
+) -> None:
     """Work out what a masked or compact task computes a tensor with, until what it holds changes.
 
     Args:
@@ -22,6 +24,7 @@ def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor, padding: int
         name: of the tensor.
         held: bool, (*shape): its candidates, or the weights it owns.
         base: (*shape) or (), what it reads of other tasks there.
+        dtype: that it computes in.
         padding: row of an embedding that gets no gradient, and so needs no mask to stay 0.
     """
     sub.base.set(name, base, persistent=False)
@@ -33,7 +36,8 @@ def prepare(sub: Subnetwork, name: str, held: Tensor, base: Tensor, padding: int
         restore(sub.values[name], sub.bits[name], base)  # what is looked at before the next forward is right too
     else:
         sub.index.set(name, places(held), persistent=False)
-    if base.dim() == 0 and name not in sub.scores and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
+    plain = base.dim() == 0 and name not in sub.scores and sub.values[name].dtype == dtype
+    if plain and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
         index = sub.index[name] if name in sub.index else places(held)
         sub.patterns[name] = Pattern(index, held.shape)
 
@@ -54,10 +58,11 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | Sparse
         (*shape), or its sparse form where that may cost less.
     """
     weight = _held_weight(sub, name, like)
-    if name not in sub.scores:
+    if isinstance(weight, SparseForm):
         return weight
-    assert isinstance(weight, Tensor)  # scored weights have no pattern
-    return weight * straight_through(sub, name)
+    if name in sub.scores:
+        weight = weight * straight_through(sub, name)
+    return weight.to(like.dtype)
 
 
 def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseForm:
@@ -116,7 +121,8 @@ def _dense(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
         return masked_weight(values, sub.bits[name])
     if name not in sub.dense:
         with torch.inference_mode(False):  # it outlives an inference pass
-            buffer = sub.base[name].expand(like.shape).clone(memory_format=torch.contiguous_format)
+            start = sub.base[name].to(like.dtype).expand(like.shape)
+            buffer = start.clone(memory_format=torch.contiguous_format)
         sub.dense.set(name, buffer, persistent=False)
     unchanged = sub.written.get(name) == values._version
     weight = scattered_weight(values, sub.dense[name], sub.index[name], unchanged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from msh.subnetworks.state import EXTRA_STATE, read_description
 from msh.subnetworks.tensors import bag_key, name_of_key, trainable
@@ -50,6 +51,11 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
         if sub.phase == "frozen":
             sub.make_untrainable()
         _adopt_buffers(network, sub, state, f"{start}private.")
+        for name, tensor in [*sub.private.items()]:
+            saved = state.get(f"{start}private.{bag_key(name)}")
+            if saved is not None and saved.dtype != tensor.dtype:  # master weights train in another type
+                cast_to = tensor.detach().to(saved.dtype)
+                sub.private.set(name, nn.Parameter(cast_to) if isinstance(tensor, nn.Parameter) else cast_to)
         for key in [key for key in state if key.startswith(start)]:
             bag, rest = str(key).removeprefix(start).split(".", 1)
             if bag in BAGS:

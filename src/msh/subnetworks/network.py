@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from msh.names import one_of
+from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
 from msh.subnetworks.forms import prepare, shown_weight, training_weight, update_choice
 from msh.subnetworks.initial import fresh_values, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.state import Masks, NetworkState, Recipe, check_task_name
+from msh.subnetworks.state import Masks, NetworkState, check_task_name
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,
@@ -32,7 +33,16 @@ from msh.subnetworks.tensors import (
     trainable,
     wide_enough,
 )
-from msh.subnetworks.views import ModuleCache, TaskNetwork, TrainingNetwork, copy_structure, frozen_network
+from msh.subnetworks.views import (
+    ModuleCache,
+    TaskNetwork,
+    TrainingNetwork,
+    cast_half,
+    cast_head,
+    copy_structure,
+    frozen_network,
+    half_precision,
+)
 from msh.subnetworks.weight_norm import make_weight_norms_safe
 
 Reuse = Literal["none", "all", "learned"]
@@ -50,6 +60,8 @@ class MultiSubnetwork(nn.Module):
             patterns of dotted names such as "blocks.*.weight"; by the layers' roles when None (see `roles`). The rest
             (biases, normalisation) each task has for itself.
         recipe: how to build the backbone again; files carry it.
+        master_weights: train a backbone that comes in bfloat16 or float16 in float32, and compute with these values
+            rounded; False trains in its own type. Frozen tasks are stored in its own type either way.
         cache_bytes: bound on the computed weights kept of frozen tasks in use; see `module`.
     Raises:
         ValueError: the backbone has no prunable tensor, or cannot be used by several tasks; the message says why.
@@ -62,6 +74,7 @@ class MultiSubnetwork(nn.Module):
         prunable: Prunable = None,
         recipe: Mapping[str, Any] | None = None,
         cache_bytes: int = 2**30,
+        master_weights: bool = True,
     ) -> None:
         super().__init__()
         self.names = name_tensors(backbone, prunable)
@@ -77,6 +90,7 @@ class MultiSubnetwork(nn.Module):
             self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
             self.initial_norms.set(name, weight.float().norm().reshape(()))
         self.recipe: Recipe = dict(recipe or {})
+        self.master_weights = master_weights
         self.subnetworks = TaskDict()
         self.active: str | None = None
         self._modules_in_use = ModuleCache(cache_bytes)
@@ -197,7 +211,7 @@ class MultiSubnetwork(nn.Module):
         sub = Subnetwork(task, owner, frozen if reuse != "none" else (), head, stem)
         sub.granularity, sub.recipe = granularity, dict(recipe or {})
         for name in self.names.parameters:
-            sub.private.set(name, nn.Parameter(self.backbone.get_buffer(name).detach().clone()))
+            sub.private.set(name, nn.Parameter(self._master(self.backbone.get_buffer(name).detach().clone())))
         for name in self.names.buffers:
             sub.private.set(name, self.backbone.get_buffer(name).detach().clone())
         self.subnetworks[task] = sub
@@ -230,7 +244,7 @@ class MultiSubnetwork(nn.Module):
             mask, base, initial_norm = candidates[name], base_of[name], self.initial_norms[name]
             start = weight if generator is None else fresh_values(weight, initial_norm, generator)
             norm = None if allocation is None else allocation.norms[name]
-            values = start_values(start, mask, base, initial_norm, sub.selective, norm)
+            values = self._master(start_values(start, mask, base, initial_norm, sub.selective, norm))
             sub.values.set(name, nn.Parameter(values))
             sub.masks.set(name, mask)
         sub.phase = "masked"
@@ -286,6 +300,8 @@ class MultiSubnetwork(nn.Module):
         for name, weight in self.weights():
             weight[self.owners[name] == sub.owner] = sub.values[name].detach().to(weight)
         sub.make_untrainable()
+        for name in self.names.parameters:
+            sub.private.set(name, sub.private[name].to(self.backbone.get_buffer(name).dtype))
         sub.drop_training_state()
         sub.phase = "frozen"
         self._drop_unchanged(sub)
@@ -296,6 +312,11 @@ class MultiSubnetwork(nn.Module):
         for name in self.names.buffers:
             if name in sub.private and same_bits(sub.private[name], self.backbone.get_buffer(name)):
                 sub.private.drop(name)
+
+    def _master(self, tensor: Tensor) -> Tensor:
+        """A tensor in the type in which it trains."""
+        half = tensor.dtype in (torch.bfloat16, torch.float16)
+        return tensor.float() if half and self.master_weights else tensor
 
     def _end_choice(self, sub: Subnetwork) -> None:
         """Forget masks and scores; drop from `reads` every task none of whose weights were selected."""
@@ -385,8 +406,15 @@ class MultiSubnetwork(nn.Module):
         for again, name in self.names.tied.items():
             if name in tensors:
                 tensors[again] = tensors[name]
-        outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (sub.stem(inputs),), tie_weights=False))
-        return outputs
+        features = sub.stem(inputs)
+        half = half_precision(weight for _, weight in self.weights())
+        if half is None:
+            outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (features,), tie_weights=False))
+            return outputs
+        for name in self.names.parameters:
+            tensors[name] = tensors[name].to(self.backbone.get_buffer(name).dtype)
+        features = functional_call(self.backbone, tensors, (cast_half(features, half),), tie_weights=False)
+        return cast_head(sub.head, features)
 
     def training_weights(self, sub: Subnetwork) -> dict[str, Tensor | SparseForm]:
         """Tensor name to what a masked or compact task computes with now; gradients reach the task's values."""
@@ -425,7 +453,8 @@ class MultiSubnetwork(nn.Module):
             for name in self.names.prunable:
                 row = self.names.padding.get(name)
                 never = None if row is None or name in self.names.tied.values() else row
-                prepare(sub, name, own[name], base[name], never)
+                weight = self.backbone.get_buffer(name)
+                prepare(sub, name, own[name], base[name].to(sub.values[name].dtype), weight.dtype, never)
 
     def _in_phase(self, task: str, phase: str) -> Subnetwork:
         sub = self.subnetwork(task)

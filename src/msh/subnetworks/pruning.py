@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msh.subnetworks.allocation import choose
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
+from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
 from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork
@@ -44,6 +45,7 @@ def select(
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
     units: UnitGraph | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Tensor]:
     """Choose the weights that a masked task keeps.
 
@@ -58,13 +60,19 @@ def select(
         gradients: tensor name to dL/dw (*shape), if the criterion needs them.
         generator: on the CPU, for the criterion; a fixed seed when None.
         units: of the backbone, to keep whole units; None: single weights.
+        allow_empty: let the task keep no weight of some layers, where `kept` or the scores say so.
     Returns:
         Tensor name to bool (*shape).
     Raises:
         ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
+        EmptyLayerError: the task would neither own nor read a weight of a layer.
     """
     scores = score(network, task, criterion, gradients, generator, units)
-    return weights_of(choose(scores, kept, candidates(network, task, units)), units)
+    open_to = candidates(network, task, units)
+    masks = choose(scores, kept, open_to)
+    if not allow_empty:
+        check_layers(network, task, masks, kept, scores, open_to)
+    return weights_of(masks, units)
 
 
 def weights_of(masks: Masks, units: UnitGraph | None) -> dict[str, Tensor]:
@@ -185,12 +193,14 @@ def prune(
     generator: torch.Generator | None = None,
     rescale: bool = True,
     units: UnitGraph | None = None,
+    allow_empty: bool = False,
 ) -> None:
     """Cut a masked task down to as many weights as it may keep: `select`, then `cut`.
 
     Source: Han et al. 2015; Zhu and Gupta 2017.
     """
-    cut(network, task, select(network, task, kept, criterion, gradients, generator, units), rescale, units)
+    masks = select(network, task, kept, criterion, gradients, generator, units, allow_empty)
+    cut(network, task, masks, rescale, units)
 
 
 def _rows(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +221,7 @@ class SparseLinear(nn.Linear):
     Compilers, exporters and tracers see the dense weight.
     """
 
-    form: SparseForm | Tensor | None = None
+    form = cast(Any, None)  # a SparseForm, or the dense tensor; without an annotation, which torch.jit would read
 
     def forward(self, input: Tensor) -> Tensor:
         """(*batch, columns) to (*batch, rows)."""

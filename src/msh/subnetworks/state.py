@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from msh.checked import parsed
 from msh.names import suggestion
+from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, choose_at_most
 from msh.subnetworks.initial import give_back, norm_of
 from msh.subnetworks.tensors import bag_key, belongs, name_of_key, raw_bytes, same_bits, unpack_bits, wide_enough
@@ -56,8 +57,6 @@ def check_task_name(task: str) -> None:
 
 Masks = dict[str, Tensor]
 """Tensor name to bool (*shape)."""
-Recipe = dict[str, Any]
-"""How to build something again: see `msh.deploy.recipes`."""
 
 
 @dataclass
@@ -263,7 +262,7 @@ class NetworkState:
         nothing, read = dense.new_zeros(()), self.read_mask(task, name)
         if entry.phase == "masked":
             found = torch.where(entry.masks[name], entry.values[name], torch.where(read, dense, nothing))
-            return found if not entry.kept else found * self._chosen(entry)[name]
+            return (found if not entry.kept else found * self._chosen(entry)[name]).to(dense.dtype)
         own = self.owners[name] == entry.owner
         if entry.phase == "compact":
             found = torch.where(read, dense, nothing)

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import FREE, Budget, CapacityError
+from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError
+from msh.subnetworks.empty import least_density
 from msh.subnetworks.tracing import UnitGraph, Units
 
 
@@ -102,9 +103,12 @@ def _wanted(graph: UnitGraph, task: str, budget: Budget, left: Mapping[str, int]
     if found is None:
         name, layer = next(iter(graph.layers.items()))
         least = count_weights(graph, dict.fromkeys(graph.layers, 1))
-        raise CapacityError(
+        cure = f"weights must be >= {least}, got {weights}"
+        if budget.density is not None:
+            cure = f"density must be >= {least_density(least, sum(sizes.values()))}, got {budget.density}"
+        raise EmptyLayerError(
             f"task {task!r} wants {weights} weights, but one unit of each layer from {name!r} on takes {least} "
-            f"({left[name]} of the {layer.units} units of {name!r} are free); raise its density"
+            f"({left[name]} of the {layer.units} units of {name!r} are free); {cure}"
         )
     return found
 

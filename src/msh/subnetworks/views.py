@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +77,20 @@ class TaskNetwork(nn.Module):
         backbone: computes the task's features.
         head: from the features to the task's outputs, or identity.
         frozen: stay in evaluation mode whatever `train` is told.
+        half: type of a backbone in half precision, to which what it reads is cast; None of any other.
     """
 
-    def __init__(self, task: str, stem: nn.Module, backbone: nn.Module, head: nn.Module, frozen: bool = True) -> None:
+    def __init__(
+        self,
+        task: str,
+        stem: nn.Module,
+        backbone: nn.Module,
+        head: nn.Module,
+        frozen: bool = True,
+        half: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.task, self.frozen = task, frozen
+        self.task, self.frozen, self.half_type = task, frozen, half
         self.stem, self.backbone, self.head = stem, backbone, head
         self.train(not frozen)
 
@@ -92,8 +101,30 @@ class TaskNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
-        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
+        features = self.stem(inputs)
+        if not torch.jit.is_scripting() and self.half_type is not None:  # type: ignore[attr-defined]
+            return cast_head(self.head, self.backbone(cast_half(features, self.half_type)))
+        outputs: Tensor = self.head(self.backbone(features))
         return outputs
+
+
+def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:
+    """The type of a backbone's weights if it is bfloat16 or float16, else None."""
+    return next((w.dtype for w in weights if w.dtype in (torch.bfloat16, torch.float16)), None)
+
+
+def cast_half(features: Tensor, half: torch.dtype) -> Tensor:
+    """What a half-precision backbone reads, in its type; tokens, and whatever autocast looks after, as they are."""
+    if not features.is_floating_point() or torch.is_autocast_enabled(features.device.type):
+        return features
+    return features.to(half)
+
+
+def cast_head(head: nn.Module, features: Tensor) -> Tensor:
+    """A head's outputs from a half-precision backbone's features, in the head's own precision."""
+    own = next((p.dtype for p in (*head.parameters(), *head.buffers()) if p.is_floating_point()), features.dtype)
+    outputs: Tensor = head(features.to(own))
+    return outputs
 
 
 def frozen_network(
@@ -117,7 +148,8 @@ def frozen_network(
     for name, tensor in sub.private.items():
         for place in places[name]:
             put_tensor(*place, tensor)
-    return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head))
+    half = half_precision(dense for dense, _ in weights.values())
+    return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head), half=half)
 
 
 class TrainingNetwork(nn.Module):
@@ -146,6 +178,7 @@ class TrainingNetwork(nn.Module):
                 put_tensor(*place, network.backbone.get_buffer(name).clone())
         self._modes = list(zip(network.backbone.modules(), self.backbone.modules(), strict=True))
         self._checkpoints = uses_checkpoints(self.backbone)
+        self._half = half_precision(weight for _, weight in network.weights())
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -162,7 +195,10 @@ class TrainingNetwork(nn.Module):
         features = self.subnetwork.stem(inputs)
         if self._checkpoints and torch.is_grad_enabled() and features.is_floating_point():
             features = features if features.requires_grad else features.detach().requires_grad_()
-        outputs: Tensor = self.subnetwork.head(self.backbone(features))
+        if self._half is None:
+            outputs: Tensor = self.subnetwork.head(self.backbone(features))
+        else:
+            outputs = cast_head(self.subnetwork.head, self.backbone(cast_half(features, self._half)))
         self._give_back()
         return outputs
 
@@ -176,6 +212,8 @@ class TrainingNetwork(nn.Module):
                 else:
                     put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
         for name, tensor in self.subnetwork.private.items():
+            if self._half is not None and isinstance(tensor, nn.Parameter):
+                tensor = tensor.to(self._network[0].backbone.get_buffer(name).dtype)
             for place in self._places[name]:
                 put_tensor(*place, tensor)
 

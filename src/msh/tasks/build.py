@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msh.names import one_of
+from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.lazy import LazyInputs
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
@@ -94,7 +95,7 @@ def build_task(
     loss_weight: float = 1.0,
     repeat: int = 1,
     normalize_target: Literal["minmax"] | None = None,
-    stem: Callable[..., nn.Module] | None = None,
+    stem: Recipe | None = None,
     augment: Sequence[Mapping[str, Any]] | None = None,
 ) -> Task:
     """Check the data, hold out validation examples, and scale inputs by the training split's statistics.

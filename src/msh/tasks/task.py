@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 
+from msh.recipes import Recipe, build
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, LazyInputs
-from msh.tasks.stems import linear
 
 Kind = Literal["classification", "multilabel", "regression"]
 SplitName = Literal["train", "val", "test"]
@@ -111,8 +111,8 @@ class Task:
         loss_weight: factor of this task's loss where several train together.
         repeat: times an epoch goes through the training examples.
         vocabulary: number of token ids where inputs are tokens, else None.
-        stem: makes the stem, from `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary`;
-            a linear one where the shapes differ, and none where they are the same, when None.
+        stem: recipe of the stem, without `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary`,
+            which are added; a linear one where the shapes differ, and none where they are the same, when None.
         augmentation: random changes of the training images, each time they are trained on.
     """
 
@@ -127,7 +127,7 @@ class Task:
     loss_weight: float = 1.0
     repeat: int = 1
     vocabulary: int | None = None
-    stem: Callable[..., nn.Module] | None = None
+    stem: Recipe | None = None
     augmentation: Augmentation | None = None
 
     @property
@@ -171,15 +171,26 @@ class Task:
         metric.update(self.predictions(torch.zeros(len(targets), self.outputs)), targets)
         return float(metric.compute())
 
-    def build_head(self, features: int) -> nn.Module:
-        """A linear head from the backbone's features."""
-        return nn.Linear(features, self.outputs)
+    def head_recipe(self, features: int) -> Recipe:
+        """How to build the head: linear, from the backbone's features."""
+        return {"_target_": "torch.nn.Linear", "in_features": features, "out_features": self.outputs}
 
-    def build_stem(self, input_shape: tuple[int, ...]) -> nn.Module | None:
-        """The stem from the task's input to the backbone's; None where none is needed."""
+    def stem_recipe(self, input_shape: tuple[int, ...]) -> Recipe | None:
+        """How to build the stem, from the task's input to the backbone's; None where none is needed."""
         if self.stem is not None:
+            shapes = {"input_shape": list(self.input_shape), "output_shape": list(input_shape)}
             words = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
-            return self.stem(input_shape=self.input_shape, output_shape=input_shape, **words)
+            return {**self.stem, **shapes, **words}
         if self.input_shape == input_shape:
             return None
-        return linear(math.prod(self.input_shape), input_shape)
+        size = math.prod(self.input_shape)
+        return {"_target_": "msh.tasks.stems.linear", "inputs": size, "output_shape": list(input_shape)}
+
+    def build_head(self, features: int) -> nn.Module:
+        """Build `head_recipe`."""
+        return build(self.head_recipe(features))
+
+    def build_stem(self, input_shape: tuple[int, ...]) -> nn.Module | None:
+        """Build `stem_recipe`."""
+        recipe = self.stem_recipe(input_shape)
+        return None if recipe is None else build(recipe)

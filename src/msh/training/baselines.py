@@ -16,9 +16,8 @@ from safetensors.torch import save
 from msh.deploy.atomic import write_bytes
 from msh.deploy.files import open_safetensors
 from msh.reports.results import Results
-from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.training.build import add_task, build_backbone
+from msh.training.build import add_task, build_backbone, build_network
 from msh.training.callbacks import Freeze, TakeFromRankZero
 from msh.training.fitting import batches_per_epoch, measure, run_fit, steps_per_epoch
 from msh.training.module import SubnetworkModule, TaskModule
@@ -70,7 +69,7 @@ class Baselines:
         """Each task in a dense network of its own."""
         for task in self.stage_of:
             if self.results.tasks[task].dense is None:
-                network = MultiSubnetwork(build_backbone(self.config, self.tasks))
+                network = build_network(self.config, self.tasks)
                 add_task(network, self.tasks[task], self.config)
                 network.begin(task)
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)

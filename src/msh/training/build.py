@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -12,11 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from msh.recipes import Recipe
 from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
+from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
 from msh.tasks.transforms import transformed
 from msh.training.shared import SharedNetwork
+
+log = logging.getLogger(__name__)
 
 
 def _load(name: str, source: dict[str, Any]) -> RawData:
@@ -65,17 +70,32 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
             loss_weight=task.loss_weight,
             repeat=task.repeat,
             normalize_target=plain.get("normalize_target"),
-            stem=instantiate(plain["stem"], _partial_=True) if plain.get("stem") else None,
+            stem=plain.get("stem") or None,
             augment=plain.get("augment"),
         )
     return tasks
 
 
+def backbone_recipe(config: DictConfig, tasks: dict[str, Task]) -> Recipe:
+    """How to build the backbone: its input has the first task's shape where the config says none."""
+    settings: Recipe = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
+    if settings.get("input_shape") is None:
+        settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
+    return settings
+
+
+def build_network(config: DictConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
+    """A network without tasks, from the config's backbone; `prunable` names its tensors where a file says them."""
+    recipe, master = backbone_recipe(config, tasks), config.get("master_weights", True)
+    network = MultiSubnetwork(build_backbone(config, tasks), prunable, recipe, master_weights=master)
+    if half := half_precision(weight for _, weight in network.weights()):
+        log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
+    return network
+
+
 def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
     """The backbone, with weights that the run's seed decides."""
-    settings: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
-    if settings.get("input_shape") is None:
-        settings["input_shape"] = next(iter(tasks.values())).input_shape
+    settings = backbone_recipe(config, tasks)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
     backbone: nn.Module = instantiate(settings, _convert_="all")
     for name in ("input_shape", "features"):
@@ -138,10 +158,12 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictC
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
     head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
+    recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
     if isinstance(network, SharedNetwork):
         network.add_task(task.name, head, stem)
     else:
-        network.add_task(task.name, head, stem, cast(Reuse, config.reuse))
+        granularity = config.pruning.granularity
+        network.add_task(task.name, head, stem, cast(Reuse, config.reuse), granularity, recipe)
 
 
 def start_generator(config: DictConfig, task: str) -> torch.Generator | None:

@@ -96,6 +96,8 @@ class PruningConfig:
     """Multiply survivors so that each tensor keeps the norm it had before the cut."""
     sample: int = 1000
     """Training examples on which gradient criteria are computed."""
+    allow_empty_layers: bool = False
+    """Let a small budget leave a task no weight of some layers, of which only biases pass on; else it is an error."""
     gate: GateConfig = field(default_factory=GateConfig)
     """With a step, the budget is the most a task keeps: from `end` on, its validation metric decides."""
 
@@ -176,6 +178,15 @@ class GuaranteeConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How networks are evaluated."""
+
+    batch_size: int | None = None
+    """Most examples per process that a network evaluates at once, for scores, gradient criteria, the guarantee and
+    ensembles; the task's own batch_size when null (500 for gradient criteria)."""
+
+
+@dataclass
 class FilesConfig:
     """What the run folder's network and subnetwork files hold."""
 
@@ -215,6 +226,8 @@ class Config:
     """Instead of each task's own."""
     backbone: dict[str, Any] = MISSING
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
+    master_weights: bool = True
+    """Train a backbone that comes in bfloat16 or float16 in float32, rounded in each forward pass; false: in its type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     reuse: str = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
@@ -240,6 +253,7 @@ class Config:
     """Layers of whose owner maps trackers get a picture: their names, or how many, from the first to the last."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     report: bool = True

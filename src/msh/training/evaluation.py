@@ -16,7 +16,8 @@ from msh.deploy.yaml_files import read_config
 from msh.reports.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.training.build import add_task, build_backbone, build_tasks
+from msh.training.batches import check_evaluation
+from msh.training.build import add_task, build_network, build_tasks
 from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
 from msh.training.module import SubnetworkModule
@@ -47,6 +48,7 @@ def read_settings(folder: Path, unsafe: bool = False) -> DictConfig:
         for name, task in config.tasks.items():
             if not isinstance(task, DictConfig):
                 raise ValueError(f"{path} is not the config of a run: tasks.{name} is {task!r}")
+        check_evaluation(config)
         config = expand_variants(config)
         if not unsafe:
             check_targets(config, str(path))
@@ -78,7 +80,7 @@ def load_run(
     tasks = build_tasks(config, [config.task] if config.get("task") else None)
     if "input_shape" in file.notes:
         set_input_shape(config, list(input_shape_in(file.notes, path)))
-    network = MultiSubnetwork(build_backbone(config, tasks), list(file.state.owners))
+    network = build_network(config, tasks, list(file.state.owners))
     for task in file.state.tasks:
         add_task(network, tasks[task], config)
     fill_network(path, network, file)

@@ -19,6 +19,7 @@ from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
+from msh.training.batches import evaluation_batch
 from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.module import TaskModule
@@ -65,7 +66,7 @@ def run_fit(
     trainer.fit(
         module,
         train_dataloaders=loaders,
-        val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", trainer),
+        val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", config, trainer),
         ckpt_path=None if saved is None else str(saved),
         weights_only=True,
     )
@@ -156,9 +157,10 @@ def batches_done(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def _measuring_loaders(
-    tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, trainer: pl.Trainer
+    tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, config: DictConfig, trainer: pl.Trainer
 ) -> list[Any]:
-    return [measuring_loader(tasks[n].splits[split], trainer.global_rank, trainer.world_size) for n in names]
+    ranks = trainer.global_rank, trainer.world_size
+    return [measuring_loader(tasks[n].splits[split], *ranks, evaluation_batch(config, tasks[n])) for n in names]
 
 
 def measure(
@@ -184,5 +186,5 @@ def measure(
     module.measured = list(tasks)
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate
-    run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, trainer), verbose=False)
+    run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, config, trainer), verbose=False)
     return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}

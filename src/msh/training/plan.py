@@ -99,6 +99,7 @@ class Pruning:
         granularity: what is kept: single weights or whole units.
         gate: pruning below the budgets, or None.
         scores: what learned scores start from.
+        allow_empty_layers: a budget may leave a task no weight of some layers.
     """
 
     budgets: dict[str, Budget]
@@ -113,6 +114,7 @@ class Pruning:
     granularity: Granularity = "weight"
     gate: Gate | None = None
     scores: ScoreStart = "magnitude"
+    allow_empty_layers: bool = False
 
 
 def check_number(tasks: int) -> None:
@@ -247,6 +249,7 @@ def read_pruning(config: DictConfig, tasks: Sequence[str]) -> Pruning:
         granularity=config.granularity,
         gate=_read_gate(config),
         scores=config.scores,
+        allow_empty_layers=config.allow_empty_layers,
     )
 
 

@@ -16,11 +16,13 @@ from msh.deploy.files import DTYPES, StateFile, fill_network
 from msh.deploy.plans import notes_for_tasks, notes_of, start_of
 from msh.names import one_of
 from msh.reports.objectives import read_objectives
-from msh.subnetworks import Budget, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import Budget, EmptyLayerError, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS
-from msh.training.build import add_task, build_backbone, build_tasks, build_units
+from msh.training.batches import check_evaluation
+from msh.training.build import add_task, build_network, build_tasks, build_units
 from msh.training.callbacks import GatedPruning, IterativePruning
 from msh.training.ensembles import check_members, read_ensembles
 from msh.training.module import SubnetworkModule
@@ -92,6 +94,8 @@ def prepare(config: DictConfig) -> Prepared:
     network, notes = _build_network(config, tasks, origin)
     units = build_units(config, network)
     plan = origin.file if origin is not None and origin.key == "plan" else None
+    if plan is not None and not pruning.allow_empty_layers:
+        _check_plan_layers(plan, own)
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
     wanted = _plan_budgets(config, network, pruning.budgets, coming, units)
     if pruning.gate is not None:
@@ -104,6 +108,7 @@ def _check_choices(config: DictConfig) -> None:
     one_of("reuse", config.reuse, get_args(Reuse))
     one_of("files.dtype", config.files.dtype, tuple(DTYPES))
     one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
+    check_evaluation(config)
     read_baselines(config.baseline)
     check_devices(config.trainer)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
@@ -148,7 +153,7 @@ def _build_network(
     """The network that a run starts with, and notes for its files."""
     learned = None if origin is None or origin.key == "plan" else origin.file
     names = None if origin is None else list(origin.file.state.owners)
-    network = MultiSubnetwork(build_backbone(config, tasks), names)
+    network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
@@ -189,7 +194,12 @@ def plan_weights(
     """Budgets of these stages' tasks, of the weights that are free now.
 
     Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
+
+    Raises:
+        EmptyLayerError: a task would get no weight of a layer, and `pruning.allow_empty_layers` is false.
+        CapacityError: a task asks for more weights than are free.
     """
+    allow_empty = config.pruning.allow_empty_layers
     shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
     free = {name: int(mask.sum()) for name, mask in network.free().items()}
     parts = [[task for stage in stages for task in stage.tasks]]
@@ -197,8 +207,31 @@ def plan_weights(
         parts, free = [list(stage.tasks) for stage in stages], network.sizes()
     wanted: dict[str, dict[str, int]] = {}
     for part in parts:
-        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes)
+        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes, allow_empty)
+    if stages and config.reuse == "none" and not allow_empty:
+        _check_any_free(stages[0].tasks, wanted, free)
     return wanted
+
+
+def _check_any_free(tasks: Sequence[str], wanted: Mapping[str, Mapping[str, int]], free: Mapping[str, int]) -> None:
+    """Raise if scores are to decide how many weights of each layer a task gets, and nothing of a layer is free."""
+    for task in tasks:
+        for layer, count in free.items():
+            if "" in wanted[task] and not count:
+                raise EmptyLayerError(
+                    f"task {task!r} would get no weight of layer {layer!r}, of which 0 are free, whatever its density; "
+                    f"give the network more weights, or {ALLOW}"
+                )
+
+
+def _check_plan_layers(plan: StateFile, tasks: Sequence[str]) -> None:
+    for layer in plan.state.capacity():
+        for task in tasks:
+            if not layer.owned[task]:
+                raise EmptyLayerError(
+                    f"the plan has no weight of layer {layer.name!r} for task {task!r}: make another with a higher "
+                    f"density, or {ALLOW}"
+                )
 
 
 def build_module(prepared: Prepared) -> SubnetworkModule:
@@ -228,4 +261,6 @@ def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], ma
         rewind_epoch=pruning.rewind,
         sample=pruning.sample,
         units=prepared.units,
+        allow_empty=pruning.allow_empty_layers,
+        batch_size=prepared.config.evaluation.batch_size,
     )

@@ -109,7 +109,10 @@ class Run:
         self.module = build_module(prepared)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
-            folder / "checkpoints" / "guarantee", config.guarantee.examples, config.guarantee.on_violation
+            folder / "checkpoints" / "guarantee",
+            config.guarantee.examples,
+            config.guarantee.on_violation,
+            config.evaluation.batch_size,
         )
         self.owner_maps = chosen_layers(self.network.names.prunable, config.owner_maps)
         self.loggers: list[Logger] = []

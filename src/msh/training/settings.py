@@ -43,6 +43,10 @@ INCIDENTAL = (
 """Settings in which a run on disk may always differ from the one that is wanted."""
 
 
+ADDED = {"pruning.allow_empty_layers": False}
+"""Settings that configs of earlier releases lack, to what these releases did."""
+
+
 def on_disk(folder: Path, config: Any, leave_out: Sequence[str], baselines: Sequence[str] = ()) -> OnDisk:
     """What of a run is on disk.
 
@@ -91,7 +95,7 @@ def identity(config: Any, leave_out: Sequence[str]) -> str:
 
 
 def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in _flat(config).items() if not is_under(key, leave_out)}
+    return {key: value for key, value in (ADDED | _flat(config)).items() if not is_under(key, leave_out)}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

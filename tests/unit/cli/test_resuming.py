@@ -158,6 +158,13 @@ def test_what_does_not_change_the_results_may_be_changed(key, tmp_path):
         check(folder, **{key: {"x": 2}, "trainer": {"devices": 1, "precision": 16}})
 
 
+def test_a_run_of_an_earlier_release_goes_on_with_what_its_release_did(tmp_path):
+    folder = make_run(tmp_path / "run", pruning={"density": 0.1})
+    check(folder, pruning={"density": 0.1, "allow_empty_layers": False}, evaluation={"batch_size": None})
+    with pytest.raises(ValueError, match=r"was started with pruning.allow_empty_layers = false, not true"):
+        check(folder, pruning={"density": 0.1, "allow_empty_layers": True})
+
+
 def test_a_setting_whose_name_only_begins_like_a_changeable_one_may_not(tmp_path):
     folder = make_run(tmp_path / "run", paths_of_others=1)
     with pytest.raises(ValueError, match="paths_of_others = 1, not 2"):

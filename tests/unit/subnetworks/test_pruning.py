@@ -66,7 +66,7 @@ def test_rescaling_keeps_the_norm_of_every_tensors_own_weights(reuse):
 
 def test_nothing_left_in_a_tensor_is_allowed_and_is_zero():
     network = make_row()
-    prune(network, "a", {"0.weight": 0})
+    prune(network, "a", {"0.weight": 0}, allow_empty=True)
     assert not values_of(network)["0.weight"].any()
     network.freeze("a")
     assert not network(torch.ones(1, 5)).any()

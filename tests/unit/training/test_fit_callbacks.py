@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save
 from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
+from msh.deploy.files import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
 from msh.training.fitting import measure
@@ -225,6 +227,32 @@ def test_a_later_fit_is_checked_and_recorded(learned, tmp_path):
     again = Guarantee(tmp_path / "guarantee")  # as a resumed run has it: the records are files
     again.check(module, ["a", "b"])
     assert (again.checked, again.violations) == (2, 0)
+
+
+def test_outputs_are_compared_in_the_batches_that_they_were_recorded_in(learned, tmp_path):
+    module, sizes = learned[0], []
+    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    small, other = (Guarantee(tmp_path / "small", batch_size=size) for size in (3, 5))
+    small.record(module, "a")
+    assert sizes == [3, 3, 2]  # of 8 validation examples
+    other.check(module, ["a"])
+    assert sizes == [3, 3, 2] * 2
+    Guarantee(tmp_path / "usual", examples=7).record(module, "a")
+    assert sizes[6:] == [7]
+
+
+def test_a_record_of_an_earlier_release_is_compared_in_one_batch(learned, tmp_path):
+    (module, guarantee), sizes = learned, []
+    path = tmp_path / "guarantee" / "a.safetensors"
+    tensors, metadata = open_safetensors(path)
+    earlier = {key: value for key, value in metadata.items() if key != "batch_size"}
+    path.write_bytes(save(tensors, earlier))
+    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    Guarantee(tmp_path / "guarantee", batch_size=3).check(module, ["a"])
+    assert sizes == [8]
+    path.write_bytes(save(tensors, earlier | {"batch_size": "0"}))
+    with pytest.raises(ValueError, match="damaged: its batch_size must be >= 1, got '0'"):
+        guarantee.check(module, ["a"])
 
 
 def test_records_of_another_machine_are_compared_by_weight_only(learned, monkeypatch, caplog):

@@ -129,6 +129,22 @@ def test_tasks_of_a_stage_are_decided_on_by_themselves_and_share_no_weight(tmp_p
     assert module.network.state.total().free == 52 - 10 - 26
 
 
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_a_step_that_would_empty_a_layer_is_not_taken_and_ends_the_gate(allow_empty, tmp_path, caplog):
+    module = make_scored({"a": [0.9]})
+    module.network.subnetwork("a").values["2.weight"].data *= torch.cat([torch.ones(2, 1, 3), torch.zeros(2, 1, 3)])
+    gate = Gate(step=0.3, maximum=0.99, patience=2, tolerance=0.01, until=1.0)
+    pruner = GatedPruning(
+        gate, {"a": {"": 26}}, CRITERIA["magnitude"], SCHEDULES["linear"], 1, 2, 2, allow_empty=allow_empty
+    )
+    with caplog.at_level("INFO"):
+        fit(module, tmp_path, pruner, epochs=8)
+    assert pruner.ended == ["a"]
+    assert (0 in counts(module)) == allow_empty
+    assert ("a further step would leave it no weight of layer '2.weight'" in caplog.text) != allow_empty
+    assert allow_empty or pruner.level == {"a": 1}
+
+
 class KilledError(Exception):
     pass
 

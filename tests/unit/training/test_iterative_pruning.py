@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from toys import STEPS, AfterBatch, begin, fit, make_config, make_module
+from toys import STEPS, AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import PRUNABLE, make_batch, seen_weights
-from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
+from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, trace_units
 from msh.training.callbacks import IterativePruning, scoring
 from msh.training.callbacks.scoring import sample_gradients
 
@@ -127,6 +127,46 @@ def test_the_gradient_over_a_sample_is_summed_up_in_batches(sample, monkeypatch)
     for name in PRUNABLE:
         assert torch.allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6)
         assert whole[name].abs().max() > 1e-3
+
+
+def test_gradients_take_batches_of_500_unless_evaluation_takes_smaller_ones():
+    module, sizes = begin(make_module(make_task(examples=1300)), "a"), []
+    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for batch_size, largest in ((None, 500), (300, 300), (900, 500)):
+        sizes.clear()
+        settings = {"begin": 0, "end": 0, "rounds": 1, "criterion": CRITERIA["gradient"]}
+        make_pruner(**settings, batch_size=batch_size).prune_now(module)
+        assert (max(sizes), sum(sizes)) == (largest, 1000)
+
+
+def make_lopsided():
+    """The 12 weights of the first layer are smaller than the 40 of the second."""
+    module = begin(make_module(), "a")
+    module.network.subnetwork("a").values["2.weight"].data.mul_(1e-3)
+    return module
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_cut_by_scores_that_empties_a_layer_is_refused_before_anything_is_cut(rounds):
+    module, budget = make_lopsided(), {"a": {"": 10}}
+    settings = {"criterion": CRITERIA["magnitude"], "schedule": SCHEDULES["one_shot"], "begin": 0, "end": 0}
+    with pytest.raises(
+        EmptyLayerError, match=r"'a' .* layer '2\.weight': .* density must be >= 0\.7789 \(41 weights\)"
+    ):
+        IterativePruning(budget, **settings, rounds=rounds).prune_now(module)
+    assert counts(module) == [12, 40]
+    IterativePruning(budget, **settings, rounds=rounds, allow_empty=True).prune_now(module)
+    assert counts(module) == [0, 10]
+    module = make_lopsided()
+    IterativePruning({"a": {"": round(0.7789 * 52)}}, **settings, rounds=rounds).prune_now(module)
+    assert counts(module) == [1, 40]
+
+
+def test_a_later_cut_that_empties_a_layer_ends_the_fit(tmp_path):
+    module = make_lopsided()
+    pruner = IterativePruning({"a": {"": 5}}, CRITERIA["magnitude"], SCHEDULES["linear"], 1, 2, 4)
+    with pytest.raises(EmptyLayerError, match="task 'a' would keep no weight of layer"):
+        fit(module, tmp_path, pruner)
 
 
 @pytest.mark.parametrize("begin_at", ["initialisation", "epoch 1"])

@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
 from msh.tasks.augmentation import Augmentation, Change
+from msh.tasks.loaders import MEASURING_BATCH
+from msh.training.batches import check_evaluation, evaluation_batch
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.fitting import measure
 from msh.training.module import NonFiniteLossError
@@ -17,7 +20,7 @@ KINDS = ["classification", "regression"]
 
 @pytest.fixture(scope="module", params=KINDS)
 def frozen(request):
-    """A frozen task, with 1101 test examples: batches of 500, 500 and 101."""
+    """A frozen task, with 1101 test examples: batches of 8, and one of 5."""
     module = begin(make_module(make_task(kind=request.param, tests=1101)), "a")
     module.network.freeze("a")
     return module
@@ -45,6 +48,29 @@ def test_measuring_again_gives_the_same_to_the_last_digit(frozen, tmp_path):
     assert first == second != val
 
 
+@pytest.mark.parametrize(("size", "largest"), [(None, 8), (3, 3), (100, 100)])
+def test_a_network_evaluates_in_batches_of_the_tasks_size_or_of_the_setting(size, largest, frozen, tmp_path):
+    usual, sizes = measure(frozen, ["a"], "test", make_config(), tmp_path), []
+    hook = frozen.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    found = measure(frozen, ["a"], "test", make_config(evaluation=size), tmp_path)
+    hook.remove()
+    assert max(sizes) == largest
+    assert sum(sizes) == 1101
+    assert found == (usual if frozen.tasks["a"].kind == "classification" else pytest.approx(usual, rel=1e-6))
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "many"])
+def test_another_batch_size_of_evaluation_is_refused(value):
+    with pytest.raises(ValueError, match=f"evaluation.batch_size must be >= 1, got {value!r}"):
+        check_evaluation(OmegaConf.create({"evaluation": {"batch_size": value}}))
+
+
+def test_a_run_of_an_earlier_release_is_measured_as_it_was():
+    config = OmegaConf.create({"tasks": {}})
+    check_evaluation(config)
+    assert evaluation_batch(config, make_task()) == MEASURING_BATCH
+
+
 def test_measuring_changes_nothing_of_the_network(tmp_path):
     module = begin(make_module(norm="batch"), "a")
     before = {name: tensor.clone() for name, tensor in module.network.subnetwork("a").state_dict().items()}
@@ -55,7 +81,9 @@ def test_measuring_changes_nothing_of_the_network(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_epochs_scores_are_of_that_epoch_alone(kind, tmp_path):
-    task = make_task(kind=kind, examples=1502, val_fraction=0.5, batch_size=200)  # validation in batches of 500 and 251
+    task = make_task(
+        kind=kind, examples=1502, val_fraction=0.5, batch_size=200
+    )  # validation in batches of 200 and one of 151
     module = begin(make_module(task), "a")
 
     def look(trainer, module):

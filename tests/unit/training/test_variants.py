@@ -7,7 +7,6 @@ from omegaconf import MissingMandatoryValue, OmegaConf
 import msh.training.build as build
 from msh.backbones import MLP, Transformer
 from msh.tasks import RawData, Split, build_task
-from msh.tasks.stems import TokenStem
 from msh.tasks.tokens import Texts
 from msh.training.build import build_tasks, check_inputs
 from msh.training.config import Config
@@ -143,6 +142,9 @@ def test_a_missing_class_names_the_task():
 # ---- tokens and backbones
 
 
+TOKEN_STEM = {"_target_": "msh.tasks.stems.TokenStem"}
+
+
 def text_task(stem=None, vocabulary=20, length=4):
     rows = Split(torch.arange(20), torch.arange(20) % 2)
     texts = Texts(["good", "bad"] * 10, vocabulary, length)
@@ -153,8 +155,8 @@ def test_tokens_are_for_backbones_that_read_them_or_for_a_stem():
     transformer = Transformer([4], vocabulary=20, width=4, heads=2, hidden=4)
     assert check_inputs(transformer, text_task()) is None
     assert text_task().build_stem((4,)) is None
-    assert check_inputs(MLP([3], 4, 1), text_task(TokenStem)) is None
-    stem = text_task(TokenStem).build_stem((3,))
+    assert check_inputs(MLP([3], 4, 1), text_task(TOKEN_STEM)) is None
+    stem = text_task(TOKEN_STEM).build_stem((3,))
     assert stem(text_task().splits["train"].inputs[:5]).shape == (5, 3)
 
 
@@ -162,7 +164,11 @@ def test_tokens_are_for_backbones_that_read_them_or_for_a_stem():
     ("backbone", "task", "message"),
     [
         (lambda: MLP([4], 4, 1), text_task, r"task 'reviews' has texts, and the backbone MLP reads numbers: .*stem"),
-        (lambda: Transformer([4], 20, 4, 2, 4), lambda: text_task(TokenStem), r"gives it numbers: .*reviews.stem=null"),
+        (
+            lambda: Transformer([4], 20, 4, 2, 4),
+            lambda: text_task(TOKEN_STEM),
+            r"gives it numbers: .*reviews.stem=null",
+        ),
         (lambda: Transformer([4], 19, 4, 2, 4), text_task, r"20 token ids, but backbone.vocabulary = 19"),
         (lambda: Transformer([5], 20, 4, 2, 4), text_task, r"4 tokens per text, but the backbone reads 5"),
         (

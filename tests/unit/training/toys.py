@@ -48,11 +48,12 @@ def begin(module, name, criterion="magnitude", reuse="none"):
     return module
 
 
-def make_config(min_seconds=1e9, restore_best=False, **trainer):
+def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer):
     """Settings of a run, as far as a fit looks at them."""
     settings = {
         "trainer": {"accelerator": "cpu", **trainer},
         "checkpoint": {"min_seconds": min_seconds, "restore_best": restore_best},
+        "evaluation": {"batch_size": evaluation},
     }
     return OmegaConf.merge(OmegaConf.structured(Config), settings)
 

@@ -17,13 +17,13 @@ from msh.subnetworks import (
     candidate_counts,
     candidates,
     cut,
+    empty_layers,
     go_back,
     keep_state,
     weights_of,
 )
 from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
-from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Gate
 from msh.training.ranks import from_rank_zero
@@ -37,7 +37,8 @@ class GatedPruning(IterativePruning):
     The dense reference of a task is its best validation metric before the first cut. From the last cut to the budget
     on, each epoch ends with a look at the metric. Within the tolerance, the task's weights and mask are kept as
     acceptable and the sparsity is raised by a step; where it is not for `patience` epochs, the task goes back to what
-    was acceptable last and trains no more. A task that never comes near its reference keeps its budget. The fit ends
+    was acceptable last and trains no more. A step that would leave it no weight of a layer is not taken: the task ends
+    there. A task that never comes near its reference keeps its budget. The fit ends
     when all tasks have ended.
 
     Args:
@@ -59,8 +60,11 @@ class GatedPruning(IterativePruning):
         rewind_epoch: int | None = None,
         sample: int = 1000,
         units: UnitGraph | None = None,
+        allow_empty: bool = False,
+        batch_size: int | None = None,
     ) -> None:
-        super().__init__(wanted, criterion, schedule, begin, end, rounds, rescale, rewind_epoch, sample, units)
+        own = (rescale, rewind_epoch, sample, units, allow_empty, batch_size)
+        super().__init__(wanted, criterion, schedule, begin, end, rounds, *own)
         self.gate = gate
         self.reference: dict[str, float] = {}
         self.level = dict.fromkeys(self.wanted, 0)
@@ -105,10 +109,16 @@ class GatedPruning(IterativePruning):
             if last or at_maximum:
                 self._end(task, "is acceptable")
                 return
-            self.accepted[task] = keep_state(module.network, task)
+            accepted = keep_state(module.network, task)
+            masks = self._further(module, task, self.level[task] + 1)
+            empty = [] if self.allow_empty else empty_layers(module.network, task, masks)
+            if empty:
+                self._end(task, f"is acceptable; a further step would leave it no weight of layer {empty[0]!r}")
+                return
+            self.accepted[task] = accepted
             self.level[task] += 1
             self.waited[task] = 0
-            self._step(module, task)
+            cut(module.network, task, weights_of(masks, self.units), self.rescale, self.units)
         elif last or self.waited[task] == self.gate.patience:
             if task in self.accepted:
                 go_back(module.network, task, self.accepted[task])
@@ -127,15 +137,18 @@ class GatedPruning(IterativePruning):
         budget = sum(self.wanted[task].values()) / sum(module.network.sizes().values())
         return min(1.0 - budget + level * self.gate.step, self.gate.maximum)
 
-    def _step(self, module: SubnetworkModule, task: str) -> None:
-        """Cut a task down to the sparsity of its level: in every tensor the same share of its budget, at least one."""
-        network, budget, level = module.network, self.wanted[task], self.level[task]
+    def _further(self, module: SubnetworkModule, task: str, level: int) -> dict[str, Tensor]:
+        """Choose weights at the sparsity of a level: in every tensor the same share of the budget, at least one.
+
+        Returns:
+            Tensor name to bool, (*shape), or (units,) with units.
+        """
+        network, budget = module.network, self.wanted[task]
         share = (1.0 - self._sparsity(module, task, level)) * sum(network.sizes().values()) / sum(budget.values())
         now = candidate_counts(network, task, budget, self.units)
         kept = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
-        scores = score_task(module, task, self.criterion, self.sample, self.rounds + level, self.units)
-        masks = from_rank_zero(module, choose(scores, kept, candidates(network, task, self.units)))
-        cut(network, task, weights_of(masks, self.units), self.rescale, self.units)
+        scores = self._score(module, task, self.rounds + level)
+        return from_rank_zero(module, choose(scores, kept, candidates(network, task, self.units)))
 
     def _stop(self, trainer: pl.Trainer, module: SubnetworkModule) -> None:
         module.stopped = set(self.ended)

@@ -34,11 +34,13 @@ class Record:
         outputs: (examples, outputs), on the CPU.
         digest: of all its weights and private tensors.
         computed_on: what computed the outputs.
+        batch_size: examples per batch in which they were computed; None: all of them in one, as earlier releases did.
     """
 
     outputs: Tensor
     digest: str
     computed_on: str
+    batch_size: int | None = None
 
 
 def read_record(path: Path) -> Record:
@@ -49,8 +51,12 @@ def read_record(path: Path) -> Record:
         ValueError: it is damaged.
     """
     tensors, metadata = open_safetensors(path)
+    size = metadata.get("batch_size")
+    if size is not None and not (size.isdecimal() and int(size) >= 1):
+        raise ValueError(f"{path} is damaged: its batch_size must be >= 1, got {size!r}")
+    batch_size = None if size is None else int(size)
     try:
-        return Record(tensors["outputs"], metadata["digest"], metadata["computed_on"])
+        return Record(tensors["outputs"], metadata["digest"], metadata["computed_on"], batch_size)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it has no {error}") from error
 
@@ -64,11 +70,20 @@ class Guarantee(pl.Callback):
         folder: where records are kept, so that a resumed run compares with the same.
         examples: validation examples per task.
         on_violation: "error" ends the run; "warn" logs and counts.
+        batch_size: examples per batch in which new records are computed; each task's own when None. Outputs are
+            compared in the batches of their record, as others may round otherwise.
     """
 
-    def __init__(self, folder: Path, examples: int = 256, on_violation: Literal["error", "warn"] = "error") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        examples: int = 256,
+        on_violation: Literal["error", "warn"] = "error",
+        batch_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.folder, self.examples, self.on_violation = folder, examples, on_violation
+        self.batch_size = batch_size
         self.checked = 0
         self.violations = 0
 
@@ -85,8 +100,10 @@ class Guarantee(pl.Callback):
     def record(self, module: SubnetworkModule, task: str) -> None:
         """Write down a task's outputs and digest."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        size = self.batch_size or module.tasks[task].batch_size
         metadata = {"digest": module.network.digest(task), "computed_on": _computed_on(module.device)}
-        write_bytes(self.folder / f"{task}.safetensors", save({"outputs": self._outputs(module, task)}, metadata))
+        tensors = {"outputs": self._outputs(module, task, size)}
+        write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata | {"batch_size": str(size)}))
 
     def has(self, task: str) -> bool:
         """Whether there is a record of a task."""
@@ -110,7 +127,7 @@ class Guarantee(pl.Callback):
                     "its weights are compared, its outputs are not",
                     *(task, record.computed_on, _computed_on(module.device)),
                 )
-            elif not same_bits(self._outputs(module, task), record.outputs):
+            elif not same_bits(self._outputs(module, task, record.batch_size), record.outputs):
                 problems.append("its outputs")
             self.checked += 1
             if problems:
@@ -122,9 +139,10 @@ class Guarantee(pl.Callback):
             raise GuaranteeError(message)
         log.warning(message)
 
-    def _outputs(self, module: SubnetworkModule, task: str) -> Tensor:
+    def _outputs(self, module: SubnetworkModule, task: str, batch_size: int | None) -> Tensor:
         inputs = module.tasks[task].splits["val"].inputs[: self.examples]
-        return frozen_outputs(module.network, task, inputs.to(module.device))
+        batches = inputs.split(batch_size or max(1, len(inputs)))
+        return torch.cat([frozen_outputs(module.network, task, batch.to(module.device)) for batch in batches])
 
 
 @torch.no_grad()

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from msh.subnetworks import (
     Criterion,
+    MultiSubnetwork,
     Schedule,
     UnitGraph,
     candidate_counts,
     candidates,
+    check_layers,
     cut,
     let_scores_choose,
     rewind,
@@ -46,6 +48,8 @@ class IterativePruning(pl.Callback):
         rewind_epoch: after each cut, survivors go back to their values after this many epochs; None: they stay.
         sample: training examples that gradients are computed on.
         units: of the backbone, to keep whole units; None: single weights.
+        allow_empty: let scores leave a task no weight of some layers; else such a cut is an `EmptyLayerError`.
+        batch_size: most examples whose gradients are computed at once; see `sample_gradients`.
     Raises:
         ValueError: a setting is out of range.
     Source: Zhu and Gupta 2017; Frankle and Carbin 2019; Renda et al. 2020.
@@ -63,6 +67,8 @@ class IterativePruning(pl.Callback):
         rewind_epoch: int | None = None,
         sample: int = 1000,
         units: UnitGraph | None = None,
+        allow_empty: bool = False,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= begin <= end or rounds < 1:
@@ -73,7 +79,7 @@ class IterativePruning(pl.Callback):
         self.criterion, self.schedule = criterion, schedule
         self.begin, self.end, self.rounds = begin, end, rounds
         self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
-        self.units = units
+        self.units, self.allow_empty, self.batch_size = units, allow_empty, batch_size
         self.rounds_done = 0
         self.start: dict[str, dict[str, int]] = {}
         self.earlier: dict[str, dict[str, Tensor]] = {}
@@ -145,16 +151,36 @@ class IterativePruning(pl.Callback):
             now, start = candidate_counts(network, task, budget, self.units), self.start[task]
             at = number / self.rounds
             kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
-            scores[task] = score_task(module, task, self.criterion, self.sample, number, self.units)
+            scores[task] = self._score(module, task, number)
         open_to = {task: candidates(network, task, self.units) for task in self.wanted}
         shared = None if self.units else {name: ~free for name, free in network.free().items()}
         masks = select_apart(scores, kept, self.wanted, open_to, shared)
+        masks = from_rank_zero(module, masks)
+        if not self.allow_empty:
+            self._check_layers(network, masks, kept, scores, open_to)
         rescale = self.rescale and not self.criterion.learned  # what scores choose has its norm already
-        for task, own in from_rank_zero(module, masks).items():
+        for task, own in masks.items():
             cut(network, task, weights_of(own, self.units), rescale, self.units)
             if self.rewind_epoch is not None:
                 rewind(network, task, self.earlier[task], self.rescale, self.units)
         self.rounds_done = number
+
+    def _score(self, module: SubnetworkModule, task: str, number: int) -> dict[str, Tensor]:
+        return score_task(module, task, self.criterion, self.sample, number, self.units, self.batch_size)
+
+    def _check_layers(
+        self,
+        network: MultiSubnetwork,
+        masks: Mapping[str, Mapping[str, Tensor]],
+        kept: Mapping[str, Mapping[str, int]],
+        scores: Mapping[str, Mapping[str, Tensor]],
+        open_to: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        """Raise if a task would keep no weight of a layer; the arguments map each task to those of `check_layers`."""
+        for task, own in masks.items():
+            alone = len(masks) == 1  # else what suffices depends on the other tasks too
+            known = (scores[task], open_to[task]) if alone else (None, None)
+            check_layers(network, task, own, kept[task], *known)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs: cuts made, counts at the start, values to rewind to."""

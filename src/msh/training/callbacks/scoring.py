@@ -12,7 +12,7 @@ from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
 
 GRADIENT_BATCH = 500
-"""Examples whose activations are held at once."""
+"""Most examples whose activations are held at once. Sums over other batches round otherwise, and may choose others."""
 
 
 def score_task(
@@ -22,6 +22,7 @@ def score_task(
     sample: int,
     number: int,
     units: UnitGraph | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, Tensor]:
     """Score the weights of a masked task, or its units.
 
@@ -32,17 +33,26 @@ def score_task(
         sample: training examples that gradients are computed on.
         number: of the cut within the fit, from 1; the draw follows from it.
         units: of the backbone, to score whole units; None: single weights.
+        batch_size: as for `sample_gradients`.
     Returns:
         Tensor name to float (*shape), or (units,); higher is kept.
     """
-    gradients = sample_gradients(module, task, sample, number) if criterion.needs_gradient else None
+    gradients = sample_gradients(module, task, sample, number, batch_size) if criterion.needs_gradient else None
     generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
     return score(module.network, task, criterion, gradients, generator, units)
 
 
-def sample_gradients(module: SubnetworkModule, name: str, sample: int, number: int) -> dict[str, Tensor]:
+def sample_gradients(
+    module: SubnetworkModule, name: str, sample: int, number: int, batch_size: int | None = None
+) -> dict[str, Tensor]:
     """Gradient of a task's mean loss over a sample of its training examples, summed up batch by batch.
 
+    Args:
+        module: its network holds the task.
+        name: of the task.
+        sample: number of examples.
+        number: of the cut within the fit; the draw follows from it.
+        batch_size: most examples whose activations are held at once; never more than `GRADIENT_BATCH`.
     Returns:
         Tensor name to (*shape).
     """
@@ -59,7 +69,7 @@ def sample_gradients(module: SubnetworkModule, name: str, sample: int, number: i
     was_training = module.training
     module.eval()
     with torch.enable_grad():
-        for rows in chosen.split(GRADIENT_BATCH):
+        for rows in chosen.split(min(GRADIENT_BATCH, batch_size or GRADIENT_BATCH)):
             found = loss_gradients(module.network, name, partial(part_of_loss, rows))
             total = {tensor: total[tensor] + found[tensor] if total else found[tensor] for tensor in found}
     module.train(was_training)

@@ -1,0 +1,64 @@
+"""Recipes: what they build, and what a stranger's cannot do."""
+
+import pytest
+import torch
+from torch import nn
+
+from msh.backbones import MLP
+from msh.recipes import build, is_known, rebuild
+
+LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
+
+
+def test_a_recipe_builds_a_module_with_its_arguments():
+    mlp = rebuild({"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 5, "depth": 2}, "it", 100)
+    assert isinstance(mlp, MLP)
+    assert mlp(torch.zeros(2, 4)).shape == (2, 5)
+
+
+def test_modules_among_the_arguments_are_built_first():
+    layer = rebuild(
+        {
+            "_target_": "torch.nn.TransformerEncoder",
+            "encoder_layer": {"_target_": "torch.nn.TransformerEncoderLayer", "d_model": 4, "nhead": 2},
+            "num_layers": 1,
+            "enable_nested_tensor": False,
+        },
+        "it",
+        10**6,
+    )
+    assert isinstance(layer, nn.TransformerEncoder)
+
+
+OTHER = "os.system torch.load torch.hub.load torch.nn.init.zeros_ msh.cli.main.main mine.Net builtins.eval".split()
+OTHER += "torch.nn.functional.linear torchvision.models.os torch.nn.Nothing torch.nn.modules.torch.load".split()
+
+
+@pytest.mark.parametrize("target", [*OTHER, ""])
+def test_other_code_is_not_called(target):
+    assert not is_known(target)
+    with pytest.raises(ValueError, match=r"the head is built by .*, which is not of msh, torch, .*: pass"):
+        rebuild({"_target_": target, "x": 1}, "the head", 10)
+    with pytest.raises(ValueError, match="which is not of msh"):
+        rebuild({**LINEAR, "device": {"_target_": target}}, "the head", 10)
+
+
+def test_the_callers_own_constructor_is_called():
+    made = rebuild({"_target_": "mine.Net", "width": 3}, "it", 10, {"mine.Net": lambda width: nn.Linear(width, 1)})
+    assert made.in_features == 3
+
+
+def test_a_module_that_its_file_cannot_account_for_is_refused_before_memory_is_taken():
+    with pytest.raises(ValueError, match=r"it cannot be rebuilt by 'torch.nn.Linear': it would have 1,000,001,000,000"):
+        rebuild({**LINEAR, "in_features": 10**6, "out_features": 10**6}, "it", 100)
+
+
+@pytest.mark.parametrize("arguments", [{"in_features": "many"}, {"colour": 1}, {"in_features": None}])
+def test_wrong_arguments_are_an_error_that_names_the_constructor(arguments):
+    with pytest.raises(ValueError, match=r"the head cannot be rebuilt by 'torch.nn.Linear'"):
+        rebuild({**LINEAR, **arguments}, "the head", 100)
+
+
+def test_what_gives_no_module_is_named():
+    with pytest.raises(ValueError, match=r"collections.Counter gives a Counter, which is no torch.nn.Module"):
+        build({"_target_": "collections.Counter"})
