@@ -5,6 +5,7 @@ import os
 import torch
 from hypothesis import settings
 
+torch.set_flush_denormal(True)  # as runs do: so that no test depends on those before it
 torch.set_num_threads(1)
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for its server
 

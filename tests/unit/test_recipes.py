@@ -30,8 +30,16 @@ def test_modules_among_the_arguments_are_built_first():
     assert isinstance(layer, nn.TransformerEncoder)
 
 
-OTHER = "os.system torch.load torch.hub.load torch.nn.init.zeros_ msh.cli.main.main mine.Net builtins.eval".split()
-OTHER += "torch.nn.functional.linear torchvision.models.os torch.nn.Nothing torch.nn.modules.torch.load".split()
+OTHER = [
+    "os.system",
+    "torch.load",
+    "torch.hub.load",
+    "torch.nn.init.zeros_",
+    "msh.cli.main.main",
+    "mine.Net",
+    "builtins.eval",
+]
+OTHER += ["torch.nn.functional.linear", "torchvision.models.os", "torch.nn.Nothing", "torch.nn.modules.torch.load"]
 
 
 @pytest.mark.parametrize("target", [*OTHER, ""])

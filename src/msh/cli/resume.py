@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from msh.deploy.yaml_files import read_config, read_overrides
 from msh.reports.results import FILE_NAME, Results
-from msh.training.settings import differences
+from msh.training.settings import ADDED, differences
 
 CHANGEABLE = (
     "resume",
@@ -73,7 +73,10 @@ def _saved_overrides(folder: Path, given: dict[str, str]) -> dict[str, str]:
         ValueError: they could have any code called.
     """
     path = folder / ".hydra" / "overrides.yaml"
-    saved = {key: override for key, override in by_key(read_overrides(path)).items() if key not in given}
+    settings = read_config(folder / ".hydra" / "config.yaml")
+    added = {key: value for key, value in ADDED.items() if OmegaConf.select(settings, key) is None}
+    saved = {key: f"{key}={json.dumps(value)}" for key, value in added.items()} | by_key(read_overrides(path))
+    saved = {key: override for key, override in saved.items() if key not in given}
     for key, override in saved.items():
         if key.startswith("hydra") or BUILT.search(override) or not _calls_safely(override):
             raise ValueError(

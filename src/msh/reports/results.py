@@ -114,6 +114,7 @@ class Results:
         finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
         ensemble: name of an ensemble to its metric, direction, tasks, score on the test split and on validation data,
             where the members have the same.
+        flush_denormal: whether subnormal numbers were computed as 0; None in runs of earlier releases.
         run_id: names the run in trackers; stays over resumes.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
@@ -132,6 +133,7 @@ class Results:
     guarantee: Guarantee = field(default_factory=lambda: Guarantee(checked=0, violations=0))
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
+    flush_denormal: bool | None = None
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -208,7 +210,7 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {"finetune": _no_finetune(), "ensemble": {}} | content
+            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

@@ -215,6 +215,8 @@ class Config:
     seed: int = 0
     threads: int | None = None
     """CPU threads of torch; its own choice when null. The same weights need the same number."""
+    flush_denormal: bool = True
+    """Compute 0 where a result is subnormal (below 2**-126), so that training is not slowed on Intel processors."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task name to task, in the order they are learned."""
     curriculum: Any = None
@@ -227,7 +229,8 @@ class Config:
     backbone: dict[str, Any] = MISSING
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
     master_weights: bool = True
-    """Train a backbone that comes in bfloat16 or float16 in float32, rounded in each forward pass; false: in its type."""
+    """Train a backbone that comes in bfloat16 or float16 in float32, and round in each forward pass; false: in its own
+    type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
     reuse: str = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,

@@ -20,6 +20,7 @@ from msh.training.batches import check_evaluation
 from msh.training.build import add_task, build_network, build_tasks
 from msh.training.ensembles import measure_ensembles, read_ensembles
 from msh.training.fitting import measure
+from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.prepare import set_input_shape
 from msh.training.targets import check_targets
@@ -97,11 +98,8 @@ def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) ->
     Returns:
         A row per task, and one per ensemble: task, metric, score.
     """
+    set_up_torch(read_settings(folder, unsafe))
     config, tasks, network = load_run(folder, data_dir, unsafe)
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
     module = SubnetworkModule(network, tasks, lambda parameters: None, config.seed)  # type: ignore[arg-type,return-value]
     config.trainer.devices, config.trainer.strategy = 1, "auto"
     scores = measure(module, network.tasks, "test", config, folder)

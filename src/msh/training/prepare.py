@@ -8,7 +8,6 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, cast, get_args
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
@@ -25,6 +24,7 @@ from msh.training.batches import check_evaluation
 from msh.training.build import add_task, build_network, build_tasks, build_units
 from msh.training.callbacks import GatedPruning, IterativePruning
 from msh.training.ensembles import check_members, read_ensembles
+from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
@@ -72,8 +72,7 @@ def prepare(config: DictConfig) -> Prepared:
         ValueError: a setting, a file or the data is not allowed, or more weights are asked for than there are.
         FileNotFoundError: data or a file is missing.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_up_torch(config)
     config = expand_variants(config)
     _check_choices(config)
     names = [str(name) for name in config.tasks]

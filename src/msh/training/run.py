@@ -31,6 +31,7 @@ from msh.training.build import add_task, start_generator
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
 from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit, steps_per_epoch
+from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage, read_baselines
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
@@ -128,6 +129,7 @@ class Run:
             log.info("%s is finished already", self.folder)
             return self.results
         self.results.status = "running"
+        self.results.flush_denormal = flushes_denormal()
         self._save_results()
         self._make_loggers()
         try:

@@ -35,6 +35,8 @@ INCIDENTAL = (
     "owner_maps",
     "hydra",
     "checkpoint.min_seconds",
+    "evaluation",
+    "flush_denormal",
     "trainer.enable_progress_bar",
     "callbacks.progress",
     "objective",
@@ -43,7 +45,12 @@ INCIDENTAL = (
 """Settings in which a run on disk may always differ from the one that is wanted."""
 
 
-ADDED = {"pruning.allow_empty_layers": False}
+ADDED: dict[str, Any] = {
+    "pruning.allow_empty_layers": False,
+    "flush_denormal": False,
+    "master_weights": True,
+    "evaluation.batch_size": 500,
+}
 """Settings that configs of earlier releases lack, to what these releases did."""
 
 

@@ -17,6 +17,7 @@ from msh.deploy.atomic import write_bytes
 from msh.deploy.files import open_safetensors
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import same_bits
+from msh.training.machine import flushes_denormal
 from msh.training.module import SubnetworkModule
 
 log = logging.getLogger(__name__)
@@ -153,4 +154,5 @@ def frozen_outputs(network: MultiSubnetwork, task: str, inputs: Tensor) -> Tenso
 
 
 def _computed_on(device: torch.device) -> str:
-    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    flushed = ", subnormal numbers flushed" if flushes_denormal() else ""
+    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}{flushed}"
