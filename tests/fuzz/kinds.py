@@ -4,11 +4,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 
 from fakes import write_run
 from fuzz.bytewise import Mutator, hostile_csv, hostile_json, hostile_yaml
@@ -22,8 +24,9 @@ from fuzz.formats import (
 )
 from fuzz.harness import Kind
 from helpers import learn, make_head, make_network
+from msh.backbones import MLP
 from msh.cli.resume import rewrite_arguments
-from msh.deploy import plans
+from msh.deploy import plans, version1
 from msh.deploy.files import load_network, read_state, save_network, save_subnetwork, write_safetensors
 from msh.deploy.merging import merge_files, release_task, split_task
 from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
@@ -36,7 +39,7 @@ from msh.reports.ownership import layer_picture, mask_overlap, used_by_task
 from msh.reports.results import Results
 from msh.reports.sweeps import print_sweep, read_sweep, write_csv
 from msh.reports.wandb_file import read_offline
-from msh.subnetworks import Allocation
+from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
 from msh.tasks.tables import csv_table
 from msh.tasks.text import csv_text
@@ -48,6 +51,7 @@ from msh.training.settings import INCIDENTAL, identity
 from msh.training.state import RunState
 
 TASKS = ("old", "new")
+GOLDEN = Path(__file__).parents[1] / "golden" / "files"
 TENSOR_FILE = (hostile_header, hostile_metadata, hostile_tensors, hostile_tensor_file)
 
 
@@ -78,6 +82,30 @@ def inspect(path: Path) -> None:
 
 def use_network(folder: Path) -> None:
     """inspect, evaluate, split and release."""
+    take_apart(folder)
+    network = make_network("batch", 9)
+    for task in TASKS:
+        network.add_task(task, head=make_head(9))
+    load_network(folder / "net.safetensors", network)
+    for task in TASKS:
+        with torch.no_grad():
+            network(torch.zeros(2, 4), task)
+
+
+def use_earlier_network(folder: Path) -> None:
+    """The same, of a network file of an earlier format."""
+    take_apart(folder)
+    network = MultiSubnetwork(MLP((13,), 16, 2, norm=True))
+    network.add_task("wine", head=nn.Linear(16, 3))
+    network.add_task("iris", head=nn.Linear(16, 3), stem=nn.Sequential(nn.Flatten(), nn.Linear(4, 13)))
+    load_network(folder / "net.safetensors", network)
+    for task, inputs in (("wine", 13), ("iris", 4)):
+        with torch.no_grad():
+            network(torch.zeros(2, inputs), task)
+
+
+def take_apart(folder: Path) -> None:
+    """inspect, split and release."""
     path = folder / "net.safetensors"
     state = read_state(path, "network").state
     assert mask_overlap(state) is not None
@@ -85,16 +113,9 @@ def use_network(folder: Path) -> None:
     for layer in state.owners:
         layer_picture(state, layer)
     inspect(path)
-    network = make_network("batch", 9)
-    for task in TASKS:
-        network.add_task(task, head=make_head(9))
     for task in state.tasks:
         split_task(path, task, folder / "part.safetensors")
     release_task(path, list(state.tasks)[-1] if state.tasks else "old", folder / "without.safetensors")
-    load_network(path, network)
-    for task in TASKS:
-        with torch.no_grad():
-            network(torch.zeros(2, 4), task)
 
 
 def take_up(folder: Path) -> None:
@@ -118,7 +139,8 @@ def merge_plan(folder: Path) -> None:
 
 def merge_forged_plan(folder: Path) -> None:
     """The same, where a plan's digest is that of what it holds."""
-    with patch.object(plans, "_digest", lambda plan: AnyDigest("0")):
+    earlier = SimpleNamespace(sha256=lambda *_: SimpleNamespace(update=bytes, hexdigest=lambda: AnyDigest("0")))
+    with patch.object(plans, "_digest", lambda plan: AnyDigest("0")), patch.object(version1, "hashlib", earlier):
         merge_plan(folder)
 
 
@@ -157,6 +179,27 @@ def plan_kinds(folder: Path) -> list[Kind]:
         Kind("plan, forged digest", files, "plan.safetensors", TENSOR_FILE[1:3], merge_forged_plan),
         Kind("subnetwork, planned", files, "part.safetensors", TENSOR_FILE, merge_plan),
     ]
+
+
+def earlier_kinds(folder: Path) -> list[Kind]:
+    """Files of the formats before schema 2."""
+    found = []
+    networks = {"packed": "two/network", "whole": "two/network-free-weights", "reading": "reads-some/network"}
+    for form, name in networks.items():
+        files = {"net.safetensors": (GOLDEN / f"{name}.safetensors").read_bytes()}
+        found.append(Kind(f"network 1, {form}", files, "net.safetensors", TENSOR_FILE, use_earlier_network))
+    for format_, name in (("2", "reads-all/iris-2"), ("3", "reads-some/iris-3")):
+        base = folder / format_ / "base.safetensors"
+        release_task(GOLDEN / name.partition("/")[0] / "network.safetensors", "iris", base)
+        files = {"part.safetensors": (GOLDEN / f"{name}.safetensors").read_bytes(), base.name: base.read_bytes()}
+        found.append(Kind(f"subnetwork {format_}", files, "part.safetensors", TENSOR_FILE, take_up))
+    for name in ("planned", "planned-300"):
+        task = next(path for path in sorted((GOLDEN / name).glob("*.safetensors")))
+        files = {"plan.safetensors": (GOLDEN / name / "plan").read_bytes(), "part.safetensors": task.read_bytes()}
+        found.append(Kind(f"plan 1, {name}", files, "plan.safetensors", TENSOR_FILE, merge_plan))
+        found.append(Kind(f"plan 1, {name}, forged", files, "plan.safetensors", TENSOR_FILE[1:3], merge_forged_plan))
+    found.append(Kind("subnetwork 3, planned", files, "part.safetensors", TENSOR_FILE, merge_plan))
+    return found
 
 
 # ---- what a run goes on from
@@ -338,6 +381,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
     Args:
         folder: an empty or missing one, where valid files are made.
     """
-    kinds = [*network_kinds(folder / "networks"), *plan_kinds(folder / "plans"), *going_on_kinds(folder / "going_on")]
+    kinds = [*network_kinds(folder / "networks"), *plan_kinds(folder / "plans"), *earlier_kinds(folder / "earlier")]
+    kinds += going_on_kinds(folder / "going_on")
     kinds += [*run_kinds(folder / "runs"), *table_kinds(), *image_kinds(), wandb_kind()]
     return {kind.name: kind for kind in kinds}

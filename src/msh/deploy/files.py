@@ -233,6 +233,8 @@ def read_state(path: Path, *kinds: Kind) -> StateFile:
         else:
             file = _read_version_2(tensors, metadata, path.stat().st_size)
         file.state.check()
+        if file.kind != "subnetwork" and file.state.norms.keys() != file.state.owners.keys():
+            raise ValueError("it lacks the initial norms of some layers")
         return file
 
 

@@ -99,7 +99,7 @@ def fit(network, task, inputs, steps=5):
         loss = network(inputs, task).square().mean()
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def learn(network, task, inputs, outputs=64, density=0.2, steps=5):

@@ -213,11 +213,11 @@ def state(tmp_path):
 
 
 def bias_of(found):
-    return found["subnetworks.a.head.bias"][0].item()
+    return found.state.tasks["a"].private["head.bias"][0].item()
 
 
 def test_a_run_without_checkpoints_starts_at_the_beginning(tmp_path):
-    assert RunState(tmp_path, writes=True).newest() == (0, {}, {})
+    assert RunState(tmp_path, writes=True).newest() == (0, None, {})
 
 
 def test_the_newest_network_counts_the_fits_that_ended(state):
