@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from msh.deploy.yaml_files import read_config, read_overrides
 from msh.reports.results import FILE_NAME, Results
-from msh.training.settings import ADDED, differences
+from msh.training.settings import differences, lacking
 
 CHANGEABLE = (
     "resume",
@@ -73,8 +73,7 @@ def _saved_overrides(folder: Path, given: dict[str, str]) -> dict[str, str]:
         ValueError: they could have any code called.
     """
     path = folder / ".hydra" / "overrides.yaml"
-    settings = read_config(folder / ".hydra" / "config.yaml")
-    added = {key: value for key, value in ADDED.items() if OmegaConf.select(settings, key) is None}
+    added = lacking(read_config(folder / ".hydra" / "config.yaml"))
     saved = {key: f"{key}={json.dumps(value)}" for key, value in added.items()} | by_key(read_overrides(path))
     saved = {key: override for key, override in saved.items() if key not in given}
     for key, override in saved.items():

@@ -105,6 +105,12 @@ def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in (ADDED | _flat(config)).items() if not is_under(key, leave_out)}
 
 
+def lacking(config: Any) -> dict[str, Any]:
+    """The settings that the config of a run of an earlier release lacks, with what that release did."""
+    present = _flat(config)
+    return {key: value for key, value in ADDED.items() if key not in present}
+
+
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key to value; interpolations as they are written."""
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config

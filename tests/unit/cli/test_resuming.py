@@ -9,6 +9,11 @@ from msh.cli.resume import check_same_run, find_run, rewrite_arguments
 from msh.reports.results import Results
 
 
+NOW = {"flush_denormal": True, "master_weights": True, "evaluation": {"batch_size": None}}
+NOW |= {"pruning": {"allow_empty_layers": False}}
+"""Settings that configs of earlier releases lack."""
+
+
 def make_run(folder, status="running", overrides=("experiment=sequential", "seed=3"), **config):
     (folder / ".hydra").mkdir(parents=True)
     results = Results("sequential", 3, [], {}, run_id="x", status=status)
@@ -97,7 +102,7 @@ def test_a_plus_before_groups_of_the_defaults_list_is_taken_off(monkeypatch):
 
 
 def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run", overrides=["experiment=sequential", "seed=3", "+trainer.x=1"])
+    folder = make_run(tmp_path / "run", overrides=["experiment=sequential", "seed=3", "+trainer.x=1"], **NOW)
     found = rewritten(monkeypatch, "+experiment=sequential", f"resume={folder}", "logger=none")
     assert set(found) == {
         "experiment=sequential",
@@ -109,6 +114,12 @@ def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):
         "hydra.output_subdir=null",
         "hydra.mode=RUN",
     }
+
+
+def test_a_run_of_an_earlier_release_is_resumed_as_that_release_did(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run", overrides=["seed=3"])
+    found = rewritten(monkeypatch, f"resume={folder}")
+    assert {"flush_denormal=false", "evaluation.batch_size=500", "master_weights=true"} < set(found)
 
 
 def test_a_new_value_of_a_resumed_run_replaces_the_old_one(tmp_path, monkeypatch):
