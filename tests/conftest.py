@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 from hypothesis import settings
 
@@ -12,9 +11,3 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for it
 
 settings.register_profile("msh", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("msh")
-
-
-@pytest.fixture(autouse=True)
-def keep_subnormal_numbers():
-    """Undo what a run in this process has set: see `flush_denormal`."""
-    torch.set_flush_denormal(False)
