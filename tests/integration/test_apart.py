@@ -173,7 +173,7 @@ def test_a_plan_with_an_empty_layer_is_made_and_used_only_where_that_is_allowed(
         (["plan=plan", "seed=1"], ["plan = plan was made with seed = 0, not 1"]),
         (["plan=plan", "pruning.density=0.05"], ["was made with pruning.density = 0.1, not 0.05"]),
         (["plan=plan", "backbone.width=33"], ["was made with backbone.width = 32, not 33"]),
-        (["network=plan"], ["plan is not a network file: its format is 'msh-plan-1'"]),
+        (["network=plan"], ["plan is not a network file: a plan file"]),
         (
             ["network=merged", "tasks=[wine,digits]"],
             ["has task 'breast_cancer', which is not in tasks"],
