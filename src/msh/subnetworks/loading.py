@@ -53,7 +53,9 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
         _adopt_buffers(network, sub, state, f"{start}private.")
         for name, tensor in [*sub.private.items()]:
             saved = state.get(f"{start}private.{bag_key(name)}")
-            if saved is not None and saved.dtype != tensor.dtype:  # master weights train in another type
+            if saved is None or not (saved.is_floating_point() and tensor.is_floating_point()):
+                continue
+            if saved.dtype != tensor.dtype:  # master weights train in another type
                 cast_to = tensor.detach().to(saved.dtype)
                 sub.private.set(name, nn.Parameter(cast_to) if isinstance(tensor, nn.Parameter) else cast_to)
         for key in [key for key in state if key.startswith(start)]:
