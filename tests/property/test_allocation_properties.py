@@ -37,7 +37,7 @@ def test_the_best_k_candidates_are_kept_and_ties_go_to_the_first(case):
     assert {name: mask.shape for name, mask in masks.items()} == {name: s.shape for name, s in scores.items()}
 
 
-@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=4), st.booleans(), st.integers(0, 5))
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4), st.booleans(), st.integers(0, 5))
 def test_owners_partition_the_weights_and_every_task_has_exactly_its_budget(shares, whole_network, seed):
     network = make_network(seed=seed)
     for _, weight in network.weights():
@@ -85,7 +85,7 @@ def sharings(draw):
     for task in "abcd"[: draw(st.integers(2, 4))]:
         budgets[task] = {name: draw(st.integers(0, n)) for name, n in left.items()}
         left = {name: n - budgets[task][name] for name, n in left.items()}
-    shares = [draw(st.floats(0, 1, allow_subnormal=False)) for _ in range(3)] + [0.0]
+    shares = [draw(st.floats(0, 1)) for _ in range(3)] + [0.0]
     return sizes, budgets, sorted(shares, reverse=True), draw(st.booleans()), draw(st.integers(0, 99))
 
 
