@@ -139,7 +139,7 @@ def compared(tmp_path, monkeypatch):
     def fit_and_compare(module, fit, tasks, config, folder, checkpoints, extra, loggers):
         return fits(module, fit, tasks, config, folder, checkpoints, [*extra, compare], loggers)
 
-    def small_batches(split, rank=0, world_size=1):
+    def small_batches(split, rank=0, world_size=1, batch_size=0):
         return measuring(split, rank, world_size, batch_size=7)
 
     monkeypatch.setattr(run, "run_fit", fit_and_compare)

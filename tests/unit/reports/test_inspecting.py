@@ -10,8 +10,9 @@ from helpers import learn, make_head, make_network
 from made_runs import write_run
 from msh.deploy.files import save_network, save_subnetwork
 from msh.deploy.plans import make_plan_file
-from msh.reports.inspection import print_folder_or_file
-from msh.subnetworks import Allocation
+from msh.recipes import build
+from msh.reports.inspection import print_folder_or_file, print_parameters
+from msh.subnetworks import Allocation, MultiSubnetwork
 
 
 def shown(path, everything=False, width=140):
@@ -94,3 +95,38 @@ def test_a_plan_shows_who_will_own_what(tmp_path):
     assert cells(text, "a") == ["a", "1", "planned", "0.250", "13", "", ""]
     assert "plan: plan, " in text
     assert "52 weights, 25.0% owned" in text
+
+
+# ---- roles of tensors
+
+
+def shown_parameters(path):
+    console = Console(file=io.StringIO(), width=140)
+    print_parameters(path, console)
+    return console.file.getvalue()
+
+
+def test_every_tensors_role_and_its_reason_are_shown(tmp_path):
+    recipe = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 6, "depth": 1, "norm": True}
+    network = MultiSubnetwork(build(recipe), recipe=recipe)
+    save_network(tmp_path / "network.safetensors", network)
+    for path in (tmp_path, tmp_path / "network.safetensors"):
+        text = shown_parameters(path)
+        assert cells(text, "layers.1.weight") == ["layers.1.weight", "6 × 4", "prunable", "weight of Linear"]
+        assert cells(text, "layers.1.bias") == ["layers.1.bias", "6", "private", "bias of Linear"] or "bias" in text
+        assert cells(text, "layers.2.weight")[2] == "private"
+        assert cells(text, "layers.2.running_mean")[2:] == ["private", "buffer"]
+
+
+def test_what_prunable_chose_is_told_apart_from_the_rule(tmp_path):
+    recipe = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 6, "depth": 2}
+    network = MultiSubnetwork(build(recipe), ["layers.3.*ight"], recipe)
+    save_network(tmp_path / "net", network)
+    text = shown_parameters(tmp_path / "net")
+    assert cells(text, "layers.1.weight")[2:] == ["private", "chosen by `prunable` (weight of Linear)"]
+    assert cells(text, "layers.3.weight")[2:] == ["prunable", "weight of Linear"]
+
+
+def test_roles_of_a_backbone_of_other_code_are_shown_without_reasons(network, tmp_path):
+    save_network(tmp_path / "net", network)
+    assert cells(shown_parameters(tmp_path / "net"), "2.weight") == ["2.weight", "4 × 1 × 3", "prunable", ""]
