@@ -1,6 +1,7 @@
 """Every property holds in either form: small weights are computed with as dense tensors, then as sparse ones."""
 
 import pytest
+import torch
 
 from msh.subnetworks import sparse
 
@@ -13,3 +14,11 @@ def form(request):
             patch.setattr(sparse, "SMALLEST", 1)
             patch.setattr(sparse, "DENSEST", 1.0)
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Compute with them as they are: hypothesis draws them, too."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(True)
