@@ -73,7 +73,7 @@ def hostile_metadata(draw: Random, content: bytes) -> bytes:
         else:
             try:
                 metadata[key] = hostile_json(draw, metadata[key].encode()).decode("utf-8", "replace")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, RecursionError):
                 metadata[key] = draw.choice(NAMES)
     return write(tensors, metadata)
 
