@@ -193,7 +193,7 @@ def earlier_kinds(folder: Path) -> list[Kind]:
         release_task(GOLDEN / name.partition("/")[0] / "network.safetensors", "iris", base)
         files = {"part.safetensors": (GOLDEN / f"{name}.safetensors").read_bytes(), base.name: base.read_bytes()}
         found.append(Kind(f"subnetwork {format_}", files, "part.safetensors", TENSOR_FILE, take_up))
-    for name in ("planned", "planned-300"):
+    for name in ("planned-300", "planned"):
         task = next(path for path in sorted((GOLDEN / name).glob("*.safetensors")))
         files = {"plan.safetensors": (GOLDEN / name / "plan").read_bytes(), "part.safetensors": task.read_bytes()}
         found.append(Kind(f"plan 1, {name}", files, "plan.safetensors", TENSOR_FILE, merge_plan))
