@@ -73,7 +73,7 @@ def outline(recipe: Mapping[str, Any], what: str, classes: Constructors | None =
 
 
 def is_known(target: str) -> bool:
-    """Whether a constructor is a class of modules, or one of the functions, of the libraries that files may name."""
+    """Tell whether files may name a constructor: a class of modules, or a listed function, of a known library."""
     if not target.startswith(LIBRARIES):
         return False
     try:

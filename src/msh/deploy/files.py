@@ -38,7 +38,7 @@ Shapes = dict[str, list[Size]]
 
 
 class Layout(TypedDict):
-    """How the tensors of a file are to be read."""
+    """Layout of a file's tensors."""
 
     shapes: Shapes
     tied: dict[str, str]
@@ -50,7 +50,7 @@ class Layout(TypedDict):
 
 @dataclass(frozen=True)
 class StateFile:
-    """What a state file holds.
+    """Content of a state file.
 
     Attributes:
         state: the network, whole or in part.

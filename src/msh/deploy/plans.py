@@ -25,7 +25,7 @@ def start_of(network: MultiSubnetwork) -> str:
 
 
 def notes_of(start: str, input_shape: Sequence[int]) -> dict[str, str]:
-    """What files say of the backbone that they belong to.
+    """Write the notes that tie a file to its backbone.
 
     Args:
         start: `start_of` its network.
@@ -104,10 +104,10 @@ def settings_of(plan: StateFile) -> dict[str, Any]:
 
 
 def notes_for_tasks(plan: StateFile) -> dict[str, str]:
-    """What files of a plan's networks and tasks say of where they come from."""
+    """Write the notes that tie files of networks and tasks to their plan."""
     return {key: plan.notes[key] for key in ("start", "input_shape", "plan")}
 
 
 def allocation_in(plan: StateFile, task: str) -> Allocation:
-    """What a task is to own, and the norms its weights start with."""
+    """Read a task's planned weights, and the norms they start with."""
     return Allocation(plan.state.owned(task), plan.state.task(task).norms)

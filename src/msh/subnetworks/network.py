@@ -154,7 +154,7 @@ class MultiSubnetwork(nn.Module):
         return self.view(task).read(task)
 
     def held(self, task: str) -> Masks:
-        """A task's own weights and, where it chooses what it reads, those of others: tensor name to bool (*shape)."""
+        """Join a task's weights and, under `reuse=learned`, those it may read: tensor name to bool (*shape)."""
         self.subnetwork(task)
         return self.view(task).held(task)
 
@@ -437,7 +437,7 @@ class MultiSubnetwork(nn.Module):
             return frozen_network(self, sub, weights), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
-        """What the task reads of other tasks' weights: tensor name to (*shape), or () if nothing."""
+        """Gather the other tasks' weights that a task reads: tensor name to (*shape), or () if none."""
         nothing = {name: weight.new_zeros(()) for name, weight in self.weights()}
         if not sub.reads:
             return nothing

@@ -61,7 +61,7 @@ GENERIC = {"embed", "embedder", "embedding", "embeddings", "emb", "lookup", "tab
 
 @dataclass(frozen=True)
 class Role:
-    """What becomes of a tensor of a backbone.
+    """Role of a backbone's tensor, and the reason.
 
     Attributes:
         name: dotted; of a tied tensor, the first name that a walk over the modules finds.
@@ -348,7 +348,7 @@ def _table_words(path: str) -> set[str]:
 
 
 def _meaning(words: set[str]) -> str:
-    """Whether words name positions or types of tokens; "pos_tag" is a part of speech."""
+    """Recognise words for positions or token types; "pos_tag" is a part of speech."""
     if words & POSITION and not words & {"tag", "tags", "wise"}:
         return "position embedding"
     return "token type embedding" if words & SEGMENT or {"token", "type"} <= words else ""

@@ -100,7 +100,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many weights of a layer, or of several together, each task owns.
+    """Count a layer's weights by owner; or those of several layers together.
 
     Attributes:
         name: of the prunable tensor, or of the layers together.
@@ -213,7 +213,7 @@ class NetworkState:
         return belongs(self.owners[name], torch.tensor(ids))
 
     def held(self, task: str) -> Masks:
-        """A task's weights and, where it chooses what it reads, those of others that it may still read."""
+        """Join a task's weights and, under `reuse=learned`, the other tasks' weights it may still read."""
         own = self.owned(task)
         return {name: own[name] | self.read_mask(task, name) for name in own} if self.task(task).reading else own
 
@@ -222,7 +222,7 @@ class NetworkState:
         return [other.name for other in self.tasks.values() if task in other.reads]
 
     def capacity(self) -> list[Capacity]:
-        """For each layer, how much of it each task owns."""
+        """Count each layer's weights by owner."""
         names = {entry.owner: task for task, entry in self.tasks.items()}
         layers = []
         for name, ids in self.owners.items():
@@ -234,7 +234,7 @@ class NetworkState:
         return layers
 
     def total(self) -> Capacity:
-        """How much of all layers together each task owns."""
+        """Count the weights of all layers together by owner."""
         return Capacity.together("all layers", self.capacity())
 
     def read_counts(self, task: str) -> dict[str, int]:
@@ -257,7 +257,7 @@ class NetworkState:
     # ---- what a task computes with
 
     def weight(self, task: str, name: str) -> Tensor:
-        """What a task computes with: (*shape), 0 where it neither owns nor reads."""
+        """Compute the weight a task uses in a layer: (*shape), 0 where it neither owns nor reads."""
         entry, dense = self.task(task), self.weights[name]
         nothing, read = dense.new_zeros(()), self.read_mask(task, name)
         if entry.phase == "masked":
@@ -275,7 +275,7 @@ class NetworkState:
         return {n: mask | ~held[n] for n, mask in choose_at_most(entry.scores, entry.kept, held).items()}
 
     def private(self, task: str) -> dict[str, Tensor]:
-        """All tensors of a task but its weights, those that it has not changed too: private, then stem, then head."""
+        """List a task's tensors except its weights, unchanged buffers included: private, then stem, then head."""
         found = {f"private.{name}": self.defaults[name] for name in self.buffers} | self.task(task).private
         return {name: found[name] for name in sorted(found, key=private_order)}
 
@@ -295,7 +295,7 @@ class NetworkState:
     # ---- tasks out of a state, and into it
 
     def only(self, task: str) -> NetworkState:
-        """Copy a frozen task out: a network of this one task, with id 1; whom it reads, it names.
+        """Copy a frozen task into a state of its own, with owner id 1; tasks it reads are named only.
 
         Raises:
             ValueError: there is no such task, or it is not frozen.
@@ -483,7 +483,7 @@ class NetworkState:
     def from_state_dict(
         cls, state: Mapping[str, Any], names: Sequence[str] | None = None, tied: Mapping[str, str] | None = None
     ) -> NetworkState:
-        """What a module's state dict holds; tensors are shared.
+        """Convert a module's state dict; tensors are shared.
 
         Args:
             state: of a `MultiSubnetwork`, of this release or an earlier one.
@@ -571,7 +571,7 @@ def count_ids(ids: Tensor) -> dict[int, int]:
 
 
 def _is_default(state: NetworkState, name: str, entry: TaskState) -> bool:
-    """Whether a task's buffer is the backbone's own."""
+    """Tell whether a task's buffer equals the backbone's, bit by bit."""
     own = entry.private.get(f"private.{name}")
     return own is not None and same_bits(own, state.defaults[name])
 
@@ -598,7 +598,7 @@ class Row(TypedDict):
 
 
 class Description(TypedDict):
-    """What `NetworkState.describe` writes."""
+    """Content of the JSON that `NetworkState.describe` writes."""
 
     version: int
     tasks: list[Row]

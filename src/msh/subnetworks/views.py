@@ -114,7 +114,7 @@ def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:
 
 
 def cast_half(features: Tensor, half: torch.dtype) -> Tensor:
-    """What a half-precision backbone reads, in its type; tokens, and whatever autocast looks after, as they are."""
+    """Cast a half-precision backbone's input to its type; leave tokens, and everything under autocast, alone."""
     if not features.is_floating_point() or torch.is_autocast_enabled(features.device.type):
         return features
     return features.to(half)
@@ -228,7 +228,7 @@ class TrainingNetwork(nn.Module):
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:
-    """Whether a forward pass of a module tree may use gradient checkpointing, by its flags or its code.
+    """Tell from flags and code whether a module tree may use gradient checkpointing.
 
     Reentrant checkpoints pass no gradient on where no input of theirs requires one.
     """

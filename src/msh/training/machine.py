@@ -20,6 +20,6 @@ def set_up_torch(config: DictConfig) -> None:
 
 
 def flushes_denormal() -> bool:
-    """Whether this thread computes 0 where a result is subnormal: below 2**-126 in float32."""
+    """Test whether this thread computes 0 where a result is subnormal: below 2**-126 in float32."""
     smallest = torch.tensor([2.0**-126])
     return float((smallest * torch.tensor([0.5])).view(torch.int32)) == 0
