@@ -259,7 +259,10 @@ class NetworkState:
     def weight(self, task: str, name: str) -> Tensor:
         """Compute the weight a task uses in a layer: (*shape), 0 where it neither owns nor reads."""
         entry, dense = self.task(task), self.weights[name]
-        nothing, read = dense.new_zeros(()), self.read_mask(task, name)
+        nothing = dense.new_zeros(())
+        if entry.phase not in ("masked", "compact") and not entry.reads:
+            return torch.where(self.owners[name] == entry.owner, dense, nothing)
+        read = self.read_mask(task, name)
         if entry.phase == "masked":
             found = torch.where(entry.masks[name], entry.values[name], torch.where(read, dense, nothing))
             return (found if not entry.kept else found * self._chosen(entry)[name]).to(dense.dtype)
@@ -395,9 +398,9 @@ class NetworkState:
         check_task_name(task)
         entry, masks = other.task(task), other.owned(task)
         self._check_fits(label, other, entry)
-        if task in self.tasks and not all(torch.equal(masks[n], m) for n, m in self.owned(task).items()):
-            name = next(n for n, m in self.owned(task).items() if not torch.equal(masks[n], m))
-            raise ValueError(f"{label}: task {task!r} owns other weights of layer {name!r} than planned")
+        for name, planned in (self.owned(task) if task in self.tasks else {}).items():
+            if not torch.equal(masks[name], planned):
+                raise ValueError(f"{label}: task {task!r} owns other weights of layer {name!r} than planned")
         names_of = {e.owner: e.name for e in self.tasks.values()}
         for name, mask in masks.items():
             owners, weight = self.owners[name].view(-1), self.weights[name].view(-1)
@@ -534,8 +537,10 @@ class NetworkState:
                 raise ValueError(f"layer {name!r} has weights of {weight.dtype}, owners of {owners.dtype}")
             if norm is not None and not (norm.shape == () and norm.is_floating_point() and bool(norm.isfinite())):
                 raise ValueError(f"layer {name!r} has no finite initial norm")
-            if owners.numel() and not FREE <= int(owners.min()) <= int(owners.max()) <= most:
-                raise ValueError(f"layer {name!r} has owners that are no task's")
+            if owners.numel():
+                lowest, highest = owners.aminmax()
+                if not FREE <= int(lowest) <= int(highest) <= most:
+                    raise ValueError(f"layer {name!r} has owners that are no task's")
             if name in self.padding and not 0 <= self.padding[name] < owners.shape[0]:
                 raise ValueError(f"layer {name!r} has no row {self.padding[name]}")
         named = {"tied": self.tied.values(), "padding": self.padding, "shared": self.shared, "a buffer": self.buffers}
