@@ -94,7 +94,7 @@ class MultiSubnetwork(nn.Module):
         self.subnetworks = TaskDict()
         self.active: str | None = None
         self._modules_in_use = ModuleCache(cache_bytes)
-        self._in_training: dict[str, tuple[TrainingNetwork]] = {}
+        self._in_training: dict[str, TrainingNetwork] = {}
         register_hooks(self)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -145,17 +145,14 @@ class MultiSubnetwork(nn.Module):
 
     def masks(self, task: str) -> Masks:
         """The task's own weights: tensor name to bool (*shape)."""
-        self.subnetwork(task)
         return self.view(task).owned(task)
 
     def reading(self, task: str) -> Masks:
         """The weights of earlier tasks that a task reads: tensor name to bool (*shape)."""
-        self.subnetwork(task)
         return self.view(task).read(task)
 
     def held(self, task: str) -> Masks:
         """Join a task's weights and, under `reuse=learned`, those it may read: tensor name to bool (*shape)."""
-        self.subnetwork(task)
         return self.view(task).held(task)
 
     def free(self) -> Masks:
@@ -315,8 +312,7 @@ class MultiSubnetwork(nn.Module):
 
     def _master(self, tensor: Tensor) -> Tensor:
         """A tensor in the type in which it trains."""
-        half = tensor.dtype in (torch.bfloat16, torch.float16)
-        return tensor.float() if half and self.master_weights else tensor
+        return tensor.float() if self.master_weights and half_precision([tensor]) else tensor
 
     def _end_choice(self, sub: Subnetwork) -> None:
         """Forget masks and scores; drop from `reads` every task none of whose weights were selected."""
@@ -391,8 +387,8 @@ class MultiSubnetwork(nn.Module):
         if sub.phase == "new":
             raise ValueError(f"task {task!r} has no weights yet: call begin first")
         if task not in self._in_training:
-            self._in_training[task] = (TrainingNetwork(self, sub),)
-        return self._in_training[task][0]
+            self._in_training[task] = TrainingNetwork(self, sub)
+        return self._in_training[task]
 
     def forget_modules(self, task: str | None = None) -> None:
         """Drop modules that `module` keeps, of one task or of all: they are built again from the present tensors."""

@@ -68,12 +68,12 @@ class Subnetwork(nn.Module):
 
     @property
     def scored(self) -> bool:
-        """Whether it has learned scores."""
+        """Tell whether it has learned scores."""
         return any(True for _ in self.scores)
 
     @property
     def selective(self) -> bool:
-        """Whether it reads some of the weights of the tasks that it reads, not all."""
+        """Tell whether it selects which weights of earlier tasks it reads, rather than reading all."""
         return any(True for _ in self.reading)
 
     def drop_training_state(self) -> None:

@@ -1,4 +1,4 @@
-"""Which tensors of a module tasks share, which each task has for itself, and a bag to keep them in."""
+"""Tensors of a module by role, a bag that names them, and the operations on masked and scattered weights."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def raw_bytes(tensor: Tensor) -> Any:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same, bit by bit; NaN equals itself here, and 0 is not -0."""
+    """Compare two tensors bit by bit; NaN equals itself here, and 0 is not -0."""
     return a.shape == b.shape and a.dtype == b.dtype and bool(raw_bytes(a) == raw_bytes(b))
 
 
