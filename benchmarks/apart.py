@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.document import machine, replace_between, table
 from benchmarks.timing import ROOT
-from msh.deploy.plans import read_plan
+from msh.files.plans import read_plan
 
 MSH = [sys.executable, "-m", "msh.cli.main"]
 COMMON = ["+experiment=sequential", "pruning=at_init", "logger=none", "callbacks=none", "threads=1"]

@@ -24,7 +24,7 @@ from benchmarks.kept import keep, only_missing
 from benchmarks.rows import read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
-from msh.names import one_of
+from msh.errors import one_of
 
 FILE = Path(__file__).with_name("attempts.yaml")
 HEAD = """# Attempts

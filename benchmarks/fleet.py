@@ -21,9 +21,9 @@ from benchmarks.configs import compose
 from benchmarks.memory import peak
 from benchmarks.timing import seconds
 from msh.cli.memory import give_large_blocks_back
-from msh.deploy.files import save_subnetwork
-from msh.deploy.merging import merge_files
-from msh.deploy.plans import allocation_in, notes_for_tasks, read_plan
+from msh.files.merging import merge_files
+from msh.files.plans import allocation_in, notes_for_tasks, read_plan
+from msh.files.state_file import save_subnetwork
 from msh.training.apart import make_plan
 from msh.training.build import add_task
 from msh.training.prepare import prepare

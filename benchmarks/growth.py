@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.configs import compose, mnist
 from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, timed
-from msh.deploy.files import save_network, save_subnetwork
+from msh.files.state_file import save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, NetworkState, plan_counts, prune
 from msh.training import run as run_module
 from msh.training.callbacks import IterativePruning

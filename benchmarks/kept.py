@@ -18,8 +18,8 @@ from benchmarks.configs import compose
 from benchmarks.document import processor
 from benchmarks.runs import Step, state_of
 from benchmarks.scores import PROCESSOR, read_run
-from msh.deploy.yaml_files import read_config
-from msh.reports.results import FILE_NAME
+from msh.files.yaml_files import read_config
+from msh.runs.results import FILE_NAME
 from msh.training.settings import INCIDENTAL
 
 CONFIG = Path(".hydra") / "config.yaml"

@@ -14,9 +14,9 @@ from benchmarks.configs import mnist
 from benchmarks.records import Record
 from benchmarks.timing import Settings, timed, whole_process
 from msh.cli import train
-from msh.reports.loggers import RunCSVLogger
-from msh.reports.tracking import Tracking
-from msh.reports.wandb_run import RunWandbLogger
+from msh.tracking.loggers import RunCSVLogger
+from msh.tracking.tracking import Tracking
+from msh.tracking.wandb_run import RunWandbLogger
 from msh.training.run import Run
 
 RUNS = {"with": [], "without": ["logger=none", "report=false"]}

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.configs import compose
 from benchmarks.runs import Step
-from msh.names import one_of
+from msh.errors import one_of
 from msh.training.plan import BASELINES, Stage, read_curriculum
 from msh.training.settings import differences
 from msh.training.variants import expand_variants

@@ -23,9 +23,9 @@ from benchmarks.document import machine, replace_between, table
 from benchmarks.networks import BACKBONES, begun, compact, dense, frozen
 from benchmarks.storage import entropy
 from benchmarks.timing import ROOT, fresh_process, whole_process
-from msh.deploy.codec import encode_mask, encode_owners
-from msh.deploy.files import read_state, save_network
-from msh.deploy.plans import read_plan
+from msh.files.codec import encode_mask, encode_owners
+from msh.files.plans import read_plan
+from msh.files.state_file import read_state, save_network
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import wide_enough
 

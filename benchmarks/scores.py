@@ -12,7 +12,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.rows import Goal, Row, epochs_of
-from msh.reports.results import FILE_NAME, Results
+from msh.runs.results import FILE_NAME, Results
 from msh.training.variants import expand_variants
 
 BESIDE = ("dense", "joint", "finetune")

@@ -12,7 +12,7 @@ import torch
 from benchmarks.networks import BACKBONES, frozen
 from benchmarks.records import Record
 from benchmarks.timing import Settings
-from msh.deploy.files import save_network, save_subnetwork
+from msh.files.state_file import save_network, save_subnetwork
 from msh.subnetworks import MultiSubnetwork
 
 FC = "FC 6 x 1000"

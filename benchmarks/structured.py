@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn
 from benchmarks.records import Record
 from benchmarks.timing import Settings, take_turns
-from msh.deploy.export import sliced
+from msh.inference.export import sliced
 from msh.subnetworks import Budget, MultiSubnetwork, plan_units, prune, trace_units
 
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))

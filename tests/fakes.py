@@ -4,8 +4,8 @@ import json
 
 from omegaconf import OmegaConf
 
-from msh.reports.results import Results, TaskResult
-from msh.reports.sweeps import read_sweep
+from msh.report.sweeps import read_sweep
+from msh.runs.results import Results, TaskResult
 
 
 def write_run(folder, tasks, *, config=None, overrides=(), status="finished", matrix=None, **more):

@@ -5,9 +5,9 @@ import math
 
 import torch
 
-from msh.deploy.files import StateFile
-from msh.reports.loggers import write_rows
-from msh.reports.results import Results, TaskResult
+from msh.files.state_file import StateFile
+from msh.runs.metrics import write_rows
+from msh.runs.results import Results, TaskResult
 from msh.subnetworks import NetworkState, TaskState
 
 

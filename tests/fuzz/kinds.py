@@ -26,23 +26,24 @@ from fuzz.harness import Kind
 from helpers import learn, make_head, make_network
 from msh.backbones import MLP
 from msh.cli.resume import rewrite_arguments
-from msh.deploy import plans, version1
-from msh.deploy.files import load_network, read_state, save_network, save_subnetwork, write_safetensors
-from msh.deploy.merging import merge_files, release_task, split_task
-from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
-from msh.deploy.sealed import seal
-from msh.deploy.yaml_files import read_config as read_saved
-from msh.reports.facts import read_run
-from msh.reports.inspection import print_folder_or_file
-from msh.reports.loggers import RunCSVLogger, write_rows
-from msh.reports.ownership import layer_picture, mask_overlap, used_by_task
-from msh.reports.results import Results
-from msh.reports.sweeps import print_sweep, read_sweep, write_csv
-from msh.reports.wandb_file import read_offline
+from msh.files import plans, version1
+from msh.files.merging import merge_files, release_task, split_task
+from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
+from msh.files.sealed import seal
+from msh.files.state_file import load_network, read_state, save_network, save_subnetwork, write_safetensors
+from msh.files.yaml_files import read_config as read_saved
+from msh.report.inspection import print_folder_or_file
+from msh.report.sweeps import print_sweep, read_sweep, write_csv
+from msh.runs.facts import read_run
+from msh.runs.metrics import write_rows
+from msh.runs.ownership import layer_picture, mask_overlap, used_by_task
+from msh.runs.results import Results
 from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
 from msh.tasks.tables import csv_table
 from msh.tasks.text import csv_text
+from msh.tracking.loggers import RunCSVLogger
+from msh.tracking.wandb_file import read_offline
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.callbacks.guarantee import read_record
 from msh.training.evaluation import read_settings

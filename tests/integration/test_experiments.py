@@ -13,7 +13,7 @@ from PIL import Image
 from running import ROOT
 from sources import instead_of
 
-from msh.deploy.files import read_state
+from msh.files.state_file import read_state
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
@@ -366,7 +366,10 @@ def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pruning.granularity=neurons"], "pruning.granularity = 'neurons' is not allowed: .*mean 'neuron'"),
+        (
+            ["pruning.granularity=neurons"],
+            "pruning.granularity must be one of .*, got 'neurons'; did .*'neuron'",
+        ),
         (["pruning.granularity=neuron", "pruning.scope=network"], "pruning.scope = 'network' is not allowed with"),
         (["pruning.granularity=neuron", "reuse=all"], "reuse = 'all' is not allowed with pruning.granularity"),
         (["pruning.granularity=neuron", "pruning.density=0.4"], "task 'iris' wants 18 of the 32 units of layer"),

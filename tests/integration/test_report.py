@@ -10,9 +10,9 @@ from browser import browser, check_drawn, open_page
 from running import SMALL, here
 
 from made_runs import write_run
-from msh.reports.colours import colours_of
-from msh.reports.report import write_report
-from msh.reports.results import Results
+from msh.report.run_page import write_report
+from msh.runs.colours import colours_of
+from msh.runs.results import Results
 
 TASKS = ["wine", "iris", "diabetes"]
 
@@ -136,7 +136,7 @@ def test_a_later_version_and_another_folder_are_refused(name, later, tmp_path, c
 
 def test_a_report_that_fails_does_not_lose_the_run(tmp_path, monkeypatch, capsys):
     from msh.cli.train import main
-    from msh.reports import report
+    from msh.report import run_page as report
 
     def fail(folder):
         raise OSError(28, "No space left on device")

@@ -14,7 +14,7 @@ from running import SMALL, run
 from safetensors import safe_open
 
 from dashboards import shown
-from msh.reports.dashboard import sections
+from msh.tracking.dashboard import sections
 
 TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 

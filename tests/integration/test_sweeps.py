@@ -10,7 +10,7 @@ from running import SMALL, here
 from fakes import write_sweep
 from msh.cli import sweep as sweep_command
 from msh.cli import train
-from msh.reports.sweep_page import write_sweep_page
+from msh.report.sweep_page import write_sweep_page
 from msh.training.run import Run
 
 COMMON = ["+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=1", "pruning=at_init", *SMALL]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, copy_state, differences, make_batch, make_head, make_network, make_optimizer, train
-from msh.deploy.files import load_network, read_state, save_network
+from msh.files.state_file import load_network, read_state, save_network
 from msh.subnetworks import Allocation, CapacityError
 
 MOST = 8

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_network, make_optimizer, train
-from msh.deploy.files import open_safetensors, read_state, save_network, save_subnetwork
-from msh.deploy.merging import merge_files, release_task, split_task
-from msh.deploy.plans import allocation_in, make_plan_file, notes_for_tasks, start_of
+from msh.files.merging import merge_files, release_task, split_task
+from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, start_of
+from msh.files.state_file import open_safetensors, read_state, save_network, save_subnetwork
 from msh.subnetworks import Allocation
 
 TASKS = ["a", "b", "c"]

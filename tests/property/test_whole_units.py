@@ -16,7 +16,7 @@ from helpers import (
     make_optimizer,
     train,
 )
-from msh.deploy.export import sliced
+from msh.inference.export import sliced
 from msh.subnetworks import (
     CRITERIA,
     SCHEDULES,

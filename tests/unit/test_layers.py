@@ -8,9 +8,20 @@ import pytest
 import msh
 
 SOURCE = Path(msh.__file__).parent
-LAYERS = ["cli", "training", "reports", "deploy", "tasks", "backbones", "subnetworks"]
+LAYERS = [
+    "cli",
+    "report",
+    "training",
+    "tracking",
+    "runs",
+    "inference",
+    "files",
+    "tasks",
+    "backbones",
+    "subnetworks",
+]
 """From the top down: a layer imports those below it."""
-ROOT_MODULES = ["__init__", "checked", "names", "recipes"]
+ROOT_MODULES = ["__init__", "checked", "errors", "recipes"]
 FILES = sorted(SOURCE.rglob("*.py"))
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
 LONGEST_FUNCTION = 60

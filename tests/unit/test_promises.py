@@ -3,8 +3,8 @@
 import pytest
 
 from msh.checked import A_BYTE, FEW, check_promised, parsed
-from msh.deploy.files import Shapes, check_sizes
-from msh.deploy.yaml_files import read_config, read_overrides
+from msh.files.state_file import Shapes, check_sizes
+from msh.files.yaml_files import read_config, read_overrides
 
 
 def test_a_file_may_promise_what_it_can_hold():

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help="where --dry-run writes; the screen without")
     given = parser.parse_args()
     with user_errors():
-        from msh.reports.dashboard import build_workspace, save_workspace, spec
+        from msh.tracking.dashboard import build_workspace, save_workspace, spec
 
         for key in ("entity", "project"):
             if not getattr(given, key):

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.configs import config_folder
-from msh.deploy.atomic import write_text
-from msh.names import suggestion
-from msh.reports.results import ENDED, UNFINISHED
+from msh.errors import suggestion
+from msh.files.atomic import write_text
+from msh.runs.results import ENDED, UNFINISHED
 
 log = logging.getLogger(__name__)
 

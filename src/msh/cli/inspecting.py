@@ -21,7 +21,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     with user_errors():
-        from msh.reports.inspection import print_folder_or_file, print_parameters
+        from msh.report.inspection import print_folder_or_file, print_parameters
 
         if given.parameters:
             print_parameters(given.path)

@@ -15,9 +15,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from msh.deploy.yaml_files import read_config
-from msh.reports.objectives import objective_values, read_objectives
-from msh.reports.results import FILE_NAME, UNFINISHED, Results
+from msh.files.yaml_files import read_config
+from msh.runs.objectives import objective_values, read_objectives
+from msh.runs.results import FILE_NAME, UNFINISHED, Results
 from msh.training.config import check_keys
 from msh.training.settings import INCIDENTAL, identity, on_disk
 from msh.training.variants import expand_variants

@@ -31,7 +31,7 @@ def main() -> None:
         return
     command = arguments[0]
     if command not in COMMANDS:
-        from msh.names import suggestion
+        from msh.errors import suggestion
 
         print(f"error: msh has no command {command!r}{suggestion(command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)

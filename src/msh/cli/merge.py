@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="leave out tasks of the plan that no file holds")
     given = parser.parse_args()
     with user_errors():
-        from msh.deploy.merging import merge_files
+        from msh.files.merging import merge_files
 
         give_large_blocks_back()
         print(f"tasks: {', '.join(merge_files(given.base, given.files, given.out, given.allow_missing))}")

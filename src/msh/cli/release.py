@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, required=True, metavar="NETWORK", help="the file that is written")
     given = parser.parse_args()
     with user_errors():
-        from msh.deploy.merging import release_task
+        from msh.files.merging import release_task
 
         release_task(given.network, given.task, given.out)
         print(f"written: {given.out}")

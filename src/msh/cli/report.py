@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msh.cli.errors import user_errors
 
 if TYPE_CHECKING:
-    from msh.reports.facts import RunFacts
+    from msh.runs.facts import RunFacts
 
 COMPARISON = "comparison.html"
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=told)
     given = parser.parse_args()
     with user_errors():
-        from msh.reports.report import FILE_NAME, write_report
+        from msh.report.run_page import FILE_NAME, write_report
 
         if len(given.runs) == 1:
             out = given.out or given.runs[0] / FILE_NAME
@@ -36,8 +36,8 @@ def main() -> None:
 
 
 def _compare(folders: Sequence[Path], out: Path) -> list[RunFacts]:
-    from msh.reports.comparison import write_comparison
-    from msh.reports.facts import read_run
+    from msh.report.comparison import write_comparison
+    from msh.runs.facts import read_run
 
     runs = [read_run(folder) for folder in folders]
     write_comparison(runs, settings_of([run.config for run in runs]), out)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from msh.deploy.yaml_files import read_config, read_overrides
-from msh.reports.results import FILE_NAME, Results
+from msh.files.yaml_files import read_config, read_overrides
+from msh.runs.results import FILE_NAME, Results
 from msh.training.settings import differences, lacking
 
 CHANGEABLE = (

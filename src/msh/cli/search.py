@@ -13,8 +13,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.jobs import Jobs, Outcome, without_hydra
-from msh.names import one_of
-from msh.reports.objectives import OVERALL, objective_names
+from msh.errors import one_of
+from msh.runs.objectives import OVERALL, objective_names
 from msh.tasks.seeds import derive_seed
 from msh.training.settings import INCIDENTAL, differences
 

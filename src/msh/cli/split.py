@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, required=True, metavar="FILE", help="the file that is written")
     given = parser.parse_args()
     with user_errors():
-        from msh.deploy.merging import split_task
+        from msh.files.merging import split_task
 
         split_task(given.network, given.task, given.out)
         print(f"written: {given.out}")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from msh.cli.jobs import Jobs, Outcome
 from msh.cli.search import search
-from msh.reports.sweeps import CSV_NAME, print_sweep, read_sweep, write_csv
+from msh.report.sweeps import CSV_NAME, print_sweep, read_sweep, write_csv
 from msh.training.settings import INCIDENTAL
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def summarize(folder: Path) -> None:
     Raises:
         FileNotFoundError: the folder is not a sweep's.
     """
-    from msh.reports.sweep_page import FILE_NAME, write_sweep_page
+    from msh.report.sweep_page import FILE_NAME, write_sweep_page
 
     rows = read_sweep(folder, INCIDENTAL)
     write_csv(folder / CSV_NAME, rows)

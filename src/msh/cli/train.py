@@ -17,7 +17,7 @@ from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import share_folder
 from msh.cli.resume import rewrite_arguments
-from msh.reports.results import UNFINISHED
+from msh.runs.results import UNFINISHED
 from msh.training.config import check_keys, register
 
 register()
@@ -42,8 +42,8 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
 def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | tuple[float, ...] | None:
     """Do a run, or go on with one; returns its objectives."""
     from msh.cli.resume import check_same_run
-    from msh.reports.objectives import objective_values, read_objectives
-    from msh.reports.table import print_results
+    from msh.report.table import print_results
+    from msh.runs.objectives import objective_values, read_objectives
     from msh.training.ranks import is_rank_zero
     from msh.training.run import train
 
@@ -55,12 +55,18 @@ def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | 
         _leave_words_to_the_first_process()
     if config.resume is not None:
         check_same_run(config, folder)
-    results = train(config, folder)
+    results = train(config, folder, _write_report)
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
     values = tuple(objective_values(results, read_objectives(config.objective, list(results.tasks))))
     return values[0] if len(values) == 1 else values or None
+
+
+def _write_report(folder: Path) -> None:
+    from msh.report.run_page import write_report
+
+    write_report(folder)
 
 
 def _keep_bar_lines_off_the_terminal() -> None:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""

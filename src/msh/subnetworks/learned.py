@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.pruning import own_share

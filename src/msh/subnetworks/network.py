@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
 from msh.subnetworks.forms import prepare, shown_weight, training_weight, update_choice

@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from msh.names import suggestion
+from msh.errors import suggestion
 
 Kind = Literal["prunable", "private", "shared"]
 

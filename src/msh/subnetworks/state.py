@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from msh.checked import parsed
-from msh.names import suggestion
+from msh.errors import suggestion
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, choose_at_most
 from msh.subnetworks.initial import give_back, norm_of

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import evaluating
 

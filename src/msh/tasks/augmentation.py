@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.lazy import LazyInputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.task import Kind, Split
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msh.names import one_of, suggestion
+from msh.errors import one_of, suggestion
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.task import Kind, Split
 

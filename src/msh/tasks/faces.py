@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.columns import TEST_FRACTION, check_test_fraction
 from msh.tasks.images import read_images, read_size

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from msh.checked import check_promised
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.columns import TEST_FRACTION, check_test_fraction
 from msh.tasks.task import Split

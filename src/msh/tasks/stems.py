@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.tokens import PADDING
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.build import RawData, hold_out
 from msh.tasks.columns import TEST_FRACTION, Table, check_test_fraction, find_targets, read_table, sorted_names
 from msh.tasks.task import Kind, Split

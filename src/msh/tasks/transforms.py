@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.build import RawData
 from msh.tasks.lazy import Function
 from msh.tasks.seeds import derive_seed

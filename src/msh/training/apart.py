@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from msh.deploy.files import StateFile
-from msh.deploy.plans import make_plan_file
+from msh.files.plans import make_plan_file
+from msh.files.state_file import StateFile
 from msh.training.build import add_task, start_generator
 from msh.training.origin import check_plannable, planned_settings
 from msh.training.prepare import build_module, build_pruner, prepare

@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import save
 
-from msh.deploy.atomic import write_bytes
-from msh.deploy.files import open_safetensors
-from msh.reports.results import Results
+from msh.files.atomic import write_bytes
+from msh.files.state_file import open_safetensors
+from msh.runs.results import Results
 from msh.tasks import Task
 from msh.training.build import add_task, build_backbone, build_network
 from msh.training.callbacks import Freeze, TakeFromRankZero

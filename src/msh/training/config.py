@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from msh.names import suggestion
+from msh.errors import suggestion
 
 
 @dataclass

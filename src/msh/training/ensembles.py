@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from msh.names import suggestion
-from msh.reports.results import EnsembleResult
+from msh.errors import suggestion
+from msh.runs.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.task import SplitName

@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msh.deploy.atomic import write_text
-from msh.deploy.files import fill_network, read_state
-from msh.deploy.plans import input_shape_in
-from msh.deploy.yaml_files import read_config
-from msh.reports.results import Results
+from msh.files.atomic import write_text
+from msh.files.plans import input_shape_in
+from msh.files.state_file import fill_network, read_state
+from msh.files.yaml_files import read_config
+from msh.runs.results import Results
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.batches import check_evaluation

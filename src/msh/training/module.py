@@ -18,13 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from msh.reports.loggers import RunCSVLogger
-from msh.reports.trackers import RunTensorBoardLogger
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import skill_score
+from msh.tracking.loggers import RunCSVLogger
+from msh.tracking.trackers import RunTensorBoardLogger
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import from_rank_zero
 from msh.training.schedulers import SchedulerFactory, build_scheduler

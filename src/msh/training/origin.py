@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msh.deploy.files import StateFile, read_state
-from msh.deploy.plans import input_shape_in, read_plan, settings_of
-from msh.names import one_of, suggestion
+from msh.errors import one_of, suggestion
+from msh.files.plans import input_shape_in, read_plan, settings_of
+from msh.files.state_file import StateFile, read_state
 from msh.training.plan import Pruning
 from msh.training.settings import differences
 

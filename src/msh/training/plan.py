@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from msh.names import one_of, suggestion
+from msh.errors import one_of, suggestion
 from msh.subnetworks import CRITERIA, GRANULARITIES, SCHEDULES, Budget, Criterion, Granularity, Schedule, ScoreStart
 from msh.tasks.loaders import LENGTHS, Uneven
 from msh.training.config import StageConfig

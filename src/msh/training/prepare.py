@@ -11,10 +11,10 @@ from typing import Any, cast, get_args
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from msh.deploy.files import DTYPES, StateFile, fill_network
-from msh.deploy.plans import notes_for_tasks, notes_of, start_of
-from msh.names import one_of
-from msh.reports.objectives import read_objectives
+from msh.errors import one_of
+from msh.files.plans import notes_for_tasks, notes_of, start_of
+from msh.files.state_file import DTYPES, StateFile, fill_network
+from msh.runs.objectives import read_objectives
 from msh.subnetworks import Budget, EmptyLayerError, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -14,18 +14,17 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from msh.deploy.files import DTYPES, save_network, save_subnetwork
-from msh.deploy.plans import allocation_in
-from msh.reports.pictures import chosen_layers
-from msh.reports.results import FILE_NAME, Results, TaskResult
-from msh.reports.tracking import Tracking
-from msh.reports.wandb_run import new_run_id
+from msh.files.plans import allocation_in
+from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity, start_scores
 from msh.tasks.seeds import derive_seed
+from msh.tracking.pictures import chosen_layers
+from msh.tracking.tracking import Tracking, make_logger
+from msh.tracking.wandb_run import new_run_id
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, start_generator
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
@@ -41,12 +40,13 @@ from msh.training.state import RunState
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, folder: Path) -> Results:
+def train(config: DictConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
     """Do a run, or go on with one that was stopped.
 
     Args:
         config: composed as `msh.training.config.Config` says.
         folder: the run folder, new or to be resumed.
+        write_report: called with the folder when the run ends, `report=true` and results.json is complete.
     Returns:
         What results.json holds.
     Raises:
@@ -57,7 +57,7 @@ def train(config: DictConfig, folder: Path) -> Results:
     """
     with _locked(folder), PREEMPTION.watched():
         prepared = prepare(config)
-        return Run(prepared, folder, _results(prepared, folder)).go()
+        return Run(prepared, folder, _results(prepared, folder), write_report).go()
 
 
 @contextmanager
@@ -99,10 +99,17 @@ class Run:
         prepared: what the run is going to do.
         folder: the run folder.
         results: new, or of the run so far.
+        write_report: see `train`.
     """
 
-    def __init__(self, prepared: Prepared, folder: Path, results: Results) -> None:
-        self.prepared, self.folder, self.results = prepared, folder, results
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: Path,
+        results: Results,
+        write_report: Callable[[Path], object] | None = None,
+    ) -> None:
+        self.prepared, self.folder, self.results, self.report = prepared, folder, results, write_report
         self.config, self.tasks, self.network = prepared.config, prepared.tasks, prepared.network
         self.pruning, self.fits = prepared.pruning, prepared.fits
         config = self.config
@@ -320,12 +327,10 @@ class Run:
 
     def _write_report(self) -> None:
         """Write report.html; the run goes on without it if that fails."""
-        if not (self.writes and self.config.report):
+        if not (self.writes and self.config.report and self.report):
             return
         try:
-            from msh.reports.report import write_report
-
-            write_report(self.folder)
+            self.report(self.folder)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             log.warning("report.html was not written: %s; `msh report %s` tries again", what, self.folder)
@@ -333,7 +338,7 @@ class Run:
     def _make_loggers(self) -> None:
         if not self.config.trainer.fast_dev_run:
             try:
-                self.loggers = [instantiate(logger) for logger in self.config.logger.values() if logger]
+                self.loggers = [make_logger(logger) for logger in self.config.logger.values() if logger]
             except Exception:
                 if self.writes and self.config.resume is None:
                     (self.folder / FILE_NAME).unlink()  # nothing has begun: the folder stays free

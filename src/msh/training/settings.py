@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from msh.deploy.yaml_files import read_config
-from msh.names import is_under
-from msh.reports.results import FILE_NAME, Results
+from msh.errors import is_under
+from msh.files.yaml_files import read_config
+from msh.runs.results import FILE_NAME, Results
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from msh.checked import parsed
-from msh.deploy.files import StateFile, read_state, save_network
-from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
+from msh.files.sealed import drop_old, is_whole, seal, sealed_files
+from msh.files.state_file import StateFile, read_state, save_network
 from msh.subnetworks import MultiSubnetwork
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.tasks.transforms import TRANSFORMS
 from msh.training.plan import check_number
 

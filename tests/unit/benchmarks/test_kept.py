@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from fakes import write_run
 from msh.cli.resume import check_same_run
-from msh.deploy.yaml_files import read_config, read_overrides
+from msh.files.yaml_files import read_config, read_overrides
 from msh.training.settings import OnDisk
 
 ROOT = Path(__file__).resolve().parents[3]

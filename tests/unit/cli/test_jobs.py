@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from fakes import write_run
 from msh.cli.configs import config_folder
 from msh.cli.jobs import Jobs
-from msh.reports.results import UNFINISHED
+from msh.runs.results import UNFINISHED
 from msh.training.config import register
 
 SWEPT = ["pruning.density=0.1", "pruning.density=0.2", "pruning.density=0.3"]

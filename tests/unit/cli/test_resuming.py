@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from msh.cli.resume import check_same_run, find_run, rewrite_arguments
-from msh.reports.results import Results
+from msh.runs.results import Results
 
 NOW = {"flush_denormal": True, "master_weights": True, "evaluation": {"batch_size": None}}
 NOW |= {"pruning": {"allow_empty_layers": False}}

@@ -13,8 +13,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from msh.cli.configs import config_folder
 from msh.cli.resume import take_groups
-from msh.reports.results import Results, TaskResult
-from msh.reports.tracking import outcome
+from msh.runs.results import Results, TaskResult
+from msh.tracking.tracking import outcome
 from msh.training.config import check_keys, register
 
 register()

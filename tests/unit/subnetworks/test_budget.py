@@ -62,7 +62,7 @@ def test_an_equal_share_is_a_part_of_what_is_free():
         ({"weights": 0}, "weights = 0.*at least 1"),
         ({"weights": -5}, "weights = -5"),
         ({"share": "half"}, "share = 'half'.*'equal'"),
-        ({"density": 0.1, "scope": "layer"}, "scope = 'layer'.*one of tensor, erk, epl, network"),
+        ({"density": 0.1, "scope": "layer"}, "scope must be one of tensor, erk, epl, network, got 'layer'"),
         ({"share": "equal", "scope": "erk"}, "scope = 'erk' is not allowed with share"),
         ({"share": "equal", "scope": "epl"}, "scope = 'epl' is not allowed with share"),
     ],

@@ -254,7 +254,7 @@ def test_what_scores_need_is_said():
     with pytest.raises(ValueError, match="task 'a' is new; only a masked task learns scores"):
         start_scores(network, "a")
     network.begin("a")
-    with pytest.raises(ValueError, match=r"scores = 'magnitud' is not allowed: .*did you mean 'magnitude'"):
+    with pytest.raises(ValueError, match=r"scores must be one of .*, got 'magnitud'; did you mean 'magnitude'"):
         start_scores(network, "a", "magnitud")
     with pytest.raises(ValueError, match="task 'a' has no scores"):
         let_scores_choose(network, "a", {"": 3})

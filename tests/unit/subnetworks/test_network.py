@@ -93,7 +93,7 @@ def test_errors_of_adding_tasks():
     network.add_task("a")
     with pytest.raises(ValueError, match="already a task 'a'"):
         network.add_task("a")
-    with pytest.raises(ValueError, match=r"reuse = 'some' is not allowed: one of none, all, learned"):
+    with pytest.raises(ValueError, match=r"reuse must be one of none, all, learned.*, got 'some'"):
         network.add_task("b", reuse="some")
     with pytest.raises(KeyError, match=r"no task 'c'.*'a'"):
         network.subnetwork("c")

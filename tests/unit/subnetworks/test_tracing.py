@@ -133,7 +133,7 @@ def test_neurons_of_a_convolution_are_channels():
 
 
 def test_single_weights_are_no_units():
-    with pytest.raises(ValueError, match="granularity = 'weight' is not allowed: one of neuron, channel"):
+    with pytest.raises(ValueError, match=r"granularity must be one of neuron, channel.*, got 'weight'"):
         trace(MLP((4,), 3, 1), "weight")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from msh.deploy.files import read_state, save_network, save_subnetwork
+from msh.files.state_file import read_state, save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, prune, sparse
 from msh.subnetworks.views import TaskNetwork
 

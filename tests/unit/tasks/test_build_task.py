@@ -168,9 +168,9 @@ def test_targets_of_another_shape_are_refused(kind):
         ({"loss_weight": -1.0}, "tasks.a.loss_weight = -1.0 is not allowed: a number above 0 is"),
         ({"loss_weight": 0.0}, "tasks.a.loss_weight = 0.0 is not allowed"),
         ({"loss_weight": float("nan")}, "tasks.a.loss_weight = nan is not allowed"),
-        ({"normalize": "feture"}, "tasks.a.normalize = 'feture' is not allowed: .*did you mean 'feature'"),
-        ({"metric": "acuracy"}, "tasks.a.metric = 'acuracy' is not allowed: .*did you mean 'accuracy'"),
-        ({"metric": "rmse"}, "tasks.a.metric = 'rmse' is not allowed: one of accuracy, f1"),
+        ({"normalize": "feture"}, "tasks.a.normalize must be one of .*, got 'feture'; did you mean 'feature'"),
+        ({"metric": "acuracy"}, "tasks.a.metric must be one of .*, got 'acuracy'; did you mean 'accuracy'"),
+        ({"metric": "rmse"}, "tasks.a.metric must be one of accuracy, f1.*, got 'rmse'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -73,7 +73,7 @@ def test_the_test_split_may_have_another_share():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"source.name = 'digit' is not allowed: .*did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"source.name must be one of .*, got 'digit'; did you mean 'digits'"):
         bundled("digit")
 
 

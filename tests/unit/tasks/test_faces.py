@@ -82,7 +82,7 @@ def test_a_corrupt_jpeg_is_named(share, faces):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label": "sex"}, "source.label = 'sex' is not allowed: one of age, gender, ethnicity"),
+        ({"label": "sex"}, "source.label must be one of age, gender, ethnicity.*, got 'sex'"),
         ({"label": "etnicity"}, "did you mean 'ethnicity'"),
         ({"size": 0}, "source.size = 0 is not allowed: pixels are"),
         ({"size": None}, "source.size = null is not allowed: faces have many sizes"),

@@ -143,7 +143,11 @@ REFUSED = [
     ("x,y\n1,2\n", {"features": ["z"]}, r"source.features = 'z': .*has no such column"),
     ("x,y\n1,2\n", {"features": ["x", "y"]}, r"source.features = \['x', 'y'\] is not allowed: .*not the target"),
     ("y\n1\n2\n", {}, r"source.features = \[\] is not allowed: at least one column"),
-    ("x,y\n1,2\n2,3\n", {"kind": "regresion"}, r"source.kind = 'regresion'.*did you mean 'regression'"),
+    (
+        "x,y\n1,2\n2,3\n",
+        {"kind": "regresion"},
+        r"source.kind must be one of .*, got 'regresion'; did .*'regression'",
+    ),
     ("x,y\n1,2\n2,3\n", {"threshold": 1}, r"source.threshold = 1 is not allowed with kind regression"),
     ("x,y\n1,2\n2,3\n", {"test_fraction": 1.5}, r"source.test_fraction = 1.5 is not allowed: in \(0, 1\)"),
     ("x,y\n1,2\n2,3\n", {"encoding": "uft-8"}, r"source.encoding = 'uft-8' is not allowed"),

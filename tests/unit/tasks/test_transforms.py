@@ -87,7 +87,10 @@ def test_classes_with_names_are_kept_by_them_too():
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (["cat", "dgo"], r"tasks.a.transforms: a class of split_classes = 'dgo' is not allowed: one of .*'dog'\?"),
+        (
+            ["cat", "dgo"],
+            r"tasks.a.transforms: a class of split_classes must be one of .*, got 'dgo'; did .*'dog'\?",
+        ),
         (["cat", 0], r"split_classes = \['cat', 0\] is not allowed: .* by number or name"),
         ("cat", r"split_classes = cat is not allowed: .* by number or name"),
         ([True, "cat"], r"split_classes = \[True, 'cat'\] is not allowed"),

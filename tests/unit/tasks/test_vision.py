@@ -132,7 +132,7 @@ def test_files_still_packed_are_not_taken_for_data(root):
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest(root):
-    with pytest.raises(ValueError, match=r"source.name = 'MNITS' is not allowed: .*did you mean 'MNIST'"):
+    with pytest.raises(ValueError, match=r"source.name must be one of .*, got 'MNITS'; did you mean 'MNIST'"):
         vision("MNITS", str(root))
 
 
@@ -182,7 +182,7 @@ def test_svhn_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("EMNIST", "leters", r"source.split = 'leters' is not allowed: .*did you mean 'letters'"),
+        ("EMNIST", "leters", r"source.split must be one of .*, got 'leters'; did you mean 'letters'"),
         ("MNIST", "letters", r"source.split = 'letters' is not allowed for MNIST: only EMNIST"),
     ],
 )

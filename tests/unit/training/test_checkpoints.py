@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences, make_batch
-from msh.deploy.sealed import seal, sealed_files
+from msh.files.sealed import seal, sealed_files
 from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import PATTERN, newest_readable

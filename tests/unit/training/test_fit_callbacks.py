@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
-from msh.deploy.files import open_safetensors
+from msh.files.state_file import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
 from msh.training.fitting import measure

@@ -83,7 +83,7 @@ def test_interpolations_outlive_the_expansion():
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ({"rotat": [1]}, r"the transform of tasks.many.variants = 'rotat' is not allowed.*did you mean 'rotate'"),
+        ({"rotat": [1]}, r"the transform of tasks.many.variants must be one of .*, got 'rotat'; did you mean 'rotate'"),
         ({"rotate": []}, r"tasks.many.variants.rotate = \[\] is not allowed: a list of arguments is, or how many"),
         ({"permute_pixels": 0}, r"tasks.many.variants.permute_pixels = \[\] is not allowed"),
         ({"rotate": "all"}, r"tasks.many.variants.rotate = 'all' is not allowed"),

@@ -13,8 +13,8 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from msh.deploy.atomic import write_bytes
-from msh.deploy.sealed import drop_old, is_whole, seal, sealed_files
+from msh.files.atomic import write_bytes
+from msh.files.sealed import drop_old, is_whole, seal, sealed_files
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import is_trial
 

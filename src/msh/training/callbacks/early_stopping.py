@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from msh.names import one_of
+from msh.errors import one_of
 from msh.training.module import TaskModule
 
 log = logging.getLogger(__name__)

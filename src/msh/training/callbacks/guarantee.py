@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from msh.deploy.atomic import write_bytes
-from msh.deploy.files import open_safetensors
+from msh.files.atomic import write_bytes
+from msh.files.state_file import open_safetensors
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import same_bits
 from msh.training.machine import flushes_denormal

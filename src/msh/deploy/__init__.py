@@ -1,1 +1,0 @@
-"""Files that networks and subnetworks travel in."""

@@ -1,0 +1,49 @@
+"""Build error messages about names and values, and match dotted keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the nearest allowed name, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def requirement(key: str, bound: str, value: object) -> str:
+    """Say which bound a value breaks: "pruning.rounds must be >= 1, got 0".
+
+    Args:
+        key: dotted key of the setting, or name of the argument.
+        bound: what is allowed, as it reads after "must be".
+        value: the one given.
+    """
+    return f"{key} must be {bound}, got {value!r}"
+
+
+def invalid(key: str, bound: str, value: object, allowed: Iterable[str] = ()) -> ValueError:
+    """Build the error for a value that is not allowed: raise what this returns.
+
+    Args:
+        key, bound, value: see `requirement`.
+        allowed: names among which the nearest is suggested.
+    """
+    return ValueError(requirement(key, bound, value) + suggestion(str(value), allowed))
+
+
+def one_of(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise unless the value is one of the allowed names.
+
+    Raises:
+        ValueError: naming the key, the value, the allowed names and the nearest of them.
+    """
+    names = list(allowed)
+    if value not in names:
+        raise invalid(key, f"one of {', '.join(names)}", value, names)
+
+
+def is_under(key: str, roots: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these, or below one."""
+    return any(key == root or key.startswith(f"{root}.") for root in roots)

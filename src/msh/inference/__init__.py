@@ -1,0 +1,1 @@
+"""Rebuild and export trained networks."""

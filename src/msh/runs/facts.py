@@ -1,0 +1,219 @@
+"""What is known of a run: read once from its folder, for the report, trackers and the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msh.files.state_file import read_state
+from msh.files.yaml_files import read_config
+from msh.runs.metrics import read_rows
+from msh.runs.results import FILE_NAME, LaterVersionError, Results
+from msh.subnetworks import NetworkState
+
+COLUMN = re.compile(r"([^/]+)/(?:(train|val|test)/)?([^/]+)")
+"""A task's column in metrics.csv: <task>/<split>/<quantity>, or <task>/sparsity."""
+UNKNOWN = "unknown"
+"""Status of a run whose results.json cannot be read."""
+CONFIG = Path(".hydra") / "config.yaml"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was logged of a task over the steps of the run.
+
+    Attributes:
+        task: its name.
+        split: "train", "val" or "test"; "" for its sparsity.
+        quantity: "loss", the name of a metric, or "sparsity".
+        steps: optimizer steps since the start of the run, one for each value.
+        values: in the quantity's unit.
+    """
+
+    task: str
+    split: str
+    quantity: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run folder holds.
+
+    Attributes:
+        folder: the run folder.
+        results: what results.json holds; without any task if it cannot be read.
+        curves: what metrics.csv holds of tasks.
+        ownership: what network.safetensors holds, or None.
+        config: the composed config, or None.
+        notes: what is missing, damaged or not finished: a sentence each.
+        files: name of a file in the folder to its bytes: the network and the subnetworks.
+    """
+
+    folder: Path
+    results: Results
+    curves: list[Curve]
+    ownership: NetworkState | None
+    config: DictConfig | None
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """All tasks that the folder tells of, in the order in which they are learned."""
+        named = [*self.results.tasks, *(self.ownership.tasks if self.ownership else [])]
+        return list(dict.fromkeys([*named, *(curve.task for curve in self.curves)]))
+
+    @property
+    def stages(self) -> list[str]:
+        """What the rows of the matrix come after: names of the stages' tasks."""
+        return [", ".join(stage) for stage in self.results.curriculum]
+
+    def curves_of(self, split: str, quantity: str | None = None) -> list[Curve]:
+        """Curves of a split, in the tasks' order.
+
+        Args:
+            split: "train", "val", "test", or "" for sparsity.
+            quantity: the name of it; any but "loss" when None.
+        """
+        place = {task: i for i, task in enumerate(self.tasks)}
+        found = [c for c in self.curves if c.split == split]
+        found = [c for c in found if (c.quantity == quantity if quantity else c.quantity != "loss")]
+        return sorted(found, key=lambda curve: place[curve.task])
+
+    @property
+    def metrics(self) -> dict[str, list[str]]:
+        """Metric to the tasks that are measured by it."""
+        found: dict[str, list[str]] = {}
+        for name, task in self.results.tasks.items():
+            found.setdefault(task.metric, []).append(name)
+        return found
+
+    @property
+    def config_text(self) -> str:
+        """The composed config as YAML, interpolations as they are written."""
+        return OmegaConf.to_yaml(self.config) if self.config is not None else ""
+
+
+def read_run(folder: Path) -> RunFacts:
+    """Read a run folder, finished or not; what is missing or damaged in it is noted and left out.
+
+    Raises:
+        FileNotFoundError: it is not a run folder: it has neither results.json nor a composed config.
+        LaterVersionError: results.json is of a later schema version.
+    """
+    if not (folder / FILE_NAME).is_file() and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has neither {FILE_NAME} nor {CONFIG}")
+    notes: list[str] = []
+    config = _read_config(folder, notes)
+    results = _read_results(folder, config, notes)
+    ownership = _read_network(folder, results, notes)
+    found = [folder / "network.safetensors", *sorted((folder / "subnetworks").glob("*.safetensors"))]
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in found if path.is_file()}
+    return RunFacts(folder, results, _read_curves(folder, notes), ownership, config, notes, files)
+
+
+def _read_config(folder: Path, notes: list[str]) -> DictConfig | None:
+    try:
+        return read_config(folder / CONFIG)
+    except FileNotFoundError:
+        notes.append(f"{CONFIG} is missing: the run's settings are not known.")
+    except ValueError as error:
+        notes.append(f"{_line(error)}.")
+    return None
+
+
+def _read_results(folder: Path, config: Mapping[Any, Any] | None, notes: list[str]) -> Results:
+    try:
+        results = Results.load(folder)
+    except LaterVersionError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        gone = isinstance(error, FileNotFoundError)
+        notes.append(f"Scores are not known: {f'{FILE_NAME} is missing' if gone else _line(error)}.")
+        known = config or {}
+        return Results(str(known.get("name", folder.name)), int(known.get("seed", 0)), [], {}, "", UNKNOWN)
+    learned = len(results.matrix)
+    if results.status != "finished":
+        done = f"{learned} of {len(results.curriculum)} stages are learned and measured"
+        waiting = [task for stage in results.curriculum[learned:] for task in stage]
+        missing = f"; not yet: {', '.join(waiting)}" if waiting else ""
+        what = {
+            "failed": "stopped with an error",
+            "stopped": "was told to stop",
+            "running": "has not ended, or was killed",
+        }
+        notes.append(f"The run {what.get(results.status, f'is {results.status}')}: {done}{missing}.")
+    return results
+
+
+def _read_network(folder: Path, results: Results, notes: list[str]) -> NetworkState | None:
+    path = folder / "network.safetensors"
+    try:
+        ownership = read_state(path, "network").state
+    except (ValueError, FileNotFoundError) as error:
+        if results.matrix or results.status == UNKNOWN or path.is_file():
+            notes.append(f"Who owns what is not known: {_line(error)}.")
+        return None
+    if ahead := [t for t in ownership.tasks if t in results.tasks and results.tasks[t].test is None]:
+        notes.append(f"{path.name} holds {', '.join(ahead)}, which {FILE_NAME} has no test score of.")
+    if behind := [t for t, row in results.tasks.items() if row.test is not None and t not in ownership.tasks]:
+        notes.append(f"{path.name} does not hold {', '.join(behind)}, which {FILE_NAME} has a test score of.")
+    return ownership
+
+
+def _read_curves(folder: Path, notes: list[str]) -> list[Curve]:
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        notes.append(f"There are no learning curves: {path.name} is missing (logger=csv writes it).")
+        return []
+    try:
+        names, rows = read_rows(path)
+    except ValueError as error:
+        notes.append(f"There are no learning curves: {_line(error)}.")
+        return []
+    if not path.read_bytes().endswith(b"\n"):
+        notes.append(f"The last line of {path.name} is cut short, and left out.")
+    curves, unread = curves_in(names, rows)
+    if unread:
+        notes.append(f"{path.name} has {unread} cells that are not numbers; they are left out.")
+    return curves
+
+
+def curves_in(names: Iterable[str], rows: Iterable[Mapping[str, str]]) -> tuple[list[Curve], int]:
+    """The tasks' curves in a metrics.csv.
+
+    Args:
+        names: of its columns.
+        rows: column to cell, as `read_rows` gives them.
+    Returns:
+        (curves with at least one value, in the order of the columns; number of cells that are not numbers).
+    """
+    curves, unread, kept = [], 0, list(rows)
+    for name in names:
+        found = COLUMN.fullmatch(name)
+        if not found or bool(found[2]) == (found[3] == "sparsity"):
+            continue
+        curve = Curve(found[1], found[2] or "", found[3], [], [])
+        for row in kept:
+            if cell := row.get(name):
+                try:
+                    curve.values.append(float(cell))
+                    curve.steps.append(int(row["step"]))
+                except ValueError:
+                    unread += 1
+        if curve.values:
+            curves.append(curve)
+    return curves, unread
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

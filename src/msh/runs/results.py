@@ -1,0 +1,232 @@
+"""results.json: the scores of a run, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from msh.checked import first_problem
+from msh.files.atomic import write_text
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+UNFINISHED = "unfinished.txt"
+"""In the folder of a sweep's job, from its start to its good end."""
+ENDED = "it is under way, or its process was ended: stopped, killed, or out of memory"
+"""What stands there until something else is known."""
+
+
+class LaterVersionError(ValueError):
+    """A results.json of a later schema version than this release reads."""
+
+
+@dataclass
+class TaskResult:
+    """One task's part of results.json.
+
+    Attributes:
+        metric: name of its metric.
+        direction: "max" or "min".
+        stage: index of the stage that learned it.
+        test: score on the test split, measured after the last stage so far.
+        test_when_learned: the same, after its own stage.
+        val: score on the validation split, after its own stage.
+        val_constant: of metrics where lower is better, what one answer to every example scores there: the mean of the
+            training targets.
+        density: own weights over all prunable weights, in (0, 1].
+        weights: number of own prunable weights.
+        weights_reused: number of earlier tasks' weights that it reads.
+        weights_read: the same, by the task that owns them; only tasks that it reads.
+        weights_private: number of values in its stem, head, biases and normalisation.
+        dense: test score of a dense network of its own, or None.
+        finetune: the same of one dense network that learned task after task, after the last of them.
+        joint: the same of one dense network that learned all tasks at once.
+        train_seconds: wall seconds of its stage's fits; a parallel stage's tasks all have their stage's.
+    """
+
+    metric: str
+    direction: Literal["max", "min"]
+    stage: int
+    test: float | None = None
+    test_when_learned: float | None = None
+    val: float | None = None
+    val_constant: float | None = None
+    density: float | None = None
+    weights: int | None = None
+    weights_reused: int = 0
+    weights_read: dict[str, int] = field(default_factory=dict)
+    weights_private: int | None = None
+    dense: float | None = None
+    finetune: float | None = None
+    joint: float | None = None
+    train_seconds: float = 0.0
+
+
+Matrix = list[list[float | None]]
+
+
+class Finetune(TypedDict):
+    """What one dense network that learned task after task reached; see `Results`."""
+
+    matrix: Matrix
+    forgetting: float | None
+    bwt: float | None
+
+
+class EnsembleResult(TypedDict):
+    """What tasks that vote reached together; see `Results`."""
+
+    metric: str
+    direction: Literal["max", "min"]
+    tasks: list[str]
+    test: float
+    val: NotRequired[float | None]
+    """Runs of earlier releases have none."""
+
+
+class Guarantee(TypedDict):
+    """Comparisons, and how many failed."""
+
+    checked: int
+    violations: int
+
+
+def _no_finetune() -> Finetune:
+    return {"matrix": [], "forgetting": None, "bwt": None}
+
+
+@dataclass
+class Results:
+    """results.json, schema version 1.
+
+    Attributes:
+        matrix: row i: every task's test score after stage i, None for tasks not learned yet.
+        forgetting: mean over the tasks of best past minus final score (for "min" metrics: final minus best past).
+        bwt: backward transfer: mean over the tasks that were learned before the last stage of final score minus
+            score when learned (sign turned for "min" metrics).
+        guarantee: comparisons of frozen tasks with their records, and how many failed.
+        finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
+        ensemble: name of an ensemble to its metric, direction, tasks, score on the test split and on validation data,
+            where the members have the same.
+        flush_denormal: whether subnormal numbers were computed as 0; None in runs of earlier releases.
+        run_id: names the run in trackers; stays over resumes.
+    Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
+    """
+
+    experiment: str
+    seed: int
+    curriculum: list[list[str]]
+    tasks: dict[str, TaskResult]
+    run_id: str
+    status: str = "running"
+    wall_seconds: float = 0.0
+    matrix: Matrix = field(default_factory=list)
+    forgetting: float | None = None
+    bwt: float | None = None
+    capacity: dict[str, int] = field(default_factory=dict)
+    guarantee: Guarantee = field(default_factory=lambda: Guarantee(checked=0, violations=0))
+    finetune: Finetune = field(default_factory=_no_finetune)
+    ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
+    flush_denormal: bool | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def add_row(self, scores: dict[str, float]) -> None:
+        """Add a stage's measurements of every task learned so far, and what follows from the matrix."""
+        stage = len(self.matrix)
+        self.matrix.append([scores.get(task) for task in self.tasks])
+        for name, score in scores.items():
+            result = self.tasks[name]
+            result.test = score
+            if result.stage == stage:
+                result.test_when_learned = score
+        self.forgetting, self.bwt = self._forgetting_and_bwt(self.matrix)
+
+    def add_finetune_row(self, scores: dict[str, float]) -> None:
+        """The same of the fine-tuned network, after one more task."""
+        matrix = [*self.finetune["matrix"], [scores.get(task) for task in self.tasks]]
+        forgetting, bwt = self._forgetting_and_bwt(matrix)
+        self.finetune = {"matrix": matrix, "forgetting": forgetting, "bwt": bwt}
+        for name, score in scores.items():
+            self.tasks[name].finetune = score
+
+    def forgetting_of(self, task: str, matrix: list[list[float | None]] | None = None) -> float | None:
+        """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage.
+
+        Args:
+            task: name.
+            matrix: of another network of the same tasks; the run's own when None.
+        """
+        scores = self._oriented(self.matrix if matrix is None else matrix, task)
+        if not scores:
+            return None
+        return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
+
+    def missing(self, baselines: Iterable[str]) -> list[str]:
+        """Those of the baselines that have not measured every task."""
+        return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
+
+    def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
+        """The task's column of a matrix from when it was learned, higher is better."""
+        column = list(self.tasks).index(task)
+        sign = 1.0 if self.tasks[task].direction == "max" else -1.0
+        return [sign * score for row in matrix if (score := row[column]) is not None]
+
+    def _forgetting_and_bwt(self, matrix: list[list[float | None]]) -> tuple[float, float]:
+        """Means over the tasks; 0.0 while no task is older than the last row."""
+        columns = [c for task in self.tasks if len(c := self._oriented(matrix, task)) > 1]
+        if not columns:
+            return 0.0, 0.0
+        forgetting, bwt = sum(max(c[:-1]) - c[-1] for c in columns), sum(c[-1] - c[0] for c in columns)
+        return forgetting / len(columns), bwt / len(columns)
+
+    def save(self, folder: Path) -> None:
+        """Write results.json into a run folder, whole or not at all."""
+        first = {"schema_version": self.schema_version}
+        write_text(folder / FILE_NAME, json.dumps(first | asdict(self), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read a run folder's results.json.
+
+        Raises:
+            FileNotFoundError: the folder is not a run folder.
+            LaterVersionError: the file is of a later schema version.
+            ValueError: the file is damaged.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is not a run folder: it has no {FILE_NAME}")
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            version = content["schema_version"]
+            if version > SCHEMA_VERSION:
+                raise LaterVersionError(
+                    f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
+                    "which this release reads"
+                )
+            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None} | content
+            results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
+            results._check()
+        except LaterVersionError:
+            raise
+        except ValidationError as error:
+            raise ValueError(f"{path} cannot be read: {first_problem(error)}") from error
+        except (KeyError, TypeError, RecursionError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return results
+
+    def _check(self) -> None:
+        """Raise a ValueError unless what is said of tasks is said of those that are there."""
+        named = [task for stage in self.curriculum for task in stage]
+        named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
+        if unknown := [task for task in named if task not in self.tasks]:
+            raise ValueError(f"task {unknown[0]!r} is named, and has no result")
+        for matrix in (self.matrix, self.finetune["matrix"]):
+            if any(len(row) != len(self.tasks) for row in matrix):
+                raise ValueError(f"a matrix has rows that are not of {len(self.tasks)} tasks")

@@ -1,0 +1,277 @@
+"""The W&B run of a run folder: what it is called, how it goes on, and what is done without a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from msh.errors import one_of
+from msh.runs.metrics import read_rows
+from msh.runs.results import Results
+from msh.tracking.pictures import Pictures, same_size
+from msh.tracking.wandb_file import STEP, Logged, read_offline, set_aside_unsent
+
+log = logging.getLogger(__name__)
+
+MODES = ("online", "offline", "disabled")
+
+
+def new_run_id() -> str:
+    """An id for a run: the one that a W&B sweep's agent has chosen, or a random one."""
+    return (os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
+
+
+def wandb_logger(
+    directory: str,
+    project: str | None,
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+    mode: str | None = None,
+    fallback: str | None = None,
+    timeout: float = 30.0,
+    artifacts: bool = True,
+) -> RunWandbLogger:
+    """A W&B logger for a run folder; never asks anything.
+
+    Args:
+        directory: the run folder; files go to its `wandb/`.
+        project: in W&B.
+        entity: in W&B; the user's default when None.
+        name: of the run; W&B chooses when None.
+        group: of the run; when None, the experiment, with the sweep's folder for a job of a multirun.
+        job_type: of the run; when None, "train", or "multirun" for a job of one.
+        tags: of the run, beside the experiment's name and the seed.
+        mode: "online", "offline" or "disabled"; when None, WANDB_MODE decides, and without it: offline unless
+            the user is logged in.
+        fallback: "offline": without a network, an online run is logged offline; None: that is an error.
+        timeout: seconds to wait for W&B at the start.
+        artifacts: record data sets, subnetwork files and the network as artifacts.
+    Raises:
+        ValueError: a setting is not allowed, or there is no login for the mode.
+    """
+    mode = mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    one_of("logger.wandb.mode", mode, MODES)
+    if fallback is not None:
+        one_of("logger.wandb.fallback", fallback, ("offline",))
+    if not project:
+        raise ValueError("logger.wandb.project names no project: set it, or leave W&B out with logger=csv")
+    if mode == "online" and not _logged_in():
+        raise ValueError(
+            "logger.wandb.mode = 'online' needs a login: `wandb login`, or WANDB_API_KEY; without one, "
+            "logger.wandb.mode=offline"
+        )
+    results = Results.load(Path(directory))
+    is_job, sweep = _multirun()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return RunWandbLogger(
+        Path(directory),
+        fallback,
+        timeout,
+        artifacts and mode != "disabled",
+        project=project,
+        entity=entity,
+        name=name,
+        group=group or (f"{results.experiment}/{sweep}" if is_job else results.experiment),
+        job_type=job_type or ("multirun" if is_job else "train"),
+        tags=list(dict.fromkeys([results.experiment, f"seed-{results.seed}", *tags])),
+        id=results.run_id,
+        resume="allow",
+        mode=mode,
+    )
+
+
+def _multirun() -> tuple[bool, str]:
+    """Whether this is a job of a multirun, and the name of the sweep's folder."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False, ""
+    return True, Path(HydraConfig.get().sweep.dir).name
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key, from the environment or a login; looked up without asking or connecting."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import netrc
+
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    return host in hosts
+
+
+class RunWandbLogger(WandbLogger):
+    """Lightning's logger, but a resumed run goes on in W&B with no value lost and none twice.
+
+    A session that is killed may lose what it logged last. Its values are in metrics.csv: the next session logs them
+    first, and passes over what W&B has.
+
+    Args:
+        folder: the run folder.
+        fallback: "offline" or None, as in `wandb_logger`.
+        timeout: seconds to wait for W&B at the start.
+        artifacts: whether to record artifacts.
+        run: further arguments of `wandb.init`.
+    """
+
+    def __init__(self, folder: Path, fallback: str | None, timeout: float, artifacts: bool, **run: Any) -> None:
+        import wandb
+
+        super().__init__(save_dir=str(folder), settings=wandb.Settings(init_timeout=timeout), **run)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, also where it is None
+        self._folder, self._fallback, self._timeout, self._artifacts = folder, fallback, timeout, artifacts
+        self._logged, self._goes_on = Logged(), False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run.
+
+        Raises:
+            ConnectionError: W&B cannot be reached in online mode, and there is no fallback.
+        """
+        if self._experiment is None:
+            self._start()
+        return self._experiment
+
+    def _start(self) -> None:
+        import wandb
+        from wandb.errors import AuthenticationError, CommError
+
+        earlier = read_offline(self._folder / "wandb")
+        try:
+            run = super().experiment
+        except AuthenticationError as error:
+            raise ValueError(f"W&B refuses the login: {error}; `wandb login` makes a new one") from error
+        except CommError as error:
+            reason = str(error).splitlines()[0]
+            if self._fallback is None:
+                raise ConnectionError(
+                    f"logger.wandb.mode = 'online', but W&B cannot be reached within {self._timeout:g} s: {reason}; "
+                    "logger.wandb.mode=offline logs into the run folder, to be uploaded later by `wandb sync`; "
+                    "logger.wandb.fallback=offline does so whenever there is no network"
+                ) from error
+            log.warning(
+                "W&B cannot be reached (%s): logging offline, as logger.wandb.fallback says; later: wandb sync %s",
+                reason,
+                self._folder / "wandb",
+            )
+            wandb.teardown()  # or the run's id stays taken
+            self._wandb_init["mode"] = "offline"
+            run = super().experiment
+        if run.settings._offline:
+            self._goes_on, self._logged = earlier is not None, earlier or Logged()
+        elif run.resumed or earlier:
+            set_aside_unsent(self._folder / "wandb")
+            self._goes_on = True
+            latest = dict(run.summary)
+            self._logged = Logged(last=latest.get("_step", -1), before=latest.get(STEP, 0), latest=latest)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values of a step of the run; the first time in a resumed run, those before it that W&B lacks too."""
+        run, step = self.experiment, step or 0
+        if self._goes_on:
+            self._goes_on = False
+            self._fill_gap(step)
+        new = {key: value for key, value in metrics.items() if not self._logged.has(step, key, value)}
+        if new:
+            self._logged.last = max(self._logged.last + 1, run.step)
+            run.log(new | {STEP: step}, step=self._logged.last, commit=True)
+
+    def _fill_gap(self, until: int) -> None:
+        path = self._folder / "metrics.csv"
+        if not path.is_file():
+            log.warning("W&B may lack the last values before the run was stopped: %s, which has them, is missing", path)
+        for row in read_rows(path)[1]:
+            step = int(row["step"])
+            if step <= until:
+                values = {key: float(cell) for key, cell in row.items() if cell and key != "step"}
+                self.log_metrics(values, step)
+                self._logged.points |= {(step, key) for key in values}
+
+    @rank_zero_only
+    def log_pictures(self, pictures: Pictures, step: int) -> None:
+        """Log pictures; those of one name as a row, in which W&B wants one size."""
+        import wandb
+
+        row = {name: same_size(by_caption) for name, by_caption in pictures.items()}
+        images = {
+            name: [wandb.Image(picture, caption=caption or None) for caption, picture in by_caption.items()]
+            for name, by_caption in row.items()
+        }
+        self.log_metrics(images, step)
+
+    @rank_zero_only
+    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Log a table."""
+        self.log_table(name, columns, rows, step=step)
+
+    @rank_zero_only
+    def log_final(self, values: Mapping[str, Any], step: int) -> None:
+        """Put what the run has come to into its summary."""
+        self.experiment.summary.update(values)
+
+    @rank_zero_only
+    def use_data(self, name: str, description: Mapping[str, Any]) -> None:
+        """Record that the run learns from a data set: an artifact that describes it, and holds none of it."""
+        import wandb
+
+        artifact = wandb.Artifact(_allowed(f"data-{name}"), "dataset", metadata=dict(description))
+        if self._is_new(artifact.name, "latest"):
+            with artifact.new_file("data.json") as file:
+                file.write(json.dumps(description, indent=1, sort_keys=True))
+            if self.experiment.settings._offline:  # there, `use_artifact` refuses what it itself would do
+                self.experiment._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+            else:
+                self.experiment.use_artifact(artifact)
+
+    @rank_zero_only
+    def log_file(self, path: Path, name: str, kind: str, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
+        """Record a file, which must not change any more, as an artifact."""
+        import wandb
+
+        name = _allowed(name)
+        new = [alias for alias in aliases if self._is_new(name, alias)]
+        if new:
+            artifact = wandb.Artifact(name, kind, metadata=dict(about))
+            artifact.add_file(str(path), policy="immutable")  # or W&B copies it
+            self.experiment.log_artifact(artifact, aliases=new)
+
+    def _is_new(self, name: str, alias: str) -> bool:
+        """Whether an artifact is to be recorded, and was not yet."""
+        new = self._artifacts and (name, alias) not in self._logged.artifacts
+        self._logged.artifacts.add((name, alias))
+        return new
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run in W&B, once the whole run has ended; Lightning's fits end many times before."""
+
+    @rank_zero_only
+    def close(self, status: str) -> None:
+        """End the run in W&B: "success", "failed" or "stopped"."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None
+
+
+def _allowed(name: str) -> str:
+    """A name as W&B allows it for artifacts."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]

@@ -1,0 +1,326 @@
+"""Files into networks and out of them: what does not belong together is refused by name, and nothing is written."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_mlp, make_network
+from msh.files.merging import merge_files, release_task, split_task
+from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, settings_of, start_of
+from msh.files.state_file import (
+    load_network,
+    open_safetensors,
+    read_state,
+    save_network,
+    save_subnetwork,
+)
+from msh.subnetworks import Allocation, MultiSubnetwork
+from msh.subnetworks.tensors import pack_bits
+
+TASKS = ["a", "b", "c"]
+FIELDS = ("tied", "padding", "buffers", "shared", "recipe", "active")
+
+
+def make_plan(seed=0, tasks=TASKS, norm="batch", settings=None):
+    """A plan that deals the weights out in turn, one in four of them to nobody."""
+    network = make_network(norm, seed)
+    start = start_of(network)
+    for i, task in enumerate(tasks):
+        network.add_task(task, head=make_head())
+        masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == i for name, w in network.weights()}
+        network.begin(task, Allocation(masks, dict.fromkeys(masks, 1.0)))
+        network.freeze(task)
+    return make_plan_file(network.state.planned(), settings or {"seed": seed}, (4,), start)
+
+
+def make_file(path, plan, task, norm="batch", seed=0, dtype=None, said=None):
+    network = make_network(norm, seed)
+    network.add_task(task, head=make_head(seed))
+    network.begin(task, allocation_in(plan, task))
+    network.freeze(task)
+    save_subnetwork(path, network, task, dtype, notes_for_tasks(plan) | ({"plan": said} if said else {}))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(plan file, subnetwork file of each task)."""
+    plan = make_plan()
+    plan.write(tmp_path / "plan")
+    return tmp_path / "plan", [make_file(tmp_path / task, plan, task) for task in TASKS]
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Merges, sees that it is refused with a message and writes nothing."""
+
+    def run(base, paths, *parts, **options):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            merge_files(base, paths, tmp_path / "net", **options)
+        assert all(re.search(part, str(caught.value)) for part in parts), caught.value
+        assert sorted(tmp_path.iterdir()) == before
+
+    return run
+
+
+# ---- plans
+
+
+def test_a_plan_comes_back_as_it_was(tmp_path):
+    plan = make_plan(settings={"seed": 0, "pruning": {"density": 0.25, "share": None}})
+    plan.write(tmp_path / "plan")
+    again = read_plan(tmp_path / "plan")
+    assert again.notes == plan.notes
+    assert settings_of(again) == {"seed": 0, "pruning": {"density": 0.25, "share": None}}
+    assert differences(again.state.state_dict(), plan.state.state_dict()) == []
+    assert {field: getattr(again.state, field) for field in FIELDS} == {f: getattr(plan.state, f) for f in FIELDS}
+    assert {task: entry.owner for task, entry in again.state.tasks.items()} == {"a": 1, "b": 2, "c": 3}
+    assert torch.equal(again.state.owned("b")["2.weight"], torch.arange(12).view(4, 1, 3) % 4 == 1)
+    assert allocation_in(again, "b").norms == allocation_in(plan, "b").norms
+    again.write(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "plan").read_bytes()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"tasks": ["a", "b"]}, {"settings": {"seed": 2}}, {"norm": "layer"}])
+def test_plans_that_differ_have_different_names(other):
+    assert make_plan(**other).notes["plan"] != make_plan().notes["plan"]
+
+
+def test_a_damaged_plan_is_refused(tmp_path, files):
+    tensors, metadata = open_safetensors(files[0])
+    name, described = f"owners.{PRUNABLE[0]}", json.loads(metadata["state"])
+    other = open_safetensors(_saved(tmp_path, make_plan(tasks=["c", "d"])))[0]
+    for changed, said in (
+        ({**tensors, name: other[name]}, metadata),
+        ({**tensors, name: tensors[name][1:].clone()}, metadata),
+        ({**tensors, "defaults.6.bias": tensors["defaults.6.bias"] + 1}, metadata),
+        (tensors, {**metadata, "state": json.dumps(described | {"tasks": described["tasks"][::-1]})}),
+        (tensors, {**metadata, "state": metadata["state"].replace("norms", "forms")}),
+        (tensors, {key: value for key, value in metadata.items() if key != "settings"}),
+    ):
+        save_file(changed, tmp_path / "bad", said)
+        with pytest.raises(ValueError, match="bad is damaged"):
+            read_plan(tmp_path / "bad")
+    with pytest.raises(ValueError, match="a is not a plan file: a subnetwork file"):
+        read_plan(files[1][0])
+
+
+def _saved(folder, plan):
+    plan.write(folder / "other plan")
+    return folder / "other plan"
+
+
+# ---- merging
+
+
+def test_merged_tasks_answer_as_in_their_own_runs(tmp_path, files):
+    assert merge_files(*files, tmp_path / "net") == TASKS
+    network = make_network("batch", seed=5)
+    for task in TASKS:
+        network.add_task(task, head=make_head(9))
+    notes = load_network(tmp_path / "net", network)
+    assert notes == notes_for_tasks(read_plan(files[0]))
+    for path in files[1]:
+        (entry,) = read_state(path, "subnetwork").state.tasks.values()
+        assert network.digest(entry.name) == entry.digest
+    assert network.state.total().free == 3 + 10
+    assert network(make_batch()[0], "a").shape == (6, 3)
+
+
+def test_a_task_that_no_file_holds_is_named_unless_it_may_be_missing(tmp_path, files, refused):
+    refused(files[0], files[1][:1], "no file holds 'b', 'c' of the plan .*plan", "--allow-missing")
+    assert merge_files(files[0], files[1][2:], tmp_path / "net", allow_missing=True) == ["c"]
+    state = read_state(tmp_path / "net", "network").state
+    assert {int(i) for i in state.owners["6.weight"].unique()} == {0, 3}
+
+
+def test_files_that_hold_the_same_task_are_named(tmp_path, files, refused):
+    twice = make_file(tmp_path / "again", read_plan(files[0]), "b")
+    refused(files[0], [*files[1], twice], "task 'b' is there more than once: in .*/b, .*/again")
+
+
+def test_a_task_that_the_plan_does_not_have_is_named_with_the_nearest(tmp_path, files, refused):
+    other = make_plan(tasks=["a", "b", "cc"])
+    path = make_file(tmp_path / "cc", other, "cc")
+    refused(files[0], [*files[1][:2], path], "cc holds task 'cc'", "a, b, c; did you mean 'c'")
+
+
+@pytest.mark.parametrize(
+    ("other", "parts"),
+    [
+        ({"settings": {"seed": 7}}, ["c: task 'c' was not trained on the plan .*/plan"]),
+        ({"seed": 1}, ["c: task 'c' was not trained on the plan .*/plan"]),
+    ],
+)
+def test_a_file_of_another_plan_is_refused(other, parts, tmp_path, files, refused):
+    path = make_file(tmp_path / "c", make_plan(**other), "c", seed=other.get("seed", 0))
+    refused(files[0], [*files[1][:2], path], *parts)
+
+
+def test_a_file_that_only_says_it_keeps_to_the_plan_is_refused(tmp_path, files, refused):
+    name, start = read_plan(files[0]).notes["plan"], make_plan(seed=1)
+    make_file(tmp_path / "c", start, "c", seed=1, said=name)
+    refused(files[0], files[1], "c: task 'c' was trained from a different backbone or initialization than .*/plan")
+    other = make_plan(tasks=["c"])
+    make_file(tmp_path / "c", other, "c", said=name)
+    refused(files[0], files[1], "c: task 'c' owns other weights of layer '2.weight' than planned")
+
+
+def test_rounded_weights_are_refused(tmp_path, files, refused):
+    make_file(tmp_path / "b", read_plan(files[0]), "b", dtype=torch.float16)
+    refused(files[0], files[1], "b: task 'b' has weights of torch.float16", "files.dtype=float32")
+    part = read_state(files[1][0], "subnetwork")
+    changed = replace(part.state, weights={name: w + 1e-3 for name, w in part.state.weights.items()})
+    replace(part, state=changed).write(files[1][0])
+    make_file(tmp_path / "b", read_plan(files[0]), "b")
+    refused(files[0], files[1], "a: task 'a' is not what it was in its network")
+
+
+def test_another_backbone_is_refused_layer_by_layer(tmp_path, refused):
+    notes = {"start": "same"}
+    network = make_network("batch")
+    learn(network, "old")
+    save_network(tmp_path / "base", network, notes)
+    for norm, message in (("none", "private.3.bias.* has shape None, the network's .4,"), ("layer", "private.3")):
+        other = make_network(norm)
+        learn(other, "new", seed=1)
+        save_subnetwork(tmp_path / "new", other, "new", notes=notes)
+        refused(tmp_path / "base", [tmp_path / "new"], "new: task 'new' was trained with another backbone: ", message)
+    wider = MultiSubnetwork(make_mlp(4, 9, 5))
+    wider.add_task("new")
+    wider.begin("new")
+    wider.freeze("new")
+    save_subnetwork(tmp_path / "new", wider, "new", notes=notes)
+    refused(tmp_path / "base", [tmp_path / "new"], "another backbone: its '0.weight' has shape .9, 4., .* None")
+
+
+def test_a_network_takes_up_further_tasks_and_refuses_what_overlaps(tmp_path, files, refused):
+    merge_files(files[0], files[1][:2], tmp_path / "two", allow_missing=True)
+    refused(tmp_path / "two", files[1][1:], "the network and .*/b both hold task 'b'")
+    plan = make_plan(tasks=["x", "y", "z"])
+    paths = [make_file(tmp_path / task, plan, task) for task in ("z", "x")]
+    refused(tmp_path / "two", paths, "the network .task 'a'. and .*/x .task 'x'. own the same weights, 3 of layer '2.w")
+    refused(tmp_path / "two", [files[1][2], paths[0]], "/c .task 'c'. and .*/z .task 'z'. own the same weights, 3 of")
+    assert merge_files(tmp_path / "two", files[1][2:], tmp_path / "three") == TASKS
+    merge_files(*files, tmp_path / "at once")
+    assert (tmp_path / "three").read_bytes() == (tmp_path / "at once").read_bytes()
+
+
+@pytest.mark.parametrize("base", ["subnetwork", "other", "none"])
+def test_only_plans_and_networks_take_tasks_up(base, tmp_path, files, refused):
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    if base == "none":
+        with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere"):
+            merge_files(tmp_path / "nowhere", files[1], tmp_path / "net")
+        with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere"):
+            merge_files(files[0], [tmp_path / "nowhere"], tmp_path / "net")
+        return
+    path = files[1][0] if base == "subnetwork" else tmp_path / "other"
+    kind = "subnetwork" if base == "subnetwork" else "a file of another format"
+    refused(path, files[1], f"{path} must be a plan or a network file, got {kind}")
+    refused(files[0], [files[0]], "plan is not a subnetwork file: a plan file")
+
+
+# ---- tasks that read others
+
+
+@pytest.fixture(params=["all", "learned"])
+def reading(request, tmp_path):
+    """A network whose task "new" reads "old", all of it or some, and its file."""
+    network = make_network("batch")
+    for seed, (task, reuse) in enumerate([("old", "none"), ("new", request.param), ("last", "none")]):
+        learn(network, task, form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=seed)
+    save_network(tmp_path / "net", network, notes_of("start", (4,)), free_weights=False)
+    return network, tmp_path / "net"
+
+
+def test_a_task_that_others_read_is_not_released(tmp_path, reading):
+    with pytest.raises(ValueError, match="task 'old' cannot be released: 'new' read its weights"):
+        release_task(reading[1], "old", tmp_path / "less")
+    assert not (tmp_path / "less").exists()
+    release_task(reading[1], "new", tmp_path / "less")
+    release_task(tmp_path / "less", "old", tmp_path / "less")
+    assert list(read_state(tmp_path / "less", "network").state.tasks) == ["last"]
+
+
+def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tmp_path, reading, refused):
+    network, path = reading
+    split_task(path, "new", tmp_path / "new")
+    assert read_state(tmp_path / "new", "subnetwork").state.tasks["new"].reads == ("old",)
+    release_task(path, "new", tmp_path / "base")
+    assert merge_files(tmp_path / "base", [tmp_path / "new"], tmp_path / "again") == ["old", "last", "new"]
+    loaded = make_network("batch", 7)
+    for task in ("old", "last", "new"):
+        loaded.add_task(task, head=make_head(3))
+    load_network(tmp_path / "again", loaded)
+    assert differences(loaded.reading("new"), network.reading("new")) == []
+    assert {task: loaded.digest(task) for task in network.tasks} == {t: network.digest(t) for t in network.tasks}
+    (tmp_path / "again").unlink()
+    release_task(tmp_path / "base", "old", tmp_path / "none")
+    refused(tmp_path / "none", [tmp_path / "new"], "new: task 'new' reads task 'old', which is not there")
+    network.release("new")
+    for name, weight in network.weights():
+        weight[network.masks("old")[name]] += 1
+    save_network(tmp_path / "base", network, notes_of("start", (4,)), free_weights=False)
+    refused(
+        tmp_path / "base",
+        [tmp_path / "new"],
+        "/new: task 'new' is not what it was in its network",
+        "have other values here",
+    )
+
+
+def test_a_task_that_claims_to_read_what_nobody_owns_is_refused(tmp_path, reading, refused):
+    split_task(reading[1], "new", tmp_path / "new")
+    release_task(reading[1], "new", tmp_path / "base")
+    part = read_state(tmp_path / "new", "subnetwork")
+    everything = {name: pack_bits(torch.ones_like(mask)) for name, mask in part.state.owned("new").items()}
+    part.state.tasks["new"].reading = everything
+    part.write(tmp_path / "new")
+    refused(tmp_path / "base", [tmp_path / "new"], "task 'new' reads weights of layer '2.weight' of no task")
+
+
+# ---- releasing and splitting
+
+
+def test_a_task_that_is_not_there_is_named_with_the_nearest(tmp_path, reading):
+    for do in (release_task, split_task):
+        with pytest.raises(ValueError, match="no task 'lats'; the tasks are old, new, last; did you mean 'last'"):
+            do(reading[1], "lats", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_file_may_be_replaced_by_what_is_left_of_it(tmp_path, reading):
+    size = reading[1].stat().st_size
+    release_task(reading[1], "last", reading[1])
+    assert list(read_state(reading[1], "network").state.tasks) == ["old", "new"]
+    assert reading[1].stat().st_size < size
+
+
+def test_a_task_in_training_is_not_split(tmp_path):
+    network = make_network()
+    network.add_task("a", head=make_head())
+    network.begin("a")
+    save_network(tmp_path / "net", network)
+    with pytest.raises(ValueError, match="task 'a' is masked: only a frozen task has a file"):
+        split_task(tmp_path / "net", "a", tmp_path / "out")
+
+
+def test_tied_tensors_keep_nothing_of_a_released_task(tmp_path):
+    backbone = torch.nn.Sequential(*(torch.nn.Linear(5, 5, bias=False) for _ in range(2)))
+    backbone[1].weight = backbone[0].weight
+    network = MultiSubnetwork(backbone)
+    network.add_task("a")
+    network.begin("a")
+    network.freeze("a")
+    old = dict(network.weights())["0.weight"].clone()
+    save_network(tmp_path / "net", network)
+    release_task(tmp_path / "net", "a", tmp_path / "less")
+    state = read_state(tmp_path / "less", "network").state.state_dict()
+    assert torch.equal(state["backbone.0.weight"], state["backbone.1.weight"])
+    assert not (state["backbone.1.weight"] == old).any()

@@ -1,0 +1,124 @@
+"""TensorBoard and MLflow: what they record can be read back, and a resumed run goes on in the same place."""
+
+import os
+
+import pytest
+from PIL import Image
+
+from msh.runs.results import Results
+
+PICTURES = {
+    "matrix/heat_map": {"": Image.new("RGB", (4, 3), "#ff0000")},
+    "owner_maps": {"0.weight": Image.new("RGB", (2, 2))},
+}
+OUTCOME = {"score/a": 0.5, "guarantee/verdict": "held", "forgetting": 0.0}
+CONFIG = {"seed": 0, "pruning": {"density": 0.1}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Results("toy", 0, [], {}, run_id="0a1b2c3d").save(tmp_path)
+    return tmp_path
+
+
+def session(logger, steps):
+    """Log what a run logs; `forget_after` has been called where the logger has it."""
+    logger.log_hyperparams(CONFIG)
+    for step in steps:
+        logger.log_metrics({"a/val/loss": step / 8}, step)
+        logger.finalize("success")  # a fit has ended
+    last = steps[-1]
+    logger.log_pictures(PICTURES, last)
+    logger.log_rows("scores/table", ["task", "test"], [["a", 0.5], ["b", None]], last)
+    logger.log_final(OUTCOME, last)
+    logger.close("success")
+
+
+# ---- TensorBoard
+
+
+def read_tensorboard(folder):
+    """The folder as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+@pytest.fixture
+def tensorboard(folder):
+    pytest.importorskip("tensorboard")
+    from msh.tracking.trackers import RunTensorBoardLogger
+
+    return lambda: RunTensorBoardLogger(str(folder))
+
+
+def test_tensorboard_has_curves_scores_pictures_tables_and_settings(tensorboard, folder):
+    session(tensorboard(), range(3))
+    found = read_tensorboard(folder)
+    assert [(e.step, e.value) for e in found.Scalars("a/val/loss")] == [(0, 0.0), (1, 0.125), (2, 0.25)]
+    assert [(e.step, e.value) for e in found.Scalars("score/a")] == [(2, 0.5)]
+    assert (found.Images("matrix/heat_map")[0].width, found.Images("matrix/heat_map")[0].height) == (4, 3)
+    assert set(found.Tags()["images"]) == {"matrix/heat_map", "owner_maps/0.weight"}
+    text = found.Tensors("scores/table/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| a | 0.5 |" in text
+    assert "density: 0.1" in (folder / "tensorboard" / "hparams.yaml").read_text()
+    assert len(list((folder / "tensorboard").glob("events.*"))) == 1
+
+
+def test_a_resumed_run_replaces_what_tensorboard_has_of_later_steps(tensorboard, folder):
+    session(tensorboard(), range(4))
+    resumed = tensorboard()
+    resumed.forget_after(1)
+    session(resumed, range(2, 6))
+    assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
+
+
+def test_tensorboard_shows_what_is_measured_again_once(tensorboard, folder):
+    session(tensorboard(), range(4))
+    resumed = tensorboard()
+    resumed.forget_from(3)
+    session(resumed, range(3, 6))
+    assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
+
+
+# ---- MLflow
+
+
+@pytest.fixture
+def mlflow(folder):
+    pytest.importorskip("mlflow")
+    from msh.tracking.trackers import RunMLFlowLogger
+
+    return lambda: RunMLFlowLogger(str(folder), f"sqlite:///{folder}/mlflow.db", "toy")
+
+
+def test_a_store_is_not_handed_on_to_later_runs_of_the_process(mlflow, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow().run_id
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///the-users.db")
+    assert mlflow().run_id
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///the-users.db"
+
+
+def test_mlflow_has_one_run_with_curves_scores_pictures_tables_and_settings(mlflow, folder):
+    session(mlflow(), range(4))
+    session(mlflow(), range(2, 6))  # resumed from step 1: it logs steps 2 and 3 again
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("toy")
+    (run,) = client.search_runs([experiment.experiment_id])
+    points = client.get_metric_history(run.info.run_id, "a/val/loss")
+    assert sorted((point.step, point.value) for point in points) == [(step, step / 8) for step in range(6)]
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "0", "pruning/density": "0.1"}
+    assert run.data.metrics["score/a"] == 0.5
+    assert run.data.tags["guarantee.verdict"] == "held"
+    kept = folder / "mlflow" / run.info.run_id / "artifacts"
+    with Image.open(kept / "matrix" / "heat_map.png") as picture:
+        assert picture.size == (4, 3)
+    assert (kept / "owner_maps" / "0.weight.png").is_file()
+    assert (kept / "scores" / "table.csv").read_text().splitlines() == ["task,test", "a,0.5", "b,"]
