@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
 from msh.tasks import RawData, Split
-from msh.training.config import register
+from msh.training.config import RunConfig, register, run_config
 
 
 def compose(*overrides: str, output_dir: Path | None = None) -> DictConfig:
@@ -27,6 +27,11 @@ def compose(*overrides: str, output_dir: Path | None = None) -> DictConfig:
     for logger in config.logger.values():
         logger.directory = str(output_dir)
     return config
+
+
+def typed(*overrides: str, output_dir: Path | None = None) -> RunConfig:
+    """Compose a config and convert it to the typed one; arguments as of `compose`."""
+    return run_config(compose(*overrides, output_dir=output_dir))
 
 
 def random_mnist() -> RawData:

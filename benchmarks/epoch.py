@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from benchmarks.configs import compose, mnist
+from benchmarks.configs import mnist, typed
 from benchmarks.networks import BACKBONES, compact, dense, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Action, Settings, seconds
@@ -122,7 +122,7 @@ def epochs(settings: Settings) -> Iterator[Record]:
     turns.__init__()
     turns.settings = settings
     with tempfile.TemporaryDirectory() as folder:
-        train(compose(*overrides, output_dir=Path(folder)), Path(folder))
+        train(typed(*overrides, output_dir=Path(folder)), Path(folder))
     yield from _records(settings, name, rounds)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.configs import compose
+from benchmarks.configs import typed
 from benchmarks.memory import peak
 from benchmarks.timing import seconds
 from msh.cli.memory import give_large_blocks_back
@@ -52,12 +52,12 @@ def part(folder: Path, task: str) -> Path:
 
 def plan(folder: Path, tasks: int, depth: int) -> None:
     """`msh plan`."""
-    make_plan(compose("experiment=sequential", *overrides(tasks, depth)), folder / "plan")
+    make_plan(typed("experiment=sequential", *overrides(tasks, depth)), folder / "plan")
 
 
 def files(folder: Path, tasks: int, depth: int) -> None:
     """What every task's own run writes."""
-    prepared = prepare(compose("experiment=sequential", *overrides(tasks, depth)))
+    prepared = prepare(typed("experiment=sequential", *overrides(tasks, depth)))
     planned = read_plan(folder / "plan")
     for task in planned.state.tasks:
         network = copy.deepcopy(prepared.network)
@@ -74,7 +74,7 @@ def merge(folder: Path, tasks: int, depth: int) -> None:
 
 def load(folder: Path, tasks: int, depth: int) -> None:
     """What a run with `network=NETWORK` does before it measures the tasks."""
-    prepare(compose("experiment=sequential", *overrides(tasks, depth), f"network={folder / 'network'}"))
+    prepare(typed("experiment=sequential", *overrides(tasks, depth), f"network={folder / 'network'}"))
 
 
 STEPS: dict[str, Callable[[Path, int, int], None]] = {"plan": plan, "files": files, "merge": merge, "load": load}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.configs import compose
+from benchmarks.configs import typed
 from benchmarks.networks import BACKBONES, CLASSES, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, seconds
-from msh.subnetworks import MultiSubnetwork, plan_counts
+from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork, plan_counts
 from msh.tasks import RawData, Split, build_task
 from msh.training.callbacks import IterativePruning
 from msh.training.module import SubnetworkModule
-from msh.training.plan import fits_of, read_curriculum, read_pruning
+from msh.training.plan import fits_of, stages_of
 
 FC = "FC 6 x 1000"
 BATCH = 128
@@ -21,17 +21,16 @@ BATCH = 128
 
 def gradual(settings: Settings) -> Iterator[Record]:
     """Row 4."""
-    config = compose("tasks=digits")
-    pruning = read_pruning(config.pruning, ["task"])
-    stage = read_curriculum(None, ["task"], config.trainer.max_epochs)[0]
+    config = typed("tasks=digits")
+    pruning, stage = config.pruning, stages_of(config)[0]
     epochs = fits_of(stage, 1, pruning)[0].epochs
     steps = 20 if settings.quick else 54_000 // BATCH
     network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
     begun(network, "task")
     pruner = IterativePruning(
-        wanted=plan_counts(network.sizes(), pruning.budgets),
-        criterion=pruning.criterion,
-        schedule=pruning.schedule,
+        wanted=plan_counts(network.sizes(), {"task": config.budget("digits")}),
+        criterion=CRITERIA[pruning.criterion],
+        schedule=SCHEDULES[pruning.schedule],
         begin=pruning.begin * stage.max_epochs,
         end=pruning.end * stage.max_epochs,
         rounds=pruning.rounds,

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.configs import compose, mnist
+from benchmarks.configs import mnist, typed
 from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, timed
 from msh.files.state_file import save_network, save_subnetwork
@@ -142,7 +142,7 @@ def _share_of_stage(settings: Settings) -> Record:
     overrides += ["trainer.enable_progress_bar=false"]
     spent: list[float] = []
     with tempfile.TemporaryDirectory() as folder, timed(spent, BESIDE_TRAINING):
-        config = compose(*overrides, output_dir=Path(folder))
+        config = typed(*overrides, output_dir=Path(folder))
         results = train(config, Path(folder))
     training = results.tasks["mnist"].train_seconds
     what = (

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.configs import compose
+from benchmarks.configs import typed
 from benchmarks.runs import Step
 from msh.errors import one_of
-from msh.training.plan import BASELINES, Stage, read_curriculum
+from msh.training.config import BASELINES, RunConfig
+from msh.training.plan import stages_of
 from msh.training.settings import differences
-from msh.training.variants import expand_variants
 
 FILE = Path(__file__).with_name("reproduce.yaml")
 GROUPS = ("core", "all")
@@ -156,7 +156,7 @@ def check_dense(row: Row, other: Row) -> None:
     if "dense" not in other.baselines or "dense" in row.baselines:
         raise ValueError(f"{where}row {other.id} must train dense networks, and row {row.id} none")
     mine, its = (composed(r) for r in (row, other))
-    changed = differences(mine, its, NOT_OF_DENSE)
+    changed = differences(asdict(mine), asdict(its), NOT_OF_DENSE)
     epochs, its_epochs = epochs_of(mine), epochs_of(its)
     for task in epochs:
         name = row.goal(task).dense_as or task
@@ -174,7 +174,7 @@ def check_part(row: Row, other: Row) -> None:
     """
     where = f"row {row.id}: part_of = {other.id} is not allowed: "
     mine, its = (composed(r) for r in (row, other))
-    changed = differences(mine, its, NOT_OF_PART)
+    changed = differences(asdict(mine), asdict(its), NOT_OF_PART)
     stages, its_stages = stages_of(mine), stages_of(its)
     if stages != its_stages[: len(stages)]:
         changed["curriculum"] = (stages, its_stages[: len(stages)])
@@ -189,10 +189,10 @@ def check_part(row: Row, other: Row) -> None:
 Differences = dict[str, tuple[Any, Any]]
 
 
-def _task_differences(where: str, mine: DictConfig, task: str, its: DictConfig, name: str) -> Differences:
+def _task_differences(where: str, mine: RunConfig, task: str, its: RunConfig, name: str) -> Differences:
     if name not in its.tasks:
         raise ValueError(f"{where}it has no task {name}, only {', '.join(map(str, its.tasks))}")
-    found = differences(mine.tasks[task], its.tasks[name], ("loss_weight",))
+    found = differences(asdict(mine.tasks[task]), asdict(its.tasks[name]), ("loss_weight",))
     return {f"tasks.{task}.{key}": values for key, values in found.items()}
 
 
@@ -201,16 +201,11 @@ def _refuse(where: str, row: Row, other: Row, changed: Differences) -> None:
         raise ValueError(f"{where}{key} is {here!r} in row {row.id} and {there!r} in row {other.id}")
 
 
-def composed(row: Row) -> DictConfig:
+def composed(row: Row) -> RunConfig:
     """A row's config, without variants."""
-    return expand_variants(compose(f"experiment={row.experiment}", *row.overrides))
+    return typed(f"experiment={row.experiment}", *row.overrides)
 
 
-def epochs_of(config: DictConfig) -> dict[str, int]:
-    """Task to epochs of its stage, in a config without variants."""
+def epochs_of(config: RunConfig) -> dict[str, int]:
+    """Task to epochs of its stage."""
     return {task: stage.max_epochs for stage in stages_of(config) for task in stage.tasks}
-
-
-def stages_of(config: DictConfig) -> list[Stage]:
-    """The stages of a config without variants."""
-    return read_curriculum(config.curriculum, [str(task) for task in config.tasks], config.trainer.max_epochs)

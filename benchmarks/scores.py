@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from benchmarks.rows import Goal, Row, epochs_of
+from benchmarks.rows import Goal, Row
+from msh.files.yaml_files import read_config
 from msh.runs.results import FILE_NAME, Results
-from msh.training.variants import expand_variants
 
 BESIDE = ("dense", "joint", "finetune")
 """Baselines, in the order in which they are shown."""
@@ -58,12 +58,22 @@ def read_run(folder: Path) -> Measured | None:
     if len(results.matrix) < len(results.curriculum):
         return None
     ensembles = json.loads((folder / FILE_NAME).read_text()).get("ensemble", {})
-    config = expand_variants(cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml")))
+    config = read_config(folder / ".hydra" / "config.yaml")
     if set(config.get("ensembles") or {}) - set(ensembles):
         return None
     where = folder / PROCESSOR
     processor = where.read_text().strip() if where.exists() else None
-    return Measured(results, ensembles, epochs_of(config), config.threads, processor)
+    return Measured(results, ensembles, _epochs_of(results, config), config.threads, processor)
+
+
+def _epochs_of(results: Results, config: DictConfig) -> dict[str, int]:
+    """Task to the epochs of its stage."""
+    stages, epochs = config.get("curriculum") or [], {}
+    for number, tasks in enumerate(results.curriculum):
+        stage = stages[number] if number < len(stages) else None
+        own = stage.get("max_epochs") if isinstance(stage, DictConfig) else None
+        epochs |= dict.fromkeys(tasks, own or config.trainer.max_epochs)
+    return epochs
 
 
 def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:

@@ -14,6 +14,7 @@ import msh.cli.evaluate
 import msh.cli.train  # noqa: F401 - both make their schemas known to Hydra
 from golden.recording import command
 from integration.running import ROOT
+from msh.training.config import NAMED
 
 CONF = ROOT / "conf"
 OF_BOTH = CONF / "experiment_procedure"
@@ -52,8 +53,8 @@ def option_settings() -> dict[str, dict[str, Any]]:
 
 
 def options() -> list[list[str]]:
-    """Overrides that choose each option, from the files of the groups."""
-    found = []
+    """Overrides that choose each option, from the files of the groups and the groups of names."""
+    found = [[f"{group}={name}"] for group, names in NAMED.items() for name in names]
     for path in sorted(CONF.rglob("*.yaml")):
         parts = path.relative_to(CONF).with_suffix("").parts
         if len(parts) == 1 or parts[0] == "wandb_sweep":

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
@@ -119,13 +120,14 @@ def _nearest_key(text: str) -> str:
     if of_task := re.fullmatch(r"tasks\.[^.]+\.(\S+)", missing.group(1)):
         from msh.training.config import TaskConfig
 
-        return suggestion(of_task.group(1), [str(key) for key in OmegaConf.structured(TaskConfig)])
+        return suggestion(of_task.group(1), [field.name for field in fields(TaskConfig)])
     return suggestion(missing.group(1), known_keys())
 
 
 def known_keys() -> list[str]:
     """All keys of the schema, dotted, and all config groups."""
-    from msh.training.config import Config
+    from msh.training.config import NAMED, RunConfig
+    from msh.training.typed import hydra_schema
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         if isinstance(node, dict):
@@ -135,4 +137,4 @@ def known_keys() -> list[str]:
 
     folder = Path(config_folder())
     groups = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()]
-    return [*walk(OmegaConf.to_container(OmegaConf.structured(Config)), ""), *groups]
+    return [*walk(OmegaConf.to_container(OmegaConf.structured(hydra_schema(RunConfig))), ""), *groups, *NAMED]

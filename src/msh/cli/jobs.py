@@ -18,9 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives
 from msh.runs.results import FILE_NAME, UNFINISHED, Results
-from msh.training.config import check_keys
+from msh.training.config import run_config
 from msh.training.settings import INCIDENTAL, identity, on_disk
-from msh.training.variants import expand_variants
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +90,8 @@ class Jobs:
             HydraException: it cannot be composed.
         """
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        own = without_hydra(config)
-        check_keys(own)
-        names = [str(name) for name in expand_variants(own).tasks]
-        read_objectives(own.objective, names if own.task is None else [own.task])
+        own = run_config(without_hydra(config))
+        read_objectives(own.objective, list(own.tasks) if own.task is None else [own.task])
         return config
 
     def run(self, batch: Sequence[Sequence[str]]) -> list[Outcome]:

@@ -12,7 +12,7 @@ from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
 from msh.cli.resume import take_groups
-from msh.training.config import check_keys, register
+from msh.training.config import register, run_config
 
 register()
 
@@ -25,8 +25,7 @@ def main() -> None:
         from msh.training.apart import make_plan
 
         give_large_blocks_back()
-        check_keys(config)
-        made = make_plan(config, out)
+        made = make_plan(run_config(config), out)
         total = made.state.total()
         for task, count in total.owned.items():
             print(f"{task}: {count:,} weights, {count / total.size:.1%}")

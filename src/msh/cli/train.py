@@ -18,7 +18,7 @@ from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import share_folder
 from msh.cli.resume import rewrite_arguments
 from msh.runs.results import UNFINISHED
-from msh.training.config import check_keys, register
+from msh.training.config import register, run_config
 
 register()
 
@@ -47,7 +47,6 @@ def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | 
     from msh.training.ranks import is_rank_zero
     from msh.training.run import train
 
-    check_keys(config)
     _check_tasks_named_once(overrides)
     _quiet_lightning()
     _keep_bar_lines_off_the_terminal()
@@ -55,7 +54,7 @@ def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | 
         _leave_words_to_the_first_process()
     if config.resume is not None:
         check_same_run(config, folder)
-    results = train(config, folder, _write_report)
+    results = train(run_config(config), folder, _write_report)
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")

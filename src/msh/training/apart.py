@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from msh.errors import invalid
 from msh.files.plans import make_plan_file
 from msh.files.state_file import StateFile
 from msh.training.build import add_task, start_generator
+from msh.training.config import RunConfig
 from msh.training.origin import check_plannable, planned_settings
 from msh.training.prepare import build_module, build_pruner, prepare
 
 
-def make_plan(config: DictConfig, path: Path) -> StateFile:
+def make_plan(config: RunConfig, path: Path) -> StateFile:
     """Allocate weights to all tasks before any of them is trained, and write the plan file.
 
     Each task gets what it would get in a sequential curriculum that prunes at initialisation.
 
     Args:
-        config: composed, of all tasks.
+        config: of all tasks.
         path: of the file.
     Raises:
         ValueError: a setting or the data is not allowed, or the tasks ask for more weights than there are.
         FileNotFoundError: data is missing.
     """
     for key in ("plan", "task", "network"):
-        if config[key] is not None:
-            raise ValueError(f"{key} = {config[key]} is not allowed: a plan is of all tasks of a new network")
+        if getattr(config, key) is not None:
+            raise invalid(key, "null: a plan is for all tasks of a new network", getattr(config, key))
     prepared = prepare(config)
-    check_plannable(prepared.config, prepared.pruning)
+    check_plannable(prepared.config)
     network, module = prepared.network, build_module(prepared)
     for stage in prepared.fits:
         for task in stage.tasks:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from safetensors.torch import save
 
 from msh.files.atomic import write_bytes
@@ -19,6 +18,7 @@ from msh.runs.results import Results
 from msh.tasks import Task
 from msh.training.build import add_task, build_backbone, build_network
 from msh.training.callbacks import Freeze, TakeFromRankZero
+from msh.training.config import RunConfig
 from msh.training.fitting import batches_per_epoch, measure, run_fit, steps_per_epoch
 from msh.training.module import SubnetworkModule, TaskModule
 from msh.training.plan import Fit, Stage
@@ -32,7 +32,7 @@ class Baselines:
     """Trains the baselines that a run asks for, and writes their scores into its results; skips what is there.
 
     Args:
-        config: composed.
+        config: of the run.
         folder: the run folder.
         tasks: by name.
         stages: of the curriculum.
@@ -43,7 +43,7 @@ class Baselines:
 
     def __init__(
         self,
-        config: DictConfig,
+        config: RunConfig,
         folder: Path,
         tasks: Mapping[str, Task],
         stages: Sequence[Stage],
@@ -60,7 +60,7 @@ class Baselines:
         """Train baselines.
 
         Args:
-            names: of `msh.training.plan.BASELINES`.
+            names: of `msh.training.config.BASELINES`.
         """
         for name in names:
             {"dense": self._learn_dense, "finetune": self._learn_finetune, "joint": self._learn_joint}[name]()

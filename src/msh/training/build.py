@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from msh.errors import invalid
 from msh.recipes import Recipe
-from msh.subnetworks import MultiSubnetwork, Reuse, UnitGraph, trace_units
+from msh.subnetworks import MultiSubnetwork, UnitGraph, trace_units
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
 from msh.tasks.transforms import transformed
+from msh.training.config import RunConfig
 from msh.training.shared import SharedNetwork
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def _load(name: str, source: dict[str, Any]) -> RawData:
     return data
 
 
-def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
+def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
     """Load the data of tasks; those of one source share what it has loaded, those alike in all share their splits.
 
     Args:
@@ -45,55 +46,52 @@ def build_tasks(config: DictConfig, only: Sequence[str] | None = None) -> dict[s
         ValueError: a task's data or settings are not allowed.
         FileNotFoundError: data is missing.
     """
-    val_fraction = config.get("val_fraction")
     loaded: dict[str, RawData] = {}
     built: dict[str, Task] = {}
     tasks = {}
     for name, task in config.tasks.items():
-        if only is not None and str(name) not in only:
+        if only is not None and name not in only:
             continue
-        plain = cast(dict[str, Any], OmegaConf.to_container(task, resolve=True, throw_on_missing=True))
-        settings = json.dumps(plain, sort_keys=True)
+        settings = json.dumps(asdict(task), sort_keys=True)
         if settings in built:
-            tasks[str(name)] = replace(built[settings], name=str(name))
+            tasks[name] = replace(built[settings], name=name)
             continue
-        key = json.dumps(plain["source"], sort_keys=True)
-        if key not in loaded:
-            loaded[key] = _load(str(name), plain["source"])
-        tasks[str(name)] = built[settings] = build_task(
-            str(name),
-            transformed(str(name), loaded[key], plain.get("transforms") or []),
+        source = json.dumps(task.source, sort_keys=True)
+        if source not in loaded:
+            loaded[source] = _load(name, task.source)
+        tasks[name] = built[settings] = build_task(
+            name,
+            transformed(name, loaded[source], task.transforms),
             batch_size=task.batch_size,
-            val_fraction=task.val_fraction if val_fraction is None else val_fraction,
+            val_fraction=config.val_fraction or task.val_fraction,
             normalize=task.normalize,
             metric=task.metric,
             loss_weight=task.loss_weight,
             repeat=task.repeat,
-            normalize_target=plain.get("normalize_target"),
-            stem=plain.get("stem") or None,
-            augment=plain.get("augment"),
+            normalize_target=task.normalize_target,
+            stem=task.stem or None,
+            augment=task.augment,
         )
     return tasks
 
 
-def backbone_recipe(config: DictConfig, tasks: dict[str, Task]) -> Recipe:
+def backbone_recipe(config: RunConfig, tasks: dict[str, Task]) -> Recipe:
     """How to build the backbone: its input has the first task's shape where the config says none."""
-    settings: Recipe = cast(dict[str, Any], OmegaConf.to_container(config.backbone, resolve=True))
-    if settings.get("input_shape") is None:
-        settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
-    return settings
+    if config.backbone.get("input_shape") is not None:
+        return config.backbone
+    return config.backbone | {"input_shape": list(next(iter(tasks.values())).input_shape)}
 
 
-def build_network(config: DictConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
+def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
     """A network without tasks, from the config's backbone; `prunable` names its tensors where a file says them."""
-    recipe, master = backbone_recipe(config, tasks), config.get("master_weights", True)
+    recipe, master = backbone_recipe(config, tasks), config.master_weights
     network = MultiSubnetwork(build_backbone(config, tasks), prunable, recipe, master_weights=master)
     if half := half_precision(weight for _, weight in network.weights()):
         log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
     return network
 
 
-def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
+def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
     """The backbone, with weights that the run's seed decides."""
     settings = backbone_recipe(config, tasks)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
@@ -106,7 +104,7 @@ def build_backbone(config: DictConfig, tasks: dict[str, Task]) -> nn.Module:
     return backbone
 
 
-def build_units(config: DictConfig, network: MultiSubnetwork) -> UnitGraph | None:
+def build_units(config: RunConfig, network: MultiSubnetwork) -> UnitGraph | None:
     """The units of a backbone whose tasks keep whole units; None where they keep single weights.
 
     Raises:
@@ -116,9 +114,10 @@ def build_units(config: DictConfig, network: MultiSubnetwork) -> UnitGraph | Non
     if granularity == "weight":
         return None
     if config.reuse != "none":
-        raise ValueError(
-            f"reuse = {config.reuse!r} is not allowed with pruning.granularity = {granularity!r}: a task of whole "
-            "units reads no other's weights; only reuse=none is"
+        raise invalid(
+            "reuse",
+            f"'none' with pruning.granularity = {granularity!r}: whole units read no other task's weights",
+            config.reuse,
         )
     try:
         return trace_units(network, granularity)
@@ -153,7 +152,7 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
         )
 
 
-def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictConfig) -> None:
+def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunConfig) -> None:
     """Add a task with a fresh head, and a stem where its input's shape is not the backbone's."""
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
@@ -163,10 +162,10 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: DictC
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
-        network.add_task(task.name, head, stem, cast(Reuse, config.reuse), granularity, recipe)
+        network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
 
 
-def start_generator(config: DictConfig, task: str) -> torch.Generator | None:
+def start_generator(config: RunConfig, task: str) -> torch.Generator | None:
     """What draws a task's weights before it is trained, from the run's seed; None: they are the backbone's own."""
     if config.pruning.start == "backbone":
         return None

@@ -1,25 +1,78 @@
-"""The typed schema of the composed config: a misspelt key or a wrong type fails before any data is read."""
+"""The typed config of a run: every setting, its bounds, and which settings go together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, get_type_hints
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BeforeValidator, Discriminator, Strict, Tag
+from pydantic.dataclasses import dataclass
 
-from msh.errors import suggestion
+from msh.errors import invalid, suggestion
+from msh.runs.objectives import read_objectives
+from msh.subnetworks import CRITERIA, SCHEDULES, Budget, Granularity, Reuse, ScoreStart
+from msh.subnetworks.allocation import Scope
+from msh.tasks.build import Normalize
+from msh.tasks.loaders import Uneven
+from msh.training.settings import lacking
+from msh.training.typed import ConfigError, bounded, convert, hydra_schema, named
+from msh.training.variants import check_number, expand_variants
+
+BASELINES = ("dense", "finetune", "joint")
+GROUPS = ("experiment", "procedure", "debug", "hparams_search")
+"""Config groups whose options set other keys, and none of the group's name."""
+NAMED = {"pruning/criterion": CRITERIA, "pruning/schedule": SCHEDULES}
+"""Config groups whose options are names alone."""
+
+
+def _form(value: Any) -> str:
+    return "<each>" if isinstance(value, Mapping | list) else "<one>"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Flag = Annotated[bool, Strict()]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Count = Annotated[Integer, bounded(">= 1", lambda n: n >= 1)]
+Share = Annotated[Number, bounded("in [0, 1]", lambda x: 0.0 <= x <= 1.0)]
+Proportion = Annotated[Number, bounded("in (0, 1)", lambda x: 0.0 < x < 1.0)]
+Fraction = Annotated[Number, bounded("in (0, 1]", lambda x: 0.0 < x <= 1.0)]
+Positive = Annotated[Number, bounded("> 0", lambda x: 0.0 < x < math.inf)]
+NotNegative = Annotated[Number, bounded(">= 0", lambda x: 0.0 <= x < math.inf)]
+Density = Annotated[
+    Annotated[Fraction, Tag("<one>")] | Annotated[dict[str, Fraction], Tag("<each>")], Discriminator(_form)
+]
+Weights = Annotated[Annotated[Count, Tag("<one>")] | Annotated[dict[str, Count], Tag("<each>")], Discriminator(_form)]
+Layers = Annotated[Annotated[Integer, Tag("<one>")] | Annotated[list[str], Tag("<each>")], Discriminator(_form)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Limit = Integer | Number
+"""A number of batches, or a share of them."""
+Block = dict[str, Any]
+"""`_target_` and arguments, as Hydra instantiates them."""
+
+
+def _name(value: Any) -> Any:
+    return value["name"] if isinstance(value, Mapping) and set(value) == {"name"} else value
 
 
 @dataclass
 class TaskConfig:
     """One task."""
 
-    source: dict[str, Any] = MISSING
+    source: Block
     """`_target_` and arguments of a callable that returns `msh.tasks.RawData`."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Examples per optimizer step, over all devices together."""
-    val_fraction: float = 0.2
+    val_fraction: Proportion = 0.2
     """Share of the training examples held out for validation; the same for every seed."""
     transforms: list[Any] = field(default_factory=list)
     """Changes of the data, each {name: argument}: split_classes: [0, 1] (or names of classes), permute_pixels: SEED,
@@ -29,86 +82,125 @@ class TaskConfig:
     variants: Any = None
     """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1.
     A number alone: so many tasks, all on the same data."""
-    normalize: str | None = None
+    normalize: Normalize | None = None
     """"feature", "all", "minmax" or "none"; "feature" when null, "none" for texts."""
-    normalize_target: str | None = None
-    """"minmax": bring the target of a regression to [0, 1], and measure it so; null: the data's unit."""
-    stem: Any = None
+    normalize_target: Literal["minmax"] | None = None
+    """"minmax": scale the target of a regression to [0, 1], and measure errors so; null: keep the data's unit."""
+    stem: Block | None = None
     """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
-    repeat: int = 1
-    """Times an epoch goes through the training examples: more than once for small data sets."""
+    repeat: Count = 1
+    """Passes through the training examples per epoch: more than one for small data sets."""
     metric: str | None = None
-    """Name of the metric; the kind's usual one when null."""
-    loss_weight: float = 1.0
-    """Factor of the loss where several tasks train together, more than 0."""
+    """Name of the metric; the usual one for this kind of task when null."""
+    loss_weight: Positive = 1.0
+    """Factor of the loss where several tasks train together."""
 
 
 @dataclass
 class GateConfig:
     """Pruning below the budget, for as long as a task's validation metric allows."""
 
-    step: float | None = None
-    """Sparsity added at a time, in (0, 1); null: no gate, a task keeps its budget."""
-    maximum: float = 0.98
-    """Sparsity at which it ends, at the latest, in (0, 1)."""
-    patience: int = 2
-    """Epochs in which the metric may recover from a step, at least 1."""
-    tolerance: float = 0.01
-    """Share of the dense network's validation metric that may be lost, at least 0."""
-    until: float = 0.75
-    """Share of the stage's steps after which it ends, at the latest."""
+    step: Proportion | None = None
+    """Sparsity added at a time; null: no gate, a task keeps its budget."""
+    maximum: Proportion = 0.98
+    """Sparsity at which pruning ends, at the latest."""
+    patience: Count = 2
+    """Epochs in which the metric may recover from a step."""
+    tolerance: NotNegative = 0.01
+    """Share of the dense network's validation metric that may be lost."""
+    until: Fraction = 0.75
+    """Share of the stage's steps after which pruning ends, at the latest."""
 
 
 @dataclass
 class PruningConfig:
     """How a task finds its subnetwork."""
 
-    density: Any = 0.1
-    """Kept share of the prunable weights per task: a number in (0, 1], or a mapping from task to number."""
-    weights: Any = None
-    """Instead of density: kept number of weights, or a mapping from task to number."""
-    share: str | None = None
-    """Instead of density: "equal", an equal part of what is free among the tasks still to come."""
-    scope: str = "tensor"
+    density: Density | None = 0.1
+    """Share of the prunable weights that a task keeps: a number in (0, 1], or a mapping from task to number."""
+    weights: Weights | None = None
+    """Instead of density: number of weights that a task keeps, or a mapping from task to number."""
+    share: Literal["equal"] | None = None
+    """Instead of density: "equal", an equal part of the free weights among the tasks still to come."""
+    scope: Scope = "tensor"
     """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
-    granularity: str = "weight"
-    """What is kept: "weight"; "neuron", whole units of linear layers; "channel", those of convolutions and linear
-    layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
-    start: str = "fresh"
-    """What a task's weights are before training: "fresh", drawn for each task anew, as large as the backbone's own;
-    "backbone", these themselves, as a pretrained backbone needs it."""
-    criterion: Any = MISSING
+    granularity: Granularity = "weight"
+    """"weight": single weights; "neuron": whole units of linear layers; "channel": whole units of convolutions and
+    linear layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
+    start: Literal["fresh", "backbone"] = "fresh"
+    """A task's weights before training: "fresh", drawn for each task, as large as the backbone's own; "backbone", those
+    of the backbone, as a pretrained one needs it."""
+    criterion: Annotated[str, named(CRITERIA), BeforeValidator(_name)] = "magnitude"
     """Name of the score per weight."""
-    scores: str = "magnitude"
+    scores: ScoreStart = "magnitude"
     """What learned scores start from: "magnitude" or "random"."""
-    schedule: Any = MISSING
+    schedule: Annotated[str, named(SCHEDULES), BeforeValidator(_name)] = "cubic"
     """Name of the path from all candidates down to the budget."""
-    begin: float = 0.0
-    """Share of the stage's steps that go by before the first cut, and before learned scores choose."""
-    end: float = 0.0
+    begin: Share = 0.0
+    """Share of the stage's steps before the first cut, and before learned scores choose."""
+    end: Share = 0.0
     """Share of the stage's steps at which the last cut is made; 0 prunes at initialisation."""
-    rounds: int = 1
+    rounds: Count = 1
     """Number of cuts, evenly spaced from begin to end."""
-    rewind: int | None = None
+    rewind: Integer | None = None
     """After each cut, set survivors back to their values after this many epochs (0: initialisation); null: don't."""
-    rescale: bool = True
+    rescale: Flag = True
     """Multiply survivors so that each tensor keeps the norm it had before the cut."""
-    sample: int = 1000
+    sample: Count = 1000
     """Training examples on which gradient criteria are computed."""
-    allow_empty_layers: bool = False
+    allow_empty_layers: Flag = False
     """Let a small budget leave a task no weight of some layers, of which only biases pass on; else it is an error."""
     gate: GateConfig = field(default_factory=GateConfig)
     """With a step, the budget is the most a task keeps: from `end` on, its validation metric decides."""
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether tasks are pruned below their budgets."""
+        return self.gate.step is not None
+
+    def __post_init__(self) -> None:
+        """Check settings against each other."""
+        if problems := list(self._problems()):
+            raise ConfigError(problems)
+
+    def _problems(self) -> Iterator[str]:
+        sizes = [key for key in ("density", "weights", "share") if getattr(self, key) is not None]
+        if len(sizes) > 1 and "density" in sizes:
+            yield "pruning.weights and pruning.share replace pruning.density: pass pruning.density=null"
+        elif len(sizes) != 1:
+            yield f"pruning needs exactly one of density, weights, share; got {', '.join(sizes) or 'none'}"
+        if self.begin > self.end:
+            yield str(invalid("pruning.begin", f"<= pruning.end = {self.end:g}", self.begin))
+        if self.granularity != "weight" and self.scope != "tensor":
+            whole = f"'tensor' with pruning.granularity = {self.granularity!r}"
+            yield str(invalid("pruning.scope", whole, self.scope))
+        if self.share is not None and self.scope in ("erk", "epl"):
+            yield str(invalid("pruning.scope", "'tensor' or 'network' with pruning.share", self.scope))
+        for name, applies in (
+            ("pruning.criterion = 'learned'", CRITERIA[self.criterion].learned),
+            ("pruning.gate.step", self.is_gated),
+        ):
+            if applies and self.granularity != "weight":
+                yield str(invalid("pruning.granularity", f"'weight' with {name}", self.granularity))
+            if applies and self.rewind is not None:
+                yield str(invalid("pruning.rewind", f"null with {name}", self.rewind))
+        if CRITERIA[self.criterion].learned and self.begin == self.end:
+            yield (
+                f"pruning.begin must be < pruning.end with pruning.criterion = 'learned', got {self.begin:g} and "
+                f"{self.end:g}: scores learn from begin to end; pruning=learned has such settings"
+            )
+        if self.is_gated and self.gate.until <= self.end:
+            yield str(invalid("pruning.gate.until", f"> pruning.end = {self.end:g}", self.gate.until))
+
 
 @dataclass
 class PaperConfig:
-    """What `procedure=paper` needs to know of an experiment."""
+    """What `procedure=paper` needs to know about an experiment."""
 
-    criterion: str = "gradient"
+    criterion: Annotated[str, named(CRITERIA)] = "gradient"
     """Name of the criterion of the authors' one cut."""
-    warm_up: float = 0.0
+    warm_up: Share = 0.0
     """Share of the stage's steps, of 100 epochs, that they train before it; 0 prunes at initialisation."""
 
 
@@ -116,53 +208,61 @@ class PaperConfig:
 class TrainerConfig:
     """Arguments of Lightning's Trainer; one Trainer is made for each fit."""
 
-    max_epochs: int = 12
+    max_epochs: Count = 12
     """Epochs per stage, unless a stage says otherwise."""
     accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: Any = "auto"
-    precision: Any = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str | None = None
-    log_every_n_steps: int = 50
-    check_val_every_n_epoch: int = 1
-    limit_train_batches: Any = None
-    limit_val_batches: Any = None
-    limit_test_batches: Any = None
-    overfit_batches: Any = 0.0
-    fast_dev_run: Any = False
-    num_sanity_val_steps: int = 0
-    detect_anomaly: bool = False
-    deterministic: Any = None
-    benchmark: bool | None = None
-    profiler: Any = None
-    enable_progress_bar: bool = True
-    sync_batchnorm: bool = False
+    devices: Integer | str | list[int] = 1
+    num_nodes: Count = 1
+    strategy: str = "auto"
+    precision: Integer | str | None = None
+    accumulate_grad_batches: Count = 1
+    gradient_clip_val: NotNegative | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    log_every_n_steps: Annotated[Integer, bounded(">= 0", lambda n: n >= 0)] = 50
+    check_val_every_n_epoch: Count = 1
+    limit_train_batches: Limit | None = None
+    limit_val_batches: Limit | None = None
+    limit_test_batches: Limit | None = None
+    overfit_batches: Limit = 0.0
+    fast_dev_run: Flag | Integer = False
+    num_sanity_val_steps: Integer = 0
+    detect_anomaly: Flag = False
+    deterministic: Flag | str | None = None
+    benchmark: Flag | None = None
+    profiler: str | Block | None = None
+    enable_progress_bar: Flag = True
+    sync_batchnorm: Flag = False
+
+
+def _as_stage(entry: Any) -> Any:
+    """Write a stage of the curriculum in full: a task's name, or a list of names, is `{tasks: [...]}`."""
+    if isinstance(entry, StageConfig):
+        return entry
+    stage = dict(entry) if isinstance(entry, Mapping) else {"tasks": entry}
+    return stage | {"tasks": _listed(stage.get("tasks") or [])}
 
 
 @dataclass
 class StageConfig:
     """A stage of the curriculum, where a list of task names does not say enough."""
 
-    tasks: list[str] = MISSING
+    tasks: list[str]
     """Names of the tasks that train together."""
-    max_epochs: int | None = None
+    max_epochs: Count | None = None
     """trainer.max_epochs when null."""
-    uneven: str | None = None
+    uneven: Uneven | None = None
     """The run's `uneven` when null."""
-    loss_weights: dict[str, float] | None = None
+    loss_weights: dict[str, Positive] | None = None
     """Task name to the factor of its loss, instead of its own loss_weight."""
 
 
 @dataclass
 class CheckpointConfig:
-    """What a killed run goes on from."""
+    """What a killed run resumes from."""
 
-    min_seconds: float = 10.0
+    min_seconds: NotNegative = 10.0
     """A checkpoint is written at the end of an epoch, once this many seconds have passed since the last one."""
-    restore_best: bool = True
+    restore_best: Flag = True
     """End each stage with the weights of its best epoch on the validation split, the latest among equals: by the
     metric, or by what `callbacks=early_stopping` monitors."""
 
@@ -171,28 +271,28 @@ class CheckpointConfig:
 class GuaranteeConfig:
     """The check that frozen tasks do not change."""
 
-    examples: int = 256
+    examples: Count = 256
     """Validation examples of each task whose outputs are compared."""
-    on_violation: str = "error"
-    """"error" ends the run; "warn" counts it and goes on."""
+    on_violation: Literal["error", "warn"] = "error"
+    """"error" ends the run; "warn" counts it and continues."""
 
 
 @dataclass
 class EvaluationConfig:
     """How networks are evaluated."""
 
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Most examples per process that a network evaluates at once, for scores, gradient criteria, the guarantee and
     ensembles; the task's own batch_size when null (500 for gradient criteria)."""
 
 
 @dataclass
 class FilesConfig:
-    """What the run folder's network and subnetwork files hold."""
+    """Content of the run folder's network and subnetwork files."""
 
-    dtype: str = "float32"
-    """Of the weights in subnetwork files: "float32" (exact), "float16" or "bfloat16"."""
-    free_weights: bool = False
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the weights in subnetwork files: "float32" is exact."""
+    free_weights: Flag = False
     """Write the weights that no task owns into network.safetensors too; a run's seed gives them again without."""
 
 
@@ -206,105 +306,197 @@ class PathsConfig:
     """Where run folders are made."""
 
 
-@dataclass
-class Config:
-    """All of a run."""
+@dataclass(kw_only=True)
+class RunConfig:
+    """All settings of a run. Tasks with `variants` are replaced by their variants."""
 
     name: str = "train"
-    """Of the experiment; the run folder is <output_dir>/<name>/<date_time>."""
-    seed: int = 0
-    threads: int | None = None
+    """Name of the experiment; the run folder is <output_dir>/<name>/<date_time>."""
+    seed: Integer = 0
+    threads: Count | None = None
     """CPU threads of torch; its own choice when null. The same weights need the same number."""
-    flush_denormal: bool = True
+    flush_denormal: Flag = True
     """Compute 0 where a result is subnormal (below 2**-126), so that training is not slowed on Intel processors."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task name to task, in the order they are learned."""
-    curriculum: Any = None
-    """List of stages: each a list of task names, or a StageConfig. One task a stage when null."""
-    uneven: str = "cycle"
-    """Where tasks of one stage have different numbers of batches: "cycle" goes on until the longest has had its epoch,
-    and starts the others again; "shortest" ends the epoch with the shortest."""
-    val_fraction: float | None = None
+    curriculum: list[Annotated[StageConfig, BeforeValidator(_as_stage)]] | None = None
+    """List of stages: each a list of task names, or a StageConfig. One task a stage when null. The name of a block with
+    `variants` stands for all of these."""
+    uneven: Uneven = "cycle"
+    """Where tasks of one stage have different numbers of batches: "cycle" repeats the shorter ones until the longest
+    has had its epoch; "shortest" ends the epoch with the shortest."""
+    val_fraction: Proportion | None = None
     """Instead of each task's own."""
-    backbone: dict[str, Any] = MISSING
+    backbone: Block
     """`_target_` and arguments of the backbone; its `input_shape` is the first task's when null."""
-    master_weights: bool = True
+    master_weights: Flag = True
     """Train a backbone that comes in bfloat16 or float16 in float32, and round in each forward pass; false: in its own
     type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    reuse: str = "none"
+    reuse: Reuse = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
-    and what it reads counts towards its budget."""
-    baseline: Any = None
-    """What to compare with, a name or a list: "dense" trains a dense network of its own for each task; "finetune" one
-    dense network, task after task; "joint" one dense network on all tasks at once."""
+    and the weights it reads count towards its budget."""
+    baseline: Annotated[list[Literal["dense", "finetune", "joint"]] | None, BeforeValidator(_listed)] = None
+    """Networks to compare with, a name or a list: "dense" trains a dense network for each task; "finetune" one dense
+    network, task after task; "joint" one dense network on all tasks at once."""
     ensembles: dict[str, list[str]] = field(default_factory=dict)
-    """Name to tasks of the same data whose outputs are averaged, and measured so on the test split at the end."""
+    """Name to tasks of the same data whose outputs are averaged, and evaluated so on the test split at the end."""
     paper: PaperConfig = field(default_factory=PaperConfig)
-    optimizer: dict[str, Any] = MISSING
+    optimizer: Block
     """`_target_` and arguments of an optimizer, as a partial."""
-    scheduler: Any = None
+    scheduler: Block | None = None
     """`_target_` and arguments of a learning-rate scheduler stepped with each batch, as a partial; or null."""
-    prune_scheduler: Any = None
+    prune_scheduler: Block | None = None
     """The same while the task is being pruned."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Name to `_target_` and arguments of further Lightning callbacks."""
+    """Name to `_target_` and arguments of additional Lightning callbacks."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Name to `_target_` and arguments of Lightning loggers."""
-    owner_maps: Any = 4
-    """Layers of whose owner maps trackers get a picture: their names, or how many, from the first to the last."""
+    owner_maps: Annotated[Layers, BeforeValidator(_listed)] = 4
+    """Layers whose owner maps trackers get as a picture: their names, or how many, from the first to the last."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guarantee: GuaranteeConfig = field(default_factory=GuaranteeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    report: bool = True
+    report: Flag = True
     """Write report.html into the run folder at the end; `msh report RUN_DIR` makes it at any time."""
     plan: str | None = None
     """Plan file (`msh plan`) whose allocation tasks keep; with it, nothing is pruned."""
     task: str | None = None
     """With a plan: train this task alone. Its weights end as they do when all tasks train."""
     network: str | None = None
-    """Network file to start from: tasks that it has are learned already, and those that it lacks take what is free."""
+    """Network file to start from: its tasks are learned already, and those that it lacks take free weights."""
     resume: str | None = None
-    """Run folder to go on with, or "auto" for the newest unfinished one of this experiment."""
-    objective: Any = None
+    """Run folder to resume, or "auto" for the newest unfinished one of this experiment."""
+    objective: Names | None = None
     """What a run is judged by, a name or a list; train.py returns it: "mean_score" (over the tasks, on validation
     data), "density", "seconds", TASK.val or TASK.test. A search must have one, and may not have TASK.test."""
-    skip_finished: bool = False
-    """In a multirun: go on with the sweep in hydra.sweep.dir. Jobs that are finished there are left as they are,
-    stopped ones go on, and others get folders of their own."""
+    skip_finished: Flag = False
+    """In a multirun: continue the sweep in hydra.sweep.dir. Its finished jobs are left as they are, stopped ones are
+    resumed, and others get folders of their own."""
+
+    def __post_init__(self) -> None:
+        """Expand variants, and check settings that name tasks.
+
+        Raises:
+            ConfigError: naming all that is wrong.
+        """
+        variants = {name: list(expand_variants({name: t})) for name, t in self.tasks.items() if t.variants is not None}
+        self.tasks = expand_variants(self.tasks)
+        for stage in self.curriculum or []:
+            stage.tasks = [task for name in stage.tasks for task in variants.get(name, [name])]
+        if not self.tasks:
+            raise ConfigError(["tasks is empty: name at least one, such as tasks=bundled or tasks=[digits,wine]"])
+        check_number(len(self.tasks))
+        problems = [*self._curriculum_problems(), *self._task_problems()]
+        try:
+            read_objectives(self.objective, list(self.tasks))
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The baselines to train, in the order of training."""
+        return [name for name in BASELINES if name in (self.baseline or [])]
+
+    def with_input_shape(self, shape: Sequence[int]) -> RunConfig:
+        """Copy the config; where it gives the backbone no `input_shape`, fill it in."""
+        if self.backbone.get("input_shape") is not None:
+            return self
+        return replace(self, backbone=self.backbone | {"input_shape": list(shape)})
+
+    def budget(self, task: str) -> Budget:
+        """How many weights a task may keep."""
+        pruning = self.pruning
+        density, weights = (_of_task(number, task) for number in (pruning.density, pruning.weights))
+        return Budget(density, weights, pruning.share, pruning.scope)
+
+    def _curriculum_problems(self) -> Iterator[str]:
+        stages = self.curriculum or []
+        for i, stage in enumerate(stages):
+            key = f"curriculum[{i}]"
+            if not stage.tasks:
+                yield f"{key} has no task"
+            yield from _unknown_names(key, stage.tasks, list(self.tasks), "not in tasks")
+            weights = stage.loss_weights or {}
+            yield from _unknown_names(f"{key}.loss_weights", weights, stage.tasks, "not a task of the stage")
+        times = Counter(task for stage in stages for task in stage.tasks)
+        for task in self.tasks if self.curriculum is not None else ():
+            if times[task] != 1:
+                yield f"curriculum names task {task!r} {times[task]} times: every task belongs to one stage"
+
+    def _task_problems(self) -> Iterator[str]:
+        for key in ("density", "weights"):
+            numbers = getattr(self.pruning, key)
+            if isinstance(numbers, dict):
+                yield from _unknown_names(f"pruning.{key}", numbers, list(self.tasks), "not a task")
+                for task in self.tasks.keys() - numbers.keys():
+                    yield f"pruning.{key} has no number for task {task!r}"
+        for name, members in self.ensembles.items():
+            if name in self.tasks:
+                yield f"ensembles.{name}: there is a task of this name; choose another"
+            yield from _unknown_names(f"ensembles.{name}", members, list(self.tasks), "not in tasks")
+            if len(members) < 2 or len(set(members)) < len(members):
+                yield str(invalid(f"ensembles.{name}", "two or more different tasks", members))
 
 
-GROUPS = ("experiment", "procedure", "debug", "hparams_search")
-"""Config groups whose choices set other keys, and none of their own name."""
+def _of_task(numbers: Any, task: str) -> Any:
+    return numbers[task] if isinstance(numbers, dict) else numbers
 
 
-def check_keys(config: DictConfig) -> None:
-    """Raise when the composed config has a key that the schema does not: Hydra lets `+key=value` add any.
+def _unknown_names(key: str, names: Any, known: Sequence[str], why: str) -> Iterator[str]:
+    for name in names:
+        if name not in known:
+            yield f"{key} names {name!r}, which is {why}: {', '.join(known)}{suggestion(str(name), known)}"
+
+
+def run_config(config: DictConfig) -> RunConfig:
+    """Convert a composed config to the typed one, and report all that is wrong.
+
+    Interpolations are resolved, except those of loggers, which name the run folder and are resolved where loggers are
+    made.
 
     Raises:
-        ValueError: naming the key and the nearest valid one.
+        ConfigError: a key is unknown, or a value is not allowed.
+        omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
-    _check_keys(OmegaConf.to_container(config, resolve=False), Config, "")
+    return convert(RunConfig, plain_values(config), GROUPS)
 
 
-def _check_keys(values: Any, schema: Any, prefix: str) -> None:
-    hints = get_type_hints(schema)
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(
-                f"there is no setting {prefix}{key}; {prefix[:-1] or 'the config'} has {', '.join(hints)}"
-                f"{suggestion(str(key), [*hints, *([] if prefix else GROUPS)])}"
-            )
-        if is_dataclass(hints[key]):
-            _check_keys(value, hints[key], f"{prefix}{key}.")
-        if key == "tasks" and not prefix:
-            for name, task in value.items():
-                _check_keys(task, TaskConfig, f"tasks.{name}.")
+def stored_config(values: dict[str, Any]) -> RunConfig:
+    """Convert the config of a run folder, as plain values: settings that its release lacked are as they were there.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not allowed.
+    """
+    values = deepcopy(values)
+    for key, value in lacking(values).items():
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict):
+            place[name] = value
+    return convert(RunConfig, values)
+
+
+def plain_values(config: DictConfig) -> dict[str, Any]:
+    """Resolve a config into plain values, loggers as they are written: see `run_config`."""
+    others = OmegaConf.masked_copy(config, [str(key) for key in config if key != "logger"])
+    values = cast(dict[str, Any], OmegaConf.to_container(others, resolve=True, throw_on_missing=True))
+    if "logger" in config:
+        values["logger"] = OmegaConf.to_container(config.logger, resolve=False)
+    return values
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as the config `schema`."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    """Make the schema known to Hydra, as the config `schema`, and a group for criteria and for schedules."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=hydra_schema(RunConfig))
+    for group, names in NAMED.items():
+        for name in names:
+            store.store(group=group, name=name, node={"name": name})

@@ -6,48 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from msh.errors import suggestion
 from msh.runs.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.task import SplitName
+from msh.training.config import RunConfig
 from msh.training.fitting import measure
 from msh.training.module import TaskModule
 
 Members = Mapping[str, Sequence[str]]
 """Name of an ensemble to the names of its tasks."""
-
-
-def read_ensembles(given: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
-    """The ensembles that the config asks for.
-
-    Args:
-        given: mapping from name to a list of tasks.
-        tasks: names of the run's tasks.
-    Raises:
-        ValueError: an ensemble has a task's name, fewer than two members, or an unknown one or one twice.
-    """
-    ensembles = cast(dict[str, list[str]], OmegaConf.to_container(given, resolve=True))
-    for name, members in ensembles.items():
-        if name in tasks:
-            raise ValueError(f"ensembles.{name}: there is a task of this name; choose another")
-        for member in members:
-            if member not in tasks:
-                raise ValueError(
-                    f"ensembles.{name} names {member!r}, which is not in tasks: {', '.join(tasks)}"
-                    f"{suggestion(member, tasks)}"
-                )
-        if len(members) < 2 or len(set(members)) < len(members):
-            raise ValueError(f"ensembles.{name} = {members} is not allowed: two or more different tasks are")
-    return ensembles
 
 
 def check_members(ensembles: Members, tasks: Mapping[str, Task]) -> None:
@@ -111,7 +85,7 @@ class EnsembleModule(TaskModule):
 
 
 def measure_ensembles(
-    ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: DictConfig, folder: Path
+    ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConfig, folder: Path
 ) -> dict[str, EnsembleResult]:
     """Measure ensembles on the test split, and on the validation split where their members have the same.
 

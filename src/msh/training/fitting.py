@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
@@ -20,9 +19,9 @@ from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
-from msh.training.batches import evaluation_batch
 from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
 from msh.training.callbacks.checkpoint import newest_readable
+from msh.training.config import RunConfig, TrainerConfig
 from msh.training.module import TaskModule
 from msh.training.plan import Fit
 from msh.training.trainers import build_trainer
@@ -34,7 +33,7 @@ def run_fit(
     module: TaskModule,
     fit: Fit,
     tasks: Sequence[str],
-    config: DictConfig,
+    config: RunConfig,
     folder: Path,
     checkpoints: Path,
     extra: Sequence[pl.Callback],
@@ -84,13 +83,13 @@ def batches_per_epoch(tasks: Sequence[Task], uneven: Uneven) -> int:
     return LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
 
 
-def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -> int:
+def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig) -> int:
     """Optimizer steps in an epoch of tasks that train together: `batches_per_epoch`, within the trainer's limit.
 
     Args:
         tasks: which ones.
         uneven: as in `Fit`.
-        config: the config's `trainer`.
+        config: of the trainer.
     """
     batches, limit = batches_per_epoch(tasks, uneven), config.limit_train_batches
     if limit is None:
@@ -98,7 +97,7 @@ def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: DictConfig) -
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl.Callback]:
+def _usual_callbacks(fit: Fit, config: RunConfig, checkpoints: Path) -> list[pl.Callback]:
     """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning.
 
     The best epoch is that of what early stopping monitors, if it does: without it, of the metric.
@@ -115,7 +114,7 @@ def _usual_callbacks(fit: Fit, config: DictConfig, checkpoints: Path) -> list[pl
 
 
 def _train_loaders(
-    module: TaskModule, fit: Fit, names: Sequence[str], config: DictConfig, trainer: pl.Trainer
+    module: TaskModule, fit: Fit, names: Sequence[str], config: RunConfig, trainer: pl.Trainer
 ) -> CombinedLoader:
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     for name, task in module.tasks.items():  # also of those that come later: before work starts
@@ -158,17 +157,18 @@ def batches_done(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def _measuring_loaders(
-    tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, config: DictConfig, trainer: pl.Trainer
+    tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, config: RunConfig, trainer: pl.Trainer
 ) -> list[Any]:
     ranks = trainer.global_rank, trainer.world_size
-    return [measuring_loader(tasks[n].splits[split], *ranks, evaluation_batch(config, tasks[n])) for n in names]
+    most = config.evaluation.batch_size
+    return [measuring_loader(tasks[n].splits[split], *ranks, most or tasks[n].batch_size) for n in names]
 
 
 def measure(
     module: TaskModule,
     tasks: Sequence[str],
     split: SplitName,
-    config: DictConfig,
+    config: RunConfig,
     folder: Path,
     loggers: Sequence[Logger] = (),
 ) -> dict[str, float]:

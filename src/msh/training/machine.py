@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import torch
-from omegaconf import DictConfig
+
+from msh.training.config import RunConfig
 
 
-def set_up_torch(config: DictConfig) -> None:
+def set_up_torch(config: RunConfig) -> None:
     """Apply `flush_denormal` and `threads` of a run's config.
 
     Call it before any tensor work: torch's threads take over how the thread that starts them treats subnormal numbers.
 
     Args:
-        config: of a run; those of earlier releases have no `flush_denormal`, and kept subnormal numbers.
+        config: of a run.
     """
-    torch.set_flush_denormal(bool(config.get("flush_denormal", False)))
+    torch.set_flush_denormal(config.flush_denormal)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 

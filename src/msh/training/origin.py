@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from msh.errors import one_of, suggestion
+from msh.errors import invalid, one_of, suggestion
 from msh.files.plans import input_shape_in, read_plan, settings_of
 from msh.files.state_file import StateFile, read_state
-from msh.training.plan import Pruning
+from msh.training.config import RunConfig
 from msh.training.settings import differences
 
 PLANNED = ("density", "weights", "share", "scope", "granularity", "start", "criterion", "sample", "rescale", "rewind")
@@ -44,13 +42,12 @@ class Origin:
         return [] if self.key == "plan" else list(self.file.state.tasks)
 
 
-def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> Origin | None:
+def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
     """Read and check the file that a run starts from.
 
     Args:
         config: of the run.
         names: of its tasks.
-        pruning: resolved.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or does not fit the config.
@@ -65,7 +62,7 @@ def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> O
         )
     if config.plan is not None:
         plan = read_plan(Path(config.plan))
-        _check_plan(config, plan, names if config.task is None else [config.task], pruning)
+        _check_plan(config, plan, names if config.task is None else [config.task])
         shape = input_shape_in(plan.notes, Path(config.plan))
         return Origin("plan", Path(config.plan), plan.notes["start"], shape, plan)
     if config.network is not None:
@@ -73,48 +70,52 @@ def read_origin(config: DictConfig, names: Sequence[str], pruning: Pruning) -> O
     return None
 
 
-def _check_plan(config: DictConfig, plan: StateFile, tasks: Sequence[str], pruning: Pruning) -> None:
+def _check_plan(config: RunConfig, plan: StateFile, tasks: Sequence[str]) -> None:
     for task in tasks:
         if task not in plan.state.tasks:
             raise ValueError(
                 f"plan = {config.plan} has no task {task!r}: it has {', '.join(plan.state.tasks)}"
                 f"{suggestion(task, plan.state.tasks)}"
             )
-    check_plannable(config, pruning)
-    for key, (before, now) in differences(settings_of(plan), planned_settings(config), ()).items():
+    check_plannable(config)
+    for key, (before, now) in differences(_settings_of(plan), planned_settings(config), ()).items():
         raise ValueError(
             f"plan = {config.plan} was made with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
             "give this run the plan's settings, or make another plan"
         )
 
 
-def check_plannable(config: DictConfig, pruning: Pruning) -> None:
+def _settings_of(plan: StateFile) -> dict[str, Any]:
+    """Read the settings that decided a plan's allocation; earlier releases wrote a criterion as {name: ...}."""
+    settings = settings_of(plan)
+    pruning = settings.get("pruning", {})
+    if isinstance(pruning, dict) and isinstance(pruning.get("criterion"), dict):
+        pruning["criterion"] = pruning["criterion"].get("name")
+    return settings
+
+
+def check_plannable(config: RunConfig) -> None:
     """Raise where an allocation cannot be made before any training.
 
     Raises:
         ValueError: naming the setting.
     """
-    if pruning.end > 0 or pruning.gate is not None:
-        raise ValueError(
-            f"pruning.end = {pruning.end:g} is not allowed with a plan, which is made before any training: "
-            "pass pruning=at_init"
-        )
+    if config.pruning.end > 0 or config.pruning.is_gated:
+        before = "0 with a plan, which is made before any training (pruning=at_init)"
+        raise invalid("pruning.end", before, config.pruning.end)
     if config.reuse != "none":
-        raise ValueError(
-            f"reuse = {config.reuse!r} is not allowed with a plan, whose tasks know nothing of each other: "
-            "only reuse=none is"
-        )
+        raise invalid("reuse", "'none' with a plan, whose tasks train apart", config.reuse)
 
 
-def planned_settings(config: DictConfig) -> dict[str, Any]:
+def planned_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that a plan and the runs of its tasks have in common, as JSON has them."""
     chosen = {
         "seed": config.seed,
         "backbone": config.backbone,
-        "pruning": {key: config.pruning[key] for key in PLANNED},
+        "pruning": {key: getattr(config.pruning, key) for key in PLANNED},
     }
-    found: dict[str, Any] = json.loads(json.dumps(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True)))
-    return found
+    settings: dict[str, Any] = json.loads(json.dumps(chosen))
+    return settings
 
 
 def _read_network(path: Path, names: Sequence[str]) -> Origin:

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: every check, the data, and the network that it starts from."""
+"""Prepare a run before its first step: check everything, load the data, build the network it starts from."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
 
-from msh.errors import one_of
 from msh.files.plans import notes_for_tasks, notes_of, start_of
-from msh.files.state_file import DTYPES, StateFile, fill_network
+from msh.files.state_file import StateFile, fill_network
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import Budget, EmptyLayerError, MultiSubnetwork, Reuse, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, MultiSubnetwork, UnitGraph, plan_counts, plan_units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.tasks.loaders import LENGTHS
-from msh.training.batches import check_evaluation
 from msh.training.build import add_task, build_network, build_tasks, build_units
 from msh.training.callbacks import GatedPruning, IterativePruning
-from msh.training.ensembles import check_members, read_ensembles
+from msh.training.config import RunConfig
+from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
-from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
-from msh.training.variants import expand_variants
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,10 @@ class Prepared:
     """A run that has passed every check, and has not begun.
 
     Attributes:
-        config: composed, variants expanded, the backbone's `input_shape` filled in where a file says it.
+        config: with the backbone's `input_shape` filled in where a file says it.
         tasks: by name.
         network: with the tasks that are learned before, frozen, and no others.
         fits: stage to its fits, in order; a stage that is learned before has none.
-        pruning: resolved.
         wanted: task to the weights it will keep, in each tensor or (key "") in all; with `units`, to the units; of
             tasks that are to be allocated.
         units: of the backbone, if tasks keep whole units.
@@ -51,11 +46,10 @@ class Prepared:
         notes: what the run's files say of where they come from.
     """
 
-    config: DictConfig
+    config: RunConfig
     tasks: dict[str, Task]
     network: MultiSubnetwork
     fits: dict[Stage, list[Fit]]
-    pruning: Pruning
     wanted: dict[str, dict[str, int]]
     units: UnitGraph | None
     ensembles: dict[str, list[str]]
@@ -63,82 +57,64 @@ class Prepared:
     notes: dict[str, str]
 
 
-def prepare(config: DictConfig) -> Prepared:
+def prepare(config: RunConfig) -> Prepared:
     """Check all that a run will need, load its data and build its network.
 
     Args:
-        config: composed as `msh.training.config.Config` says.
+        config: of the run.
     Raises:
         ValueError: a setting, a file or the data is not allowed, or more weights are asked for than there are.
         FileNotFoundError: data or a file is missing.
     """
     set_up_torch(config)
-    config = expand_variants(config)
-    _check_choices(config)
-    names = [str(name) for name in config.tasks]
-    stages = read_curriculum(config.curriculum, names, config.trainer.max_epochs, config.uneven)
-    pruning = read_pruning(config.pruning, [task for stage in stages for task in stage.tasks])
-    ensembles = read_ensembles(config.ensembles, names)
-    origin = read_origin(config, names, pruning)
-    fits = _own_fits(config, stages, pruning, origin)
+    _check_classes(config)
+    stages = stages_of(config)
+    origin = read_origin(config, list(config.tasks))
+    fits = _own_fits(config, stages, origin)
     own = [task for stage in fits for task in stage.tasks]
     read_objectives(config.objective, own)
-    ensembles = {name: members for name, members in ensembles.items() if set(members) <= set(own)}
+    ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(own)}
     tasks = build_tasks(config, own)
     check_members(ensembles, tasks)
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     if origin is not None:
-        set_input_shape(config, origin.input_shape)
+        config = config.with_input_shape(origin.input_shape)
     network, notes = _build_network(config, tasks, origin)
     units = build_units(config, network)
     plan = origin.file if origin is not None and origin.key == "plan" else None
-    if plan is not None and not pruning.allow_empty_layers:
+    if plan is not None and not config.pruning.allow_empty_layers:
         _check_plan_layers(plan, own)
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
-    wanted = _plan_budgets(config, network, pruning.budgets, coming, units)
-    if pruning.gate is not None:
-        check_gate(pruning.gate, wanted, network.sizes(), config.trainer)
-    return Prepared(config, tasks, network, fits, pruning, wanted, units, ensembles, plan, notes)
+    wanted = _plan_budgets(config, network, coming, units)
+    if config.pruning.is_gated:
+        check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
+    return Prepared(config, tasks, network, fits, wanted, units, ensembles, plan, notes)
 
 
-def _check_choices(config: DictConfig) -> None:
-    one_of("uneven", config.uneven, LENGTHS)
-    one_of("reuse", config.reuse, get_args(Reuse))
-    one_of("files.dtype", config.files.dtype, tuple(DTYPES))
-    one_of("guarantee.on_violation", config.guarantee.on_violation, ("error", "warn"))
-    check_evaluation(config)
-    read_baselines(config.baseline)
+def _check_classes(config: RunConfig) -> None:
+    """Build what the config names from other libraries, to see that it can be built."""
     check_devices(config.trainer)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
         instantiate(callback)
     check_optimizer(config)
 
 
-def set_input_shape(config: DictConfig, shape: Sequence[int]) -> None:
-    """Let a config's backbone have this input shape where it says none, and not that of its first task."""
-    if config.backbone.get("input_shape") is None:
-        with open_dict(config):
-            config.backbone.input_shape = list(shape)
-
-
-def _own_fits(
-    config: DictConfig, stages: Sequence[Stage], pruning: Pruning, origin: Origin | None
-) -> dict[Stage, list[Fit]]:
+def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None) -> dict[Stage, list[Fit]]:
     """This run's stages, with their fits: of all, of one task of a plan, or of what a network has not learned.
 
     The fits of one task alone have the names that they have among all, which their random draws follow from.
     """
     if config.task is not None:
         stage = next(stage for stage in stages if config.task in stage.tasks)
-        return {_only(stage, [config.task], 0): fits_of(stage, len(stages), pruning)}
+        return {_only(stage, [config.task], 0): fits_of(stage, len(stages), config.pruning)}
     learned = [] if origin is None else origin.learned
     if not learned:
-        return {stage: fits_of(stage, len(stages), pruning) for stage in stages}
+        return {stage: fits_of(stage, len(stages), config.pruning) for stage in stages}
     left = [(stage, [task for task in stage.tasks if task not in learned]) for stage in stages]
     coming = [_only(stage, tasks, index) for index, (stage, tasks) in enumerate(filter(itemgetter(1), left), start=1)]
     first = Stage(0, tuple(learned), config.trainer.max_epochs)
-    return {first: []} | {stage: fits_of(stage, 1 + len(coming), pruning) for stage in coming}
+    return {first: []} | {stage: fits_of(stage, 1 + len(coming), config.pruning) for stage in coming}
 
 
 def _only(stage: Stage, tasks: Sequence[str], index: int) -> Stage:
@@ -147,7 +123,7 @@ def _only(stage: Stage, tasks: Sequence[str], index: int) -> Stage:
 
 
 def _build_network(
-    config: DictConfig, tasks: dict[str, Task], origin: Origin | None
+    config: RunConfig, tasks: dict[str, Task], origin: Origin | None
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """The network that a run starts with, and notes for its files."""
     learned = None if origin is None or origin.key == "plan" else origin.file
@@ -173,23 +149,20 @@ def _build_network(
 
 
 def _plan_budgets(
-    config: DictConfig,
+    config: RunConfig,
     network: MultiSubnetwork,
-    budgets: Mapping[str, Budget],
     stages: Sequence[Stage],
     units: UnitGraph | None,
 ) -> dict[str, dict[str, int]]:
     """What these stages' tasks may keep of what is free now: task to weights, or to units."""
     if units is None:
-        return plan_weights(config, network, budgets, stages)
+        return plan_weights(config, network, stages)
     owners = {name: network.owners[name] for name in network.names.prunable}
     free = {name: int(mask.sum()) for name, mask in candidate_units(units, network.free(), owners).items()}
-    return plan_units(units, {task: budgets[task] for stage in stages for task in stage.tasks}, free)
+    return plan_units(units, {task: config.budget(task) for stage in stages for task in stage.tasks}, free)
 
 
-def plan_weights(
-    config: DictConfig, network: MultiSubnetwork, budgets: Mapping[str, Budget], stages: Sequence[Stage]
-) -> dict[str, dict[str, int]]:
+def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:
     """Budgets of these stages' tasks, of the weights that are free now.
 
     Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
@@ -206,7 +179,7 @@ def plan_weights(
         parts, free = [list(stage.tasks) for stage in stages], network.sizes()
     wanted: dict[str, dict[str, int]] = {}
     for part in parts:
-        wanted |= plan_counts(network.sizes(), {task: budgets[task] for task in part}, free, shapes, allow_empty)
+        wanted |= plan_counts(network.sizes(), {task: config.budget(task) for task in part}, free, shapes, allow_empty)
     if stages and config.reuse == "none" and not allow_empty:
         _check_any_free(stages[0].tasks, wanted, free)
     return wanted
@@ -247,12 +220,12 @@ def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], ma
         wanted: of the stage's tasks, as in `Prepared`.
         max_epochs: of the stage.
     """
-    pruning = prepared.pruning
-    kind = IterativePruning if pruning.gate is None else partial(GatedPruning, pruning.gate)
+    pruning = prepared.config.pruning
+    kind = partial(GatedPruning, pruning.gate) if pruning.is_gated else IterativePruning
     return kind(
         wanted=wanted,
-        criterion=pruning.criterion,
-        schedule=pruning.schedule,
+        criterion=CRITERIA[pruning.criterion],
+        schedule=SCHEDULES[pruning.schedule],
         begin=pruning.begin * max_epochs,
         end=pruning.end * max_epochs,
         rounds=pruning.rounds,

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.plans import allocation_in
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.runs.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import Capacity, start_scores
+from msh.subnetworks import CRITERIA, Capacity, start_scores
 from msh.tasks.seeds import derive_seed
 from msh.tracking.pictures import chosen_layers
 from msh.tracking.tracking import Tracking, make_logger
@@ -28,10 +29,11 @@ from msh.tracking.wandb_run import new_run_id
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, start_generator
 from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.config import RunConfig
 from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit, steps_per_epoch
 from msh.training.machine import flushes_denormal
-from msh.training.plan import Fit, Stage, read_baselines
+from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
 from msh.training.ranks import is_rank_zero
@@ -40,11 +42,11 @@ from msh.training.state import RunState
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
+def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
     """Do a run, or go on with one that was stopped.
 
     Args:
-        config: composed as `msh.training.config.Config` says.
+        config: of the run.
         folder: the run folder, new or to be resumed.
         write_report: called with the folder when the run ends, `report=true` and results.json is complete.
     Returns:
@@ -111,7 +113,7 @@ class Run:
     ) -> None:
         self.prepared, self.folder, self.results, self.report = prepared, folder, results, write_report
         self.config, self.tasks, self.network = prepared.config, prepared.tasks, prepared.network
-        self.pruning, self.fits = prepared.pruning, prepared.fits
+        self.fits = prepared.fits
         config = self.config
         self.writes = is_rank_zero() and not config.trainer.fast_dev_run
         self.module = build_module(prepared)
@@ -132,7 +134,7 @@ class Run:
 
     def go(self) -> Results:
         """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
-        if self.results.status == "finished" and not self.results.missing(read_baselines(self.config.baseline)):
+        if self.results.status == "finished" and not self.results.missing(self.config.baselines):
             log.info("%s is finished already", self.folder)
             return self.results
         self.results.status = "running"
@@ -142,7 +144,7 @@ class Run:
         try:
             self._learn_curriculum()
             self._measure_ensembles()
-            self.baselines.learn(read_baselines(self.config.baseline))
+            self.baselines.learn(self.config.baselines)
         except PreemptedError as stop:
             self._stopped(stop)
             raise
@@ -216,7 +218,7 @@ class Run:
                 allocation = None if self.prepared.plan is None else allocation_in(self.prepared.plan, task)
                 self.network.begin(task, allocation, start_generator(self.config, task))
                 self._start_scores(task)
-        if not fit.prunes and self.pruning.end == 0:
+        if not fit.prunes and self.config.pruning.end == 0:
             if self.prepared.plan is None:
                 self._pruner(stage).prune_now(self.module)
             self._compact(stage)
@@ -247,16 +249,16 @@ class Run:
         return build_pruner(self.prepared, self._budgets(stage), stage.max_epochs)
 
     def _start_scores(self, task: str) -> None:
-        if self.pruning.criterion.learned:
+        if CRITERIA[self.config.pruning.criterion].learned:
             generator = torch.Generator().manual_seed(derive_seed(self.config.seed, task, "scores"))
-            start_scores(self.network, task, self.pruning.scores, generator)
+            start_scores(self.network, task, self.config.pruning.scores, generator)
 
     def _budgets(self, stage: Stage) -> dict[str, dict[str, int]]:
         """What the stage's tasks may keep: planned again, as earlier tasks may have left more free than was planned."""
         wanted = self.prepared.wanted
         if not self.prepared.units:
             coming = [other for other in self.fits if other.index >= stage.index]
-            wanted = plan_weights(self.config, self.network, self.pruning.budgets, coming)
+            wanted = plan_weights(self.config, self.network, coming)
         return {task: wanted[task] for task in stage.tasks}
 
     def _compact(self, stage: Stage) -> None:
@@ -344,5 +346,9 @@ class Run:
                     (self.folder / FILE_NAME).unlink()  # nothing has begun: the folder stays free
                 raise
         self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
-        settings = cast(dict[str, Any], OmegaConf.to_container(self.config, resolve=True))
-        self.tracking.begin(settings, self.tasks)
+        self.tracking.begin(_settings(self.config), self.tasks)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Resolve all settings, as trackers show them."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(asdict(config)), resolve=True))

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from msh.training.config import RunConfig
 
 SchedulerFactory = Callable[..., LRScheduler]
 
@@ -35,22 +36,23 @@ def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int)
     return factory(optimizer, **lengths)
 
 
-def check_optimizer(config: DictConfig) -> None:
+def check_optimizer(config: RunConfig) -> None:
     """Build a run's optimizer and schedulers for a parameter that nothing else has, to see that they can be built.
 
     Raises:
         ValueError: naming the block of settings, what it says, and what its class has against it.
     """
-    for key in ("optimizer", "scheduler", "prune_scheduler"):
-        if not config[key]:
+    blocks = {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
+    for key, block in blocks.items():
+        if not block:
             continue
         try:
             optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
             if key != "optimizer":
-                build_scheduler(instantiate(config[key]), optimizer, TRIED_STEPS)
+                build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
             rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
             if any(not 0.0 <= rate < math.inf for rate in rates):
                 raise ValueError(f"it begins with a learning rate of {rates[0]:g}")
         except (TypeError, ValueError, ArithmeticError) as error:
-            given = {name: value for name, value in config[key].items() if name != "_partial_"}
-            raise ValueError(f"{key} = {given} is not allowed: {error}") from error
+            given = {name: value for name, value in block.items() if name != "_partial_"}
+            raise ValueError(f"{key} cannot be built from {given}: {error}") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 
 SAFE = ("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
 """Start of what may be called."""
@@ -14,18 +13,17 @@ CALLED = ("tasks", "backbone", "optimizer")
 """Parts of a run's config whose targets are called when it is measured again."""
 
 
-def check_targets(config: DictConfig, origin: str) -> None:
+def check_targets(config: Mapping[str, Any], origin: str) -> None:
     """Raise where a config would have other code called than msh's, torch's and Lightning's.
 
     Args:
-        config: of a run.
+        config: of a run, as plain values.
         origin: the file it was read from, for the message.
     Raises:
         ValueError: naming the key and the target.
     """
     for part in CALLED:
-        plain = OmegaConf.to_container(config[part], resolve=True) if config.get(part) else None
-        for key, target in _targets(plain, part):
+        for key, target in _targets(config.get(part), part):
             if not is_safe(target):
                 raise ValueError(
                     f"{origin}: {key} = {target!r} is not allowed: only what msh, torch and Lightning define is called "

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from msh.training.callbacks import EpochCheckpoint, StageProgress
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
+from msh.training.config import TrainerConfig
 
 
-def check_devices(config: DictConfig) -> None:
+def check_devices(config: TrainerConfig) -> None:
     """Raise where the trainer asks for what this machine, or sharding, has not.
 
     Args:
@@ -39,7 +39,11 @@ def check_devices(config: DictConfig) -> None:
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, epochs: int, callbacks: Sequence[pl.Callback] = (), loggers: Sequence[Logger] = ()
+    config: TrainerConfig,
+    folder: Path,
+    epochs: int,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> pl.Trainer:
     """A Trainer for one fit, or for measuring.
 
@@ -50,8 +54,7 @@ def build_trainer(
         callbacks: of the fit.
         loggers: of the run.
     """
-    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in asdict(config).items() if value is not None}
     settings["max_epochs"] = epochs
     if settings["strategy"] == "ddp":
         # The buffers are the whole network: sending them from rank 0 with each step would cost more than the step.

@@ -1,64 +1,71 @@
-"""Many tasks of one block of the config: one for each argument of a transform, or several on the same data."""
+"""Expand a block of the config into many tasks: one per argument of a transform, or several on the same data."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from msh.errors import one_of
+from msh.errors import invalid, one_of
 from msh.tasks.transforms import TRANSFORMS
-from msh.training.plan import check_number
+
+if TYPE_CHECKING:
+    from msh.training.config import TaskConfig
+
+MAX_TASKS = 2**15 - 2
+"""Most tasks of a run: owner ids of 16 bits tell so many apart; 0 means free."""
 
 
-def expand_variants(config: DictConfig) -> DictConfig:
+def check_number(tasks: int) -> None:
+    """Raise where a run would have more tasks than owner ids.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if tasks > MAX_TASKS:
+        raise ValueError(f"tasks names {tasks} tasks: a network has owner ids for {MAX_TASKS} at most")
+
+
+def expand_variants(tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
     """Replace each task that has `variants` by these: <task>_0, <task>_1, ..., each with one more transform.
 
     Args:
-        config: of a run; it stays as it is.
+        tasks: by name; they stay as they are.
     Returns:
-        A copy in which no task has variants.
+        Tasks by name, none of which has variants.
     Raises:
         ValueError: variants are not a transform with a list of arguments, a task's name is taken, or there are more
             tasks than owner ids.
     """
-    expanded: dict[str, Any] = {}
-    tasks = cast(dict[str, dict[str, Any]], OmegaConf.to_container(config.tasks, resolve=False))
+    expanded: dict[str, TaskConfig] = {}
     for name, task in tasks.items():
-        variants = task.pop("variants", None)
-        made = {name: task} if variants is None else _variants(str(name), task, variants)
+        made = {name: task} if task.variants is None else _variants(name, task)
         if taken := set(made) & set(expanded):
             raise ValueError(f"tasks.{name}.variants: there is already a task {min(taken)!r}")
         expanded |= made
         check_number(len(expanded))
-    config = copy.deepcopy(config)
-    config.tasks = {}
-    with open_dict(config):
-        config.merge_with({"tasks": expanded})
-    return config
+    return expanded
 
 
-def _variants(name: str, task: dict[str, Any], variants: Any) -> dict[str, dict[str, Any]]:
-    if isinstance(variants, int) and not isinstance(variants, bool) and variants > 0:
+def _variants(name: str, task: TaskConfig) -> dict[str, TaskConfig]:
+    key, variants = f"tasks.{name}.variants", task.variants
+    if _is_number(variants) and variants > 0:
         check_number(variants)
-        return {f"{name}_{i}": copy.deepcopy(task) for i in range(variants)}
+        return {f"{name}_{i}": replace(task, variants=None) for i in range(variants)}
     if not isinstance(variants, dict) or len(variants) != 1:
-        raise ValueError(
-            f"tasks.{name}.variants = {variants!r} is not allowed: one transform with its arguments is, "
-            "such as {rotate: [0, 30, 60]}, or how many tasks on the same data, at least 1"
-        )
+        bound = "{transform: [argument, ...]} or a number of tasks on the same data, >= 1"
+        raise invalid(key, bound, variants)
     ((transform, arguments),) = variants.items()
-    one_of(f"the transform of tasks.{name}.variants", transform, TRANSFORMS)
-    if isinstance(arguments, int) and not isinstance(arguments, bool):
+    one_of(f"the transform of {key}", transform, TRANSFORMS)
+    if _is_number(arguments):
         check_number(arguments)
         arguments = list(range(arguments))
     if not isinstance(arguments, list) or not arguments:
-        raise ValueError(
-            f"tasks.{name}.variants.{transform} = {arguments!r} is not allowed: "
-            "a list of arguments is, or how many, at least 1"
-        )
-    earlier = task.get("transforms") or []
+        raise invalid(f"{key}.{transform}", "a list of arguments or their number, >= 1", arguments)
     return {
-        f"{name}_{i}": {**task, "transforms": [*earlier, {transform: argument}]} for i, argument in enumerate(arguments)
+        f"{name}_{i}": replace(task, variants=None, transforms=[*task.transforms, {transform: argument}])
+        for i, argument in enumerate(arguments)
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -8,59 +8,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from msh.cli.configs import config_folder
 from msh.cli.errors import known_keys, message_of, user_errors
 from msh.errors import one_of, suggestion
-from msh.training.config import Config, check_keys, register
+from msh.training.config import register
 
 register()
-
-
-def config(**changes):
-    usual = {"backbone": {}, "optimizer": {}, "pruning": {"criterion": "x", "schedule": "y"}}
-    return OmegaConf.merge(OmegaConf.structured(Config), usual, changes)
-
-
-def add(found, dotted, value):
-    """Add a key as Hydra's `+key=value` does."""
-    OmegaConf.set_struct(found, False)
-    OmegaConf.update(found, dotted, value, force_add=True)
-    return found
-
-
-# ---- keys that the schema does not have
-
-
-def test_a_config_of_the_schema_is_accepted():
-    found = config(tasks={"wine": {"source": {"_target_": "x", "anything": 1}}}, callbacks={"mine": {"x": 1}})
-    check_keys(found)
-    assert found.tasks.wine.batch_size == 32
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("sede", r"there is no setting sede; the config has .*; did you mean 'seed'"),
-        ("optimiser", r"there is no setting optimiser; .*; did you mean 'optimizer'"),
-        ("experimant", r"there is no setting experimant; .*; did you mean 'experiment'"),
-        ("pruning.densty", r"there is no setting pruning.densty; pruning has .*; did you mean 'density'"),
-        ("trainer.max_epoch", r"there is no setting trainer.max_epoch; .*; did you mean 'max_epochs'"),
-        ("checkpoint.seconds", r"there is no setting checkpoint.seconds; .*; did you mean 'min_seconds'"),
-        ("tasks.wine.batchsize", r"there is no setting tasks.wine.batchsize; .*; did you mean 'batch_size'"),
-    ],
-)
-def test_a_key_that_is_none_is_refused_with_the_nearest(key, message):
-    found = config(tasks={"wine": {"source": {}}})
-    with pytest.raises(ValueError, match=message):
-        check_keys(add(found, key, 1))
-
-
-def test_a_key_that_is_near_to_none_gets_no_suggestion():
-    with pytest.raises(ValueError, match="there is no setting zzzzqqqq") as caught:
-        check_keys(add(config(), "zzzzqqqq", 1))
-    assert "did you mean" not in str(caught.value)
 
 
 def test_known_keys_are_the_schemas_and_the_groups():

@@ -15,7 +15,7 @@ from msh.cli.configs import config_folder
 from msh.cli.resume import take_groups
 from msh.runs.results import Results, TaskResult
 from msh.tracking.tracking import outcome
-from msh.training.config import check_keys, register
+from msh.training.config import register, run_config
 
 register()
 FILES = sorted((Path(config_folder()) / "wandb_sweep").glob("*.yaml"))
@@ -57,7 +57,7 @@ def test_what_the_agent_calls_is_a_run(path, end, monkeypatch):
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):
         composed = compose("config", [*sys.argv[1:], *arguments["args_no_hyphens"]])
-    check_keys(composed)
+    run_config(composed)
     assert composed.name == "sequential"
     assert composed.pruning.density == chosen["pruning.density"]["value"]
 

@@ -2,8 +2,7 @@
 
 import pytest
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
-from toys import begin, make_config, make_module, make_task
+from toys import begin, make_config, make_module, make_run, make_task
 
 from msh.training.baselines import Baselines
 from msh.training.plan import Stage
@@ -21,7 +20,7 @@ from msh.training.plan import Stage
 )
 def test_the_joint_network_has_the_steps_of_the_longest_stage(stages, uneven, epochs, tmp_path):
     tasks = {"a": make_task("a"), "b": make_task("b", examples=90)}  # 4 and 9 batches
-    config = OmegaConf.create({"uneven": uneven, "trainer": {"limit_train_batches": None}})
+    config = make_run(["a"], uneven=uneven)
     baselines = Baselines(config, tmp_path, tasks, stages, None, lambda: None, False)
     assert baselines._joint_epochs() == epochs
 

@@ -2,10 +2,10 @@
 
 import logging
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences, make_batch
@@ -169,7 +169,7 @@ def test_tasks_of_uneven_epochs_go_on_with_the_next_batch(batch, uneven, tmp_pat
 
     undisturbed, ended, resumed = make(), make(), make()
     cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 0.1}
-    config = OmegaConf.merge(make_config(), {"scheduler": cycle})
+    config = replace(make_config(), scheduler=cycle)
     fit(undisturbed, tmp_path / "one", name=["a", "b"], epochs=2, config=config, uneven=uneven)
     told = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
     with pytest.raises(PreemptedError):

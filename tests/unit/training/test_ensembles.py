@@ -4,38 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from toys import begin, make_config, make_module, make_task
 
 from msh.tasks import RawData, Split, build_task
-from msh.training.ensembles import Ensemble, check_members, measure_ensembles, read_ensembles
-
-TASKS = ["a", "b", "c"]
-
-
-def read(**ensembles):
-    return read_ensembles(OmegaConf.create(ensembles), TASKS)
-
-
-def test_an_ensemble_names_its_tasks():
-    assert read(both=["a", "b"], rest=["c", "a", "b"]) == {"both": ["a", "b"], "rest": ["c", "a", "b"]}
-    assert read() == {}
-
-
-@pytest.mark.parametrize(
-    ("ensembles", "message"),
-    [
-        ({"a": ["b", "c"]}, r"ensembles.a: there is a task of this name"),
-        ({"all": ["a", "d"]}, r"ensembles.all names 'd', which is not in tasks: a, b, c"),
-        ({"all": ["a"]}, r"ensembles.all = \['a'\] is not allowed: two or more different tasks"),
-        ({"all": []}, r"ensembles.all = \[\] is not allowed"),
-        ({"all": ["a", "b", "a"]}, r"ensembles.all = \['a', 'b', 'a'\] is not allowed"),
-    ],
-)
-def test_an_ensemble_that_cannot_be_is_refused(ensembles, message):
-    with pytest.raises(ValueError, match=message):
-        read(**ensembles)
+from msh.training.ensembles import Ensemble, check_members, measure_ensembles
 
 
 def other_inputs(task):

@@ -7,7 +7,7 @@ from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, m
 from helpers import PRUNABLE, differences
 from msh.subnetworks import CRITERIA, SCHEDULES, go_back
 from msh.training.callbacks import GatedPruning
-from msh.training.plan import Gate
+from msh.training.config import GateConfig
 
 HALF = {"2.weight": 6, "6.weight": 20}
 """Of 12 and 40 weights."""
@@ -15,7 +15,7 @@ HALF = {"2.weight": 6, "6.weight": 20}
 
 def make_pruner(wanted=None, criterion="magnitude", patience=2, tolerance=0.01, maximum=0.8):
     """Dense for an epoch, to the budget within the second, then steps of an eighth."""
-    gate = Gate(step=0.125, maximum=maximum, patience=patience, tolerance=tolerance, until=1.0)
+    gate = GateConfig(step=0.125, maximum=maximum, patience=patience, tolerance=tolerance, until=1.0)
     schedule = SCHEDULES["linear"]
     return GatedPruning(gate, wanted or {"a": HALF}, CRITERIA[criterion], schedule, begin=1, end=2, rounds=2, sample=9)
 
@@ -133,7 +133,7 @@ def test_tasks_of_a_stage_are_decided_on_by_themselves_and_share_no_weight(tmp_p
 def test_a_step_that_would_empty_a_layer_is_not_taken_and_ends_the_gate(allow_empty, tmp_path, caplog):
     module = make_scored({"a": [0.9]})
     module.network.subnetwork("a").values["2.weight"].data *= torch.cat([torch.ones(2, 1, 3), torch.zeros(2, 1, 3)])
-    gate = Gate(step=0.3, maximum=0.99, patience=2, tolerance=0.01, until=1.0)
+    gate = GateConfig(step=0.3, maximum=0.99, patience=2, tolerance=0.01, until=1.0)
     pruner = GatedPruning(
         gate, {"a": {"": 26}}, CRITERIA["magnitude"], SCHEDULES["linear"], 1, 2, 2, allow_empty=allow_empty
     )

@@ -5,12 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
 from msh.tasks.augmentation import Augmentation, Change
-from msh.tasks.loaders import MEASURING_BATCH
-from msh.training.batches import check_evaluation, evaluation_batch
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.fitting import measure
 from msh.training.module import NonFiniteLossError
@@ -57,18 +54,6 @@ def test_a_network_evaluates_in_batches_of_the_tasks_size_or_of_the_setting(size
     assert max(sizes) == largest
     assert sum(sizes) == 1101
     assert found == (usual if frozen.tasks["a"].kind == "classification" else pytest.approx(usual, rel=1e-6))
-
-
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "many"])
-def test_another_batch_size_of_evaluation_is_refused(value):
-    with pytest.raises(ValueError, match=f"evaluation.batch_size must be >= 1, got {value!r}"):
-        check_evaluation(OmegaConf.create({"evaluation": {"batch_size": value}}))
-
-
-def test_a_run_of_an_earlier_release_is_measured_as_it_was():
-    config = OmegaConf.create({"tasks": {}})
-    check_evaluation(config)
-    assert evaluation_batch(config, make_task()) == MEASURING_BATCH
 
 
 def test_measuring_changes_nothing_of_the_network(tmp_path):

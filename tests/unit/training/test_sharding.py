@@ -7,7 +7,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.distributed.tensor import DTensor
 from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
@@ -15,6 +14,7 @@ from helpers import differences
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import newest_readable
+from msh.training.config import TrainerConfig
 from msh.training.sharding import share_of
 from msh.training.trainers import check_devices
 
@@ -170,6 +170,6 @@ def test_under_bfloat16_gradients_are_clipped_with_a_fused_optimizer_too(strateg
 def test_what_this_machine_or_sharding_has_not_is_named(settings, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    config = OmegaConf.create({"accelerator": "cpu", "strategy": "auto", "precision": None} | settings)
+    config = TrainerConfig(**{"accelerator": "cpu"} | settings)
     with pytest.raises(ValueError, match=message):
         check_devices(config)

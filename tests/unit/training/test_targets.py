@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from msh.training.config import plain_values
 from msh.training.targets import check_targets
 
 SOURCE = {"_target_": "msh.tasks.bundled.bundled", "name": "wine"}
@@ -12,7 +13,7 @@ BACKBONE = {"_target_": "msh.backbones.MLP"}
 def config(**changed):
     tasks = {"a": {"source": SOURCE, "stem": None}}
     optimizer = {"_target_": "torch.optim.Adam"}
-    return OmegaConf.create({"tasks": tasks, "backbone": BACKBONE, "optimizer": optimizer} | changed)
+    return {"tasks": tasks, "backbone": BACKBONE, "optimizer": optimizer} | changed
 
 
 def test_what_msh_and_torch_define_is_called():
@@ -40,13 +41,14 @@ def test_what_is_never_called_when_a_run_is_measured_does_not_matter():
 )
 @pytest.mark.parametrize("place", ["backbone", "tasks.a.source", "tasks.a.stem", "backbone.parts.0"])
 def test_other_code_is_refused_by_key_and_name(target, place):
-    changed = config(backbone=BACKBONE | {"parts": [{}]})
-    OmegaConf.update(changed, place, {"_target_": target}, merge=False, force_add=True)
+    made = OmegaConf.create(config(backbone=BACKBONE | {"parts": [{}]}))
+    OmegaConf.update(made, place, {"_target_": target}, merge=False, force_add=True)
+    changed = plain_values(made)
     with pytest.raises(ValueError, match=rf"run: {place}\._target_ = '?{target}'? is not allowed.*unsafe=true"):
         check_targets(changed, "run")
 
 
 def test_names_that_are_put_together_are_seen_through():
-    made = config(first="os", backbone={"_target_": "${first}.system"})
+    made = plain_values(OmegaConf.create(config(first="os", backbone={"_target_": "${first}.system"})))
     with pytest.raises(ValueError, match=r"'os\.system' is not allowed"):
         check_targets(made, "run")

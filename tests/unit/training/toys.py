@@ -2,15 +2,15 @@
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 
 from helpers import INPUTS, OUTPUTS, make_head, make_network
 from msh.subnetworks import CRITERIA, start_scores
 from msh.tasks import RawData, Split, build_task
-from msh.training.config import Config
+from msh.training.config import GROUPS, RunConfig
 from msh.training.fitting import run_fit
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Fit
+from msh.training.typed import convert
 
 STEPS = 4
 """Batches in an epoch of a toy task: 32 of its 40 examples are trained on, in batches of 8."""
@@ -48,6 +48,14 @@ def begin(module, name, criterion="magnitude", reuse="none"):
     return module
 
 
+def make_run(names, **settings):
+    """Settings of a run of tasks, by name, or a mapping from name to settings; `tasks` changes some of these."""
+    tasks = {name: {} for name in names} | (names if isinstance(names, dict) else {}) | settings.pop("tasks", {})
+    filled = {name: {"source": {"_target_": "toys.source"}} | changes for name, changes in tasks.items()}
+    blocks = {"backbone": {"_target_": "msh.backbones.MLP"}, "optimizer": {"_target_": "torch.optim.Adam"}}
+    return convert(RunConfig, {"tasks": filled} | blocks | settings, GROUPS)
+
+
 def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer):
     """Settings of a run, as far as a fit looks at them."""
     settings = {
@@ -55,7 +63,7 @@ def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer)
         "checkpoint": {"min_seconds": min_seconds, "restore_best": restore_best},
         "evaluation": {"batch_size": evaluation},
     }
-    return OmegaConf.merge(OmegaConf.structured(Config), settings)
+    return make_run(["a"], **settings)
 
 
 def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle"):

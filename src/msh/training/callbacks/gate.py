@@ -24,8 +24,8 @@ from msh.subnetworks import (
 )
 from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
+from msh.training.config import GateConfig
 from msh.training.module import SubnetworkModule
-from msh.training.plan import Gate
 from msh.training.ranks import from_rank_zero
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class GatedPruning(IterativePruning):
 
     def __init__(
         self,
-        gate: Gate,
+        gate: GateConfig,
         wanted: Mapping[str, Mapping[str, int]],
         criterion: Criterion,
         schedule: Schedule,
@@ -65,7 +65,8 @@ class GatedPruning(IterativePruning):
     ) -> None:
         own = (rescale, rewind_epoch, sample, units, allow_empty, batch_size)
         super().__init__(wanted, criterion, schedule, begin, end, rounds, *own)
-        self.gate = gate
+        assert gate.step is not None
+        self.gate, self.step = gate, gate.step
         self.reference: dict[str, float] = {}
         self.level = dict.fromkeys(self.wanted, 0)
         """Steps below the budget that each task has gone."""
@@ -135,7 +136,7 @@ class GatedPruning(IterativePruning):
     def _sparsity(self, module: SubnetworkModule, task: str, level: int) -> float:
         """Share of the network's weights that the task does without, so many steps below its budget."""
         budget = sum(self.wanted[task].values()) / sum(module.network.sizes().values())
-        return min(1.0 - budget + level * self.gate.step, self.gate.maximum)
+        return min(1.0 - budget + level * self.step, self.gate.maximum)
 
     def _further(self, module: SubnetworkModule, task: str, level: int) -> dict[str, Tensor]:
         """Choose weights at the sparsity of a level: in every tensor the same share of the budget, at least one.
