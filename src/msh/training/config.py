@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal, cast
@@ -27,7 +27,7 @@ from msh.training.variants import check_number, expand_variants
 BASELINES = ("dense", "finetune", "joint")
 GROUPS = ("experiment", "procedure", "debug", "hparams_search")
 """Config groups whose options set other keys, and none of the group's name."""
-NAMED = {"pruning/criterion": CRITERIA, "pruning/schedule": SCHEDULES}
+NAMED: dict[str, Iterable[str]] = {"pruning/criterion": CRITERIA, "pruning/schedule": SCHEDULES}
 """Config groups whose options are names alone."""
 
 
