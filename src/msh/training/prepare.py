@@ -28,6 +28,7 @@ from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Pruning, Stage, check_gate, fits_of, read_baselines, read_curriculum, read_pruning
+from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
 from msh.training.variants import expand_variants
@@ -110,6 +111,7 @@ def _check_choices(config: DictConfig) -> None:
     check_evaluation(config)
     read_baselines(config.baseline)
     check_devices(config.trainer)
+    check_precision(config)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
         instantiate(callback)
     check_optimizer(config)
