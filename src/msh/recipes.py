@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from msh.errors import one_of
+
 Recipe = dict[str, Any]
-"""A constructor's dotted name under "_target_", and its arguments: the form that config blocks have."""
+"""A constructor's dotted name under "_target_", and its arguments: the form that config blocks have.
+
+Under "_dtype_" stands the type of its tensors, a name in `DTYPES`, where it is not float32.
+"""
+DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+KEYWORDS = ("_target_", "_dtype_")
 
 LIBRARIES = ("msh.backbones.", "msh.tasks.stems.", "torch.nn.", "torchvision.models.", "timm.", "transformers.")
 """Start of the constructors that a file may name. Those of other code are passed in by the caller."""
@@ -88,11 +96,14 @@ def is_known(target: str) -> bool:
 
 def _make(recipe: Mapping[str, Any], classes: Constructors) -> nn.Module:
     """Build a module, and before it the modules among its arguments."""
-    arguments = {key: _argument(value, classes) for key, value in recipe.items() if key != "_target_"}
+    arguments = {key: _argument(value, classes) for key, value in recipe.items() if key not in KEYWORDS}
     target = recipe["_target_"]
     module = (classes[target] if target in classes else pkgutil.resolve_name(target))(**arguments)
     if not isinstance(module, nn.Module):
         raise ValueError(f"{target} gives a {type(module).__name__}, which is no torch.nn.Module")
+    if "_dtype_" in recipe:
+        one_of("_dtype_", recipe["_dtype_"], DTYPES)
+        module.to(DTYPES[recipe["_dtype_"]])
     return module
 
 

@@ -71,7 +71,7 @@ class StateFile:
 
         Args:
             path: of the file.
-            dtype: of the weights in it: float32, float16 or bfloat16; their own when None. A narrower one rounds
+            dtype: of the weights in it: float16 or bfloat16; their own when None or float32. A narrower one rounds
                 them, and the digest of a task is then no longer that of the network's.
         Raises:
             ValueError: the type is not allowed.
@@ -103,7 +103,7 @@ class StateFile:
         planned = [entry.owner for entry in state.tasks.values() if entry.phase == "planned"]
         for name, owners in state.owners.items():
             weight = state.weights[name]
-            weight = weight if dtype is None else weight.to(dtype)
+            weight = weight if dtype in (None, torch.float32) else weight.to(dtype)
             if self.free_weights:
                 yield f"weights.{name}", weight
             else:

@@ -14,6 +14,7 @@ from msh.subnetworks import MultiSubnetwork, TaskNetwork, UnitGraph, trace_units
 from msh.subnetworks.tensors import as_parameters, evaluating, put_tensor
 from msh.subnetworks.tracing import CONVOLUTIONS, example_inputs
 from msh.subnetworks.units import columns, owned_units
+from msh.subnetworks.views import cast_type
 
 
 @torch.no_grad()
@@ -57,7 +58,8 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
     kept = columns(graph.output, units, len(constants), constants.device)
-    smaller = TaskNetwork(task, stem, backbone, _sliced_head(sub.head, kept, constants), frozen=False).eval()
+    head, dtype = _sliced_head(sub.head, kept, constants), cast_type(weight for _, weight in network.weights())
+    smaller = TaskNetwork(task, stem, backbone, head, frozen=False, cast=dtype).eval()
     return smaller.to(memory_format=torch.channels_last)
 
 
@@ -106,6 +108,6 @@ def _sliced_head(head: nn.Linear, kept: Tensor, constants: Tensor) -> nn.Linear:
     """The head on the features kept; its bias takes up what the others add."""
     smaller = nn.Linear(int(kept.sum()), head.out_features, device=head.weight.device, dtype=head.weight.dtype)
     smaller.weight.copy_(head.weight[:, kept])
-    added = head.weight[:, ~kept] @ constants[~kept]
+    added = head.weight[:, ~kept] @ constants[~kept].to(head.weight)
     smaller.bias.copy_(added if head.bias is None else head.bias + added)
     return smaller

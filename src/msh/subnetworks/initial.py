@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msh.subnetworks.allocation import FREE
+from msh.subnetworks.tensors import widened
 
 
 def start_values(
@@ -36,10 +37,10 @@ def start_values(
 
 
 def _start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, size: int) -> float:
-    norm = float(candidates.float().norm())
+    norm = float(widened(candidates).norm())
     if norm == 0.0 or not math.isfinite(norm):
         return 1.0
-    target, read = float(initial_norm), math.inf if base is None else float(base.float().norm())
+    target, read = float(initial_norm), math.inf if base is None else float(widened(base).norm())
     share = candidates.numel() / size
     return math.sqrt(max(target**2 - read**2, share * target**2)) / norm
 
@@ -55,7 +56,8 @@ def fresh_values(like: Tensor, initial_norm: Tensor, generator: torch.Generator)
         (*shape), of the tensor's type and device.
     """
     bound = math.sqrt(3.0 / like.numel()) * float(initial_norm)
-    return torch.empty(like.shape).uniform_(-bound, bound, generator=generator).to(like)
+    drawn = widened(torch.empty(like.shape, dtype=like.dtype))  # on the CPU
+    return drawn.uniform_(-bound, bound, generator=generator).to(like)
 
 
 def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, place: int) -> None:
@@ -76,7 +78,7 @@ def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, 
 
 def norm_of(values: Tensor, mask: Tensor) -> Tensor:
     """Euclidean norm, (), of the values where mask."""
-    norm: Tensor = values.masked_select(mask).float().norm()
+    norm: Tensor = widened(values.masked_select(mask)).norm()
     return norm
 
 

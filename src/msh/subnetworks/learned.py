@@ -12,6 +12,7 @@ from msh.errors import one_of
 from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.pruning import own_share
+from msh.subnetworks.tensors import widened
 
 ScoreStart = Literal["magnitude", "random"]
 
@@ -79,7 +80,7 @@ def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, in
     held, own = network.held(task), network.masks(task)
     for name, chosen in choose_at_most(dict(sub.scores.items()), kept, held).items():
         values, mine = sub.values[name], chosen & own[name]
-        norm, now = (values[mask].float().norm() for mask in (own[name], mine))
+        norm, now = (widened(values[mask]).norm() for mask in (own[name], mine))
         if rescale and now > 0:
             share = own_share(mine, chosen) / own_share(own[name], held[name])
             values[own[name]] *= (share * norm / now).to(values)

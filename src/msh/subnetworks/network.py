@@ -32,16 +32,18 @@ from msh.subnetworks.tensors import (
     tie_again,
     trainable,
     wide_enough,
+    widened,
 )
 from msh.subnetworks.views import (
     ModuleCache,
     TaskNetwork,
     TrainingNetwork,
-    cast_half,
-    cast_head,
+    cast_features,
+    cast_type,
     copy_structure,
     frozen_network,
     half_precision,
+    in_own_type,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
 
@@ -88,7 +90,7 @@ class MultiSubnetwork(nn.Module):
         self.initial_norms = TensorBag()
         for name, weight in self.weights():
             self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
-            self.initial_norms.set(name, weight.float().norm().reshape(()))
+            self.initial_norms.set(name, widened(weight).norm().reshape(()))
         self.recipe: Recipe = dict(recipe or {})
         self.master_weights = master_weights
         self.subnetworks = TaskDict()
@@ -402,15 +404,15 @@ class MultiSubnetwork(nn.Module):
         for again, name in self.names.tied.items():
             if name in tensors:
                 tensors[again] = tensors[name]
-        features = sub.stem(inputs)
-        half = half_precision(weight for _, weight in self.weights())
-        if half is None:
+        cast = cast_type(weight for _, weight in self.weights())
+        if cast is None:
+            features = sub.stem(inputs)
             outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (features,), tie_weights=False))
             return outputs
         for name in self.names.parameters:
             tensors[name] = tensors[name].to(self.backbone.get_buffer(name).dtype)
-        features = functional_call(self.backbone, tensors, (cast_half(features, half),), tie_weights=False)
-        return cast_head(sub.head, features)
+        features = cast_features(in_own_type(sub.stem, inputs), cast)
+        return in_own_type(sub.head, functional_call(self.backbone, tensors, (features,), tie_weights=False))
 
     def training_weights(self, sub: Subnetwork) -> dict[str, Tensor | SparseForm]:
         """Tensor name to what a masked or compact task computes with now; gradients reach the task's values."""

@@ -14,6 +14,7 @@ from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
 from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.tensors import widened
 from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
 
@@ -278,7 +279,7 @@ def rewind(
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = values.float().norm() if units is None else norm_of(values, _rows(mask))
+        norm = widened(values).norm() if units is None else norm_of(values, _rows(mask))
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

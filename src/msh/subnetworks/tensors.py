@@ -331,6 +331,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(raw_bytes(a) == raw_bytes(b))
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 if it is of that type."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, each module's own mode again outside."""

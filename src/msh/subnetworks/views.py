@@ -77,7 +77,7 @@ class TaskNetwork(nn.Module):
         backbone: computes the task's features.
         head: from the features to the task's outputs, or identity.
         frozen: stay in evaluation mode whatever `train` is told.
-        half: type of a backbone in half precision, to which what it reads is cast; None of any other.
+        cast: type of a backbone that is not float32, to which its input is cast; None: float32.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class TaskNetwork(nn.Module):
         backbone: nn.Module,
         head: nn.Module,
         frozen: bool = True,
-        half: torch.dtype | None = None,
+        cast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.frozen, self.half_type = task, frozen, half
+        self.task, self.frozen, self.cast_type = task, frozen, cast
         self.stem, self.backbone, self.head = stem, backbone, head
         self.train(not frozen)
 
@@ -101,11 +101,16 @@ class TaskNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
-        features = self.stem(inputs)
-        if not torch.jit.is_scripting() and self.half_type is not None:  # type: ignore[attr-defined]
-            return cast_head(self.head, self.backbone(cast_half(features, self.half_type)))
-        outputs: Tensor = self.head(self.backbone(features))
+        if not torch.jit.is_scripting() and self.cast_type is not None:  # type: ignore[attr-defined]
+            features = cast_features(in_own_type(self.stem, inputs), self.cast_type)
+            return in_own_type(self.head, self.backbone(features))
+        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
         return outputs
+
+
+def cast_type(weights: Iterable[Tensor]) -> torch.dtype | None:
+    """The type to which a backbone's input is cast: its weights', if it is float64, bfloat16 or float16, else None."""
+    return next((w.dtype for w in weights if w.dtype in (torch.float64, torch.bfloat16, torch.float16)), None)
 
 
 def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:
@@ -113,17 +118,17 @@ def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:
     return next((w.dtype for w in weights if w.dtype in (torch.bfloat16, torch.float16)), None)
 
 
-def cast_half(features: Tensor, half: torch.dtype) -> Tensor:
-    """Cast a half-precision backbone's input to its type; leave tokens, and everything under autocast, alone."""
+def cast_features(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast a backbone's input to the backbone's type; leave tokens, and everything under autocast, alone."""
     if not features.is_floating_point() or torch.is_autocast_enabled(features.device.type):
         return features
-    return features.to(half)
+    return features.to(dtype)
 
 
-def cast_head(head: nn.Module, features: Tensor) -> Tensor:
-    """A head's outputs from a half-precision backbone's features, in the head's own precision."""
-    own = next((p.dtype for p in (*head.parameters(), *head.buffers()) if p.is_floating_point()), features.dtype)
-    outputs: Tensor = head(features.to(own))
+def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
+    """A stem's or head's outputs, computed in the type of its own tensors; tokens stay as they are."""
+    own = next((p.dtype for p in (*part.parameters(), *part.buffers()) if p.is_floating_point()), inputs.dtype)
+    outputs: Tensor = part(inputs.to(own) if inputs.is_floating_point() else inputs)
     return outputs
 
 
@@ -148,8 +153,8 @@ def frozen_network(
     for name, tensor in sub.private.items():
         for place in places[name]:
             put_tensor(*place, tensor)
-    half = half_precision(dense for dense, _ in weights.values())
-    return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head), half=half)
+    cast = cast_type(dense for dense, _ in weights.values())
+    return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head), cast=cast)
 
 
 class TrainingNetwork(nn.Module):
@@ -178,7 +183,7 @@ class TrainingNetwork(nn.Module):
                 put_tensor(*place, network.backbone.get_buffer(name).clone())
         self._modes = list(zip(network.backbone.modules(), self.backbone.modules(), strict=True))
         self._checkpoints = uses_checkpoints(self.backbone)
-        self._half = half_precision(weight for _, weight in network.weights())
+        self._cast = cast_type(weight for _, weight in network.weights())
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -192,13 +197,14 @@ class TrainingNetwork(nn.Module):
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
         self._network[0].update_choice(self.subnetwork)
         self._take(self._network[0].training_weights(self.subnetwork))
-        features = self.subnetwork.stem(inputs)
+        stem, head = self.subnetwork.stem, self.subnetwork.head
+        features = stem(inputs) if self._cast is None else in_own_type(stem, inputs)
         if self._checkpoints and torch.is_grad_enabled() and features.is_floating_point():
             features = features if features.requires_grad else features.detach().requires_grad_()
-        if self._half is None:
-            outputs: Tensor = self.subnetwork.head(self.backbone(features))
+        if self._cast is None:
+            outputs: Tensor = head(self.backbone(features))
         else:
-            outputs = cast_head(self.subnetwork.head, self.backbone(cast_half(features, self._half)))
+            outputs = in_own_type(head, self.backbone(cast_features(features, self._cast)))
         self._give_back()
         return outputs
 
@@ -212,7 +218,7 @@ class TrainingNetwork(nn.Module):
                 else:
                     put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
         for name, tensor in self.subnetwork.private.items():
-            if self._half is not None and isinstance(tensor, nn.Parameter):
+            if self._cast is not None and isinstance(tensor, nn.Parameter):
                 tensor = tensor.to(self._network[0].backbone.get_buffer(name).dtype)
             for place in self._places[name]:
                 put_tensor(*place, tensor)

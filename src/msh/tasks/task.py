@@ -14,6 +14,7 @@ from torchmetrics import MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 
 from msh.recipes import Recipe, build
+from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, LazyInputs
 
@@ -153,6 +154,8 @@ class Task:
         """
         if self.kind == "classification":
             return F.cross_entropy(outputs, targets)
+        if outputs.dtype == torch.float64:
+            targets = targets.to(outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
         scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
@@ -160,7 +163,7 @@ class Task:
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """The head's outputs (batch, outputs) in the form the metric takes; regression in the data's unit."""
-        outputs = outputs.float()
+        outputs = widened(outputs)
         if self.kind == "regression":
             return outputs * self.target_std.to(outputs) + self.target_mean.to(outputs)
         return outputs

@@ -122,7 +122,7 @@ class Baselines:
         PREEMPTION.release()
 
     def _shared(self) -> SharedModule:
-        network = SharedNetwork(build_backbone(self.config, self.tasks))
+        network = SharedNetwork(build_backbone(self.config, self.tasks), self.config.master_weights)
         for task in self.tasks.values():
             add_task(network, task, self.config)
         return SharedModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)

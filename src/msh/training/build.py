@@ -13,13 +13,14 @@ from hydra.utils import instantiate
 from torch import nn
 
 from msh.errors import invalid
-from msh.recipes import Recipe
+from msh.recipes import DTYPES, Recipe
 from msh.subnetworks import MultiSubnetwork, UnitGraph, trace_units
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig
+from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,11 @@ def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[st
 
 def backbone_recipe(config: RunConfig, tasks: dict[str, Task]) -> Recipe:
     """How to build the backbone: its input has the first task's shape where the config says none."""
-    if config.backbone.get("input_shape") is not None:
-        return config.backbone
-    return config.backbone | {"input_shape": list(next(iter(tasks.values())).input_shape)}
+    settings: Recipe = dict(config.backbone)
+    if settings.get("input_shape") is None:
+        settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
+    kind = true_type(config)
+    return settings if kind is None else {**settings, "_dtype_": kind}
 
 
 def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
@@ -94,8 +97,11 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
 def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
     """The backbone, with weights that the run's seed decides."""
     settings = backbone_recipe(config, tasks)
+    kind = settings.pop("_dtype_", None)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
-    backbone: nn.Module = instantiate(settings, _convert_="all")
+    with drawing_in(kind):
+        backbone: nn.Module = instantiate(settings, _convert_="all")
+    backbone.to(None if kind is None else DTYPES[kind])
     for name in ("input_shape", "features"):
         if not hasattr(backbone, name):
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/architecture.md")
@@ -156,8 +162,14 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
     """Add a task with a fresh head, and a stem where its input's shape is not the backbone's."""
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
-    head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
+    kind = true_type(config)
+    with drawing_in(kind):
+        head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
     recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
+    if kind == "float64":  # of narrower networks, head and stem are float32
+        recipe = {part: built and {**built, "_dtype_": kind} for part, built in recipe.items()}
+        for module in filter(None, (head, stem)):
+            module.to(torch.float64)
     if isinstance(network, SharedNetwork):
         network.add_task(task.name, head, stem)
     else:

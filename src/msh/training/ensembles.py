@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from msh.runs.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks.tensors import widened
 from msh.tasks import Task
 from msh.tasks.task import SplitName
 from msh.training.config import RunConfig
@@ -67,7 +68,7 @@ class Ensemble(nn.Module):
         Probabilities are averaged, or the values of a regression.
         """
         members = self.members[ensemble]
-        outputs = torch.stack([self.network(inputs, member).float() for member in members])
+        outputs = torch.stack([widened(self.network(inputs, member)) for member in members])
         kind = self.tasks[members[0]].kind
         if kind == "classification":
             return outputs.log_softmax(-1).logsumexp(0) - math.log(len(members))

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks.tensors import widened
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
@@ -287,7 +288,7 @@ class TaskModule(pl.LightningModule, ABC):
         name = self.measured[which]
         task, (inputs, targets) = self.tasks[name], batch
         outputs = self(inputs, name)
-        loss, metric = task.loss(outputs.float(), targets), self.metric(name, split)
+        loss, metric = task.loss(widened(outputs), targets), self.metric(name, split)
         metric.update(task.predictions(outputs), targets)
         settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         self.log(f"{name}/{split}/loss", loss, batch_size=len(inputs), sync_dist=True, **settings)

@@ -25,6 +25,7 @@ from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
+from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
 
@@ -95,6 +96,7 @@ def prepare(config: RunConfig) -> Prepared:
 def _check_classes(config: RunConfig) -> None:
     """Build what the config names from other libraries, to see that it can be built."""
     check_devices(config.trainer)
+    check_precision(config)
     for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
         instantiate(callback)
     check_optimizer(config)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from msh.subnetworks.tensors import TaskDict
+from msh.subnetworks.tensors import TaskDict, widened
+from msh.subnetworks.views import cast_features, cast_type, half_precision, in_own_type
 from msh.training.module import TaskModule
 
 
@@ -15,11 +17,16 @@ class SharedNetwork(nn.Module):
 
     Args:
         backbone: any module.
+        master_weights: train one that comes in bfloat16 or float16 in float32, as `MultiSubnetwork` does.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, master_weights: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
+        self.cast_type, half = cast_type(backbone.parameters()), half_precision(backbone.parameters())
+        if half and master_weights:
+            for parameter in backbone.parameters():
+                parameter.data = widened(parameter.data)
         self.stems = TaskDict()
         self.heads = TaskDict()
 
@@ -51,8 +58,13 @@ class SharedNetwork(nn.Module):
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
         """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
-        outputs: Tensor = self.heads[task](self.backbone(self.stems[task](inputs)))
-        return outputs
+        stem, head, cast = self.stems[task], self.heads[task], self.cast_type
+        if cast is None:
+            outputs: Tensor = head(self.backbone(stem(inputs)))
+            return outputs
+        tensors = {name: parameter.to(cast) for name, parameter in self.backbone.named_parameters()}
+        features = cast_features(in_own_type(stem, inputs), cast)
+        return in_own_type(head, functional_call(self.backbone, tensors, (features,)))
 
 
 class SharedModule(TaskModule):

@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from msh.training.callbacks import EpochCheckpoint, StageProgress
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
+from msh.training.precision import TRUE
 
 
 def check_devices(config: TrainerConfig) -> None:
@@ -56,6 +57,8 @@ def build_trainer(
     """
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     settings["max_epochs"] = epochs
+    if str(settings.get("precision")) in TRUE:
+        del settings["precision"]  # the network has the type already
     if settings["strategy"] == "ddp":
         # The buffers are the whole network: sending them from rank 0 with each step would cost more than the step.
         settings["strategy"] = DDPStrategy(broadcast_buffers=False)

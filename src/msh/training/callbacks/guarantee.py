@@ -16,7 +16,7 @@ from torch import Tensor
 from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
 from msh.subnetworks import MultiSubnetwork
-from msh.subnetworks.tensors import same_bits
+from msh.subnetworks.tensors import same_bits, widened
 from msh.training.machine import flushes_denormal
 from msh.training.module import SubnetworkModule
 
@@ -151,7 +151,7 @@ class Guarantee(pl.Callback):
 def frozen_outputs(network: MultiSubnetwork, task: str, inputs: Tensor) -> Tensor:
     """A frozen task's outputs (batch, outputs), on the CPU."""
     outputs: Tensor = network(inputs, task)
-    return outputs.float().cpu().contiguous()
+    return widened(outputs).cpu().contiguous()
 
 
 def _computed_on(device: torch.device) -> str:
