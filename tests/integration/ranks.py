@@ -35,9 +35,9 @@ def end_of(folder, *overrides):
         return go(run)
 
     def note(callback, trainer, module):
-        before = set(module.stopped)
+        before = set(module.context.stopped)
         decide(callback, trainer, module)
-        stopped.extend([task, trainer.current_epoch + 1] for task in sorted(module.stopped - before))
+        stopped.extend([task, trainer.current_epoch + 1] for task in sorted(module.context.stopped - before))
 
     training.Run.go, EarlyStoppingPerTask.on_validation_end = keep, note
     try:

@@ -118,7 +118,7 @@ class Compare(pl.Callback):
         self.seen = []
 
     def on_validation_end(self, trainer, pl_module):
-        (name,) = pl_module.learning
+        (name,) = pl_module.context.tasks
         split = pl_module.tasks[name].splits["val"]
         with torch.no_grad():
             outputs = pl_module(split.inputs, name)

@@ -22,7 +22,7 @@ from msh.tasks.task import SplitName
 from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.config import RunConfig, TrainerConfig
-from msh.training.module import TaskModule
+from msh.training.module import FitContext, TaskModule
 from msh.training.plan import Fit
 from msh.training.trainers import build_trainer
 
@@ -38,6 +38,7 @@ def run_fit(
     checkpoints: Path,
     extra: Sequence[pl.Callback],
     loggers: Sequence[Logger],
+    steps_to_come: int = 0,
 ) -> float:
     """Train tasks for a fit's epochs, from its last good checkpoint if it has one.
 
@@ -50,12 +51,14 @@ def run_fit(
         checkpoints: folder of this fit's checkpoints.
         extra: callbacks of this fit beside the usual ones.
         loggers: of the run.
+        steps_to_come: batches of the fits after this one, as far as they are known.
     Returns:
         Wall seconds.
     """
     started = time.monotonic()
     scheduler = config.prune_scheduler if fit.prunes else config.scheduler
-    module.prepare(fit.name, fit.key, tasks, instantiate(scheduler) if scheduler else None)
+    made = instantiate(scheduler) if scheduler else None
+    module.begin_fit(FitContext(fit.name, fit.key, tuple(tasks), made, steps_to_come))
     callbacks = _usual_callbacks(fit, config, checkpoints)
     trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
     loaders = _train_loaders(module, fit, tasks, config, trainer)
@@ -130,7 +133,7 @@ def _train_loaders(
         if config.trainer.overfit_batches:
             loaders[name] = measuring_loader(split, batch_size=task.batch_size, **ranks)
         else:
-            seed = derive_seed(module.seed, module.fit_key, name)
+            seed = derive_seed(module.seed, module.context.key, name)
             loaders[name] = train_loader(
                 split, task.batch_size, seed, **ranks, repeat=task.repeat, augmentation=task.augmentation
             )
@@ -184,7 +187,7 @@ def measure(
     Returns:
         Task to score, in the metric's unit.
     """
-    module.measured = list(tasks)
+    module.evaluated = list(tasks)
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate
     run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, config, trainer), verbose=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +43,33 @@ class NonFiniteLossError(ValueError):
     """A training loss became NaN or infinite."""
 
 
+@dataclass
+class FitContext:
+    """The fit under way: what it trains, and what is noted while it runs.
+
+    Attributes:
+        name: for people.
+        key: names the fit within the run, whatever comes after it; random draws depend on it.
+        tasks: that train.
+        scheduler: of the learning rate, stepped with each batch.
+        steps_to_come: batches of the fits after this one, as far as they are known.
+        first_step: step of the run at which the fit started.
+        stopped: tasks that train no more: their weights, and their optimizer state, stay as they are.
+        nonfinite: task to whether one of its losses was not finite: bool, ().
+        sharded: with `trainer.strategy=fsdp`, tasks that train to the shards of their weights.
+    """
+
+    name: str = ""
+    key: str = ""
+    tasks: tuple[str, ...] = ()
+    scheduler: SchedulerFactory | None = None
+    steps_to_come: int = 0
+    first_step: int = 0
+    stopped: set[str] = field(default_factory=set)
+    nonfinite: dict[str, Tensor] = field(default_factory=dict)
+    sharded: dict[str, ShardedPart] = field(default_factory=dict)
+
+
 class TaskModule(pl.LightningModule, ABC):
     """Trains one stage's tasks; measures any.
 
@@ -65,45 +93,30 @@ class TaskModule(pl.LightningModule, ABC):
         self.network = network
         self.tasks = dict(tasks)
         self.optimizer_factory = optimizer
-        self.scheduler_factory: SchedulerFactory | None = None
         self.seed = seed
-        self.fit_name = self.fit_key = ""
-        self.learning: list[str] = []
-        """Tasks that train in the present fit."""
-        self.stopped: set[str] = set()
-        """Those of them that have stopped: their weights, and what the optimizer keeps of them, stay as they are."""
-        self.measured: list[str] = []
+        self.context = FitContext()
+        self.run_step = 0
+        """Optimizer steps so far in the whole run: the axis of all logs."""
+        self.evaluated: list[str] = []
         """Tasks that the validation or test loaders belong to, in their order."""
-        self.steps_to_come = 0
-        """Batches of the fits after the present one, as far as they are known: what is left to be done."""
-        self.first_step = 0
-        """Step of the run at which the present fit started."""
-        self.sharded: dict[str, ShardedPart] = {}
-        """With `trainer.strategy=fsdp`, during a fit: the tasks that train, to the shards of what they train."""
         metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
         self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
         self._constant_scores: dict[str, float] = {}
-        self.nonfinite: dict[str, Tensor] = {}
-        """Task to whether one of its losses in the present fit was not finite: bool, ()."""
 
     def metric(self, task: str, split: str) -> Metric:
         """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
         return cast(Metric, cast(nn.ModuleDict, self.metrics[f"of_{task}"])[split])
 
-    def prepare(self, fit_name: str, fit_key: str, learning: Sequence[str], scheduler: SchedulerFactory | None) -> None:
-        """Say what the next fit trains.
+    def begin_fit(self, context: FitContext) -> None:
+        """Say what the next fit trains; its first step is the run's next one."""
+        self.context = replace(context, first_step=self.run_step)
+        self.evaluated = list(context.tasks)
 
-        Args:
-            fit_name: for people.
-            fit_key: names the fit within the run, whatever comes after it; random draws depend on it.
-            learning: the tasks that train.
-            scheduler: of the learning rate, stepped with each batch.
-        """
-        self.fit_name, self.fit_key = fit_name, fit_key
-        self.learning, self.measured = list(learning), list(learning)
-        self.scheduler_factory = scheduler
-        self.first_step = self.run_step
-        self.stopped = set()
+    def stop(self, tasks: Iterable[str]) -> None:
+        """Train tasks of the present fit no more; it ends once all of them have stopped."""
+        self.context.stopped.update(tasks)
+        if self.context.stopped.issuperset(self.context.tasks):
+            self.trainer.should_stop = True
 
     @abstractmethod
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
@@ -136,45 +149,38 @@ class TaskModule(pl.LightningModule, ABC):
             self._constant_scores[task] = self.tasks[task].constant_score("val")
         return self._constant_scores[task]
 
-    @property
-    def run_step(self) -> int:
-        """Optimizer steps so far in the whole run: the axis of all logs."""
-        return self._run_step
-
-    _run_step = 0
-
     def forward(self, inputs: Tensor, task: str) -> Tensor:
         """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
-        outputs: Tensor = self.sharded.get(task, self.network)(inputs, task)
+        outputs: Tensor = self.context.sharded.get(task, self.network)(inputs, task)
         return outputs
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, what trains is whole on every rank, if it is sharded; what is written to it stays."""
-        sharded, self.sharded = self.sharded, {}
+        sharded, self.context.sharded = self.context.sharded, {}
         try:
             with ExitStack() as gathered:
                 for part in dict.fromkeys(sharded.values()):
                     gathered.enter_context(part.whole())
                 yield
         finally:
-            self.sharded = sharded
+            self.context.sharded = sharded
 
     # ---- Lightning's hooks
 
     def configure_optimizers(self) -> Any:
         """An optimizer over the parameters of the tasks that train, and nothing else; a parameter group for each."""
         optimizer = self.optimizer_factory([{"params": list(part.parameters())} for part in self.groups().values()])
-        if self.scheduler_factory is None:
+        if self.context.scheduler is None:
             return optimizer
-        scheduler = build_scheduler(self.scheduler_factory, optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = build_scheduler(self.context.scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Let every logger go on at the run's step, not at the fit's."""
         steps = self.trainer.fit_loop.epoch_loop
-        steps._batches_that_stepped = self.first_step + self.trainer.global_step
-        self.nonfinite = {}
+        steps._batches_that_stepped = self.context.first_step + self.trainer.global_step
+        self.context.nonfinite = {}
         for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
             if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.forget_after(self.run_step)
@@ -203,30 +209,30 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout and its like follow from (seed, fit, epoch, batch, rank): a resumed run draws the same."""
-        torch.manual_seed(derive_seed(self.seed, self.fit_key, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Weighted sum of the losses, on a batch each, of the tasks that have not stopped: a scalar."""
         losses = []
         for name, (inputs, targets) in batch.items():
-            if name in self.stopped:
+            if name in self.context.stopped:
                 continue
             task = self.tasks[name]
             loss = task.loss(self(inputs, name), targets)
             losses.append(task.loss_weight * loss)
-            self.nonfinite[name] = self.nonfinite.get(name, False) | ~torch.isfinite(loss.detach())
+            self.context.nonfinite[name] = self.context.nonfinite.get(name, False) | ~torch.isfinite(loss.detach())
             self.log(f"{name}/train/loss", loss.detach(), batch_size=len(inputs), on_step=True, on_epoch=False)
-        if self.stopped and isinstance(self.trainer.model, DistributedDataParallel):  # waits for every gradient
+        if self.context.stopped and isinstance(self.trainer.model, DistributedDataParallel):  # waits for every gradient
             losses += [0.0 * p.sum() for p in self._parameters_of_stopped()]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def _parameters_of_stopped(self) -> list[nn.Parameter]:
         groups = self.groups().items()
-        return [p for group, part in groups if self.stopped.issuperset(group) for p in part.parameters()]
+        return [p for group, part in groups if self.context.stopped.issuperset(group) for p in part.parameters()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the gradients of tasks that have stopped away: an optimizer passes over what has none."""
-        if self.stopped:
+        if self.context.stopped:
             for parameter in self._parameters_of_stopped():
                 parameter.grad = None
 
@@ -245,7 +251,7 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step; look now and then whether a loss was not finite."""
-        self._run_step = self.first_step + self.trainer.global_step
+        self.run_step = self.context.first_step + self.trainer.global_step
         if batch_idx % max(1, int(cast(Any, self.trainer).log_every_n_steps)) == 0:
             self.stop_if_nonfinite()
 
@@ -255,9 +261,9 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_train_end(self) -> None:
         """Whatever comes now finds whole tensors."""
-        for part in dict.fromkeys(self.sharded.values()):
+        for part in dict.fromkeys(self.context.sharded.values()):
             part.gather()
-        self.sharded = {}
+        self.context.sharded = {}
 
     def stop_if_nonfinite(self) -> None:
         """Raise, on every rank, if a loss since the start of the fit was NaN or infinite on one of them.
@@ -265,14 +271,14 @@ class TaskModule(pl.LightningModule, ABC):
         Raises:
             NonFiniteLossError: naming tasks and epoch.
         """
-        if not self.nonfinite:
+        if not self.context.nonfinite:
             return
-        counts = self.trainer.strategy.reduce(torch.stack(list(self.nonfinite.values())).int(), reduce_op="sum")
+        counts = self.trainer.strategy.reduce(torch.stack(list(self.context.nonfinite.values())).int(), reduce_op="sum")
         assert isinstance(counts, Tensor)
-        if named := [repr(name) for name, count in zip(self.nonfinite, counts.tolist(), strict=True) if count]:
+        if named := [repr(name) for name, count in zip(self.context.nonfinite, counts.tolist(), strict=True) if count]:
             raise NonFiniteLossError(
                 f"the loss of {', '.join(named)} became NaN or infinite in epoch "
-                f"{self.current_epoch} of {self.fit_name}; the last good checkpoint is kept. "
+                f"{self.current_epoch} of {self.context.name}; the last good checkpoint is kept. "
                 "A lower optimizer.lr, or trainer.gradient_clip_val=1, usually helps: start a new run with it"
             )
 
@@ -285,7 +291,7 @@ class TaskModule(pl.LightningModule, ABC):
         self._measure("test", batch, dataloader_idx)
 
     def _measure(self, split: str, batch: Batch, which: int) -> None:
-        name = self.measured[which]
+        name = self.evaluated[which]
         task, (inputs, targets) = self.tasks[name], batch
         outputs = self(inputs, name)
         loss, metric = task.loss(widened(outputs), targets), self.metric(name, split)
@@ -296,20 +302,20 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the stage's loss, for callbacks that look at one number."""
-        losses = [self.trainer.callback_metrics.get(f"{name}/val/loss") for name in self.measured]
+        losses = [self.trainer.callback_metrics.get(f"{name}/val/loss") for name in self.evaluated]
         present = [loss for loss in losses if loss is not None]
         if present:
             self.log("val/loss", torch.stack(present).sum(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the run's step."""
-        step = self.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
-        checkpoint["msh"] = {"fit": self.fit_name, "run_step": step, "first_step": self.first_step}
+        step = self.context.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
+        checkpoint["msh"] = {"fit": self.context.name, "run_step": step, "first_step": self.context.first_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the run's step back."""
-        self._run_step = int(checkpoint["msh"]["run_step"])
-        self.first_step = int(checkpoint["msh"]["first_step"])
+        self.run_step = int(checkpoint["msh"]["run_step"])
+        self.context.first_step = int(checkpoint["msh"]["first_step"])
 
 
 class SubnetworkModule(TaskModule):
@@ -319,7 +325,7 @@ class SubnetworkModule(TaskModule):
 
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
         """Each task by itself, with its subnetwork."""
-        return {(task,): self.network.subnetwork(task) for task in self.learning}
+        return {(task,): self.network.subnetwork(task) for task in self.context.tasks}
 
 
 def _metrics(task: Task) -> dict[str, Metric]:

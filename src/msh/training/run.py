@@ -178,7 +178,7 @@ class Run:
         ended = self._restore()
         if self._is_measured():
             if not ended:  # its checkpoints are gone
-                self.module._run_step = self._steps_after(-1)
+                self.module.run_step = self._steps_after(-1)
             return
         number = 0
         for stage, fits in self.fits.items():
@@ -206,7 +206,7 @@ class Run:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
             self.network.load_state_dict(file.state.state_dict())
-        self.module._run_step = counted.get("step", 0)
+        self.module.run_step = counted.get("step", 0)
         self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
         return ended
 
@@ -226,8 +226,8 @@ class Run:
         if fit.last:
             extra += [Freeze(), self.guarantee]
         folder = self.state.fit_folder(fit.key)
-        self.module.steps_to_come = self._steps_after(number)
-        seconds = run_fit(self.module, fit, stage.tasks, self.config, self.folder, folder, extra, self.loggers)
+        coming = self._steps_after(number)
+        seconds = run_fit(self.module, fit, stage.tasks, self.config, self.folder, folder, extra, self.loggers, coming)
         if fit.prunes and not fit.last:
             self._compact(stage)
         for task in stage.tasks:

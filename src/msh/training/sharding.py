@@ -102,7 +102,7 @@ class ShardedStrategy(DDPStrategy):
         for group, part in module.groups().items():
             part.load_state_dict(from_rank_zero(module, part.state_dict()))
             sharded = ShardedPart(part, module.network, mesh)
-            module.sharded |= dict.fromkeys(group, sharded)
+            module.context.sharded |= dict.fromkeys(group, sharded)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Without fused kernels where torch has none for shards."""
@@ -131,9 +131,9 @@ class ShardedStrategy(DDPStrategy):
 
     def teardown(self) -> None:
         """After a fit that failed, do not move shards as if they were tensors."""
-        for part in dict.fromkeys(self._module.sharded.values()):
+        for part in dict.fromkeys(self._module.context.sharded.values()):
             part.drop()
-        self._module.sharded = {}
+        self._module.context.sharded = {}
         super().teardown()
 
     @property

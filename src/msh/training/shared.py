@@ -74,4 +74,4 @@ class SharedModule(TaskModule):
 
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
         """All tasks that train, together."""
-        return {tuple(self.learning): self.network.part(self.learning)}
+        return {self.context.tasks: self.network.part(self.context.tasks)}

@@ -13,12 +13,13 @@ from msh.files.state_file import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
 from msh.training.fitting import measure
+from msh.training.module import FitContext
 
 
 def bias_after(scores, kind="classification", metric="accuracy"):
     """Epoch i sets the head's bias to i; returns the bias that RestoreBest puts back after these scores."""
     module = begin(make_module(make_task(kind=kind, metric=metric)), "a")
-    module.prepare("toy", "toy", ["a"], None)
+    module.begin_fit(FitContext(tasks=("a",)))
     callback, bias = RestoreBest(), module.network.subnetwork("a").head.bias
     for epoch, score in enumerate(scores):
         torch.nn.init.constant_(bias, epoch)
@@ -44,7 +45,7 @@ def test_the_lowest_score_is_the_best_of_a_metric_that_is_better_low(scores, bes
 
 def test_each_task_of_a_stage_has_its_own_best_epoch():
     module = begin(begin(make_module(make_task("a"), make_task("b")), "a"), "b")
-    module.prepare("toy", "toy", ["a", "b"], None)
+    module.begin_fit(FitContext(tasks=("a", "b")))
     callback = RestoreBest()
     for epoch, scores in enumerate([(0.9, 0.1), (0.2, 0.8), (0.1, 0.3)]):
         metrics = dict(zip(("a/val/accuracy", "b/val/accuracy"), map(torch.tensor, scores), strict=True))
@@ -57,7 +58,7 @@ def test_each_task_of_a_stage_has_its_own_best_epoch():
 
 def test_the_sanity_check_counts_for_nothing():
     module = begin(make_module(), "a")
-    module.prepare("toy", "toy", ["a"], None)
+    module.begin_fit(FitContext(tasks=("a",)))
     callback = RestoreBest()
     metrics = {"a/val/accuracy": torch.tensor(1.0)}
     callback.on_validation_end(SimpleNamespace(sanity_checking=True, callback_metrics=metrics), module)
@@ -96,7 +97,7 @@ def test_the_best_epoch_is_that_of_what_early_stopping_monitors(callbacks, by, t
 
 def test_by_the_loss_another_epoch_may_be_the_best():
     module = begin(make_module(), "a")
-    module.prepare("toy", "toy", ["a"], None)
+    module.begin_fit(FitContext(tasks=("a",)))
     callback, bias = RestoreBest("loss"), module.network.subnetwork("a").head.bias
     for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.6, 0.2), (0.9, 0.7)]):
         torch.nn.init.constant_(bias, epoch)

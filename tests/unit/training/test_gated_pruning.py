@@ -76,7 +76,7 @@ def test_a_step_that_does_not_recover_goes_back_to_the_last_acceptable_mask_and_
         assert not (failed[name] & ~mask).any()
         assert failed[name].sum() < mask.sum()
     assert all(a is b for a, b in zip(module.network.parameters(), before, strict=True))
-    assert module.stopped == {"a"}
+    assert module.context.stopped == {"a"}
 
 
 def test_a_step_under_way_when_the_epochs_run_out_is_taken_back(tmp_path):
@@ -164,7 +164,7 @@ def test_a_killed_and_resumed_fit_decides_the_same_and_ends_with_the_same_bits(e
     fit(resumed, tmp_path, make_pruner(wanted), seen, name=names, epochs=8, config=config)
     assert min(seen.seen) == epoch
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
-    assert resumed.stopped == undisturbed.stopped == {"a", "b"}
+    assert resumed.context.stopped == undisturbed.context.stopped == {"a", "b"}
 
 
 def test_a_fit_killed_after_all_had_ended_stays_ended(tmp_path):

@@ -10,7 +10,7 @@ from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_mo
 from msh.tasks.augmentation import Augmentation, Change
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.fitting import measure
-from msh.training.module import NonFiniteLossError
+from msh.training.module import FitContext, NonFiniteLossError
 
 KINDS = ["classification", "regression"]
 
@@ -106,7 +106,7 @@ def test_the_optimizer_has_the_learning_tasks_parameters_and_no_other():
     module.network.restrict("a", {name: mask & False for name, mask in module.network.masks("a").items()})
     module.network.freeze("a")
     begin(module, "b")
-    module.prepare("toy", "toy", ["b"], None)
+    module.begin_fit(FitContext(tasks=("b",)))
     found = [parameter for group in module.configure_optimizers().param_groups for parameter in group["params"]]
     expected = list(module.network.subnetwork("b").parameters())
     assert {id(parameter) for parameter in found} == {id(parameter) for parameter in expected}
@@ -144,9 +144,9 @@ def test_the_last_good_checkpoint_is_kept(tmp_path):
 
 def test_a_fit_after_one_that_failed_starts_clean(tmp_path):
     module = begin(make_module(), "a")
-    module.nonfinite = {"a": torch.ones((), dtype=torch.bool)}
+    module.context.nonfinite = {"a": torch.ones((), dtype=torch.bool)}
     fit(module, tmp_path, epochs=1)
-    assert not module.nonfinite["a"]
+    assert not module.context.nonfinite["a"]
     assert module.run_step == 4
 
 

@@ -54,9 +54,8 @@ def lines(caplog):
 def test_a_log_has_a_plain_line_for_each_epoch_with_all_there_is_to_know(tmp_path, caplog, clock, monkeypatch):
     console = use_console(monkeypatch, Console(file=io.StringIO()))
     module = small_module()
-    module.steps_to_come = 10 * STEPS
     with caplog.at_level(logging.INFO):
-        fit(module, tmp_path, StageProgress(), epochs=2)
+        fit(module, tmp_path, StageProgress(), epochs=2, steps_to_come=10 * STEPS)
     first, second = lines(caplog)
     numbers = r"a/sparsity 0\.7500  a/train/loss [\d.]+  a/val/loss [\d.]+  a/val/accuracy [\d.]+"
     assert re.fullmatch(rf"toy  epoch 1/2  {numbers}  \d+ s left", first)
@@ -77,8 +76,7 @@ def test_the_time_left_is_that_of_all_fits_to_come(tmp_path, monkeypatch):
             now["time"] += 3.0
             seen.append(bar.seconds_left(trainer, pl_module))
 
-    module.steps_to_come = 10
-    fit(module, tmp_path, bar, Look(), epochs=2)
+    fit(module, tmp_path, bar, Look(), epochs=2, steps_to_come=10)
     assert seen == pytest.approx([3.0 * (10 + 2 * STEPS - done) for done in range(1, 2 * STEPS + 1)])
 
 

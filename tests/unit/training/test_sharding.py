@@ -93,7 +93,7 @@ def test_what_trains_is_in_shards_during_a_fit_and_whole_where_it_is_asked_for_a
         assert states_sharded
     sub = module.network.subnetwork("a")
     assert {type(p) for p in sub.parameters()} == {torch.nn.Parameter}
-    assert module.sharded == {}
+    assert module.context.sharded == {}
 
 
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "fsdp"), ("fsdp", "auto"), ("auto", "fsdp")])

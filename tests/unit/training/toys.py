@@ -66,7 +66,7 @@ def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer)
     return make_run(["a"], **settings)
 
 
-def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle"):
+def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle", steps_to_come=0):
     """One fit of a task, or of a list of them; its checkpoints go into folder/checkpoints."""
     what = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
     run_fit(
@@ -78,6 +78,7 @@ def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cyc
         folder / "checkpoints",
         callbacks,
         [],
+        steps_to_come,
     )
 
 

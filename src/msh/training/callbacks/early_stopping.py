@@ -42,7 +42,7 @@ class EarlyStoppingPerTask(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """In a resumed fit, tasks that had stopped stay so."""
         assert isinstance(pl_module, TaskModule)
-        self._stop(trainer, pl_module)
+        self._stop(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the epochs in which a task did not improve."""
@@ -51,7 +51,7 @@ class EarlyStoppingPerTask(pl.Callback):
             return
         for group in pl_module.groups():
             name, score = "+".join(group), pl_module.val_score(trainer.callback_metrics, group, self.monitor)
-            if score is None or pl_module.stopped.issuperset(group):
+            if score is None or pl_module.context.stopped.issuperset(group):
                 continue
             if score > self.best.get(name, -math.inf) + self.min_delta:
                 self.best[name], self.waited[name] = score, 0
@@ -59,13 +59,11 @@ class EarlyStoppingPerTask(pl.Callback):
                 self.waited[name] = self.waited.get(name, 0) + 1
                 if self.waited[name] == self.patience:
                     log.info("%s stops after epoch %d", name, trainer.current_epoch + 1)
-        self._stop(trainer, pl_module)
+        self._stop(pl_module)
 
-    def _stop(self, trainer: pl.Trainer, module: TaskModule) -> None:
+    def _stop(self, module: TaskModule) -> None:
         stopped = [group for group in module.groups() if self.waited.get("+".join(group), 0) >= self.patience]
-        module.stopped = {task for group in stopped for task in group}
-        if len(stopped) == len(module.groups()):
-            trainer.should_stop = True
+        module.stop(task for group in stopped for task in group)
 
     def state_dict(self) -> dict[str, Any]:
         """Best scores so far, and epochs without improvement."""

@@ -25,5 +25,5 @@ class Freeze(TakeFromRankZero):
         """Write the tasks' weights into the dense tensors; after this no optimizer can find them."""
         super().on_fit_end(trainer, pl_module)
         assert isinstance(pl_module, SubnetworkModule)
-        for task in pl_module.learning:
+        for task in pl_module.context.tasks:
             pl_module.network.freeze(task)

@@ -78,7 +78,7 @@ class GatedPruning(IterativePruning):
         """In a resumed fit, tasks that had ended stay so."""
         assert isinstance(pl_module, SubnetworkModule)
         super().on_train_start(trainer, pl_module)
-        self._stop(trainer, pl_module)
+        pl_module.stop(self.ended)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the sparsity that the metrics belong to."""
@@ -99,7 +99,7 @@ class GatedPruning(IterativePruning):
             for task, score in scores.items():
                 if task not in self.ended:
                     self._decide(pl_module, task, score, last=done == trainer.max_epochs)
-        self._stop(trainer, pl_module)
+        pl_module.stop(self.ended)
 
     def _decide(self, module: SubnetworkModule, task: str, score: float, last: bool) -> None:
         """Take the next step, wait, or go back and end."""
@@ -150,11 +150,6 @@ class GatedPruning(IterativePruning):
         kept = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
         scores = self._score(module, task, self.rounds + level)
         return from_rank_zero(module, choose(scores, kept, candidates(network, task, self.units)))
-
-    def _stop(self, trainer: pl.Trainer, module: SubnetworkModule) -> None:
-        module.stopped = set(self.ended)
-        if len(self.ended) == len(self.wanted):
-            trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs, beside what pruning to the budgets does."""

@@ -92,8 +92,8 @@ class Guarantee(pl.Callback):
         """Check what was frozen before this fit, then record what it has frozen."""
         assert isinstance(pl_module, SubnetworkModule)
         frozen = [t for t in pl_module.network.tasks if pl_module.network.subnetwork(t).phase == "frozen"]
-        self.check(pl_module, [task for task in frozen if task not in pl_module.learning])
-        for task in pl_module.learning:
+        self.check(pl_module, [task for task in frozen if task not in pl_module.context.tasks])
+        for task in pl_module.context.tasks:
             if trainer.is_global_zero:
                 self.record(pl_module, task)
         trainer.strategy.barrier()

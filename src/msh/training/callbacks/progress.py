@@ -48,14 +48,14 @@ class StageProgress(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         module = self.trainer.lightning_module
         assert isinstance(module, TaskModule)
-        return f"{module.fit_name}  epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        return f"{module.context.name}  epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Sparsity and scores so far, under their names, and the time left; no version number."""
         assert isinstance(pl_module, TaskModule)
         shown = self._numbers(trainer, pl_module)
-        if len(pl_module.learning) == 1:  # its name is in the description
-            shown = {name.removeprefix(f"{pl_module.learning[0]}/"): value for name, value in shown.items()}
+        if len(pl_module.context.tasks) == 1:  # its name is in the description
+            shown = {name.removeprefix(f"{pl_module.context.tasks[0]}/"): value for name, value in shown.items()}
         numbers = {name: f"{value:.3g}" for name, value in shown.items() if not name.endswith("train/loss")}
         left = self.seconds_left(trainer, pl_module)
         return numbers if left is None else numbers | {"left": spoken(left)}
@@ -68,7 +68,7 @@ class StageProgress(RichProgressBar):
         if not self.steps:
             return None
         assert trainer.max_epochs is not None
-        steps = trainer.max_epochs * int(trainer.num_training_batches) - self.done + module.steps_to_come
+        steps = trainer.max_epochs * int(trainer.num_training_batches) - self.done + module.context.steps_to_come
         return steps * (time.monotonic() - self.started) / self.steps
 
     # ---- Lightning's hooks
@@ -82,7 +82,7 @@ class StageProgress(RichProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the masks; what is cut within the epoch is logged by the callback that cuts."""
         if isinstance(pl_module, SubnetworkModule):
-            self.sparsities = sparsities(pl_module, pl_module.learning)
+            self.sparsities = sparsities(pl_module, pl_module.context.tasks)
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
@@ -109,21 +109,21 @@ class StageProgress(RichProgressBar):
         parts = [f"{name} {value:.4f}" for name, value in self._numbers(trainer, module).items()]
         left = self.seconds_left(trainer, module)
         parts += [f"{spoken(left)} left"] if left is not None else []
-        where = f"{module.fit_name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{batch}"
+        where = f"{module.context.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{batch}"
         log.info("%s  %s", where, "  ".join(parts), extra={IN_BAR: self.is_enabled})
 
     def _numbers(self, trainer: pl.Trainer, module: TaskModule) -> dict[str, float]:
         """Sparsity, losses and metric of the tasks in training, as far as they are known."""
         known: Mapping[str, Any] = {f"{task}/sparsity": value for task, value in self.sparsities.items()}
         known = {**known, **trainer.callback_metrics}
-        if len(module.learning) > FEW:
-            cut = [float(known[f"{task}/sparsity"]) for task in module.learning if f"{task}/sparsity" in known]
+        if len(module.context.tasks) > FEW:
+            cut = [float(known[f"{task}/sparsity"]) for task in module.context.tasks if f"{task}/sparsity" in known]
             known = {**known, "sparsity": sum(cut) / len(cut)} if cut else known
             names = ["sparsity", "val/loss"]
         else:
             names = [
                 f"{task}/{what}"
-                for task in module.learning
+                for task in module.context.tasks
                 for what in ("sparsity", "train/loss", "val/loss", f"val/{module.tasks[task].metric}")
             ]
         return {name: float(known[name]) for name in names if name in known}
