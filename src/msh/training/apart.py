@@ -8,10 +8,10 @@ from pathlib import Path
 from msh.errors import invalid
 from msh.files.plans import make_plan_file
 from msh.files.state_file import StateFile
-from msh.training.build import add_task, start_generator
+from msh.training import life
 from msh.training.config import RunConfig
 from msh.training.origin import check_plannable, planned_settings
-from msh.training.prepare import build_module, build_pruner, prepare
+from msh.training.prepare import build_module, prepare
 
 
 def make_plan(config: RunConfig, path: Path) -> StateFile:
@@ -34,10 +34,9 @@ def make_plan(config: RunConfig, path: Path) -> StateFile:
     network, module = prepared.network, build_module(prepared)
     for stage in prepared.fits:
         for task in stage.tasks:
-            add_task(network, prepared.tasks[task], prepared.config)
-            network.begin(task, generator=start_generator(config, task))
-            build_pruner(prepared, {task: prepared.wanted[task]}, stage.max_epochs).prune_now(module)
-            network.freeze(task)  # it keeps nothing for training: there may be a thousand of them
+            life.begin(network, prepared.tasks[task], prepared.config)
+            life.pruner(prepared, stage, {task: prepared.wanted[task]}).prune_now(module)
+            life.freeze(network, [task])  # it keeps nothing for training: there may be a thousand of them
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
     plan = make_plan_file(network.state.planned(), planned_settings(config), shape, start)
     plan.write(path)

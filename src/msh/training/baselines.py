@@ -16,6 +16,7 @@ from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
 from msh.runs.results import Results
 from msh.tasks import Task
+from msh.training import life
 from msh.training.build import add_task, build_backbone, build_network
 from msh.training.callbacks import Freeze, TakeFromRankZero
 from msh.training.config import RunConfig
@@ -70,8 +71,7 @@ class Baselines:
         for task in self.stage_of:
             if self.results.tasks[task].dense is None:
                 network = build_network(self.config, self.tasks)
-                add_task(network, self.tasks[task], self.config)
-                network.begin(task)
+                life.begin(network, self.tasks[task], self.config, fresh=False)
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
                 self._fit_alone(module, "dense", task, Freeze())
                 self.results.tasks[task].dense = self._measure(module, "dense", [task])[task]

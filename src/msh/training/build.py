@@ -175,10 +175,3 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
     else:
         granularity = config.pruning.granularity
         network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
-
-
-def start_generator(config: RunConfig, task: str) -> torch.Generator | None:
-    """What draws a task's weights before it is trained, from the run's seed; None: they are the backbone's own."""
-    if config.pruning.start == "backbone":
-        return None
-    return torch.Generator().manual_seed(derive_seed(config.seed, task, "weights"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import itemgetter
 from typing import Any, cast
 
@@ -13,12 +12,11 @@ from hydra.utils import instantiate
 from msh.files.plans import notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, MultiSubnetwork, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import EmptyLayerError, MultiSubnetwork, UnitGraph, plan_counts, plan_units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.training.build import add_task, build_network, build_tasks, build_units
-from msh.training.callbacks import GatedPruning, IterativePruning
 from msh.training.config import RunConfig
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
@@ -212,29 +210,3 @@ def build_module(prepared: Prepared) -> SubnetworkModule:
     """The module that trains and measures a run's tasks."""
     config = prepared.config
     return SubnetworkModule(prepared.network, prepared.tasks, instantiate(config.optimizer), config.seed)
-
-
-def build_pruner(prepared: Prepared, wanted: Mapping[str, Mapping[str, int]], max_epochs: int) -> IterativePruning:
-    """What prunes tasks within a stage, or before it.
-
-    Args:
-        prepared: the run.
-        wanted: of the stage's tasks, as in `Prepared`.
-        max_epochs: of the stage.
-    """
-    pruning = prepared.config.pruning
-    kind = partial(GatedPruning, pruning.gate) if pruning.is_gated else IterativePruning
-    return kind(
-        wanted=wanted,
-        criterion=CRITERIA[pruning.criterion],
-        schedule=SCHEDULES[pruning.schedule],
-        begin=pruning.begin * max_epochs,
-        end=pruning.end * max_epochs,
-        rounds=pruning.rounds,
-        rescale=pruning.rescale,
-        rewind_epoch=pruning.rewind,
-        sample=pruning.sample,
-        units=prepared.units,
-        allow_empty=pruning.allow_empty_layers,
-        batch_size=prepared.config.evaluation.batch_size,
-    )

@@ -1,4 +1,8 @@
-"""A run: stage after stage into one network, each task in its own subnetwork."""
+"""Run a curriculum: stage after stage in one network, each task in its own subnetwork.
+
+Source: Renn et al. 2022, arXiv 2207.08821: prune the network to a subnetwork for a task, then let the remaining weights
+learn further tasks, in parallel or in sequence.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from msh.files.plans import allocation_in
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.runs.results import FILE_NAME, Results, TaskResult
-from msh.subnetworks import CRITERIA, Capacity, start_scores
-from msh.tasks.seeds import derive_seed
+from msh.subnetworks import Capacity
 from msh.tracking.pictures import chosen_layers
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
+from msh.training import life
 from msh.training.baselines import Baselines
-from msh.training.build import add_task, start_generator
-from msh.training.callbacks import Freeze, Guarantee, IterativePruning
+from msh.training.build import add_task
+from msh.training.callbacks import Freeze, Guarantee
 from msh.training.config import RunConfig
 from msh.training.ensembles import measure_ensembles
 from msh.training.fitting import measure, run_fit, steps_per_epoch
 from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
-from msh.training.prepare import Prepared, build_module, build_pruner, plan_weights, prepare
+from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import is_rank_zero
 from msh.training.state import RunState
 
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
-    """Do a run, or go on with one that was stopped.
+    """Do a run, or resume one that was stopped.
 
     Args:
         config: of the run.
@@ -64,7 +66,7 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in the run folder; the lock goes when this process ends, however it does."""
+    """Lock the run folder against other processes until this one ends, however it ends."""
     if not is_rank_zero():
         yield
         return
@@ -72,7 +74,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RuntimeError(f"{folder} is in use: another process is at this run; wait until it has ended") from error
+        raise RuntimeError(f"{folder} is in use: another process works on this run; wait until it has ended") from error
     try:
         yield
     finally:
@@ -95,10 +97,10 @@ def _results(prepared: Prepared, folder: Path) -> Results:
 
 
 class Run:
-    """The state of a run and its steps; `go` does them all.
+    """A run and its steps; `go` does them all.
 
     Args:
-        prepared: what the run is going to do.
+        prepared: the run, checked and not begun.
         folder: the run folder.
         results: new, or of the run so far.
         write_report: see `train`.
@@ -133,7 +135,7 @@ class Run:
         )
 
     def go(self) -> Results:
-        """Learn every stage that is not learned yet, then the baselines; leave the run folder complete."""
+        """Learn every stage that is not learned yet, then the baselines; complete the run folder."""
         if self.results.status == "finished" and not self.results.missing(self.config.baselines):
             log.info("%s is finished already", self.folder)
             return self.results
@@ -143,7 +145,7 @@ class Run:
         self._make_loggers()
         try:
             self._learn_curriculum()
-            self._measure_ensembles()
+            self._evaluate_ensembles()
             self.baselines.learn(self.config.baselines)
         except PreemptedError as stop:
             self._stopped(stop)
@@ -167,20 +169,21 @@ class Run:
         self.tracking.close("stopped")
         if self.writes:
             name = signal.Signals(stop.signum).name
-            log.warning("%s ended the run; resume=%s goes on with it", name, self.folder)
+            log.warning("%s ended the run; resume=%s continues it", name, self.folder)
             if stop.signum == REQUEUE:
                 requeue()
 
     # ---- stages
 
     def _learn_curriculum(self) -> None:
+        """Train the fits of every stage, then evaluate all tasks learned so far; skip what is done."""
         self._record_learned()
         ended = self._restore()
-        if self._is_measured():
+        if self._is_evaluated():
             if not ended:  # its checkpoints are gone
                 self.module.run_step = self._steps_after(-1)
             return
-        number = 0
+        number = 0  # of the fit within the run
         for stage, fits in self.fits.items():
             for fit in fits:
                 if number >= ended:
@@ -191,15 +194,15 @@ class Run:
                     self.tracking.stage_again(self.module.run_step)
                 self._finish_stage(stage)
 
-    def _is_measured(self) -> bool:
-        """Whether all scores but the baselines' are known: nothing that comes then needs the network."""
+    def _is_evaluated(self) -> bool:
+        """Return whether all scores but those of baselines are known; the rest of the run needs no network."""
         return (
             len(self.results.matrix) == len(self.fits)
             and self.prepared.ensembles.keys() <= self.results.ensemble.keys()
         )
 
     def _restore(self) -> int:
-        """Bring the network to where the last ended fit left it; returns how many fits have ended."""
+        """Load the network as it was after the last fit that ended; returns the number of fits that have ended."""
         ended, file, counted = self.state.newest()
         if file is not None:
             for task in file.state.tasks:
@@ -211,25 +214,29 @@ class Run:
         return ended
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
-        """Begin, prune, train, freeze: what of it falls into this fit."""
+        """Do a fit's part of a stage: begin its tasks, prune, train the remaining weights, freeze them."""
         for task in stage.tasks:
             if task not in self.network.tasks:
-                add_task(self.network, self.tasks[task], self.config)
-                allocation = None if self.prepared.plan is None else allocation_in(self.prepared.plan, task)
-                self.network.begin(task, allocation, start_generator(self.config, task))
-                self._start_scores(task)
+                life.begin(self.network, self.tasks[task], self.config, self.prepared.plan)
         if not fit.prunes and self.config.pruning.end == 0:
-            if self.prepared.plan is None:
-                self._pruner(stage).prune_now(self.module)
-            self._compact(stage)
-        extra: list[pl.Callback] = [self._pruner(stage)] if fit.prunes else []
+            life.prune_before_training(self.prepared, self.module, stage)
+            life.compact(self.network, stage.tasks)
+        callbacks: list[pl.Callback] = [life.pruner(self.prepared, stage)] if fit.prunes else []
         if fit.last:
-            extra += [Freeze(), self.guarantee]
-        folder = self.state.fit_folder(fit.key)
-        coming = self._steps_after(number)
-        seconds = run_fit(self.module, fit, stage.tasks, self.config, self.folder, folder, extra, self.loggers, coming)
+            callbacks += [Freeze(), self.guarantee]
+        seconds = run_fit(
+            self.module,
+            fit,
+            stage.tasks,
+            self.config,
+            self.folder,
+            self.state.fit_folder(fit.key),
+            callbacks,
+            self.loggers,
+            self._steps_after(number),
+        )
         if fit.prunes and not fit.last:
-            self._compact(stage)
+            life.compact(self.network, stage.tasks)
         for task in stage.tasks:
             self.results.tasks[task].train_seconds += seconds
         counted = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
@@ -238,50 +245,30 @@ class Run:
         PREEMPTION.release()
 
     def _steps_after(self, number: int) -> int:
-        """Batches of the curriculum's fits after this one."""
+        """Count the batches of the curriculum's fits after this one."""
         coming = [(stage, fit) for stage, fits in self.fits.items() for fit in fits][number + 1 :]
         return sum(
             fit.epochs * steps_per_epoch([self.tasks[task] for task in stage.tasks], fit.uneven, self.config.trainer)
             for stage, fit in coming
         )
 
-    def _pruner(self, stage: Stage) -> IterativePruning:
-        return build_pruner(self.prepared, self._budgets(stage), stage.max_epochs)
-
-    def _start_scores(self, task: str) -> None:
-        if CRITERIA[self.config.pruning.criterion].learned:
-            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, task, "scores"))
-            start_scores(self.network, task, self.config.pruning.scores, generator)
-
-    def _budgets(self, stage: Stage) -> dict[str, dict[str, int]]:
-        """What the stage's tasks may keep: planned again, as earlier tasks may have left more free than was planned."""
-        wanted = self.prepared.wanted
-        if not self.prepared.units:
-            coming = [other for other in self.fits if other.index >= stage.index]
-            wanted = plan_weights(self.config, self.network, coming)
-        return {task: wanted[task] for task in stage.tasks}
-
-    def _compact(self, stage: Stage) -> None:
-        for task in stage.tasks:
-            self.network.compact(task)
-
     def _record_learned(self) -> None:
-        """Record the tasks of the network that the run starts from, so that later stages are compared with them."""
+        """Record the tasks of the network that the run starts from, to compare them after later stages."""
         for task in self.network.tasks:
             if is_rank_zero() and not self.guarantee.has(task):
                 self.guarantee.record(self.module, task)
 
     def _finish_stage(self, stage: Stage) -> None:
-        """Make a stage count; where that is not done to its end, it does not, and a resumed run does it again."""
+        """Evaluate a stage and write its files; after an error it does not count, and a resumed run repeats it."""
         before = deepcopy(self.results)
         try:
-            self._measure_and_write(stage)
+            self._evaluate_and_write(stage)
         except BaseException:
             self.results = before
             raise
 
-    def _measure_and_write(self, stage: Stage) -> None:
-        """Measure every task learned so far, and write the stage's files."""
+    def _evaluate_and_write(self, stage: Stage) -> None:
+        """Evaluate every task learned so far, and write the stage's files."""
         learned = self.network.tasks
         val = measure(self.module, stage.tasks, "val", self.config, self.folder)
         test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)
@@ -302,7 +289,7 @@ class Run:
         for task in stage.tasks:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
 
-    def _measure_ensembles(self) -> None:
+    def _evaluate_ensembles(self) -> None:
         if not self.results.ensemble:
             self.results.ensemble = measure_ensembles(
                 self.prepared.ensembles, self.network, self.tasks, self.config, self.folder
@@ -328,14 +315,14 @@ class Run:
             self.results.save(self.folder)
 
     def _write_report(self) -> None:
-        """Write report.html; the run goes on without it if that fails."""
+        """Write report.html; a failure does not end the run."""
         if not (self.writes and self.config.report and self.report):
             return
         try:
             self.report(self.folder)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            log.warning("report.html was not written: %s; `msh report %s` tries again", what, self.folder)
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
     def _make_loggers(self) -> None:
         if not self.config.trainer.fast_dev_run:
@@ -343,7 +330,7 @@ class Run:
                 self.loggers = [make_logger(logger) for logger in self.config.logger.values() if logger]
             except Exception:
                 if self.writes and self.config.resume is None:
-                    (self.folder / FILE_NAME).unlink()  # nothing has begun: the folder stays free
+                    (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
                 raise
         self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
         self.tracking.begin(_settings(self.config), self.tasks)

@@ -1,4 +1,4 @@
-"""Freezing: what a stage has learned becomes nobody's parameter."""
+"""Freeze a stage's subnetworks when its last fit ends: their parameters become buffers."""
 
 from __future__ import annotations
 
