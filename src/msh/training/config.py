@@ -114,7 +114,7 @@ class GateConfig:
 
 @dataclass
 class PruningConfig:
-    """How a task finds its subnetwork."""
+    """Settings by which a task finds its subnetwork."""
 
     density: Density | None = 0.1
     """Share of the prunable weights that a task keeps: a number in (0, 1], or a mapping from task to number."""
@@ -156,7 +156,7 @@ class PruningConfig:
 
     @property
     def is_gated(self) -> bool:
-        """Whether tasks are pruned below their budgets."""
+        """True where tasks are pruned below their budgets."""
         return self.gate.step is not None
 
     def __post_init__(self) -> None:
@@ -196,7 +196,7 @@ class PruningConfig:
 
 @dataclass
 class PaperConfig:
-    """What `procedure=paper` needs to know about an experiment."""
+    """Facts about an experiment that `procedure=paper` needs."""
 
     criterion: Annotated[str, named(CRITERIA)] = "gradient"
     """Name of the criterion of the authors' one cut."""
@@ -258,7 +258,7 @@ class StageConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What a killed run resumes from."""
+    """Checkpoints, from which a killed run resumes."""
 
     min_seconds: NotNegative = 10.0
     """A checkpoint is written at the end of an epoch, once this many seconds have passed since the last one."""
@@ -279,7 +279,7 @@ class GuaranteeConfig:
 
 @dataclass
 class EvaluationConfig:
-    """How networks are evaluated."""
+    """Evaluation of networks."""
 
     batch_size: Count | None = None
     """Most examples per process that a network evaluates at once, for scores, gradient criteria, the guarantee and
@@ -410,7 +410,7 @@ class RunConfig:
         return replace(self, backbone=self.backbone | {"input_shape": list(shape)})
 
     def budget(self, task: str) -> Budget:
-        """How many weights a task may keep."""
+        """Return the number of weights that a task may keep, as a budget."""
         pruning = self.pruning
         density, weights = (_of_task(number, task) for number in (pruning.density, pruning.weights))
         return Budget(density, weights, pruning.share, pruning.scope)
