@@ -1,14 +1,16 @@
-"""Batches of tensors that fit in memory: taken by index, in an order that (seed, stage, epoch) alone decide."""
+"""Batch tensors that fit in memory: by index, in an order that (seed, stage, epoch) alone determine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from msh.errors import invalid
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
@@ -16,17 +18,17 @@ from msh.tasks.task import Split
 Batch = tuple[Tensor, Tensor]
 Uneven = Literal["cycle", "shortest"]
 LENGTHS: dict[str, Callable[[Iterable[int]], int]] = {"cycle": max, "shortest": min}
-"""Batches of an epoch from those of each task, where they train together."""
+"""Batches per epoch, from each task's own number, where tasks train together."""
 
 
 class TensorBatches(Dataset[Batch]):
-    """A split that is indexed by a whole batch at a time."""
+    """A split indexed by a whole batch at a time."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
 
     def __getitem__(self, index: Tensor) -> Batch:
-        """(inputs (batch, ...), targets (batch, ...)) of the examples at the index, int64 (batch,)."""
+        """Return (inputs (batch, ...), targets (batch, ...)) for an index, int64 (batch,)."""
         return self.split.inputs[index], self.split.targets[index]
 
     def __len__(self) -> int:
@@ -34,107 +36,137 @@ class TensorBatches(Dataset[Batch]):
 
 
 class AugmentedBatches(TensorBatches):
-    """The same, each example changed at random, whichever rank takes it.
+    """A split of images, each changed by the draws that come with its index.
+
+    It holds no random state, so batches do not depend on the process that makes them, or on when it does.
 
     Args:
-        split: of images.
+        split: images.
         augmentation: the changes.
-        sampler: that the indices come from.
     """
 
-    def __init__(self, split: Split, augmentation: Augmentation, sampler: ShuffledBatches) -> None:
+    def __init__(self, split: Split, augmentation: Augmentation) -> None:
         super().__init__(split)
-        self.augmentation, self.sampler = augmentation, sampler
+        self.augmentation = augmentation
 
-    def __getitem__(self, index: Tensor) -> Batch:
-        """As in `TensorBatches`; the index is the one that the sampler has just given."""
-        inputs, targets = super().__getitem__(index)
-        sampler = self.sampler
-        seed = derive_seed(sampler.seed, "augment", sampler.epoch, sampler.given)
-        draws = self.augmentation.draw(sampler.batch_size, seed)[sampler.rank :: sampler.world_size]
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Batch:  # type: ignore[override]
+        """Return a batch as `TensorBatches` does; the index is (rows (batch,), draws (batch, draws))."""
+        rows, draws = index
+        inputs, targets = super().__getitem__(rows)
         return self.augmentation(inputs, draws), targets
 
 
 def count_batches(examples: int, batch_size: int, repeat: int = 1) -> int:
-    """Training batches of an epoch: one that would be smaller is left out."""
+    """Count an epoch's training batches; a smaller last batch is dropped."""
     return examples * repeat // batch_size
 
 
-class ShuffledBatches(Sampler[Tensor]):
-    """Training batches: a new order each epoch, a batch that would be smaller left out, shared out over ranks.
+class ShuffledBatches(Sampler[Any]):
+    """Indices of full training batches, in a new order each epoch, shared among ranks.
+
+    An index is int64 (batch,); with augmentation, a pair: the index, and draws (batch, draws).
 
     Args:
         examples: number of examples.
         batch_size: examples per batch over all ranks, at most `examples`, a multiple of `world_size`.
-        seed: decides the orders, with the epoch.
-        repeat: times an epoch goes through the examples, each time in a new order.
+        seed: determines orders and draws, with the epoch.
         rank: this process.
         world_size: number of processes; each gets an equal part of every batch.
+        repeat: passes through the examples per epoch, each in a new order.
+        augmentation: if given, draws accompany the indices.
 
     Attributes:
-        epoch: whose order comes next.
-        batches: that an epoch of the examples gives.
-        length: batches that an epoch is to have: with more than that, it starts again with the examples, in a new
-            order; with fewer, it leaves out the rest.
-        given: batches of the present epoch that were given so far.
-        resumed: (epoch, batches of it that were given before the fit was stopped, and are not given again), or None.
+        epoch: the next order's epoch.
+        batches: full batches in an epoch of the examples.
+        length: batches per epoch; if more, it restarts with the examples in a new order; if fewer, it drops the rest.
+        resumed: (epoch, batches finished before the fit was stopped, which are skipped), or None.
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        ValueError: ranks cannot share the batch evenly.
     """
 
     def __init__(
-        self, examples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, repeat: int = 1
+        self,
+        examples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: int = 1,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if batch_size % world_size:
-            raise ValueError(f"batch_size = {batch_size} cannot be shared out over {world_size} processes evenly")
+            raise invalid("batch_size", f"a multiple of {world_size}, the number of processes", batch_size)
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.rank, self.world_size, self.repeat = rank, world_size, repeat
+        self.augmentation = augmentation
         self.epoch = 0
         self.batches = self.length = count_batches(examples, batch_size, repeat)
-        self.given = 0
         self.resumed: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls this."""
+        """Choose the next order's epoch; Lightning calls this."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        left, done = self.length, self.resumed[1] if self.resumed and self.resumed[0] == self.epoch else 0
-        self.given = done
-        while left > 0:
+    def __iter__(self) -> Iterator[Any]:
+        epoch, skipped = self.epoch, self.skipped
+        share = slice(self.rank, None, self.world_size)
+        for number, rows in enumerate(islice(self._shuffled(epoch), self.length), 1):
+            if number <= skipped:
+                continue
+            if self.augmentation is None:
+                yield rows[share]
+            else:
+                seed = derive_seed(self.seed, "augment", epoch, number)
+                yield rows[share], self.augmentation.draw(self.batch_size, seed)[share]
+
+    def _shuffled(self, epoch: int) -> Iterator[Tensor]:
+        """Yield full batches over all ranks, int64 (batch_size,), without end."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        while True:
             order = torch.cat([torch.randperm(self.examples, generator=generator) for _ in range(self.repeat)])
-            batches = order.split(self.batch_size)[: min(left, len(order) // self.batch_size)]
-            left -= len(batches)
-            for batch in batches[done:]:
-                self.given += 1
-                yield batch[self.rank :: self.world_size]
-            done = max(0, done - len(batches))
+            yield from order.split(self.batch_size)[: self.batches]
+
+    @property
+    def skipped(self) -> int:
+        """Batches of this epoch that were finished before the fit was stopped."""
+        return self.resumed[1] if self.resumed and self.resumed[0] == self.epoch else 0
 
     def __len__(self) -> int:
         return self.length
 
 
 class TrainLoader(DataLoader[Batch]):
-    """A loader of `ShuffledBatches` that Lightning's checkpoints know the place of."""
+    """A loader of `ShuffledBatches` whose position Lightning's checkpoints store.
+
+    It counts the batches that it returned: with worker processes, the sampler is ahead of them.
+    """
 
     sampler: ShuffledBatches
+    returned = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.returned = self.sampler.skipped
+        return self._counted(super().__iter__())
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.returned += 1
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How far it has come."""
-        return {"epoch": self.sampler.epoch, "given": self.sampler.given}
+        """Return the position: epoch, and batches returned."""
+        return {"epoch": self.sampler.epoch, "given": self.returned}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+        """Resume at a position."""
         self.sampler.resumed = state_dict["epoch"], state_dict["given"]
 
 
 class OrderedBatches(SequentialSampler):
-    """Batches for measuring: every example exactly once over all ranks, in order; the last batch may be smaller.
+    """Indices of evaluation batches: every example once over all ranks, in order; the last batch may be smaller.
 
-    Ranks get as many examples each, give or take one.
-
-    It is a `SequentialSampler`, so that Lightning's `overfit_batches` leaves it as it is.
+    Ranks get equally many examples, give or take one. As a `SequentialSampler`, it survives Lightning's
+    `overfit_batches`.
     """
 
     def __init__(self, split: TensorBatches, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -149,7 +181,7 @@ class OrderedBatches(SequentialSampler):
 
 
 MEASURING_BATCH = 500
-"""Examples per batch when measuring, unless the caller says so: the batch size of runs of earlier releases."""
+"""Default examples per evaluation batch: the batch size of earlier releases' runs."""
 
 
 def train_loader(
@@ -161,19 +193,19 @@ def train_loader(
     repeat: int = 1,
     augmentation: Augmentation | None = None,
 ) -> TrainLoader:
-    """Batches to train on; see `ShuffledBatches` and `AugmentedBatches`."""
-    sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat)
-    batches = TensorBatches(split) if augmentation is None else AugmentedBatches(split, augmentation, sampler)
+    """Load training batches; see `ShuffledBatches` and `AugmentedBatches`."""
+    sampler = ShuffledBatches(len(split), batch_size, seed, rank, world_size, repeat, augmentation)
+    batches = TensorBatches(split) if augmentation is None else AugmentedBatches(split, augmentation)
     return TrainLoader(batches, sampler=sampler, batch_size=None)
 
 
 def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven, batches: int | None = None) -> None:
-    """Give the training loaders of tasks that train together epochs of one length.
+    """Give training loaders of tasks that train together epochs of equal length.
 
     Args:
-        loaders: from `train_loader`, one for each task; others are left as they are.
-        uneven: "cycle": as long as the longest, the others start again; "shortest": as short as the shortest.
-        batches: the length, whatever theirs are.
+        loaders: from `train_loader`, one per task; others stay unchanged.
+        uneven: "cycle": as long as the longest, the others restart; "shortest": as short as the shortest.
+        batches: the length, regardless of theirs.
     """
     samplers = [loader.sampler for loader in loaders if isinstance(loader.sampler, ShuffledBatches)]
     for sampler in samplers:
@@ -183,6 +215,6 @@ def even_out(loaders: Iterable[DataLoader[Batch]], uneven: Uneven, batches: int 
 def measuring_loader(
     split: Split, rank: int = 0, world_size: int = 1, batch_size: int = MEASURING_BATCH
 ) -> DataLoader[Batch]:
-    """Batches in order; see `OrderedBatches`."""
+    """Load evaluation batches in order; see `OrderedBatches`."""
     batches = TensorBatches(split)
     return DataLoader(batches, sampler=OrderedBatches(batches, batch_size, rank, world_size), batch_size=None)

@@ -5,7 +5,7 @@ import torch
 
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.augmentation import read_augmentation
-from msh.tasks.loaders import measuring_loader, train_loader
+from msh.tasks.loaders import TrainLoader, measuring_loader, train_loader
 
 SHAPE = (2, 5, 6)
 
@@ -95,6 +95,37 @@ def test_ranks_share_a_batch_that_is_augmented_as_one_process_would():
         for rank, (own, own_targets) in enumerate(halves):
             assert torch.equal(own, inputs[rank::2])
             assert torch.equal(own_targets, targets[rank::2])
+
+
+def make_worker_loader(persistent=False):
+    """The loader of `make_batches` with its batches made in two worker processes, ahead of their use."""
+    split = Split(make_images(8), torch.arange(8))
+    loader = train_loader(split, 2, seed=0, augmentation=read({"flip": "horizontal"}, {"shift": 2}))
+    workers = {"num_workers": 2, "persistent_workers": persistent}
+    return loader, TrainLoader(loader.dataset, sampler=loader.sampler, batch_size=None, **workers)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_worker_processes_augment_as_a_single_process_does(persistent):
+    alone, workers = make_worker_loader(persistent)
+    epochs = []
+    for epoch in (0, 1):
+        alone.sampler.set_epoch(epoch)
+        epochs.append(list(workers))
+        assert same(epochs[-1], list(alone))
+    assert not torch.equal(by_example(epochs[0]), by_example(epochs[1]))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_stopped_epoch_with_worker_processes_resumes_after_its_last_batch(persistent):
+    alone, workers = make_worker_loader(persistent)
+    whole = list(alone)
+    batches = iter(workers)
+    assert same([next(batches)], whole[:1])
+    state = workers.state_dict()
+    _, resumed = make_worker_loader(persistent)
+    resumed.load_state_dict(state)
+    assert same(list(resumed), whole[1:])
 
 
 def make_data(shape=SHAPE):

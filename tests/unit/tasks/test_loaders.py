@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messages import says
 from msh.tasks import Split
 from msh.tasks.loaders import MEASURING_BATCH, ShuffledBatches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
@@ -76,7 +77,7 @@ def test_ranks_share_out_the_batches_of_a_single_process(examples, share, ranks,
 
 @pytest.mark.parametrize(("size", "ranks"), [(5, 2), (1, 2), (32, 3)])
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(size, ranks):
-    with pytest.raises(ValueError, match=f"batch_size = {size} cannot be shared out over {ranks} processes evenly"):
+    with pytest.raises(ValueError, match=says("batch_size", f"a multiple of {ranks}, the number of processes", size)):
         ShuffledBatches(100, size, seed=0, world_size=ranks)
 
 
