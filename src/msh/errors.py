@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
@@ -42,6 +47,44 @@ def one_of(key: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if value not in names:
         raise invalid(key, f"one of {', '.join(names)}", value, names)
+
+
+def at_least(key: str, least: int, value: object) -> None:
+    """Raise unless the value is a whole number, and large enough.
+
+    Raises:
+        ValueError: naming the key, the value and the bound.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise invalid(key, "a whole number", value)
+    if int(value) < least:
+        raise invalid(key, f">= {least}", value)
+
+
+class Problems:
+    """Collect the problems of one input, and raise them together, a line each, where the `with` block ends."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, problem: ValueError | str) -> None:
+        """Collect a problem."""
+        self.lines.append(str(problem))
+
+    def check(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a function; return its result, or None after collecting its ValueError."""
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            self.add(error)
+            return None
+
+    def __enter__(self) -> Problems:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None and self.lines:
+            raise ValueError("\n".join(self.lines))
 
 
 def is_under(key: str, roots: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Plain networks, from an input of a fixed shape to a feature vector; they know nothing of tasks."""
+"""Plain networks that map inputs with a fixed shape to feature vectors; they know nothing about tasks."""
 
 from msh.backbones.conv import PaperConv
 from msh.backbones.mlp import MLP

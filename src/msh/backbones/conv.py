@@ -8,21 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msh.errors import Problems, at_least, invalid
+
 
 class PaperConv(nn.Module):
     """The paper's convolutional networks.
 
-    In each block two 3x3 convolutions, unpadded, then max-pooling 2x2; after the blocks linear layers; ReLU after each.
-    The defaults: blocks of 32 and 64 channels, pooling with stride 1, two linear layers of 256.
+    Each block has two unpadded 3x3 convolutions, then 2x2 max-pooling; linear layers follow the blocks; ReLU after each
+    layer. The defaults: blocks with 32 and 64 channels, pooling with stride 1, two linear layers with 256 units.
 
     Args:
-        input_shape: (channels, height, width), height and width large enough: at least 11 for the defaults.
+        input_shape: (channels, height, width); the smallest height and width depend on the blocks: 11 by default.
         norm: batch normalisation after each convolution.
-        channels: of each block, at least one block.
-        linear: units of the linear layers, at least one layer.
-        pool_stride: of the pooling, at least 1.
+        channels: per block, at least one block.
+        linear: units per linear layer, at least one layer.
+        pool_stride: stride in pooling, >= 1.
     Raises:
-        ValueError: the input has another number of dimensions, or is too small, or a number is not allowed.
+        ValueError: the input is too small or has other dimensions, or a number is invalid.
     Source: Renn et al. 2022, experiments 2 and (channels 16, 32, 64, linear 128, 128, 128, stride 2) 9.
     """
 
@@ -36,16 +38,17 @@ class PaperConv(nn.Module):
     ) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
-        for key, values in (("channels", channels), ("linear", linear), ("pool_stride", [pool_stride])):
-            if not values or min(values) < 1:
-                raise ValueError(f"{key} = {list(values)}: must be at least 1 each, and at least one number")
-        least = 1
+        with Problems() as problems:
+            for key, sizes in (("channels", channels), ("linear", linear)):
+                if not sizes or min(sizes) < 1:
+                    problems.add(invalid(key, "a list of numbers >= 1, not empty", list(sizes)))
+            problems.check(at_least, "pool_stride", 1, pool_stride)
+        least = 1  # height and width that a block needs: its pooling gives 1, then what the next block needs
         for _ in channels:
             least = (least - 1) * pool_stride + 6
         if len(self.input_shape) != 3 or min(self.input_shape[1:]) < least:
-            raise ValueError(
-                f"input_shape = {list(self.input_shape)}: must be channels, height and width, both at least {least}"
-            )
+            bound = f"[channels, height, width], height and width >= {least}"
+            raise invalid("input_shape", bound, list(self.input_shape))
         self.features = linear[-1]
         layers: list[nn.Module] = []
         for before, width in itertools.pairwise([self.input_shape[0], *channels]):
@@ -58,26 +61,26 @@ class PaperConv(nn.Module):
         self.layers = ChannelsLast(*layers).train()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, channels, height, width) to features (batch, last of `linear`)."""
+        """Map (batch, channels, height, width) to features (batch, last of `linear`)."""
         features: Tensor = self.layers(inputs)
         return features
 
 
 class ChannelsLast(nn.Sequential):
-    """Convolutional layers, all but the first on images that lie in memory with their channels last.
+    """Convolutional layers; all but the first compute in the channels-last memory format.
 
-    On a CPU convolutions and their backward pass are faster so, and in bfloat16 most of all. The images themselves
-    are taken as they are: where they have one channel, torch cannot tell the two layouts apart.
+    On a CPU this speeds up convolutions and their backward pass, most of all in bfloat16. The input keeps its format:
+    with one channel, torch cannot tell the two formats apart.
 
     Args:
-        layers: the first one a convolution.
+        layers: the first is a convolution.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, channels, height, width) to what the last layer gives."""
-        for place, layer in enumerate(self):
+        """Map (batch, channels, height, width) to the last layer's outputs."""
+        for number, layer in enumerate(self):
             inputs = layer(inputs)
-            if place == 0:
+            if number == 0:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from msh.errors import Problems, at_least
+
 
 class MLP(nn.Module):
-    """Linear layers of one width, each followed by ReLU.
+    """Linear layers with one width, each followed by ReLU.
 
     Args:
         input_shape: shape of one example; flattened.
@@ -18,15 +20,16 @@ class MLP(nn.Module):
         depth: number of hidden layers.
         norm: batch normalisation between each linear layer and its ReLU.
     Raises:
-        ValueError: width or depth is below 1.
+        ValueError: width or depth is < 1.
 
-    The paper's network is the default: Renn et al. 2022, experiment 1. Weights start as torch starts them.
+    The default is the paper's network: Renn et al. 2022, experiment 1. Weights are initialized as in torch.
     """
 
     def __init__(self, input_shape: Sequence[int], width: int = 1000, depth: int = 6, norm: bool = False) -> None:
         super().__init__()
-        if width < 1 or depth < 1:
-            raise ValueError(f"width = {width}, depth = {depth}: both must be at least 1")
+        with Problems() as problems:
+            problems.check(at_least, "width", 1, width)
+            problems.check(at_least, "depth", 1, depth)
         self.input_shape = tuple(input_shape)
         self.features = width
         sizes = [math.prod(self.input_shape), *[width] * depth]
@@ -36,6 +39,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, *input_shape) to features (batch, width)."""
+        """Map (batch, *input_shape) to features (batch, width)."""
         features: Tensor = self.layers(inputs)
         return features

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from msh.backbones.conv import ChannelsLast
+from msh.errors import Problems, at_least, invalid
 
 
 class ResNet18(nn.Module):
@@ -15,19 +16,19 @@ class ResNet18(nn.Module):
 
     Args:
         input_shape: (channels, height, width).
-        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
+        width: channels in the first stage; the later ones have 2, 4 and 8 times as many.
     Raises:
-        ValueError: the input has another number of dimensions, or the width is below 1.
+        ValueError: the input has another number of dimensions, or the width is < 1.
     Source: He et al. 2016, arXiv 1512.03385, in the form usual for CIFAR.
     """
 
     def __init__(self, input_shape: Sequence[int], width: int = 64) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
-        if len(self.input_shape) != 3:
-            raise ValueError(f"input_shape = {list(self.input_shape)}: must be channels, height and width")
-        if width < 1:
-            raise ValueError(f"width = {width}: must be at least 1")
+        with Problems() as problems:
+            problems.check(at_least, "width", 1, width)
+            if len(self.input_shape) != 3:
+                problems.add(invalid("input_shape", "[channels, height, width]", list(self.input_shape)))
         self.features = 8 * width
         layers: list[nn.Module] = [*_conv(self.input_shape[0], width, 3, 1), nn.ReLU()]
         inputs = width
@@ -42,7 +43,7 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, channels, height, width) to features (batch, 8 x width)."""
+        """Map (batch, channels, height, width) to features (batch, 8 x width)."""
         features: Tensor = self.layers(inputs)
         return features
 

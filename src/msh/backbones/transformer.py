@@ -1,4 +1,4 @@
-"""Transformer encoders of token ids."""
+"""Transformer encoders for token ids."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POOLINGS = ("mean", "max")
+from msh.errors import Problems, at_least, invalid, one_of
 
 
 class Transformer(nn.Module):
-    """Embeddings of tokens and places, encoder blocks, and the mean or maximum over the tokens.
+    """Token and position embeddings, encoder blocks, and the mean or maximum over the tokens.
 
-    Token 0 is padding: no token attends to it, and it has no part in the pooling.
+    Token 0 is padding: no token attends to it, and pooling ignores it.
 
     Args:
         input_shape: (tokens per text,).
         vocabulary: number of token ids.
-        width: of a token's vector.
-        heads: of the attention; they share out the width.
-        hidden: units of the feed-forward layer.
+        width: size of a token's vector.
+        heads: attention heads; they divide the width.
+        hidden: units in the feed-forward layer.
         depth: number of blocks.
         dropout: probability, after each layer, in [0, 1).
         pooling: "mean" or "max".
     Raises:
-        ValueError: the input has another number of dimensions, or a setting is not allowed.
+        ValueError: the input has another number of dimensions, or a setting is invalid.
 
-    The paper's network is the default: Renn et al. 2022, experiment 8 (30,000 words, length 512).
+    The default is the paper's network: Renn et al. 2022, experiment 8 (30,000 words, length 512).
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
-        if len(self.input_shape) != 1:
-            raise ValueError(f"input_shape = {list(self.input_shape)}: must be the number of tokens alone")
-        if min(vocabulary, width, heads, hidden, depth) < 1 or width % heads:
-            raise ValueError(
-                f"vocabulary = {vocabulary}, width = {width}, heads = {heads}, hidden = {hidden}, depth = {depth}: "
-                "all must be at least 1, and the width a multiple of the heads"
-            )
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling = {pooling!r}: must be one of {', '.join(POOLINGS)}")
+        sizes = {"vocabulary": vocabulary, "width": width, "heads": heads, "hidden": hidden, "depth": depth}
+        with Problems() as problems:
+            if len(self.input_shape) != 1:
+                problems.add(invalid("input_shape", "[number of tokens]", list(self.input_shape)))
+            for key, size in sizes.items():
+                problems.check(at_least, key, 1, size)
+            if heads > 0 and width % heads:
+                problems.add(invalid("width", f"a multiple of heads = {heads}", width))
+            problems.check(one_of, "pooling", pooling, ("mean", "max"))
         self.vocabulary, self.features, self.pooling = vocabulary, width, pooling
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(self.input_shape[0], width)
@@ -62,29 +62,29 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads, hidden, dropout) for _ in range(depth)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens), int64 in [0, vocabulary), to features (batch, width)."""
-        seen = tokens != 0
-        seen[:, 0] = True  # a text that is all padding has something to attend to
+        """Map tokens, int64 (batch, tokens) in [0, vocabulary), to features (batch, width)."""
+        seen = tokens != 0  # (batch, tokens)
+        seen[:, 0] = True  # or a text that is all padding has nothing to attend to
         features: Tensor = self.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]])
         for block in self.blocks:
             features = block(features, seen)
         if self.pooling == "max":
             return features.masked_fill(~seen[..., None], -torch.inf).amax(1)
-        weights = seen.to(features.dtype)[..., None]
+        weights = seen.to(features.dtype)[..., None]  # (batch, tokens, 1)
         return (features * weights).sum(1) / weights.sum(1)
 
 
 class Block(nn.Module):
     """Self-attention and a feed-forward layer, each added to its input and normalised.
 
-    It is written out, as nn.TransformerEncoderLayer computes otherwise in evaluation mode, where gradients are off,
-    than where they are on, and hides its projections from the sparse form of weights.
+    It replaces nn.TransformerEncoderLayer, which in evaluation mode computes differently with and without gradients,
+    and whose fused projections cannot use sparse weights.
 
     Args:
-        width: of a token's vector.
-        heads: of the attention.
-        hidden: units of the feed-forward layer.
-        dropout: probability, after each layer and of the attention.
+        width: size of a token's vector.
+        heads: attention heads.
+        hidden: units in the feed-forward layer.
+        dropout: probability, after each layer and in the attention.
     Source: Vaswani et al. 2017, arXiv 1706.03762.
     """
 
@@ -101,7 +101,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor, seen: Tensor) -> Tensor:
-        """(batch, tokens, width) and bool (batch, tokens), what may be attended to, to (batch, tokens, width)."""
+        """Map (batch, tokens, width) to the same shape; tokens attend to those `seen`, bool (batch, tokens)."""
         features = self.norms[0](inputs + self.dropout(self._attention(inputs, seen)))
         outputs: Tensor = self.norms[1](features + self.dropout(self.feed_forward(features)))
         return outputs
@@ -109,8 +109,8 @@ class Block(nn.Module):
     def _attention(self, inputs: Tensor, seen: Tensor) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.project(inputs).chunk(3, -1)
-        )
+        )  # (batch, heads, tokens, width / heads)
         dropout = self.dropout.p if self.training else 0.0
-        found = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], dropout)
-        attended: Tensor = self.attended(found.transpose(1, 2).flatten(2))
+        values = F.scaled_dot_product_attention(query, key, value, seen[:, None, None], dropout)
+        attended: Tensor = self.attended(values.transpose(1, 2).flatten(2))
         return attended

@@ -1,4 +1,4 @@
-"""Tasks: where data comes from, how it is split and batched, what is minimised and measured."""
+"""Tasks: load, split, scale and batch data; the loss and the metric of each."""
 
 from msh.tasks.build import RawData, build_task
 from msh.tasks.task import METRICS, Split, Task

@@ -1,4 +1,4 @@
-"""Augmentation: training images changed at random, each time anew; validation and test images stay as they are."""
+"""Augmentation: change training images at random, in a new way each epoch; validation and test images never."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msh.errors import one_of
+from msh.errors import Problems, at_least, invalid, one_of
+from msh.tasks.checks import check_image_shape, check_one_entry
 
 
 @dataclass(frozen=True)
 class Change:
-    """One random change of images.
+    """One random change to images.
 
     Attributes:
-        draws: numbers that an example takes.
-        function: images (batch, channels, height, width) and draws, uniform in [0, 1), (batch, `draws`), to images.
+        draws: random numbers per example.
+        function: maps images (batch, channels, height, width) and draws in [0, 1), (batch, `draws`), to images.
     """
 
     draws: int
@@ -28,31 +29,30 @@ class Change:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes, one after the other."""
+    """Changes, applied in order."""
 
     changes: tuple[Change, ...]
 
     def draw(self, examples: int, seed: int) -> Tensor:
-        """What decides the changes of so many examples: uniform in [0, 1), (examples, draws)."""
+        """Draw the numbers that determine each example's changes: uniform in [0, 1), (examples, draws)."""
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(examples, sum(change.draws for change in self.changes), generator=generator)
 
     def __call__(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """Images (batch, channels, height, width), each changed as its row of the draws says."""
-        for change, own in zip(
-            self.changes, draws.split([change.draws for change in self.changes], dim=1), strict=True
-        ):
-            inputs = change.function(inputs, own)
+        """Change each image (batch, channels, height, width) by its row of draws."""
+        columns = draws.split([change.draws for change in self.changes], dim=1)
+        for change, numbers in zip(self.changes, columns, strict=True):
+            inputs = change.function(inputs, numbers)
         return inputs
 
 
-def flip(argument: Any) -> Change:
-    """Half of the images mirrored left to right.
+def flip(key: str, argument: Any) -> Change:
+    """Mirror half of the images left to right.
 
     Raises:
-        ValueError: the argument is another than "horizontal".
+        ValueError: the argument is not "horizontal".
     """
-    one_of("flip", argument, ("horizontal",))
+    one_of(key, argument, ("horizontal",))
     return Change(1, _flipped)
 
 
@@ -60,56 +60,54 @@ def _flipped(inputs: Tensor, draws: Tensor) -> Tensor:
     return torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
 
 
-def shift(argument: Any) -> Change:
-    """Each image moved by up to so many pixels, up or down and left or right; its edge fills what it leaves.
+def shift(key: str, argument: Any) -> Change:
+    """Move each image by at most `argument` pixels, vertically and horizontally; its edge pixels fill the gap.
 
     Raises:
-        ValueError: the argument is no whole number of at least 1.
+        ValueError: the argument is no whole number >= 1.
     """
-    if isinstance(argument, bool) or not isinstance(argument, int) or argument < 1:
-        raise ValueError(f"shift = {argument!r} is not allowed: a number of pixels, at least 1, is")
+    at_least(key, 1, argument)
     return Change(2, partial(_shifted, most=argument))
 
 
 def _shifted(inputs: Tensor, draws: Tensor, most: int) -> Tensor:
-    moves = (draws * (2 * most + 1)).long() - most
+    moves = (draws * (2 * most + 1)).long() - most  # (batch, 2) in [-most, most]
     for dim in (2, 3):
-        places = (torch.arange(inputs.shape[dim]) + moves[:, dim - 2, None]).clamp(0, inputs.shape[dim] - 1)
-        index = places[:, None, :, None] if dim == 2 else places[:, None, None, :]
+        size = inputs.shape[dim]
+        sources = (torch.arange(size) + moves[:, dim - 2, None]).clamp(0, size - 1)  # (batch, size)
+        index = sources[:, None, :, None] if dim == 2 else sources[:, None, None, :]
         inputs = inputs.gather(dim, index.expand_as(inputs))
     return inputs
 
 
-CHANGES: dict[str, Callable[[Any], Change]] = {"flip": flip, "shift": shift}
+CHANGES: dict[str, Callable[[str, Any], Change]] = {"flip": flip, "shift": shift}
 
 
 def read_augmentation(
-    name: str, given: Sequence[Mapping[str, Any]] | None, input_shape: Sequence[int]
+    name: str, entries: Sequence[Mapping[str, Any]] | None, input_shape: Sequence[int]
 ) -> Augmentation | None:
-    """What a task's config asks for.
+    """Build the augmentation that a task's config describes.
 
     Args:
-        name: of the task.
-        given: each {name of a change: its argument}; None or none at all: no augmentation.
+        name: the task's.
+        entries: each {name of a change: its argument}; None or empty: no augmentation.
         input_shape: of one example.
     Raises:
-        ValueError: a change is unknown or its argument not allowed, or the task has no images.
+        ValueError: an entry is unknown or its argument invalid, or the inputs are not images.
     """
-    if not given:
+    if not entries:
         return None
-    where = f"tasks.{name}.augment"
-    if len(input_shape) != 3:
-        raise ValueError(
-            f"{where} is not allowed for inputs of shape {tuple(input_shape)}: images of (channels, height, width) are"
-        )
-    if isinstance(given, str | Mapping) or not all(isinstance(one, Mapping) and len(one) == 1 for one in given):
-        raise ValueError(f"{where} = {given!r} is not allowed: a list of {{name: argument}} is, such as [{{shift: 2}}]")
-    changes = []
-    for change in given:
-        [(kind, argument)] = change.items()
-        one_of(f"a change of {where}", kind, CHANGES)
-        try:
-            changes.append(CHANGES[kind](argument))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    return Augmentation(tuple(changes))
+    key = f"tasks.{name}.augment"
+    if not isinstance(entries, list | tuple):
+        raise invalid(key, "a list, such as [{shift: 2}]", entries)
+    with Problems() as problems:
+        problems.check(check_image_shape, key, input_shape)
+        changes = [problems.check(_read_change, key, entry) for entry in entries]
+    return Augmentation(tuple(filter(None, changes)))
+
+
+def _read_change(key: str, entry: Mapping[str, Any]) -> Change:
+    check_one_entry(f"an entry of {key}", entry, "shift: 2")
+    [(kind, argument)] = entry.items()
+    one_of(f"a change of {key}", kind, CHANGES)
+    return CHANGES[kind](f"{key}.{kind}", argument)

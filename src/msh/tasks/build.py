@@ -1,38 +1,40 @@
-"""From raw data to a task: check, split, scale."""
+"""Build a task from raw data: check, split, scale."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from msh.errors import one_of
+from msh.errors import Problems, at_least, invalid, one_of
 from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
+from msh.tasks.checks import check_fraction
 from msh.tasks.lazy import LazyInputs
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
 from msh.tasks.tokens import Texts
 
 Normalize = Literal["feature", "all", "minmax", "none"]
-NORMALIZE: tuple[Normalize, ...] = ("feature", "all", "minmax", "none")
+TEST_FRACTION = 0.2
+"""Share of the examples in the test split, unless the data has a test split or the config a share."""
 
 
 @dataclass(frozen=True)
 class RawData:
-    """What a source of data returns.
+    """The data set that a source returns.
 
     Attributes:
         kind: of the task.
-        train: all examples that may be learned from; the validation split is taken from them.
-        test: the test split; where the data has none of its own, a source makes one that no seed changes.
-        outputs: classes, labels or regression outputs.
-        texts: where the inputs are texts: these; the splits' inputs are then int64, (examples,), places among them.
-        classes: names of a classification's classes, in the order of their numbers; () where they have none.
+        train: all examples to learn from; validation examples are held out from them.
+        test: the test split; if the data has none, the source makes one that is the same for every seed.
+        outputs: number of classes, labels or regression outputs.
+        texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
+        classes: names of a classification's classes, in the order of their numbers; () if they have none.
     """
 
     kind: Kind
@@ -44,44 +46,43 @@ class RawData:
 
 
 def check_data(name: str, data: RawData) -> None:
-    """Raise when a task's data cannot be learned from.
+    """Raise if a task cannot be learned from its data; all problems are reported together.
 
     Raises:
         ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's, a
             single class to learn.
     """
-    if data.train.inputs.shape[1:] != data.test.inputs.shape[1:]:
-        test, train = (tuple(split.inputs.shape[1:]) for split in (data.test, data.train))
-        raise ValueError(f"task {name!r}, test split: an input has shape {test}, in the train split it has {train}")
-    for split_name, split in (("train", data.train), ("test", data.test)):
-        where = f"task {name!r}, {split_name} split"
-        if len(split) == 0 or len(split) != len(split.targets):
-            raise ValueError(
-                f"{where}: {len(split)} inputs and {len(split.targets)} targets; needs as many, at least 1"
-            )
-        inputs = split.inputs.base if isinstance(split.inputs, LazyInputs) else split.inputs
-        for what, tensor in (("inputs", inputs), ("targets", split.targets)):
-            if tensor.is_floating_point() and (bad := _count_bad(tensor)):
-                raise ValueError(f"{where}: {bad} {what} are NaN or infinite")
-        if data.kind == "classification":
-            low, high = int(split.targets.min()), int(split.targets.max())
-            if low < 0 or high >= data.outputs:
-                raise ValueError(
-                    f"{where}: targets hold the class {high if high >= data.outputs else low}, "
-                    f"but the head has {data.outputs} classes: 0 to {data.outputs - 1}"
-                )
-            if split is data.train and low == high:
-                raise ValueError(
-                    f"{where}: all {len(split)} targets are of the class {low}; at least 2 classes are needed"
-                )
-        elif split.targets.shape[1:] != (data.outputs,):
-            raise ValueError(
-                f"{where}: targets have shape {tuple(split.targets.shape)}, not (examples, {data.outputs})"
-            )
+    with Problems() as problems:
+        if data.train.inputs.shape[1:] != data.test.inputs.shape[1:]:
+            test, train = (tuple(split.inputs.shape[1:]) for split in (data.test, data.train))
+            problems.add(f"task {name!r}, test split: inputs have shape {test}, in the train split {train}")
+        for split_name, split in (("train", data.train), ("test", data.test)):
+            for problem in _problems_of(split, data):
+                problems.add(f"task {name!r}, {split_name} split: {problem}")
 
 
-def _count_bad(values: Tensor) -> int:
-    """How many are NaN or infinite; a finite sum, which costs far less, says none."""
+def _problems_of(split: Split, data: RawData) -> Iterator[str]:
+    if len(split) == 0 or len(split) != len(split.targets):
+        yield f"{len(split)} inputs and {len(split.targets)} targets; needs equally many, at least 1"
+        return
+    inputs = split.inputs.base if isinstance(split.inputs, LazyInputs) else split.inputs
+    for part, tensor in (("inputs", inputs), ("targets", split.targets)):
+        if tensor.is_floating_point() and (count := _count_not_finite(tensor)):
+            yield f"{count} {part} are NaN or infinite"
+    if data.kind != "classification":
+        if split.targets.shape[1:] != (data.outputs,):
+            yield f"targets have shape {tuple(split.targets.shape)}, not (examples, {data.outputs})"
+        return
+    low, high = int(split.targets.min()), int(split.targets.max())
+    if low < 0 or high >= data.outputs:
+        beyond = high if high >= data.outputs else low
+        yield f"targets hold the class {beyond}, but the head has {data.outputs} classes: 0 to {data.outputs - 1}"
+    if split is data.train and low == high:
+        yield f"all {len(split)} targets are of the class {low}; needs at least 2 classes"
+
+
+def _count_not_finite(values: Tensor) -> int:
+    """Count NaN and infinite values; a finite sum, which is far cheaper, rules them out."""
     return 0 if bool(values.sum().isfinite()) else int((~values.isfinite()).sum())
 
 
@@ -103,23 +104,26 @@ def build_task(
     Args:
         name: of the task.
         data: from a source.
-        batch_size: examples an optimizer step sees, over all devices; at most the training split is used.
+        batch_size: examples per optimizer step, over all devices; at most the training split.
         val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
         normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "minmax": each input to
-            [0, 1]; "none". When None, "feature", and "none" for texts.
-        metric: a name in METRICS; the kind's usual one when None.
-        loss_weight: factor of the loss where several tasks train together, more than 0.
-        repeat: times an epoch goes through the training examples.
-        normalize_target: "minmax": bring the target of a regression to [0, 1], and measure it so; None: its own unit.
+            [0, 1]; "none". None: "feature", or "none" for texts.
+        metric: a name in METRICS; None: the kind's default.
+        loss_weight: factor of the loss where several tasks train together, > 0.
+        repeat: passes through the training examples per epoch.
+        normalize_target: "minmax": scale a regression's target to [0, 1] and evaluate it so; None: keep its unit.
         stem: as in `Task`.
-        augment: random changes of the training images, as `read_augmentation` takes them.
+        augment: random changes to the training images, for `read_augmentation`.
     Raises:
-        ValueError: the data or a setting is not allowed.
+        ValueError: naming every problem of the data and the settings.
     """
-    check_data(name, data)
     normalize = normalize or ("none" if data.texts else "feature")
     metric = metric or DEFAULT_METRIC[data.kind]
-    _check_settings(name, data, batch_size, val_fraction, normalize, metric, loss_weight, repeat, normalize_target)
+    with Problems() as problems:
+        problems.check(check_data, name, data)
+        _check_numbers(problems, f"tasks.{name}", batch_size, val_fraction, loss_weight, repeat)
+        _check_names(problems, f"tasks.{name}", data, normalize, metric, normalize_target)
+        augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     train, val = hold_out(data.train, val_fraction, data.kind)
     splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
     if normalize_target == "minmax":
@@ -142,48 +146,54 @@ def build_task(
         repeat=repeat,
         vocabulary=data.texts.vocabulary if data.texts else None,
         stem=stem,
-        augmentation=read_augmentation(name, augment, data.train.inputs.shape[1:]),
+        augmentation=augmentation,
     )
 
 
-def _check_settings(
-    name: str,
-    data: RawData,
-    batch_size: int,
-    val_fraction: float,
-    normalize: str,
-    metric: str,
-    loss_weight: float,
-    repeat: int,
-    normalize_target: str | None,
+def _check_numbers(
+    problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int
 ) -> None:
-    for key, value in (("batch_size", batch_size), ("repeat", repeat)):
-        if value < 1:
-            raise ValueError(f"tasks.{name}.{key} = {value} is not allowed: at least 1 is")
-    if not 0.0 < val_fraction < 1.0:
-        raise ValueError(f"tasks.{name}.val_fraction = {val_fraction} is not allowed: in (0, 1)")
+    problems.check(at_least, f"{key}.batch_size", 1, batch_size)
+    problems.check(at_least, f"{key}.repeat", 1, repeat)
+    problems.check(check_fraction, f"{key}.val_fraction", val_fraction)
     if not 0.0 < loss_weight < math.inf:
-        raise ValueError(f"tasks.{name}.loss_weight = {loss_weight} is not allowed: a number above 0 is")
-    one_of(f"tasks.{name}.normalize", normalize, NORMALIZE if data.texts is None else ("none",))
-    one_of(f"tasks.{name}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
+        problems.add(invalid(f"{key}.loss_weight", "> 0 and finite", loss_weight))
+
+
+def _check_names(
+    problems: Problems, key: str, data: RawData, normalize: str, metric: str, normalize_target: str | None
+) -> None:
+    problems.check(one_of, f"{key}.normalize", normalize, get_args(Normalize) if data.texts is None else ("none",))
+    problems.check(one_of, f"{key}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
     if normalize_target is not None:
-        one_of(f"tasks.{name}.normalize_target", normalize_target, ("minmax",))
+        problems.check(one_of, f"{key}.normalize_target", normalize_target, ("minmax",))
         if data.kind != "regression":
-            raise ValueError(
-                f"tasks.{name}.normalize_target = {normalize_target} is not allowed: the task is a {data.kind}"
-            )
+            problems.add(f"{key}.normalize_target = {normalize_target} needs a regression; this is a {data.kind}")
 
 
-def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
-    """Split in two, the second part with this share, always the same way; classes in proportion where they have enough.
+def check_test_fraction(fraction: float | None, has_tests: bool = False) -> None:
+    """Raise unless a test split's share is None, or in (0, 1) and not beside a test split."""
+    if fraction is not None:
+        check_fraction("source.test_fraction", fraction)
+        if has_tests:
+            raise ValueError(f"source.test_fraction = {fraction} cannot be set beside source.test_path: remove one")
 
+
+def hold_out(split: Split, fraction: float | None, kind: Kind) -> tuple[Split, Split]:
+    """Split in two, always in the same way; classes stay in proportion if there are enough examples.
+
+    Args:
+        split: all examples.
+        fraction: the second part's share; None: TEST_FRACTION.
+        kind: of the task.
     Raises:
         ValueError: a part would be empty.
     """
-    from sklearn.model_selection import train_test_split  # takes long to import
+    from sklearn.model_selection import train_test_split  # slow to import
 
+    fraction = TEST_FRACTION if fraction is None else fraction
     if not 0 < math.ceil(fraction * len(split)) < len(split):
-        raise ValueError(f"a share of {fraction} of {len(split)} examples leaves none for the rest: both need some")
+        raise empty_part(fraction, len(split))
     order = torch.arange(len(split)).numpy()
     strata = split.targets.numpy() if kind == "classification" and _can_stratify(split.targets, fraction) else None
     first, second = train_test_split(order, test_size=fraction, random_state=0, stratify=strata)
@@ -191,16 +201,21 @@ def hold_out(split: Split, fraction: float, kind: Kind) -> tuple[Split, Split]:
     return a, b
 
 
+def empty_part(fraction: float, examples: int) -> ValueError:
+    """Build the error for a share that leaves no example on one side of a split."""
+    return ValueError(f"a share of {fraction} of {examples} examples leaves one part empty")
+
+
 def _can_stratify(targets: Tensor, fraction: float) -> bool:
-    """Whether both parts have room for every class, and every class has an example for both."""
+    """Tell whether each class has an example for both parts, and both parts have room for every class."""
     counts, second = targets.bincount(), math.ceil(fraction * len(targets))
     return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
 
 
 def _token_splits(splits: dict[SplitName, Split], texts: Texts) -> dict[SplitName, Split]:
-    places = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
-    tokenizer = texts.tokenizer(places["train"])
-    return {split: Split(texts.tokens(tokenizer, places[split]), s.targets) for split, s in splits.items()}
+    rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
+    tokenizer = texts.tokenizer(rows["train"])
+    return {split: Split(texts.tokens(tokenizer, rows[split]), s.targets) for split, s in splits.items()}
 
 
 def _scaled_splits(splits: dict[SplitName, Split], normalize: Normalize) -> dict[SplitName, Split]:

@@ -1,14 +1,14 @@
-"""Data sets that ship with scikit-learn: nothing is downloaded."""
+"""Load the data sets that ship with scikit-learn: nothing is downloaded."""
 
 from __future__ import annotations
 
 import torch
 
-from msh.errors import one_of
-from msh.tasks.build import RawData, hold_out
+from msh.errors import Problems, one_of
+from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.task import Kind, Split
 
-KINDS: dict[str, Kind] = {
+DATA_SETS: dict[str, Kind] = {
     "digits": "classification",
     "breast_cancer": "classification",
     "wine": "classification",
@@ -21,17 +21,17 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
     """Load one of scikit-learn's data sets.
 
     Args:
-        name: digits (images of 8x8, 10 classes), breast_cancer, wine, iris (tables) or diabetes (table, regression).
-        test_fraction: share of the examples that are the test split, in (0, 1); the same for every seed.
+        name: digits (8x8 images, 10 classes), breast_cancer, wine, iris (tables) or diabetes (table, regression).
+        test_fraction: share of the examples in the test split, in (0, 1); the split is the same for every seed.
     Raises:
-        ValueError: the name or the fraction is not allowed.
+        ValueError: the name or the fraction is invalid.
     """
-    from sklearn import datasets  # takes long to import, and only these tasks need it
+    from sklearn import datasets  # slow to import, and only these tasks need it
 
-    one_of("source.name", name, KINDS)
-    if not 0.0 < test_fraction < 1.0:
-        raise ValueError(f"source.test_fraction = {test_fraction} is not allowed: in (0, 1)")
-    kind = KINDS[name]
+    with Problems() as problems:
+        problems.check(one_of, "source.name", name, DATA_SETS)
+        problems.check(check_test_fraction, test_fraction)
+    kind = DATA_SETS[name]
     loaded = getattr(datasets, f"load_{name}")()
     inputs = torch.as_tensor(loaded.images[:, None] if name == "digits" else loaded.data, dtype=torch.float32)
     if kind == "classification":

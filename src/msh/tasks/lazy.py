@@ -1,4 +1,4 @@
-"""Inputs that are made when they are asked for, from a tensor that several tasks share."""
+"""Compute inputs on access, from a tensor that several tasks share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
-"""From inputs (batch, ...) to inputs (batch, ...), example by example."""
+"""Maps inputs (batch, ...) to inputs (batch, ...), each example separately."""
 
 
 class LazyInputs:
-    """Some rows of a tensor, each batch of them sent through functions.
+    """Rows of a tensor, passed through functions on access.
 
     Args:
         base: (examples, ...), shared and never changed.
-        rows: int64, (examples,), which of them.
+        rows: int64, (examples,), rows of `base`.
         functions: applied in this order.
     """
 
@@ -25,25 +25,25 @@ class LazyInputs:
 
     @property
     def shape(self) -> torch.Size:
-        """(examples, ...), as a tensor's."""
-        return torch.Size((len(self.rows), *self._made(self.base[:1]).shape[1:]))
+        """Shape (examples, ...), as a tensor's."""
+        return torch.Size((len(self.rows), *self._apply(self.base[:1]).shape[1:]))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """(batch, ...): the examples at the index."""
-        return self._made(self.base[self.rows[index]])
+        """Return the examples at the index, (batch, ...)."""
+        return self._apply(self.base[self.rows[index]])
 
-    def _made(self, inputs: Tensor) -> Tensor:
+    def _apply(self, inputs: Tensor) -> Tensor:
         for function in self.functions:
             inputs = function(inputs)
         return inputs
 
     def take(self, rows: Tensor) -> LazyInputs:
-        """Some of the rows, no example made yet."""
+        """Select rows, without computing them."""
         return LazyInputs(self.base, self.rows[rows], self.functions)
 
     def then(self, function: Function) -> LazyInputs:
-        """The same rows, sent through one more function."""
+        """Append a function."""
         return LazyInputs(self.base, self.rows, (*self.functions, function))

@@ -1,4 +1,4 @@
-"""Seeds from names: every order and every draw follows from (run's seed, what it is for)."""
+"""Derive a seed for each order and draw from the run's seed and the purpose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every part and on nothing else.
+    """Return a seed in [0, 2**63) that depends on every part and on nothing else.
 
     Args:
         parts: such as the run's seed, a stage, an epoch, a purpose.

@@ -1,4 +1,4 @@
-"""Stems that a task can choose: from its input to the backbone's."""
+"""Stems: map a task's input to the backbone's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msh.errors import one_of
+from msh.errors import Problems, at_least, one_of
 from msh.tasks.tokens import PADDING
 
 
 def linear(inputs: int, output_shape: Sequence[int]) -> nn.Sequential:
-    """Flatten (batch, ...) of so many inputs, and lead them linearly to (batch, *output_shape) at the same scale."""
+    """Build a linear stem: (batch, ...), flattened to `inputs` numbers, to (batch, *output_shape) at the same scale."""
     layer = nn.Linear(inputs, math.prod(output_shape))
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.zeros_(layer.bias)
@@ -21,19 +21,19 @@ def linear(inputs: int, output_shape: Sequence[int]) -> nn.Sequential:
 
 
 class TokenStem(nn.Module):
-    """A vector for each token, those of a text flattened or averaged, and a linear layer to the backbone's input.
+    """Embed tokens, flatten or average each text's vectors, and map them linearly to the backbone's input.
 
-    Padding has the vector 0 and no part in the average. The vectors start small, as Keras starts them: from larger
-    ones, thousands of words are learned by heart before they mean anything.
+    Padding has the vector 0 and does not count in the average. The vectors start small, as in Keras: from larger ones,
+    training memorizes thousands of words before it learns their meaning.
 
     Args:
         input_shape: (tokens per text,).
         output_shape: the backbone's input shape.
         vocabulary: number of token ids.
         width: of a token's vector.
-        pooling: "none" (flattened: a place in the text counts) or "mean".
+        pooling: "none" (flattened: a token's position counts) or "mean".
     Raises:
-        ValueError: the width is below 1, or the pooling is unknown.
+        ValueError: the width is < 1, or the pooling is unknown.
     Source: Renn et al. 2022, experiment 4 (IMDB: 10,000 words, length 128, width 2, flattened).
     """
 
@@ -46,9 +46,9 @@ class TokenStem(nn.Module):
         pooling: str = "none",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"stem.width = {width} is not allowed: at least 1 is")
-        one_of("stem.pooling", pooling, ("none", "mean"))
+        with Problems() as problems:
+            problems.check(at_least, "stem.width", 1, width)
+            problems.check(one_of, "stem.pooling", pooling, ("none", "mean"))
         self.pooling = pooling
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PADDING)
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
@@ -57,10 +57,10 @@ class TokenStem(nn.Module):
         self.linear = linear(width if pooling == "mean" else math.prod(input_shape) * width, output_shape)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens), int64, to (batch, *output_shape)."""
-        vectors: Tensor = self.embedding(tokens)
+        """Map tokens, int64 (batch, tokens), to (batch, *output_shape)."""
+        vectors: Tensor = self.embedding(tokens)  # (batch, tokens, width)
         if self.pooling == "mean":
-            count = (tokens != PADDING).sum(1, keepdim=True).clamp(min=1)
-            vectors = vectors.sum(1) / count
+            count = (tokens != PADDING).sum(1, keepdim=True).clamp(min=1)  # (batch, 1)
+            vectors = vectors.sum(1) / count  # (batch, width)
         outputs: Tensor = self.linear(vectors)
         return outputs

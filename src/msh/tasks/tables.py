@@ -1,9 +1,10 @@
-"""Tables of numbers in CSV files."""
+"""Load tables of numbers from CSV files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msh.errors import invalid
 from msh.tasks.build import RawData
 from msh.tasks.columns import find_targets, read_table, with_test_split
 from msh.tasks.task import Kind, Split
@@ -24,26 +25,26 @@ def csv_table(
     """Load a table from a CSV file with a header.
 
     Args:
-        path: of the file to learn from.
-        target: column to predict; of a classification, names or numbers, classes in rising order.
-        features: columns of numbers to predict it from; all others when None.
+        path: of the training file.
+        target: column to predict; a classification's has names or numbers, and classes in ascending order.
+        features: numeric columns to predict it from; None: all others.
         kind: classification or regression.
-        threshold: makes two classes of a column of numbers: class 1 is above it.
-        test_path: file with the test split.
-        test_fraction: without one, share of the rows that become the test split, .2 when None; the same for every seed.
-        test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState of
-            this seed shuffles the rows, and the last of them are the test split. None: a draw of this library's own.
+        threshold: splits a numeric column into two classes: class 1 is above it.
+        test_path: of the test split's file.
+        test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
+        test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState
+            with this seed shuffles the rows, and the last ones are the test split. None: `hold_out`.
         encoding: of the files.
         delimiter: character between cells.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a cell is not what belongs there, or a setting is not allowed.
+        ValueError: a column is missing, a cell is not a number or class, or a setting is invalid.
     """
     table = read_table(path, encoding, delimiter)
     targets = find_targets(table, "source.target", target, kind, threshold)
     names = list(features) if features is not None else [name for name in table.cells if name != target]
     if not names or target in names:
-        raise ValueError(f"source.features = {names} is not allowed: at least one column is, and not the target")
+        raise invalid("source.features", f"at least one column besides the target {target!r}", names)
     tables = [table] if test_path is None else [table, read_table(test_path, encoding, delimiter)]
     splits = [Split(t.numbers("source.features", names), targets.read(t, "source.target")) for t in tables]
     return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction, test_seed)

@@ -1,4 +1,4 @@
-"""A task: data in three splits, a loss, and a metric with a direction."""
+"""Task: data in three splits, a loss, and a metric with a direction."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 def skill_score(score: float, direction: str, constant: float | None) -> float:
-    """A score without a unit, higher is better: of an error, 1 - error / error of a constant answer.
+    """Convert a score to one without a unit, higher is better: an error to 1 - error / (error of a constant answer).
 
-    So it is 1 at best, and 0 where nothing is learned. Source: Murphy 1988, Skill scores based on the mean square
-    error.
+    It is 1 at best, and 0 if nothing is learned. Source: Murphy 1988, Skill scores based on the mean square error.
 
     Args:
         score: in the metric's unit.
-        direction: "max" or "min", as it is better; what is better high is given back as it is.
+        direction: "max" or "min"; "max" returns the score unchanged.
         constant: the error of a constant answer.
     Returns:
-        nan where the constant answer's error is not known, or is 0.
+        nan if the constant answer's error is unknown or 0.
     """
     if direction == "max":
         return score
@@ -43,12 +42,12 @@ def skill_score(score: float, direction: str, constant: float | None) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split.
+    """A split's examples.
 
     Attributes:
-        inputs: float, or int64 token ids, (examples, *input shape); to be indexed by tensors and slices.
-        targets: classification: int64, (examples,); multilabel: float of 0 and 1, (examples, labels);
-            regression: float, (examples, outputs), in the data's own unit.
+        inputs: float, or int64 token ids, (examples, *input shape); indexed by tensors and slices.
+        targets: classification: int64, (examples,); multilabel: float 0 or 1, (examples, labels);
+            regression: float, (examples, outputs), in the data's unit.
     """
 
     inputs: Tensor | LazyInputs
@@ -58,12 +57,12 @@ class Split:
         return len(self.inputs)
 
     def take(self, rows: Tensor) -> Split:
-        """The examples at these rows, int64 (examples,)."""
+        """Select the examples at these rows, int64 (examples,)."""
         inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
         return Split(inputs, self.targets[rows])
 
     def then(self, function: Function) -> Split:
-        """The same examples, their inputs sent through a function, batch by batch, whenever they are asked for."""
+        """Pass the inputs through a function, batch by batch, on each access."""
         inputs = self.inputs
         if isinstance(inputs, Tensor):
             inputs = LazyInputs(inputs, torch.arange(len(inputs)))
@@ -72,12 +71,12 @@ class Split:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric and which way is better.
+    """A metric and its direction.
 
     Attributes:
-        build: number of outputs to a torchmetrics metric.
-        direction: "max" or "min".
-        kinds: kinds of task that it is for.
+        build: maps the number of outputs to a torchmetrics metric.
+        direction: "max" if higher is better, or "min".
+        kinds: kinds of task that may use it.
     """
 
     build: Callable[[int], Metric]
@@ -98,23 +97,23 @@ DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to learn, apart from any network.
+    """A data set with its loss and metric, apart from any network.
 
     Attributes:
-        name: as users call it.
-        kind: decides the loss: cross-entropy, binary cross-entropy, or squared error on the scaled target.
+        name: chosen by the user.
+        kind: determines the loss: cross-entropy, binary cross-entropy, or squared error on the scaled target.
         splits: the data; "test" chooses nothing.
         outputs: size of the head: classes, labels or regression outputs.
         metric: a name in METRICS.
-        batch_size: examples an optimizer step sees, over all devices together.
-        target_mean: (outputs,), of the training targets (regression), in the data's unit.
-        target_std: (outputs,), likewise.
-        loss_weight: factor of this task's loss where several train together.
-        repeat: times an epoch goes through the training examples.
-        vocabulary: number of token ids where inputs are tokens, else None.
-        stem: recipe of the stem, without `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary`,
-            which are added; a linear one where the shapes differ, and none where they are the same, when None.
-        augmentation: random changes of the training images, each time they are trained on.
+        batch_size: examples per optimizer step, over all devices.
+        target_mean: (outputs,), mean of a regression's training targets, in the data's unit.
+        target_std: (outputs,), their standard deviation.
+        loss_weight: factor of the loss where several tasks train together.
+        repeat: passes through the training examples per epoch.
+        vocabulary: number of token ids if inputs are tokens, else None.
+        stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` are added.
+            None: linear if the shapes differ, else no stem.
+        augmentation: random changes to the training images in each batch.
     """
 
     name: str
@@ -138,18 +137,18 @@ class Task:
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        """Which way the metric is better."""
+        """Return "max" if a higher metric is better, or "min"."""
         return METRICS[self.metric].direction
 
     def build_metric(self) -> Metric:
-        """A fresh metric, to be fed with `predictions` and targets."""
+        """Build a metric, to be updated with `predictions` and targets."""
         return METRICS[self.metric].build(self.outputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch: a scalar.
+        """Return a batch's mean loss, a scalar.
 
         Args:
-            outputs: (batch, outputs), the head's.
+            outputs: from the head, (batch, outputs).
             targets: as in `Split`.
         """
         if self.kind == "classification":
@@ -162,28 +161,28 @@ class Task:
         return F.mse_loss(outputs, scaled)
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """The head's outputs (batch, outputs) in the form the metric takes; regression in the data's unit."""
+        """Convert the head's outputs (batch, outputs) for the metric: a regression's to the data's unit."""
         outputs = widened(outputs)
         if self.kind == "regression":
             return outputs * self.target_std.to(outputs) + self.target_mean.to(outputs)
         return outputs
 
     def constant_score(self, split: SplitName) -> float:
-        """The metric, on a split, of one answer to every example: of a regression, the mean of its training targets."""
+        """Evaluate one answer to every example of a split: a regression's is the mean training target."""
         targets, metric = self.splits[split].targets, self.build_metric()
         metric.update(self.predictions(torch.zeros(len(targets), self.outputs)), targets)
         return float(metric.compute())
 
     def head_recipe(self, features: int) -> Recipe:
-        """How to build the head: linear, from the backbone's features."""
+        """Return the head's recipe: linear, from the backbone's features."""
         return {"_target_": "torch.nn.Linear", "in_features": features, "out_features": self.outputs}
 
     def stem_recipe(self, input_shape: tuple[int, ...]) -> Recipe | None:
-        """How to build the stem, from the task's input to the backbone's; None where none is needed."""
+        """Return the stem's recipe, from the task's input to the backbone's; None if none is needed."""
         if self.stem is not None:
             shapes = {"input_shape": list(self.input_shape), "output_shape": list(input_shape)}
-            words = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
-            return {**self.stem, **shapes, **words}
+            vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+            return {**self.stem, **shapes, **vocabulary}
         if self.input_shape == input_shape:
             return None
         size = math.prod(self.input_shape)

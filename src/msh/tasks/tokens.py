@@ -1,4 +1,4 @@
-"""Texts as token ids; the vocabulary is that of the training split."""
+"""Tokenize texts, with the training split's vocabulary."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msh.errors import Problems, at_least
+
 PADDING, UNKNOWN = 0, 1
-"""Token ids of what fills up short texts, and of words that the vocabulary does not have."""
+"""Token ids of the padding after short texts, and of words outside the vocabulary."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts that become tokens once it is known which of them are the training split.
+    """Texts that become tokens once the training split is known.
 
     Attributes:
-        texts: none of them empty.
-        vocabulary: number of token ids, with padding and unknown: the most frequent words of the training split.
-        length: tokens per text; longer ones are cut off, shorter ones filled up with padding.
+        texts: not empty.
+        vocabulary: number of token ids: padding, unknown, and the training split's most frequent words.
+        length: tokens per text; longer texts are cut, shorter ones padded.
     Raises:
-        ValueError: vocabulary or length are too small.
+        ValueError: vocabulary or length is too small.
     """
 
     texts: list[str]
@@ -29,19 +31,25 @@ class Texts:
     length: int
 
     def __post_init__(self) -> None:
-        for key, value, least in (("vocabulary", self.vocabulary, 3), ("length", self.length, 1)):
-            if value < least:
-                raise ValueError(f"source.{key} = {value} is not allowed: at least {least} is")
+        with Problems() as problems:
+            problems.check(at_least, "source.vocabulary", 3, self.vocabulary)
+            problems.check(at_least, "source.length", 1, self.length)
 
     def tokenizer(self, rows: Tensor) -> Any:
-        """A tokenizer with the vocabulary of some of the texts, by falling frequency, then by letters.
+        """Build a tokenizer whose vocabulary comes from some texts, by falling frequency, then by letter.
 
         Args:
-            rows: int64, (examples,), places in `texts`.
+            rows: int64, (examples,), indices of `texts`.
         Returns:
             A `tokenizers.Tokenizer`: lower case, split at white space and punctuation.
         """
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # only texts need it
+        from tokenizers import (  # slow to import, and only texts need it
+            Tokenizer,
+            models,
+            normalizers,
+            pre_tokenizers,
+            trainers,
+        )
 
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -55,6 +63,6 @@ class Texts:
         return tokenizer
 
     def tokens(self, tokenizer: Any, rows: Tensor) -> Tensor:
-        """int64, (examples, length): token ids of the texts at these places."""
+        """Return the token ids, int64 (examples, length), of the texts at these indices, int64 (examples,)."""
         encoded = tokenizer.encode_batch([self.texts[row] for row in rows.tolist()], add_special_tokens=False)
-        return torch.tensor([one.ids for one in encoded])
+        return torch.tensor([text.ids for text in encoded])

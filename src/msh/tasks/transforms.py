@@ -1,4 +1,4 @@
-"""Transforms of any data set: a task on some of its classes, or on its images changed."""
+"""Transform data sets: select classes, or change images."""
 
 from __future__ import annotations
 
@@ -6,70 +6,73 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from msh.errors import one_of
+from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData
+from msh.tasks.checks import check_image_shape, check_one_entry
 from msh.tasks.lazy import Function
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
 
 
 def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
-    """Keep the examples of some classes; these are numbered from 0, in the order given.
+    """Keep the examples of some classes, and number these from 0 in the order listed.
 
     Args:
         data: of a classification.
-        keep: at least two classes, by number or, where they have one, by name.
+        keep: at least two different classes, by number or, if they have names, by name.
     Raises:
-        ValueError: a class is missing from the data or named twice, or fewer than two are left.
+        ValueError: a class is missing from the data or listed twice, or fewer than two are listed.
     """
     if data.kind != "classification":
-        raise ValueError(f"split_classes is not allowed for a {data.kind} task: it has no classes")
-    allowed = f"at least two different classes, by number{' or name' * bool(data.classes)}, are"
-    if not isinstance(keep, list | tuple) or not all(type(label) in (int, str) for label in keep):
-        raise ValueError(f"split_classes = {keep} is not allowed: {allowed}")
-    numbers = [label if isinstance(label, int) else _number_of(label, data, allowed) for label in keep]
-    if len(set(numbers)) < 2 or len(set(numbers)) != len(numbers):
-        raise ValueError(f"split_classes = {keep} is not allowed: {allowed}")
-    train, test = _of_classes("train", data.train, numbers), _of_classes("test", data.test, numbers)
-    classes = tuple(data.classes[number] for number in numbers) if data.classes else ()
-    return replace(data, train=train, test=test, outputs=len(numbers), classes=classes)
+        raise ValueError(f"split_classes needs a classification; this is a {data.kind}")
+    by = "number or name" if data.classes else "number"
+    if not isinstance(keep, list | tuple) or len(keep) < 2:
+        raise invalid("split_classes", f"a list of at least two classes, by {by}", keep)
+    with Problems() as problems:
+        numbers = [problems.check(_class_number, f"split_classes[{i}]", c, data) for i, c in enumerate(keep)]
+    if len(set(numbers)) < len(numbers):
+        raise invalid("split_classes", "a list of different classes", keep)
+    classes = cast(list[int], numbers)
+    train, test = (_of_classes(split, classes) for split in (data.train, data.test))
+    names = tuple(data.classes[number] for number in classes) if data.classes else ()
+    return replace(data, train=train, test=test, outputs=len(classes), classes=names)
 
 
-def _number_of(name: str, data: RawData, allowed: str) -> int:
-    if not data.classes:
-        raise ValueError(f"split_classes names {name!r}, and the classes have no names: {allowed}")
-    one_of("a class of split_classes", name, data.classes)
-    return data.classes.index(name)
+def _class_number(key: str, label: Any, data: RawData) -> int:
+    if isinstance(label, str) and data.classes:
+        one_of(key, label, data.classes)
+        return data.classes.index(label)
+    for name, split in (("train", data.train), ("test", data.test)):
+        present = split.targets.unique().tolist()
+        if isinstance(label, bool) or label not in present:
+            raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)
+    return int(label)
 
 
-def _of_classes(name: str, split: Split, keep: Sequence[int]) -> Split:
-    there = split.targets.unique().tolist()
-    for label in keep:
-        if label not in there:
-            raise ValueError(f"split_classes = {list(keep)}: the {name} split has no class {label}, only {there}")
-    wanted = torch.tensor(keep)
-    kept = split.take(torch.isin(split.targets, wanted).nonzero().squeeze(1))
-    return Split(kept.inputs, (kept.targets[:, None] == wanted).int().argmax(1))
+def _of_classes(split: Split, numbers: Sequence[int]) -> Split:
+    wanted = torch.tensor(numbers)
+    part = split.take(torch.isin(split.targets, wanted).nonzero().squeeze(1))
+    return Split(part.inputs, (part.targets[:, None] == wanted).int().argmax(1))
 
 
 def permute_pixels(data: RawData, seed: int) -> RawData:
-    """Bring the pixels of every image (the features of every row) into one other order, drawn from the seed.
+    """Permute the pixels of every image (the features of every row) in the same way, drawn from the seed.
 
     Args:
-        data: images, all channels of which are permuted alike, or rows of features.
-        seed: at least 0; 0 leaves the order as it is.
+        data: images, whose channels are permuted equally, or rows of features.
+        seed: >= 0; 0 keeps the order.
     Raises:
-        ValueError: the data are texts, or the seed is not allowed.
+        ValueError: the data are texts, or the seed is invalid.
     Source: Goodfellow et al. 2013, arXiv 1312.6211 (permuted MNIST).
     """
-    _check_numbers("permute_pixels", data)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"permute_pixels = {seed!r} is not allowed: a seed, a whole number of at least 0, is")
+    if data.texts is not None:
+        raise ValueError("permute_pixels needs images or rows of features; this task has texts")
+    at_least("permute_pixels", 0, seed)
     shape = data.train.inputs.shape[1:]
     size = math.prod(shape[1:] if len(shape) == 3 else shape)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "pixels")))
@@ -85,46 +88,38 @@ def rotate(data: RawData, degrees: float) -> RawData:
     """Rotate every image counter-clockwise about its centre, by bilinear interpolation; corners are filled with 0.
 
     Raises:
-        ValueError: the data are not images, or the angle is no number.
+        ValueError: the data are not images, or the angle is not a number.
     """
-    if isinstance(degrees, bool) or not isinstance(degrees, int | float):
-        raise ValueError(f"rotate = {degrees!r} is not allowed: an angle in degrees is")
-    if len(data.train.inputs.shape) != 4:
-        shape = tuple(data.train.inputs.shape[1:])
-        raise ValueError(f"rotate is not allowed for inputs of shape {shape}: images of (channels, height, width) are")
+    with Problems() as problems:
+        if isinstance(degrees, bool) or not isinstance(degrees, int | float):
+            problems.add(invalid("rotate", "an angle in degrees", degrees))
+        problems.check(check_image_shape, "rotate", data.train.inputs.shape[1:])
     return _then(data, partial(_rotated, degrees=float(degrees)))
 
 
 def _rotated(inputs: Tensor, degrees: float) -> Tensor:
-    from torchvision.transforms import functional  # takes long to import, and only these tasks need it
+    from torchvision.transforms import functional  # slow to import, and only these tasks need it
 
     if degrees % 360 == 0:
         return inputs
-    turned: Tensor = functional.rotate(inputs, degrees, functional.InterpolationMode.BILINEAR)
-    return turned
+    rotated: Tensor = functional.rotate(inputs, degrees, functional.InterpolationMode.BILINEAR)
+    return rotated
 
 
 def repeat_channels(data: RawData, number: int) -> RawData:
-    """Give grey images so many equal channels, to go through a network that reads colour images.
+    """Repeat the channel of grey images, for a network that reads colour images.
 
     Raises:
-        ValueError: the data are not images of one channel, or the number is not allowed.
+        ValueError: the data are not images with one channel, or the number is invalid.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"repeat_channels = {number!r} is not allowed: a whole number of at least 1 is")
-    shape = tuple(data.train.inputs.shape[1:])
-    if len(shape) != 3 or shape[0] != 1:
-        raise ValueError(f"repeat_channels is not allowed for inputs of shape {shape}: images of one channel are")
+    with Problems() as problems:
+        problems.check(at_least, "repeat_channels", 1, number)
+        problems.check(check_image_shape, "repeat_channels", data.train.inputs.shape[1:], channels="1")
     return _then(data, partial(_with_channels, number=number))
 
 
 def _with_channels(inputs: Tensor, number: int) -> Tensor:
     return inputs.expand(-1, number, -1, -1)
-
-
-def _check_numbers(name: str, data: RawData) -> None:
-    if data.texts is not None:
-        raise ValueError(f"{name} is not allowed for texts: images or rows of features are")
 
 
 def _then(data: RawData, function: Function) -> RawData:
@@ -149,15 +144,13 @@ def transformed(name: str, data: RawData, transforms: Sequence[Mapping[str, Any]
     Raises:
         ValueError: a transform is unknown, or cannot be applied to the data.
     """
+    key = f"tasks.{name}.transforms"
     for transform in transforms:
-        if not isinstance(transform, Mapping) or len(transform) != 1:
-            raise ValueError(
-                f"tasks.{name}.transforms has {transform!r}; {{name: argument}} is allowed, such as rotate: 30"
-            )
-        for kind, argument in transform.items():
-            one_of(f"a transform of tasks.{name}", kind, TRANSFORMS)
-            try:
-                data = TRANSFORMS[kind](data, argument)
-            except ValueError as error:
-                raise ValueError(f"tasks.{name}.transforms: {error}") from error
+        check_one_entry(f"an entry of {key}", transform, "rotate: 30")
+        [(kind, argument)] = transform.items()
+        one_of(f"a transform of tasks.{name}", kind, TRANSFORMS)
+        try:
+            data = TRANSFORMS[kind](data, argument)
+        except ValueError as error:
+            raise ValueError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
     return data

@@ -1,4 +1,4 @@
-"""Image data sets through torchvision."""
+"""Load image data sets through torchvision."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def vision(name: str, root: str, download: bool = True, split: str | None = None
 
     Args:
         name: MNIST, FashionMNIST, KMNIST, EMNIST, SVHN, USPS, CIFAR10 or CIFAR100.
-        root: folder in which torchvision keeps (or is to put) the files.
-        download: get what is missing from the internet.
-        split: of EMNIST: byclass, bymerge, balanced (when None), letters, digits or mnist.
+        root: folder for torchvision's files.
+        download: download missing files.
+        split: EMNIST's: byclass, bymerge, balanced (if None), letters, digits or mnist.
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
-        ValueError: the name or the split is not allowed, or the files are damaged.
+        ValueError: the name or the split is invalid, or the files are damaged.
         FileNotFoundError: files are missing and cannot be downloaded.
     """
     one_of("source.name", name, CLASSES)
     if split is not None:
         if name != "EMNIST":
-            raise ValueError(f"source.split = {split!r} is not allowed for {name}: only EMNIST has splits to choose")
+            raise ValueError(f"source.split = {split!r} is for EMNIST only: remove it for {name}")
         one_of("source.split", split, EMNIST_CLASSES)
     elif name == "EMNIST":
         split = "balanced"
@@ -50,7 +50,7 @@ def vision(name: str, root: str, download: bool = True, split: str | None = None
     sets = [_open(name, folder, is_train, download, split) for is_train in (True, False)]
     train, test = (_read(name, data, split) for data in sets)
     outputs = EMNIST_CLASSES[split] if split else CLASSES[name]
-    names = tuple(getattr(sets[0], "classes", ()))[-outputs:]  # the first of EMNIST's letters is none
+    names = tuple(getattr(sets[0], "classes", ()))[-outputs:]  # torchvision puts "N/A" before EMNIST's letters
     return RawData("classification", train, test, outputs, classes=names)
 
 
@@ -58,13 +58,13 @@ def _read(name: str, data: Any, split: str | None) -> Split:
     pixels = torch.as_tensor(data.data)
     targets = torch.as_tensor(data.labels if name == "SVHN" else data.targets, dtype=torch.int64)
     if name == "EMNIST":
-        pixels = pixels.transpose(1, 2)  # its images lie on their side
+        pixels = pixels.transpose(1, 2)  # its images are stored sideways
         targets = targets - 1 if split == "letters" else targets  # its letters are numbered from 1
     return Split(_channels_first(pixels).float() / 255.0, targets)
 
 
 def _open(name: str, root: Path, train: bool, download: bool, split: str | None) -> Any:
-    import torchvision.datasets as sets  # takes long to import, and only image tasks need it
+    import torchvision.datasets as sets  # slow to import, and only image tasks need it
 
     kind = getattr(sets, name)
     part: dict[str, Any] = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
@@ -75,8 +75,11 @@ def _open(name: str, root: Path, train: bool, download: bool, split: str | None)
         missing = str(error)
     except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
         missing = str(error)
-        if not missing.startswith("Dataset not found"):  # what torchvision says of missing files
-            raise _damaged(name, root, error) from error
+        if not missing.startswith("Dataset not found"):  # torchvision's words for missing files
+            raise ValueError(
+                f"the {name} files in {root} cannot be read: cut short or damaged "
+                f"({str(error) or type(error).__name__}); delete them and download them again"
+            ) from error
     reason = "downloading is switched off (download=false)"
     if download:
         try:
@@ -86,18 +89,12 @@ def _open(name: str, root: Path, train: bool, download: bool, split: str | None)
     raise FileNotFoundError(
         f"{name} is not in the data directory {root} ({missing.splitlines()[0]}), and {reason}. "
         f"Put its files where torchvision expects them ({_expected(kind, root, split)}), "
-        "or name the directory that has them with paths.data_dir=DIR"
-    )
-
-
-def _damaged(name: str, root: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"the {name} files in {root} cannot be read: cut short or damaged ({str(error) or type(error).__name__}); "
-        "delete them and get them again"
+        "or set paths.data_dir=DIR to the directory that has them"
     )
 
 
 def _expected(kind: Any, root: Path, split: str | None) -> str:
+    """Describe the folder and the names of a data set's files."""
     if split:
         return f"{root / kind.__name__ / 'raw'}: emnist-{split}-{{train,test}}-{{images-idx3,labels-idx1}}-ubyte"
     if hasattr(kind, "split_list"):  # SVHN and USPS

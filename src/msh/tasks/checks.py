@@ -1,0 +1,47 @@
+"""Check settings, paths and shapes that several parts of this package take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msh.errors import invalid
+
+
+def check_fraction(key: str, value: float) -> None:
+    """Raise unless a share is in (0, 1)."""
+    if not 0.0 < value < 1.0:
+        raise invalid(key, "in (0, 1)", value)
+
+
+def check_image_shape(key: str, shape: Sequence[int], channels: str = "channels") -> None:
+    """Raise unless an input shape is (channels, height, width).
+
+    Args:
+        key: the setting that needs images.
+        shape: of one example.
+        channels: their number, if it matters.
+    """
+    if len(shape) != 3 or channels not in ("channels", str(shape[0])):
+        raise invalid(f"{key}: the input shape", f"({channels}, height, width)", tuple(shape))
+
+
+def check_one_entry(key: str, entry: object, example: str) -> None:
+    """Raise unless a list's entry is a mapping of one name to its argument."""
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise invalid(key, f"{{name: argument}}, such as {{{example}}}", entry)
+
+
+def existing(path: str, kind: str) -> Path:
+    """Return the path, its ~ expanded.
+
+    Args:
+        path: to data.
+        kind: "file" or "folder".
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    expanded = Path(path).expanduser()
+    if not (expanded.is_file() if kind == "file" else expanded.is_dir()):
+        raise FileNotFoundError(f"there is no {kind} {expanded}: paths.data_dir=DIR sets the folder of the data")
+    return expanded
