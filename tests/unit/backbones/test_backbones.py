@@ -1,7 +1,10 @@
+"""Backbones: layers, shapes, values by hand, errors."""
+
 import pytest
 import torch
 from torch import nn
 
+from messages import says
 from msh.backbones import MLP, PaperConv, ResNet18, Transformer
 from msh.subnetworks import MultiSubnetwork, prune
 
@@ -35,7 +38,7 @@ def test_mlp_is_the_papers_network_by_default():
     assert sizes(mlp) == [(1000, 784), *[(1000, 1000)] * 5]
 
 
-def test_mlp_normalises_before_relu_when_asked():
+def test_mlp_can_normalise_before_relu():
     assert kinds(MLP([6], width=5, depth=1, norm=True)) == ["Flatten", "Linear", "BatchNorm1d", "ReLU"]
 
 
@@ -49,9 +52,16 @@ def test_mlp_by_hand():
 
 
 @pytest.mark.parametrize(("width", "depth"), [(0, 1), (1, 0), (-3, 2)])
-def test_mlp_without_units_or_layers_is_an_error(width, depth):
-    with pytest.raises(ValueError, match=f"width = {width}, depth = {depth}"):
+def test_mlp_without_units_or_layers_is_rejected(width, depth):
+    key, size = ("width", width) if width < 1 else ("depth", depth)
+    with pytest.raises(ValueError, match=says(key, ">= 1", size)):
         MLP([4], width=width, depth=depth)
+
+
+def test_all_bad_sizes_are_reported_together():
+    with pytest.raises(ValueError, match=says("width", ">= 1", 0)) as caught:
+        MLP([4], width=0, depth=0)
+    caught.match(says("depth", ">= 1", 0))
 
 
 def test_conv_is_the_papers_network():
@@ -63,7 +73,7 @@ def test_conv_is_the_papers_network():
     assert conv(torch.zeros(2, 1, 12, 11)).shape == (2, conv.features)
 
 
-def test_conv_has_the_blocks_layers_and_pooling_that_it_is_given():
+def test_conv_has_the_requested_blocks_layers_and_pooling():
     conv = PaperConv([3, 48, 48], channels=[16, 32, 64], linear=[128, 128, 128], pool_stride=2)
     blocks = [(16, 3, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3)]
     # each block takes 4 from a side and then halves it: 48 -> 22 -> 9 -> 2
@@ -76,34 +86,37 @@ def test_conv_has_the_blocks_layers_and_pooling_that_it_is_given():
 def test_the_smallest_input_of_three_blocks(stride, least):
     settings = {"channels": [2, 2, 2], "linear": [4], "pool_stride": stride}
     assert PaperConv([1, least, least], **settings)(torch.zeros(2, 1, least, least)).shape == (2, 4)
-    with pytest.raises(ValueError, match=f"input_shape = .* both at least {least}"):
+    bound = f"[channels, height, width], height and width >= {least}"
+    with pytest.raises(ValueError, match=says("input_shape", bound, [1, least - 1, least])):
         PaperConv([1, least - 1, least], **settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": []}, r"channels = \[\]"),
-        ({"channels": [4, 0]}, r"channels = \[4, 0\]"),
-        ({"linear": []}, r"linear = \[\]"),
-        ({"linear": [-1]}, r"linear = \[-1\]"),
-        ({"pool_stride": 0}, r"pool_stride = \[0\]"),
+        ({"channels": []}, says("channels", value=[])),
+        ({"channels": [4, 0]}, says("channels", value=[4, 0])),
+        ({"linear": []}, says("linear", value=[])),
+        ({"linear": [-1]}, says("linear", value=[-1])),
+        ({"pool_stride": 0}, says("pool_stride", ">= 1", 0)),
     ],
 )
-def test_conv_without_channels_units_or_stride_is_an_error(settings, message):
-    with pytest.raises(ValueError, match=message + ": must be at least 1"):
+def test_conv_without_channels_units_or_stride_is_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
         PaperConv([1, 28, 28], **settings)
 
 
-def test_conv_normalises_after_each_convolution_when_asked():
+def test_conv_can_normalise_after_each_convolution():
     conv = PaperConv([1, 11, 11], norm=True)
     assert kinds(conv)[:6] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU"]
     assert all(layer.bias is None for layer in conv.modules() if isinstance(layer, nn.Conv2d))
 
 
 @pytest.mark.parametrize("shape", [[1, 10, 28], [1, 28, 10], [28, 28], [1, 1, 28, 28], [28]])
-def test_conv_on_another_kind_of_input_is_an_error(shape):
-    with pytest.raises(ValueError, match=r"input_shape = .*channels, height and width, both at least 11"):
+def test_conv_rejects_other_inputs(shape):
+    with pytest.raises(
+        ValueError, match=says("input_shape", "[channels, height, width], height and width >= 11", shape)
+    ):
         PaperConv(shape)
 
 
@@ -136,7 +149,7 @@ def make_input(kind, batch=6):
 
 
 @pytest.mark.parametrize("kind", SEEDED)
-def test_features_are_as_many_as_promised(kind):
+def test_features_have_the_promised_size(kind):
     backbone = SEEDED[kind](False)
     assert backbone(make_input(kind)).shape == (6, backbone.features)
 
@@ -170,7 +183,7 @@ def test_a_frozen_task_keeps_its_bits_while_another_trains(kind):
 # ---- ResNet-18
 
 
-def test_resnet_is_resnet_18_in_the_form_for_small_images():
+def test_resnet_is_resnet_18_for_small_images():
     resnet = ResNet18([3, 32, 32])
     assert (
         sum(p.numel() for p in resnet.parameters()) == 11_168_832
@@ -191,9 +204,10 @@ def test_resnet_halves_the_image_three_times():
 
 
 @pytest.mark.parametrize(
-    ("shape", "width", "message"), [([28, 28], 4, "channels, height"), ([1, 8, 8], 0, "width = 0")]
+    ("shape", "width", "message"),
+    [([28, 28], 4, says("input_shape", value=[28, 28])), ([1, 8, 8], 0, says("width", ">= 1", 0))],
 )
-def test_resnet_on_what_it_cannot_take_is_an_error(shape, width, message):
+def test_resnet_rejects_bad_inputs_and_widths(shape, width, message):
     with pytest.raises(ValueError, match=message):
         ResNet18(shape, width=width)
 
@@ -214,7 +228,7 @@ def test_transformer_is_the_papers_block_by_default():
     assert transformer.blocks[0].heads == 8
 
 
-def test_a_block_computes_what_torchs_own_encoder_layer_does():
+def test_a_block_computes_the_same_as_torchs_encoder_layer():
     block = small_transformer(dropout=0.0).blocks[0]
     layer = nn.TransformerEncoderLayer(8, 2, 6, dropout=0.0, batch_first=True)
     pairs = {
@@ -227,8 +241,8 @@ def test_a_block_computes_what_torchs_own_encoder_layer_does():
         "linear2.weight": block.feed_forward[2].weight,
         "linear2.bias": block.feed_forward[2].bias,
     }
-    for place, norm in enumerate(block.norms, 1):
-        pairs |= {f"norm{place}.weight": norm.weight, f"norm{place}.bias": norm.bias}
+    for number, norm in enumerate(block.norms, 1):
+        pairs |= {f"norm{number}.weight": norm.weight, f"norm{number}.bias": norm.bias}
     layer.load_state_dict(pairs)
     inputs, seen = torch.randn(3, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 1]]).bool()
     expected = layer(inputs, src_key_padding_mask=~seen)
@@ -236,7 +250,7 @@ def test_a_block_computes_what_torchs_own_encoder_layer_does():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_padding_has_no_part_in_the_features(pooling):
+def test_padding_does_not_affect_the_features(pooling):
     transformer = small_transformer(pooling=pooling).eval()
     one, more = torch.tensor([[3, 4, 0, 0, 0]]), torch.tensor([[3, 4, 0, 0, 5]])
     features = transformer(one)
@@ -247,7 +261,7 @@ def test_padding_has_no_part_in_the_features(pooling):
     assert transformer(torch.zeros(1, 5, dtype=torch.int64)).isfinite().all()
 
 
-def test_the_order_of_words_counts():
+def test_the_order_of_words_matters():
     transformer = small_transformer().eval()
     assert not torch.allclose(
         transformer(torch.tensor([[3, 4, 0, 0, 0]])), transformer(torch.tensor([[4, 3, 0, 0, 0]]))
@@ -256,13 +270,18 @@ def test_the_order_of_words_counts():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"heads": 3}, "a multiple of the heads"), ({"depth": 0}, "depth = 0"), ({"pooling": "sum"}, "pooling = 'sum'")],
+    [
+        ({"heads": 3}, says("width", "a multiple of heads = 3", 8)),
+        ({"heads": 0}, says("heads", ">= 1", 0)),
+        ({"depth": 0}, says("depth", ">= 1", 0)),
+        ({"pooling": "sum"}, says("pooling", "one of mean, max", "sum")),
+    ],
 )
-def test_a_transformer_of_settings_that_are_not_allowed_is_an_error(settings, message):
+def test_a_transformer_rejects_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         small_transformer(**settings)
 
 
-def test_a_transformer_takes_tokens_alone():
-    with pytest.raises(ValueError, match=r"input_shape = \[1, 28, 28\]: must be the number of tokens"):
+def test_a_transformer_takes_only_tokens():
+    with pytest.raises(ValueError, match=says("input_shape", value=[1, 28, 28])):
         Transformer([1, 28, 28])

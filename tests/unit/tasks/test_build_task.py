@@ -1,14 +1,15 @@
-"""From raw data to a task: what is checked, held out and scaled."""
+"""From raw data to a task: checks, held-out examples, scales."""
 
 import pytest
 import torch
 
+from messages import says
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.build import hold_out
 
 
 def make_data(kind="classification", examples=100, outputs=3, tests=20):
-    """Inputs of three features: one wide, one narrow, one constant."""
+    """Build data with three features: one wide, one narrow, one constant."""
     generator = torch.Generator().manual_seed(0)
 
     def split(count):
@@ -24,7 +25,7 @@ def make_data(kind="classification", examples=100, outputs=3, tests=20):
 # ---- scaling
 
 
-def test_features_are_scaled_by_the_training_split_alone():
+def test_features_are_scaled_by_the_training_split_only():
     data = make_data()
     task = build_task("a", data)
     train, _ = hold_out(data.train, 0.2, "classification")
@@ -37,7 +38,7 @@ def test_features_are_scaled_by_the_training_split_alone():
     torch.testing.assert_close(scaled.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-5, rtol=0)
 
 
-def test_nothing_that_is_learned_from_depends_on_the_test_split():
+def test_training_and_validation_data_do_not_depend_on_the_test_split():
     data = make_data("regression")
     other = RawData("regression", data.train, Split(data.test.inputs * 50, data.test.targets - 999), 3)
     one, two = build_task("a", data), build_task("a", other)
@@ -47,7 +48,7 @@ def test_nothing_that_is_learned_from_depends_on_the_test_split():
     assert torch.equal(one.target_std, two.target_std)
 
 
-def test_validation_examples_decide_no_scale():
+def test_scales_do_not_depend_on_validation_examples():
     data = make_data("regression")
     _, val = hold_out(Split(torch.arange(100), torch.zeros(100)), 0.2, "regression")
     inputs, targets = data.train.inputs.clone(), data.train.targets.clone()
@@ -57,7 +58,7 @@ def test_validation_examples_decide_no_scale():
     assert torch.equal(one.target_std, two.target_std)
 
 
-def test_all_inputs_may_be_scaled_together_or_not_at_all():
+def test_inputs_can_be_scaled_together_or_not_at_all():
     data = make_data()
     together = build_task("a", data, normalize="all").splits["train"].inputs
     assert together.mean().item() == pytest.approx(0.0, abs=1e-5)
@@ -69,12 +70,12 @@ def test_all_inputs_may_be_scaled_together_or_not_at_all():
 # ---- holding out
 
 
-def test_a_share_that_leaves_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"a share of 0.99 of 10 examples leaves none for the rest: both need some"):
+def test_a_share_that_leaves_a_part_empty_is_rejected():
+    with pytest.raises(ValueError, match=r"a share of 0.99 of 10 examples"):
         hold_out(make_data().train.take(torch.arange(10)), 0.99, "classification")
 
 
-def test_held_out_are_the_same_examples_for_every_seed_in_their_order():
+def test_the_same_examples_are_held_out_for_every_seed():
     data = make_data()
     splits = []
     for seed in (0, 1):
@@ -82,11 +83,11 @@ def test_held_out_are_the_same_examples_for_every_seed_in_their_order():
         splits.append(build_task("a", data, normalize="none").splits)
     for name in ("train", "val"):
         assert torch.equal(splits[0][name].inputs, splits[1][name].inputs)
-    everyone = torch.cat([splits[0]["train"].inputs, splits[0]["val"].inputs])
-    assert sorted(everyone[:, 0].tolist()) == sorted(data.train.inputs[:, 0].tolist())
+    everything = torch.cat([splits[0]["train"].inputs, splits[0]["val"].inputs])
+    assert sorted(everything[:, 0].tolist()) == sorted(data.train.inputs[:, 0].tolist())
 
 
-def test_held_out_classes_are_in_proportion():
+def test_classes_are_held_out_in_proportion():
     targets = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     data = RawData("classification", Split(torch.randn(100, 2), targets), Split(torch.randn(3, 2), targets[:3]), 3)
     splits = build_task("a", data, val_fraction=0.2).splits
@@ -94,26 +95,26 @@ def test_held_out_classes_are_in_proportion():
     assert splits["train"].targets.bincount().tolist() == [48, 24, 8]
 
 
-def test_a_class_with_a_single_example_can_be_held_out_from():
+def test_a_class_may_have_a_single_example():
     targets = torch.tensor([0] * 9 + [1])
     data = RawData("classification", Split(torch.randn(10, 2), targets), Split(torch.randn(2, 2), targets[:2]), 2)
     assert len(build_task("a", data, val_fraction=0.2).splits["val"]) == 2
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_inputs_that_are_not_finite_are_counted_and_named(kind, part, value):
+def test_nan_and_infinite_inputs_are_counted(kind, part, value):
     data = make_data(kind)
     getattr(data, part).inputs[1:4, 0] = value
     with pytest.raises(ValueError, match=f"task 'a', {part} split: 3 inputs are NaN or infinite"):
         build_task("a", data)
 
 
-def test_targets_that_are_not_finite_are_counted_and_named():
+def test_nan_targets_are_counted():
     data = make_data("regression")
     data.train.targets[2, 1] = float("nan")
     with pytest.raises(ValueError, match="task 'a', train split: 1 targets are NaN or infinite"):
@@ -122,7 +123,7 @@ def test_targets_that_are_not_finite_are_counted_and_named():
 
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("target", [3, 7, -1])
-def test_a_class_beyond_the_heads_is_refused(part, target):
+def test_a_class_beyond_the_heads_is_rejected(part, target):
     data = make_data()
     getattr(data, part).targets[0] = target
     message = f"task 'a', {part} split: targets hold the class {target}, but the head has 3 classes: 0 to 2"
@@ -130,21 +131,21 @@ def test_a_class_beyond_the_heads_is_refused(part, target):
         build_task("a", data)
 
 
-def test_a_single_class_to_learn_is_refused():
+def test_a_single_class_is_rejected():
     data = make_data()
     data.train.targets[:] = 1
-    with pytest.raises(ValueError, match=r"task 'a', train split: all \d+ targets are of the class 1; at least 2"):
+    with pytest.raises(ValueError, match=r"task 'a', train split: all \d+ targets are of the class 1"):
         build_task("a", data)
 
 
-def test_an_empty_split_is_refused():
+def test_an_empty_split_is_rejected():
     data = make_data()
     empty = Split(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="task 'a', test split: 0 inputs and 0 targets"):
         build_task("a", RawData("classification", data.train, empty, 3))
 
 
-def test_as_many_targets_as_inputs_are_needed():
+def test_inputs_and_targets_must_be_equally_many():
     data = make_data()
     uneven = Split(data.train.inputs, data.train.targets[:-1])
     with pytest.raises(ValueError, match="task 'a', train split: 100 inputs and 99 targets"):
@@ -152,7 +153,7 @@ def test_as_many_targets_as_inputs_are_needed():
 
 
 @pytest.mark.parametrize("kind", ["regression", "multilabel"])
-def test_targets_of_another_shape_are_refused(kind):
+def test_targets_with_another_shape_are_rejected(kind):
     data = make_data(kind)
     flat = Split(data.train.inputs, data.train.targets[:, 0])
     with pytest.raises(ValueError, match=r"targets have shape \(100,\), not \(examples, 3\)"):
@@ -162,35 +163,51 @@ def test_targets_of_another_shape_are_refused(kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "tasks.a.batch_size = 0 is not allowed"),
-        ({"val_fraction": 0.0}, r"tasks.a.val_fraction = 0.0 is not allowed: in \(0, 1\)"),
-        ({"val_fraction": 1.0}, "tasks.a.val_fraction = 1.0"),
-        ({"loss_weight": -1.0}, "tasks.a.loss_weight = -1.0 is not allowed: a number above 0 is"),
-        ({"loss_weight": 0.0}, "tasks.a.loss_weight = 0.0 is not allowed"),
-        ({"loss_weight": float("nan")}, "tasks.a.loss_weight = nan is not allowed"),
-        ({"normalize": "feture"}, "tasks.a.normalize must be one of .*, got 'feture'; did you mean 'feature'"),
-        ({"metric": "acuracy"}, "tasks.a.metric must be one of .*, got 'acuracy'; did you mean 'accuracy'"),
-        ({"metric": "rmse"}, "tasks.a.metric must be one of accuracy, f1.*, got 'rmse'"),
+        ({"batch_size": 0}, says("tasks.a.batch_size", ">= 1", 0)),
+        ({"batch_size": 2.5}, says("tasks.a.batch_size", "a whole number", 2.5)),
+        ({"repeat": 0}, says("tasks.a.repeat", ">= 1", 0)),
+        ({"val_fraction": 0.0}, says("tasks.a.val_fraction", "in (0, 1)", 0.0)),
+        ({"val_fraction": 1.0}, says("tasks.a.val_fraction", "in (0, 1)", 1.0)),
+        ({"loss_weight": -1.0}, says("tasks.a.loss_weight", "> 0 and finite", -1.0)),
+        ({"loss_weight": 0.0}, says("tasks.a.loss_weight", "> 0 and finite", 0.0)),
+        ({"loss_weight": float("nan")}, says("tasks.a.loss_weight", "> 0 and finite", float("nan"))),
+        ({"normalize": "feture"}, says("tasks.a.normalize", value="feture", meant="feature")),
+        ({"metric": "acuracy"}, says("tasks.a.metric", value="acuracy", meant="accuracy")),
+        ({"metric": "rmse"}, says("tasks.a.metric", "one of accuracy, f1", "rmse")),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
+def test_settings_out_of_range_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         build_task("a", make_data(), **settings)
 
 
-def test_too_few_examples_to_hold_any_out_are_refused():
+def test_too_few_examples_to_hold_any_out_are_rejected():
     one = Split(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="train"):
         build_task("a", RawData("classification", one, one, 1))
 
 
-def test_inputs_that_differ_in_shape_between_the_splits_are_refused():
+def test_splits_with_different_input_shapes_are_rejected():
     data = make_data()
     wide = Split(torch.zeros(20, 4), data.test.targets)
     with pytest.raises(ValueError, match="task 'a', test split"):
         build_task("a", RawData("classification", data.train, wide, 3), normalize="none")
 
 
-def test_a_batch_is_at_most_the_training_split():
+def test_a_batch_has_at_most_the_training_splits_examples():
     assert build_task("a", make_data(), batch_size=1000).batch_size == 80
     assert build_task("a", make_data(), batch_size=7).batch_size == 7
+
+
+def test_all_problems_of_data_and_settings_are_reported_together():
+    data = make_data("regression")
+    data.train.inputs[0, 0] = data.train.targets[0, 0] = data.test.inputs[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="train split: 1 inputs") as caught:
+        build_task("a", data, batch_size=0, val_fraction=2.0, metric="acuracy", augment=[{"shift": 0}])
+    lines = str(caught.value).splitlines()
+    keys = ["batch_size", "val_fraction", "metric", "augment: the input shape", "augment.shift"]
+    assert lines[1:3] == [
+        "task 'a', train split: 1 targets are NaN or infinite",
+        "task 'a', test split: 1 inputs are NaN or infinite",
+    ]
+    assert [line.split(" must be ")[0] for line in lines[3:]] == [f"tasks.a.{key}" for key in keys]

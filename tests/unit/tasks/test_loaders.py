@@ -1,4 +1,4 @@
-"""Batches by index: which examples, in which order, on which rank."""
+"""Batches by index: their examples, order and ranks."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from msh.tasks.seeds import derive_seed
 
 
 def make_split(examples):
-    """Examples whose input and target are their own number."""
+    """Build examples whose input and target are their number."""
     return Split(torch.arange(examples)[:, None].float(), torch.arange(examples))
 
 
@@ -21,33 +21,33 @@ def batches(sampler, epoch=0):
     return [batch.tolist() for batch in sampler]
 
 
-def flat(found):
-    return [index for batch in found for index in batch]
+def flat(epoch):
+    return [index for batch in epoch for index in batch]
 
 
 # ---- training
 
 
 @given(examples=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_an_epoch_has_every_example_once_at_most_and_full_batches_only(examples, batch, seed, epoch):
+def test_an_epoch_has_full_batches_and_no_example_twice(examples, batch, seed, epoch):
     batch = min(batch, examples)
-    found = batches(ShuffledBatches(examples, batch, seed), epoch)
-    assert [len(indices) for indices in found] == [batch] * (examples // batch)
-    assert len(set(flat(found))) == len(flat(found))
-    assert set(flat(found)) <= set(range(examples))
+    indices = batches(ShuffledBatches(examples, batch, seed), epoch)
+    assert [len(rows) for rows in indices] == [batch] * (examples // batch)
+    assert len(set(flat(indices))) == len(flat(indices))
+    assert set(flat(indices)) <= set(range(examples))
 
 
 def test_an_epoch_whose_batches_divide_the_examples_has_every_example():
     assert sorted(flat(batches(ShuffledBatches(24, 6, seed=0)))) == list(range(24))
 
 
-def test_examples_left_out_of_one_epoch_are_in_others():
+def test_examples_dropped_in_one_epoch_appear_in_others():
     sampler = ShuffledBatches(10, 4, seed=0)
     seen = {index for epoch in range(8) for index in flat(batches(sampler, epoch))}
     assert seen == set(range(10))
 
 
-def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
+def test_the_order_depends_on_seed_and_epoch_only():
     torch.manual_seed(1)
     first = batches(ShuffledBatches(24, 6, seed=0), epoch=3)
     torch.manual_seed(2)
@@ -67,25 +67,25 @@ def test_drawing_an_order_leaves_the_global_generator_alone():
 
 
 @given(examples=st.integers(12, 60), share=st.integers(1, 4), ranks=st.integers(1, 3), epoch=st.integers(0, 3))
-def test_ranks_share_out_the_batches_of_a_single_process(examples, share, ranks, epoch):
+def test_ranks_share_the_batches_of_a_single_process(examples, share, ranks, epoch):
     size = share * ranks
     alone = batches(ShuffledBatches(examples, size, seed=7), epoch)
     shared = [batches(ShuffledBatches(examples, size, 7, rank, ranks), epoch) for rank in range(ranks)]
-    assert all(len(indices) == share for found in shared for indices in found)
+    assert all(len(rows) == share for part in shared for rows in part)
     assert [sorted(flat(parts)) for parts in zip(*shared, strict=True)] == [sorted(batch) for batch in alone]
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(5, 2), (1, 2), (32, 3)])
-def test_a_batch_that_ranks_cannot_share_evenly_is_refused(size, ranks):
+def test_a_batch_that_ranks_cannot_share_evenly_is_rejected(size, ranks):
     with pytest.raises(ValueError, match=says("batch_size", f"a multiple of {ranks}, the number of processes", size)):
         ShuffledBatches(100, size, seed=0, world_size=ranks)
 
 
 def test_a_training_loader_gives_inputs_with_their_targets():
     loader = train_loader(make_split(20), batch_size=8, seed=0)
-    found = list(loader)
-    assert len(loader) == len(found) == 2
-    for inputs, targets in found:
+    examples = list(loader)
+    assert len(loader) == len(examples) == 2
+    for inputs, targets in examples:
         assert inputs.shape == (8, 1)
         assert torch.equal(inputs[:, 0].long(), targets)
 
@@ -94,14 +94,14 @@ def test_a_training_loader_gives_inputs_with_their_targets():
 
 
 def evened(uneven, epoch=0):
-    """Batches of tasks of 9 and 4 examples, by twos."""
+    """Even out the epochs of tasks with 9 and 4 examples, in batches of 2."""
     loaders = [train_loader(make_split(examples), batch_size=2, seed=0) for examples in (9, 4)]
     even_out(loaders, uneven)
     assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
     return [batches(loader.sampler, epoch) for loader in loaders]
 
 
-def test_with_cycle_the_shorter_task_starts_again_in_a_new_order():
+def test_with_cycle_the_shorter_task_restarts_in_a_new_order():
     long, short = evened("cycle")
     assert long == batches(ShuffledBatches(9, 2, seed=0))
     assert len(long) == len(short) == 4
@@ -119,23 +119,23 @@ def test_with_shortest_every_task_has_as_many_batches_as_the_shortest():
     assert {index for epoch in range(9) for index in flat(evened("shortest", epoch)[0])} == set(range(9))
 
 
-# ---- measuring
+# ---- evaluation
 
 
 @given(examples=st.integers(1, 40), batch=st.integers(1, 12), ranks=st.integers(1, 4))
-def test_measuring_takes_every_example_once_over_all_ranks(examples, batch, ranks):
+def test_evaluation_batches_hold_every_example_once_over_all_ranks(examples, batch, ranks):
     split = make_split(examples)
-    found = [targets for rank in range(ranks) for _, targets in measuring_loader(split, rank, ranks, batch_size=batch)]
-    assert sorted(torch.cat(found).tolist()) == list(range(examples))
-    assert max(len(targets) for targets in found) <= batch
+    parts = [targets for rank in range(ranks) for _, targets in measuring_loader(split, rank, ranks, batch_size=batch)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(examples))
+    assert max(map(len, parts)) <= batch
 
 
-def test_measuring_alone_is_in_order_with_a_smaller_last_batch():
-    found = [targets.tolist() for _, targets in measuring_loader(make_split(7), batch_size=3)]
-    assert found == [[0, 1, 2], [3, 4, 5], [6]]
+def test_evaluation_batches_are_in_order_with_a_smaller_last_one():
+    targets = [targets.tolist() for _, targets in measuring_loader(make_split(7), batch_size=3)]
+    assert targets == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_a_measuring_loader_knows_its_length():
+def test_an_evaluation_loader_knows_its_length():
     loader = measuring_loader(make_split(2 * MEASURING_BATCH + 1))
     assert len(loader) == len(list(loader)) == 3
 
@@ -154,5 +154,5 @@ def test_a_seed_is_the_same_in_every_process():
     assert derive_seed(0) == 3696793467068528757  # the first 8 bytes of the SHA-256 of "int:0", halved
 
 
-def test_seeds_are_fit_for_torch_generators():
+def test_seeds_fit_torch_generators():
     assert torch.Generator().manual_seed(derive_seed(2**62, "x")).initial_seed() == derive_seed(2**62, "x")

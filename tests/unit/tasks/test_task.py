@@ -15,7 +15,7 @@ def make_task(kind, outputs, targets, shape=(4,), **settings):
 
 @pytest.fixture(scope="module")
 def regression():
-    """Training targets have mean 150 and standard deviation 50 in the data's own unit."""
+    """Build a task whose training targets have mean 150 and standard deviation 50."""
     return make_task("regression", 1, torch.tensor([[100.0], [200.0]] * 10), val_fraction=0.1)
 
 
@@ -50,14 +50,14 @@ def test_regression_has_the_squared_error_of_the_scaled_target(regression):
 # ---- predictions and metrics
 
 
-def test_regression_is_measured_in_the_datas_own_unit(regression):
+def test_a_regression_is_evaluated_in_the_datas_unit(regression):
     mean, std = regression.target_mean.item(), regression.target_std.item()
     metric, outputs = regression.build_metric(), torch.tensor([[0.0], [1.0]])
     metric.update(regression.predictions(outputs), torch.tensor([[mean + 30], [mean + std - 40]]))
     assert metric.compute().item() == pytest.approx(math.sqrt((900 + 1600) / 2), rel=1e-5)
 
 
-def test_predictions_are_float_whatever_the_head_computed_in(regression):
+def test_predictions_are_float_for_every_dtype(regression):
     assert regression.predictions(torch.zeros(2, 1, dtype=torch.bfloat16)).dtype == torch.float32
 
 
@@ -72,10 +72,10 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("kind", "name", "outputs", "data", "predicted", "targets", "score"), BY_HAND)
-def test_every_metric_agrees_with_the_score_by_hand(kind, name, outputs, data, predicted, targets, score):
+def test_every_metric_agrees_with_a_score_by_hand(kind, name, outputs, data, predicted, targets, score):
     metric = make_task(kind, outputs, data, metric=name).build_metric()
     predictions, truth = torch.tensor(predicted).float(), torch.tensor(targets)
-    for i in range(len(truth)):  # R2 needs all examples together; the others do not mind one at a time
+    for i in range(len(truth)):  # R2 needs all examples together
         part = slice(i, i + 1) if name != "r2" else slice(None)
         metric.update(predictions[part], truth[part])
         if name == "r2":
@@ -88,20 +88,20 @@ def test_every_metric_is_worked_out_by_hand_above():
 
 
 @pytest.mark.parametrize(("name", "direction"), [("accuracy", "max"), ("f1", "max"), ("rmse", "min"), ("r2", "max")])
-def test_metrics_know_which_way_is_better(name, direction):
+def test_metrics_know_their_direction(name, direction):
     kind = METRICS[name].kinds[0]
     outputs, targets = (3, CLASSES) if kind == "classification" else (1, LABELS[:, :1])
     assert make_task(kind, outputs, targets, metric=name).direction == direction
 
 
 @pytest.mark.parametrize(("kind", "name"), [("classification", "accuracy"), ("regression", "rmse")])
-def test_without_a_metric_the_kinds_usual_one_is_taken(kind, name):
+def test_each_kind_has_a_default_metric(kind, name):
     outputs, targets = (3, CLASSES) if kind == "classification" else (1, LABELS[:, :1])
     assert make_task(kind, outputs, targets).metric == name
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 5])
-def test_several_outputs_of_a_regression_have_one_score(outputs):
+def test_several_regression_outputs_have_one_score(outputs):
     task = make_task("regression", outputs, torch.randn(30, outputs, generator=torch.Generator().manual_seed(0)))
     metric = task.build_metric()
     metric.update(torch.zeros(6, outputs), torch.full((6, outputs), 2.0))
@@ -109,7 +109,7 @@ def test_several_outputs_of_a_regression_have_one_score(outputs):
     assert metric.compute().item() == pytest.approx(2.0)
 
 
-def test_two_metrics_of_a_task_share_nothing():
+def test_two_metrics_of_a_task_are_independent():
     task = make_task("classification", 3, CLASSES)
     one, other = task.build_metric(), task.build_metric()
     one.update(torch.eye(3), torch.arange(3))
@@ -120,13 +120,13 @@ def test_two_metrics_of_a_task_share_nothing():
 # ---- head and stem
 
 
-def test_a_head_leads_from_features_to_outputs():
+def test_a_head_maps_features_to_outputs():
     head = make_task("classification", 3, CLASSES).build_head(7)
     assert head(torch.zeros(2, 7)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("shape", "target"), [((4,), (1, 8, 8)), ((1, 8, 8), (4,)), ((3, 2, 2), (12,)), ((1,), (5,))])
-def test_a_stem_leads_to_the_backbones_shape(shape, target):
+def test_a_stem_maps_to_the_backbones_shape(shape, target):
     task = make_task("classification", 3, CLASSES, shape=shape)
     assert task.input_shape == shape
     stem = task.build_stem(target)
@@ -134,7 +134,7 @@ def test_a_stem_leads_to_the_backbones_shape(shape, target):
     assert not any(parameter.any() for name, parameter in stem.named_parameters() if name.endswith("bias"))
 
 
-def test_no_stem_is_needed_where_the_shapes_are_the_same():
+def test_equal_shapes_need_no_stem():
     assert make_task("classification", 3, CLASSES, shape=(1, 2, 2)).build_stem((1, 2, 2)) is None
 
 

@@ -1,4 +1,4 @@
-"""Image data sets, on files of MNIST's format that the tests write; nothing is downloaded."""
+"""Image data sets, with files in MNIST's format that the tests write; nothing is downloaded."""
 
 import bz2
 import gzip
@@ -9,6 +9,7 @@ import torch
 import torchvision.datasets as sets
 from scipy.io import savemat
 
+from messages import says
 from msh.tasks import build_task
 from msh.tasks.vision import vision
 
@@ -16,14 +17,14 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 
 def idx(tensor):
-    """A tensor of bytes in the IDX format: magic number, sizes, values."""
+    """Convert a tensor to bytes in the IDX format: magic number, sizes, values."""
     sizes = struct.pack(f">{tensor.dim()}i", *tensor.shape)
     return struct.pack(">HBB", 0, 8, tensor.dim()) + sizes + tensor.to(torch.uint8).numpy().tobytes()
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A data directory with 30 and 10 images of 28x28 in the place of MNIST's."""
+    """Make a data directory with 30 and 10 28x28 images in place of MNIST's."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, count in (("train", 30), ("t10k", 10)):
@@ -36,7 +37,7 @@ def root(tmp_path):
 
 @pytest.fixture(autouse=True)
 def network_is_down(monkeypatch):
-    """Any attempt to download fails as it does without internet; returns the attempts."""
+    """Let any download fail as without internet; return the attempts."""
     attempts = []
 
     def download(self):
@@ -63,14 +64,14 @@ def test_images_and_labels_are_read(root, network_is_down):
     assert network_is_down == []
 
 
-def test_a_task_can_be_built_of_them(root):
+def test_they_become_a_task(root):
     task = build_task("mnist", vision("MNIST", str(root)), normalize="all", val_fraction=0.4)
     assert [len(task.splits[name]) for name in ("train", "val", "test")] == [18, 12, 10]
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_file_cut_short_is_named_with_its_directory(file, share, root):
+def test_a_truncated_file_is_named_with_its_directory(file, share, root):
     path = root / "MNIST" / "raw" / file
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -81,20 +82,20 @@ def test_a_file_cut_short_is_named_with_its_directory(file, share, root):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_that_is_something_else_is_named_with_its_directory(file, root):
+def test_a_file_with_other_contents_is_named_with_its_directory(file, root):
     (root / "MNIST" / "raw" / file).write_bytes(b"<html>404 Not Found</html>" * 40)
     with pytest.raises(ValueError, match="cut short or damaged") as caught:
         vision("MNIST", str(root))
     assert str(root) in str(caught.value)
 
 
-def test_as_many_labels_as_images_are_needed(root):
+def test_images_and_labels_must_be_equally_many(root):
     (root / "MNIST" / "raw" / FILES[1]).write_bytes(idx(torch.arange(29) % 10))
     with pytest.raises(ValueError, match="30 inputs and 29 targets"):
         build_task("mnist", vision("MNIST", str(root)))
 
 
-def test_missing_files_are_named_where_downloading_is_switched_off(tmp_path, network_is_down):
+def test_missing_files_are_named_if_downloading_is_off(tmp_path, network_is_down):
     with pytest.raises(FileNotFoundError) as caught:
         vision("MNIST", str(tmp_path / "nowhere"), download=False)
     message = str(caught.value)
@@ -105,9 +106,7 @@ def test_missing_files_are_named_where_downloading_is_switched_off(tmp_path, net
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "EMNIST", "SVHN", "USPS", "CIFAR10", "CIFAR100"])
-def test_missing_files_that_cannot_be_downloaded_are_an_error_that_says_where_to_put_them(
-    name, tmp_path, network_is_down
-):
+def test_a_failed_download_names_the_folder_for_the_files(name, tmp_path, network_is_down):
     with pytest.raises(FileNotFoundError) as caught:
         vision(name, str(tmp_path))
     message = str(caught.value)
@@ -123,7 +122,7 @@ def test_one_missing_file_of_four_is_missing(root):
         vision("MNIST", str(root), download=False)
 
 
-def test_files_still_packed_are_not_taken_for_data(root):
+def test_packed_files_are_not_data(root):
     path = root / "MNIST" / "raw" / FILES[0]
     path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
@@ -131,8 +130,8 @@ def test_files_still_packed_are_not_taken_for_data(root):
         vision("MNIST", str(root), download=False)
 
 
-def test_an_unknown_data_set_is_refused_with_the_nearest(root):
-    with pytest.raises(ValueError, match=r"source.name must be one of .*, got 'MNITS'; did you mean 'MNIST'"):
+def test_an_unknown_data_set_is_rejected_with_the_nearest(root):
+    with pytest.raises(ValueError, match=says("source.name", value="MNITS", meant="MNIST")):
         vision("MNITS", str(root))
 
 
@@ -144,7 +143,7 @@ def test_emnist_is_upright_and_its_classes_are_numbered_from_0(split, first, out
     raw = tmp_path / "EMNIST" / "raw"
     raw.mkdir(parents=True)
     images = torch.zeros(10, 28, 28)
-    images[:, 3, 20] = 255  # row 3 on file, which holds images on their side
+    images[:, 3, 20] = 255  # row 3 in the file, whose images are stored sideways
     for part in ("train", "test"):
         prefix = raw / f"emnist-{split or 'balanced'}-{part}"
         prefix.with_name(f"{prefix.name}-images-idx3-ubyte").write_bytes(idx(images))
@@ -172,7 +171,7 @@ def test_svhn_is_read(tmp_path, monkeypatch):
     labels = torch.tensor([[10], [1], [2], [9]], dtype=torch.uint8)
     for name in ("train_32x32.mat", "test_32x32.mat"):
         savemat(tmp_path / name, {"X": pixels.numpy(), "y": labels.numpy()})
-    monkeypatch.setattr(sets.SVHN, "_check_integrity", lambda self: True)  # of files that are not the real ones
+    monkeypatch.setattr(sets.SVHN, "_check_integrity", lambda self: True)  # these files are not the real ones
     data = vision("SVHN", str(tmp_path))
     assert data.test.targets.tolist() == [0, 1, 2, 9]
     assert data.train.inputs.shape == (4, 3, 32, 32)
@@ -182,11 +181,11 @@ def test_svhn_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("EMNIST", "leters", r"source.split must be one of .*, got 'leters'; did you mean 'letters'"),
-        ("MNIST", "letters", r"source.split = 'letters' is not allowed for MNIST: only EMNIST"),
+        ("EMNIST", "leters", says("source.split", value="leters", meant="letters")),
+        ("MNIST", "letters", r"source.split = 'letters' .*EMNIST only.* MNIST"),
     ],
 )
-def test_a_split_that_there_is_not_is_refused(name, split, message, root):
+def test_an_unknown_split_is_rejected(name, split, message, root):
     with pytest.raises(ValueError, match=message):
         vision(name, str(root), split=split)
 
@@ -194,7 +193,7 @@ def test_a_split_that_there_is_not_is_refused(name, split, message, root):
 @pytest.mark.parametrize(
     ("name", "file"), [("EMNIST", "emnist-balanced-"), ("SVHN", "test_32x32.mat"), ("USPS", "usps.t.bz2")]
 )
-def test_what_belongs_in_the_data_directory_is_said_of_each(name, file, tmp_path):
+def test_the_error_names_each_data_sets_files(name, file, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         vision(name, str(tmp_path), download=False)
     assert file in str(caught.value)
