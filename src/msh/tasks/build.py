@@ -129,10 +129,7 @@ def build_task(
     if normalize_target == "minmax":
         low, extent = _extent(train.targets)
         splits = {split: Split(s.inputs, (s.targets - low) / extent) for split, s in splits.items()}
-    mean, std = torch.zeros(data.outputs), torch.ones(data.outputs)
-    if data.kind == "regression":
-        targets = splits["train"].targets
-        mean, std = targets.mean(0), _positive(targets.std(0, correction=0))
+    mean, std = _target_scale(splits["train"].targets, data)
     return Task(
         name=name,
         kind=data.kind,
@@ -216,6 +213,12 @@ def _token_splits(splits: dict[SplitName, Split], texts: Texts) -> dict[SplitNam
     rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
     tokenizer = texts.tokenizer(rows["train"])
     return {split: Split(texts.tokens(tokenizer, rows[split]), s.targets) for split, s in splits.items()}
+
+
+def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:
+    if data.kind != "regression":
+        return torch.zeros(data.outputs), torch.ones(data.outputs)
+    return targets.mean(0), _positive(targets.std(0, correction=0))
 
 
 def _scaled_splits(splits: dict[SplitName, Split], normalize: Normalize) -> dict[SplitName, Split]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msh.errors import invalid
@@ -28,7 +28,7 @@ def check_image_shape(key: str, shape: Sequence[int], channels: str = "channels"
 
 def check_one_entry(key: str, entry: object, example: str) -> None:
     """Raise unless a list's entry is a mapping of one name to its argument."""
-    if not isinstance(entry, dict) or len(entry) != 1:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
         raise invalid(key, f"{{name: argument}}, such as {{{example}}}", entry)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
@@ -61,12 +62,13 @@ def count_batches(examples: int, batch_size: int, repeat: int = 1) -> int:
     return examples * repeat // batch_size
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler[Any]):
     """Indices of full training batches, in a new order each epoch, shared among ranks.
 
     An index is int64 (batch,); with augmentation, a pair: the index, and draws (batch, draws).
 
-    Args:
+    Attributes:
         examples: number of examples.
         batch_size: examples per batch over all ranks, at most `examples`, a multiple of `world_size`.
         seed: determines orders and draws, with the epoch.
@@ -74,34 +76,28 @@ class ShuffledBatches(Sampler[Any]):
         world_size: number of processes; each gets an equal part of every batch.
         repeat: passes through the examples per epoch, each in a new order.
         augmentation: if given, draws accompany the indices.
-
-    Attributes:
         epoch: the next order's epoch.
+        resumed: (epoch, batches finished before the fit was stopped, which are skipped), or None.
         batches: full batches in an epoch of the examples.
         length: batches per epoch; if more, it restarts with the examples in a new order; if fewer, it drops the rest.
-        resumed: (epoch, batches finished before the fit was stopped, which are skipped), or None.
     Raises:
         ValueError: ranks cannot share the batch evenly.
     """
 
-    def __init__(
-        self,
-        examples: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        repeat: int = 1,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        if batch_size % world_size:
-            raise invalid("batch_size", f"a multiple of {world_size}, the number of processes", batch_size)
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.rank, self.world_size, self.repeat = rank, world_size, repeat
-        self.augmentation = augmentation
-        self.epoch = 0
-        self.batches = self.length = count_batches(examples, batch_size, repeat)
-        self.resumed: tuple[int, int] | None = None
+    examples: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    repeat: int = 1
+    augmentation: Augmentation | None = None
+    epoch: int = field(default=0, init=False)
+    resumed: tuple[int, int] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise invalid("batch_size", f"a multiple of {self.world_size}, the number of processes", self.batch_size)
+        self.batches = self.length = count_batches(self.examples, self.batch_size, self.repeat)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the next order's epoch; Lightning calls this."""
@@ -145,11 +141,12 @@ class TrainLoader(DataLoader[Batch]):
     returned = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.returned = self.sampler.skipped
-        return self._counted(super().__iter__())
+        # Resuming, Lightning calls this before it sets the epoch; worker processes start at once, so must wait for it
+        return self._counted(None if self.num_workers else super().__iter__())
 
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
+    def _counted(self, batches: Iterator[Batch] | None) -> Iterator[Batch]:
+        self.returned = self.sampler.skipped
+        for batch in super().__iter__() if batches is None else batches:
             self.returned += 1
             yield batch
 

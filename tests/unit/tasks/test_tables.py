@@ -12,16 +12,6 @@ HOUSES = "rooms,age,price\n" + "".join(f"{i},{i * i},{100 + 10 * i}\n" for i in 
 FLOWERS = "kind,length,width\n" + "".join(f"{'rose' if i % 2 else 'aster'},{i},{i / 2}\n" for i in range(20))
 
 
-@pytest.fixture
-def write(tmp_path):
-    def to_file(content, name="table.csv", encoding="utf-8"):
-        path = tmp_path / name
-        path.write_bytes(content.encode(encoding))
-        return str(path)
-
-    return to_file
-
-
 def examples(data):
     """Return both splits' input rows with their targets, sorted."""
     splits = (data.train, data.test)

@@ -17,16 +17,6 @@ REVIEWS = "text,mood\n" + "".join(f"{'Good' if i % 2 else 'bad'} film number {i}
 SETTINGS = {"text": "text", "label": "mood", "threshold": 0.0, "length": 6, "vocabulary": 12}
 
 
-@pytest.fixture
-def write(tmp_path):
-    def to_file(content, name="reviews.csv", encoding="utf-8"):
-        path = tmp_path / name
-        path.write_bytes(content.encode(encoding))
-        return str(path)
-
-    return to_file
-
-
 # ---- tokens
 
 
@@ -90,7 +80,7 @@ def test_a_test_file_is_the_test_split(write):
 
 def test_another_encoding_is_rejected_with_byte_line_and_key(write):
     path = write("text,mood\nfine,1\ncaf\u00e9,-1\n", encoding="latin-1")
-    with pytest.raises(ValueError, match=r"reviews.csv is not in utf-8: byte 20 \(line 3\) is 0xe9.*source.encoding"):
+    with pytest.raises(ValueError, match=r"table.csv is not in utf-8: byte 20 \(line 3\) is 0xe9.*source.encoding"):
         csv_text(path, **SETTINGS)
     data = csv_text(path, **SETTINGS, encoding="latin-1", test_fraction=0.5)
     assert data.texts.texts == ["fine", "caf\u00e9"]
