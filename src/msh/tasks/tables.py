@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msh.errors import invalid
+from msh.errors import Problems, invalid
 from msh.tasks.build import RawData
 from msh.tasks.columns import find_targets, read_table, with_test_split
 from msh.tasks.task import Kind, Split
@@ -46,5 +46,8 @@ def csv_table(
     if not names or target in names:
         raise invalid("source.features", f"at least one column besides the target {target!r}", names)
     tables = [table] if test_path is None else [table, read_table(test_path, encoding, delimiter)]
-    splits = [Split(t.numbers("source.features", names), targets.read(t, "source.target")) for t in tables]
+    with Problems() as problems:
+        inputs = [problems.check(t.numbers, "source.features", names) for t in tables]
+        values = [problems.check(targets.read, t, "source.target") for t in tables]
+    splits = [Split(x, y) for x, y in zip(inputs, values, strict=True) if x is not None and y is not None]
     return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction, test_seed)

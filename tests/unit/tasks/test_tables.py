@@ -191,8 +191,9 @@ def test_an_unusable_seed_is_rejected(write):
 
 
 def test_bad_columns_are_reported_together(write):
-    path = write("x,y,z\nred,1,blue\n2,2,3\n")
+    path = write("x,y,z\nred,1,blue\n2,two,3\n")
     with pytest.raises(ValueError, match="column 'x': 'red'") as caught:
         csv_table(path, target="y", kind="regression", features=["x", "zz", "z"])
     caught.match(says("source.features", value="zz", meant="z"))
     caught.match("column 'z': 'blue'")
+    caught.match("column 'y': 'two'")
