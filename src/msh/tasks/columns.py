@@ -198,9 +198,7 @@ def find_targets(table: Table, key: str, column: str, kind: Kind, threshold: flo
     with Problems() as problems:
         problems.check(one_of, "source.kind", kind, ("classification", "regression"))
         if threshold is not None and kind == "regression":
-            problems.add(
-                f"source.threshold = {threshold} makes two classes: remove it, or set source.kind=classification"
-            )
+            problems.add(f"source.threshold = {threshold} needs source.kind=classification, not {kind}")
         cells = problems.check(table.column, key, column) or []
         if "" in cells:
             problems.add(table.error(column, cells.index(""), "is no target", cells.count("")))
