@@ -89,9 +89,9 @@ def read_augmentation(
     """Build the augmentation that a task's config describes.
 
     Args:
-        name: the task's.
+        name: the task's name.
         entries: each {name of a change: its argument}; None or empty: no augmentation.
-        input_shape: of one example.
+        input_shape: one example's shape.
     Raises:
         ValueError: an entry is unknown or its argument invalid, or the inputs are not images.
     """

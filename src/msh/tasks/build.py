@@ -29,7 +29,7 @@ class RawData:
     """The data set that a source returns.
 
     Attributes:
-        kind: of the task.
+        kind: the task's kind.
         train: all examples to learn from; validation examples are held out from them.
         test: the test split; if the data has none, the source makes one that is the same for every seed.
         outputs: number of classes, labels or regression outputs.
@@ -102,14 +102,14 @@ def build_task(
     """Check the data, hold out validation examples, and scale inputs by the training split's statistics.
 
     Args:
-        name: of the task.
+        name: the task's name.
         data: from a source.
         batch_size: examples per optimizer step, over all devices; at most the training split.
         val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
         normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "minmax": each input to
             [0, 1]; "none". None: "feature", or "none" for texts.
         metric: a name in METRICS; None: the kind's default.
-        loss_weight: factor of the loss where several tasks train together, > 0.
+        loss_weight: loss factor where several tasks train together, > 0.
         repeat: passes through the training examples per epoch.
         normalize_target: "minmax": scale a regression's target to [0, 1] and evaluate it so; None: keep its unit.
         stem: as in `Task`.
@@ -182,7 +182,7 @@ def hold_out(split: Split, fraction: float | None, kind: Kind) -> tuple[Split, S
     Args:
         split: all examples.
         fraction: the second part's share; None: TEST_FRACTION.
-        kind: of the task.
+        kind: the task's kind.
     Raises:
         ValueError: a part would be empty.
     """

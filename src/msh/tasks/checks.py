@@ -19,7 +19,7 @@ def check_image_shape(key: str, shape: Sequence[int], channels: str = "channels"
 
     Args:
         key: the setting that needs images.
-        shape: of one example.
+        shape: one example's shape.
         channels: their number, if it matters.
     """
     if len(shape) != 3 or channels not in ("channels", str(shape[0])):

@@ -26,9 +26,9 @@ class Table:
     """The cells of a CSV file with a header.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         cells: column name to its cells, as written.
-        lines: number of the line on which each row ends, from 1.
+        lines: line number on which each row ends, from 1.
     """
 
     path: Path
@@ -86,8 +86,8 @@ def read_table(path: str, encoding: str = "utf-8", delimiter: str = ",") -> Tabl
     """Read a CSV file with a header.
 
     Args:
-        path: of the file.
-        encoding: of the file.
+        path: the file's path.
+        encoding: the file's encoding.
         delimiter: character between cells.
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,13 +146,13 @@ def _decoded(file: Path, encoding: str) -> str:
 
 @dataclass(frozen=True)
 class Targets:
-    """Read a column as targets: in the test file by the classes of the training file.
+    """Read a column as targets; the test file has the training file's classes.
 
     Attributes:
         column: its name.
         kind: "classification" or "regression".
         threshold: classification: class 1 above it, else class 0; None: a class per value.
-        classes: the values of the classes, in order; empty with a threshold and in regression.
+        classes: their values, in order; empty with a threshold and in regression.
     """
 
     column: str
@@ -162,7 +162,7 @@ class Targets:
 
     @property
     def outputs(self) -> int:
-        """Size of the head."""
+        """The head's size."""
         return 1 if self.kind == "regression" else len(self.classes) or 2
 
     def read(self, table: Table, key: str) -> Tensor:

@@ -12,7 +12,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class LazyInputs:
-    """Rows of a tensor, passed through functions on access.
+    """A tensor's rows, passed through functions on access.
 
     Args:
         base: (examples, ...), shared and never changed.

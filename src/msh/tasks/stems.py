@@ -30,7 +30,7 @@ class TokenStem(nn.Module):
         input_shape: (tokens per text,).
         output_shape: the backbone's input shape.
         vocabulary: number of token ids.
-        width: of a token's vector.
+        width: size of a token's vector.
         pooling: "none" (flattened: a token's position counts) or "mean".
     Raises:
         ValueError: the width is < 1, or the pooling is unknown.

@@ -25,16 +25,16 @@ def csv_table(
     """Load a table from a CSV file with a header.
 
     Args:
-        path: of the training file.
+        path: the training file.
         target: column to predict; a classification's has names or numbers, and classes in ascending order.
         features: numeric columns to predict it from; None: all others.
         kind: classification or regression.
         threshold: splits a numeric column into two classes: class 1 is above it.
-        test_path: of the test split's file.
+        test_path: the test split's file.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
         test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState
             with this seed shuffles the rows, and the last ones are the test split. None: `hold_out`.
-        encoding: of the files.
+        encoding: the files' encoding.
         delimiter: character between cells.
     Raises:
         FileNotFoundError: there is no such file.

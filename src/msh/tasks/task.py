@@ -108,7 +108,7 @@ class Task:
         batch_size: examples per optimizer step, over all devices.
         target_mean: (outputs,), mean of a regression's training targets, in the data's unit.
         target_std: (outputs,), their standard deviation.
-        loss_weight: factor of the loss where several tasks train together.
+        loss_weight: loss factor where several tasks train together.
         repeat: passes through the training examples per epoch.
         vocabulary: number of token ids if inputs are tokens, else None.
         stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` are added.
@@ -132,7 +132,7 @@ class Task:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
+        """One example's shape."""
         return tuple(self.splits["train"].inputs.shape[1:])
 
     @property

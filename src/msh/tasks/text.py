@@ -35,14 +35,14 @@ def csv_text(
     """Load texts from a CSV file with a header.
 
     Args:
-        path: of the training file.
-        text: column of texts.
+        path: the training file.
+        text: column with the texts.
         label: column to predict; a classification's has names or numbers, and classes in ascending order.
         kind: classification or regression.
         threshold: splits a numeric column into two classes: class 1 is above it.
-        test_path: of the test split's file.
+        test_path: the test split's file.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
-        encoding: of the files.
+        encoding: the files' encoding.
         delimiter: character between cells.
         empty: rows without text: "error" raises, "drop" drops them and logs their number.
         vocabulary: number of token ids; see `Texts`.
@@ -96,13 +96,13 @@ def hugging_face(
     """Load texts with a class each from the Hugging Face Hub; needs `pip install 'msh[text]'`.
 
     Args:
-        name: of the data set on the hub.
+        name: the data set's name on the hub.
         root: folder for the library's files.
         text: field with the texts.
         label: field with the classes, names or numbers, in ascending order.
-        train: name of the training split.
-        test: name of the test split.
-        revision: of the data set; None: the newest.
+        train: the training split's name.
+        test: the test split's name.
+        revision: the data set's revision; None: the newest.
         vocabulary: number of token ids; see `Texts`.
         length: tokens per text.
         config: the data set's configuration, if it has several.

@@ -23,7 +23,7 @@ def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
     """Keep the examples of some classes, and number these from 0 in the order listed.
 
     Args:
-        data: of a classification.
+        data: a classification.
         keep: at least two different classes, by number or, if they have names, by name.
     Raises:
         ValueError: a class is missing from the data or listed twice, or fewer than two are listed.
@@ -138,7 +138,7 @@ def transformed(name: str, data: RawData, transforms: Sequence[Mapping[str, Any]
     """Apply transforms in order.
 
     Args:
-        name: of the task.
+        name: the task's name.
         data: from a source.
         transforms: each {name of a transform: its argument}.
     Raises:
