@@ -61,15 +61,36 @@ def at_least(key: str, least: int, value: object) -> None:
         raise invalid(key, f">= {least}", value)
 
 
-class Problems:
-    """Collect the problems of one input, and raise them together, a line each, where the `with` block ends."""
+class ProblemsError(ValueError):
+    """Several problems of one input.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
+    Attributes:
+        problems: a sentence for each.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join([f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)])
+
+
+class Problems:
+    """Collect the problems of one input, and raise them together where the `with` block ends.
+
+    Args:
+        prefix: put before each.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self.problems: list[str] = []
 
     def add(self, problem: ValueError | str) -> None:
-        """Collect a problem."""
-        self.lines.append(str(problem))
+        """Collect a problem, or all in a ProblemsError."""
+        problems = problem.problems if isinstance(problem, ProblemsError) else [str(problem)]
+        self.problems += [self.prefix + text for text in problems]
 
     def check(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Call a function; return its result, or None after collecting its ValueError."""
@@ -83,8 +104,8 @@ class Problems:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None and self.lines:
-            raise ValueError("\n".join(self.lines))
+        if error is None and self.problems:
+            raise ValueError(self.problems[0]) if len(self.problems) == 1 else ProblemsError(self.problems)
 
 
 def is_under(key: str, roots: Iterable[str]) -> bool:

@@ -1,5 +1,7 @@
 """Bounds on whole numbers, and problems that are reported together."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -35,11 +37,17 @@ def collect(*checks):
 def test_problems_are_raised_together_in_order():
     with pytest.raises(ValueError, match="first") as caught:
         collect((at_least, "a.b", 3, 2), (int, "7"), (at_least, "a.c", 3, None))
-    assert str(caught.value).splitlines() == [
-        "first",
-        "a.b must be >= 3, got 2",
-        "a.c must be a whole number, got None",
-    ]
+    assert caught.value.problems == ["first", "a.b must be >= 3, got 2", "a.c must be a whole number, got None"]
+    assert str(caught.value).splitlines()[:2] == ["3 problems:", "- first"]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_problems_of_a_part_join_those_of_the_whole_with_a_prefix():
+    with pytest.raises(ValueError, match="4 problems") as caught:
+        collect((at_least, "a", 1, 0), (collect, (at_least, "b", 1, 0)))
+    assert caught.value.problems[2:] == ["first", "b must be >= 1, got 0"]
+    with pytest.raises(ValueError, match=r"^c\.a must be >= 1, got 0$"), Problems("c.") as problems:
+        problems.check(at_least, "a", 1, 0)
 
 
 def test_a_check_returns_its_result_and_without_problems_nothing_is_raised():

@@ -154,7 +154,7 @@ def _check_numbers(
     problems.check(at_least, f"{key}.repeat", 1, repeat)
     problems.check(check_fraction, f"{key}.val_fraction", val_fraction)
     if not 0.0 < loss_weight < math.inf:
-        problems.add(invalid(f"{key}.loss_weight", "> 0 and finite", loss_weight))
+        problems.add(invalid(f"{key}.loss_weight", "> 0", loss_weight))
 
 
 def _check_names(

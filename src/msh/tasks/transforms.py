@@ -149,8 +149,6 @@ def transformed(name: str, data: RawData, transforms: Sequence[Mapping[str, Any]
         check_one_entry(f"an entry of {key}", transform, "rotate: 30")
         [(kind, argument)] = transform.items()
         one_of(f"a transform of tasks.{name}", kind, TRANSFORMS)
-        try:
-            data = TRANSFORMS[kind](data, argument)
-        except ValueError as error:
-            raise ValueError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
+        with Problems(f"{key}.") as problems:
+            data = problems.check(TRANSFORMS[kind], data, argument) or data
     return data

@@ -171,7 +171,7 @@ def test_invalid_changes_are_rejected(augment, shape, message):
 def test_all_invalid_changes_are_reported_together():
     with pytest.raises(ValueError, match=says("a change of tasks.a.augment")) as caught:
         read({"flp": "horizontal"}, {"shift": 0}, "flip", shape=(7,))
-    assert [line.split(" must be ")[0] for line in str(caught.value).splitlines()] == [
+    assert [line.split(" must be ")[0] for line in caught.value.problems] == [
         "tasks.a.augment: the input shape",
         "a change of tasks.a.augment",
         "tasks.a.augment.shift",

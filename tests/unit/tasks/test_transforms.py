@@ -180,7 +180,7 @@ ROTATE = "tasks.a.transforms.rotate"
 def test_inputs_that_cannot_be_rotated_are_rejected(shape, angle, messages):
     with pytest.raises(ValueError, match=messages[0]) as caught:
         apply(make_data(shape), {"rotate": angle})
-    assert len(str(caught.value).splitlines()) == len(messages)
+    assert str(caught.value).count(" must be ") == len(messages)
     caught.match(messages[-1])
 
 
