@@ -44,14 +44,15 @@ def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
 
 
 def _class_number(key: str, label: Any, data: RawData) -> int:
+    number = label
     if isinstance(label, str) and data.classes:
         one_of(key, label, data.classes)
-        return data.classes.index(label)
+        number = data.classes.index(label)
     for name, split in (("train", data.train), ("test", data.test)):
         present = split.targets.unique().tolist()
-        if isinstance(label, bool) or label not in present:
+        if type(number) is not int or number not in present:
             raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)
-    return int(label)
+    return number
 
 
 def _of_classes(split: Split, numbers: Sequence[int]) -> Split:

@@ -63,7 +63,7 @@ def test_texts_can_be_split_by_class():
         (None, says(SPLIT, value=None)),
         (["0", "1"], says(f"{SPLIT}[0]", value="0")),
         ([[0], [1]], says(f"{SPLIT}[0]", value=[0])),
-        ([0, 1.5], says(f"{SPLIT}[1]", value=1.5)),
+        ([0, 1.0], says(f"{SPLIT}[1]", value=1.0)),
     ],
 )
 def test_a_missing_repeated_or_single_class_is_rejected(keep, message):
@@ -104,6 +104,8 @@ def test_a_class_without_test_examples_is_rejected():
     few = RawData("classification", data.train, data.test.take(torch.arange(3)), 5)
     with pytest.raises(ValueError, match=says(f"{SPLIT}[1]", "a class of the test split (0, 1, 2)", 4)):
         apply(few, {"split_classes": [0, 4]})
+    with pytest.raises(ValueError, match=says(f"{SPLIT}[1]", "a class of the test split (0, 1, 2)", "owl")):
+        apply(replace(few, classes=("cat", "dog", "fox", "bee", "owl")), {"split_classes": ["cat", "owl"]})
 
 
 def test_a_regression_has_no_classes():
