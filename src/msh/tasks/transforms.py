@@ -52,7 +52,7 @@ def _class_number(key: str, label: Any, data: RawData) -> int:
         present = split.targets.unique().tolist()
         if type(number) is not int or number not in present:
             raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)
-    return number
+    return int(number)
 
 
 def _of_classes(split: Split, numbers: Sequence[int]) -> Split:
