@@ -62,7 +62,7 @@ def at_least(key: str, least: int, value: object) -> None:
 
 
 class ProblemsError(ValueError):
-    """Several problems of one input.
+    """One or more problems of one input.
 
     Attributes:
         problems: a sentence for each.
@@ -73,6 +73,8 @@ class ProblemsError(ValueError):
         self.problems = problems
 
     def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
         return "\n".join([f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)])
 
 

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from msh.errors import requirement, suggestion
+from msh.errors import ProblemsError, requirement, suggestion
 
 T = TypeVar("T")
 MEMBER = re.compile(r"<.*>|list\[.*|dict\[.*|literal\[.*|\[key\]")
@@ -34,19 +34,8 @@ NOUNS = {
 SIMPLE = (int, float, bool, str)
 
 
-class ConfigError(ValueError):
-    """One or more settings are not allowed.
-
-    Attributes:
-        problems: a sentence for each.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(dict.fromkeys(problems))
-        if len(self.problems) == 1:
-            super().__init__(self.problems[0])
-        else:
-            super().__init__(f"{len(self.problems)} settings are wrong:\n" + "\n".join(f"- {p}" for p in self.problems))
+class ConfigError(ProblemsError):
+    """One or more settings are not allowed."""
 
 
 def bounded(bound: str, is_allowed: Callable[[Any], bool]) -> AfterValidator:

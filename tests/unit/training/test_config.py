@@ -299,7 +299,7 @@ def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         make_run(TASKS, pruning={"rounds": 0, "sample": 0, "begn": 1}, reuse="al", trainer={"devices": {}})
     assert len(caught.value.problems) == 5
-    assert str(caught.value).startswith("5 settings are wrong:\n- there is no setting pruning.begn")
+    assert str(caught.value).startswith("5 problems:\n- there is no setting pruning.begn")
     for part in (says("pruning.rounds", ">= 1", 0), says("reuse", value="al", meant="all")):
         assert any(problem.startswith(part.split("\\")[0]) for problem in caught.value.problems)
 
