@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from golden.files import FILES, describe_files, make_files
-from golden.recording import FOLDER, environment, read, write
-from golden.runs import RUNS, record_run
+from golden.recording import FOLDER, SCORES64, environment, read, write
+from golden.runs import RUNS, record_run, record_scores
 from golden.settings import default_settings, help_texts, option_settings
 
 
@@ -25,6 +25,16 @@ def record_runs(names: list[str]) -> None:
         print(f"run {name}: recorded")
     together = before | found
     write("runs.json", {"environment": environment(), "runs": {name: together[name] for name in RUNS}})
+
+
+def record_float64(names: list[str]) -> None:
+    """Record the scores of these runs in float64, of all when none is named."""
+    before = read(SCORES64) if names else {}
+    for name in names or RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            before[name] = record_scores(name, Path(folder) / "run")
+        print(f"float64 run {name}: recorded")
+    write(SCORES64, {name: before[name] for name in RUNS})
 
 
 def record_files(names: list[str]) -> None:
@@ -56,7 +66,13 @@ def record_help(names: list[str]) -> None:
     print("help: recorded")
 
 
-PARTS = {"runs": record_runs, "files": record_files, "config": record_config, "help": record_help}
+PARTS = {
+    "runs": record_runs,
+    "float64": record_float64,
+    "files": record_files,
+    "config": record_config,
+    "help": record_help,
+}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from golden.recording import FOLDER, outcome, resume, run, told_to_end_after
+from golden.recording import FOLDER, outcome, resume, run, scores_alone, told_to_end_after
 from integration.running import SMALL
 
 QUIET = ["logger=none", "checkpoint.min_seconds=0"]
@@ -63,13 +63,18 @@ STOPPED = {"interrupted": 100}
 """Run to the optimizer step after which it is told to end; it is resumed then."""
 
 
-def record_run(name: str, folder: Path) -> dict[str, Any]:
-    """Do a run in a folder; returns what is recorded of it."""
+def record_run(name: str, folder: Path, *settings: str) -> dict[str, Any]:
+    """Do a run in a folder, with more settings; returns what is recorded of it."""
     if name in STOPPED:
         with told_to_end_after(STOPPED[name]):
-            run(folder, *RUNS[name])
+            run(folder, *settings, *RUNS[name])
         assert list((folder / "checkpoints").rglob("epoch-*.ckpt")), "the run was not stopped within a fit"
         resume(folder)
     else:
-        run(folder, *RUNS[name])
+        run(folder, *settings, *RUNS[name])
     return outcome(folder)
+
+
+def record_scores(name: str, folder: Path) -> dict[str, Any]:
+    """Do a run in float64; returns its scores and sizes, which hardly depend on how a processor rounds."""
+    return scores_alone(record_run(name, folder, "trainer.precision=64-true"))
