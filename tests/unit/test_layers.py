@@ -21,7 +21,7 @@ LAYERS = [
     "subnetworks",
 ]
 """From the top down: a layer imports those below it."""
-ROOT_MODULES = ["__init__", "checked", "errors", "recipes"]
+ROOT_MODULES = ["__init__", "checked", "compat", "errors", "recipes"]
 FILES = sorted(SOURCE.rglob("*.py"))
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
 LONGEST_FUNCTION = 60

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from msh.compat import BatchNormBase
 from msh.subnetworks import MultiSubnetwork, TaskNetwork, UnitGraph, trace_units
 from msh.subnetworks.tensors import as_parameters, evaluating, put_tensor
 from msh.subnetworks.tracing import CONVOLUTIONS, example_inputs
@@ -94,7 +94,7 @@ def _kept_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, units: 
 
 def _resize(module: nn.Module) -> None:
     """Let a module's own account of its sizes be that of its tensors."""
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNormBase):
         tensors = [tensor for tensor in (module.weight, module.running_mean) if tensor is not None]
         module.num_features = len(tensors[0]) if tensors else module.num_features
     elif isinstance(module, nn.Linear):

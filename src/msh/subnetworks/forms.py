@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from msh.compat import version_of
 from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
@@ -124,9 +125,9 @@ def _dense(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
             start = sub.base[name].to(like.dtype).expand(like.shape)
             buffer = start.clone(memory_format=torch.contiguous_format)
         sub.dense.set(name, buffer, persistent=False)
-    unchanged = sub.written.get(name) == values._version
+    unchanged = sub.written.get(name) == version_of(values)
     weight = scattered_weight(values, sub.dense[name], sub.index[name], unchanged)
-    sub.written[name] = values._version
+    sub.written[name] = version_of(values)
     return weight
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from msh.compat import Movable
 from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
@@ -50,7 +51,7 @@ from msh.subnetworks.weight_norm import make_weight_norms_safe
 Reuse = Literal["none", "all", "learned"]
 
 
-class MultiSubnetwork(nn.Module):
+class MultiSubnetwork(Movable):
     """A backbone whose weights belong to tasks.
 
     Wrapping turns the backbone's parameters into buffers: what trains are the subnetworks' own parameters.
@@ -468,14 +469,12 @@ class MultiSubnetwork(nn.Module):
                 if name not in sub.whole:
                     restore(sub.values[name], sub.bits[name], sub.base[name])
 
-    def _apply(self, fn: Any, recurse: bool = True) -> MultiSubnetwork:
-        """As every move to another device or type does; buffers are moved one by one, so tie them again."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def moved(self) -> None:
+        """Tie buffers again, which are moved one by one, and rebuild what follows from them."""
         tie_again(self.backbone, self.names)
         for task in self.tasks:
             self.derive(self.subnetwork(task))
         self.forget_modules()
-        return self
 
     # ---- saving and loading
 

@@ -11,15 +11,23 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, type_before_parametrizations
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from msh.compat import (
+    FLAT_WEIGHTS,
+    ConvolutionBase,
+    NormBase,
+    SpectralNormParametrization,
+    WeightNormParametrization,
+    non_persistent,
+    own_buffers,
+    pre_hooks,
+    pruned_name,
+)
 from msh.errors import suggestion
 
 Kind = Literal["prunable", "private", "shared"]
@@ -32,14 +40,15 @@ such as "blocks.*.weight"; or None, which selects by the role of the layer.
 """
 
 LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
-    ((nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag), r"weight"),
+    ((nn.Linear, nn.Bilinear, ConvolutionBase, nn.Embedding, nn.EmbeddingBag), r"weight"),
     (nn.MultiheadAttention, r"(in|q|k|v)_proj_weight"),
     (nn.RNNBase, r"weight_(ih|hh|hr)_l\d+(_reverse)?"),
     (nn.RNNCellBase, r"weight_(ih|hh)"),
 )
 """Known layers, and the names of their weights."""
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMALIZED = (WeightNormParametrization, SpectralNormParametrization)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 WEIGHT_NAME = r"weight|kernel|\w+_weight|weight_\w+"
@@ -164,7 +173,7 @@ def padding_rows(backbone: nn.Module) -> dict[str, int]:
             if not isinstance(table, TABLES) or table.padding_idx is None or name != "weight":
                 continue
             parts = place.module
-            if not isinstance(parts, ParametrizationList) or isinstance(parts[0], (_WeightNorm, _SpectralNorm)):
+            if not isinstance(parts, ParametrizationList) or isinstance(parts[0], NORMALIZED):
                 rows[first.dotted] = table.padding_idx % table.num_embeddings
     return rows
 
@@ -181,7 +190,7 @@ def check_aliases(backbone: nn.Module) -> None:
     internal = set(vars(nn.Module()))  # its own registries of parameters, modules and hooks
     for path, module in backbone.named_modules():
         for attribute, value in vars(module).items():
-            if attribute in internal or (isinstance(module, nn.RNNBase) and attribute == "_flat_weights"):
+            if attribute in internal or (isinstance(module, nn.RNNBase) and attribute == FLAT_WEIGHTS):
                 continue
             for found in _contents(value, set()):
                 if id(found) in names:
@@ -190,7 +199,7 @@ def check_aliases(backbone: nn.Module) -> None:
                         f"{f'{path}.{attribute}'.lstrip('.')!r} of {_class_name(module)}, where it would never be "
                         "trained: read it from the module that registers it, or use nn.ParameterList"
                     )
-        for name, buffer in module._buffers.items():
+        for name, buffer in own_buffers(module).items():
             if id(buffer) in names:
                 raise ValueError(
                     f"parameter {names[id(buffer)]!r} is also registered as buffer {name!r} of {_class_name(module)}, "
@@ -247,7 +256,7 @@ def _find_buffers(backbone: nn.Module, parameters: set[int]) -> list[Role]:
             if id(buffer) in seen:
                 continue
             seen.add(id(buffer))
-            lasting = name not in module._non_persistent_buffers_set
+            lasting = name not in non_persistent(module)
             decision: Decision = ("private", "buffer") if lasting else ("shared", "buffer that is not persistent")
             roles.append(Role(f"{path}.{name}" if path else name, *decision, False, buffer.shape))
     return roles
@@ -320,13 +329,13 @@ def _resolve(place: _Place, owners: Owners) -> tuple[_Place, Form]:
         form: Form = "part"
         if name == "original":
             form = "original"
-        elif isinstance(module[0], _WeightNorm):
+        elif isinstance(module[0], WeightNormParametrization):
             form = "scale" if name == "original0" else "direction"
         return _Place(*owners[id(module)], parameter), form
-    for hook in module._forward_pre_hooks.values():
+    for hook in pre_hooks(module).values():
         if isinstance(hook, WeightNorm) and name in (f"{hook.name}_g", f"{hook.name}_v"):
             return _Place(module, path, hook.name, parameter), "scale" if name.endswith("_g") else "direction"
-        whole = hook.name if isinstance(hook, SpectralNorm) else getattr(hook, "_tensor_name", None)
+        whole = hook.name if isinstance(hook, SpectralNorm) else pruned_name(hook)
         if isinstance(hook, (SpectralNorm, BasePruningMethod)) and name == f"{whole}_orig":
             return _Place(module, path, str(whole), parameter), "original"
     return place, "whole"

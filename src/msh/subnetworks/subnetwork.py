@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from msh.compat import own_buffers
 from msh.subnetworks.sparse import Pattern
 from msh.subnetworks.state import Phase, TaskState
 from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits
@@ -108,7 +109,7 @@ class Subnetwork(nn.Module):
 
     def make_trainable(self) -> None:
         """Undo `make_untrainable`."""
-        as_parameters([(module, name) for module, name in self.untrained if name in module._buffers])
+        as_parameters([(module, name) for module, name in self.untrained if name in own_buffers(module)])
         self.untrained.clear()
 
     def as_state(self) -> TaskState:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msh.compat import list_weights, non_persistent, own_buffers, own_modules, own_parameters
 from msh.subnetworks.roles import Prunable, check_aliases, find_roles, padding_rows, tied_names
 
 
@@ -70,18 +71,13 @@ KINDS = [("prunable", True), ("private", True), ("private", False), ("shared", T
 
 def put_tensor(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
     """Let a module use a tensor under a name, as a parameter if it is one, else as a buffer."""
-    into, other = (holder._parameters, holder._buffers)
+    into, other = own_parameters(holder), own_buffers(holder)
     if not isinstance(tensor, nn.Parameter):
         into, other = cast(Any, (other, into))
     other.pop(leaf, None)
     into[leaf] = cast(Any, tensor)
     if isinstance(holder, nn.RNNBase):
-        _list_weights(holder)
-
-
-def _list_weights(layer: nn.RNNBase) -> None:
-    """Let the list from which a recurrent layer computes name the tensors that it has now."""
-    layer._flat_weights = [cast(Any, getattr(layer, name, None)) for name in layer._flat_weights_names]
+        list_weights(holder)
 
 
 def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -94,11 +90,11 @@ def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
             tensor = made.setdefault(id(parameter), parameter.detach().contiguous())
-            del child._parameters[name]
+            delattr(child, name)
             child.register_buffer(name, tensor)
             places.append((child, name))
         if isinstance(child, nn.RNNBase):
-            _list_weights(child)
+            list_weights(child)
     return places
 
 
@@ -106,11 +102,11 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
     """Undo `as_buffers`."""
     made: dict[int, nn.Parameter] = {}
     for child, name in places:
-        tensor = child._buffers.pop(name)
-        assert tensor is not None
+        tensor = child.get_buffer(name)
+        delattr(child, name)
         child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
         if isinstance(child, nn.RNNBase):
-            _list_weights(child)
+            list_weights(child)
 
 
 def trainable(tensor: Tensor) -> Tensor:
@@ -123,8 +119,8 @@ def tie_again(module: nn.Module, names: TensorNames) -> None:
     for again, name in names.tied.items():
         parent, _, leaf = again.rpartition(".")
         holder = module.get_submodule(parent)
-        if leaf in holder._buffers:
-            holder._buffers[leaf] = module.get_buffer(name)
+        if leaf in own_buffers(holder):
+            setattr(holder, leaf, module.get_buffer(name))
 
 
 def bag_key(name: str) -> str:
@@ -143,8 +139,8 @@ class TensorBag(nn.Module):
     def set(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """Keep a tensor, in place of what had that name; a Parameter stays one, any other becomes a buffer."""
         key = bag_key(name)
-        self._parameters.pop(key, None)
-        self._buffers.pop(key, None)
+        own_parameters(self).pop(key, None)
+        own_buffers(self).pop(key, None)
         if isinstance(tensor, nn.Parameter):
             self.register_parameter(key, tensor)
         else:
@@ -152,24 +148,24 @@ class TensorBag(nn.Module):
 
     def drop(self, name: str) -> None:
         """Forget one tensor."""
-        self._parameters.pop(bag_key(name), None)
-        self._buffers.pop(bag_key(name), None)
+        own_parameters(self).pop(bag_key(name), None)
+        own_buffers(self).pop(bag_key(name), None)
 
     def __getitem__(self, name: str) -> Tensor:
         key = bag_key(name)
-        found: Tensor | None = self._parameters.get(key)
+        found: Tensor | None = own_parameters(self).get(key)
         if found is None:
-            found = self._buffers.get(key)
+            found = own_buffers(self).get(key)
         if found is None:
             raise KeyError(name)
         return found
 
     def __contains__(self, name: str) -> bool:
         key = bag_key(name)
-        return key in self._parameters or key in self._buffers
+        return key in own_parameters(self) or key in own_buffers(self)
 
     def __iter__(self) -> Iterator[str]:
-        for key in (*self._parameters, *self._buffers):
+        for key in (*own_parameters(self), *own_buffers(self)):
             yield name_of_key(key)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
@@ -179,9 +175,9 @@ class TensorBag(nn.Module):
 
     def clear(self) -> None:
         """Forget every tensor."""
-        self._parameters.clear()
-        self._buffers.clear()
-        self._non_persistent_buffers_set.clear()
+        own_parameters(self).clear()
+        own_buffers(self).clear()
+        non_persistent(self).clear()
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -283,7 +279,7 @@ class TaskDict(nn.ModuleDict):
     """Modules by task; unlike its parent it takes every name, also those of its own methods."""
 
     def __setitem__(self, task: str, module: nn.Module) -> None:
-        self._modules[task] = module
+        own_modules(self)[task] = module
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from msh.compat import BatchNormBase, DropoutBase
 from msh.errors import one_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import evaluating
@@ -24,7 +23,7 @@ GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "channel")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (
     nn.Identity,
-    _DropoutNd,
+    DropoutBase,
     nn.ReLU,
     nn.ReLU6,
     nn.LeakyReLU,
@@ -183,7 +182,7 @@ class _UnitTracer(fx.Interpreter):
         if isinstance(module, nn.Flatten) or n.target in (torch.flatten, "flatten"):
             if len(after) == 2 and before[0] == after[0]:
                 return Units(units.layer, units.block * math.prod(before[2:]))
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, BatchNormBase):
             self.norms[str(n.target)] = units
             return units
         elif isinstance(module, POOLS):

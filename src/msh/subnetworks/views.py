@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from msh.compat import hook_registries, own_buffers
 from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
 from msh.subnetworks.tensors import TensorNames, put_tensor
 
@@ -34,13 +35,10 @@ def copy_structure(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for child in module.modules():
-        for tensor in (*child._parameters.values(), *child._buffers.values()):
-            if tensor is not None:
-                memo[id(tensor)] = tensor
-        for key, value in vars(child).items():
-            if "_hooks" in key:
-                memo[id(value)] = value
-            elif isinstance(value, Tensor) and not value.is_leaf:  # computed by a hook, again in each forward pass
+        for shared in (*child.parameters(recurse=False), *child.buffers(recurse=False), *hook_registries(child)):
+            memo[id(shared)] = shared
+        for value in vars(child).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # computed by a hook, again in each forward pass
                 memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(module, memo)
@@ -177,7 +175,7 @@ class TrainingNetwork(nn.Module):
         for name in network.names.prunable:
             for place in filter(_is_linear_weight, self._places[name]):
                 place[0].__class__ = TrainedLinear
-                del place[0]._buffers["weight"]
+                delattr(place[0], "weight")
         for name in network.names.transient:
             for place in self._places[name]:
                 put_tensor(*place, network.backbone.get_buffer(name).clone())
@@ -228,7 +226,7 @@ class TrainingNetwork(nn.Module):
         private = self.subnetwork.private
         for name in self._network[0].names.buffers:
             for holder, leaf in self._places[name]:
-                now = holder._buffers[leaf]
+                now = own_buffers(holder)[leaf]
                 if now is not None and now is not private[name]:
                     private.set(name, now.detach())
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
+
+from msh.compat import WeightNormParametrization, pre_hooks, scaled_to_norm
 
 
 def make_weight_norms_safe(module: nn.Module) -> None:
@@ -22,14 +23,14 @@ def make_weight_norms_safe(module: nn.Module) -> None:
     for child in list(module.modules()):
         if isinstance(child, ParametrizationList):
             for place, parametrization in enumerate(child):
-                if type(parametrization) is _WeightNorm:
+                if type(parametrization) is WeightNormParametrization:
                     child[place] = SafeWeightNorm(parametrization.dim).train(parametrization.training)
-        for key, hook in child._forward_pre_hooks.items():
+        for key, hook in pre_hooks(child).items():
             if type(hook) is WeightNorm:
-                child._forward_pre_hooks[key] = SafeWeightNormHook(hook.name, hook.dim)
+                pre_hooks(child)[key] = SafeWeightNormHook(hook.name, hook.dim)
 
 
-class SafeWeightNorm(_WeightNorm):
+class SafeWeightNorm(WeightNormParametrization):
     """The parametrization of `torch.nn.utils.parametrizations.weight_norm`, for directions with rows of zeros."""
 
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
@@ -62,5 +63,5 @@ def normalized_weight(direction: Tensor, scale: Tensor, dim: int) -> Tensor:
         if dim == -1 or axis != dim % direction.dim():
             empty = empty.all(axis, keepdim=True)  # of a row, at last
     filled = torch.where(empty, torch.ones_like(direction), direction)  # no division by 0, nor in the backward pass
-    weight = torch._weight_norm(filled, scale, dim)
+    weight = scaled_to_norm(filled, scale, dim)
     return torch.where(empty, torch.zeros_like(weight), weight)

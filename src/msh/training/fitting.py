@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
+from msh.compat import skip_batches
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
@@ -142,8 +143,8 @@ def _train_loaders(
 
 
 def _go_on(loaders: CombinedLoader, checkpoint: Path) -> None:
-    """Leave out the batches that were done. Lightning forgets to, where the scheduler has asked for their number."""
-    loaders._load_state_dicts(batches_done(checkpoint))
+    """Leave out the batches that were done."""
+    skip_batches(loaders, batches_done(checkpoint))
 
 
 def batches_done(checkpoint: Path) -> list[dict[str, Any]]:

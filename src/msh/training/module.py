@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from msh.compat import set_log_step
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.tasks import Task
@@ -178,8 +179,7 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Let every logger go on at the run's step, not at the fit's."""
-        steps = self.trainer.fit_loop.epoch_loop
-        steps._batches_that_stepped = self.context.first_step + self.trainer.global_step
+        set_log_step(self.trainer, self.context.first_step + self.trainer.global_step)
         self.context.nonfinite = {}
         for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
             if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
@@ -205,7 +205,7 @@ class TaskModule(pl.LightningModule, ABC):
     def on_test_start(self) -> None:
         """The same; and log at the run's step."""
         PREEMPTION.listen()
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.run_step
+        set_log_step(self.trainer, self.run_step)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout and its like follow from (seed, fit, epoch, batch, rank): a resumed run draws the same."""

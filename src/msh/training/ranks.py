@@ -12,10 +12,11 @@ T = TypeVar("T")
 
 def from_rank_zero(module: pl.LightningModule, value: T) -> T:
     """The value that rank 0 has; the value itself outside a fit, or in a single process."""
-    if module._trainer is not None and module.trainer.world_size > 1:
-        found: T = module.trainer.strategy.broadcast(value)
-        return found
-    return value
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # outside a fit
+        return value
+    return trainer.strategy.broadcast(value) if trainer.world_size > 1 else value
 
 
 def is_rank_zero() -> bool:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Adam, AdamW, Optimizer
 
+from msh.compat import own_parameters
 from msh.training.module import TaskModule
 from msh.training.ranks import from_rank_zero
 
@@ -40,18 +41,18 @@ class ShardedPart(nn.Module):
         self._places = [
             (module, name, numbers[parameter])
             for module in part.modules()
-            for name, parameter in module._parameters.items()
+            for name, parameter in own_parameters(module).items()
             if parameter is not None
         ]
         for parameter, number in numbers.items():
             self.register_parameter(number, parameter)
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
-        self._shards = cast(dict[str, DTensor], dict(self._parameters))
+        self._shards = cast(dict[str, DTensor], dict(own_parameters(self)))
         self._put(self._shards)
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
         """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
-        self._put(self._parameters)
+        self._put(own_parameters(self))
         try:
             outputs: Tensor = self._compute[0](inputs, task)
         finally:
@@ -86,7 +87,7 @@ class ShardedPart(nn.Module):
 
     def _put(self, parameters: Mapping[str, Tensor | None]) -> None:
         for module, name, number in self._places:
-            module._parameters[name] = cast(nn.Parameter, parameters[number])
+            own_parameters(module)[name] = cast(nn.Parameter, parameters[number])
 
 
 class ShardedStrategy(DDPStrategy):

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from msh.compat import log_batch
 from msh.files.atomic import write_bytes
 from msh.files.sealed import drop_old, is_whole, seal, sealed_files
 from msh.training.preemption import PREEMPTION
@@ -58,7 +59,7 @@ class EpochCheckpoint(Checkpoint):
         done = batch_idx + 1
         between = done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
         if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_told(trainer):
-            trainer._logger_connector.update_train_step_metrics()  # Lightning's turn to log this batch never comes
+            log_batch(trainer)  # Lightning's turn to log it never comes
             self._end(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from rich import get_console
 from rich.console import Console
 
+from msh.compat import with_epoch_description
 from msh.training.callbacks.prune import sparsities
 from msh.training.module import SubnetworkModule, TaskModule
 
@@ -23,6 +24,7 @@ FEW = 4
 """Tasks in training that are shown one by one; of more, the mean sparsity and the sum of the losses."""
 
 
+@with_epoch_description
 class StageProgress(RichProgressBar):
     """Lightning's progress bar, named for stage and task; and lines in the log.
 
@@ -45,7 +47,8 @@ class StageProgress(RichProgressBar):
         if not can_draw(get_console()):
             self.disable()
 
-    def _get_train_description(self, current_epoch: int) -> str:
+    def describe_epoch(self, current_epoch: int) -> str:
+        """Name the fit and the epoch."""
         module = self.trainer.lightning_module
         assert isinstance(module, TaskModule)
         return f"{module.context.name}  epoch {current_epoch + 1}/{self.trainer.max_epochs}"

@@ -1,0 +1,160 @@
+"""Names that other libraries keep private, each with the reason why msh needs it.
+
+`tests/unit/test_compat.py` looks each up, so that an upgrade that removes one fails there and not within a training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvolutionBase
+from torch.nn.modules.dropout import _DropoutNd as DropoutBase
+from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormParametrization
+from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+__all__ = [
+    "BatchNormBase",
+    "ConvolutionBase",
+    "DropoutBase",
+    "NormBase",
+    "SpectralNormParametrization",
+    "WeightNormParametrization",
+]
+
+INHERITED = {
+    "pytorch_lightning.loggers.CSVLogger": ["_experiment"],
+    "pytorch_lightning.loggers.WandbLogger": ["_experiment", "_wandb_init"],
+    "pytorch_lightning.loggers.MLFlowLogger": ["_initialized", "_run_id", "_mlflow_client", "_experiment_name"],
+    "lightning_fabric.loggers.csv_logs._ExperimentWriter": ["_check_log_dir_exists", "_rewrite_with_new_header"],
+}
+"""Class to its private names that loggers in `msh.tracking` use as subclasses do: where there is an experiment already,
+another takes its place; settings change before it starts; rows of an earlier session stay."""
+
+# ---- torch: a module's own registries. Assigning an attribute refuses to turn a parameter into a buffer, or back.
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the dict in which a module registers its own parameters, to be changed in place."""
+    return module._parameters
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the dict in which a module registers its own buffers, to be changed in place."""
+    return module._buffers
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the dict in which a module registers its children: `add_module` refuses names of its attributes."""
+    return module._modules
+
+
+def non_persistent(module: nn.Module) -> set[str]:
+    """Return the names of a module's own buffers that its state dict leaves out, to be changed in place."""
+    return module._non_persistent_buffers_set
+
+
+def pre_hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:
+    """Return the dict of hooks that a module calls before its forward pass, to be read and replaced."""
+    return module._forward_pre_hooks
+
+
+def version_of(tensor: Tensor) -> int:
+    """Count the changes of a tensor in place, as autograd does."""
+    return tensor._version
+
+
+def hook_registries(module: nn.Module) -> list[Any]:
+    """List the dicts of a module that hold hooks, which copies of it share."""
+    return [value for key, value in vars(module).items() if "_hooks" in key]
+
+
+FLAT_WEIGHTS = "_flat_weights"
+"""Attribute of recurrent layers: the list of weights that their kernel reads."""
+
+
+def list_weights(layer: nn.RNNBase) -> None:
+    """Update the list of weights that a recurrent layer computes with to the tensors that it has now."""
+    names: list[str] = layer._flat_weights_names
+    setattr(layer, FLAT_WEIGHTS, [getattr(layer, name, None) for name in names])
+
+
+def pruned_name(hook: object) -> str | None:
+    """Name of the tensor that a hook of `torch.nn.utils.prune` computes; None for other hooks."""
+    return getattr(hook, "_tensor_name", None)
+
+
+def scaled_to_norm(direction: Tensor, norm: Tensor, dim: int) -> Tensor:
+    """Scale a direction's rows to norms, with the kernel of torch's weight normalization: see `weight_norm.py`."""
+    weight: Tensor = torch._weight_norm(direction, norm, dim)
+    return weight
+
+
+class Movable(nn.Module):
+    """A module that is notified after each move to another device or type, for which torch has no hook."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Movable:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.moved()
+        return self
+
+    def moved(self) -> None:
+        """Restore what the move has broken."""
+
+
+# ---- Lightning
+
+Bar = TypeVar("Bar", bound=type)
+
+
+def with_epoch_description(bar: Bar) -> Bar:
+    """Let a class of Rich progress bars name epochs by its `describe_epoch`; Lightning's text is fixed."""
+    bar._get_train_description = bar.describe_epoch  # type: ignore[attr-defined]
+    return bar
+
+
+def set_log_step(trainer: pl.Trainer, step: int) -> None:
+    """Set the step at which the trainer's next values are logged; Lightning starts each fit at 0."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def skip_batches(loaders: Any, states: Sequence[Mapping[str, Any]]) -> None:
+    """Restore the places of a `CombinedLoader`; Lightning forgets to once its length was asked for.
+
+    Args:
+        loaders: of a fit, not started.
+        states: of its loaders, as a checkpoint has them.
+    """
+    loaders._load_state_dicts(list(states))
+
+
+def log_batch(trainer: pl.Trainer) -> None:
+    """Log the values of the last batch now; Lightning does so after the callbacks, which is too late to end a run."""
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def csv_writer() -> Any:
+    """Return the class that writes Lightning's metrics.csv, to be subclassed: CSVLogger takes no other writer."""
+    from lightning_fabric.loggers.csv_logs import _ExperimentWriter
+
+    return _ExperimentWriter
+
+
+# ---- W&B
+
+
+def use_offline(run: Any, artifact: Any) -> None:
+    """Record that an offline run uses an artifact: `use_artifact` refuses, although the file can hold it."""
+    run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+
+
+def workspace_model(workspace: Any) -> Any:
+    """Return a W&B workspace as the pydantic model that is sent; the public `save` needs a network."""
+    return workspace._to_model()
