@@ -1,7 +1,9 @@
 """Private names of other libraries: all are in `msh.compat`, and the installed releases have them."""
 
+import ast
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
@@ -10,6 +12,10 @@ import torch
 import wandb_workspaces.workspaces as ws
 from pytorch_lightning.utilities import CombinedLoader
 from torch import nn
+
+import msh
+
+SOURCE = Path(msh.__file__).parent
 
 NAMES = [
     "torch:_weight_norm",
@@ -135,3 +141,34 @@ def test_loggers_inherit_the_names(tmp_path):
         source = "".join(inspect.getsource(parent) for parent in cls.__mro__ if parent is not object)
         for name in names:
             assert f"self.{name}" in source or hasattr(cls, name), gone(f"{path}.{name}", path.partition(".")[0])
+
+
+# ---- no others
+
+
+def private_names(path):
+    """(defined, used) private names of a file: of functions, classes and attributes."""
+    defined, used = set(), {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute) and not node.attr.startswith("__") and node.attr.startswith("_"):
+            is_own = isinstance(node.value, ast.Name) and node.value.id == "self"
+            if is_own and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            else:
+                used[node.attr] = f"{path.relative_to(SOURCE)}:{node.lineno}"
+        elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("msh"):
+            used |= {a.name: str(path.relative_to(SOURCE)) for a in node.names if a.name.startswith("_")}
+    return defined, used
+
+
+def test_no_other_file_uses_a_private_name_of_a_library():
+    from msh.compat import INHERITED
+
+    found = {path: private_names(path) for path in SOURCE.rglob("*.py") if path.name != "compat.py"}
+    own = set().union(*(defined for defined, _ in found.values()), *map(set, INHERITED.values()))
+    foreign = {name: place for _, used in found.values() for name, place in used.items() if name not in own}
+    assert foreign == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msh.compat import workspace_model
 from msh.tasks.task import METRICS
 from msh.tracking.tracking import BARS, CAPACITY, HEAT_MAP, MATRIX, OWNER_MAPS, SCORES
 from msh.tracking.wandb_file import STEP
@@ -78,7 +79,7 @@ def save_workspace(workspace: Workspace, url: str | None = None) -> str:
 
 def spec(workspace: Workspace) -> dict[str, Any]:
     """The workspace as W&B stores it, for JSON."""
-    view: dict[str, Any] = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    view: dict[str, Any] = workspace_model(workspace).model_dump(mode="json", by_alias=True, exclude_none=True)
     return view
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from msh.compat import csv_writer
 from msh.runs.metrics import read_rows, write_rows
 
 
-class _GoingOnWriter(_ExperimentWriter):
+class _GoingOnWriter(csv_writer()):  # type: ignore[misc]
     """Lightning's writer, but it keeps the rows that are there and never leaves a file half written."""
 
     def __init__(self, log_dir: str) -> None:
@@ -45,15 +45,15 @@ class RunCSVLogger(CSVLogger):
     @property
     def log_dir(self) -> str:
         """The run folder."""
-        return self._root_dir
+        return self.save_dir
 
     @property
     @rank_zero_only
     def experiment(self) -> Any:
         """The writer."""
         if self._experiment is None:
-            os.makedirs(self._root_dir, exist_ok=True)
-            self._experiment = _GoingOnWriter(log_dir=self._root_dir)
+            os.makedirs(self.save_dir, exist_ok=True)
+            self._experiment = _GoingOnWriter(log_dir=self.save_dir)
         return self._experiment
 
     @rank_zero_only
@@ -90,7 +90,7 @@ class RunCSVLogger(CSVLogger):
 
     @property
     def _path(self) -> Path:
-        return Path(self._root_dir) / "metrics.csv"
+        return Path(self.save_dir) / "metrics.csv"
 
     def _keep(self, wanted: Callable[[dict[str, str]], bool]) -> None:
         names, rows = read_rows(self._path)

@@ -55,7 +55,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
-        cast(Any, self.experiment)._get_file_writer().add_event(Event(session_log=start, step=step))
+        cast(Any, self.experiment).file_writer.add_event(Event(session_log=start, step=step))
 
     @rank_zero_only
     def log_pictures(self, pictures: Pictures, step: int) -> None:

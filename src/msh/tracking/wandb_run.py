@@ -17,6 +17,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from msh.compat import use_offline
 from msh.errors import one_of
 from msh.runs.metrics import read_rows
 from msh.runs.results import Results
@@ -175,7 +176,7 @@ class RunWandbLogger(WandbLogger):
             wandb.teardown()  # or the run's id stays taken
             self._wandb_init["mode"] = "offline"
             run = super().experiment
-        if run.settings._offline:
+        if run.offline:
             self._goes_on, self._logged = earlier is not None, earlier or Logged()
         elif run.resumed or earlier:
             set_aside_unsent(self._folder / "wandb")
@@ -237,8 +238,8 @@ class RunWandbLogger(WandbLogger):
         if self._is_new(artifact.name, "latest"):
             with artifact.new_file("data.json") as file:
                 file.write(json.dumps(description, indent=1, sort_keys=True))
-            if self.experiment.settings._offline:  # there, `use_artifact` refuses what it itself would do
-                self.experiment._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
+            if self.experiment.offline:  # there, `use_artifact` refuses what it itself would do
+                use_offline(self.experiment, artifact)
             else:
                 self.experiment.use_artifact(artifact)
 
