@@ -1,6 +1,6 @@
 """Names that other libraries keep private, each with the reason why msh needs it.
 
-`tests/unit/test_compat.py` looks each up, so that an upgrade that removes one fails there and not within a training.
+`tests/unit/test_compat.py` looks each up: an upgrade that removes one fails there, not within a training.
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def non_persistent(module: nn.Module) -> set[str]:
-    """Return the names of a module's own buffers that its state dict leaves out, to be changed in place."""
+    """Return the own buffers that a module's state dict leaves out: a set to be changed in place."""
     return module._non_persistent_buffers_set
 
 
 def pre_hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:
-    """Return the dict of hooks that a module calls before its forward pass, to be read and replaced."""
+    """Return the hooks that a module calls before its forward pass: a dict to be changed in place."""
     return module._forward_pre_hooks
 
 
 def version_of(tensor: Tensor) -> int:
-    """Count the changes of a tensor in place, as autograd does."""
+    """Count a tensor's changes in place, as autograd does."""
     return tensor._version
 
 
 def hook_registries(module: nn.Module) -> list[Any]:
-    """List the dicts of a module that hold hooks, which copies of it share."""
+    """List the dicts in which a module holds hooks: copies share them."""
     return [value for key, value in vars(module).items() if "_hooks" in key]
 
 
@@ -81,13 +81,13 @@ FLAT_WEIGHTS = "_flat_weights"
 
 
 def list_weights(layer: nn.RNNBase) -> None:
-    """Update the list of weights that a recurrent layer computes with to the tensors that it has now."""
+    """Let a recurrent layer's kernel read the tensors that the layer has now."""
     names: list[str] = layer._flat_weights_names
     setattr(layer, FLAT_WEIGHTS, [getattr(layer, name, None) for name in names])
 
 
 def pruned_name(hook: object) -> str | None:
-    """Name of the tensor that a hook of `torch.nn.utils.prune` computes; None for other hooks."""
+    """Name the tensor that a hook from `torch.nn.utils.prune` computes; None for other hooks."""
     return getattr(hook, "_tensor_name", None)
 
 
@@ -115,7 +115,7 @@ Bar = TypeVar("Bar", bound=type)
 
 
 def with_epoch_description(bar: Bar) -> Bar:
-    """Let a class of Rich progress bars name epochs by its `describe_epoch`; Lightning's text is fixed."""
+    """Let a Rich progress bar's class name epochs by its `describe_epoch`; Lightning's text is fixed."""
     bar._get_train_description = bar.describe_epoch  # type: ignore[attr-defined]
     return bar
 
@@ -126,7 +126,7 @@ def set_log_step(trainer: pl.Trainer, step: int) -> None:
 
 
 def skip_batches(loaders: Any, states: Sequence[Mapping[str, Any]]) -> None:
-    """Restore the places of a `CombinedLoader`; Lightning forgets to once its length was asked for.
+    """Restore a `CombinedLoader`'s places; Lightning forgets to once its length was asked for.
 
     Args:
         loaders: of a fit, not started.
@@ -136,7 +136,7 @@ def skip_batches(loaders: Any, states: Sequence[Mapping[str, Any]]) -> None:
 
 
 def log_batch(trainer: pl.Trainer) -> None:
-    """Log the values of the last batch now; Lightning does so after the callbacks, which is too late to end a run."""
+    """Log the last batch's values now; Lightning does so after the callbacks, too late to end a run."""
     trainer._logger_connector.update_train_step_metrics()
 
 
