@@ -1,9 +1,10 @@
-"""Sweeps that show what was tried for a target; scored on validation data: docs/attempts.md and attempts.json.
+"""Sweeps behind the settings of docs/results.md, scored on validation data; write docs/attempts.md and attempts.json.
 
     python -m benchmarks.attempts --data-dir DIR [--sweeps permuted_mnist] [--jobs 2] [--missing]
 
-The sweeps are in benchmarks/attempts.yaml, their runs go to outputs/attempts. As with benchmarks.reproduce, a finished
-run is not done again, a stopped one goes on, one of other settings is moved aside; records are kept in docs/runs.
+The sweeps are listed in benchmarks/attempts.yaml, their runs go to outputs/attempts. As with benchmarks.reproduce, a
+finished run is skipped, a stopped one is resumed, one with other settings is moved aside; benchmarks/run_records has a
+record of each run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from benchmarks.document import put_section, table
-from benchmarks.kept import keep, only_missing
+from benchmarks.recording import steps_to_do, write_records
 from benchmarks.rows import read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
@@ -29,9 +30,9 @@ from msh.errors import one_of
 FILE = Path(__file__).with_name("attempts.yaml")
 HEAD = """# Attempts
 
-What was tried, by `python -m benchmarks.attempts`: scores on validation data, on which settings are chosen; the test
-split is not looked at. `attempts.json` beside this file has the same as records. What stands between the markers is
-written again each time.
+These sweeps chose the settings behind [results.md](results.md). You can repeat them with
+`python -m benchmarks.attempts`; finished runs are skipped. All scores are on validation data: the test split is never
+read here. `attempts.json` in this folder holds the same numbers. The command rewrites the text between the markers.
 """
 
 
@@ -120,17 +121,24 @@ def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path) -> None:
-    """Write attempts.md and attempts.json from the runs that are done; sweeps without any stay as they are."""
-    path, kept_root = folder / "attempts.json", folder / "runs" / "attempts"
+def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path, run_records: Path) -> None:
+    """Record finished runs; write attempts.md and attempts.json. Sweeps without runs stay unchanged.
+
+    Args:
+        sweeps: all sweeps.
+        root: folder of the runs.
+        folder: folder of the documents.
+        run_records: folder of the run records.
+    """
+    path = folder / "attempts.json"
     earlier = json.loads(path.read_text()) if path.exists() else []
-    keep((step for sweep in sweeps.values() for step in sweep.all_steps(root)), root, kept_root)
+    write_records((step for sweep in sweeps.values() for step in sweep.all_steps(root)), root, run_records)
     records: list[dict[str, Any]] = []
     for id, sweep in sweeps.items():
-        found = records_of(sweep, kept_root)
+        found = records_of(sweep, run_records)
         if found:
             put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, found))
-        records += found or [record for record in earlier if record["sweep"] == id]
+        records += found or [entry for entry in earlier if entry["sweep"] == id]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1) + "\n")
 
@@ -167,7 +175,8 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if given is None else given, sweeps)
     root = options.output_dir.resolve()
     steps = [step for id in options.sweeps for step in sweeps[id].all_steps(root)]
-    do(only_missing(steps, options, "attempts"), options, lambda: document(sweeps, root, options.document_dir))
+    records = options.records_dir / "attempts"
+    do(steps_to_do(steps, options, "attempts"), options, lambda: document(sweeps, root, options.document_dir, records))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m benchmarks.reproduce --data-dir DIR [--all] [--rows 1,4] [--seeds 0,1] [--jobs 2] [--missing]
 
-The rows are in benchmarks/reproduce.yaml, their runs go to outputs/reproduce. A finished run is not done again, a
-stopped one goes on, one of other settings is moved aside; so it can be stopped (Ctrl-C) and called again at any time.
-The first seed of all rows comes first. The documents are written after every run, from what there is: a record of each
-run is kept in docs/runs, so that rows that were measured on another machine stay in them.
+The rows are listed in benchmarks/reproduce.yaml, their runs go to outputs/reproduce. A finished run is skipped, a
+stopped one is resumed, one with other settings is moved aside: you can stop the command (Ctrl-C) and repeat it.
+The first seed of all rows comes first. The documents are rewritten after every run from the records of all runs
+(benchmarks/run_records), so that rows measured on another machine stay in them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import draw
-from benchmarks.kept import keep, only_missing
+from benchmarks.recording import steps_to_do, write_records
 from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
@@ -56,19 +56,20 @@ def measured(row: Row, rows: Mapping[str, Row], root: Path) -> Runs:
     return dict(sorted(runs.items()))
 
 
-def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
-    """Write results.md, results.json and figures from the runs that are done; rows without any stay as they are.
+def document(rows: Mapping[str, Row], root: Path, folder: Path, run_records: Path) -> None:
+    """Record finished runs; write results.md, results.json and figures. Rows without runs stay unchanged.
 
     Args:
-        rows: all there are.
+        rows: all rows.
         root: folder of the runs.
-        folder: of the documents; the runs' records are kept below it.
+        folder: folder of the documents.
+        run_records: folder of the run records.
     """
-    path, kept_root = folder / "results.json", folder / "runs" / "reproduce"
+    path = folder / "results.json"
     earlier = json.loads(path.read_text()) if path.exists() else []
     for row in rows.values():
-        keep((steps[-1] for seed in row.seeds if (steps := row.steps(seed, root))), root, kept_root)
-    runs = {id: measured(row, rows, kept_root) for id, row in rows.items()}
+        write_records((steps[-1] for seed in row.seeds if (steps := row.steps(seed, root))), root, run_records)
+    runs = {id: measured(row, rows, run_records) for id, row in rows.items()}
     records: list[dict[str, Any]] = []
     for id, row in rows.items():
         if runs[id]:
@@ -77,7 +78,7 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path) -> None:
             draw(of_row, heading(row), folder / figure)
             write_section(folder / "results.md", row, of_row, runs[id], figure)
         else:
-            of_row = [record for record in earlier if record["row"] == id]
+            of_row = [entry for entry in earlier if entry["row"] == id]
         records += of_row
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1) + "\n")
@@ -105,7 +106,8 @@ def main(given: Sequence[str] | None = None) -> None:
         if row.part_of is not None:
             check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
-    do(only_missing(steps, options, "reproduce"), options, lambda: document(rows, root, options.document_dir))
+    records = options.records_dir / "reproduce"
+    do(steps_to_do(steps, options, "reproduce"), options, lambda: document(rows, root, options.document_dir, records))
 
 
 if __name__ == "__main__":

@@ -170,11 +170,14 @@ def command_line(description: str, folder: str) -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the data sets")
     parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time; one per core")
     parser.add_argument("--threads", type=_positive, default=1, help="of each run")
-    parser.add_argument("--missing", action="store_true", help="only what docs/runs has no record of")
+    parser.add_argument("--missing", action="store_true", help="only runs without a record in benchmarks/run_records")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
     parser.add_argument("--document-only", action="store_true", help="only write the documents")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / folder, help="folder of the runs")
-    parser.add_argument("--document-dir", type=Path, default=ROOT / "docs")
+    parser.add_argument("--document-dir", type=Path, default=ROOT / "docs", help="folder of the documents")
+    parser.add_argument(
+        "--records-dir", type=Path, default=ROOT / "benchmarks" / "run_records", help="folder of the run records"
+    )
     return parser
 
 

@@ -26,7 +26,7 @@ def test_rows_are_run_resumed_for_their_baselines_and_documented(tmp_path, train
     assert found == ["new", "new", "unfinished", "unfinished"]
     assert [state_of(step).what for step in steps] == ["finished"] * 4
 
-    reproduce.document(rows, tmp_path / "runs", tmp_path / "docs")
+    reproduce.document(rows, tmp_path / "runs", tmp_path / "docs", tmp_path / "records")
     records = json.loads((tmp_path / "docs" / "results.json").read_text())
     assert [(record["row"], record["task"]) for record in records] == [
         ("1", "iris"),

@@ -12,7 +12,7 @@ from msh.training.settings import OnDisk
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import attempts, kept  # noqa: E402
+from benchmarks import attempts, recording  # noqa: E402
 from benchmarks.attempts import FILE, Sweep, read_entries  # noqa: E402
 from benchmarks.configs import compose  # noqa: E402
 from benchmarks.runs import state_of  # noqa: E402
@@ -21,7 +21,7 @@ from benchmarks.runs import state_of  # noqa: E402
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """Three attempts, of which two are done: the better one on validation data is the worse one on test data."""
-    for module in (attempts, kept):
+    for module in (attempts, recording):
         monkeypatch.setattr(module, "state_of", lambda step: OnDisk("finished" if step.folder.exists() else "new"))
     found = Sweep("s", "Tried", "fake", attempts={"plain": [], "long": ["x=1"], "missing": ["x=2"]})
     scores = {"plain": (0.9, 0.5), "long": (0.8, 0.7)}
@@ -70,7 +70,7 @@ def test_an_attempt_with_several_seeds_has_their_mean_once_all_are_done(sweep, t
     plain, long = attempts.records_of(sweep, tmp_path)
     assert (plain["val"], plain["std"]) == pytest.approx((0.65, 0.2121), abs=1e-4)
     assert (long["val"], long["seeds"], long["best"]) == (pytest.approx(0.75), [0, 7], True)
-    attempts.document({"s": sweep}, tmp_path, tmp_path / "docs")
+    attempts.document({"s": sweep}, tmp_path, tmp_path / "docs", tmp_path / "records")
     text = (tmp_path / "docs" / "attempts.md").read_text()
     assert "seeds 0, 7." in text
     assert "| a | accuracy | 0.7500 ± 0.0707 | **best** |" in text
@@ -78,13 +78,13 @@ def test_an_attempt_with_several_seeds_has_their_mean_once_all_are_done(sweep, t
 
 def test_the_document_has_a_table_and_keeps_what_is_written_by_hand(sweep, tmp_path):
     docs = tmp_path / "docs"
-    attempts.document({"s": sweep}, tmp_path, docs)
+    attempts.document({"s": sweep}, tmp_path, docs, tmp_path / "records")
     path = docs / "attempts.md"
     assert "| long | `x=1` | mean of 2 tasks | accuracy | 0.7500 | **best** | 3 | 0 |" in path.read_text()
     path.write_text(path.read_text() + "\nBy hand.\n")
-    attempts.document({"s": sweep}, tmp_path, docs)
+    attempts.document({"s": sweep}, tmp_path, docs, tmp_path / "records")
     assert path.read_text().endswith("\nBy hand.\n")
-    attempts.document({"s": sweep}, tmp_path / "elsewhere", docs)
+    attempts.document({"s": sweep}, tmp_path / "elsewhere", docs, tmp_path / "records")
     assert len(json.loads((docs / "attempts.json").read_text())) == 2
 
 

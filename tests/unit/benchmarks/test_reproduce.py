@@ -14,7 +14,7 @@ from msh.training.settings import OnDisk
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import figures, kept, reproduce, results_document  # noqa: E402
+from benchmarks import figures, recording, reproduce, results_document  # noqa: E402
 from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
 from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
@@ -279,7 +279,7 @@ def test_a_row_is_not_the_beginning_of_one_of_other_settings(overrides, settings
 @pytest.fixture
 def trusting(monkeypatch):
     """Runs on disk count as those of the rows' settings."""
-    for module in (reproduce, kept):
+    for module in (reproduce, recording):
         monkeypatch.setattr(module, "state_of", lambda step: OnDisk("finished"))
 
 
@@ -288,7 +288,7 @@ def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trus
     rows = {"1": row("1", tasks=goals, note="What was tried."), "two": row("two", seeds=[0])}
     docs = tmp_path / "docs"
     measured(tmp_path / "runs" / "1", [{"a": 0.8, "b": 0.6}])
-    reproduce.document(rows, tmp_path / "runs", docs)
+    reproduce.document(rows, tmp_path / "runs", docs, tmp_path / "records")
     text = (docs / "results.md").read_text()
     assert "## Row 1: Two tasks\n" in text
     assert "| a | accuracy ↑ | 0.8000 | – | 0.7000 | 0.9000 | – | – | – | 0.100 | 0 | 10 | **no**: target |" in text
@@ -298,7 +298,7 @@ def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trus
     (docs / "results.md").write_text(text + "\nBy hand.\n")
     measured(tmp_path / "runs" / "1", [{"a": 0.8, "b": 0.6}, {"a": 1.0, "b": 0.6}])
     measured(tmp_path / "runs" / "two", [{"c": 0.5}])
-    reproduce.document(rows, tmp_path / "runs", docs)
+    reproduce.document(rows, tmp_path / "runs", docs, tmp_path / "records")
     text = (docs / "results.md").read_text()
     assert "| a | accuracy ↑ | 0.9000 | 0.1414 | 0.7000 | 0.9000 | – | – | – | 0.100 | 0 | 10 | yes |" in text
     assert "`+experiment=fake`, seeds 0, 1; 3 epochs a stage." in text
@@ -313,9 +313,9 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
     measured(tmp_path / "runs" / "1", [{"a": 0.8}])
     measured(tmp_path / "other" / "two", [{"c": 0.5}])
     rows = {"1": row("1"), "two": row("two")}
-    reproduce.document(rows, tmp_path / "runs", docs)
-    shutil.rmtree(docs / "runs")
-    reproduce.document(rows, tmp_path / "other", docs)
+    reproduce.document(rows, tmp_path / "runs", docs, tmp_path / "records")
+    shutil.rmtree(tmp_path / "records")
+    reproduce.document(rows, tmp_path / "other", docs, tmp_path / "records")
     assert [record["row"] for record in json.loads((docs / "results.json").read_text())] == ["1", "two"]
     assert "<!-- table: row 1 -->" in (docs / "results.md").read_text()
 
@@ -323,9 +323,9 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
 def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting, monkeypatch):
     docs, rows = tmp_path / "docs", {"1": row("1")}
     for seed, score in enumerate((0.8, 0.6)):
-        monkeypatch.setattr(kept, "processor", lambda seed=seed: f"processor {seed}")
+        monkeypatch.setattr(recording, "processor", lambda seed=seed: f"processor {seed}")
         write_run(tmp_path / f"machine-{seed}" / "1" / f"seed-{seed}", {"a": {"test": score}})
-        reproduce.document(rows, tmp_path / f"machine-{seed}", docs)
+        reproduce.document(rows, tmp_path / f"machine-{seed}", docs, tmp_path / "records")
     (record,) = json.loads((docs / "results.json").read_text())
     assert (record["mean"], record["seeds"]) == (pytest.approx(0.7), 2)
     assert "CPU threads: 1, on processor 0 or processor 1." in (docs / "results.md").read_text()
