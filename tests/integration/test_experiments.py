@@ -282,7 +282,7 @@ def test_variants_are_learned_one_after_another_and_measured_again(train_here):
     }
 
 
-def test_texts_and_tables_of_ones_own_need_one_yaml(train_here, tmp_path):
+def test_texts_and_tables_in_the_docs_train(train_here, tmp_path):
     (tmp_path / "data").mkdir()
     mails = [f"{'win a prize' if i % 3 else 'see you'} number {i}" for i in range(60)]
     rows = "".join(f"{mail},{'spam' if i % 3 else 'ham'}\n" for i, mail in enumerate(mails))
@@ -306,7 +306,7 @@ def test_texts_and_tables_of_ones_own_need_one_yaml(train_here, tmp_path):
     ]
 
 
-def test_a_folder_of_images_and_the_changes_of_data_in_the_readme_are_good_configs(train_here, tmp_path):
+def test_image_folders_and_transforms_in_the_docs_train(train_here, tmp_path):
     own = tmp_path / "conf" / "tasks"
     own.mkdir(parents=True)
     examples = yaml_examples()
@@ -326,9 +326,9 @@ def test_a_folder_of_images_and_the_changes_of_data_in_the_readme_are_good_confi
 
 
 def yaml_examples():
-    """The README's configs of tasks: name to text."""
-    found = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    return {text.split(":")[0]: text for text in found}
+    """The task configs in docs/data.md: name to text."""
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.S)
+    return {text.split(":")[0]: text for text in examples}
 
 
 def test_early_stopping_ends_a_fit_that_no_longer_improves(train_here):
