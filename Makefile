@@ -8,11 +8,15 @@ REPRODUCE = $(BIN)/python -m benchmarks.reproduce --data-dir $(DATA_DIR)
 PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
+targets = sed -nE 's/^([a-z-]+):.*$(1) (.*)/\1|\2/p' Makefile | awk -F '|' '{printf "  %-17s %s\n", $$1, $$2}'
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-faults test-distributed fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
 
-help: ## List what make can do
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+help: ##+ List the targets.
+	@$(call targets,##)
+	@echo; echo 'More:'
+	@$(call targets,##\+)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "msh needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -21,55 +25,55 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-setup: $(READY) ## Make an environment in .venv with everything in it
+setup: $(READY) ##+ Create .venv with everything msh and its tests need: about a minute.
 
-demo: $(READY) ## Four unrelated tasks into one network, one after another
+demo: $(READY) ## Train four bundled tasks into one network: about 40 s. Results are in outputs/sequential.
 	$(BIN)/python train.py +experiment=sequential
 
-test: $(READY) ## The tests, but for the slow ones
+test: $(READY) ## Run the tests, except slow ones: about 7 minutes on 2 cores.
 	$(PYTEST)
 
-test-all: $(READY) ## All tests
+test-all: $(READY) ## Run all tests, except those that kill processes.
 	$(PYTEST) -m 'not faults'
 
-test-faults: $(READY) ## Kill processes at 50 moments, fill the disk, lose a rank or a job: nothing is lost
+test-faults: $(READY) ##+ Kill processes, fill the disk, lose a rank or a job: nothing may be lost.
 	$(BIN)/python -m pytest -n 2 --dist load -m '' tests/integration/test_faults.py tests/integration/test_resume.py
 
-test-distributed: $(READY) ## Two processes do what one does: every curriculum, with DDP and with shards
+test-distributed: $(READY) ##+ Compare two processes with one, for every curriculum, with DDP and FSDP.
 	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
 
-fuzz: $(READY) ## Read 10,000 hostile files, of all kinds: none may do harm, each is read or refused by name
+fuzz: $(READY) ##+ Read 10,000 hostile files: each must be read or refused by name, without harm.
 	cd tests && ../$(BIN)/python -m fuzz --inputs 10000
 
-lint: $(READY) ## Check style and formatting
+lint: $(READY) ## Check style and formatting with ruff.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(READY) ## Format, and mend what can be mended
+format: $(READY) ## Format the code and fix style problems with ruff.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(READY) ## Check types
+type: $(READY) ## Check types with mypy.
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure all costs against the dense network's: docs/performance.md (DATA_DIR=DIR: with MNIST)
+bench: $(READY) ## Measure costs against the dense network; writes docs/performance.md (DATA_DIR=DIR uses MNIST).
 	-$(PEERS)
 	$(BENCH)
 
-bench-quick: $(READY) ## The same in two minutes, with fewer cases, into outputs/benchmarks/quick
+bench-quick: $(READY) ##+ Measure fewer cases in two minutes; writes outputs/benchmarks/quick.
 	-$(PEERS)
 	$(BENCH) --quick
 
-reproduce: $(READY) ## The paper's experiments and benchmarks that take under three hours: docs/results.md (DATA_DIR=DIR)
+reproduce: $(READY) ##+ Repeat the paper's experiments under three hours each; writes docs/results.md (DATA_DIR=DIR).
 	$(REPRODUCE)
 
-reproduce-all: $(READY) ## All of them; finished runs are not done again
+reproduce-all: $(READY) ##+ Repeat all of them; finished runs are skipped.
 	$(REPRODUCE) --all
 
-docs: $(READY) ## Write the reference of the public classes and functions to build/docs
+docs: $(READY) ## Write the reference for the public classes and functions to build/docs.
 	$(BIN)/python -m pydoc -w msh.subnetworks.network msh.subnetworks.allocation msh.subnetworks.pruning
 	@mkdir -p build/docs && mv msh.*.html build/docs/
 
-clean: ## Remove the environment, caches and builds; run folders stay
+clean: ## Remove .venv, caches and builds; run folders stay.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
