@@ -1,12 +1,12 @@
-"""Test scores of subnetworks at 10 % density, one after another in one network, against dense dedicated networks.
+"""Compare test scores of subnetworks at 10 % density, learned in one network, with dense dedicated networks.
 
     python -m benchmarks.accuracy bundled
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight neuron
 
-Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once a seed (a finished run is not done again, a
-stopped one goes on), and prints means over the seeds beside their targets; --document writes them into
-docs/performance.md too. Several granularities are measured side by side, beside the dense networks of the first.
+Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once per seed (a finished run is skipped, a stopped one
+is resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
+Several granularities are compared with the dense networks from the first one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Target:
-    """What a task must reach: at least a score, and at most so much worse than dense (relative for errors)."""
+    """A task's goal: the lowest score, and the largest difference to dense (relative for errors)."""
 
     worse_than_dense: float
     score: float | None = None
@@ -48,7 +48,7 @@ CASES = {
 
 
 def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, further: list[str]) -> dict:
-    """Do one seed's run, or what is missing of it, and return its results.json."""
+    """Start, resume or skip one seed's run, and return its results.json."""
     results = folder / "results.json"
     status = json.loads(results.read_text())["status"] if results.exists() else "new"
     command = [sys.executable, str(ROOT / "train.py"), "+experiment=sequential", f"paths.data_dir={data_dir}"]
@@ -63,7 +63,7 @@ def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, further
 
 
 def summarise(case: str, granularity: str, runs: list[dict], beside: list[dict]) -> list[dict]:
-    """A row per task: mean and standard deviation over seeds, and whether the target is met beside dense networks."""
+    """Make a row per task: mean and standard deviation over seeds, dense score, target met or not."""
     rows = []
     for task, target in CASES[case].items():
         scores = [r["tasks"][task]["test"] for r in runs]

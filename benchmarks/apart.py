@@ -1,12 +1,12 @@
-"""Wall seconds of tasks trained as jobs of their own, against one process that trains them one after another.
+"""Compare the wall time of tasks trained as separate jobs with one process that trains them one after another.
 
     python -m benchmarks.apart
     python -m benchmarks.apart --launcher hydra/launcher=joblib hydra.launcher.n_jobs=4 --launcher hydra/launcher=ray
     python -m benchmarks.apart --document -- tasks=mnist_fashion paths.data_dir=DIR
 
-Makes a plan, trains all its tasks in one process, then, with each launcher, each task as a job of a multirun, merges
-the jobs' files, and sees that the merged network is, byte for byte, the file of the one process. Prints a table, with
---document writes it into docs/scale.md too. What follows `--` are overrides of all runs.
+Makes a plan and trains all tasks in one process; then, with each launcher, trains each task as a multirun job, merges
+the files, and compares the merged network byte for byte with the first one. Prints a table; --document also writes it
+into docs/scale.md. Arguments after `--` are overrides for all runs.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def main() -> None:
 
 
 def measure(folder: Path, launchers: list[list[str]], common: list[str]) -> list[dict[str, object]]:
-    """A row for each launcher: wall seconds of each step, and whether both ways end in the same bytes.
+    """Make a row per launcher: wall seconds of each step, and whether both networks have the same bytes.
 
     Args:
-        folder: that everything is written into.
-        launchers: overrides of the multirun that choose one.
-        common: overrides of all runs.
+        folder: for all files.
+        launchers: overrides that choose a launcher.
+        common: overrides for all runs.
     """
     plan = _timed(folder, *MSH, "plan", *common, "-o", "plan")
     tasks = list(read_plan(folder / "plan").state.tasks)

@@ -45,16 +45,16 @@ class Sweep:
     experiment: str = MISSING
     """As in +experiment=NAME."""
     overrides: list[str] = field(default_factory=list)
-    """Of all attempts."""
+    """Overrides for all attempts."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Of each attempt; means over them are shown."""
+    """Seeds for each attempt; the table has means over them."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks or ensembles whose scores are shown; the mean over all tasks when empty."""
+    """Tasks or ensembles in the table; the mean over all tasks when empty."""
     attempts: dict[str, list[str]] = field(default_factory=dict)
-    """Name of an attempt, also of its run folder, to its further overrides."""
+    """Attempt (also the name of its run folder) to additional overrides."""
 
     def steps(self, attempt: str, root: Path) -> list[Step]:
-        """The runs of an attempt, one for each seed."""
+        """List an attempt's runs, one per seed."""
         overrides = (f"experiment={self.experiment}", *self.overrides, *self.attempts[attempt])
         folder = root / self.id / attempt
         return [
@@ -63,12 +63,12 @@ class Sweep:
         ]
 
     def all_steps(self, root: Path) -> list[Step]:
-        """The runs of all attempts, in order."""
+        """List the runs of all attempts, in order."""
         return [step for attempt in self.attempts for step in self.steps(attempt, root)]
 
 
 def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
-    """A record for each attempt and task, of attempts that are done with every seed; a task's best has `best` set.
+    """Make a record per task for each attempt that is finished with every seed; `best` marks a task's best.
 
     Raises:
         ValueError: the sweep names a task that its experiment does not have.
@@ -91,7 +91,7 @@ def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
 
 
 def _over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A task's scores with all seeds as one record: means and, of several, the standard deviation."""
+    """Merge a task's scores over the seeds: means, and a standard deviation if there are several."""
     found = [cast(float, score["val"]) for score in scores]
     return {
         **scores[0],

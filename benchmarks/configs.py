@@ -1,4 +1,4 @@
-"""The config that `train.py` would have, and MNIST or what stands in for it."""
+"""Compose configs as train.py does; MNIST, or noise in its place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from msh.training.config import RunConfig, register, run_config
 
 
 def compose(*overrides: str, output_dir: Path | None = None) -> DictConfig:
-    """What `python train.py OVERRIDES` composes.
+    """Compose the config for `python train.py OVERRIDES`.
 
     Args:
         overrides: as on the command line.
-        output_dir: the run folder, which loggers are told.
+        output_dir: the run folder, for the loggers.
     """
     register()
     with initialize_config_dir(config_folder(), version_base="1.3"):
@@ -35,7 +35,7 @@ def typed(*overrides: str, output_dir: Path | None = None) -> RunConfig:
 
 
 def random_mnist() -> RawData:
-    """Noise of MNIST's size: for what costs the same, whatever the pixels are."""
+    """Draw noise with MNIST's size, for measurements that do not depend on the pixels."""
     generator = torch.Generator().manual_seed(0)
     train, test = (
         Split(
@@ -48,7 +48,7 @@ def random_mnist() -> RawData:
 
 
 def mnist(data_dir: Path) -> tuple[list[str], str]:
-    """(overrides that make MNIST the one task, what to call it): noise of the same size where it is not there."""
+    """Return (overrides that make MNIST the only task, its name); noise with its size if it is missing."""
     if (data_dir / "MNIST" / "raw").is_dir():
         return ["tasks=mnist", f"paths.data_dir={data_dir.resolve()}"], "MNIST"
     source = ["tasks.mnist.source._target_=benchmarks.configs.random_mnist"]

@@ -1,4 +1,4 @@
-"""Tables in documents: each between two markers; what is written by hand around them stays."""
+"""Write tables into documents, between two markers; text around the markers stays."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ COLUMNS = ("id", "what", "value", "target", "met", "dense", "unit", "threads", "
 
 
 def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
-    """Put a table of records, and what they were measured on, between the document's markers.
+    """Put a table of records and the machine's name between the document's markers.
 
     Args:
-        path: of the document; made, with the markers alone, if there is none.
-        records: as `records.read` gives them.
-        device: that they were measured on.
+        path: of the document; created with the markers if missing.
+        records: from `records.read`.
+        device: where they were measured.
     Raises:
         ValueError: the document has no markers, or has them in the wrong order.
     """
@@ -46,11 +46,11 @@ def put_section(path: Path, head: str, marker: str, heading: str, text: str) -> 
     """Put a text between the markers of a section; a document without them gets the section at its end.
 
     Args:
-        path: of the document; made if there is none.
-        head: what a new document begins with.
-        marker: what stands in the section's first marker.
+        path: of the document; created if missing.
+        head: first lines of a new document.
+        marker: text in the section's first marker.
         heading: of a new section.
-        text: to stand between the markers.
+        text: for the space between the markers.
     """
     begin = f"<!-- table: {marker} -->"
     document = path.read_text() if path.exists() else head
@@ -61,20 +61,20 @@ def put_section(path: Path, head: str, marker: str, heading: str, text: str) -> 
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    """Rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows]
     return "\n".join(lines)
 
 
 def machine(device: str) -> str:
-    """A sentence on what it was measured on."""
+    """Name the machine in a sentence."""
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return f"Measured on {name}, with torch {torch.__version__} and Python {platform.python_version()}."
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Row 5: an epoch as `train.py` does it, against a bare loop over the dense network with tensors in memory."""
+"""Row 5: an epoch in `train.py`, against a bare loop over the dense network with tensors in memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BATCH = 512
 
 
 class Turns(pl.Callback):
-    """Times the run's epochs, and between each two of them an epoch of each of the others.
+    """Time the run's epochs, and between them an epoch of each other contestant.
 
-    An epoch of the run is all that comes between the starts of two epochs: training, validation, logging, callbacks.
+    An epoch lasts from its start to the next one's: training, validation, logging, callbacks.
 
     Attributes:
-        times: name to seconds, an epoch each.
+        times: name to seconds per epoch.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Turns(pl.Callback):
         self.started = perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Between two epochs."""
+        """Time the other contestants between two epochs."""
         self._turn(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After the last epoch."""
+        """End the last epoch's time."""
         self._turn(trainer, pl_module)
 
 
@@ -61,12 +61,12 @@ turns = Turns()
 
 
 def taking_turns() -> Turns:
-    """The one that the benchmark reads: what the config instantiates."""
+    """Return the object that the config instantiates, which the benchmark reads."""
     return turns
 
 
 def bare_loops(settings: Settings, trainer: pl.Trainer, module: Any) -> dict[str, Action]:
-    """An epoch of training in a plain loop, of the dense network and of the subnetwork, over the same examples."""
+    """Train dense network and subnetwork for an epoch in a plain loop, on the same examples."""
     train, val = (module.tasks["mnist"].splits[name] for name in ("train", "val"))
     inputs, targets, unseen = (t.to(settings.device) for t in (train.inputs, train.targets, val.inputs))
     batches = int(trainer.num_training_batches)
@@ -81,7 +81,7 @@ def bare_loops(settings: Settings, trainer: pl.Trainer, module: Any) -> dict[str
 
 
 def bare_epoch(model: nn.Module, inputs: Tensor, targets: Tensor, batches: int) -> Action:
-    """A function that trains for an epoch in a new order."""
+    """Make a function that trains for an epoch in a new order."""
     now: list[Tensor] = [inputs[:BATCH].clone(), targets[:BATCH].clone()]
     step = training_step(model, (now[0], now[1]))
 
@@ -103,7 +103,7 @@ def validate(model: nn.Module, inputs: Tensor) -> None:
 
 
 def epochs(settings: Settings) -> Iterator[Record]:
-    """Row 5."""
+    """Measure row 5."""
     os.environ.setdefault("WANDB_MODE", "offline")
     rounds = settings.rounds(6)
     task, name = mnist(settings.data_dir)

@@ -1,4 +1,4 @@
-"""A figure for each row of docs/results.md."""
+"""Draw a figure for each row of docs/results.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.scores import BESIDE, MEAN
 
 MANY = 6
-"""Tasks from which on a row's are drawn as lines over the tasks."""
+"""Number of tasks from which a row is drawn as lines over the tasks."""
 COLOURS = {
     "subnetworks": "#1f4e9c",
     "dense": "#222222",
@@ -22,14 +22,14 @@ COLOURS = {
     "authors": "#9a9a9a",
 }
 SHOWN = {"subnetworks": "mean", **{name: name for name in BESIDE}, "authors": "authors"}
-"""Name in figures to the key of records."""
+"""Name in figures to key in records."""
 
 
 def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Draw a row's scores: a panel for each task, or, where there are many, one with all of them.
+    """Draw a row's scores: a panel per task; with many tasks, one panel with all.
 
     Args:
-        records: of one row.
+        records: one row's.
         title: above the figure.
         path: of the PNG.
     """
@@ -57,7 +57,7 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
 
 
 def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
-    """A task's scores, one below the other; a fine-tuned network far off is at the edge, its value at its name."""
+    """Draw a task's scores as points; a fine-tuned network outside the axis is drawn at the edge."""
     scores = {name: record[key] for name, key in SHOWN.items() if record[key] is not None}
     near = [score for name, score in scores.items() if name != "finetune"]
     near += [record["target"]] if record["target"] is not None else []
@@ -83,7 +83,7 @@ def _panel(panel: Axes, record: Mapping[str, Any]) -> None:
 
 
 def _lines(panel: Axes, tasks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Scores over the tasks in the order in which they were learned."""
+    """Draw scores over the tasks in learning order."""
     for name in names:
         scores = [record[SHOWN[name]] for record in tasks]
         if None not in scores:

@@ -1,10 +1,10 @@
-"""Many tasks of one plan, trained on machines of their own: what planning, merging and loading them cost.
+"""Measure planning, merging and loading of many tasks that are trained on separate machines.
 
     python -m benchmarks.fleet STEP FOLDER TASKS DEPTH
 
-Each step is a process of its own, which prints its seconds and how much more memory it had at its peak than before, as
-JSON: `plan` makes the plan; `files` writes every task's file as a run does, with the plan's allocation and untrained
-weights; `merge` merges them; `load` builds the network of all tasks from the merged file.
+Each step runs in a separate process and prints, as JSON, its seconds and its peak memory beyond the start: `plan` makes
+the plan; `files` writes every task's file as a run does, with the plan's allocation and untrained weights; `merge` merges
+them; `load` builds the network with all tasks from the merged file.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from msh.training.prepare import prepare
 
 
 def overrides(tasks: int, depth: int) -> list[str]:
-    """The run whose tasks they are: the digits again and again, in the experiment's network, 1000 wide.
+    """List the run's overrides: digits many times, in the experiment's network, 1000 wide.
 
     Args:
-        tasks: how many, each with an equal part of the network.
-        depth: layers of the network.
+        tasks: number of tasks, each with an equal part of the network.
+        depth: layers in the network.
     """
     found = ["tasks=[digits]", f"+tasks.digits.variants={tasks}", f"pruning.density={1 / tasks}", "pruning=at_init"]
     found += [f"backbone.depth={depth}", "logger=none", "callbacks=none", "report=false", "trainer=cpu", "threads=1"]
@@ -46,17 +46,17 @@ def task_names(tasks: int) -> list[str]:
 
 
 def part(folder: Path, task: str) -> Path:
-    """A task's file."""
+    """Return the path of a task's file."""
     return folder / "subnetworks" / f"{task}.safetensors"
 
 
 def plan(folder: Path, tasks: int, depth: int) -> None:
-    """`msh plan`."""
+    """Do the work of `msh plan`."""
     make_plan(typed("experiment=sequential", *overrides(tasks, depth)), folder / "plan")
 
 
 def files(folder: Path, tasks: int, depth: int) -> None:
-    """What every task's own run writes."""
+    """Write the file that each task's run would write."""
     prepared = prepare(typed("experiment=sequential", *overrides(tasks, depth)))
     planned = read_plan(folder / "plan")
     for task in planned.state.tasks:
@@ -68,12 +68,12 @@ def files(folder: Path, tasks: int, depth: int) -> None:
 
 
 def merge(folder: Path, tasks: int, depth: int) -> None:
-    """`msh merge`."""
+    """Do the work of `msh merge`."""
     merge_files(folder / "plan", [part(folder, task) for task in task_names(tasks)], folder / "network")
 
 
 def load(folder: Path, tasks: int, depth: int) -> None:
-    """What a run with `network=NETWORK` does before it measures the tasks."""
+    """Load the network as a run with `network=NETWORK` does before evaluation."""
     prepare(typed("experiment=sequential", *overrides(tasks, depth), f"network={folder / 'network'}"))
 
 

@@ -1,4 +1,4 @@
-"""Row 4: the steps of one fit in which a gradual schedule prunes, cuts and all, against the dense network's."""
+"""Row 4: steps in a fit with gradual pruning, cuts included, against the dense network's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 128
 
 
 def gradual(settings: Settings) -> Iterator[Record]:
-    """Row 4."""
+    """Measure row 4."""
     config = typed("tasks=digits")
     pruning, stage = config.pruning, stages_of(config)[0]
     epochs = fits_of(stage, 1, pruning)[0].epochs
@@ -49,7 +49,7 @@ def gradual(settings: Settings) -> Iterator[Record]:
 def _alternate(
     settings: Settings, network: MultiSubnetwork, pruner: IterativePruning, steps: int, epochs: int
 ) -> dict[str, list[float]]:
-    """Seconds of every step of the fit, and of the dense network's in turn with them."""
+    """Time every step in the fit, in turn with steps of the dense network; seconds."""
     data = drawn(SHAPES[FC], BATCH, settings.device)
     split = Split(*(tensor.cpu() for tensor in data))
     task = build_task("task", RawData("classification", split, split, CLASSES))

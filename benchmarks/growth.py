@@ -1,4 +1,4 @@
-"""Row 13: how the cost of what msh does around training grows with the network, and its share of a real stage."""
+"""Row 13: growth with network size of the work around training, and its share of a real stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from msh.training.callbacks.guarantee import Guarantee, frozen_outputs
 from msh.training.run import Run, train
 
 SIZES = {"1M": 707, "10M": 2236, "100M": 7071}
-"""Weights of two square layers, and their width."""
+"""Number of weights in two square layers to their width."""
 ROUNDS = {"1M": 5, "10M": 3, "100M": 2}
 PARTS = ("allocation", "pruning", "freezing", "saving", "guarantee")
 DENSITY = 0.1
@@ -37,11 +37,11 @@ BESIDE_TRAINING = (
     (run_module.RunState, "fit_ended"),
     (Run, "_describe"),
 )
-"""What a run calls for all these parts."""
+"""Functions that a run calls for these parts."""
 
 
 def growth(settings: Settings) -> Iterator[Record]:
-    """Row 13."""
+    """Measure row 13."""
     sizes = settings.cases(tuple(SIZES), ("1M", "10M"))
     yield from _slopes(settings, {size: _parts_of_process(size, settings, FROM_THE_SYSTEM) for size in sizes})
     if not settings.quick:  # a stage cut short says nothing of the share
@@ -92,7 +92,7 @@ def _slope(taken: dict[str, float], smaller: str, larger: str) -> float:
 
 
 def _seconds_of_parts(width: int) -> dict[str, float]:
-    """Seconds of each part for the second task of a network of two layers."""
+    """Time each part for the second task in a network with two layers; seconds."""
     network, inputs, backbone = MultiSubnetwork(square(width)), torch.randn(256, width), square(width)
     counts = Budget(density=DENSITY).counts(network.sizes(), {})
     for task in ("first", "second"):
@@ -130,12 +130,12 @@ def _seconds_of_parts(width: int) -> dict[str, float]:
 
 
 def square(width: int) -> nn.Module:
-    """Two square layers without biases."""
+    """Build two square layers without biases."""
     return nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False))
 
 
 def _share_of_stage(settings: Settings) -> Record:
-    """What all five take of a stage of the sequential run with MNIST."""
+    """Measure the share of all five in a stage of the sequential run with MNIST."""
     epochs = 12
     task, name = mnist(settings.data_dir)
     overrides = [*task, "experiment=sequential", "logger=csv", f"trainer.max_epochs={epochs}", "trainer=cpu"]

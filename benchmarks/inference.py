@@ -1,4 +1,4 @@
-"""Row 10: inference of an activated subnetwork, against a dense network of the same shape."""
+"""Row 10: inference with an activated subnetwork, against a dense network with the same shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FC = "FC 6 x 1000"
 
 
 def unstructured(settings: Settings) -> Iterator[Record]:
-    """Row 10."""
+    """Measure row 10."""
     for density in settings.cases((0.1, 0.05, 0.02), (0.1, 0.05)):
         network = frozen(BACKBONES[FC](), density, device=settings.device)
         model = dense(BACKBONES[FC](), settings.device).eval()

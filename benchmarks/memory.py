@@ -1,4 +1,4 @@
-"""Rows 7 and 8: what tasks cost in memory, and switching between them."""
+"""Rows 7 and 8: memory per task, and time to switch between tasks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from msh.subnetworks import MultiSubnetwork
 
 FC = "FC 6 x 1000"
 DENSITY = 0.02
-"""Of each task in row 7: fifty of them fill the network."""
+"""Density of each task in row 7: fifty fill the network."""
 
 
 def memory(settings: Settings) -> Iterator[Record]:
-    """Row 7."""
+    """Measure row 7."""
     yield from _state(settings)
     if not settings.quick:  # fifteen processes
         yield from _peaks(settings)
@@ -41,7 +41,7 @@ def _state(settings: Settings) -> Iterator[Record]:
 
 
 def shared_bytes(network: MultiSubnetwork) -> int:
-    """Bytes of all tensors that a network holds, but for those that are a task's own (head, stem, biases, norms)."""
+    """Count the bytes of a network's tensors, without private ones (head, stem, biases, norms)."""
     own = {id(network.backbone.get_buffer(name)) for name in (*network.names.parameters, *network.names.buffers)}
     for sub in map(network.subnetwork, network.tasks):
         for part in (sub.head, sub.stem, sub.private):
@@ -79,7 +79,7 @@ def _peak_of_process(tasks: int, threads: int, environment: dict[str, str]) -> i
 
 
 def train_one(tasks: int) -> None:
-    """Train the last of so many tasks for a few steps while dense, then while compact; 0: a dense network."""
+    """Train the last task for a few steps while dense, then while compact; 0 tasks: a dense network."""
     data = drawn(SHAPES[FC], 128)
     if tasks == 0:
         steps(training_step(dense(BACKBONES[FC]()), data))
@@ -98,7 +98,7 @@ def steps(step) -> None:
 
 
 def peak() -> int:
-    """Most bytes that this process has had resident so far."""
+    """Return this process's peak resident bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -110,7 +110,7 @@ def peak() -> int:
 
 
 def switching(settings: Settings) -> Iterator[Record]:
-    """Row 8."""
+    """Measure row 8."""
     tasks, rounds = 10, settings.rounds(30)
     network = frozen(BACKBONES[FC](), 0.1, tasks, settings.device)
     model = dense(BACKBONES[FC](), settings.device).eval()

@@ -1,4 +1,4 @@
-"""The networks that are compared, and one training step of each."""
+"""Networks to compare, and a training step for them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "paper's conv net": lambda: PaperConv((1, 28, 28)),
 }
 SHAPES = {"FC 6 x 1000": (784,), "paper's conv net": (1, 28, 28)}
-"""Of one input."""
+"""Shape of one input."""
 
 
 def dense(backbone: nn.Module, device: str = "cpu") -> nn.Module:
-    """The backbone as it is, and a head."""
+    """Build a dense network: the backbone and a head."""
     return nn.Sequential(backbone, nn.Linear(backbone.features, CLASSES)).to(device)
 
 
 def begun(network: MultiSubnetwork, task: str) -> None:
-    """Add a task with a head; every free weight is its own to try."""
+    """Add a task with a head; every free weight is a candidate."""
     network.add_task(task, nn.Linear(network.backbone.features, CLASSES))
     network.begin(task)
 
 
 def pruned(network: MultiSubnetwork, task: str, density: float) -> None:
-    """Cut a task that has begun down to its budget, by magnitude, and compact it."""
+    """Prune a masked task to its budget by magnitude, and compact it."""
     prune(network, task, Budget(density=density).counts(network.sizes(), {}))
     network.compact(task)
 
 
 def compact(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: str = "cpu") -> MultiSubnetwork:
-    """A network of compact tasks "0", "1", ..., each with its own weights, ready to train."""
+    """Build a network with compact tasks "0", "1", ..., ready to train."""
     network = MultiSubnetwork(backbone).to(device)
     for task in map(str, range(tasks)):
         begun(network, task)
@@ -48,7 +48,7 @@ def compact(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: s
 
 
 def frozen(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: str = "cpu") -> MultiSubnetwork:
-    """A network of frozen tasks "0", "1", ...; the last one is active."""
+    """Build a network with frozen tasks "0", "1", ...; the last one is active."""
     network = MultiSubnetwork(backbone).to(device)
     for task in map(str, range(tasks)):
         begun(network, task)
@@ -58,15 +58,15 @@ def frozen(backbone: nn.Module, density: float = 0.1, tasks: int = 1, device: st
 
 
 def drawn(shape: Sequence[int], batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """A batch of random inputs (batch, *shape) and classes (batch,)."""
+    """Draw random inputs (batch, *shape) and classes (batch,)."""
     return torch.randn(batch, *shape, device=device), torch.randint(0, CLASSES, (batch,), device=device)
 
 
 def training_step(model: nn.Module, batch: tuple[Tensor, Tensor], forward: Callable | None = None) -> Action:
-    """A function that does one training step: gradients to None, forward, loss, backward, fused Adam.
+    """Make a function that does one training step: gradients to None, forward, loss, backward, fused Adam.
 
     Args:
-        model: whose parameters train.
+        model: the model to train.
         batch: inputs and classes.
         forward: inputs to outputs; the model itself when None.
     """

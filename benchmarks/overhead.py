@@ -1,6 +1,6 @@
-"""Row 14: what loggers and the report add to a run.
+"""Row 14: time that loggers and the report add to a run.
 
-`python -m benchmarks.overhead OVERRIDES` is `python train.py OVERRIDES`, and prints the seconds that both took of it.
+`python -m benchmarks.overhead OVERRIDES` runs `python train.py OVERRIDES` and prints the seconds spent in both.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from msh.tracking.wandb_run import RunWandbLogger
 from msh.training.run import Run
 
 RUNS = {"with": [], "without": ["logger=none", "report=false"]}
-"""Overrides of the runs that are compared."""
+"""Overrides for all runs."""
 CALLS = (
     *((Run, name) for name in ("_make_loggers", "_write_report")),
     *((Tracking, name) for name in ("stage_ended", "ended", "close")),
     *((RunCSVLogger, name) for name in ("log_metrics", "save", "finalize")),
     *((RunWandbLogger, name) for name in ("log_metrics", "save", "finalize")),
 )
-"""All that a run calls for its loggers and its report."""
+"""Functions that a run calls for loggers and report."""
 SPENT = "loggers and report: "
 
 
 def overhead(settings: Settings) -> Iterator[Record]:
-    """Row 14."""
+    """Measure row 14."""
     if not settings.quick:  # of a run cut short, what is paid once takes a larger share
         yield from compare(settings)
 
 
 def compare(settings: Settings, *further: str) -> Iterator[Record]:
-    """Do runs with and without loggers and report in turn.
+    """Alternate runs with and without loggers and report.
 
     Args:
-        settings: how to measure.
-        further: overrides of all runs.
+        settings: of the measurement.
+        further: overrides for all runs.
     """
     task, name = mnist(settings.data_dir)
     common = ["+experiment=sequential", *task, "trainer=cpu", f"threads={settings.threads}", *further]
@@ -69,7 +69,7 @@ def compare(settings: Settings, *further: str) -> Iterator[Record]:
 
 
 def _run(overrides: list[str], threads: int) -> tuple[float, float]:
-    """(wall seconds of a run's process, seconds of it within calls of loggers and report)."""
+    """Run a process; return (wall seconds, seconds in loggers and report)."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.overhead", *overrides, f"hydra.run.dir={folder}"]
         taken, printed = whole_process(command, threads)

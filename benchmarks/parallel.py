@@ -1,4 +1,4 @@
-"""Row 6: a step of several tasks at once, against separate dense networks, and against the peer's layers."""
+"""Row 6: a step with several tasks at once, against separate dense networks and the peer's layers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PeerMissingError(Exception):
 
 
 def peer_layer() -> type[nn.Module]:
-    """The peer's masked multitask linear layer.
+    """Import the peer's masked multitask linear layer.
 
-    Its package imports TensorFlow at its top; so an empty package of that name is put before its torch half is loaded.
+    Its package imports TensorFlow; an empty package with that name comes first, so that only the torch half loads.
 
     Raises:
         PeerMissingError: it is not installed.
@@ -46,7 +46,7 @@ def peer_layer() -> type[nn.Module]:
 
 
 class PeerNetwork(nn.Module):
-    """FC 6 x 1000 of the peer's layers, pruned to 90 % as its own method does it, with a head for each task."""
+    """FC 6 x 1000 with the peer's layers, pruned to 90 % by the peer's method, with a head per task."""
 
     def __init__(self, layer: type[nn.Module], tasks: int) -> None:
         super().__init__()
@@ -57,19 +57,19 @@ class PeerNetwork(nn.Module):
             one.prune(90)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        """A batch for each task to the outputs for each."""
+        """Map a batch per task to outputs per task."""
         for layer in self.layers:
             inputs = [F.relu(outputs) for outputs in layer(inputs)]
         return [head(features) for head, features in zip(self.heads, inputs, strict=True)]
 
 
 def joint_step(model: nn.Module, batches: Batches, outputs: object) -> Action:
-    """A function that does one step on the sum of the tasks' losses.
+    """Make a function that does one step on the sum of the tasks' losses.
 
     Args:
-        model: whose parameters train.
-        batches: one a task.
-        outputs: gives the outputs for each task.
+        model: the model to train.
+        batches: one per task.
+        outputs: function that returns the outputs per task.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
@@ -83,7 +83,7 @@ def joint_step(model: nn.Module, batches: Batches, outputs: object) -> Action:
 
 
 def parallel(settings: Settings) -> Iterator[Record]:
-    """Row 6."""
+    """Measure row 6."""
     for tasks in settings.cases((2, 4, 8), (2,)):
         yield from _of_tasks(settings, tasks)
 

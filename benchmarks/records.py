@@ -1,4 +1,4 @@
-"""What was measured: records, their targets, and the file that they are kept in."""
+"""Records of measurements, their targets, and their file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FILE_NAME = "results.json"
 
 @dataclass(frozen=True)
 class Record:
-    """One figure.
+    """One measurement.
 
     Attributes:
         id: the row's number and the case, such as "1-batch32"; other sections have a word in place of the number.
-        what: was measured, on what, against what; or why it was not.
-        value: the figure; lower is better where it has a target. None: it could not be measured.
-        target: the value must not be above it. None: it is there to be known.
-        met: whether it is not; None without a target. What could not be measured has not met its target.
-        dense: the figure of the dense network (or of what else the value is a ratio to) in the same run, if any.
-        unit: of the value; and, after "dense in", of the dense figure.
+        what: description: quantity, network, comparison; or why there is no value.
+        value: the number; lower is better if there is a target. None: it could not be measured.
+        target: upper bound. None: no bound.
+        met: value <= target; None without a target, False without a value.
+        dense: the dense network's number (or another reference's) in the same run, if any.
+        unit: of the value and, after "dense in", of the dense number.
         threads: CPU threads.
-        repeats: rounds that the medians are over.
+        repeats: rounds behind the median.
     """
 
     id: str
@@ -47,22 +47,22 @@ class Record:
 
 
 def row_of(id: str) -> str:
-    """The part of a record's id that names its row."""
+    """Return the row part of a record's id."""
     return id.partition("-")[0]
 
 
 def read(path: Path) -> list[dict]:
-    """The records in a file, none if there is no such file."""
+    """Read the records in a file; none without the file."""
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def merge(earlier: Iterable[dict], records: Iterable[Record], rows: Iterable[str]) -> list[dict]:
-    """Records of the rows just measured in place of those of an earlier run; in the order of rows, then as measured.
+    """Replace earlier records with new ones, row by row; sort by row.
 
     Args:
-        earlier: records as a file has them.
-        records: just measured.
-        rows: that were measured; no earlier record of these stays.
+        earlier: records from a file.
+        records: new ones.
+        rows: rows just measured; their earlier records are dropped.
     """
     measured = set(rows)
     kept = [record for record in earlier if row_of(record["id"]) not in measured]

@@ -26,11 +26,11 @@ from benchmarks.scores import Runs, beginning_of, read_run, records_of
 
 
 def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[Step]:
-    """The steps of rows in the order in which they are done: seed by seed, the runs first, then their baselines.
+    """Order the steps of all rows: seed by seed, runs first, then their baselines.
 
     Args:
         rows: in order.
-        seeds: that are wanted of each row's; all when None.
+        seeds: seeds to run; all when None.
         root: folder of the runs.
     """
     ordered = sorted({seed for row in rows for seed in row.seeds if seeds is None or seed in seeds})
@@ -42,7 +42,7 @@ def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[S
 
 
 def measured(row: Row, rows: Mapping[str, Row], root: Path) -> Runs:
-    """The runs of a row whose settings are the row's own, as far as they are done; or the beginnings of another's."""
+    """Read a row's runs with the row's settings, or the first stages of the runs in `part_of`."""
     runs = {}
     for seed in row.seeds:
         for step in row.steps(seed, root)[:1]:

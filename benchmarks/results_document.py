@@ -1,4 +1,4 @@
-"""docs/results.md: a table and a figure for each row, between markers; what is written by hand around them stays."""
+"""Write docs/results.md: a table and a figure per row, between markers; text around the markers stays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarks.scores import BESIDE, MEAN, Runs
 
 HEAD = """# Results
 
-The paper's experiments and continual-learning benchmarks, by `make reproduce` and `make reproduce-all`
-(`python -m benchmarks.reproduce`), from the results.json of their runs; `results.json` beside this file has the same as
-records. What stands between the markers is written again each time. In the figures, dotted lines are targets, bars the
-standard deviation over the seeds, and a triangle at the edge is a score further off than the axis goes.
+Scores on the paper's experiments and on continual-learning benchmarks. You can repeat them with
+`make reproduce DATA_DIR=DIR` and `make reproduce-all DATA_DIR=DIR` ([paper.md](paper.md) says more); both rewrite the
+text between the markers. `results.json` in this folder holds the same numbers. In the figures, dotted lines are targets
+and bars the standard deviation over the seeds; a triangle at the edge is a score outside the axis.
 """
 NOTHING = "–"
 
@@ -26,7 +26,7 @@ def write_section(path: Path, row: Row, records: Sequence[Mapping[str, Any]], ru
     """Put a row's table, figure and caption between its markers; a row without markers gets a section at the end.
 
     Args:
-        path: of the document; made if there is none.
+        path: of the document; created if missing.
         row: the row.
         records: its records.
         runs: its runs.
@@ -38,12 +38,12 @@ def write_section(path: Path, row: Row, records: Sequence[Mapping[str, Any]], ru
 
 
 def heading(row: Row) -> str:
-    """A row's name for people."""
+    """Return a row's heading."""
     return f"Row {row.id}: {row.title}" if row.id.isdigit() else row.title
 
 
 def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
-    """How a row was measured, in sentences."""
+    """Describe a row's runs in sentences."""
     epochs = {record["epochs"] for record in records}
     each = ", ".join(f"{record['task']} {record['epochs']}" for record in records if record["task"] != MEAN)
     command = " ".join([f"+experiment={row.experiment}", *row.overrides])
@@ -78,7 +78,7 @@ def _columns() -> list[str]:
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """Lines of the table: of each task, or, where there are many, of the mean, the lowest and the highest."""
+    """Make the table's lines: one per task; with many tasks, mean, lowest, highest and missed targets."""
     tasks = [record for record in records if record["task"] != MEAN]
     means = [record for record in records if record["task"] == MEAN]
     if len(tasks) < MANY or not means:

@@ -1,4 +1,4 @@
-"""The limit: what this machine can do, what a training step of row 1 needs at least, and how far from it we are."""
+"""Roofline: this machine's peaks, the least time for a training step in row 1, and the share that msh attains."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ LAYERS = ((784, 1000), *((1000, 1000),) * 5)
 
 @dataclass(frozen=True)
 class Work:
-    """What a step cannot do without.
+    """Least work in a step.
 
     Attributes:
         flops: multiplications and additions.
-        bytes: to and from memory, each tensor that is larger than a cache once per use.
+        bytes: to and from memory; each tensor larger than a cache counts once per use.
     """
 
     flops: float
     bytes: float
 
     def seconds(self, peak: float, bandwidth: float) -> float:
-        """At least this long, at so many FLOP/s and bytes/s."""
+        """Return the least time at these peaks, FLOP/s and bytes/s."""
         return max(self.flops / peak, self.bytes / bandwidth)
 
 
 def work(batch: int, density: float, index_bytes: float) -> Work:
-    """Work of one training step of FC 6 x 1000 with a head, with fp32 Adam.
+    """Count the work in a training step: FC 6 x 1000 with a head, fp32 Adam.
 
-    Products: outputs, gradients of weights, and of inputs but in the first layer; 2 FLOPs a kept weight and example
-    each. Memory, a kept weight: read in two products with its place, its gradient written, Adam reads four numbers
-    (weight, gradient, two moments) and writes three; activations are written and read twice.
+    Products: outputs, weight gradients, and input gradients (not in the first layer); 2 FLOPs per owned weight and
+    example each. Memory per owned weight: read in two products with its index, its gradient written, Adam reads four
+    numbers (weight, gradient, two moments) and writes three; activations are written and read twice.
 
     Args:
         batch: examples.
-        density: kept share of the backbone's weights.
-        index_bytes: of a kept weight's place, per product: 0 for a dense network.
+        density: owned share of the backbone's weights.
+        index_bytes: per owned weight and product: 0 for a dense network.
     """
-    kept = [density * i * o for i, o in LAYERS] + [1000.0 * CLASSES]
-    weights, first = sum(kept), kept[0]
+    owned = [density * i * o for i, o in LAYERS] + [1000.0 * CLASSES]
+    weights, first = sum(owned), owned[0]
     flops = 2 * batch * (3 * weights - first)
     activations = batch * sum(o for _, o in LAYERS)
     moved = weights * (2 * 4 + 3 * index_bytes + 4 + 7 * 4) + activations * 4 * 4
@@ -53,7 +53,7 @@ def work(batch: int, density: float, index_bytes: float) -> Work:
 
 
 def roofline(settings: Settings) -> Iterator[Record]:
-    """Peaks, and the attained share of them."""
+    """Measure the peaks, and the attained share."""
     peak, bandwidth = _peak(settings), _bandwidth(settings)
     rounds = settings.rounds(15)
     yield settings.record("roofline-gemm", "dense fp32 product of 2048 x 2048", peak / 1e9, "GFLOP/s", None, rounds)

@@ -1,4 +1,4 @@
-"""The rows of docs/results.md: what benchmarks/reproduce.yaml says of each experiment."""
+"""Rows of docs/results.md, read from benchmarks/reproduce.yaml and checked."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NOT_OF_DENSE = (
     *("name", "tasks", "curriculum", "uneven", "pruning", "prune_scheduler", "reuse", "baseline", "ensembles", "paper"),
     *("files", "guarantee", "checkpoint.min_seconds", "logger", "paths", "resume", "threads", "trainer.max_epochs"),
 )
-"""Settings that a task's dense network does not depend on; its task and epochs are compared by themselves."""
+"""Settings without effect on a task's dense network; tasks and epochs are compared separately."""
 NOT_OF_PART = ("name", "tasks", "curriculum", "trainer.max_epochs", "baseline", "ensembles", "paper")
-"""Settings in which a row and the one that it is a part of may differ; tasks and stages are compared by themselves."""
+"""Settings in which a row and its `part_of` row may differ; tasks and stages are compared separately."""
 
 
 Entry = TypeVar("Entry")
@@ -32,61 +32,61 @@ Entry = TypeVar("Entry")
 
 @dataclass
 class Goal:
-    """What is known of a task, and what it must reach."""
+    """A task's published score and targets."""
 
     authors: float | None = None
-    """The score that the authors (of the row's `source`) report."""
+    """Score reported by the authors (see the row's `source`)."""
     target: float | None = None
-    """The mean over the seeds must be at least this; at most, where lower is better."""
+    """Bound for the mean over the seeds: a minimum; a maximum where lower is better."""
     worse_than_dense: float | None = None
-    """By so much the mean may be worse than the dense network's; the row's when null."""
+    """Allowed difference between the mean and the dense network's; the row's when null."""
     dense_as: str | None = None
-    """Name of the task in the row that `dense_of` names; the same when null."""
+    """Name of the task in the `dense_of` row; the same when null."""
     above_members: bool = False
-    """Of an ensemble: it must be better than its best member."""
+    """For an ensemble: it must be better than its best member."""
 
 
 @dataclass
 class Row:
-    """An experiment."""
+    """An experiment with its seeds, baselines and targets."""
 
     id: str = MISSING
     title: str = MISSING
     experiment: str = MISSING
     """As in +experiment=NAME."""
     overrides: list[str] = field(default_factory=list)
-    """Further overrides."""
+    """Additional overrides."""
     group: str = "core"
     """"core": `make reproduce` runs it; "all": only `make reproduce-all` does."""
     seeds: list[int] = field(default_factory=lambda: [0])
     baselines: dict[str, list[int]] = field(default_factory=dict)
-    """Baseline to the seeds that it is trained with."""
+    """Baseline to its seeds."""
     dense_of: str | None = None
-    """Id of the row whose dense networks are this row's too: of the same tasks, with the same settings."""
+    """Id of a row with the same tasks and settings, whose dense networks this row uses."""
     part_of: str | None = None
-    """Id of the row whose runs begin with this row's curriculum: seeds that train no baselines are not run again."""
+    """Id of a row whose runs begin with this row's curriculum; only seeds with baselines are run here."""
     source: str = ""
-    """Where the authors' figures come from."""
+    """Source of the authors' numbers."""
     note: str = ""
-    """What is to be said of the row beside its figures, such as why a goal is missed and where attempts are."""
+    """Text for the row's caption, such as why a target is missed and where attempts are."""
     worse_than_dense: float | None = None
-    """By so much the mean of each task may be worse than its dense network's; null: there is no such bound."""
+    """Allowed difference between each task's mean and its dense network's; null: no bound."""
     within_of_first: float | None = None
-    """By so much a task's mean may be worse than the first task's."""
+    """Allowed difference between a task's mean and the first task's."""
     tasks: dict[str, Goal] = field(default_factory=dict)
-    """Goals of tasks and ensembles; those that are not here have none of their own."""
+    """Task or ensemble to its goal."""
     mean: Goal | None = None
-    """Goal of the mean over the tasks; null: no mean is shown."""
+    """Goal for the mean over the tasks; null: the table has no mean."""
 
     def goal(self, task: str) -> Goal:
-        """A task's goal."""
+        """Return a task's goal."""
         return self.tasks.get(task, Goal())
 
     def steps(self, seed: int, root: Path) -> list[Step]:
-        """The run of a seed, and its baselines; nothing if the run is the beginning of another row's.
+        """List a seed's run and its baselines; nothing if another row's run contains it.
 
         Args:
-            seed: one of the row's.
+            seed: one of the row's seeds.
             root: folder of all rows' runs.
         """
         overrides = (f"experiment={self.experiment}", *self.overrides, f"seed={seed}")
@@ -99,7 +99,7 @@ class Row:
 
 
 def read_rows(path: Path = FILE) -> dict[str, Row]:
-    """The rows by id, in order, checked.
+    """Read the rows by id, in order, and check them.
 
     Raises:
         ValueError: a row has a key, a name or a value that is not allowed, or an id twice.
@@ -115,7 +115,7 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
 
 
 def read_entries(path: Path, schema: type[Entry]) -> dict[str, Entry]:
-    """The entries of a YAML list, by their `id`, in order.
+    """Read the entries of a YAML list by their `id`, in order.
 
     Args:
         path: of the file.
@@ -147,7 +147,7 @@ def _check(row: Row, where: str) -> None:
 
 
 def check_dense(row: Row, other: Row) -> None:
-    """Raise unless a row's tasks are trained by dense networks in the same way in another row.
+    """Check that another row trains the same dense networks.
 
     Raises:
         ValueError: naming what differs, or that the other row has no such networks.
@@ -167,7 +167,7 @@ def check_dense(row: Row, other: Row) -> None:
 
 
 def check_part(row: Row, other: Row) -> None:
-    """Raise unless another row's runs begin as a row's own would.
+    """Check that another row's runs begin with this row's stages.
 
     Raises:
         ValueError: naming what differs.
@@ -202,10 +202,10 @@ def _refuse(where: str, row: Row, other: Row, changed: Differences) -> None:
 
 
 def composed(row: Row) -> RunConfig:
-    """A row's config, without variants."""
+    """Compose a row's config, variants expanded."""
     return typed(f"experiment={row.experiment}", *row.overrides)
 
 
 def epochs_of(config: RunConfig) -> dict[str, int]:
-    """Task to epochs of its stage."""
+    """Map each task to its stage's epochs."""
     return {task: stage.max_epochs for stage in stages_of(config) for task in stage.tasks}

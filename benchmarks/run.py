@@ -1,9 +1,9 @@
-"""Measure what msh costs, each time against the dense network in the same run.
+"""Measure the costs of msh against the dense network in the same run.
 
     python -m benchmarks.run [--only 1,5,roofline] [--quick] [--threads 2] [--device cpu] [--data-dir DIR]
 
-Writes benchmarks/results.json and the table in docs/performance.md; with --quick, or with --output-dir, both go into
-another folder. Records of rows that --only leaves out stay as they are.
+Writes benchmarks/results.json and the table in docs/performance.md; with --quick or --output-dir, both go into another
+folder. Rows that --only leaves out keep their records.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }
-"""Row of the table of targets (or another section) to the function that measures it."""
+"""Row (or another section) to the function that measures it."""
 
 
 def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[Record]:
-    """Measure rows one after another; a line for each on the console."""
+    """Measure rows one after another; print a line for each."""
     torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(settings.threads)
     records = []
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def paths(output_dir: Path | None, quick: bool) -> tuple[Path, Path]:
-    """Where results.json and the document go: a quick run never in place of a full one's."""
+    """Return the paths of results.json and the document; a quick run never overwrites a full one."""
     if output_dir is None and quick:
         output_dir = ROOT / "outputs" / "benchmarks" / "quick"
     if output_dir is None:

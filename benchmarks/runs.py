@@ -1,4 +1,4 @@
-"""Runs of train.py, each in a process of its own: what is finished is left alone, what was stopped goes on."""
+"""Run train.py in separate processes: skip finished runs, resume stopped ones."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from msh.training.settings import INCIDENTAL, OnDisk, on_disk
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 NOT_COMPARED = (*INCIDENTAL, "baseline", "threads")
-"""Settings in which a run on disk may differ from the one that is wanted."""
+"""Settings in which a run on disk may differ from its step."""
 GRACE = 30.0
-"""Seconds that a process has to end by itself once it is told to stop."""
+"""Seconds a process gets to exit after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run, or further baselines of one: two steps may have one folder.
+    """A run, or additional baselines for one; two steps may share a folder.
 
     Attributes:
         name: for people.
         folder: the run folder.
-        overrides: as train.py takes them, the experiment and the seed among them.
-        baselines: that the run has measured when the step is done.
+        overrides: for train.py, experiment and seed included.
+        baselines: that the finished step must have.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Step:
 
 
 def state_of(step: Step) -> OnDisk:
-    """What of a step is on disk.
+    """Look up a step's state on disk.
 
     Raises:
         hydra.errors.HydraException: its overrides are not allowed.
@@ -58,7 +58,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def arguments(step: Step, state: OnDisk, data_dir: Path, threads: int) -> list[str]:
-    """What train.py is called with for a step."""
+    """List train.py's arguments for a step."""
     given = [f"paths.data_dir='{data_dir}'", f"baseline=[{','.join(step.baselines)}]"]
     if state.what == "unfinished":
         return [f"resume='{step.folder}'", *given]
@@ -66,7 +66,7 @@ def arguments(step: Step, state: OnDisk, data_dir: Path, threads: int) -> list[s
 
 
 def move_aside(folder: Path) -> Path:
-    """Give a folder the next free name of the form <name>.old-N; returns it."""
+    """Rename a folder to the next free <name>.old-N; return the new path."""
     number = 1
     while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
@@ -74,14 +74,14 @@ def move_aside(folder: Path) -> Path:
 
 
 class Runner:
-    """Does steps, several at a time; those of one folder one after another.
+    """Runs steps in parallel; steps with the same folder run one after another.
 
     Args:
         data_dir: folder of the data sets.
-        jobs: processes at a time, at least 1.
-        threads: of each.
-        say: gets a line for each event.
-        after: called after each step that ended well.
+        jobs: parallel processes, at least 1.
+        threads: per process.
+        say: called with a line per event.
+        after: called after each successful step.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Runner:
         self.failed: list[Step] = []
 
     def do(self, steps: Sequence[Step]) -> list[Step]:
-        """Do what is not done yet, in order; returns the steps that failed. The others go on after a failure.
+        """Run unfinished steps in order; return the failed ones. A failure does not stop the others.
 
-        On an exception, such as KeyboardInterrupt, the processes are stopped first; their runs can be resumed.
+        On an exception, such as KeyboardInterrupt, the processes are stopped; their runs can be resumed.
         """
         pending = list(steps)
         try:
@@ -109,7 +109,7 @@ class Runner:
         return self.failed
 
     def _next(self, pending: Sequence[Step]) -> Step | None:
-        """The first step whose folder is not in use."""
+        """Return the first step whose folder is not in use."""
         busy = {step.folder for step in self.running}
         return next((step for step in pending if step.folder not in busy), None)
 
@@ -160,18 +160,18 @@ class Runner:
 
 
 def command_line(description: str, folder: str) -> argparse.ArgumentParser:
-    """What commands that do steps have in common.
+    """Make a parser with the options of all commands that run steps.
 
     Args:
-        description: of the command.
-        folder: of the runs, below outputs.
+        description: the command's.
+        folder: name of the runs' folder in outputs.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the data sets")
-    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time; one per core")
-    parser.add_argument("--threads", type=_positive, default=1, help="of each run")
+    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="parallel runs; one per core")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads per run")
     parser.add_argument("--missing", action="store_true", help="only runs without a record in benchmarks/run_records")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs, do nothing")
     parser.add_argument("--document-only", action="store_true", help="only write the documents")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / folder, help="folder of the runs")
     parser.add_argument("--document-dir", type=Path, default=ROOT / "docs", help="folder of the documents")
@@ -182,11 +182,11 @@ def command_line(description: str, folder: str) -> argparse.ArgumentParser:
 
 
 def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[], None]) -> None:
-    """Do steps as the command line says, and write documents after each; SIGTERM ends it as Ctrl-C does.
+    """Run steps with the command line's options; write the documents after each. SIGTERM acts like Ctrl-C.
 
     Raises:
         SystemExit: a step failed.
-        hydra.errors.HydraException: the overrides of a step are not allowed; nothing is done then.
+        hydra.errors.HydraException: a step's overrides are not allowed; nothing is run.
     """
     for step in steps:
         _composed(step.overrides)
@@ -213,5 +213,5 @@ def _positive(text: str) -> int:
 
 
 def log_of(step: Step) -> Path:
-    """The file that all output of a step's processes goes to."""
+    """Return the log file for a step's output."""
     return step.folder.with_name(f"{step.folder.name}.log")

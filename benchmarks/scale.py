@@ -1,8 +1,8 @@
-"""How cost grows with weights, tasks and devices: sizes from formulas and from files, and a thousand tasks apart.
+"""Measure the growth of cost with weights, tasks and devices, against formulas, up to a thousand tasks.
 
     python -m benchmarks.scale [--tasks 10 100 1000] [--depth 3] [--only wire,masks,limits,tasks]
 
-Writes the tables of docs/scale.md. Sizes are exact; seconds and memory are this machine's, on one thread.
+Writes the tables in docs/scale.md. Sizes are exact; seconds and memory are this machine's, on one thread.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from msh.subnetworks.tensors import wide_enough
 
 DOCUMENT = ROOT / "docs" / "scale.md"
 FLOAT = 4
-"""Bytes of a weight."""
+"""Bytes per weight."""
 HEADER = 100_000_000
-"""Bytes that the header of a safetensors file may have."""
+"""Most bytes in the header of a safetensors file."""
 Rows = list[dict[str, object]]
 
 
 def wire(options: argparse.Namespace) -> Rows:
-    """What one process of DDP contributes to the reduction in a training step, beside the dense network's."""
+    """Count the bytes one DDP process contributes to the reduction in a step, beside the dense network's."""
     rows: Rows = []
     for name, backbone in BACKBONES.items():
         of_dense = trained_bytes(dense(backbone()))
@@ -57,7 +57,7 @@ def wire(options: argparse.Namespace) -> Rows:
                     "task": phase,
                     "density": density,
                     "bytes of its weights": weights,
-                    "of what else it has": found - weights,
+                    "bytes of private tensors": found - weights,
                     "bytes": found,
                     "dense network": of_dense,
                     "ratio": found / of_dense,
@@ -67,12 +67,12 @@ def wire(options: argparse.Namespace) -> Rows:
 
 
 def trained_bytes(module: nn.Module) -> int:
-    """Bytes of the gradients of a module's parameters: what is reduced in each step."""
+    """Count the bytes of a module's gradients, which each step reduces."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
 
 
 def masks(options: argparse.Namespace) -> Rows:
-    """Bits that masks and owner maps take, beside their entropy."""
+    """Count the bits in masks and owner maps, beside their entropy."""
     size, rows = 4_000_000, []
     generator = torch.Generator().manual_seed(0)
     for parts in (10, 100, 254, 1_000, 10_000, 100_000):
@@ -99,7 +99,7 @@ def masks(options: argparse.Namespace) -> Rows:
 
 
 def limits(options: argparse.Namespace) -> Rows:
-    """How many tasks a network can have, by what ends first."""
+    """Compute the limits on the number of tasks in a network."""
     rows: Rows = []
     for name, backbone in BACKBONES.items():
         network = frozen(backbone(), 0.01, 2)
@@ -121,7 +121,7 @@ def limits(options: argparse.Namespace) -> Rows:
 
 
 def header_bytes(network: MultiSubnetwork) -> int:
-    """Bytes of the header of a network's file."""
+    """Return the bytes in a network file's header."""
     with tempfile.TemporaryDirectory() as folder:
         save_network(Path(folder) / "network", network, free_weights=False)
         with (Path(folder) / "network").open("rb") as file:
@@ -129,7 +129,7 @@ def header_bytes(network: MultiSubnetwork) -> int:
 
 
 def tasks(options: argparse.Namespace) -> Rows:
-    """Plans of many tasks: sizes beside formulas, and seconds; a column for each plan."""
+    """Measure plans for many tasks: sizes beside formulas, and seconds; a column per plan."""
     found = {}
     for count in options.tasks:
         with tempfile.TemporaryDirectory() as folder:
@@ -144,9 +144,9 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
     """Plan many tasks, write their files, train one of them for real, merge and load.
 
     Args:
-        folder: that everything is written into.
-        count: tasks.
-        depth: of the network.
+        folder: for all files.
+        count: number of tasks.
+        depth: layers in the network.
     """
     steps = {step: _step(step, folder, count, depth) for step in ("plan", "files")}
     job, same = _job(folder, count, depth)
@@ -174,7 +174,7 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
 
 
 def expected(folder: Path, count: int) -> dict[str, float]:
-    """What the formulas of docs/scale.md give, from the plan and one task alone."""
+    """Evaluate the formulas in docs/scale.md for the plan and one task."""
     task = fleet.task_names(count)[-1]
     state = read_state(fleet.part(folder, task), "subnetwork").state
     weights = sum(read_plan(folder / "plan").state.sizes().values())
@@ -192,13 +192,13 @@ def expected(folder: Path, count: int) -> dict[str, float]:
 
 
 def _step(step: str, folder: Path, count: int, depth: int) -> tuple[float, float]:
-    """(seconds, bytes of memory beyond what it had before) of a step in a process of its own."""
+    """Run a step in a separate process; return (seconds, peak bytes beyond the start)."""
     found = json.loads(fresh_process("benchmarks.fleet", step, folder, count, depth, environment={}))
     return found["seconds"], found["bytes"]
 
 
 def _job(folder: Path, count: int, depth: int) -> tuple[float, bool]:
-    """Train the last task as its machine would, in place of its file: (wall seconds, whether its size is the same)."""
+    """Train the last task and replace its file; return (wall seconds, same file size as before)."""
     task = fleet.task_names(count)[-1]
     command = [sys.executable, "train.py", "+experiment=sequential", *fleet.overrides(count, depth)]
     command += [f"plan={folder / 'plan'}", f"task={task}", f"hydra.run.dir={folder / 'run'}"]

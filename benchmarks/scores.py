@@ -1,4 +1,4 @@
-"""Records of docs/results.json: means over the seeds of what runs have measured, beside what they must reach."""
+"""Records of docs/results.json: means over the seeds, beside published scores and targets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from msh.files.yaml_files import read_config
 from msh.runs.results import FILE_NAME, Results
 
 BESIDE = ("dense", "joint", "finetune")
-"""Baselines, in the order in which they are shown."""
+"""Baselines in table order."""
 PROCESSOR = "processor.txt"
-"""File in the folder of a record that names the processor."""
+"""File in a record's folder that names the processor."""
 MEAN = "mean"
-"""Name of the record that is the mean over a row's tasks."""
+"""Task name of the record with the mean over a row's tasks."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Measured:
         results: its results.json.
         ensembles: name to metric, direction, tasks and test score.
         epochs: task to epochs.
-        threads: CPU threads that it ran on.
-        processor: that it ran on; None: on this machine.
+        threads: CPU threads.
+        processor: its name; None: this machine's.
     """
 
     results: Results
@@ -47,7 +47,7 @@ Runs = Mapping[int, Measured]
 
 
 def read_run(folder: Path) -> Measured | None:
-    """What a run folder holds; None if not every stage is learned and every ensemble measured yet.
+    """Read a run folder; None unless every stage is learned and every ensemble evaluated.
 
     Raises:
         ValueError: a file in it is damaged.
@@ -77,10 +77,10 @@ def _epochs_of(results: Results, config: DictConfig) -> dict[str, int]:
 
 
 def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
-    """The run as it was when these, the tasks of its first stages, were learned: scores, and what they follow from.
+    """Cut a run down to its first stages, which have these tasks.
 
-    Later stages change nothing of it. What was measured only once, over all tasks, is left out: the joint network,
-    ensembles, and how often frozen tasks were compared.
+    Later stages do not change these scores. Results over all tasks are dropped: the joint network, ensembles, and the
+    number of bitwise comparisons.
     """
     full = run.results
     stages = 1 + max(full.tasks[task].stage for task in tasks)
@@ -98,12 +98,12 @@ def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, fl
 
 
 def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
-    """A record for each task and ensemble of a row, and, where the row asks for it, of the mean over the tasks.
+    """Make a record per task and ensemble in a row, and for the mean over the tasks if the row has a goal for it.
 
     Args:
         row: the row.
-        runs: its runs; at least one.
-        dense_runs: the runs that measured its dense networks: its own, or another row's.
+        runs: its runs, at least one.
+        dense_runs: runs with its dense networks, from this row or another.
     Raises:
         ValueError: the two rows' networks have different numbers of weights.
     """
@@ -131,7 +131,7 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
 
 
 Scores = dict[str, list[float | None]]
-"""What was measured ("test" or a baseline) to the score of each seed."""
+"""Kind of score ("test" or a baseline) to a score per seed."""
 
 
 def _scores(row: Row, task: str, runs: Runs, dense_runs: Runs) -> Scores:
@@ -172,7 +172,7 @@ def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, An
 def _of_mean(
     row: Row, goal: Goal, runs: Runs, records: Sequence[dict[str, Any]], of_tasks: Mapping[str, Scores]
 ) -> dict[str, Any]:
-    """Mean over the tasks within each seed, then over the seeds."""
+    """Average over the tasks within each seed, then over the seeds."""
     scores: Scores = {
         name: [_mean(of_seed) for of_seed in zip(*(found[name] for found in of_tasks.values()), strict=True)]
         for name in ("test", *BESIDE)
@@ -218,7 +218,7 @@ def _record(
 
 
 def _judged(record: dict[str, Any]) -> dict[str, Any]:
-    """The record, its `met` True if there is a bound to judge it by, with what it has missed."""
+    """Judge a record: set `met` if it has a bound, and list the bounds it misses."""
     target, bound, dense = record["target"], record["worse_than_dense"], record["dense"]
     if target is not None:
         record["met"] = True
@@ -234,7 +234,7 @@ def _judged(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _worse(record: Mapping[str, Any], than: float) -> float:
-    """By how much a record's mean is worse than a score, rounded so that equal decimals are equal."""
+    """Return how much worse a record's mean is than a score, rounded so that equal decimals are equal."""
     difference = record["mean"] - than if record["direction"] == "min" else than - record["mean"]
     return round(difference, 9)
 

@@ -1,4 +1,4 @@
-"""Row 12: what importing msh adds, and how long a command takes to its first training step."""
+"""Row 12: import time of msh, and time from a command to its first training step."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.timing import Settings, whole_process
 FRAMEWORKS = "import torch, pytorch_lightning"
 MODULES = [m.name for m in pkgutil.walk_packages(msh.__path__, "msh.")]
 UNUSED = ("wandb", "matplotlib", "plotly", "sklearn", "torchvision", "pandas", "tensorboard")
-"""What no import of msh may load: only tasks and loggers that use it do."""
+"""Libraries that importing msh must not load; tasks and loggers that need them do."""
 
 
 class FirstStep(pl.Callback):
-    """Ends the process after the first training step, and says when that was."""
+    """Print the time of the first training step, and exit."""
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """After the first batch."""
+        """Print the time and exit."""
         os.write(1, f"\nfirst step: {time.time()}\n".encode())
         os._exit(0)
 
 
 def start_up(settings: Settings) -> Iterator[Record]:
-    """Row 12."""
+    """Measure row 12."""
     rounds = settings.repeats or (1 if settings.quick else 10)
     imports = "; ".join(f"import {name}" for name in MODULES)
     times: dict[str, list[float]] = {name: [] for name in ("frameworks", "msh", "help", "first step")}
@@ -58,7 +58,7 @@ def start_up(settings: Settings) -> Iterator[Record]:
 
 
 def _import_times(imports: str, settings: Settings) -> tuple[float, float]:
-    """(seconds of importing torch and Lightning, seconds of importing msh after them) of a fresh process."""
+    """Time imports in a fresh process; return (torch and Lightning, then msh) in seconds."""
     timed = "import time; start = time.perf_counter(); {}; middle = time.perf_counter(); {}; "
     timed += "print(middle - start, time.perf_counter() - middle)"
     frameworks, added = whole_process([sys.executable, "-c", timed.format(FRAMEWORKS, imports)], settings.threads)[

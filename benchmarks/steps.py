@@ -1,4 +1,4 @@
-"""Rows 1 to 3: a training step, against the dense network's; and the same under torch.compile."""
+"""Rows 1 to 3: a training step against the dense network's, also under torch.compile."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ STEP = "training step (zero_grad, forward, loss, backward, fused Adam)"
 
 
 def sparse(settings: Settings) -> Iterator[Record]:
-    """Row 1."""
+    """Measure row 1."""
     for batch in (32, 128, 512):
         yield _compact(settings, f"1-batch{batch}", FC, batch, settings.rounds(40 if batch < 512 else 20))
 
 
 def convolutional(settings: Settings) -> Iterator[Record]:
-    """Row 2."""
+    """Measure row 2."""
     yield _compact(settings, "2-batch128", CONV, 128, settings.rounds(10))
 
 
@@ -47,7 +47,7 @@ def _against_dense(settings, id, what, name, data, network, rounds) -> Record:
 
 
 def unpruned(settings: Settings) -> Iterator[Record]:
-    """Row 3."""
+    """Measure row 3."""
     for batch in settings.cases((32, 128, 512), (128,)):
         network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
         begun(network, "task")
@@ -62,7 +62,7 @@ def unpruned(settings: Settings) -> Iterator[Record]:
 
 
 def compiled(settings: Settings) -> Iterator[Record]:
-    """The step of row 1 with the model under torch.compile, against the same without."""
+    """Measure the step in row 1 with torch.compile against the step without."""
     if settings.quick:  # compiling alone takes a quarter of its two minutes
         return
     batch, rounds = 128, settings.rounds(20)

@@ -1,4 +1,4 @@
-"""Row 9: file sizes, against what the information in them takes."""
+"""Row 9: file sizes against their information content."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ FC = "FC 6 x 1000"
 
 
 def bound(network: MultiSubnetwork, task: str, width: int = 4) -> float:
-    """Bytes that a subnetwork takes at least: its values, its private tensors, and the entropy of its mask.
+    """Compute a subnetwork's least bytes: values, private tensors, entropy of the mask.
 
     Args:
-        network: that holds the task.
+        network: with the task.
         task: its name.
-        width: bytes per kept weight.
+        width: bytes per owned weight.
     """
     bits = 0.0
-    kept = 0
+    owned = 0
     for mask in network.masks(task).values():
         count, density = int(mask.sum()), float(mask.float().mean())
-        kept += count
+        owned += count
         bits += mask.numel() * entropy(density)
     private = sum(t.numel() * t.element_size() for t in network.subnetwork(task).private_tensors().values())
-    return width * kept + private + bits / 8
+    return width * owned + private + bits / 8
 
 
 def entropy(share: float) -> float:
-    """Bits per choice that is made with this probability."""
+    """Return the bits per choice with this probability."""
     return -sum(p * math.log2(p) for p in (share, 1 - share) if p > 0)
 
 
 def storage(settings: Settings) -> Iterator[Record]:
-    """Row 9."""
+    """Measure row 9."""
     dense = 4.0 * sum(parameter.numel() for parameter in BACKBONES[FC]().parameters())
     unit = "ratio (dense in bytes)"
     with tempfile.TemporaryDirectory() as folder:

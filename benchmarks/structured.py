@@ -1,4 +1,4 @@
-"""Row 11: inference of an exported subnetwork of whole units, against the dense network."""
+"""Row 11: inference with an exported subnetwork of whole units, against the dense network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DENSITY, BATCH = 0.1, 32
 
 
 def structured(settings: Settings) -> Iterator[Record]:
-    """Row 11."""
+    """Measure row 11."""
     for name, granularity in GRANULARITY.items():
         network = MultiSubnetwork(BACKBONES[name]()).to(settings.device)
         begun(network, "task")

@@ -1,4 +1,4 @@
-"""Row 15: a training step that keeps subnormal numbers, against one that computes 0 for them."""
+"""Row 15: a training step with subnormal numbers, against one that computes 0 for them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.timing import Settings, fresh_process
 
 FC = "FC 6 x 1000"
 FIRST, LAST = 30, 90
-"""Steps that are timed: by then Adam's averages of units that no longer fire have become subnormal."""
+"""Timed steps: by then, Adam's averages for dead units are subnormal."""
 
 
 def subnormal(settings: Settings) -> Iterator[Record]:
-    """Row 15: in a process each, as torch's threads take the setting over from the one that starts them."""
+    """Measure row 15 in separate processes: torch's threads inherit the setting from the thread that starts them."""
     rounds = settings.rounds(3)
     times: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(rounds):
@@ -34,7 +34,7 @@ def subnormal(settings: Settings) -> Iterator[Record]:
 
 
 def step_seconds(flushed: bool) -> float:
-    """Median seconds of a step of the dense network, on one batch."""
+    """Time a step in the dense network on one batch; median seconds."""
     torch.set_flush_denormal(flushed)
     torch.manual_seed(0)
     step, taken = training_step(dense(BACKBONES[FC]()), drawn(SHAPES[FC], 128)), []

@@ -1,4 +1,4 @@
-"""How things are timed: contestants take turns in one process, and medians are compared."""
+"""Time contestants in turn in one process, and compare medians."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.records import Record
 Action = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
 FROM_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""Environment in which glibc gets tensors from the system and gives them back, and keeps none in pieces on its heap:
-then what is resident is what lives, and fresh pages cost the same at every size."""
+"""Environment in which glibc maps every large tensor from the system and returns it, without pieces on its heap:
+resident memory is then live memory, and fresh pages cost the same at every size."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings for all measurements.
 
     Attributes:
         threads: CPU threads of torch, in every process.
-        device: "cpu" or "cuda": where networks compute. Rows of whole processes and of files stay on the CPU.
+        device: "cpu" or "cuda"; rows about whole processes and files use the CPU.
         quick: fewer cases and repeats.
-        repeats: rounds, instead of each row's own number.
-        data_dir: folder of the real data sets.
+        repeats: rounds, instead of each row's number.
+        data_dir: folder with the real data sets.
     """
 
     threads: int = 2
@@ -43,20 +43,20 @@ class Settings:
     data_dir: Path = Path("data")
 
     def rounds(self, usual: int) -> int:
-        """Rounds of a row, given how many it usually has."""
+        """Return a row's rounds, given its usual number."""
         return self.repeats or (max(3, usual // 5) if self.quick else usual)
 
     def cases(self, usual: tuple, quick: tuple) -> tuple:
-        """The row's cases, or fewer."""
+        """Return the row's cases, or fewer if quick."""
         return quick if self.quick else usual
 
     def record(self, id: str, what: str, value: float | None, unit: str, dense: float | None, repeats: int) -> Record:
-        """A record with these settings' threads."""
+        """Make a record with these settings' threads."""
         return Record(id=id, what=what, value=value, dense=dense, unit=unit, threads=self.threads, repeats=repeats)
 
 
 def fresh_process(module: str, *arguments: object, environment: Mapping[str, str]) -> str:
-    """The last line that `python -m module` prints, with more in its environment."""
+    """Run `python -m module` with additional environment; return its last line."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(
         command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment)
@@ -65,11 +65,11 @@ def fresh_process(module: str, *arguments: object, environment: Mapping[str, str
 
 
 def whole_process(command: Sequence[str], threads: int) -> tuple[float, str]:
-    """(wall seconds, standard output) of a process that logs offline.
+    """Run a process that logs offline; return (wall seconds, standard output).
 
     Args:
         command: with its arguments.
-        threads: CPU threads of its libraries.
+        threads: CPU threads for its libraries.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": str(threads)}
@@ -82,11 +82,11 @@ def whole_process(command: Sequence[str], threads: int) -> tuple[float, str]:
 
 @contextlib.contextmanager
 def timed(spent: list[float], places: Sequence[tuple[Any, str]]) -> Iterator[None]:
-    """Time every call of some functions while inside.
+    """Time every call of some functions inside the context.
 
     Args:
-        spent: seconds of each call are added to it; calls within calls count once.
-        places: (class or module, name of its function).
+        spent: receives the seconds; nested calls count once.
+        places: (class or module, function name).
     """
     before = [(owner, name, getattr(owner, name)) for owner, name in places]
     depth = [0]
@@ -114,13 +114,13 @@ def _timing(function: Callable, spent: list[float], depth: list[int]) -> Callabl
 
 
 def finish(device: str) -> None:
-    """Wait for what the device is still doing."""
+    """Wait for the device to finish."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(action: Action, device: str = "cpu") -> float:
-    """Wall time of an action."""
+    """Return an action's wall time."""
     finish(device)
     start = time.perf_counter()
     action()
@@ -131,16 +131,16 @@ def seconds(action: Action, device: str = "cpu") -> float:
 def take_turns(
     contestants: Mapping[str, Action], rounds: int, burst: int = 1, warm_up: int = 2, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median wall time of each contestant's action.
+    """Time each contestant's action; medians.
 
-    In every round each contestant does its action `burst` times in a row, as training does its steps; the order of the
-    contestants is turned around from round to round. So a machine whose speed drifts slows all of them alike.
+    In every round each contestant repeats its action `burst` times, as training does its steps; the order alternates
+    between rounds, so that a drift in the machine's speed affects all equally.
 
     Args:
         contestants: name to action.
-        rounds: that count.
-        burst: actions in a row per round.
-        warm_up: rounds before those that count.
+        rounds: number of timed rounds.
+        burst: consecutive actions per round.
+        warm_up: untimed rounds before.
         device: to wait for.
     Returns:
         Name to seconds per action.
