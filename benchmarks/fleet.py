@@ -2,9 +2,9 @@
 
     python -m benchmarks.fleet STEP FOLDER TASKS DEPTH
 
-Each step runs in a separate process and prints, as JSON, its seconds and its peak memory beyond the start: `plan` makes
-the plan; `files` writes every task's file as a run does, with the plan's allocation and untrained weights; `merge` merges
-them; `load` builds the network with all tasks from the merged file.
+Each step runs in a separate process and prints, as JSON, its seconds and its peak memory beyond the start: `plan`
+makes the plan; `files` writes every task's file as a run does, with the plan's allocation and untrained weights;
+`merge` merges them; `load` builds the network with all tasks from the merged file.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.configs import typed
 from benchmarks.runs import Step
-from msh.errors import one_of
+from msh.errors import invalid, one_of
 from msh.training.config import BASELINES, RunConfig
 from msh.training.plan import stages_of
 from msh.training.settings import differences
@@ -143,7 +143,7 @@ def _check(row: Row, where: str) -> None:
     for baseline, seeds in row.baselines.items():
         one_of(f"{where}: baselines", baseline, BASELINES)
         if not set(seeds) <= set(row.seeds):
-            raise ValueError(f"{where}: baselines.{baseline} = {seeds} is not allowed: some of seeds = {row.seeds} are")
+            raise invalid(f"{where}: baselines.{baseline}", f"some of seeds = {row.seeds}", list(seeds))
 
 
 def check_dense(row: Row, other: Row) -> None:
@@ -152,7 +152,7 @@ def check_dense(row: Row, other: Row) -> None:
     Raises:
         ValueError: naming what differs, or that the other row has no such networks.
     """
-    where = f"row {row.id}: dense_of = {other.id} is not allowed: "
+    where = f"row {row.id}: dense_of = {other.id}: "
     if "dense" not in other.baselines or "dense" in row.baselines:
         raise ValueError(f"{where}row {other.id} must train dense networks, and row {row.id} none")
     mine, its = (composed(r) for r in (row, other))
@@ -172,7 +172,7 @@ def check_part(row: Row, other: Row) -> None:
     Raises:
         ValueError: naming what differs.
     """
-    where = f"row {row.id}: part_of = {other.id} is not allowed: "
+    where = f"row {row.id}: part_of = {other.id}: "
     mine, its = (composed(r) for r in (row, other))
     changed = differences(asdict(mine), asdict(its), NOT_OF_PART)
     stages, its_stages = stages_of(mine), stages_of(its)

@@ -115,13 +115,13 @@ class Runner:
 
     def _start(self, step: Step) -> None:
         if any(step.folder == other.folder for other in self.failed):
-            self.say(f"{step.name}: left out, its run has failed")
+            self.say(f"{step.name}: skipped, its run has failed")
             return
         state = state_of(step)
         if state.what == "finished":
             return
         if state.what == "other":
-            self.say(f"{step.name}: {step.folder} is of other settings, moved to {move_aside(step.folder).name}")
+            self.say(f"{step.name}: {step.folder} has other settings, moved to {move_aside(step.folder).name}")
             self.say(f"  {state.why}")
         log = log_of(step)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class Runner:
         with log.open("ab") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         self.running[step] = process, time.monotonic()
-        self.say(f"{step.name}: {'goes on' if state.what == 'unfinished' else 'starts'}")
+        self.say(f"{step.name}: {'resumes' if state.what == 'unfinished' else 'starts'}")
 
     def _collect(self) -> None:
         for step, (process, start) in list(self.running.items()):
@@ -155,7 +155,7 @@ class Runner:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            self.say(f"{step.name}: stopped; the same command goes on with it")
+            self.say(f"{step.name}: stopped; the same command resumes it")
         self.running.clear()
 
 
@@ -208,7 +208,7 @@ def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[]
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: a whole number from 1 is")
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
     return int(text)
 
 

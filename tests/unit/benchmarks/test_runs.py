@@ -1,4 +1,4 @@
-"""Steps: finished ones are left alone, stopped ones go on, runs of other settings are moved aside."""
+"""Steps: finished ones are skipped, stopped ones resumed, runs with other settings moved aside."""
 
 import json
 import sys
@@ -141,7 +141,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, runner):
     assert len(written) == 2
     assert any("fails: FAILED with exit code 1" in line for line in said)
     assert "  no data" in said
-    assert "fails, dense: left out, its run has failed" in said
+    assert "fails, dense: skipped, its run has failed" in said
 
 
 def test_finished_steps_are_not_done_again_and_others_are_moved_aside(tmp_path, runner):
@@ -180,4 +180,4 @@ def test_stopping_stops_the_processes(tmp_path, runner):
     with pytest.raises(KeyboardInterrupt):
         runner.do([waiting, first])
     assert runner.running == {}
-    assert said[-1] == "waits: stopped; the same command goes on with it"
+    assert said[-1] == "waits: stopped; the same command resumes it"
