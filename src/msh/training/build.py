@@ -104,7 +104,7 @@ def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
     backbone.to(None if kind is None else DTYPES[kind])
     for name in ("input_shape", "features"):
         if not hasattr(backbone, name):
-            raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/architecture.md")
+            raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/backbones.md")
     for task in tasks.values():
         check_inputs(backbone, task)
     return backbone
