@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import sys
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,6 @@ from PIL import Image
 from running import ROOT
 
 from msh.cli.configs import config_folder
-from msh.cli.main import main as msh
 from msh.training.config import check_keys, register
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,8 +119,10 @@ def own_tasks(page, folder):
 def test_commands_and_options_in_the_pages_exist(words, monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(sys, "argv", ["msh", words[1], "--help"])
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["msh"].partition(":")
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        msh()
+        getattr(import_module(module), name)()
     assert "usage" in printed.getvalue()
     for option in (word for word in words[2:] if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){option}\b", printed.getvalue()), option
