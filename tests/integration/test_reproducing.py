@@ -1,4 +1,4 @@
-"""Reproducing from end to end: runs by train.py's own path, resumed for baselines, and the documents of them."""
+"""Reproduce end to end: runs through train.py, resumed for baselines, and their documents."""
 
 import json
 import sys

@@ -41,7 +41,7 @@ def test_attempts_are_scored_on_validation_data_and_the_best_is_marked(sweep, tm
     assert not any("test" in record for record in records)
 
 
-def test_tasks_can_be_shown_one_by_one(sweep, tmp_path):
+def test_the_table_may_have_single_tasks(sweep, tmp_path):
     sweep.tasks = ["b"]
     assert [(r["task"], r["val"]) for r in attempts.records_of(sweep, tmp_path)] == [
         ("b", pytest.approx(0.6)),
@@ -52,7 +52,7 @@ def test_tasks_can_be_shown_one_by_one(sweep, tmp_path):
         attempts.records_of(sweep, tmp_path)
 
 
-def test_ensembles_are_shown_like_tasks(sweep, tmp_path):
+def test_the_table_may_have_ensembles(sweep, tmp_path):
     ensemble = {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": 0.5, "val": 0.6}
     tasks = {"a": {"val": 0.4}, "b": {"val": 0.5}}
     write_run(tmp_path / "s" / "missing" / "seed-0", tasks, ensemble={"both": ensemble})
@@ -61,7 +61,7 @@ def test_ensembles_are_shown_like_tasks(sweep, tmp_path):
     assert [(r["task"], r["val"], r["epochs"]) for r in records] == [("a", 0.4, 3), ("both", 0.6, 3)]
 
 
-def test_an_attempt_with_several_seeds_has_their_mean_once_all_are_done(sweep, tmp_path):
+def test_an_attempt_with_several_seeds_has_their_mean_after_the_last(sweep, tmp_path):
     sweep.seeds, sweep.tasks = [0, 7], ["a"]
     assert [step.folder.name for step in sweep.steps("long", tmp_path)] == ["seed-0", "seed-7"]
     assert attempts.records_of(sweep, tmp_path) == []
@@ -76,7 +76,7 @@ def test_an_attempt_with_several_seeds_has_their_mean_once_all_are_done(sweep, t
     assert "| a | accuracy | 0.7500 ± 0.0707 | **best** |" in text
 
 
-def test_the_document_has_a_table_and_keeps_what_is_written_by_hand(sweep, tmp_path):
+def test_the_document_has_a_table_and_keeps_text_by_hand(sweep, tmp_path):
     docs = tmp_path / "docs"
     attempts.document({"s": sweep}, tmp_path, docs, tmp_path / "records")
     path = docs / "attempts.md"

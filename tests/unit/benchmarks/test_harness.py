@@ -1,4 +1,4 @@
-"""The benchmark harness: what it writes down is what it measured, beside the target."""
+"""Benchmark harness: records, targets, tables and the command line."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def record(id="1-batch32", value=0.5, **settings):
 
 
 @pytest.mark.parametrize(("value", "met"), [(0.5, True), (0.55, True), (0.56, False), (None, False)])
-def test_a_record_knows_its_target_and_whether_it_is_met(value, met):
+def test_a_record_has_its_target_and_says_if_it_is_met(value, met):
     made = record(value=value, threads=1)
     assert (made.target, made.met, made.threads, made.repeats) == (0.55, met, 1, 7)
     assert list(asdict(made)) == FIELDS
@@ -31,7 +31,7 @@ def test_a_record_without_a_target_is_neither_met_nor_missed():
     assert (record("compile-dense").target, record("compile-dense").met) == (None, None)
 
 
-def test_every_target_belongs_to_a_row_that_is_measured():
+def test_every_target_belongs_to_a_measured_row():
     assert {records.row_of(id) for id in records.TARGETS} <= set(run.ROWS)
 
 
@@ -51,7 +51,7 @@ def test_merging_replaces_measured_rows_and_keeps_the_others_in_order(tmp_path):
     assert records.read(tmp_path / "none.json") == []
 
 
-def test_the_table_stands_between_the_markers_and_leaves_the_rest_alone(tmp_path):
+def test_the_table_replaces_only_the_text_between_the_markers(tmp_path):
     path = tmp_path / "performance.md"
     path.write_text(f"# By hand\n\n{document.BEGIN}\nold\n{document.END}\n\nAlso by hand\n")
     document.write_table(path, [asdict(record(value=0.56)), asdict(record("compile-dense", None))], "cpu")
@@ -65,7 +65,7 @@ def test_the_table_stands_between_the_markers_and_leaves_the_rest_alone(tmp_path
     assert path.read_text() == first
 
 
-def test_a_document_without_markers_is_refused_and_left_alone(tmp_path):
+def test_a_document_without_markers_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "performance.md"
     path.write_text("# By hand\n")
     with pytest.raises(ValueError, match="for the table to stand between"):
@@ -73,14 +73,14 @@ def test_a_document_without_markers_is_refused_and_left_alone(tmp_path):
     assert path.read_text() == "# By hand\n"
 
 
-def test_the_projects_document_has_each_marker_once_and_an_end_for_each():
+def test_the_project_s_documents_have_each_marker_once_with_an_end():
     text = (ROOT / "docs" / "performance.md").read_text()
     begins = (document.BEGIN, "<!-- table: accuracy mnist_fashion -->")
     assert [text.count(begin) for begin in begins] == [1, 1]
     assert text.count(document.END) == len(begins)
 
 
-def test_contestants_take_turns_and_their_medians_leave_out_the_warm_up(monkeypatch):
+def test_contestants_take_turns_and_medians_exclude_the_warm_up(monkeypatch):
     clock, calls = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
@@ -94,13 +94,13 @@ def test_contestants_take_turns_and_their_medians_leave_out_the_warm_up(monkeypa
     assert "".join(calls) == "bbaaaabbbbaaaabb"
 
 
-def test_quick_has_fewer_rounds_and_repeats_overrule():
+def test_quick_has_fewer_rounds_unless_repeats_are_set():
     assert [Settings(quick=q).rounds(40) for q in (False, True)] == [40, 8]
     assert Settings(repeats=2, quick=True).rounds(40) == 2
     assert Settings(quick=True).cases((1, 2, 3), (2,)) == (2,)
 
 
-def test_quick_figures_never_take_the_place_of_full_ones():
+def test_quick_runs_never_overwrite_full_ones():
     full, quick = run.paths(None, quick=False), run.paths(None, quick=True)
     assert full == (ROOT / "benchmarks" / "results.json", ROOT / "docs" / "performance.md")
     assert not set(full) & set(quick)
@@ -113,7 +113,7 @@ def test_bad_arguments_are_refused_before_anything_is_measured(arguments, capsys
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_the_command_measures_the_rows_asked_for_and_writes_both_files(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_the_requested_rows_and_writes_both_files(tmp_path, monkeypatch, capsys):
     measured = []
 
     def fake(settings):

@@ -1,4 +1,4 @@
-"""docs/results.md and results.json: planned in order, from the runs alone, beside what must be reached."""
+"""docs/results.md and results.json: order of the runs, records, targets and documents."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from msh.training.settings import OnDisk
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import figures, recording, reproduce, results_document  # noqa: E402
+from benchmarks import attempts, figures, recording, reproduce, results_document  # noqa: E402
 from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
 from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
@@ -99,13 +99,13 @@ def test_dense_networks_are_shared_where_only_pruning_and_order_differ():
         (["tasks=[iris,digits]"], "it has no task digits, only iris, wine"),
     ],
 )
-def test_dense_networks_of_other_settings_are_not_shared(overrides, message):
+def test_dense_networks_with_other_settings_are_not_shared(overrides, message):
     other = sequential("4", baselines={"dense": [0]})
     with pytest.raises(ValueError, match=message):
         check_dense(sequential("1", *overrides), other)
 
 
-def test_dense_networks_are_shared_by_a_row_that_trains_them_with_one_that_does_not():
+def test_a_row_without_dense_networks_uses_those_of_another():
     without, training = sequential("1"), sequential("4", baselines={"dense": [0]})
     for pair in ((without, without), (training, training)):
         with pytest.raises(ValueError, match="must train dense networks, and row"):
@@ -134,7 +134,7 @@ def test_a_step_names_its_settings_and_folder(tmp_path):
 # ---- records
 
 
-def test_a_record_has_mean_deviation_and_baselines_over_the_seeds_that_have_them(tmp_path):
+def test_a_record_averages_scores_and_baselines_over_their_seeds(tmp_path):
     runs = measured(tmp_path, [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}])
     (record,) = records_of(row(tasks={"a": Goal(authors=0.6)}), runs, runs)
     assert list(record)[: len(CONTRACT)] == CONTRACT
@@ -162,20 +162,20 @@ def test_one_seed_has_no_deviation(tmp_path):
         ("min", 0.95, {"target": 0.94, "worse_than_dense": 0.04}, ["target", "more than 0.04 worse than dense"]),
     ],
 )
-def test_what_a_record_has_missed(tmp_path, direction, test, goal, missed):
+def test_a_record_lists_its_missed_targets(tmp_path, direction, test, goal, missed):
     runs = measured(tmp_path, [{"a": {"test": test, "dense": 0.9, "direction": direction}}])
     (record,) = records_of(row(tasks={"a": Goal(**goal)}), runs, runs)
     assert record["met"] is (None if missed is None else not missed)
     assert record["missed"] == (missed or [])
 
 
-def test_what_was_not_measured_has_not_met_its_bound(tmp_path):
+def test_a_missing_dense_score_misses_its_bound(tmp_path):
     runs = measured(tmp_path, [{"a": 0.95}])
     (record,) = records_of(row(worse_than_dense=0.005), runs, runs)
     assert (record["met"], record["missed"]) == (False, ["dense not measured"])
 
 
-def test_forgetting_and_a_frozen_task_that_changed_are_missed(tmp_path):
+def test_forgetting_and_a_changed_frozen_task_count_as_missed(tmp_path):
     runs = measured(tmp_path, [{"a": 0.9, "b": 0.8}], matrix=[[0.95, None], [0.9, 0.8]])
     assert records_of(row(), runs, runs)[0]["missed"] == ["forgetting 0.05"]
     runs = measured(tmp_path / "changed", [{"a": 0.9}], guarantee={"checked": 1, "violations": 1})
@@ -208,14 +208,14 @@ def test_an_ensemble_is_compared_with_its_best_member(tmp_path, test, missed):
     assert (record["density"], record["dense"], record["forgetting"]) == (pytest.approx(0.2), None, None)
 
 
-def test_dense_scores_of_another_row_are_those_of_the_same_data(tmp_path):
+def test_dense_scores_from_another_row_use_the_task_with_the_same_data(tmp_path):
     mine = measured(tmp_path / "1", [{"a_0": 0.8}])
     other = measured(tmp_path / "2", [{"a": {"test": 0.1, "dense": 0.9}}, {"a": {"test": 0.1, "dense": 0.7}}])
     (record,) = records_of(row(dense_of="2", tasks={"a_0": Goal(dense_as="a")}), mine, other)
     assert (record["mean"], record["dense"], record["dense_seeds"]) == (0.8, pytest.approx(0.8), 2)
 
 
-def test_the_beginning_of_a_run_is_what_a_shorter_one_would_have_measured(tmp_path):
+def test_the_first_stages_of_a_run_equal_a_shorter_run(tmp_path):
     tasks = {
         "a": {"test": 0.7, "dense": 0.9, "joint": 0.5, "stage": 0},
         "b": {"test": 0.8, "dense": 0.8, "joint": 0.5, "stage": 1},
@@ -234,14 +234,14 @@ def test_the_beginning_of_a_run_is_what_a_shorter_one_would_have_measured(tmp_pa
     assert list(cut.epochs) == ["a", "b"]
 
 
-def test_networks_of_different_sizes_are_not_compared(tmp_path):
+def test_networks_with_different_sizes_are_not_compared(tmp_path):
     mine = measured(tmp_path / "1", [{"a": 0.8}])
     other = measured(tmp_path / "2", [{"a": 0.8}], capacity={"prunable": 7})
     with pytest.raises(ValueError, match=r"networks of \[7, 1000\] weights"):
         records_of(row(), mine, other)
 
 
-def test_a_run_counts_once_all_stages_are_learned_and_its_ensembles_measured(tmp_path):
+def test_a_run_counts_after_all_stages_and_ensembles(tmp_path):
     write_run(tmp_path, {"a": {"test": 0.5}}, matrix=[])
     assert read_run(tmp_path) is None
     write_run(tmp_path, {"a": {"test": 0.5}}, config={"ensembles": {"all": ["a"]}})
@@ -269,7 +269,7 @@ def test_a_row_may_be_the_beginning_of_another():
         (["tasks=[iris]"], {"seeds": [0, 1]}, r"seeds is \[0, 1\] in row 1 and \[0\] in row 4"),
     ],
 )
-def test_a_row_is_not_the_beginning_of_one_of_other_settings(overrides, settings, message):
+def test_a_row_is_not_the_beginning_of_one_with_other_settings(overrides, settings, message):
     with pytest.raises(ValueError, match=message):
         check_part(sequential("1", *overrides, **settings), sequential("4"))
 
@@ -284,7 +284,7 @@ def trusting(monkeypatch):
         monkeypatch.setattr(module, "state_of", lambda step: OnDisk("finished"))
 
 
-def test_the_documents_hold_what_the_runs_measured_and_keep_notes(tmp_path, trusting):
+def test_the_documents_hold_the_runs_scores_and_keep_text_by_hand(tmp_path, trusting):
     goals = {"a": Goal(authors=0.7, target=0.9)}
     rows = {"1": row("1", tasks=goals, note="What was tried."), "two": row("two", seeds=[0])}
     docs = tmp_path / "docs"
@@ -321,7 +321,7 @@ def test_a_row_without_runs_keeps_its_records_and_section(tmp_path, trusting):
     assert "<!-- table: row 1 -->" in (docs / "results.md").read_text()
 
 
-def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting, monkeypatch):
+def test_a_row_may_combine_runs_from_several_machines(tmp_path, trusting, monkeypatch):
     docs, rows = tmp_path / "docs", {"1": row("1")}
     for seed, score in enumerate((0.8, 0.6)):
         monkeypatch.setattr(recording, "processor", lambda seed=seed: f"processor {seed}")
@@ -332,14 +332,14 @@ def test_a_row_is_documented_from_runs_of_several_machines(tmp_path, trusting, m
     assert "CPU threads: 1, on processor 0 or processor 1." in (docs / "results.md").read_text()
 
 
-def test_runs_of_other_settings_are_not_documented(tmp_path, monkeypatch):
+def test_runs_with_other_settings_are_not_documented(tmp_path, monkeypatch):
     states = {0: "other", 1: "finished"}
     monkeypatch.setattr(reproduce, "state_of", lambda step: OnDisk(states[int(step.folder.name[-1])]))
     measured(tmp_path / "1", [{"a": 0.8}, {"a": 0.6}])
     assert list(reproduce.measured(row("1"), {}, tmp_path)) == [1]
 
 
-def test_of_many_tasks_the_table_has_mean_and_ends_and_what_was_missed(tmp_path):
+def test_with_many_tasks_the_table_has_mean_lowest_highest_and_missed(tmp_path):
     scores = {f"t_{i}": 0.9 - 0.01 * i for i in range(8)}
     runs = measured(tmp_path, [scores])
     records = records_of(row(mean=Goal(), tasks={"t_3": Goal(target=0.99)}), runs, runs)
@@ -349,14 +349,14 @@ def test_of_many_tasks_the_table_has_mean_and_ends_and_what_was_missed(tmp_path)
 
 
 @pytest.mark.parametrize("finetune", [None, 0.3])
-def test_a_figure_of_many_tasks_is_wider_where_it_shows_forgetting(tmp_path, finetune):
+def test_a_figure_with_many_tasks_is_wider_if_it_shows_forgetting(tmp_path, finetune):
     runs = measured(tmp_path, [{f"t_{i}": {"test": 0.9, "dense": 0.9, "finetune": finetune} for i in range(8)}])
     figures.draw(records_of(row(), runs, runs), "many", tmp_path / "many.png")
     width = int.from_bytes((tmp_path / "many.png").read_bytes()[16:20], "big")
     assert width == 120 * (6 if finetune is None else 10)
 
 
-def test_the_caption_says_how_many_seeds_a_baseline_has_and_what_was_compared(tmp_path):
+def test_the_caption_counts_seeds_and_comparisons(tmp_path):
     scores = [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}]
     runs = measured(tmp_path, scores, guarantee={"checked": 3, "violations": 1})
     mine = row(source="somebody")
@@ -367,6 +367,11 @@ def test_the_caption_says_how_many_seeds_a_baseline_has_and_what_was_compared(tm
     assert "Authors: somebody." in said
 
 
+@pytest.mark.parametrize(("name", "head"), [("results", results_document.HEAD), ("attempts", attempts.HEAD)])
+def test_the_project_s_documents_begin_with_the_head_of_their_generator(name, head):
+    assert (ROOT / "docs" / f"{name}.md").read_text().startswith(head)
+
+
 @pytest.mark.parametrize("arguments", [["--rows", "1,99"], ["--jobs", "0"], ["--threads", "x"], ["--seeds", "a"]])
 def test_bad_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
@@ -374,7 +379,7 @@ def test_bad_arguments_are_refused(arguments, capsys):
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_without_all_only_the_quick_rows_are_run():
+def test_only_the_quick_rows_run_without_all():
     rows = {"1": row("1"), "2": row("2", group="all")}
     assert [reproduce.parse(given, rows).rows for given in ([], ["--all"], ["--rows", "2"])] == [
         ["1"],

@@ -55,7 +55,7 @@ def test_a_step_without_results_is_new(step):
     assert state_of(step) == OnDisk("new")
 
 
-def test_a_finished_run_of_the_same_settings_is_finished(step):
+def test_a_finished_run_with_the_same_settings_is_finished(step):
     learned(step, threads=7, logger={"wandb": 2})
     assert state_of(step) == OnDisk("finished")
 
@@ -63,12 +63,12 @@ def test_a_finished_run_of_the_same_settings_is_finished(step):
 @pytest.mark.parametrize(
     ("status", "dense", "why"), [("running", 0.9, ""), ("failed", 0.9, ""), ("finished", None, "dense")]
 )
-def test_a_stopped_run_or_one_that_lacks_a_baseline_is_unfinished(step, status, dense, why):
+def test_a_stopped_run_and_one_without_a_baseline_are_unfinished(step, status, dense, why):
     learned(step, dense=dense, status=status)
     assert state_of(step) == OnDisk("unfinished", why)
 
 
-def test_a_run_of_other_settings_is_another_and_what_differs_is_named(step):
+def test_a_run_with_other_settings_is_another_and_names_the_difference(step):
     learned(step, pruning={"density": 0.2})
     assert state_of(step) == OnDisk("other", "pruning.density was 0.2, is 0.1")
 
@@ -80,7 +80,7 @@ def test_a_damaged_run_is_another(step):
     assert "cannot be read" in state.why
 
 
-def test_a_new_run_gets_all_settings_and_a_stopped_one_only_what_may_change(step):
+def test_a_new_run_gets_all_settings_and_a_stopped_one_only_changeable_ones(step):
     new = arguments(step, OnDisk("new"), Path("/data"), 2)
     assert new == [
         "experiment=fake",
@@ -95,7 +95,7 @@ def test_a_new_run_gets_all_settings_and_a_stopped_one_only_what_may_change(step
     assert stopped == [f"resume='{step.folder}'", "paths.data_dir='/data'", "baseline=[dense]"]
 
 
-def test_a_folder_moved_aside_never_takes_the_place_of_another(tmp_path):
+def test_a_folder_moved_aside_never_replaces_another(tmp_path):
     for number in (1, 2):
         (tmp_path / "seed-0").mkdir()
         assert move_aside(tmp_path / "seed-0") == tmp_path / f"seed-0.old-{number}"
@@ -133,7 +133,7 @@ def steps_of(tmp_path, *names):
     return [Step(name, tmp_path / "runs" / name.split(",")[0], ("experiment=fake",)) for name in names]
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, runner):
+def test_a_failed_run_is_named_and_does_not_stop_the_others(tmp_path, runner):
     runner, said, written, called = runner
     failed = runner.do(steps_of(tmp_path, "fails", "first", "fails, dense", "second"))
     assert [step.name for step in failed] == ["fails"]
@@ -144,7 +144,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, runner):
     assert "fails, dense: skipped, its run has failed" in said
 
 
-def test_finished_steps_are_not_done_again_and_others_are_moved_aside(tmp_path, runner):
+def test_finished_steps_are_skipped_and_others_moved_aside(tmp_path, runner):
     runner, said, _, called = runner
     done, other, stopped = steps_of(tmp_path, "done", "other", "stopped")
     learned(done)
@@ -159,7 +159,7 @@ def test_finished_steps_are_not_done_again_and_others_are_moved_aside(tmp_path, 
     assert "  pruning.density was 0.5, is 0.1" in said
 
 
-def test_two_steps_of_one_folder_are_never_done_at_once(tmp_path, runner, monkeypatch):
+def test_two_steps_never_use_a_folder_at_once(tmp_path, runner, monkeypatch):
     runner, said, _, _ = runner
     runner.do(steps_of(tmp_path, "first", "first, dense", "second"))
     events = [line for line in said if line.startswith("first")]
