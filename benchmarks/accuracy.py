@@ -47,13 +47,13 @@ CASES = {
 }
 
 
-def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, further: list[str]) -> dict:
+def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, overrides: list[str]) -> dict:
     """Start, resume or skip one seed's run, and return its results.json."""
     results = folder / "results.json"
     status = json.loads(results.read_text())["status"] if results.exists() else "new"
     command = [sys.executable, str(ROOT / "train.py"), "+experiment=sequential", f"paths.data_dir={data_dir}"]
     if status == "new":
-        settings = [f"tasks={case}", "logger=csv", f"seed={seed}", f"threads={threads}", *further]
+        settings = [f"tasks={case}", "logger=csv", f"seed={seed}", f"threads={threads}", *overrides]
         command += [*settings, f"hydra.run.dir={folder}"]
     else:
         command += [f"resume={folder}"]
@@ -104,19 +104,21 @@ def main() -> None:
     folder, data_dir = options.folder / options.case, str(Path(options.data_dir).resolve())
     runs: dict[str, list[dict]] = {}
     for granularity in options.granularity:
-        further = [f"pruning.granularity={granularity}", f"trainer.max_epochs={options.max_epochs}"]
-        further += [] if runs else ["baseline=dense"]
+        overrides = [f"pruning.granularity={granularity}", f"trainer.max_epochs={options.max_epochs}"]
+        overrides += [] if runs else ["baseline=dense"]
         runs[granularity] = [
-            run(options.case, seed, data_dir, options.threads, folder / granularity / f"seed-{seed}", further)
+            run(options.case, seed, data_dir, options.threads, folder / granularity / f"seed-{seed}", overrides)
             for seed in options.seeds
         ]
     beside = runs[options.granularity[0]]
-    rows = [row for name, found in runs.items() for row in summarise(options.case, name, found, beside)]
+    rows = [
+        row for name, of_granularity in runs.items() for row in summarise(options.case, name, of_granularity, beside)
+    ]
     title = f"{options.case}, density 0.1, {len(options.seeds)} seeds, {options.max_epochs} epochs"
-    shown = Table(*rows[0], title=f"{title}; worse than dense, at most")
+    console_table = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:
-        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(shown)
+        console_table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=160).print(console_table)
     if options.document:
         command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --granularity {' '.join(runs)}"
         command += f" --seeds {' '.join(map(str, options.seeds))} --max-epochs {options.max_epochs}"

@@ -77,26 +77,26 @@ def records_of(sweep: Sweep, root: Path) -> list[dict[str, Any]]:
     for attempt in sweep.attempts:
         steps = sweep.steps(attempt, root)
         runs = [read_run(step.folder) if state_of(step).what == "finished" else None for step in steps]
-        found = [run for run in runs if run is not None]
-        if len(found) == len(runs):
+        finished = [run for run in runs if run is not None]
+        if len(finished) == len(runs):
             first = {"sweep": sweep.id, "attempt": attempt, "overrides": sweep.attempts[attempt]}
-            further = {"experiment": sweep.experiment, "seeds": sweep.seeds, "threads": found[0].threads, "best": False}
-            scores = zip(*(_scores(sweep, run) for run in found), strict=True)
-            records += [first | _over_seeds(of_task) | further for of_task in scores]
+            last = {"experiment": sweep.experiment, "seeds": sweep.seeds, "threads": finished[0].threads, "best": False}
+            scores = zip(*(_scores(sweep, run) for run in finished), strict=True)
+            records += [first | _over_seeds(of_task) | last for of_task in scores]
     for task in {record["task"] for record in records}:
-        tried = [record for record in records if record["task"] == task]
-        choose = max if tried[0]["direction"] == "max" else min
-        choose(tried, key=lambda record: cast(float, record["val"]))["best"] = True
+        entries = [record for record in records if record["task"] == task]
+        choose = max if entries[0]["direction"] == "max" else min
+        choose(entries, key=lambda record: cast(float, record["val"]))["best"] = True
     return records
 
 
 def _over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge a task's scores over the seeds: means, and a standard deviation if there are several."""
-    found = [cast(float, score["val"]) for score in scores]
+    values = [cast(float, score["val"]) for score in scores]
     return {
         **scores[0],
-        "val": statistics.mean(found),
-        "std": statistics.stdev(found) if len(found) > 1 else None,
+        "val": statistics.mean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
         "epochs": max(score["epochs"] for score in scores),
         "seconds": statistics.mean(score["seconds"] for score in scores),
     }
@@ -135,10 +135,10 @@ def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path, run_records:
     write_records((step for sweep in sweeps.values() for step in sweep.all_steps(root)), root, run_records)
     records: list[dict[str, Any]] = []
     for id, sweep in sweeps.items():
-        found = records_of(sweep, run_records)
-        if found:
-            put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, found))
-        records += found or [entry for entry in earlier if entry["sweep"] == id]
+        of_sweep = records_of(sweep, run_records)
+        if of_sweep:
+            put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, of_sweep))
+        records += of_sweep or [entry for entry in earlier if entry["sweep"] == id]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1) + "\n")
 
@@ -160,19 +160,19 @@ def _text(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
     return f"`{command}`, {seeds}.\n\n{table(lines, columns)}"
 
 
-def parse(given: Sequence[str], sweeps: Mapping[str, Sweep]) -> argparse.Namespace:
+def parse(arguments: Sequence[str], sweeps: Mapping[str, Sweep]) -> argparse.Namespace:
     parser = command_line(__doc__ or "", "attempts")
     parser.add_argument("--sweeps", type=lambda text: text.split(","), help=f"of {','.join(sweeps)}")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     options.sweeps = options.sweeps or list(sweeps)
     if unknown := [id for id in options.sweeps if id not in sweeps]:
         parser.error(f"--sweeps: there is no sweep {', '.join(unknown)}; the sweeps are {', '.join(sweeps)}")
     return options
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     sweeps = read_entries(FILE, Sweep)
-    options = parse(sys.argv[1:] if given is None else given, sweeps)
+    options = parse(sys.argv[1:] if arguments is None else arguments, sweeps)
     root = options.output_dir.resolve()
     steps = [step for id in options.sweeps for step in sweeps[id].all_steps(root)]
     records = options.records_dir / "attempts"

@@ -65,8 +65,8 @@ def merge(earlier: Iterable[dict], records: Iterable[Record], rows: Iterable[str
         rows: rows just measured; their earlier records are dropped.
     """
     measured = set(rows)
-    kept = [record for record in earlier if row_of(record["id"]) not in measured]
-    return sorted([*kept, *map(asdict, records)], key=lambda record: _place(row_of(record["id"])))
+    others = [record for record in earlier if row_of(record["id"]) not in measured]
+    return sorted([*others, *map(asdict, records)], key=lambda record: _place(row_of(record["id"])))
 
 
 def _place(row: str) -> tuple[int, str]:

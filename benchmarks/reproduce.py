@@ -36,8 +36,8 @@ def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[S
     ordered = sorted({seed for row in rows for seed in row.seeds if seeds is None or seed in seeds})
     steps = []
     for seed in ordered:
-        found = [of_row for row in rows if seed in row.seeds and (of_row := row.steps(seed, root))]
-        steps += [of_row[0] for of_row in found] + [step for of_row in found for step in of_row[1:]]
+        of_rows = [of_row for row in rows if seed in row.seeds and (of_row := row.steps(seed, root))]
+        steps += [of_row[0] for of_row in of_rows] + [step for of_row in of_rows for step in of_row[1:]]
     return steps
 
 
@@ -84,21 +84,21 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path, run_records: Pat
     path.write_text(json.dumps(records, indent=1) + "\n")
 
 
-def parse(given: Sequence[str], rows: Mapping[str, Row]) -> argparse.Namespace:
+def parse(arguments: Sequence[str], rows: Mapping[str, Row]) -> argparse.Namespace:
     parser = command_line(__doc__ or "", "reproduce")
     parser.add_argument("--all", action="store_true", help="also the rows that take long")
     parser.add_argument("--rows", type=lambda text: text.split(","), help=f"of {','.join(rows)}")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="of each row's")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if unknown := [id for id in options.rows or [] if id not in rows]:
         parser.error(f"--rows: there is no row {', '.join(unknown)}; the rows are {', '.join(rows)}")
     options.rows = options.rows or [id for id, row in rows.items() if options.all or row.group == "core"]
     return options
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     rows = read_rows()
-    options = parse(sys.argv[1:] if given is None else given, rows)
+    options = parse(sys.argv[1:] if arguments is None else arguments, rows)
     root = options.output_dir.resolve()
     for row in (rows[id] for id in options.rows):
         if row.dense_of is not None:

@@ -48,28 +48,30 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     each = ", ".join(f"{record['task']} {record['epochs']}" for record in records if record["task"] != MEAN)
     command = " ".join([f"+experiment={row.experiment}", *row.overrides])
     seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(map(str, runs))}"
-    said = [f"`{command}`, {seeds}; {f'{epochs.pop()} epochs per stage' if len(epochs) == 1 else f'epochs: {each}'}."]
-    counted = {name: max(record[f"{name}_seeds"] for record in records) for name in BESIDE}
-    said += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in counted.items() if 0 < n != len(runs)]
-    if row.dense_of is not None and counted["dense"]:
-        said.append(f"Dense networks: from row {row.dense_of}.")
+    sentences = [
+        f"`{command}`, {seeds}; {f'{epochs.pop()} epochs per stage' if len(epochs) == 1 else f'epochs: {each}'}."
+    ]
+    seeds_of = {name: max(record[f"{name}_seeds"] for record in records) for name in BESIDE}
+    sentences += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in seeds_of.items() if 0 < n != len(runs)]
+    if row.dense_of is not None and seeds_of["dense"]:
+        sentences.append(f"Dense networks: from row {row.dense_of}.")
     others = [seed for seed in runs if not row.steps(seed, Path())]
     if others:
-        named = f"seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
-        said.append(f"Runs for {named}: the first stages in row {row.part_of}.")
+        which = f"seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+        sentences.append(f"Runs for {which}: the first stages in row {row.part_of}.")
     if row.source:
-        said.append(f"Authors: {row.source}.")
+        sentences.append(f"Authors: {row.source}.")
     guarantees = [run.results.guarantee for run in runs.values()]
     checked, changed = (sum(guarantee[key] for guarantee in guarantees) for key in ("checked", "violations"))
     where = " in this row's runs" if others else ""
-    said.append(f"Frozen tasks compared bitwise{where}: {checked} times, {changed} changed.")
-    if counted["finetune"] and len({record["metric"] for record in records}) == 1:
+    sentences.append(f"Frozen tasks compared bitwise{where}: {checked} times, {changed} changed.")
+    if seeds_of["finetune"] and len({record["metric"] for record in records}) == 1:
         forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
-        said.append(f"Mean forgetting when fine-tuned: {statistics.mean(forgotten):.4f}.")
+        sentences.append(f"Mean forgetting when fine-tuned: {statistics.mean(forgotten):.4f}.")
     threads = " or ".join(str(number) for number in sorted({run.threads or 0 for run in runs.values()}))
     processors = " or ".join(sorted({run.processor or processor() for run in runs.values()}))
-    said.append(f"Seconds: training time per stage; CPU threads: {threads}, on {processors}.")
-    return " ".join([*said, row.note] if row.note else said)
+    sentences.append(f"Seconds: training time per stage; CPU threads: {threads}, on {processors}.")
+    return " ".join([*sentences, row.note] if row.note else sentences)
 
 
 def _columns() -> list[str]:

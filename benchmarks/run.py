@@ -68,9 +68,9 @@ def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[R
     for row in rows:
         torch.manual_seed(0)
         start = time.monotonic()
-        found = list(ROWS[row](settings))
-        records += found
-        console.print(f"row {row}: {len(found)} records, {time.monotonic() - start:.0f} s")
+        new = list(ROWS[row](settings))
+        records += new
+        console.print(f"row {row}: {len(new)} records, {time.monotonic() - start:.0f} s")
     return records
 
 
@@ -118,14 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(options.threads, options.device, options.quick, options.repeats, options.data_dir)
     console = Console(width=140)
     results, document = paths(options.output_dir, options.quick)
-    found: list[Record] = []
+    new: list[Record] = []
     for row in options.rows:
-        found += measure([row], settings, console)
-        records = merge(read(results), found, options.rows[: options.rows.index(row) + 1])
+        new += measure([row], settings, console)
+        records = merge(read(results), new, options.rows[: options.rows.index(row) + 1])
         write(results, records)
     write_table(document, read(results), options.device)
-    show(found, console)
-    targeted = [record for record in found if record.met is not None]
+    show(new, console)
+    targeted = [record for record in new if record.met is not None]
     console.print(f"{sum(r.met for r in targeted)} of {len(targeted)} targets met; {results}, {document}")
 
 

@@ -135,32 +135,32 @@ Scores = dict[str, list[float | None]]
 
 
 def _scores(row: Row, task: str, runs: Runs, dense_runs: Runs) -> Scores:
-    found = [run.results.tasks[task] for run in runs.values()]
-    scores: Scores = {name: [getattr(result, name) for result in found] for name in ("test", "finetune", "joint")}
+    results = [run.results.tasks[task] for run in runs.values()]
+    scores: Scores = {name: [getattr(result, name) for result in results] for name in ("test", "finetune", "joint")}
     dense_as = row.goal(task).dense_as or task
     return scores | {"dense": [run.results.tasks[dense_as].dense for run in dense_runs.values()]}
 
 
 def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:
-    found = [run.results.tasks[task] for run in runs.values()]
-    further = {
-        "density": statistics.mean(cast(float, result.density) for result in found),
+    results = [run.results.tasks[task] for run in runs.values()]
+    extras = {
+        "density": statistics.mean(cast(float, result.density) for result in results),
         "forgetting": max(run.results.forgetting_of(task) or 0.0 for run in runs.values()),
-        "seconds": statistics.mean(result.train_seconds for result in found),
+        "seconds": statistics.mean(result.train_seconds for result in results),
         "epochs": next(iter(runs.values())).epochs[task],
     }
-    return _record(row, task, found[0].metric, found[0].direction, scores, row.goal(task), runs, further)
+    return _record(row, task, results[0].metric, results[0].direction, scores, row.goal(task), runs, extras)
 
 
 def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found = [run.ensembles[name] for run in runs.values()]
-    scores: Scores = {"test": [ensemble["test"] for ensemble in found]}
-    mine = [record for record in members if record["task"] in found[0]["tasks"]]
-    further = {"density": sum(record["density"] for record in mine), "forgetting": None}
-    further |= {key: max(record[key] for record in mine) for key in ("seconds", "epochs")}
+    ensembles = [run.ensembles[name] for run in runs.values()]
+    scores: Scores = {"test": [ensemble["test"] for ensemble in ensembles]}
+    mine = [record for record in members if record["task"] in ensembles[0]["tasks"]]
+    extras = {"density": sum(record["density"] for record in mine), "forgetting": None}
+    extras |= {key: max(record[key] for record in mine) for key in ("seconds", "epochs")}
     goal = row.goal(name)
     without_dense = replace(row, worse_than_dense=None)
-    record = _record(without_dense, name, found[0]["metric"], found[0]["direction"], scores, goal, runs, further)
+    record = _record(without_dense, name, ensembles[0]["metric"], ensembles[0]["direction"], scores, goal, runs, extras)
     best = min(mine, key=lambda member: _worse(member, 0.0))
     if goal.above_members:
         record["met"] = True
@@ -174,12 +174,12 @@ def _of_mean(
 ) -> dict[str, Any]:
     """Average over the tasks within each seed, then over the seeds."""
     scores: Scores = {
-        name: [_mean(of_seed) for of_seed in zip(*(found[name] for found in of_tasks.values()), strict=True)]
+        name: [_mean(of_seed) for of_seed in zip(*(of_task[name] for of_task in of_tasks.values()), strict=True)]
         for name in ("test", *BESIDE)
     }
-    further = {key: statistics.mean(record[key] for record in records) for key in ("density", "seconds")}
-    further |= {"forgetting": max(record["forgetting"] for record in records), "epochs": records[0]["epochs"]}
-    return _record(row, MEAN, records[0]["metric"], records[0]["direction"], scores, goal, runs, further)
+    extras = {key: statistics.mean(record[key] for record in records) for key in ("density", "seconds")}
+    extras |= {"forgetting": max(record["forgetting"] for record in records), "epochs": records[0]["epochs"]}
+    return _record(row, MEAN, records[0]["metric"], records[0]["direction"], scores, goal, runs, extras)
 
 
 def _record(
@@ -190,10 +190,10 @@ def _record(
     scores: Scores,
     goal: Goal,
     runs: Runs,
-    further: Mapping[str, Any],
+    extras: Mapping[str, Any],
 ) -> dict[str, Any]:
-    found = {name: [score for score in given if score is not None] for name, given in scores.items()}
-    tests = found["test"]
+    present = {name: [score for score in per_seed if score is not None] for name, per_seed in scores.items()}
+    tests = present["test"]
     record: dict[str, Any] = {
         "row": row.id,
         "task": task,
@@ -203,14 +203,14 @@ def _record(
         "std": statistics.stdev(tests) if len(tests) > 1 else None,
         "seeds": len(tests),
         "authors": goal.authors,
-        **{name: statistics.mean(found[name]) if found.get(name) else None for name in BESIDE},
-        **{key: further[key] for key in ("density", "forgetting", "seconds")},
-        **{f"{name}_seeds": len(found.get(name, [])) for name in BESIDE},
+        **{name: statistics.mean(present[name]) if present.get(name) else None for name in BESIDE},
+        **{key: extras[key] for key in ("density", "forgetting", "seconds")},
+        **{f"{name}_seeds": len(present.get(name, [])) for name in BESIDE},
         "target": goal.target,
         "worse_than_dense": row.worse_than_dense if goal.worse_than_dense is None else goal.worse_than_dense,
         "met": None,
         "missed": [],
-        "epochs": further["epochs"],
+        "epochs": extras["epochs"],
         "experiment": row.experiment,
         "threads": next(iter(runs.values())).threads,
     }
