@@ -111,9 +111,7 @@ def main() -> None:
             for seed in options.seeds
         ]
     beside = runs[options.granularity[0]]
-    rows = [
-        row for name, of_granularity in runs.items() for row in summarise(options.case, name, of_granularity, beside)
-    ]
+    rows = [row for name, each in runs.items() for row in summarise(options.case, name, each, beside)]
     title = f"{options.case}, density 0.1, {len(options.seeds)} seeds, {options.max_epochs} epochs"
     console_table = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:

@@ -48,9 +48,8 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     each = ", ".join(f"{record['task']} {record['epochs']}" for record in records if record["task"] != MEAN)
     command = " ".join([f"+experiment={row.experiment}", *row.overrides])
     seeds = f"seed{'s' if len(runs) > 1 else ''} {', '.join(map(str, runs))}"
-    sentences = [
-        f"`{command}`, {seeds}; {f'{epochs.pop()} epochs per stage' if len(epochs) == 1 else f'epochs: {each}'}."
-    ]
+    length = f"{epochs.pop()} epochs per stage" if len(epochs) == 1 else f"epochs: {each}"
+    sentences = [f"`{command}`, {seeds}; {length}."]
     seeds_of = {name: max(record[f"{name}_seeds"] for record in records) for name in BESIDE}
     sentences += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in seeds_of.items() if 0 < n != len(runs)]
     if row.dense_of is not None and seeds_of["dense"]:
