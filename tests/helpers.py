@@ -4,11 +4,13 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from msh.files.state_file import fill_network, read_state
 from msh.subnetworks import (
     CRITERIA,
     MultiSubnetwork,
@@ -112,6 +114,13 @@ def make_state(owners: Mapping[str, object], tasks: Sequence[TaskState]) -> Netw
     """A network of which only owner ids are known: tensor name to ids (*shape), as nested lists or a tensor."""
     ids = {name: torch.as_tensor(found) for name, found in owners.items()}
     return NetworkState({}, ids, tasks={entry.name: entry for entry in tasks})
+
+
+def load_network(path: Path, network: MultiSubnetwork) -> dict[str, str]:
+    """Fill a network that has the file's tasks; returns the file's notes."""
+    file = read_state(path, "network")
+    fill_network(path, network, file)
+    return file.notes
 
 
 def counts_by_layer(network: MultiSubnetwork) -> dict[str, dict[str, int]]:

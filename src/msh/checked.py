@@ -1,4 +1,4 @@
-"""What files say, checked before anything is made of it."""
+"""Validate file headers before use."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 A_BYTE = 4096
-"""Most numbers that a compressed file can hold for each of its bytes. Deflate manages a quarter of it; a task that owns
-one weight in 20,000 needs more bytes, as they are floats."""
+"""Most numbers per byte of a compressed file. Deflate reaches a quarter; a task that owns one weight in 20,000 needs
+more bytes, as its values are floats."""
 FEW = 2**22
-"""Numbers that any file may promise."""
+"""Numbers that any file may claim."""
 
 
 def parsed(header: Mapping[str, str], key: str, kind: Any) -> Any:
-    """A value of a file's header, or of a state, that is JSON.
+    """Parse a JSON value in a file's header.
 
     Args:
         header: key to JSON.
-        key: of the value.
-        kind: the type that it must be of, as pydantic checks it.
+        key: the value's key.
+        kind: the value's type, which pydantic checks.
     Raises:
         KeyError: there is no such key.
-        ValueError: it is not JSON, or of another type.
+        ValueError: the value is not JSON, or has another type.
     """
     try:
         return TypeAdapter(kind).validate_json(header[key], strict=True)
@@ -32,21 +32,21 @@ def parsed(header: Mapping[str, str], key: str, kind: Any) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of what is wrong, and where, in a line."""
+    """Describe the first validation error and its location in one line."""
     problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])
 
 
-def check_promised(numbers: int, held: int, what: str) -> None:
-    """Raise where a header promises more than its file can hold, before memory is taken for it.
+def check_promised(numbers: int, held: int, noun: str) -> None:
+    """Raise if a header claims more than its file can hold, before memory is allocated.
 
     Args:
-        numbers: that are promised.
-        held: bytes of the file.
-        what: they are.
+        numbers: claimed count.
+        held: bytes in the file.
+        noun: for the message, such as "weights".
     Raises:
         ValueError: naming both numbers.
     """
     if numbers > max(FEW, A_BYTE * held):
-        raise ValueError(f"it has {held} bytes, and its header promises {numbers} {what}")
+        raise ValueError(f"it has {held} bytes, and its header claims {numbers} {noun}")

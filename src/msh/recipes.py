@@ -1,4 +1,4 @@
-"""Recipes: modules as data, so that a file can rebuild them without the user's code or the training data."""
+"""Build modules from recipes: data that files carry, so that they need no user code or training data."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ from msh.errors import one_of
 Recipe = dict[str, Any]
 """A constructor's dotted name under "_target_", and its arguments: the form that config blocks have.
 
-Under "_dtype_" stands the type of its tensors, a name in `DTYPES`, where it is not float32.
+"_dtype_" is its tensors' type, a key of `DTYPES`, where this is not float32.
 """
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 KEYWORDS = ("_target_", "_dtype_")
 
 LIBRARIES = ("msh.backbones.", "msh.tasks.stems.", "torch.nn.", "torchvision.models.", "timm.", "transformers.")
-"""Start of the constructors that a file may name. Those of other code are passed in by the caller."""
+"""Prefixes of the constructors that a file may name; the caller passes any others."""
 FUNCTIONS = ("msh.tasks.stems.linear",)
-"""Constructors that are no classes of modules."""
+"""Allowed constructors that are functions, not classes."""
 SPARE = 4
-"""Times the numbers of a file that a module rebuilt from it may have."""
+"""Most numbers in a rebuilt module, as a multiple of the numbers in its file."""
 
 
 def build(recipe: Mapping[str, Any]) -> nn.Module:
-    """Build a module from a recipe that is trusted, such as one's own config.
+    """Build a module from a trusted recipe, such as the user's config.
 
     Raises:
-        ValueError: it does not give a module.
+        ValueError: the constructor returns no module.
     """
     return _make(recipe, {})
 
 
 Constructors = Mapping[str, Callable[..., nn.Module]]
-"""Dotted name to constructor, of modules that are not of msh, torch, torchvision, timm or transformers."""
+"""Dotted name to constructor, for modules outside msh, torch, torchvision, timm and transformers."""
 
 
-def rebuild(recipe: Mapping[str, Any], what: str, numbers: int, classes: Constructors | None = None) -> nn.Module:
+def rebuild(recipe: Mapping[str, Any], part: str, numbers: int, classes: Constructors | None = None) -> nn.Module:
     """Build a module from a recipe of unknown origin, such as a file's.
 
-    It is first built without memory, so that no recipe can ask for more than the file it comes from accounts for.
+    The module is first built without memory, so that a recipe cannot ask for much more memory than its file's size.
 
     Args:
-        recipe: of a module of msh, torch, torchvision, timm or transformers.
-        what: it is, for messages.
-        numbers: that the file holds.
+        recipe: names a module of msh, torch, torchvision, timm or transformers.
+        part: such as "the backbone", for messages.
+        numbers: in the file.
         classes: constructors of modules of other code.
     Raises:
         ValueError: the recipe names other code, has wrong arguments, or gives a module that is too large.
     """
-    size = sum(tensor.numel() for tensor in _tensors(outline(recipe, what, classes)))
+    module = outline(recipe, part, classes)
+    size = sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
     if size > max(2**22, SPARE * numbers):
-        raise ValueError(f"{what} would have {size:,} numbers, and the file holds {numbers:,}")
+        raise ValueError(f"{part} would have {size:,} numbers, and the file has {numbers:,}")
     return _make(recipe, dict(classes or {}))
 
 
-def outline(recipe: Mapping[str, Any], what: str, classes: Constructors | None = None) -> nn.Module:
-    """Build a module from a recipe of unknown origin on the meta device: its structure, without memory.
+def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None = None) -> nn.Module:
+    """Build a module's structure from a recipe of unknown origin on the meta device, without memory.
 
     The arguments and errors are those of `rebuild`.
     """
@@ -70,37 +71,37 @@ def outline(recipe: Mapping[str, Any], what: str, classes: Constructors | None =
     for target in _targets(recipe):
         if target not in classes and not is_known(target):
             raise ValueError(
-                f"{what} is built by {target!r}, which is not of msh, torch, torchvision, timm or transformers: pass "
+                f"{part} is built by {target!r}, which is not in msh, torch, torchvision, timm or transformers: pass "
                 f"the constructor, classes={{{target!r}: ...}}"
             )
     try:
         with torch.device("meta"):
             return _make(recipe, classes)
-    except Exception as error:  # whatever a constructor raises about its arguments
-        raise ValueError(f"{what} cannot be rebuilt by {recipe.get('_target_')!r}: {error}") from error
+    except Exception as error:  # a constructor may raise any type
+        raise ValueError(f"{part} cannot be rebuilt by {recipe.get('_target_')!r}: {error}") from error
 
 
 def is_known(target: str) -> bool:
-    """Tell whether files may name a constructor: a class of modules, or a listed function, of a known library."""
+    """Return True if files may name a constructor: a module class, or a listed function, of a known library."""
     if not target.startswith(LIBRARIES):
         return False
     try:
-        found = pkgutil.resolve_name(target)
-    except Exception:  # there is no such thing
+        constructor = pkgutil.resolve_name(target)
+    except Exception:  # importing a module may raise any type
         return False
     if target in FUNCTIONS:
         return True
-    origin = f"{getattr(found, '__module__', '')}."
-    return inspect.isclass(found) and issubclass(found, nn.Module) and origin.startswith(LIBRARIES)
+    origin = f"{getattr(constructor, '__module__', '')}."
+    return inspect.isclass(constructor) and issubclass(constructor, nn.Module) and origin.startswith(LIBRARIES)
 
 
 def _make(recipe: Mapping[str, Any], classes: Constructors) -> nn.Module:
-    """Build a module, and before it the modules among its arguments."""
+    """Build a module, after the modules among its arguments."""
     arguments = {key: _argument(value, classes) for key, value in recipe.items() if key not in KEYWORDS}
     target = recipe["_target_"]
     module = (classes[target] if target in classes else pkgutil.resolve_name(target))(**arguments)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"{target} gives a {type(module).__name__}, which is no torch.nn.Module")
+        raise ValueError(f"{target} returns a {type(module).__name__}, which is no torch.nn.Module")
     if "_dtype_" in recipe:
         one_of("_dtype_", recipe["_dtype_"], DTYPES)
         module.to(DTYPES[recipe["_dtype_"]])
@@ -116,17 +117,8 @@ def _argument(value: Any, classes: Constructors) -> Any:
 
 
 def _targets(value: Any) -> Iterator[str]:
-    """Every constructor that a recipe names, at any depth."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield str(value["_target_"])
-        for inner in value.values():
-            yield from _targets(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _targets(inner)
-
-
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+    """Yield every constructor that a recipe names, at any depth."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        yield str(value["_target_"])
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _targets(inner)

@@ -1,1 +1,1 @@
-"""Hostile files: every file that the program reads, damaged in many ways; `make fuzz`."""
+"""Fuzz every file that the program reads: `make fuzz`."""

@@ -1,4 +1,4 @@
-"""In tests: `python -m fuzz --inputs 10000 --seed 0`: a table of what became of hostile inputs, by kind of file."""
+"""Print a table of outcomes by kind of file: in tests/, `python -m fuzz --inputs 10000 --seed 0`."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _all(kinds: list[str], each: int, given: argparse.Namespace, folder: Path) -> int:
-    """Each kind in a process of its own, so that one that ends it is told too."""
+    """Run each kind in a separate process, so that a crash is reported too."""
     print(f"{'kind':22}{'inputs':>8}{'read':>8}{'refused':>9}{'failures':>10}{'seconds':>9}")
     failed, totals = 0, [0, 0, 0]
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Damage that knows nothing of formats, and damage to JSON, YAML and CSV texts."""
+"""Damage any bytes, and JSON, YAML and CSV texts."""
 
 import json
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from random import Random
 from typing import Any
 
 Mutator = Callable[[Random, bytes], bytes]
-"""(draws, a valid file) to a hostile one."""
+"""(random draws, a valid file) to a hostile file."""
 
 NAMES = ("", ".", "..", "../../x", "/tmp/x", "a/b", "a\0b", "é" * 3, "x" * 10_000, "a\nb", "\x1b[31m", "__class__")
-"""Where a name belongs."""
+"""Hostile names."""
 NUMBERS = (-1, 0, 1, 2**15, 2**31, 2**40, 2**63, 2**64, 10**400, -(2**63), 0.5, 1e308, float("nan"), float("inf"))
-"""Where a number belongs."""
+"""Hostile numbers."""
 VALUES = (*NAMES, *NUMBERS, None, True, False, [], {}, [[]], [0], {"a": 1}, "1", "float32", "null")
 
 
 def damaged(draw: Random, content: bytes) -> bytes:
-    """Flipped, cut, repeated, moved or foreign bytes; a few at once."""
+    """Flip, cut, repeat, move or insert bytes, a few at once."""
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
         start = draw.randrange(len(content) + 1)
         end = min(len(content), start + draw.choice((1, 1, 2, 4, 8, 64)))
@@ -36,7 +36,7 @@ def damaged(draw: Random, content: bytes) -> bytes:
 
 
 def hostile_value(draw: Random, value: Any) -> Any:
-    """A JSON value with something elsewhere in it than it was."""
+    """Change one part of a JSON value."""
     if isinstance(value, dict) and value and draw.random() < 0.85:
         key = draw.choice(list(value))
         kind = draw.random()
@@ -59,7 +59,7 @@ def hostile_value(draw: Random, value: Any) -> Any:
 
 
 def hostile_json(draw: Random, content: bytes) -> bytes:
-    """A JSON text with other values, deep, long, or of another version."""
+    """Change a JSON text's values, depth, length or version."""
     if draw.random() < 0.1:
         deep = draw.choice((100, 1_000, 100_000))
         whole = ("[" * deep, "[" * deep + "]" * deep, '{"a":' * deep + "1" + "}" * deep, "9" * 10_000, "")
@@ -110,11 +110,11 @@ YAML = (
     "--- \n--- ",
     "%YAML 9.9\n---\nx: 1",
 )
-"""What to put into a YAML file."""
+"""Hostile YAML lines."""
 
 
 def hostile_yaml(draw: Random, content: bytes) -> bytes:
-    """A YAML file with lines that run code elsewhere, that grow, or are none."""
+    """Insert YAML lines that would run code, expand, or are no YAML."""
     lines = content.decode().splitlines()
     place = draw.randrange(len(lines) + 1)
     kind = draw.random()
@@ -141,7 +141,7 @@ CELLS = (
 
 
 def hostile_csv(draw: Random, content: bytes) -> bytes:
-    """A CSV file with other cells, ragged rows, huge fields, or in another encoding."""
+    """Change a CSV file's cells, row lengths, field sizes or encoding."""
     rows = [line.split(",") for line in content.decode().splitlines()]
     for _ in range(draw.choice((1, 1, 2, 5))):
         row = draw.choice(rows)

@@ -1,4 +1,4 @@
-"""Damage to binary formats that their own checks let pass: headers, checksums and lengths are put right again."""
+"""Damage binary formats such that headers, checksums and lengths stay consistent."""
 
 import json
 import pickle
@@ -51,7 +51,7 @@ def write(tensors: dict[str, Stored], metadata: Any) -> bytes:
 
 
 def hostile_header(draw: Random, content: bytes) -> bytes:
-    """A safetensors file whose header promises something else than the file has."""
+    """Make a safetensors header differ from its file."""
     start = 8 + int.from_bytes(content[:8], "little")
     if draw.random() < 0.1:
         size = draw.choice((0, 1, 2**20, 2**40, 2**63, start * 2))
@@ -61,7 +61,7 @@ def hostile_header(draw: Random, content: bytes) -> bytes:
 
 
 def hostile_metadata(draw: Random, content: bytes) -> bytes:
-    """A whole safetensors file whose metadata says something else."""
+    """Change a safetensors file's metadata."""
     tensors, metadata = read(content)
     for _ in range(draw.choice((1, 1, 2))):
         key = draw.choice([key for key in metadata if key != "format"] or ["x"])
@@ -79,7 +79,7 @@ def hostile_metadata(draw: Random, content: bytes) -> bytes:
 
 
 def hostile_tensors(draw: Random, content: bytes) -> bytes:
-    """A whole safetensors file with other tensors."""
+    """Change a safetensors file's tensors."""
     tensors, metadata = read(content)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         name = draw.choice(list(tensors) or ["x"])
@@ -109,7 +109,7 @@ def hostile_tensors(draw: Random, content: bytes) -> bytes:
 
 
 def _stream(draw: Random, packed: bytes) -> bytes:
-    """What a coded mask or owner map unpacks to, or something else."""
+    """Unpack a coded mask or owner map, and change it."""
     try:
         content = zlib.decompress(packed)
     except zlib.error:
@@ -119,7 +119,7 @@ def _stream(draw: Random, packed: bytes) -> bytes:
 
 
 def hostile_tensor_file(draw: Random, content: bytes) -> bytes:
-    """Any of these."""
+    """Damage a safetensors file in one of these ways."""
     return draw.choice((hostile_header, hostile_metadata, hostile_metadata, hostile_tensors))(draw, content)
 
 
@@ -136,7 +136,7 @@ class Spell:
 
 
 def hostile_checkpoint(draw: Random, content: bytes) -> bytes:
-    """A checkpoint whose pickle runs code, whose records are other, or that has other keys."""
+    """Make a checkpoint's pickle run code, or change its records or keys."""
     kind = draw.random()
     if kind < 0.1:
         return pickle.dumps({"state_dict": {}, "loops": Spell("touch fuzzed")}, protocol=draw.choice((0, 2, 4)))
@@ -176,7 +176,7 @@ SAVED = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "ICO", "PCX", "TGA"
 
 
 def hostile_image(draw: Random, content: bytes) -> bytes:
-    """An image of huge sides, of another format or mode, or cut short; checksums of PNG chunks are right."""
+    """Change an image's size, format or mode, or cut it; PNG checksums stay right."""
     kind = draw.random()
     if kind < 0.1:
         return draw.choice(FOREIGN)
@@ -190,7 +190,7 @@ def hostile_image(draw: Random, content: bytes) -> bytes:
 
 
 def _other_png(draw: Random, content: bytes) -> bytes:
-    """A PNG with a chunk changed, doubled, left out or added."""
+    """Change, double, remove or add a PNG chunk."""
     chunks, place = [], 8
     while place < len(content):
         size = int.from_bytes(content[place : place + 4], "big")
@@ -221,7 +221,7 @@ def _crc(content: bytes) -> bytes:
 
 
 def _other_jpeg(draw: Random, content: bytes) -> bytes:
-    """A JPEG with other sides, or of another number of components."""
+    """Change a JPEG's size or number of components."""
     place = content.find(b"\xff\xc0")
     frame = bytearray(content[place : place + 10])
     sides = (draw.choice(SIDES) & 0xFFFF, draw.choice(SIDES) & 0xFFFF)

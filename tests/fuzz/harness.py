@@ -1,4 +1,4 @@
-"""Reading hostile files, and telling what must not happen: crashes, code, huge allocations, files elsewhere."""
+"""Read hostile files, and detect crashes, executed code, huge allocations and files elsewhere."""
 
 import os
 import resource
@@ -18,11 +18,11 @@ from typing import Any
 from fuzz.bytewise import Mutator, damaged
 
 ALLOWED = (ValueError, FileNotFoundError)
-"""What a reader may raise: errors for users, which name the file."""
+"""Errors that a reader may raise: for users, naming the file."""
 ROOM = 600 << 20
 """Bytes of address space that reading one small file may take."""
 SECONDS = 30
-"""Of processor time, after which reading a small file counts as hanging."""
+"""Processor time after which reading a small file counts as hanging."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
 REACHES_OUT = ("socket.connect", "socket.getaddrinfo", "urllib.Request")
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
@@ -47,7 +47,7 @@ class Kind:
     read: Callable[[Path], object]
 
     def mutated(self, seed: int, number: int) -> bytes:
-        """An input; the same for the same seed and number."""
+        """Make an input, the same for the same seed and number."""
         draw = Random(f"{seed}/{self.name}/{number}")
         mutate = damaged if draw.random() < 0.25 or not self.mutators else draw.choice(self.mutators)
         content = mutate(draw, self.files[self.target])
@@ -56,7 +56,7 @@ class Kind:
 
 @dataclass
 class Outcome:
-    """What became of a kind's inputs.
+    """Outcome of a kind's inputs.
 
     Attributes:
         read: number that were read without error.
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class _Watch:
-    """What code does while a reader is watched; an audit hook cannot be taken away, so there is one."""
+    """Record forbidden actions of a reader; audit hooks cannot be removed, so there is only one."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -80,7 +80,7 @@ class _Watch:
         self.installed = False
 
     def begin(self, folder: Path) -> list[str]:
-        """Watch this thread and those it starts from now on; what threads of before do is not the reader's doing."""
+        """Watch this thread and the ones it starts; earlier threads are not the reader's."""
         self.seen = []
         self.others = {thread.ident for thread in threading.enumerate() if thread.ident} - {threading.get_ident()}
         self.folder = folder
@@ -114,7 +114,7 @@ _WATCH = _Watch()
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[str]]:
-    """Notes what must not happen inside: running code, connecting, changing files outside the folder."""
+    """Record forbidden actions inside: running code, connecting, changing files outside the folder."""
     if not _WATCH.installed:
         sys.addaudithook(_WATCH.hook)
         _WATCH.installed = True
@@ -126,7 +126,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Little memory and time inside: MemoryError and TimeoutError."""
+    """Limit memory and time inside: raises MemoryError and TimeoutError."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     previous = signal.signal(signal.SIGVTALRM, _late)
@@ -145,7 +145,7 @@ def _late(*_: object) -> None:
 
 
 def problem_of(kind: Kind, folder: Path) -> tuple[str, str]:
-    """Read what is in a folder: ("", message of the refusal if any), or (what must not happen, message)."""
+    """Read a folder: ("", error message for the user or ""), or (forbidden action, message)."""
     error: BaseException | None = None
     with watched(folder) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -182,7 +182,7 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _where(error: BaseException) -> str:
-    """The last place in the program's own code."""
+    """Find the last frame in the program's code."""
     place, found = error.__traceback__, ""
     while place is not None:
         code = place.tb_frame.f_code
@@ -193,7 +193,7 @@ def _where(error: BaseException) -> str:
 
 
 def place_files(kind: Kind, folder: Path) -> None:
-    """Make a folder hold a kind's valid files, and nothing else."""
+    """Reset a folder to a kind's valid files."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in kind.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The kinds of file that the program reads: a small valid one each, and how it is read."""
+"""List the kinds of file that the program reads, each with a small valid file and a reader."""
 
 import io
 import sys
@@ -23,20 +23,20 @@ from fuzz.formats import (
     hostile_tensors,
 )
 from fuzz.harness import Kind
-from helpers import learn, make_head, make_network
+from helpers import learn, load_network, make_head, make_network
 from msh.backbones import MLP
 from msh.cli.resume import rewrite_arguments
 from msh.files import plans, version1
 from msh.files.merging import merge_files, release_task, split_task
 from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
 from msh.files.sealed import seal
-from msh.files.state_file import load_network, read_state, save_network, save_subnetwork, write_safetensors
+from msh.files.state_file import read_state, save_network, save_subnetwork, write_safetensors
 from msh.files.yaml_files import read_config as read_saved
 from msh.report.inspection import print_folder_or_file
 from msh.report.sweeps import print_sweep, read_sweep, write_csv
 from msh.runs.facts import read_run
 from msh.runs.metrics import write_rows
-from msh.runs.ownership import layer_picture, mask_overlap, used_by_task
+from msh.runs.ownership import mask_overlap, owner_matrix, used_by_task
 from msh.runs.results import Results
 from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
@@ -57,7 +57,7 @@ TENSOR_FILE = (hostile_header, hostile_metadata, hostile_tensors, hostile_tensor
 
 
 class AnyDigest(str):
-    """Is equal to every other, so that what a plan's digest protects is hostile too."""
+    """Equals every other digest, so that hostile content gets past a plan's digest."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -69,12 +69,12 @@ class AnyDigest(str):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Path within a folder to content, of all files below it."""
+    """Map relative path to content, for all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def inspect(path: Path) -> None:
-    """`msh inspect`."""
+    """Run `msh inspect`."""
     print_folder_or_file(path, True, Console(file=io.StringIO(), width=100))
 
 
@@ -82,7 +82,7 @@ def inspect(path: Path) -> None:
 
 
 def use_network(folder: Path) -> None:
-    """inspect, evaluate, split and release."""
+    """Inspect, evaluate, split and release."""
     take_apart(folder)
     network = make_network("batch", 9)
     for task in TASKS:
@@ -94,7 +94,7 @@ def use_network(folder: Path) -> None:
 
 
 def use_earlier_network(folder: Path) -> None:
-    """The same, of a network file of an earlier format."""
+    """Inspect, evaluate, split and release a network file in an earlier format."""
     take_apart(folder)
     network = MultiSubnetwork(MLP((13,), 16, 2, norm=True))
     network.add_task("wine", head=nn.Linear(16, 3))
@@ -106,13 +106,13 @@ def use_earlier_network(folder: Path) -> None:
 
 
 def take_apart(folder: Path) -> None:
-    """inspect, split and release."""
+    """Inspect, split and release."""
     path = folder / "net.safetensors"
     state = read_state(path, "network").state
     assert mask_overlap(state) is not None
     assert used_by_task(state) is not None
     for layer in state.owners:
-        layer_picture(state, layer)
+        owner_matrix(state, layer)
     inspect(path)
     for task in state.tasks:
         split_task(path, task, folder / "part.safetensors")
@@ -120,7 +120,7 @@ def take_apart(folder: Path) -> None:
 
 
 def take_up(folder: Path) -> None:
-    """`msh merge` of a subnetwork into a network."""
+    """Merge a subnetwork into a network."""
     path = folder / "part.safetensors"
     read_state(path, "subnetwork")
     inspect(path)
@@ -128,7 +128,7 @@ def take_up(folder: Path) -> None:
 
 
 def merge_plan(folder: Path) -> None:
-    """`msh merge` of a subnetwork into a plan, and a run on the plan."""
+    """Merge a subnetwork into a plan, and read the plan as a run does."""
     base = folder / "plan.safetensors"
     plan = read_plan(base)
     inspect(base)
@@ -139,7 +139,7 @@ def merge_plan(folder: Path) -> None:
 
 
 def merge_forged_plan(folder: Path) -> None:
-    """The same, where a plan's digest is that of what it holds."""
+    """Merge into a plan whose digest always fits."""
     earlier = SimpleNamespace(sha256=lambda *_: SimpleNamespace(update=bytes, hexdigest=lambda: AnyDigest("0")))
     with patch.object(plans, "_digest", lambda plan: AnyDigest("0")), patch.object(version1, "hashlib", earlier):
         merge_plan(folder)
@@ -183,7 +183,7 @@ def plan_kinds(folder: Path) -> list[Kind]:
 
 
 def earlier_kinds(folder: Path) -> list[Kind]:
-    """Files of the formats before schema 2."""
+    """List files in the formats before schema 2."""
     found = []
     networks = {"packed": "two/network", "whole": "two/network-free-weights", "reading": "reads-some/network"}
     for form, name in networks.items():

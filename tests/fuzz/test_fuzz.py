@@ -1,4 +1,4 @@
-"""A sample of what `make fuzz` reads; and that what must not happen is seen when it does happen."""
+"""Test a sample of `make fuzz`, and that forbidden actions are detected."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fuzz.harness import Kind, fuzz, problem_of
 from fuzz.kinds import make_kinds
 
 INPUTS = 20
-"""Of each kind."""
+"""Inputs per kind."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_hostile_files_are_read_or_refused_by_name(kinds, tmp_path):
     assert refused > INPUTS * len(kinds) / 3  # damage is done
 
 
-def test_an_input_is_the_same_again(kinds):
+def test_inputs_are_reproducible(kinds):
     kind = kinds["subnetwork"]
     inputs = [kind.mutated(3, number) for number in range(INPUTS)]
     assert inputs == [kind.mutated(3, number) for number in range(INPUTS)]
@@ -93,7 +93,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
-def test_a_reader_that_does_what_it_must_not_is_found_out(read, tmp_path, monkeypatch):
+def test_a_misbehaving_reader_is_detected(read, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "SECONDS", 0.2)
     (tmp_path / "kept").touch()
     folder = tmp_path / "input"
@@ -103,7 +103,7 @@ def test_a_reader_that_does_what_it_must_not_is_found_out(read, tmp_path, monkey
     assert READERS[read] in problem_of(kind, folder)[0]
 
 
-def test_a_thread_of_before_is_not_the_readers_doing(tmp_path):
+def test_an_earlier_thread_is_not_blamed_on_the_reader(tmp_path):
     asked, done = threading.Event(), threading.Event()
 
     def background():
@@ -132,7 +132,7 @@ def test_a_thread_of_the_reader_is_watched(tmp_path):
     assert "socket.getaddrinfo" in problem_of(Kind("planted", {"file": b""}, "file", (), read), tmp_path)[0]
 
 
-def test_inputs_that_fail_are_kept(tmp_path):
+def test_failing_inputs_are_kept(tmp_path):
     outcome = fuzz(Kind("planted", {"file": b"whole"}, "file", (), refuses_other_than_whole), range(5), 0, tmp_path)
     assert outcome.failures
     number = next(iter(outcome.failures))

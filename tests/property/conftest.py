@@ -1,4 +1,4 @@
-"""Every property holds in either form: small weights are computed with as dense tensors, then as sparse ones."""
+"""Test every property in both forms: small weights as dense tensors, then as sparse ones."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from msh.subnetworks import sparse
 
 @pytest.fixture(scope="module", params=["dense", "sparse"], autouse=True)
 def form(request):
-    """The form in which weights are computed with where the library may choose."""
+    """Set the form of weights where the library may choose it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "sparse":
             patch.setattr(sparse, "SMALLEST", 1)
@@ -18,7 +18,7 @@ def form(request):
 
 @pytest.fixture(autouse=True)
 def subnormal_numbers():
-    """Compute with them as they are: hypothesis draws them, too."""
+    """Keep subnormal numbers, which hypothesis draws too."""
     torch.set_flush_denormal(False)
     yield
     torch.set_flush_denormal(True)

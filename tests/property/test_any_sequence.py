@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, owners partition the weights and nothing that was learned is forgotten."""
+"""After any sequence of operations, owners partition the weights and frozen tasks are unchanged."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,16 +8,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import PRUNABLE, copy_state, differences, make_batch, make_head, make_network, make_optimizer, train
-from msh.files.state_file import load_network, read_state, save_network
+from helpers import (
+    PRUNABLE,
+    copy_state,
+    differences,
+    load_network,
+    make_batch,
+    make_head,
+    make_network,
+    make_optimizer,
+    train,
+)
+from msh.files.state_file import read_state, save_network
 from msh.subnetworks import Allocation, CapacityError
 
 MOST = 8
-"""Tasks at a time."""
+"""Most tasks in a network."""
 
 
 class Machine:
-    """A network and what must stay true of it.
+    """A network and the facts that must stay true.
 
     Args:
         norm: of the backbone.
@@ -35,7 +45,7 @@ class Machine:
         return [task for task in self.network.tasks if self.network.subnetwork(task).phase in phases]
 
     def pick(self, choice, *phases):
-        """One of the tasks in these phases; None where there is none."""
+        """Pick a task in these phases, or None."""
         found = self.in_phase(*phases)
         return found[choice % len(found)] if found else None
 
@@ -127,7 +137,7 @@ class Machine:
                 assert not (weight == old)[mask].any()
 
     def take(self, choice):
-        """A task that was trained in another network of the same start, on weights that are free here."""
+        """Train a task in another network with the same start, on weights that are free here."""
         if len(self.network.tasks) >= MOST or self.in_phase("masked"):  # whose candidates would be taken
             return
         task, generator = self.new_name(), torch.Generator().manual_seed(choice)
@@ -176,7 +186,7 @@ class Machine:
         self.network = loaded
 
     def rebuilt(self, tasks):
-        """Another network with these tasks, that knows nothing."""
+        """Make another network with these tasks, untrained."""
         network = make_network(self.norm, 12345).train()
         for task in tasks:
             network.add_task(task, head=make_head(9))
@@ -222,7 +232,7 @@ WHOLE = st.integers(0, 11).map(lambda choice: [(name, choice) for name in LIFE])
     st.integers(0, 100),
     st.lists(st.one_of(STEP, LATER, LATER, WHOLE), min_size=8, max_size=16),
 )
-def test_any_sequence_of_operations_keeps_what_was_learned(norm, seed, steps):
+def test_any_sequence_of_operations_keeps_frozen_tasks(norm, seed, steps):
     machine = Machine(norm, seed)
     for name, choice in [step for part in steps for step in part]:
         getattr(machine, name)(choice)

@@ -1,4 +1,4 @@
-"""The masked form: what lies outside the mask never counts, and it trains as the compact form does."""
+"""The masked form ignores values outside the mask, and trains as the compact form does."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ REUSES = st.sampled_from(["none", "all", "learned"])
 @pytest.mark.parametrize("optimizer", dense_optimizers(), ids=lambda cls: cls.__name__)
 @settings(max_examples=8)
 @given(reuse=REUSES, norm=st.sampled_from(["none", "batch"]), clip=st.booleans(), seed=st.integers(0, 1000))
-def test_outside_the_mask_stand_zeros_or_what_is_read_after_any_optimizer_step(optimizer, reuse, norm, clip, seed):
+def test_values_outside_the_mask_are_zeros_or_read_weights_after_any_optimizer_step(optimizer, reuse, norm, clip, seed):
     network = make_network(norm, seed)
     learn(network, "first", seed=seed)
     network.add_task("second", head=make_head(seed), reuse=reuse)
@@ -70,7 +70,7 @@ def test_both_forms_train_to_the_same_weights(norm, reuse, seed):
     st.lists(st.tuples(st.sampled_from(["masked", "scored", "compact"]), REUSES), min_size=2, max_size=3),
     st.integers(0, 99),
 )
-def test_a_frozen_task_computes_with_its_own_weights_and_those_it_reads_only(lives, seed):
+def test_a_frozen_task_computes_only_with_owned_and_read_weights(lives, seed):
     network = make_network(seed=seed)
     for place, (form, reuse) in enumerate(lives):
         learn(network, f"task{place}", form=form, reuse=reuse, seed=seed)

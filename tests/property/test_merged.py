@@ -1,4 +1,4 @@
-"""Tasks trained apart, on weights shared out beforehand, merge exactly; what is released is gone."""
+"""Tasks trained apart on planned weights merge exactly; released values are gone."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ TASKS = ["a", "b", "c"]
 
 
 def shared_out(network, seed, tasks=TASKS):
-    """Each weight is given to one of the tasks or to none, at random: task to its allocation."""
+    """Assign each weight to a random task or none: task to its allocation."""
     generator = torch.Generator().manual_seed(seed)
     draws = {name: torch.randint(0, len(tasks) + 1, w.shape, generator=generator) for name, w in network.weights()}
     return {
@@ -27,7 +27,7 @@ def shared_out(network, seed, tasks=TASKS):
 
 
 def learn_alone(network, task, allocation, seed, optimizer=torch.optim.Adam):
-    """The task trained on its allocation, in any network that starts from the same weights."""
+    """Train a task on its allocation, in any network that starts from the same weights."""
     network.add_task(task, head=make_head(seed))
     network.begin(task, allocation)
     network.compact(task)
@@ -41,7 +41,7 @@ def numbers_in(tensors):
 
 
 def numbers_of(state, task):
-    """All that a task has learned."""
+    """Collect a task's tensors."""
     values = [state.weights[name][mask] for name, mask in state.owned(task).items()]
     return numbers_in([*values, *state.private(task).values()])
 
@@ -103,7 +103,7 @@ def test_files_split_from_a_merged_network_are_those_that_were_merged(norm, seed
 
 @settings(max_examples=6)
 @given(st.sampled_from(TASKS), st.sampled_from(["none", "batch"]), st.integers(0, 1000), st.booleans())
-def test_what_is_released_from_a_file_is_nowhere_in_it_and_nothing_else_changes(gone, norm, seed, free_weights):
+def test_a_release_leaves_no_trace_in_the_file_and_changes_nothing_else(gone, norm, seed, free_weights):
     network = make_network(norm, seed)
     initial = numbers_in(network.backbone.buffers())
     for i, task in enumerate(TASKS):

@@ -1,4 +1,4 @@
-"""A frozen task's output is bitwise the same for ever, whatever is trained later and with what."""
+"""A frozen task's outputs stay bitwise the same after any later training with any optimizer."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ REUSES = st.sampled_from(["none", "all", "learned"])
 
 
 def outputs(network, task):
-    """The task's outputs on fixed inputs: in full precision and under autocast."""
+    """Compute the task's outputs on fixed inputs, in full precision and under autocast."""
     inputs, _ = make_batch(seed=99, size=9)
     with torch.no_grad():
         exact = network(inputs, task)

@@ -1,4 +1,4 @@
-"""Releasing a task frees exactly its weights and changes nothing of any other task."""
+"""Releasing a task frees exactly its weights and changes no other task."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_new_task_in_the_released_weights_changes_no_other(gone, seed):
 
 
 @given(st.integers(0, 1000))
-def test_a_task_of_which_others_chose_to_read_nothing_can_be_released(seed):
+def test_a_task_that_no_other_reads_can_be_released(seed):
     network = make_full_house("none", seed)
     network.add_task("d", reuse="learned")
     network.begin("d")

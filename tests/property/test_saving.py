@@ -12,7 +12,7 @@ PHASES = ["new", "begun", "pruned", "compacted", "frozen"]
 
 
 def make_in_phase(phase, norm, reuse, seed):
-    """A frozen task and one in the phase that is asked for; trained a little wherever it can be."""
+    """Make a frozen task and one in the phase, trained a little where possible."""
     network = make_network(norm, seed)
     learn(network, "old", seed=seed)
     if phase == "new":
@@ -27,7 +27,7 @@ def make_in_phase(phase, norm, reuse, seed):
 
 
 def make_fresh(norm, reuse="none"):
-    """The same tasks in a network that has another start."""
+    """Make the same tasks in a network with another start."""
     network = make_network(norm, seed=12345)
     for task in ("old", "present"):
         network.add_task(task, head=make_head(9), reuse=reuse)
@@ -35,7 +35,7 @@ def make_fresh(norm, reuse="none"):
 
 
 def go_on(network, phase):
-    """Some more training: of the present task, or of one that comes after it."""
+    """Train the current task, or a later one, some more."""
     if phase == "frozen":
         network.add_task("present2", head=make_head(5), reuse="all")
     task = network.tasks[-1]
@@ -49,7 +49,7 @@ def go_on(network, phase):
 @pytest.mark.parametrize("phase", PHASES)
 @settings(max_examples=6)
 @given(reuse=st.sampled_from(["none", "all", "learned"]), seed=st.integers(0, 1000))
-def test_a_loaded_network_is_the_saved_one_and_trains_on_alike(phase, norm, reuse, seed):
+def test_a_loaded_network_equals_the_saved_one_and_trains_identically(phase, norm, reuse, seed):
     network = make_in_phase(phase, norm, reuse, seed)
     loaded = make_fresh(norm)
     loaded.load_state_dict(copy_state(network))
@@ -65,8 +65,8 @@ def test_a_loaded_network_is_the_saved_one_and_trains_on_alike(phase, norm, reus
 
 
 @pytest.mark.parametrize("reuse", ["none", "all", "learned"])
-def test_a_state_saved_right_after_an_optimizer_step_is_loaded_as_it_is(reuse):
-    """Momentum and weight decay have just moved what lies outside the mask; the state must not show it."""
+def test_a_state_saved_right_after_an_optimizer_step_loads_unchanged(reuse):
+    """Momentum and weight decay have just moved values outside the mask; the state must not show it."""
     network = make_network()
     learn(network, "old")
     network.add_task("present", head=make_head(), reuse=reuse)
@@ -81,7 +81,7 @@ def test_a_state_saved_right_after_an_optimizer_step_is_loaded_as_it_is(reuse):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_an_earlier_state_can_be_loaded_back_into_the_network_it_came_from(phase):
+def test_an_earlier_state_can_be_loaded_into_its_network(phase):
     network = make_in_phase(phase, "batch", "all", seed=4)
     saved, parameters = copy_state(network), [name for name, _ in network.named_parameters()]
     if phase == "new":

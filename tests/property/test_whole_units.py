@@ -1,4 +1,4 @@
-"""Tasks of whole units keep every promise that tasks of single weights do, and are smaller dense networks."""
+"""Tasks with whole units have every property of tasks with single weights, and are smaller dense networks."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def trace(network):
 
 
 def plan_of(graph, densities):
-    """As much of the densities as there are units for."""
+    """Scale the densities down until their units fit."""
     budgets = {f"task{i}": Budget(density=density) for i, density in enumerate(densities)}
     try:
         return plan_units(graph, budgets)
@@ -60,7 +60,7 @@ def learn(network, graph, task, wanted, optimizer=torch.optim.SGD, seed=0):
 
 
 @given(DENSITIES, NORMS, OPTIMIZERS, st.integers(0, 1000))
-def test_owners_partition_budgets_are_met_from_below_and_nothing_is_forgotten(densities, norm, optimizer, seed):
+def test_owners_partition_units_budgets_hold_and_nothing_is_forgotten(densities, norm, optimizer, seed):
     network = make_network(norm, seed).train()
     graph = trace(network)
     plan = plan_of(graph, densities)
@@ -96,7 +96,7 @@ def test_a_loaded_network_exports_the_same_bits(norm, seed):
 
 
 @given(st.sampled_from(["a", "b"]), NORMS, st.integers(0, 1000))
-def test_released_units_can_be_taken_again_and_no_other_task_changes(gone, norm, seed):
+def test_released_units_can_be_reused_and_no_other_task_changes(gone, norm, seed):
     network = make_network(norm, seed).train()
     graph, inputs = trace(network), make_batch(seed)[0]
     for task in ("a", "b"):
@@ -111,7 +111,7 @@ def test_released_units_can_be_taken_again_and_no_other_task_changes(gone, norm,
 
 @pytest.mark.parametrize("criterion", [name for name, criterion in CRITERIA.items() if not criterion.learned])
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 4), st.integers(0, 1000))
-def test_round_after_round_keeps_units_of_the_round_before(criterion, schedule, rounds, seed):
+def test_each_round_keeps_units_of_the_last_round(criterion, schedule, rounds, seed):
     network = make_network("none", seed)
     graph, wanted = trace(network), {"2.weight": 1, "6.weight": 2}
     network.add_task("a", head=nn.Linear(5, 3))

@@ -11,9 +11,9 @@ def test_a_file_may_promise_what_it_can_hold():
     check_promised(FEW, 1, "weights")
     check_promised(A_BYTE * FEW, FEW, "weights")
     check_sizes({"a": [1024, 1024], "b": [3, 1024, 1024]}, 1)
-    with pytest.raises(ValueError, match=r"it has 10 bytes, and its header promises 4194305 weights"):
+    with pytest.raises(ValueError, match=r"it has 10 bytes, and its header claims 4194305 weights"):
         check_promised(FEW + 1, 10, "weights")
-    with pytest.raises(ValueError, match=r"promises 4198400 weights"):
+    with pytest.raises(ValueError, match=r"claims 4198400 weights"):
         check_sizes({"a": [1024, 1024], "b": [3, 1024, 1024], "c": [4096]}, 1)
 
 
@@ -47,7 +47,7 @@ def test_a_header_that_is_right_is_read():
         (b"x: 0x" + b"f" * 5000, "cannot be read: Exceeds the limit"),
         (b"x: \xff", "cannot be read: 'utf-8' codec"),
         (b"x: ${", "cannot be read"),
-        (b"- a\n", "holds no settings"),
+        (b"- a\n", "has no settings"),
     ],
 )
 def test_a_config_that_is_damaged_is_refused_by_name(content, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Recipes: what they build, and what a stranger's cannot do."""
+"""Test the modules that recipes build, and the limits on a stranger's recipe."""
 
 import pytest
 import torch
@@ -43,11 +43,11 @@ OTHER += ["torch.nn.functional.linear", "torchvision.models.os", "torch.nn.Nothi
 
 
 @pytest.mark.parametrize("target", [*OTHER, ""])
-def test_other_code_is_not_called(target):
+def test_unknown_code_is_not_called(target):
     assert not is_known(target)
-    with pytest.raises(ValueError, match=r"the head is built by .*, which is not of msh, torch, .*: pass"):
+    with pytest.raises(ValueError, match=r"the head is built by .*, which is not in msh, torch, .*: pass"):
         rebuild({"_target_": target, "x": 1}, "the head", 10)
-    with pytest.raises(ValueError, match="which is not of msh"):
+    with pytest.raises(ValueError, match="which is not in msh"):
         rebuild({**LINEAR, "device": {"_target_": target}}, "the head", 10)
 
 
@@ -56,8 +56,8 @@ def test_the_callers_own_constructor_is_called():
     assert made.in_features == 3
 
 
-def test_a_module_that_its_file_cannot_account_for_is_refused_before_memory_is_taken():
-    with pytest.raises(ValueError, match=r"it would have 1,000,001,000,000 numbers, and the file holds 100"):
+def test_a_module_too_large_for_its_file_is_refused_before_allocation():
+    with pytest.raises(ValueError, match=r"it would have 1,000,001,000,000 numbers, and the file has 100"):
         rebuild({**LINEAR, "in_features": 10**6, "out_features": 10**6}, "it", 100)
 
 
@@ -67,6 +67,6 @@ def test_wrong_arguments_are_an_error_that_names_the_constructor(arguments):
         rebuild({**LINEAR, **arguments}, "the head", 100)
 
 
-def test_what_gives_no_module_is_named():
-    with pytest.raises(ValueError, match=r"collections.Counter gives a Counter, which is no torch.nn.Module"):
+def test_a_constructor_without_a_module_is_named():
+    with pytest.raises(ValueError, match=r"collections.Counter returns a Counter, which is no torch.nn.Module"):
         build({"_target_": "collections.Counter"})

@@ -1,4 +1,4 @@
-"""Writing a file in full or not at all."""
+"""Write a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment its name holds the old content or the new one, whole.
+    """Replace a file atomically: at every moment it has the whole old or the whole new content.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what the name held before is still there.
+        OSError: the disk is full or the folder cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -26,5 +26,5 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Like `write_bytes`, in UTF-8."""
+    """Replace a text file atomically, in UTF-8."""
     write_bytes(path, content.encode())

@@ -1,4 +1,4 @@
-"""Owner maps and masks in few bytes: near the entropy of their places."""
+"""Encode owner maps and masks in few bytes, near their entropy."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 LONG = 255
-"""A byte that stands for this many weights passed over and none kept."""
+"""Byte for this many weights without a True one at the end."""
 
 
 def encode_mask(mask: Tensor) -> Tensor:
-    """A mask as the gaps between its kept places, a byte each, Huffman-coded.
+    """Encode a mask as the gaps between its True indices, a byte each, Huffman-coded.
 
     Args:
         mask: bool, (*shape).
     Returns:
-        uint8, (bytes,): about 1 % more than the entropy of a random mask, at any density.
+        uint8, (bytes,): about 1 % above a random mask's entropy, at any density.
     """
-    places = np.flatnonzero(mask.detach().cpu().numpy().reshape(-1))
-    gaps = np.diff(places, prepend=-1) - 1
+    index = np.flatnonzero(mask.detach().cpu().numpy().reshape(-1))  # (k,)
+    gaps = np.diff(index, prepend=-1) - 1  # (k,)
     ends = np.cumsum(gaps // LONG + 1)
     coded = np.full(int(ends[-1]) if len(ends) else 0, LONG, dtype=np.uint8)
     coded[ends - 1] = gaps % LONG
@@ -35,45 +35,45 @@ def decode_mask(data: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         data: uint8, (bytes,).
-        shape: of the mask.
+        shape: the mask's.
     Returns:
         bool, (*shape).
     Raises:
-        ValueError: the bytes are damaged, or are of a larger mask.
+        ValueError: the bytes are damaged, or encode a larger mask.
     """
     size = prod(shape)
     coded = _unpacked(data, size)
-    kept = coded < LONG
-    places = np.cumsum(coded, dtype=np.int64)[kept] + np.arange(int(kept.sum()))
-    if len(places) and places[-1] >= size:
-        raise ValueError(f"a mask of {size} weights keeps place {places[-1]}")
+    ends = coded < LONG  # the bytes that end a gap
+    index = np.cumsum(coded, dtype=np.int64)[ends] + np.arange(int(ends.sum()))  # (k,)
+    if len(index) and index[-1] >= size:
+        raise ValueError(f"a mask of {size} weights has index {index[-1]}")
     mask = np.zeros(size, dtype=bool)
-    mask[places] = True
+    mask[index] = True
     return torch.from_numpy(mask).view(tuple(shape))
 
 
 def encode_owners(owners: Tensor) -> Tensor:
-    """Owner ids, Huffman-coded byte by byte, of wide ids all the low bytes first: uint8, (bytes,)."""
+    """Encode owner ids byte by byte with Huffman codes, all ids' low bytes first: uint8, (bytes,)."""
     coded = owners.detach().cpu().contiguous().numpy().reshape(-1, 1).view(np.uint8)
     return _packed(np.ascontiguousarray(coded.T).reshape(-1))
 
 
 def decode_owners(data: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Undo `encode_owners`: ids of a type, (*shape).
+    """Undo `encode_owners`: ids (*shape) with a dtype.
 
     Raises:
-        ValueError: the bytes are damaged, or are not of this shape and type.
+        ValueError: the bytes are damaged, or encode another shape or type.
     """
     size = prod(shape) * dtype.itemsize
     coded = _unpacked(data, size)
     if coded.size != size:
-        raise ValueError(f"owner maps of shape {list(shape)} take {size} bytes; {coded.size} are there")
+        raise ValueError(f"owner maps of shape {list(shape)} take {size} bytes, got {coded.size}")
     planes = coded.reshape(dtype.itemsize, prod(shape))
     return torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1)).view(dtype).view(tuple(shape))
 
 
 def _packed(coded: np.ndarray) -> Tensor:
-    """The smaller of two codes: for places at random, and for whole runs of them."""
+    """Compress with the better of two codes: for random values, and for long runs."""
     packed = []
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE):
         packer = zlib.compressobj(9, strategy=strategy)

@@ -1,43 +1,40 @@
-"""Network files made of files: tasks merged into them, released from them, split from them."""
+"""Merge tasks into a network file, release them from it, and split them from it."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from msh.errors import suggestion
-from msh.files.plans import notes_for_tasks, read_plan
-from msh.files.state_file import StateFile, check_kind, kind_of, read_metadata, read_state, task_names
+from msh.files.plans import check_plan, notes_for_tasks
+from msh.files.state_file import StateFile, read_state, task_names
 from msh.subnetworks import NetworkState
 
 
 def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: bool = False) -> list[str]:
-    """Put tasks that were trained apart into one network file.
+    """Merge tasks that were trained apart into one network file.
 
     Args:
-        base: a plan, whose tasks the files hold; or a network file, which takes up the files' tasks.
+        base: a plan with the files' tasks; or a network file, to which the tasks are added.
         files: subnetwork files, in any order.
-        out: the network file; written only if nothing is wrong.
+        out: the network file; written only after every check.
         allow_missing: leave out tasks of the plan that no file holds; the weights planned for them are free.
     Returns:
         The network's tasks, in order.
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another plan or of another backbone; a task is missing or there twice; or two
+        ValueError: a file is damaged, or has another plan or backbone; a task is missing or there twice; or two tasks
             own the same weights.
     """
-    tasks = _tasks_of(files)
-    kind = kind_of(read_metadata(base))
-    if kind not in ("plan", "network"):
-        raise ValueError(f"{base} must be a plan or a network file, got {kind or 'a file of another format'}")
-    network = read_plan(base) if kind == "plan" else read_state(base, "network")
+    tasks = [(path, _task_in(path)) for path in files]
+    network = read_state(base, "plan", "network")
     state, notes = network.state, network.notes
-    if kind == "plan":
+    if network.kind == "plan":
+        check_plan(base, network)
         notes = notes_for_tasks(network)
-        _check_complete(base, state, tasks, allow_missing)
-    state.take(_parts(tasks, base, notes, planned=kind == "plan"), state.next_ids(tasks.values()))
+        _check_complete(base, list(state.tasks), tasks, allow_missing)
+    state.take(_parts(tasks, base, network), state.next_ids(task for _, task in tasks))
     for missing in [task for task, entry in state.tasks.items() if entry.phase == "planned"]:
         state.release(missing)
     replace(network, kind="network", notes=notes).write(out)
@@ -45,12 +42,8 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
 
 
 def release_task(path: Path, task: str, out: Path) -> None:
-    """Write a network file without one of its tasks, whose weights become free: nothing of their values is in it.
+    """Copy a network file to `out`, which may be `path`, without a task: its weights become free and lose their values.
 
-    Args:
-        path: of the network file.
-        task: the one that is released.
-        out: the file that is written; it may be the same.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a network file, has no such task, or other tasks read this one's weights.
@@ -61,12 +54,8 @@ def release_task(path: Path, task: str, out: Path) -> None:
 
 
 def split_task(path: Path, task: str, out: Path) -> None:
-    """Write one task of a network file into a subnetwork file of its own.
+    """Copy a frozen task from a network file to a subnetwork file, `out`.
 
-    Args:
-        path: of the network file, which stays as it is.
-        task: a frozen one.
-        out: the file that is written.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a network file, has no such task, or the task is not frozen.
@@ -75,32 +64,19 @@ def split_task(path: Path, task: str, out: Path) -> None:
     StateFile(file.state.only(task), "subnetwork", file.notes).write(out)
 
 
-def _tasks_of(files: Sequence[Path]) -> dict[Path, str]:
-    """Subnetwork file to its task, from metadata alone."""
-    found: dict[Path, str] = {}
-    holders: dict[str, list[str]] = defaultdict(list)
-    for path in files:
-        metadata = read_metadata(path)
-        check_kind(metadata, path, "subnetwork")
-        names = task_names(metadata, path)
-        if len(names) != 1:
-            raise ValueError(f"{path} is damaged: a subnetwork file has one task, and it names {len(names)}")
-        found[path] = names[0]
-        holders[names[0]].append(str(path))
-    for task, named in holders.items():
-        if len(named) > 1:
-            raise ValueError(f"task {task!r} is there more than once: in {', '.join(named)}")
-    return found
+def _task_in(path: Path) -> str:
+    names = task_names(path, "subnetwork")
+    if len(names) != 1:
+        raise ValueError(f"{path} is damaged: a subnetwork file has one task, and it names {len(names)}")
+    return names[0]
 
 
-def _check_complete(base: Path, plan: NetworkState, tasks: Mapping[Path, str], allow_missing: bool) -> None:
-    for path, task in tasks.items():
-        if task not in plan.tasks:
-            raise ValueError(
-                f"{path} holds task {task!r}, which is not in the plan {base}: {', '.join(plan.tasks)}"
-                f"{suggestion(task, plan.tasks)}"
-            )
-    missing = [task for task in plan.tasks if task not in tasks.values()]
+def _check_complete(base: Path, planned: Sequence[str], tasks: Sequence[tuple[Path, str]], allow_missing: bool) -> None:
+    for path, task in tasks:
+        if task not in planned:
+            hint = suggestion(task, planned)
+            raise ValueError(f"{path}: task {task!r} is not in the plan {base}: {', '.join(planned)}{hint}")
+    missing = sorted(set(planned) - {task for _, task in tasks}, key=planned.index)
     if missing and not allow_missing:
         raise ValueError(
             f"no file holds {', '.join(map(repr, missing))} of the plan {base}: name the files, or leave these tasks "
@@ -108,15 +84,13 @@ def _check_complete(base: Path, plan: NetworkState, tasks: Mapping[Path, str], a
         )
 
 
-def _parts(
-    tasks: Mapping[Path, str], base: Path, notes: Mapping[str, str], planned: bool
-) -> Iterator[tuple[str, NetworkState]]:
-    """(file, its state) of subnetwork files of the same plan that start from the same weights, read one by one."""
-    for path, task in tasks.items():
+def _parts(tasks: Sequence[tuple[Path, str]], base: Path, network: StateFile) -> Iterator[tuple[str, NetworkState]]:
+    """Read (file, its state) of subnetwork files, one by one; raise where the plan or initial weights differ."""
+    for path, task in tasks:
         file = read_state(path, "subnetwork")
-        if planned and file.notes.get("plan") != notes["plan"]:
+        if network.kind == "plan" and file.notes.get("plan") != network.notes["plan"]:
             raise ValueError(f"{path}: task {task!r} was not trained on the plan {base}")
-        if file.notes.get("start") != notes.get("start"):
+        if file.notes.get("start") != network.notes.get("start"):
             raise ValueError(
                 f"{path}: task {task!r} was trained from a different backbone or initialization than {base}"
             )

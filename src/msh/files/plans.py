@@ -1,4 +1,4 @@
-"""Plan files: which task will own which weight, fixed for all tasks before any of them is trained."""
+"""Write and read plan files, which fix the weights that each task will own before any task is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from msh.subnetworks.tensors import raw_bytes
 
 
 def start_of(network: MultiSubnetwork) -> str:
-    """SHA-256 of a backbone's tensors; of a network without tasks it tells which weights it starts from."""
+    """SHA-256 of a backbone's tensors: before a network has tasks, it identifies the initial weights."""
     sha = hashlib.sha256()
     for name, tensor in network.backbone.named_buffers():
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -25,23 +25,15 @@ def start_of(network: MultiSubnetwork) -> str:
 
 
 def notes_of(start: str, input_shape: Sequence[int]) -> dict[str, str]:
-    """Write the notes that tie a file to its backbone.
-
-    Args:
-        start: `start_of` its network.
-        input_shape: of the backbone.
-    """
+    """Write the notes that tie a file to its backbone: `start_of` the network, and the backbone's input shape."""
     return {"start": start, "input_shape": json.dumps(list(input_shape))}
 
 
 def input_shape_in(notes: Mapping[str, str], path: Path) -> tuple[int, ...]:
-    """The input shape that `notes_of` wrote.
+    """Read the input shape that `notes_of` wrote.
 
-    Args:
-        notes: of a file.
-        path: of the file, for the message.
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged; the message names the path.
     """
     with damages(path):
         return tuple(parsed(notes, "input_shape", list[Size]))
@@ -50,14 +42,14 @@ def input_shape_in(notes: Mapping[str, str], path: Path) -> tuple[int, ...]:
 def make_plan_file(
     state: NetworkState, settings: Mapping[str, Any], input_shape: Sequence[int], start: str
 ) -> StateFile:
-    """A plan: a state whose tasks are planned, without values.
+    """Make a plan: planned tasks with owners and norms, which take bits, not bytes, per weight.
 
-    The initial weights are not in it, as they follow from the settings; it has their digest. So a plan takes bits, not
-    bytes, per weight. Its note "plan" is a digest that names it.
+    The initial weights follow from the settings, so the plan has their digest only. Its note "plan" is a digest that
+    identifies it.
 
     Args:
         state: from `NetworkState.planned`.
-        settings: those that decided the allocation, as JSON has them.
+        settings: the ones that decided the allocation, as JSON has them.
         input_shape: of the backbone.
         start: `start_of` the network before it had tasks.
     """
@@ -66,10 +58,10 @@ def make_plan_file(
 
 
 def _digest(plan: StateFile) -> str:
-    notes = {key: value for key, value in plan.notes.items() if key != "plan"}
-    header = [plan.state.describe(), notes, plan.state.tied, {n: list(o.shape) for n, o in plan.state.owners.items()}]
+    state, notes = plan.state, {key: value for key, value in plan.notes.items() if key != "plan"}
+    header = [state.describe(), notes, state.tied, {name: list(owners.shape) for name, owners in state.owners.items()}]
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for tensors in (plan.state.owners, plan.state.norms, plan.state.defaults):
+    for tensors in (state.owners, state.norms, state.defaults):
         for name in sorted(tensors):
             sha.update(name.encode())
             sha.update(raw_bytes(tensors[name]))
@@ -84,23 +76,31 @@ def read_plan(path: Path) -> StateFile:
         ValueError: it is damaged, or not a plan file.
     """
     plan = read_state(path, "plan")
+    check_plan(path, plan)
+    return plan
+
+
+def check_plan(path: Path, plan: StateFile) -> None:
+    """Raise unless a plan file is complete and has its digest.
+
+    Raises:
+        ValueError: it is damaged; the message names the path.
+    """
     with damages(path):
         if any(entry.phase != "planned" for entry in plan.state.tasks.values()):
             raise ValueError("it has tasks that are not planned")
         settings_of(plan)
-        for key in ("start", "plan"):
-            if key not in plan.notes:
-                raise ValueError(f"it has no note {key!r}")
+        if missing := [key for key in ("start", "plan") if key not in plan.notes]:
+            raise ValueError(f"it has no note {missing[0]!r}")
         if plan.version > 1 and _digest(plan) != plan.notes["plan"]:
-            raise ValueError("its digest is not that of what it holds")
+            raise ValueError("its content does not have its digest")
     input_shape_in(plan.notes, path)
-    return plan
 
 
 def settings_of(plan: StateFile) -> dict[str, Any]:
-    """The settings that decided a plan's allocation."""
-    found: dict[str, Any] = parsed(plan.notes, "settings", dict[str, Any])
-    return found
+    """Read the settings that decided a plan's allocation."""
+    settings: dict[str, Any] = parsed(plan.notes, "settings", dict[str, Any])
+    return settings
 
 
 def notes_for_tasks(plan: StateFile) -> dict[str, str]:

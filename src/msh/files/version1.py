@@ -1,10 +1,9 @@
-"""Reader of the file formats before schema 2: a format each for networks, subnetworks and plans."""
+"""Read the file formats before schema 2: one format each for networks, subnetworks and plans."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,19 +13,11 @@ from torch import Tensor
 
 from msh.checked import parsed
 from msh.files.codec import decode_mask, decode_owners
-from msh.files.state_file import Kind, Shapes, Size, StateFile, check_sizes, unpacked
+from msh.files.state_file import KIND_OF_FORMAT, Shapes, Size, StateFile, check_sizes, unpacked
 from msh.subnetworks import FREE, NetworkState, TaskState
-from msh.subnetworks.state import EXTRA_STATE
-from msh.subnetworks.tensors import bag_key, name_of_key, pack_bits, raw_bytes
+from msh.subnetworks.state import EXTRA_STATE, read_tasks
+from msh.subnetworks.tensors import bag_key, pack_bits, raw_bytes
 
-KIND_OF_FORMAT: dict[str, Kind] = {
-    "msh-network-1": "network",
-    "msh-subnetwork-2": "subnetwork",  # of tasks that read all weights of the tasks that they read
-    "msh-subnetwork-3": "subnetwork",
-    "msh-plan-1": "plan",
-}
-READING = re.compile(r"subnetworks\.[^.]+\.reading\.(.+)")
-"""Key of the mask of what a task reads, in a network file."""
 NETWORK_HEADER = ("format", "state", "shapes", "tied", "free_weights")
 SUBNETWORK_HEADER = ("format", "task", "shapes", "reads", "digest")
 PLAN_HEADER = {
@@ -44,9 +35,9 @@ def read_version_1(tensors: dict[str, Tensor], metadata: Mapping[str, str], size
     """Read a file of an earlier format.
 
     Args:
-        tensors: of the file, by key.
-        metadata: of the file.
-        size: of the file, in bytes.
+        tensors: the file's, by key.
+        metadata: the file's header.
+        size: bytes of the file.
     Raises:
         ValueError, KeyError: it is damaged.
     """
@@ -58,16 +49,28 @@ def read_version_1(tensors: dict[str, Tensor], metadata: Mapping[str, str], size
 
 def _network(tensors: dict[str, Tensor], metadata: Mapping[str, str], shapes: dict[str, list[int]]) -> StateFile:
     free_weights: bool = parsed(metadata, "free_weights", bool)
-    if not free_weights:
-        for name, shape in shapes.items():
-            key = f"owners.{bag_key(name)}"
-            owners = tensors[key] = decode_owners(tensors[key], shape, tensors.pop(f"owner type.{name}").dtype)
-            tensors[f"backbone.{name}"] = unpacked(tensors.pop(f"owned.{name}"), owners != FREE, name)
-        for key in [key for key in tensors if READING.fullmatch(key)]:
-            name = name_of_key(key.partition(".reading.")[2])
-            tensors[key] = pack_bits(decode_mask(tensors[key], shapes[name]))
+    weights, owners = {}, {}
+    for name, shape in shapes.items():
+        owners[name] = tensors[f"owners.{bag_key(name)}"]
+        if free_weights:
+            weights[name] = tensors[f"backbone.{name}"]
+        else:
+            owners[name] = decode_owners(owners[name], shape, tensors[f"owner type.{name}"].dtype)
+            weights[name] = unpacked(tensors[f"owned.{name}"], owners[name] != FREE, name)
+    tasks, active = read_tasks({**tensors, EXTRA_STATE: metadata["state"]})
+    for entry in tasks.values() if not free_weights else ():
+        entry.reading = {name: pack_bits(decode_mask(data, shapes[name])) for name, data in entry.reading.items()}
     tied = parsed(metadata, "tied", dict[str, str])
-    state = NetworkState.from_state_dict({**tensors, EXTRA_STATE: metadata["state"]}, list(shapes), tied)
+    backbone = {key.removeprefix("backbone."): t for key, t in tensors.items() if key.startswith("backbone.")}
+    state = NetworkState(
+        weights,
+        owners,
+        norms={name: tensors[f"initial_norms.{bag_key(name)}"] for name in shapes},
+        defaults={name: tensor for name, tensor in backbone.items() if name not in shapes and name not in tied},
+        tasks=tasks,
+        active=active,
+        tied=tied,
+    )
     notes = {key: value for key, value in metadata.items() if key not in NETWORK_HEADER}
     return StateFile(state, "network", notes, free_weights)
 
@@ -100,7 +103,7 @@ def _plan(tensors: dict[str, Tensor], metadata: Mapping[str, str], shapes: dict[
     for tensor in (*owners.values(), *(tensors[key] for key in sorted(tensors))):
         sha.update(raw_bytes(tensor))
     if sha.hexdigest() != metadata["digest"]:
-        raise ValueError("its digest is not that of what it holds")
+        raise ValueError("its content does not have its digest")
     state = NetworkState(
         weights=weights,
         owners=owners,

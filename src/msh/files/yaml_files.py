@@ -1,4 +1,4 @@
-"""YAML files of run folders: configs and overrides that Hydra wrote."""
+"""Read the configs and overrides that Hydra wrote into run folders."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 DAMAGES = (OSError, ValueError, TypeError, AttributeError, RecursionError)
-"""What reading damaged YAML ends in, beside errors of the libraries' own."""
+"""Errors from damaged YAML, besides the libraries' own types."""
 
 
 def read_config(path: Path) -> DictConfig:
-    """The composed config of a run, interpolations as they are written.
+    """Read the composed config of a run, without resolving interpolations.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds no settings.
+        ValueError: it is damaged, or has no settings.
     """
     config = _read(path)
     if not isinstance(config, DictConfig):
-        raise ValueError(f"{path} holds no settings")
+        raise ValueError(f"{path} has no settings")
     return config
 
 
 def read_overrides(path: Path) -> list[str]:
-    """The overrides that a run was started with.
+    """Read the overrides that a run was started with.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds something else.
+        ValueError: it is damaged, or not a list of overrides.
     """
     overrides = OmegaConf.to_container(_read(path), resolve=False)
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
@@ -45,10 +45,10 @@ def _read(path: Path) -> DictConfig | ListConfig:
     try:
         text = path.read_text(encoding="utf-8")
         for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for more than memory holds
+            if isinstance(event, yaml.AliasEvent):  # a few lines of aliases can expand beyond memory
                 raise ValueError(f"line {event.start_mark.line + 1} has a YAML alias, which Hydra never writes")
         config = OmegaConf.load(io.StringIO(text))
-        str(OmegaConf.to_container(config, resolve=False))  # raises where a number is longer than Python writes out
+        str(OmegaConf.to_container(config, resolve=False))  # raises if a number has more digits than Python prints
         return config
     except (*DAMAGES, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""A task of whole units as a network of its own: smaller, dense, with nothing of other tasks."""
+"""Export a task of whole units as a smaller dense network without other tasks."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from msh.subnetworks.views import cast_type
 def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -> TaskNetwork:
     """Copy a task that was allocated in whole units into a smaller dense network, in evaluation mode.
 
-    Its outputs are those of the task in evaluation mode, but for the rounding of sums. Units that were not kept
-    still have a bias of their own, so that the last layer's are constant features: the head's bias takes them up.
-    Weights of two-dimensional convolutions lie in memory with the channels last: pooling and narrow layers, which are
-    what is left to compute, are several times as fast so.
+    Its outputs equal the task's in evaluation mode up to rounding. Units that were not kept still have a bias, so that
+    the last layer has constant features: the head's bias absorbs them. Weights of two-dimensional convolutions have
+    channels-last memory: pooling and narrow layers, which dominate here, are several times as fast.
 
     Args:
-        network: that holds the task; nothing of it changes.
+        network: holds the task; not changed.
         task: a compact or frozen one, with a linear head.
         example: (batch, *input shape) of the backbone; zeros of its `input_shape` when None.
     Raises:
-        ValueError: the task is in another phase, reads other tasks' weights, was not allocated in whole units, or has
-            another kind of head; or the backbone's units are not known.
+        ValueError: the task has another phase or kind of head, reads other tasks' weights, or was not allocated in
+            whole units; or the backbone's units are not known.
     """
     sub = network.subnetwork(task)
     if sub.phase not in ("compact", "frozen"):
         raise ValueError(f"task {task!r} is {sub.phase}: only a compact or frozen task is exported")
     if sub.reads:
-        raise ValueError(f"task {task!r} reads other tasks' weights: it is no smaller network of its own")
+        raise ValueError(f"task {task!r} reads other tasks' weights: it cannot be exported alone")
     if type(sub.head) is not nn.Linear:
         raise ValueError(f"task {task!r} has a head of type {type(sub.head).__name__}: only a Linear one is exported")
     masks = network.masks(task)
@@ -47,7 +46,7 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     constants = _constants(network, task, graph, example_inputs(network, example))
     memo: dict[int, object] = {}
     backbone = copy.deepcopy(network.backbone)
-    for name, tensor in _kept_tensors(network, task, graph, units).items():
+    for name, tensor in _sliced_tensors(network, task, graph, units).items():
         copied = tensor.detach().clone()
         where, _, leaf = name.rpartition(".")
         put_tensor(
@@ -57,14 +56,14 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
         _resize(backbone.get_submodule(where))
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
-    kept = columns(graph.output, units, len(constants), constants.device)
-    head, dtype = _sliced_head(sub.head, kept, constants), cast_type(weight for _, weight in network.weights())
+    features = columns(graph.output, units, len(constants), constants.device)
+    head, dtype = _sliced_head(sub.head, features, constants), cast_type(weight for _, weight in network.weights())
     smaller = TaskNetwork(task, stem, backbone, head, frozen=False, cast=dtype).eval()
     return smaller.to(memory_format=torch.channels_last)
 
 
 def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: Tensor) -> Tensor:
-    """(features,): what units that the task does not keep give, from biases and normalisation alone."""
+    """Compute the features of units that the task does not keep, from biases and normalisation alone: (features,)."""
     nothing = {name: weight.new_zeros(()).expand(weight.shape) for name, weight in network.weights()}
     tensors = {**nothing, **dict(network.subnetwork(task).private.items())}
     with evaluating(network.backbone):
@@ -72,28 +71,30 @@ def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: T
     return features[0]
 
 
-def _kept_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, units: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The task's weights, biases and normalisation, of its own units only, under the backbone's names."""
+def _sliced_tensors(
+    network: MultiSubnetwork, task: str, graph: UnitGraph, units: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Slice the task's weights, biases and normalisation to its units, under the backbone's names."""
     sub, masks = network.subnetwork(task), network.masks(task)
-    found, places = {}, {}
+    tensors, rows = {}, {}
     for name, weight in network.weights():
         layer = graph.layers[name]
         own = sub.values[name] if sub.phase == "compact" else weight[masks[name]]
-        found[name] = own.view(int(units[name].sum()), -1, *layer.shape[2:])  # row by row, as masks go
-        places[layer.module] = units[name]
+        tensors[name] = own.view(int(units[name].sum()), -1, *layer.shape[2:])  # masks go row by row
+        rows[layer.module] = units[name]
     for where, passed in graph.norms.items():
-        places[where] = columns(passed, units, 0, next(iter(units.values())).device)
+        rows[where] = columns(passed, units, 0, next(iter(units.values())).device)
     for key, tensor in network.view(task).private(task).items():
         kind, _, name = key.partition(".")
         where = name.rpartition(".")[0]
         if kind != "private":
             continue
-        found[name] = tensor[places[where]] if where in places and tensor.dim() else tensor
-    return found
+        tensors[name] = tensor[rows[where]] if where in rows and tensor.dim() else tensor
+    return tensors
 
 
 def _resize(module: nn.Module) -> None:
-    """Let a module's own account of its sizes be that of its tensors."""
+    """Set a module's size attributes from its tensors."""
     if isinstance(module, BatchNormBase):
         tensors = [tensor for tensor in (module.weight, module.running_mean) if tensor is not None]
         module.num_features = len(tensors[0]) if tensors else module.num_features
@@ -104,10 +105,10 @@ def _resize(module: nn.Module) -> None:
         module.out_channels, module.in_channels = module.weight.shape[:2]
 
 
-def _sliced_head(head: nn.Linear, kept: Tensor, constants: Tensor) -> nn.Linear:
-    """The head on the features kept; its bias takes up what the others add."""
-    smaller = nn.Linear(int(kept.sum()), head.out_features, device=head.weight.device, dtype=head.weight.dtype)
-    smaller.weight.copy_(head.weight[:, kept])
-    added = head.weight[:, ~kept] @ constants[~kept].to(head.weight)
+def _sliced_head(head: nn.Linear, features: Tensor, constants: Tensor) -> nn.Linear:
+    """Slice the head to the marked features (features,); its bias absorbs the constants of the others."""
+    smaller = nn.Linear(int(features.sum()), head.out_features, device=head.weight.device, dtype=head.weight.dtype)
+    smaller.weight.copy_(head.weight[:, features])
+    added = head.weight[:, ~features] @ constants[~features].to(head.weight)  # (outputs,)
     smaller.bias.copy_(added if head.bias is None else head.bias + added)
     return smaller

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from bokeh.models import ColumnDataSource, LinearColorMapper, NumeralTickFormatt
 
 from msh.report.plots import Plot, append, height_for, name_places, new_figure, plain_grid, write
 from msh.runs.groups import Group, grouped, in_groups
-from msh.runs.ownership import layer_picture, mask_overlap, used_by_task
+from msh.runs.ownership import mask_overlap, owner_matrix, used_by_task
 from msh.runs.results import Results
 from msh.runs.words import counted, listed, number, share
 from msh.subnetworks import Capacity, NetworkState
@@ -229,17 +230,17 @@ def owner_maps(ownership: NetworkState, colours: Mapping[str, str]) -> tuple[Plo
     most = min(MAP_CELLS, ALL_MAP_CELLS // len(ownership.owners))
     maps: list[dict[str, Any]] = []
     for layer in ownership.capacity():
-        picture = layer_picture(ownership, layer.name, most)
-        shown = picture.ids.shape
-        cells = places[picture.ids.numpy()].astype(dtype)
+        ids = owner_matrix(ownership, layer.name, most)
+        shown, size = ids.shape, (layer.shape[0], math.prod(layer.shape[1:]))  # (rows, columns)
+        cells = places[ids.numpy()].astype(dtype)
         caption = _said_of([layer])
-        if not picture.whole:
-            caption += f" Shown are {shown[0]:,} of {picture.rows:,} rows and {shown[1]:,} of {picture.columns:,}"
+        if shown != size:
+            caption += f" Shown are {shown[0]:,} of {size[0]:,} rows and {shown[1]:,} of {size[1]:,}"
             caption += " columns, evenly spaced: every cell is one weight."
         maps.append(
             {
                 "name": f"{layer.name} ({' × '.join(map(str, layer.shape))})",
-                "size": [picture.rows, picture.columns],
+                "size": list(size),
                 "shape": list(shown),
                 "cells": base64.b64encode(zlib.compress(cells.tobytes(), 9)).decode(),
                 "caption": caption,

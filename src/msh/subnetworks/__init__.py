@@ -1,4 +1,4 @@
-"""The core: which task owns which weight. Needs torch, and neither Lightning nor Hydra."""
+"""Assign weights to tasks, train and prune them, and compute with them; needs torch, not Lightning or Hydra."""
 
 from msh.subnetworks.allocation import (
     FREE,

@@ -1,4 +1,4 @@
-"""Who may own which weight: exact selection, budgets, and the account of what is free."""
+"""Select exactly k weights by score, and turn budgets into numbers of weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from msh.errors import one_of
+from msh.errors import invalid, one_of
 
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
 
 Scope = Literal["tensor", "erk", "epl", "network"]
 LAYERED: tuple[Scope, ...] = ("erk", "epl")
-"""Scopes that fix how many weights each tensor gives, small ones a larger share than large ones."""
+"""Scopes that fix a number of weights per tensor: small tensors give a larger share than large ones."""
 
 
 def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:
@@ -26,8 +26,8 @@ def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tens
 
     Args:
         scores: (*shape), higher is kept; unitless.
-        k: number kept, 0 <= k <= number of candidates.
-        candidates: bool, (*shape); only these can be kept. All of them when None.
+        k: number kept, 0 <= k <= candidates.
+        candidates: bool, (*shape); only these can be kept. All weights when None.
     Returns:
         bool, (*shape), exactly k True, a subset of the candidates; ties go to the lower flat index.
     Raises:
@@ -44,12 +44,12 @@ def top_k_masks(
     """Keep the k highest-scoring weights over several tensors together.
 
     Args:
-        scores: tensor name to scores of any shape, higher is kept; unitless.
-        k: number kept over all tensors, 0 <= k <= number of candidates.
-        candidates: tensor name to bool of the same shape; only these can be kept.
+        scores: tensor name to (*shape), higher is kept; unitless.
+        k: number kept over all tensors, 0 <= k <= candidates.
+        candidates: tensor name to bool (*shape); only these can be kept.
     Returns:
-        Tensor name to bool of the same shape, exactly k True in all; ties go to the earlier tensor,
-        then to the lower flat index.
+        Tensor name to bool (*shape), exactly k True in all; ties go to the earlier tensor, then to the lower flat
+        index.
     Raises:
         ValueError: k is out of range, shapes differ, or a candidate's score is NaN.
     """
@@ -65,7 +65,7 @@ def top_k_masks(
         allowed = torch.cat([candidates[name].reshape(-1) for name in scores])
     ranked = flat if allowed is None else flat.masked_select(allowed)
     if not 0 <= k <= ranked.numel():
-        raise ValueError(f"k = {k} is out of range: there are {ranked.numel()} candidates")
+        raise invalid("k", f"in [0, {ranked.numel()}], the number of candidates", k)
     if ranked.isnan().any():
         raise ValueError(f"{int(ranked.isnan().sum())} scores are NaN")
     chosen = torch.zeros_like(flat, dtype=torch.bool)
@@ -85,13 +85,13 @@ def choose(
     """Keep the highest scores among the candidates, over all tensors together or in each.
 
     Args:
-        scores: tensor name to scores of any shape, higher is kept; unitless.
+        scores: tensor name to (*shape), higher is kept; unitless.
         kept: tensor name to the number kept there, or {"": number over all tensors}.
-        candidates: tensor name to bool of the same shape; only these can be kept.
+        candidates: tensor name to bool (*shape); only these can be kept.
     Returns:
-        Tensor name to bool of the same shape.
+        Tensor name to bool (*shape).
     Raises:
-        ValueError: more is to be kept than there are candidates, or a candidate's score is NaN.
+        ValueError: a number kept exceeds the candidates, or a candidate's score is NaN.
     """
     if "" in kept:
         return top_k_masks(scores, kept[""], candidates)
@@ -101,11 +101,11 @@ def choose(
 def choose_at_most(
     scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """`choose` as many weights as are wanted, or as there are candidates; scores that are NaN count as 0."""
-    there = {name: int(mask.sum()) for name, mask in candidates.items()}
-    there[""] = sum(there.values())
+    """Like `choose`, but keep all candidates where these are fewer; a score that is NaN counts as 0."""
+    counts = {name: int(mask.sum()) for name, mask in candidates.items()}
+    counts[""] = sum(counts.values())
     finite = {name: scores[name].detach().nan_to_num(0.0) for name in candidates}
-    return choose(finite, {name: min(count, there[name]) for name, count in kept.items()}, candidates)
+    return choose(finite, {name: min(k, counts[name]) for name, k in kept.items()}, candidates)
 
 
 @dataclass(frozen=True)
@@ -122,26 +122,23 @@ class Allocation:
 
 
 class CapacityError(ValueError):
-    """A task asks for more weights than are free, or would get none."""
+    """A task asks for more weights than are free, or would get no weight."""
 
 
 class EmptyLayerError(CapacityError):
-    """A task would have no weight of a layer."""
+    """A task would have no weight in a layer."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many weights a task may keep.
-
-    Exactly one of the three is given.
+    """Number of weights a task may keep: either `density`, `weights` or `share`.
 
     Attributes:
         density: kept share of the prunable weights, in (0, 1].
-        weights: kept number of weights over the whole network, at least 1.
-        share: "equal": an equal part of what is free among this task and those still to come.
-        scope: "tensor" gives every prunable tensor the same share; "erk" and "epl" small tensors a larger one than
-            large ones (see `layer_counts`; not with `share`); "network" lets the scores decide how many each tensor
-            gets.
+        weights: kept number of weights over the whole network, >= 1.
+        share: "equal" divides the free weights equally among this task and the later ones.
+        scope: "tensor" keeps the same share of every prunable tensor; "erk" and "epl" keep a larger share of small
+            tensors (see `layer_counts`; not with `share`); "network" lets the scores decide between tensors.
     """
 
     density: float | None = None
@@ -150,18 +147,18 @@ class Budget:
     scope: Scope = "tensor"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("density", "weights", "share") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a budget needs exactly one of density, weights, share; got {given or 'none'}")
+        keys = [key for key in ("density", "weights", "share") if getattr(self, key) is not None]
+        if len(keys) != 1:
+            raise ValueError(f"a budget needs exactly one of density, weights, share; got {keys or 'none'}")
         if self.density is not None and not 0.0 < self.density <= 1.0:
-            raise ValueError(f"density = {self.density} is not allowed: it is the kept share of weights, in (0, 1]")
+            raise invalid("density", "in (0, 1]", self.density)
         if self.weights is not None and self.weights < 1:
-            raise ValueError(f"weights = {self.weights} is not allowed: it is a number of weights, at least 1")
-        if self.share not in (None, "equal"):
-            raise ValueError(f"share = {self.share!r} is not allowed: only 'equal' is")
+            raise invalid("weights", ">= 1", self.weights)
+        if self.share is not None:
+            one_of("share", self.share, ["equal"])
         one_of("scope", self.scope, get_args(Scope))
         if self.scope in LAYERED and self.share is not None:
-            raise ValueError(f"scope = {self.scope!r} is not allowed with share: give a density or a number of weights")
+            raise ValueError(f"scope {self.scope!r} cannot be combined with share: pass density or weights")
 
     def counts(
         self,
@@ -170,19 +167,19 @@ class Budget:
         tasks_left: int = 1,
         shapes: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, int]:
-        """Weights to keep in each tensor, or in all, under the key "" (scope "network").
+        """Count the weights to keep in each tensor, or (scope "network") in all tensors, under the key "".
 
         Args:
-            sizes: tensor name to its number of weights.
-            free: tensor name to its number of free weights; with scopes "erk" and "epl" to the most it may give.
-            tasks_left: tasks still to be served, this one included; only `share` looks at it.
+            sizes: tensor name to its weight count.
+            free: tensor name to its free weights; with scopes "erk" and "epl" to the most it may give.
+            tasks_left: tasks still to be served, this one included; used by `share` alone.
             shapes: tensor name to its shape; only scopes "erk" and "epl" need them.
         Raises:
             ValueError: scope "erk" or "epl" lacks the shapes, or asks for more weights than there are.
         """
         if self.scope in LAYERED:
             if shapes is None:
-                raise ValueError(f"scope = {self.scope!r} needs the shapes of the tensors")
+                raise ValueError(f"scope {self.scope!r} needs the shapes of the tensors")
             return layer_counts(self.scope, shapes, self.total(sizes), free)
         if self.scope == "network":
             sizes, free = {"": sum(sizes.values())}, {"": sum(free.values())}
@@ -196,7 +193,7 @@ class Budget:
         return wanted
 
     def total(self, sizes: Mapping[str, int]) -> int:
-        """Weights to keep in all, of a density or a number of weights."""
+        """Count the weights to keep in all tensors, unless the budget is a share."""
         assert self.share is None
         return self.weights if self.weights is not None else round((self.density or 0.0) * sum(sizes.values()))
 
@@ -204,19 +201,19 @@ class Budget:
 def layer_counts(
     scope: Scope, shapes: Mapping[str, Sequence[int]], total: int, most: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """Share weights out among tensors: small ones get a larger share of what they have than large ones.
+    """Divide weights among tensors: small tensors keep a larger share than large ones.
 
-    A tensor that would get more weights than it may give gives all of these, and the others share the rest.
+    A tensor that cannot give its part gives all it may, and the others divide the rest.
 
     Args:
-        scope: "erk", in proportion to the sum of each tensor's dimensions (Erdos-Renyi-Kernel); "epl", equally many
-            of each tensor (equal per layer).
+        scope: "erk", in proportion to the sum of each tensor's dimensions (Erdos-Renyi-Kernel); "epl", the same
+            number in each tensor (equal per layer).
         shapes: tensor name to its shape.
-        total: number of weights shared out, 0 to as many as there are.
-        most: tensor name to the number of weights that it may give; all it has when None.
+        total: weights to divide, 0 <= total <= sum(most).
+        most: tensor name to the most weights it may give; all its weights when None.
     Returns:
-        Tensor name to a number of weights, `total` in all. Fractions are rounded down, and what that leaves goes to
-        the largest fractions, of equal ones to the earlier tensor.
+        Tensor name to weight count, `total` in all. Fractions are rounded down, and the remainder goes to
+        the largest fractions, ties to the earlier tensor.
     Raises:
         ValueError: total is out of range.
     Source: Evci et al. 2020, RigL, sec. 3 (1); Price and Tanner 2021, Dense for the Price of Sparse.
@@ -224,7 +221,7 @@ def layer_counts(
     most = {name: prod(shape) for name, shape in shapes.items()} if most is None else most
     part = {name: sum(shape) if scope == "erk" else 1 for name, shape in shapes.items()}
     if not 0 <= total <= sum(most.values()):
-        raise ValueError(f"total = {total} is out of range: there are {sum(most.values())} weights")
+        raise invalid("total", f"in [0, {sum(most.values())}], the number of weights", total)
     exact: dict[str, Fraction] = {}
     while len(exact) < len(shapes):
         open_names = [name for name in shapes if name not in exact]
@@ -242,7 +239,7 @@ def layer_counts(
 
 
 def _spread(counts: dict[str, int], rest: int, sizes: Mapping[str, int]) -> None:
-    """Add the rounding rest to the tensors, largest first, so that the sum is exact."""
+    """Add the rounding remainder to the tensors, largest first, so that the sum is exact."""
     order = sorted(counts, key=lambda name: -sizes[name])
     step = 1 if rest > 0 else -1
     for i in range(abs(rest)):

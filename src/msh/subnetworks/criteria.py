@@ -1,4 +1,4 @@
-"""Criteria: a score per weight; the lowest scores are pruned first."""
+"""Score weights by a criterion; the lowest scores are pruned first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Criterion:
     """A score per weight.
 
     Attributes:
-        name: as it is named in configs.
-        needs_gradient: whether the gradient of the task's loss on a sample must be computed first.
+        name: as in configs.
+        needs_gradient: True if it needs the gradient of the task's loss on a sample.
         score: (weight (*shape), gradient (*shape) or None, generator) to scores (*shape), higher is kept.
-        learned: whether it takes scores that train with the weights instead of the weights.
+        learned: True if it takes scores that train with the weights instead of the weights.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Criterion:
         """Score a tensor's weights.
 
         Args:
-            weight: (*shape), the task's present weights; or its learned scores.
+            weight: (*shape), the task's current weights; or its learned scores.
             gradient: (*shape), of the loss with respect to the weight; None if not needed.
-            generator: on the CPU; the only source of randomness.
+            generator: on the CPU, for random scores.
         Returns:
             float, (*shape), higher is kept; unitless.
         Raises:
@@ -73,7 +73,7 @@ GRADIENT = Criterion("gradient", True, _gradient)
 WEIGHT_GRADIENT = Criterion("weight_gradient", True, _weight_gradient)
 """|w dL/dw|. Source: Lee et al. 2019, SNIP, eq. 6."""
 RANDOM = Criterion("random", False, _random)
-"""Uniform in [0, 1): the control that every other criterion has to beat."""
+"""Uniform in [0, 1): the control that every other criterion should beat."""
 LEARNED = Criterion("learned", False, _learned, learned=True)
 """Scores that train with the weights: see `msh.subnetworks.learned`. Source: Mallya et al. 2018; Kang et al. 2022."""
 

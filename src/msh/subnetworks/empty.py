@@ -1,4 +1,4 @@
-"""Refuse masks that leave a task without any weight of a layer: nothing passes such a layer but its biases."""
+"""Refuse masks that leave a task no weight in a layer: only biases pass such a layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import ROUND_CEILING, Decimal
 
 from torch import Tensor
 
+from msh.errors import requirement
 from msh.subnetworks.allocation import EmptyLayerError
 from msh.subnetworks.network import MultiSubnetwork
 
@@ -16,15 +17,15 @@ DIGITS = 4
 
 
 def empty_layers(network: MultiSubnetwork, task: str, masks: Mapping[str, Tensor]) -> list[str]:
-    """Layers of which a masked task would neither own nor read a weight.
+    """List the layers in which a masked task would neither own nor read a weight.
 
     Args:
         network: holds the task.
         task: a masked task.
-        masks: tensor name to bool, what the task is to hold: weights (*shape), or units (units,).
+        masks: tensor name to bool, the weights (*shape) or units (units,) that the task will hold.
     """
     sub = network.subnetwork(task)
-    reads = network.reading(task) if sub.reads and not sub.selective else {}  # else the masks have what it reads
+    reads = network.reading(task) if sub.reads and not sub.selective else {}  # else in masks
     empty = [name for name, mask in masks.items() if not bool(mask.any())]
     return [name for name in empty if name not in reads or not bool(reads[name].any())]
 
@@ -37,15 +38,15 @@ def check_layers(
     scores: Mapping[str, Tensor] | None = None,
     candidates: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Raise if masks leave a masked task without any weight of a layer.
+    """Raise if masks leave a masked task no weight in a layer.
 
     Args:
         network: holds the task.
         task: a masked task.
         masks: as for `empty_layers`.
         kept: tensor name, or "" for all, to the number kept.
-        scores: tensor name to (*shape), by which the masks were chosen, to compute how many weights would suffice.
-        candidates: tensor name to bool (*shape), among which they were chosen.
+        scores: tensor name to (*shape), which chose the masks; the message then has the smallest sufficient density.
+        candidates: tensor name to bool (*shape), the weights they chose among.
     Raises:
         EmptyLayerError: naming task, layer, the number kept, and the smallest that works.
     """
@@ -54,7 +55,7 @@ def check_layers(
         return
     problem = f"task {task!r} would keep no weight of layer {empty[0]!r}"
     if "" not in kept:
-        raise EmptyLayerError(f"{problem}: the number kept must be >= 1, got {kept[empty[0]]}; or {ALLOW}")
+        raise EmptyLayerError(f"{problem}: {requirement('the number kept', '>= 1', kept[empty[0]])}; or {ALLOW}")
     total = sum(network.sizes().values())
     asked = f"by their scores, the {kept['']} weights kept of the whole network (density {kept[''] / total:.4g})"
     least = None if scores is None or candidates is None else _least_over_all(scores, candidates)
@@ -67,26 +68,26 @@ def check_layers(
 
 
 def _least_over_all(scores: Mapping[str, Tensor], candidates: Mapping[str, Tensor]) -> int | None:
-    """How many of the highest scores over all layers hold one of each layer; None if a layer has no candidate."""
+    """Count the highest scores over all layers that include one of each layer; None if a layer has no candidate."""
     ranked = [score.detach()[candidates[name]] for name, score in scores.items()]
     if not all(layer.numel() for layer in ranked):
         return None
     needed = []
-    for place, layer in enumerate(ranked):
+    for index, layer in enumerate(ranked):
         best = layer.max()
         above = sum(int((other > best).sum()) for other in ranked)
-        ties = sum(int((other == best).sum()) for other in ranked[:place])  # they go to earlier layers
+        ties = sum(int((other == best).sum()) for other in ranked[:index])  # they go to earlier layers
         needed.append(above + ties + 1)
     return max(needed)
 
 
 def least_density(weights: int, total: int) -> float:
-    """The smallest density that is at least this number of weights of all, rounded up to `DIGITS` digits."""
+    """Find the smallest density that keeps this number of weights, rounded up to `DIGITS` digits."""
     return next(d for d in decimals_from((weights - 0.5) / total) if round(d * total) >= weights)
 
 
 def decimals_from(least: float) -> list[float]:
-    """The first two numbers of `DIGITS` significant digits that are at least as large as this one."""
+    """List the first two numbers with `DIGITS` significant digits that are >= this one."""
     exact = Decimal(least)
     unit = Decimal(1).scaleb(exact.adjusted() + 1 - DIGITS)
     first = (exact / unit).to_integral_value(ROUND_CEILING)

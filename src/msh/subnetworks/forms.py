@@ -1,4 +1,4 @@
-"""The form in which a task computes with each weight: dense, masked, scattered or sparse."""
+"""Compute each weight in the form that suits a task: dense, masked, scattered or sparse."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered
 def prepare(
     sub: Subnetwork, name: str, held: Tensor, base: Tensor, dtype: torch.dtype, padding: int | None = None
 ) -> None:
-    """Work out what a masked or compact task computes a tensor with, until what it holds changes.
+    """Prepare the form of a masked or compact task's tensor, until its masks change.
 
     Args:
         sub: masked or compact.
         name: of the tensor.
         held: bool, (*shape): its candidates, or the weights it owns.
-        base: (*shape) or (), what it reads of other tasks there.
-        dtype: that it computes in.
+        base: (*shape) or (), the weights it reads from other tasks.
+        dtype: type it computes in.
         padding: row of an embedding that gets no gradient, and so needs no mask to stay 0.
     """
     sub.base.set(name, base, persistent=False)
@@ -34,22 +34,22 @@ def prepare(
             sub.whole.add(name)
             return
         sub.bits.set(name, mask_bits(held, sub.values[name]), persistent=False)
-        restore(sub.values[name], sub.bits[name], base)  # what is looked at before the next forward is right too
+        restore(sub.values[name], sub.bits[name], base)  # correct before the next forward pass too
     else:
-        sub.index.set(name, places(held), persistent=False)
+        sub.index.set(name, flat_index(held), persistent=False)
     plain = base.dim() == 0 and name not in sub.scores and sub.values[name].dtype == dtype
     if plain and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
-        index = sub.index[name] if name in sub.index else places(held)
+        index = sub.index[name] if name in sub.index else flat_index(held)
         sub.patterns[name] = Pattern(index, held.shape)
 
 
-def places(held: Tensor) -> Tensor:
-    """Int64, (k,): flat places where a bool tensor is True, rising."""
+def flat_index(held: Tensor) -> Tensor:
+    """List the flat indices where a bool tensor is True, rising: int64, (k,)."""
     return held.reshape(-1).nonzero().squeeze(1)
 
 
 def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseForm:
-    """What a masked or compact task computes with; its gradient reaches only the task's own weights.
+    """Compute a masked or compact task's weight; its gradient reaches only the task's own weights.
 
     Args:
         sub: masked or compact.
@@ -81,7 +81,7 @@ def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseFor
 
 
 def straight_through(sub: Subnetwork, name: str) -> Tensor:
-    """What a masked task's weights are multiplied with: 1 where chosen, else 0; its gradient is that of the scores.
+    """Compute the factor of a masked task's weights: 1 where chosen, else 0, with the gradient of the scores.
 
     Args:
         sub: with scores; while they do not choose yet, all weights are chosen.
@@ -97,17 +97,17 @@ def straight_through(sub: Subnetwork, name: str) -> Tensor:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """Let the present scores choose what a task computes with.
+    """Select a task's weights by its current scores.
 
-    Each time: that scores have changed cannot be told from their versions, which fused optimizers leave as they are.
+    Selects each time: fused optimizers change scores without changing their versions.
 
     Args:
         sub: masked, with scores that choose.
-        candidates: task to {tensor name: bool (*shape)}, what it may choose from.
+        candidates: task to {tensor name: bool (*shape)}.
     """
-    with torch.inference_mode(False), torch.no_grad():  # a choice outlives an inference pass
+    with torch.inference_mode(False), torch.no_grad():  # the choice outlives an inference pass
         held = candidates(sub.task)
-        # a loss that is not finite is reported as such: it must not raise an error about scores here
+        # the training loop reports a loss that is not finite: raise no error about scores here
         for name, mask in choose_at_most(dict(sub.scores.items()), sub.kept, held).items():
             sub.chosen.set(name, (mask | ~held[name]).to(sub.scores[name].dtype), persistent=False)
 
@@ -121,7 +121,7 @@ def _dense(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     if sub.phase == "masked":
         return masked_weight(values, sub.bits[name])
     if name not in sub.dense:
-        with torch.inference_mode(False):  # it outlives an inference pass
+        with torch.inference_mode(False):  # the buffer outlives an inference pass
             start = sub.base[name].to(like.dtype).expand(like.shape)
             buffer = start.clone(memory_format=torch.contiguous_format)
         sub.dense.set(name, buffer, persistent=False)
@@ -133,48 +133,40 @@ def _dense(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
 
 @contextmanager
 def felt_by(sub: Subnetwork, held: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the gradients of a masked task's values reach all that it holds, also what it only reads, inside.
+    """Let gradients of a masked task's values reach all weights it holds, the read ones too, inside the context.
 
     Args:
         sub: masked, with what lies outside its masks restored.
-        held: tensor name to bool (*shape): its candidates, own and others'.
+        held: tensor name to bool (*shape): its candidates, its own and other tasks'.
     """
-    kept = {name: sub.bits[name] for name in sub.bits}
+    before = {name: sub.bits[name] for name in sub.bits}
     if sub.selective:
-        for name in kept:
+        for name in before:
             sub.bits.set(name, mask_bits(held[name], sub.values[name]), persistent=False)
     try:
         yield
     finally:
-        for name, bits in kept.items():
+        for name, bits in before.items():
             sub.bits.set(name, bits, persistent=False)
 
 
 def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
-    """What `_dense` gives, by operations that torch.compile can follow and fuse."""
+    """Compute `_dense` by operations that torch.compile can follow and fuse."""
     if sub.phase == "masked":
         return torch.where(sub.masks[name], sub.values[name], sub.base[name])
     start = sub.base[name].expand(like.shape).reshape(-1)
     return start.index_copy(0, sub.index[name], sub.values[name].to(start.dtype)).view(like.shape)
 
 
-def frozen_weight(weight: Tensor, readable: Tensor) -> Tensor:
-    """What a frozen task computes with: 0 where it neither owns nor reads.
+def shown_form(dense: Tensor, owned: Tensor) -> SparseForm | None:
+    """Rebuild the sparse form in which a task that reads no other was trained, where it may be sparse.
 
     Args:
-        weight: (*shape), the network's dense tensor.
-        readable: bool, (*shape).
-    Returns:
-        (*shape).
+        dense: (*shape), the frozen task's weight.
+        owned: bool (*shape), its own weights.
     """
-    return torch.where(readable, weight, weight.new_zeros(()))
-
-
-def shown_weight(weight: Tensor, readable: Tensor, reads: bool) -> tuple[Tensor, SparseForm | None]:
-    """`frozen_weight`, and the sparse form in which the task was trained: where it may be, and reads no other task."""
-    dense = frozen_weight(weight, readable)
-    if reads or not may_be_sparse(weight.shape, weight, int(readable.sum())):
-        return dense, None
-    pattern = Pattern(places(readable), weight.shape)
-    values = weight.take(pattern.index)
-    return dense, SparseForm(pattern, lambda: values, lambda: dense)
+    if not may_be_sparse(dense.shape, dense, int(owned.sum())):
+        return None
+    pattern = Pattern(flat_index(owned), dense.shape)
+    values = dense.take(pattern.index)
+    return SparseForm(pattern, lambda: values, lambda: dense)

@@ -1,4 +1,4 @@
-"""The values a task's weights start from."""
+"""Compute the values that a task's weights start from."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from msh.subnetworks.tensors import widened
 def start_values(
     start: Tensor, mask: Tensor, base: Tensor, initial_norm: Tensor, chooses: bool, norm: float | None = None
 ) -> Tensor:
-    """A tensor of a task that begins: its own values where mask, what it reads elsewhere.
+    """Initialize a tensor of a task: its own values at the mask, the weights it reads elsewhere.
 
     Args:
         start: (*shape), values to start from, of any scale.
         mask: bool, (*shape): the task's candidates.
-        base: (*shape), what it reads of other tasks' weights, else 0.
-        initial_norm: (), Euclidean norm of the tensor as the backbone came.
-        chooses: the task chooses among what it reads: then its own weights take their share of the norm. Otherwise they
-            bring the tensor's norm to the initial one, beside what is read.
-        norm: Euclidean norm of its own values, where it is known already.
+        base: (*shape), the other tasks' weights that it reads, else 0.
+        initial_norm: (), Euclidean norm of the tensor when the backbone was wrapped.
+        chooses: True if the task selects the weights it reads: its own weights then take their share of the norm.
+            Otherwise own and read weights together have the initial norm.
+        norm: Euclidean norm of its own values, if planned.
     Returns:
         (*shape).
     """
@@ -46,44 +46,44 @@ def _start_scale(candidates: Tensor, base: Tensor | None, initial_norm: Tensor, 
 
 
 def fresh_values(like: Tensor, initial_norm: Tensor, generator: torch.Generator) -> Tensor:
-    """Random values in place of a tensor's: uniform around 0, as large as the backbone's own were.
+    """Draw uniform values around 0 with the norm that the tensor had when the backbone was wrapped.
 
     Args:
         like: (*shape), the tensor.
-        initial_norm: (), its Euclidean norm as the backbone came.
+        initial_norm: (), that Euclidean norm.
         generator: on the CPU.
     Returns:
-        (*shape), of the tensor's type and device.
+        (*shape), with the tensor's type and device.
     """
     bound = math.sqrt(3.0 / like.numel()) * float(initial_norm)
     drawn = widened(torch.empty(like.shape, dtype=like.dtype))  # on the CPU
     return drawn.uniform_(-bound, bound, generator=generator).to(like)
 
 
-def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, place: int) -> None:
-    """Overwrite an owner's weights with `fresh_values` and free them, in place; the same ones for owner and place.
+def give_back(weight: Tensor, owners: Tensor, owner: int, initial_norm: Tensor, index: int) -> None:
+    """Free an owner's weights, in place, and overwrite them with `fresh_values` seeded by owner and index.
 
     Args:
         weight: (*shape), the dense tensor.
         owners: (*shape), its owner ids.
-        owner: whose weights become free.
-        initial_norm: (), Euclidean norm of the tensor as the backbone came.
-        place: of the tensor among the prunable ones.
+        owner: the id whose weights become free.
+        initial_norm: (), Euclidean norm of the tensor when the backbone was wrapped.
+        index: of the tensor among the prunable ones.
     """
     mask = owners == owner
-    generator = torch.Generator().manual_seed(owner * 1_000_003 + place)
+    generator = torch.Generator().manual_seed(owner * 1_000_003 + index)
     weight[mask] = fresh_values(weight, initial_norm, generator)[mask]
     owners[mask] = FREE
 
 
 def norm_of(values: Tensor, mask: Tensor) -> Tensor:
-    """Euclidean norm, (), of the values where mask."""
+    """Compute the Euclidean norm, (), of the values where mask."""
     norm: Tensor = widened(values.masked_select(mask)).norm()
     return norm
 
 
 def rescale_to(values: Tensor, mask: Tensor, norm: Tensor) -> None:
-    """Multiply the values where mask, in place, so that their Euclidean norm becomes `norm`; zeros stay."""
+    """Scale the values where mask, in place, to the Euclidean norm `norm`; zeros stay."""
     now = norm_of(values, mask)
     if now > 0:
         values.copy_(torch.where(mask, values * (norm / now).to(values), values))

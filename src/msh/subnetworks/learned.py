@@ -1,4 +1,4 @@
-"""Learned scores: a task computes with its weights of the highest scores, and scores train as weights do."""
+"""Train a score per weight: a task computes with its highest-scoring weights, and scores train as weights do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def start_scores(
 ) -> None:
     """Give a masked task a score per weight, as parameters that train with its weights; build the optimizer afterwards.
 
-    Until `let_scores_choose`, every candidate counts, and a score rises where its weight moves away from 0. Scores have
-    the mean 1, so that an optimizer that moves each number by its rate does not shuffle them within some steps.
+    Until `let_scores_choose`, the task computes with every candidate, and a score rises where its weight moves away
+    from 0. Scores have mean 1, so that an optimizer that moves each number by its rate (Adam) does not shuffle them
+    within a few steps.
 
     Args:
         network: holds the task.
         task: one that has just begun.
-        start: "magnitude" starts from |w|, others' weights from those of its own of the same ranks, as weights that
-            are trained are larger than any that are not; "random" from a draw.
+        start: "magnitude" starts from |w|; other tasks' weights, which are trained and so larger, get the scores of
+            its own weights with the same ranks. "random" draws.
         generator: on the CPU, for the draw; a fixed seed when None.
     Raises:
         ValueError: the task is not masked, or the start is unknown.
@@ -38,9 +39,7 @@ def start_scores(
     """
     one_of("scores", start, get_args(ScoreStart))
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    sub = network.subnetwork(task)
-    if sub.phase != "masked":
-        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task learns scores")
+    sub = network.in_phase(task, "masked")
     held, scores = network.held(task), {}
     for name, own in network.masks(task).items():
         if start == "random":
@@ -56,26 +55,26 @@ def start_scores(
 
 
 def _of_same_ranks(values: Tensor, others: Tensor) -> Tensor:
-    """The others (n,) that stand as high among themselves as each of the values (k,) among itself: (k,)."""
+    """Quantile-match: for each value (k,), the element of `others` (n,) with the same rank: (k,)."""
     ranks = values.argsort().argsort()
     return others.sort().values[(2 * ranks + 1) * len(others) // max(1, 2 * len(values))]
 
 
 @torch.no_grad()
 def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, int], rescale: bool = True) -> None:
-    """From now on a masked task computes with its best candidates only, chosen anew in each forward pass.
+    """Let a masked task compute with its highest-scoring candidates only, reselected in each forward pass.
 
     Args:
         network: holds the task.
         task: one with scores.
         kept: tensor name to the number of weights that it computes with, or {"": number over the whole network}.
-        rescale: multiply its own candidates so that those chosen now have the norm that all had.
+        rescale: scale its own candidates so that the selected ones have the norm that all had.
     Raises:
         ValueError: the task has no scores.
     """
     sub = network.subnetwork(task)
     if not sub.scored:
-        raise ValueError(f"task {task!r} has no scores: start_scores")
+        raise ValueError(f"task {task!r} has no scores: call start_scores first")
     network.settle(task)
     held, own = network.held(task), network.masks(task)
     for name, chosen in choose_at_most(dict(sub.scores.items()), kept, held).items():

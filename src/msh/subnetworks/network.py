@@ -1,4 +1,4 @@
-"""One network, many subnetworks: a dense tensor and an owner id per weight for each prunable tensor."""
+"""Hold many subnetworks in one network: a dense tensor and an owner id per weight for each prunable tensor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from msh.compat import Movable
 from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
-from msh.subnetworks.forms import prepare, shown_weight, training_weight, update_choice
+from msh.subnetworks.forms import prepare, shown_form, training_weight, update_choice
 from msh.subnetworks.initial import fresh_values, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.state import Masks, NetworkState, check_task_name
+from msh.subnetworks.state import Masks, NetworkState, Phase, check_task_name
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,
@@ -27,6 +27,7 @@ from msh.subnetworks.tensors import (
     as_buffers,
     ids_of_tensors,
     name_tensors,
+    only_at,
     pack_bits,
     restore,
     same_bits,
@@ -52,22 +53,22 @@ Reuse = Literal["none", "all", "learned"]
 
 
 class MultiSubnetwork(Movable):
-    """A backbone whose weights belong to tasks.
+    """Wrap a backbone whose weights belong to tasks.
 
-    Wrapping turns the backbone's parameters into buffers: what trains are the subnetworks' own parameters.
-    Weights that no task owns keep the values the backbone came with, so a pretrained backbone can start as such.
+    Wrapping turns the backbone's parameters into buffers: only the subnetworks have parameters to train. Weights that
+    no task owns keep the backbone's values, so a pretrained backbone can start from them.
 
     Args:
         backbone: any module; its prunable tensors are found by walking it.
-        prunable: which parameters tasks share weight by weight: a predicate of (module, name there, parameter), or
-            patterns of dotted names such as "blocks.*.weight"; by the layers' roles when None (see `roles`). The rest
-            (biases, normalisation) each task has for itself.
-        recipe: how to build the backbone again; files carry it.
-        master_weights: train a backbone that comes in bfloat16 or float16 in float32, and compute with these values
-            rounded; False trains in its own type. Frozen tasks are stored in its own type either way.
-        cache_bytes: bound on the computed weights kept of frozen tasks in use; see `module`.
+        prunable: selects the parameters that tasks share weight by weight: a predicate of (module, name there,
+            parameter), or patterns of dotted names such as "blocks.*.weight"; by the layers' roles when None (see
+            `roles`). Every task has a private copy of the others (biases, normalisation).
+        recipe: how to rebuild the backbone; files carry it.
+        master_weights: train a bfloat16 or float16 backbone in float32, and compute with these values rounded; False
+            trains in the backbone's type. Frozen tasks are stored in the backbone's type either way.
+        cache_bytes: bound on the computed weights cached for frozen tasks; see `module`.
     Raises:
-        ValueError: the backbone has no prunable tensor, or cannot be used by several tasks; the message says why.
+        ValueError: the backbone has no prunable tensor, or several tasks cannot use it; the message says why.
     Source: Renn et al. 2022, arXiv 2207.08821; owner map as in Mallya and Lazebnik 2018, PackNet.
     """
 
@@ -85,7 +86,7 @@ class MultiSubnetwork(Movable):
             raise ValueError(f"{type(backbone).__name__} has no prunable tensor: nothing to allocate")
         as_buffers(backbone)
         make_weight_norms_safe(backbone)
-        copy_structure(backbone)  # each task needs one: refused here rather than after training
+        copy_structure(backbone)  # each task needs a copy: fail here rather than after training
         self.backbone = backbone
         self.owners = TensorBag()
         self.initial_norms = TensorBag()
@@ -101,7 +102,7 @@ class MultiSubnetwork(Movable):
         register_hooks(self)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, dense tensor (*shape)) of each prunable tensor; every task's weights, and the free ones."""
+        """Yield (name, dense tensor (*shape)) of each prunable tensor: every task's weights, and the free ones."""
         for name in self.names.prunable:
             yield name, self.backbone.get_buffer(name)
 
@@ -111,24 +112,36 @@ class MultiSubnetwork(Movable):
         return list(self.subnetworks)
 
     def subnetwork(self, task: str) -> Subnetwork:
-        """The task's part of the network.
+        """Look a task's subnetwork up.
 
         Raises:
             KeyError: there is no such task.
         """
         if task not in self.subnetworks:
             raise KeyError(f"there is no task {task!r}; the tasks are {self.tasks}")
-        found = self.subnetworks[task]
-        assert isinstance(found, Subnetwork)
-        return found
+        sub = self.subnetworks[task]
+        assert isinstance(sub, Subnetwork)
+        return sub
+
+    def in_phase(self, task: str, phase: Phase) -> Subnetwork:
+        """Look up the subnetwork of a task that must be in a phase.
+
+        Raises:
+            KeyError: there is no such task.
+            ValueError: it is in another phase.
+        """
+        sub = self.subnetwork(task)
+        if sub.phase != phase:
+            raise ValueError(f"task {task!r} is {sub.phase}; this needs a task that is {phase}")
+        return sub
 
     @property
     def state(self) -> NetworkState:
-        """The network as plain data; tensors are shared, so what its methods change in place is changed here too."""
+        """The network as plain data; tensors are shared, so the state's in-place methods change the network."""
         return self.view(*self.tasks)
 
     def view(self, *tasks: str) -> NetworkState:
-        """`state`, with these tasks and those that they read alone."""
+        """Restrict `state` to these tasks and the ones they read."""
         names = self.names
         named = dict.fromkeys([*tasks, *(other for task in tasks for other in self.subnetwork(task).reads)])
         own = (*names.parameters, *names.buffers, *names.shared)
@@ -147,11 +160,11 @@ class MultiSubnetwork(Movable):
         )
 
     def masks(self, task: str) -> Masks:
-        """The task's own weights: tensor name to bool (*shape)."""
+        """Mark the weights a task owns: tensor name to bool (*shape)."""
         return self.view(task).owned(task)
 
     def reading(self, task: str) -> Masks:
-        """The weights of earlier tasks that a task reads: tensor name to bool (*shape)."""
+        """Mark the weights of earlier tasks that a task reads: tensor name to bool (*shape)."""
         return self.view(task).read(task)
 
     def held(self, task: str) -> Masks:
@@ -159,19 +172,19 @@ class MultiSubnetwork(Movable):
         return self.view(task).held(task)
 
     def free(self) -> Masks:
-        """Weights that no task owns: tensor name to bool (*shape)."""
+        """Mark the weights that no task owns: tensor name to bool (*shape)."""
         return self.view().free()
 
     def sizes(self) -> dict[str, int]:
-        """Tensor name to the number of weights that tasks can own."""
+        """Count the weights of each tensor that tasks can own."""
         return self.view().sizes()
 
     def digest(self, task: str) -> str:
-        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, private tensors."""
+        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their indices, private tensors."""
         self.settle(task)
         return self.view(task).digest(task)
 
-    # ---- the life of a task
+    # ---- a task's phases
 
     def add_task(
         self,
@@ -188,10 +201,10 @@ class MultiSubnetwork(Movable):
             task: its name; letters, digits, "_" and "-".
             head: from the backbone's features to the outputs; identity when None.
             stem: from the task's input to the backbone's; identity when None.
-            reuse: "none" reads no other task's weights; "all" reads those of every task frozen so far; with
-                "learned" those are candidates beside its own, and pruning chooses among both.
-            granularity: what will be pruned as one: "weight", "neuron" or "channel".
-            recipe: how to build head and stem again, and what else files should carry of the task.
+            reuse: "none" reads no other task's weights; "all" reads the weights of every frozen task; with "learned"
+                they are candidates like its own, and pruning selects among both.
+            granularity: pruned as one: "weight", "neuron" or "channel".
+            recipe: how to rebuild head and stem, and other facts about the task for its files.
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
         """
@@ -202,7 +215,7 @@ class MultiSubnetwork(Movable):
         known = ids_of_tensors([self.backbone, *(part for t in self.tasks for part in self.subnetwork(t).own_modules)])
         for part, module in (("stem", stem), ("head", head)):
             if module is not None and known & ids_of_tensors([module]):
-                raise ValueError(f"the {part} of task {task!r} is a part of another task or of the backbone: copy it")
+                raise ValueError(f"the {part} of task {task!r} shares a tensor with another task or backbone: copy it")
         taken = {self.subnetwork(other).owner for other in self.tasks}
         owner = next(i for i in count(1) if i not in taken)
         frozen = tuple(t for t in self.tasks if self.subnetwork(t).phase == "frozen")
@@ -222,23 +235,24 @@ class MultiSubnetwork(Movable):
         return sub
 
     def begin(self, task: str, allocation: Allocation | None = None, generator: torch.Generator | None = None) -> None:
-        """Give a new task its candidates: every free weight, at the scale the backbone came with; or an allocation.
+        """Give a new task its candidates: every free weight, at the backbone's initial scale; or an allocation.
 
         Args:
             task: a new one.
-            allocation: fixed before, of weights that are free.
-            generator: on the CPU, to draw the task's values anew; None: it starts from those that the backbone came
-                with. What earlier tasks leave of these is biased: after a dozen tasks signals no longer pass deep nets.
+            allocation: free weights, planned before.
+            generator: on the CPU, to redraw the task's values; None starts from the backbone's. The free ones among
+                these are biased, as earlier tasks took the largest: after a dozen tasks signals no longer pass deep
+                networks.
         Raises:
-            CapacityError: nothing is free, nor to be chosen for reading; or another task owns what was planned for it.
+            CapacityError: no weight is free or readable; or another task owns weights planned for this one.
         """
-        sub, free = self._in_phase(task, "new"), self.free()
+        sub, free = self.in_phase(task, "new"), self.free()
         candidates = free if allocation is None else {n: allocation.masks[n].to(free[n].device) for n in free}
         if not sub.selective and not any(bool(mask.any()) for mask in candidates.values()):
             raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
         for name, mask in candidates.items():
             if taken := int((mask & ~free[name]).sum()):
-                raise CapacityError(f"of the weights planned for task {task!r}, others own {taken} of layer {name!r}")
+                raise CapacityError(f"task {task!r}: other tasks own {taken} weights allocated to it in layer {name!r}")
         base_of = self._read(sub)
         for name, weight in self.weights():
             mask, base, initial_norm = candidates[name], base_of[name], self.initial_norms[name]
@@ -252,51 +266,52 @@ class MultiSubnetwork(Movable):
         self.active = task
 
     def restrict(self, task: str, masks: Mapping[str, Tensor]) -> None:
-        """Narrow the weights of a task in training; what falls outside is 0 (or what it reads there) from now on.
+        """Narrow the weights of a task in training; weights outside become 0 (or the weight it reads there).
 
         Args:
             task: a masked task.
-            masks: bool, (*shape) for each prunable tensor, each a subset of what it holds: see `held`.
+            masks: bool, (*shape) for each prunable tensor, each a subset of `held`.
         Raises:
-            ValueError: a mask is missing, has another shape, or holds a weight that is not a candidate.
+            ValueError: a mask is missing, has another shape, or marks a weight that is not a candidate.
         """
-        sub, held = self._in_phase(task, "masked"), self.held(task)
+        sub, held = self.in_phase(task, "masked"), self.held(task)
         for name in self.names.prunable:
             if name not in masks or masks[name].shape != sub.masks[name].shape:
                 raise ValueError(f"task {task!r}: the mask of layer {name!r} is missing or has another shape")
             if bool((masks[name] & ~held[name]).any()):
-                raise ValueError(f"task {task!r}: the mask of layer {name!r} holds weights that are not candidates")
+                raise ValueError(f"task {task!r}: the mask of layer {name!r} marks weights that are not candidates")
         for name in self.names.prunable:
             sub.narrow(name, masks[name].to(self.owners[name].device))
         self.derive(sub)
 
     def compact(self, task: str) -> None:
-        """Make the task's mask final: it owns these weights from now on, and trains nothing else.
+        """Make the task's mask final: the task owns these weights, and trains no others.
 
-        Its parameters are new objects afterwards: build the optimizer after this call.
+        Build the optimizer after this call: it replaces the task's parameters.
+
+        Raises:
+            CapacityError: another task has taken a weight of the mask.
         """
-        sub = self._in_phase(task, "masked")
+        sub = self.in_phase(task, "masked")
         for name in self.names.prunable:
             if count := int((sub.masks[name] & (self.owners[name] != FREE)).sum()):
-                raise CapacityError(
-                    f"task {task!r} holds {count} weights of layer {name!r} that another task has taken"
-                )
+                raise CapacityError(f"task {task!r} holds {count} weights of layer {name!r} that another task owns")
         for name in self.names.prunable:
             mask = sub.masks[name]
-            kept = sub.values[name].detach()[mask].clone()
+            values = sub.values[name].detach()[mask].clone()  # (k,)
             self.owners[name][mask] = sub.owner
-            sub.values.set(name, trainable(kept))
+            sub.values.set(name, trainable(values))
         self._end_choice(sub)
         sub.phase = "compact"
         self.derive(sub)
 
     @torch.no_grad()
     def freeze(self, task: str) -> None:
-        """End a task's training: its weights go into the dense tensors, and nothing of it is a parameter any more."""
+        """End a task's training: write its weights into the dense tensors, and turn its parameters into buffers."""
         sub = self.subnetwork(task)
         if sub.phase == "masked":
             self.compact(task)
-        self._in_phase(task, "compact")
+        self.in_phase(task, "compact")
         for name, weight in self.weights():
             weight[self.owners[name] == sub.owner] = sub.values[name].detach().to(weight)
         sub.make_untrainable()
@@ -308,17 +323,17 @@ class MultiSubnetwork(Movable):
         self.forget_modules(task)
 
     def _drop_unchanged(self, sub: Subnetwork) -> None:
-        """Forget buffers that a task has not changed: the backbone's are used instead, and stored once."""
+        """Drop buffers that a task has not changed: it uses the backbone's, which are stored once."""
         for name in self.names.buffers:
             if name in sub.private and same_bits(sub.private[name], self.backbone.get_buffer(name)):
                 sub.private.drop(name)
 
     def _master(self, tensor: Tensor) -> Tensor:
-        """A tensor in the type in which it trains."""
+        """Cast a tensor to the type in which it trains."""
         return tensor.float() if self.master_weights and half_precision([tensor]) else tensor
 
     def _end_choice(self, sub: Subnetwork) -> None:
-        """Forget masks and scores; drop from `reads` every task none of whose weights were selected."""
+        """Drop masks and scores, and from `reads` every task none of whose weights were selected."""
         for bag in (sub.masks, sub.scores):
             bag.clear()
         sub.kept = {}
@@ -330,7 +345,7 @@ class MultiSubnetwork(Movable):
 
     @torch.no_grad()
     def release(self, task: str) -> None:
-        """Forget a task: its weights are overwritten with fresh random ones and become free.
+        """Remove a task: its weights become free and are overwritten with fresh random ones.
 
         Raises:
             KeyError: there is no such task.
@@ -345,7 +360,7 @@ class MultiSubnetwork(Movable):
     # ---- computing
 
     def activate(self, task: str) -> None:
-        """Make this the task that `forward` computes when it is given none."""
+        """Make this the default task of `forward`."""
         self.subnetwork(task)
         self.active = task
 
@@ -356,15 +371,15 @@ class MultiSubnetwork(Movable):
 
         Args:
             inputs: (batch, *the task's input shape).
-            task: which one; the active one when None.
+            task: its name; the active task when None.
         Returns:
             (batch, *the head's outputs).
         Raises:
-            ValueError: no task is given and none is active.
+            ValueError: `task` is None and no task is active.
         """
         task = task if task is not None else self.active
         if task is None:
-            raise ValueError("no task is active: name one, or call activate first")
+            raise ValueError("no task is active: pass a task, or call activate first")
         sub = self.subnetwork(task)
         if sub.phase != "frozen" and torch.compiler.is_compiling():
             self.update_choice(sub)
@@ -373,12 +388,12 @@ class MultiSubnetwork(Movable):
         return outputs
 
     def module(self, task: str) -> nn.Module:
-        """One task as a module of its own: (batch, *the task's input shape) to (batch, *the head's outputs).
+        """Build one task's module: (batch, *the task's input shape) to (batch, *the head's outputs).
 
-        A frozen task's is built when first asked for, under a lock, and kept while the computed weights of all that
-        are kept stay within `cache_bytes`. It is always in evaluation mode, holds ordinary buffers, and may be called
-        by several threads, compiled and exported. That of a task in training takes the task's present tensors before
-        each forward pass.
+        A frozen task's module is built on first use, under a lock, and cached while the computed weights of all
+        cached modules stay within `cache_bytes`. It is always in evaluation mode, holds ordinary buffers, and may be
+        called by several threads, compiled and exported. The module of a task in training takes the task's current
+        tensors before each forward pass.
 
         Raises:
             KeyError: there is no such task.
@@ -394,13 +409,13 @@ class MultiSubnetwork(Movable):
         return self._in_training[task]
 
     def forget_modules(self, task: str | None = None) -> None:
-        """Drop modules that `module` keeps, of one task or of all: they are built again from the present tensors."""
+        """Drop the cached module of a task, or all: `module` rebuilds them from the current tensors."""
         self._modules_in_use.forget(task)
         for name in [*self._in_training] if task is None else [task]:
             self._in_training.pop(name, None)
 
     def _run(self, sub: Subnetwork, weights: Mapping[str, Any], inputs: Tensor) -> Tensor:
-        """A forward pass that torch.compile can follow from end to end."""
+        """Run a forward pass that torch.compile can follow from end to end."""
         tensors = {**weights, **dict(sub.private.items())}
         for again, name in self.names.tied.items():
             if name in tensors:
@@ -416,36 +431,35 @@ class MultiSubnetwork(Movable):
         return in_own_type(sub.head, functional_call(self.backbone, tensors, (features,), tie_weights=False))
 
     def training_weights(self, sub: Subnetwork) -> dict[str, Tensor | SparseForm]:
-        """Tensor name to what a masked or compact task computes with now; gradients reach the task's values."""
+        """Compute a masked or compact task's weights by tensor name; gradients reach the task's values."""
         return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
 
     def update_choice(self, sub: Subnetwork) -> None:
-        """Let the present scores choose what a task computes with, if it has scores that choose."""
+        """Select a task's weights by its current scores, if it has scores that choose."""
         if sub.kept:
             update_choice(sub, self.held)
 
     def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:
-        with torch.inference_mode(False), torch.no_grad():  # it outlives an inference pass
+        with torch.inference_mode(False), torch.no_grad():  # the module outlives an inference pass
             state = self.view(sub.task)
-            own, read = state.owned(sub.task), state.read(sub.task) if sub.reads else None
-            weights = {
-                name: shown_weight(weight, own[name] if read is None else own[name] | read[name], bool(sub.reads))
-                for name, weight in self.weights()
-            }
+            owned = {} if sub.reads else state.owned(sub.task)
+            weights: dict[str, tuple[Tensor, SparseForm | None]] = {}
+            for name in self.names.prunable:
+                dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
+                weights[name] = dense, shown_form(dense, owned[name]) if owned else None
             size = sum(dense.nbytes for dense, _ in weights.values())
             return frozen_network(self, sub, weights), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
         """Gather the other tasks' weights that a task reads: tensor name to (*shape), or () if none."""
-        nothing = {name: weight.new_zeros(()) for name, weight in self.weights()}
         if not sub.reads:
-            return nothing
+            return {name: weight.new_zeros(()) for name, weight in self.weights()}
         masks = self.view(sub.task).read(sub.task)
-        return {name: torch.where(masks[name], weight, nothing[name]) for name, weight in self.weights()}
+        return {name: only_at(masks[name], weight) for name, weight in self.weights()}
 
     @torch.no_grad()
     def derive(self, sub: Subnetwork) -> None:
-        """Rebuild what follows from masks, owners and values."""
+        """Rebuild the tensors that follow from masks, owners and values."""
         sub.drop_derived_state()
         if sub.phase in ("masked", "compact"):
             base, own = self._read(sub), self.view(sub.task).owned(sub.task)
@@ -455,14 +469,8 @@ class MultiSubnetwork(Movable):
                 weight = self.backbone.get_buffer(name)
                 prepare(sub, name, own[name], base[name].to(sub.values[name].dtype), weight.dtype, never)
 
-    def _in_phase(self, task: str, phase: str) -> Subnetwork:
-        sub = self.subnetwork(task)
-        if sub.phase != phase:
-            raise ValueError(f"task {task!r} is {sub.phase}; this needs a task that is {phase}")
-        return sub
-
     def settle(self, task: str) -> None:
-        """Undo what an optimizer has just done outside a masked task's mask, without waiting for the next forward."""
+        """Undo an optimizer's changes outside a masked task's mask now, rather than in the next forward pass."""
         sub = self.subnetwork(task)
         if sub.phase == "masked":
             for name in self.names.prunable:
@@ -470,7 +478,7 @@ class MultiSubnetwork(Movable):
                     restore(sub.values[name], sub.bits[name], sub.base[name])
 
     def moved(self) -> None:
-        """Tie buffers again, which are moved one by one, and rebuild what follows from them."""
+        """Tie buffers again, which are moved one by one, and rebuild the tensors that follow from them."""
         tie_again(self.backbone, self.names)
         for task in self.tasks:
             self.derive(self.subnetwork(task))
@@ -479,12 +487,12 @@ class MultiSubnetwork(Movable):
     # ---- saving and loading
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is made again when needed: a copy computes in the same form, bit by bit, as the original."""
+        """Leave out modules that are rebuilt when needed: a copy computes bitwise as the original."""
         return {**self.__dict__, "_in_training": {}}
 
     def get_extra_state(self) -> str:
-        """The tasks as JSON: see `NetworkState.describe`."""
+        """Describe the tasks as JSON: see `NetworkState.describe`."""
         return self.state.describe()
 
     def set_extra_state(self, state: str) -> None:
-        """Do nothing: it is read before the tensors are loaded."""
+        """Do nothing: the description is read before the tensors are loaded."""

@@ -1,4 +1,4 @@
-"""Serve budgets on paper: how many weights of each layer every task gets, before any training."""
+"""Plan each task's weight count per layer, before any training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+from msh.errors import requirement
 from msh.subnetworks.allocation import LAYERED, Budget, CapacityError, EmptyLayerError
 from msh.subnetworks.empty import ALLOW, decimals_from
 
@@ -14,13 +15,13 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def check_free(task: str, wanted: Counts, free: Counts, allow_empty: bool = False) -> None:
-    """Raise when a task's budget is more than what is free, or leaves it a layer without any weight.
+    """Raise if a task's budget exceeds the free weights, or leaves a layer without a weight.
 
     Args:
-        task: the task's name, for the message.
-        wanted: as `Budget.counts` returns it.
-        free: tensor name to its number of free weights.
-        allow_empty: let layers be empty, but not all of them.
+        task: its name, for the message.
+        wanted: from `Budget.counts`.
+        free: tensor name to its free weights.
+        allow_empty: allow some layers to be empty, but not all.
     Raises:
         EmptyLayerError: naming task, layer and free.
         CapacityError: naming task, layer, wanted and free.
@@ -32,25 +33,27 @@ def check_free(task: str, wanted: Counts, free: Counts, allow_empty: bool = Fals
 
 def _check_enough(task: str, wanted: Counts, free: Counts) -> None:
     for name, count in wanted.items():
-        available = sum(free.values()) if name == "" else free[name]
-        if count > available:
+        if count > _free(free, name):
             raise CapacityError(
-                f"task {task!r} wants {count} weights of {_layer(name)}, but only {available} are free; "
+                f"task {task!r} wants {count} weights of {_layer(name)}, but only {_free(free, name)} are free; "
                 "lower its density, or give the network more weights"
             )
 
 
 def _find_empty(task: str, wanted: Counts, free: Counts, allow_empty: bool = False) -> str:
-    """The first layer of which a budget has no weight, as a sentence; "" if there is none."""
+    """Describe the first layer in which a budget has no weight; "" if every layer has one."""
     if allow_empty and any(wanted.values()):
         return ""
     for name, count in wanted.items():
         if count < 1:
-            available = sum(free.values()) if name == "" else free[name]
-            return f"task {task!r} would get no weight of {_layer(name)}, of which {available} are free"
+            return f"task {task!r} would get no weight of {_layer(name)}, of which {_free(free, name)} are free"
         if name == "" and count < len(free):
             return f"task {task!r} would get {count} weights of the whole network, fewer than its {len(free)} layers"
     return ""
+
+
+def _free(free: Counts, name: str) -> int:
+    return sum(free.values()) if name == "" else free[name]
 
 
 def _layer(name: str) -> str:
@@ -64,28 +67,28 @@ def plan_counts(
     shapes: Shapes | None = None,
     allow_empty: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Serve the tasks' budgets in order, on paper.
+    """Plan the tasks' budgets in order.
 
-    With scopes "erk" and "epl" a tensor that is too small for what all of them would like of it is shared out among
-    them in proportion to their budgets, and they take the rest of these elsewhere.
+    With scopes "erk" and "epl", tasks divide a tensor that is too small for all of them in proportion to their
+    budgets, and take the remaining weights from other tensors.
 
     Args:
-        sizes: tensor name to its number of weights.
-        budgets: task name to its budget, in the order they will be served.
-        free: tensor name to its number of free weights; all of them when None.
-        shapes: tensor name to its shape; only budgets of scopes "erk" and "epl" need them.
-        allow_empty: let a budget be so small that a task gets no weight of some layers.
+        sizes: tensor name to its weight count.
+        budgets: task name to its budget, in training order.
+        free: tensor name to its free weights; all weights when None.
+        shapes: tensor name to its shape; only scopes "erk" and "epl" need them.
+        allow_empty: allow a budget that gives a task no weight in some layers.
     Returns:
-        Task name to what `Budget.counts` gives it.
+        Task name to its `Budget.counts`.
     Raises:
-        EmptyLayerError: a task would get no weight of a layer; the message has the smallest budget that works.
-        CapacityError: a task asks for more than what the tasks before it leave.
+        EmptyLayerError: a task would get no weight in a layer; the message has the smallest budget that works.
+        CapacityError: a task asks for more weights than earlier tasks leave free.
     """
     plan: dict[str, dict[str, int]] = {}
-    for task, wanted, left in _serve(sizes, budgets, sizes if free is None else free, shapes):
-        if problem := _find_empty(task, wanted, left, allow_empty):
+    for task, wanted, remaining in _serve(sizes, budgets, sizes if free is None else free, shapes):
+        if problem := _find_empty(task, wanted, remaining, allow_empty):
             raise EmptyLayerError(f"{problem}: {_cure(sizes, budgets, task, free, shapes)}")
-        _check_enough(task, wanted, left)
+        _check_enough(task, wanted, remaining)
         plan[task] = wanted
     return plan
 
@@ -93,35 +96,35 @@ def plan_counts(
 def _serve(
     sizes: Counts, budgets: Mapping[str, Budget], free: Counts, shapes: Shapes | None
 ) -> Iterator[tuple[str, dict[str, int], dict[str, int]]]:
-    """(task, what it gets, what was free before): whether that is enough, the caller checks."""
-    left = dict(free)
+    """Yield (task, its counts, the free counts before it); the caller checks them."""
+    remaining = dict(free)
     for position, (task, budget) in enumerate(budgets.items()):
-        most = left
+        most = remaining
         if budget.scope in LAYERED:
             coming = [each.total(sizes) for each in list(budgets.values())[position:]]
-            _check_enough(task, {"": coming[0]}, left)
-            most = _fair_part(left, coming[0], sum(coming))
+            _check_enough(task, {"": coming[0]}, remaining)
+            most = _fair_part(remaining, coming[0], sum(coming))
         wanted = budget.counts(sizes, most, len(budgets) - position, shapes)
-        yield task, wanted, left
-        left = _take(left, wanted)
+        yield task, wanted, remaining
+        remaining = _take(remaining, wanted)
 
 
 def _fair_part(free: Counts, wanted: int, by_all: int) -> dict[str, int]:
-    """Of each tensor, the part of its free weights that a task's budget is of all budgets still to be served."""
+    """Scale each tensor's free weights by a task's share in all remaining budgets."""
     by_all = max(1, wanted, min(by_all, sum(free.values())))
     return {name: -(-available * wanted // by_all) for name, available in free.items()}
 
 
 def _take(free: Counts, wanted: Counts) -> dict[str, int]:
-    """What is left; where it is not known yet which tensors will give, each gives in proportion."""
+    """Subtract a task's weights from the free ones; a number over all tensors is taken in proportion."""
     if "" not in wanted:
         return {name: free[name] - wanted[name] for name in free}
     count, total = wanted[""], sum(free.values())
-    left, owed = {}, count
+    remaining, owed = {}, count
     for name, available in free.items():
         part = min(owed, -(-available * count // total)) if total else 0
-        left[name], owed = available - part, owed - part
-    return left
+        remaining[name], owed = available - part, owed - part
+    return remaining
 
 
 # ---- the smallest budget that works
@@ -130,12 +133,12 @@ def _take(free: Counts, wanted: Counts) -> dict[str, int]:
 def _cure(sizes: Counts, budgets: Mapping[str, Budget], task: str, free: Counts | None, shapes: Shapes | None) -> str:
     asked = budgets[task]
     if asked.share is not None:
-        return f"share = {asked.share!r} leaves too little for so many tasks; give the network more weights, or {ALLOW}"
+        return f"share {asked.share!r} leaves too little for so many tasks; give the network more weights, or {ALLOW}"
     key = "density" if asked.density is not None else "weights"
     least = least_budget(sizes, budgets, task, free, shapes)
     if least is None:
-        return f"{key} = {getattr(asked, key)}, and no other works; give the network more weights, or {ALLOW}"
-    return f"{key} must be >= {getattr(least, key)}, got {getattr(asked, key)}; or {ALLOW}"
+        return f"no {key} works, got {getattr(asked, key)}; give the network more weights, or {ALLOW}"
+    return f"{requirement(key, f'>= {getattr(least, key)}', getattr(asked, key))}; or {ALLOW}"
 
 
 def least_budget(
@@ -145,18 +148,18 @@ def least_budget(
     free: Counts | None = None,
     shapes: Shapes | None = None,
 ) -> Budget | None:
-    """Find the smallest budget that leaves a task no layer without any weight.
+    """Find the smallest budget that gives a task a weight in every layer.
 
-    Tasks with the same budget get what it gets; the budgets of the others stay.
+    Tasks with the same budget get the new one too; other budgets stay.
 
     Args:
-        sizes: tensor name to its number of weights.
+        sizes: tensor name to its weight count.
         budgets: as for `plan_counts`.
-        task: whose budget, a density or a number of weights, is to be replaced.
+        task: has the density or weight count to replace.
         free: as for `plan_counts`.
         shapes: as for `plan_counts`.
     Returns:
-        The budget, a density rounded up to four digits; None if none works.
+        The budget, a density rounded up to four digits; None if no budget works.
     """
     asked, total = budgets[task], sum(sizes.values())
 
@@ -164,16 +167,16 @@ def least_budget(
     def works(budget: Budget) -> bool:
         tried = {name: budget if other == asked else other for name, other in budgets.items()}
         try:
-            for name, wanted, left in _serve(sizes, tried, sizes if free is None else free, shapes):
-                _check_enough(name, wanted, left)
-                if budgets[name] == asked and _find_empty(name, wanted, left):
+            for name, wanted, remaining in _serve(sizes, tried, sizes if free is None else free, shapes):
+                _check_enough(name, wanted, remaining)
+                if budgets[name] == asked and _find_empty(name, wanted, remaining):
                     return False
         except CapacityError:
             return False
         return True
 
-    def found(weights: float) -> Budget | None:
-        """The smallest budget of so many weights, if it works."""
+    def find(weights: float) -> Budget | None:
+        """Return the smallest budget with this many weights, if it works."""
         if asked.density is None:
             options = [replace(asked, weights=round(weights))]
         else:
@@ -182,16 +185,16 @@ def least_budget(
 
     first, last = _limits(asked, sizes, shapes)
     if asked.scope == "tensor" and asked.density is not None:
-        return found(first + 0.5)  # below, the smallest layer is rounded to none; more takes more of every layer
+        return find(first + 0.5)  # smaller rounds the smallest layer to 0; larger takes more of every layer
     first = max(round(first), len(sizes))
     for weights in range(first, min(last, total) + 1):
-        if budget := found(weights):
+        if budget := find(weights):
             return budget
-    return _beyond(found, min(last, total), total)
+    return _beyond(find, min(last, total), total)
 
 
 def _limits(asked: Budget, sizes: Counts, shapes: Shapes | None) -> tuple[float, int]:
-    """Weights in all below which rounding leaves a layer empty, and from which on it leaves none empty."""
+    """Bound the total: below the first number rounding empties a layer, from the second on it empties none."""
     if asked.scope == "tensor":
         half = sum(sizes.values()) / (2 * min(sizes.values()))
         return half, int(3 * half) + 1
@@ -201,15 +204,15 @@ def _limits(asked: Budget, sizes: Counts, shapes: Shapes | None) -> tuple[float,
     return len(sizes), -(-sum(parts) // min(parts))
 
 
-def _beyond(found: Callable[[float], Budget | None], fails: int, total: int) -> Budget | None:
-    """Search larger budgets by bisection: they help where tasks with larger ones leave nothing of a small layer."""
+def _beyond(find: Callable[[float], Budget | None], fails: int, total: int) -> Budget | None:
+    """Search larger budgets by bisection: they help where tasks with larger ones use up a small layer."""
     works = fails
     while works < total:
         works = min(total, works + works // 8 + 1)
-        if found(works):
+        if find(works):
             while works - fails > 1:
                 middle = (fails + works) // 2
-                fails, works = (fails, middle) if found(middle) else (middle, works)
-            return found(works)
+                fails, works = (fails, middle) if find(middle) else (middle, works)
+            return find(works)
         fails = works
     return None

@@ -23,7 +23,7 @@ Masks = Mapping[str, Tensor]
 
 
 def candidates(network: MultiSubnetwork, task: str, units: UnitGraph | None = None) -> dict[str, Tensor]:
-    """Weights the task may still keep or read: tensor name to bool (*shape); with `units`, units: bool (units,)."""
+    """Mark the weights that a task may still keep or read: tensor name to bool (*shape); with `units`, (units,)."""
     if units is None:
         return network.held(task)
     return candidate_units(units, network.masks(task), {name: network.owners[name] for name in network.names.prunable})
@@ -32,7 +32,7 @@ def candidates(network: MultiSubnetwork, task: str, units: UnitGraph | None = No
 def candidate_counts(
     network: MultiSubnetwork, task: str, wanted: Mapping[str, int], units: UnitGraph | None = None
 ) -> dict[str, int]:
-    """Weights (or whole units) the task may still keep, in each tensor or (key "") in all; keyed as `wanted` is."""
+    """Count the weights (or units) that a task may still keep, in each tensor or, as in `wanted`, in all (key "")."""
     counts = {name: int(mask.sum()) for name, mask in candidates(network, task, units).items()}
     return {"": sum(counts.values())} if "" in wanted else counts
 
@@ -48,36 +48,36 @@ def select(
     units: UnitGraph | None = None,
     allow_empty: bool = False,
 ) -> dict[str, Tensor]:
-    """Choose the weights that a masked task keeps.
+    """Select the weights that a masked task keeps.
 
-    Weights that it has lost already are never candidates, and those of other tasks only where it chooses what it reads.
+    Pruned weights are no candidates; other tasks' weights are candidates only under `reuse=learned`.
 
     Args:
         network: holds the task.
         task: a masked task.
         kept: tensor name to the number of weights kept there, or {"": number over the whole network}; with `units`,
             to the number of units.
-        criterion: scores the weights; the highest stay.
+        criterion: scores the weights; the highest are kept.
         gradients: tensor name to dL/dw (*shape), if the criterion needs them.
         generator: on the CPU, for the criterion; a fixed seed when None.
         units: of the backbone, to keep whole units; None: single weights.
-        allow_empty: let the task keep no weight of some layers, where `kept` or the scores say so.
+        allow_empty: allow `kept` or the scores to leave some layers no weight.
     Returns:
         Tensor name to bool (*shape).
     Raises:
-        ValueError: more is to be kept than there are candidates, or the criterion lacks gradients.
+        ValueError: a number kept exceeds the candidates, or the criterion lacks gradients.
         EmptyLayerError: the task would neither own nor read a weight of a layer.
     """
     scores = score(network, task, criterion, gradients, generator, units)
-    open_to = candidates(network, task, units)
-    masks = choose(scores, kept, open_to)
+    allowed = candidates(network, task, units)
+    masks = choose(scores, kept, allowed)
     if not allow_empty:
-        check_layers(network, task, masks, kept, scores, open_to)
+        check_layers(network, task, masks, kept, scores, allowed)
     return weights_of(masks, units)
 
 
 def weights_of(masks: Masks, units: UnitGraph | None) -> dict[str, Tensor]:
-    """What was chosen, as weights: tensor name to bool (*shape)."""
+    """Expand selected units, if any, to weights: tensor name to bool (*shape)."""
     return dict(masks) if units is None else unit_masks(units, masks)
 
 
@@ -98,14 +98,12 @@ def score(
         ValueError: the task is not masked, or the criterion lacks gradients or learned scores.
     """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    sub = network.subnetwork(task)
-    if sub.phase != "masked":
-        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task is pruned")
+    sub = network.in_phase(task, "masked")
     if criterion.learned and not sub.scored:
-        raise ValueError(f"criterion {criterion.name!r} needs learned scores, and task {task!r} has none: start_scores")
-    scored = sub.scores if criterion.learned else sub.values
+        raise ValueError(f"criterion {criterion.name!r} needs learned scores: call start_scores for task {task!r}")
+    source = sub.scores if criterion.learned else sub.values
     scores = {
-        name: criterion(scored[name], None if gradients is None else gradients[name], generator)
+        name: criterion(source[name], None if gradients is None else gradients[name], generator)
         for name in network.names.prunable
     }
     return scores if units is None else unit_scores(units, scores, network.masks(task))
@@ -118,18 +116,17 @@ def select_apart(
     candidates: Mapping[str, Masks],
     shared: Masks | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Choose what several masked tasks keep, so that each can always end with a budget that no other task touches.
+    """Select the weights of several masked tasks, such that each can end with a budget that no other task shares.
 
-    The tasks are served in order: each reserves its best weights, as many as its budget, among those that no
-    earlier one has reserved. Then each keeps its best weights among those that no other one has reserved. What is
-    kept beyond the reserves may overlap; where as much is kept as the budget, it does not.
+    First each task in turn reserves its best weights, as many as its budget, among those not yet reserved. Then each
+    keeps its best weights among those that no other task has reserved. Weights kept beyond the budget may overlap.
 
     Args:
         scores: task to {tensor name: (*shape)}, higher is kept.
-        kept: task to {tensor name, or "" for all: number kept}; fewer where others' reserves leave fewer.
+        kept: task to {tensor name, or "" for all: number kept}; fewer where other tasks' reserves leave fewer.
         budgets: task to {tensor name, or "" for all: number kept at the end}, at most the number kept now.
-        candidates: task to {tensor name: bool (*shape)}: all that is free, or what this function gave before.
-        shared: tensor name to bool (*shape): weights that are only read, so that any number of tasks may keep them.
+        candidates: task to {tensor name: bool (*shape)}: all free weights, or the last result of this function.
+        shared: tensor name to bool (*shape): weights that are only read, which any number of tasks may keep.
     Returns:
         Task to {tensor name: bool (*shape)}.
     Raises:
@@ -142,18 +139,18 @@ def select_apart(
     chosen = {}
     for task in budgets:
         others = [masks for other, masks in reserved.items() if other != task]
-        open_to = _without(candidates[task], others, shared)
-        left = {name: int(mask.sum()) for name, mask in open_to.items()}
-        left[""] = sum(left.values())
-        chosen[task] = choose(scores[task], {name: min(n, left[name]) for name, n in kept[task].items()}, open_to)
+        allowed = _without(candidates[task], others, shared)
+        counts = {name: int(mask.sum()) for name, mask in allowed.items()}
+        counts[""] = sum(counts.values())
+        chosen[task] = choose(scores[task], {name: min(k, counts[name]) for name, k in kept[task].items()}, allowed)
     return chosen
 
 
 def _without(candidates: Masks, taken: Iterable[Masks], shared: Masks | None) -> dict[str, Tensor]:
-    left = dict(candidates)
+    rest = dict(candidates)
     for masks in taken:
-        left = {name: left[name] & ~masks[name] for name in left}
-    return left if shared is None else {name: left[name] | (candidates[name] & shared[name]) for name in left}
+        rest = {name: rest[name] & ~masks[name] for name in rest}
+    return rest if shared is None else {name: rest[name] | (candidates[name] & shared[name]) for name in rest}
 
 
 @torch.no_grad()
@@ -170,10 +167,10 @@ def cut(
         network: holds the task.
         task: a masked task.
         masks: from `select`.
-        rescale: multiply the survivors so that each tensor keeps the norm it had before the cut. Without it a
-            deep net at 10 % density starts with signals smaller by its density to the power of half its depth.
-            Beside weights that the task has chosen to read, its own take their share of the norm.
-        units: of the backbone, if whole units are kept: then it is the units kept whose norm stays.
+        rescale: scale the survivors so that each tensor keeps its norm. Without it the signals of a network of
+            density d and depth n start smaller by d to the power n / 2. Where the task also selected weights to
+            read, its own weights take their share of the norm.
+        units: of the backbone, if whole units are kept: then the norm of the kept units stays.
     """
     values = network.subnetwork(task).values
     before, held = network.masks(task), network.held(task)
@@ -196,7 +193,7 @@ def prune(
     units: UnitGraph | None = None,
     allow_empty: bool = False,
 ) -> None:
-    """Cut a masked task down to as many weights as it may keep: `select`, then `cut`.
+    """Prune a masked task to a number of weights: `select`, then `cut`.
 
     Source: Han et al. 2015; Zhu and Gupta 2017.
     """
@@ -205,17 +202,17 @@ def prune(
 
 
 def _rows(mask: Tensor) -> Tensor:
-    """Bool, (*shape): the whole rows of the units that a mask has weights of."""
+    """Mark the whole rows in which a mask has weights: bool, (*shape)."""
     return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)
 
 
 def own_share(own: Tensor, held: Tensor) -> float:
-    """Share of a tensor's norm that a task's own weights take, beside those that it has chosen to read."""
+    """Compute the share of a tensor's norm for a task's own weights, beside the weights it selected to read."""
     return math.sqrt(int(own.sum()) / max(1, int(held.sum())))
 
 
 def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Gradient of a loss with respect to a masked task's weights, own and chosen to read; no `.grad` has a trace of it.
+    """Compute a loss's gradient for all weights a masked task holds, own and read; no `.grad` changes.
 
     Args:
         network: holds the task.
@@ -227,31 +224,29 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
     sub, names = network.subnetwork(task), network.names.prunable
     values = sub.values
     with felt_by(sub, network.held(task)):
-        found = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
-    return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, found, strict=True)}
+        gradients = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
+    return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, gradients, strict=True)}
 
 
 def keep_state(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
-    """Copies of a masked task's weights, private tensors and masks, to go back to: named as in its state dict."""
+    """Copy a masked task's weights, private tensors and masks, named as in its state dict, for `go_back`."""
     network.settle(task)
     return {name: tensor.detach().clone() for name, tensor in network.subnetwork(task).state_dict().items()}
 
 
 def go_back(network: MultiSubnetwork, task: str, earlier: Mapping[str, Tensor]) -> None:
-    """Give a masked task the weights, private tensors and masks of `keep_state` again, in the same parameters.
+    """Restore a masked task's weights, private tensors and masks from `keep_state`, in the same parameters.
 
     Raises:
         ValueError: the task is not masked.
     """
-    sub = network.subnetwork(task)
-    if sub.phase != "masked":
-        raise ValueError(f"task {task!r} is {sub.phase}; only a masked task goes back to an earlier mask")
+    sub = network.in_phase(task, "masked")
     sub.load_state_dict(earlier)
     network.derive(sub)
 
 
 def snapshot(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
-    """Copies of all that trains in a masked task, to rewind to: names as in the subnetwork's parameters."""
+    """Copy a masked task's parameters, by their names in the subnetwork, for `rewind`."""
     network.settle(task)
     return {name: p.detach().clone() for name, p in network.subnetwork(task).named_parameters()}
 
@@ -264,14 +259,14 @@ def rewind(
     rescale: bool = True,
     units: UnitGraph | None = None,
 ) -> None:
-    """Set a masked task's surviving weights, and its private parameters, back to earlier values.
+    """Reset a masked task's surviving weights, and its private parameters, to earlier values.
 
     Args:
         network: holds the task.
         task: a masked task.
-        earlier: from `snapshot`, of the same task at initialisation or an early epoch.
+        earlier: `snapshot` of the same task at initialisation or an early epoch.
         rescale: give each tensor the norm it had in the snapshot.
-        units: of the backbone, if whole units are kept: then the norm that their rows had.
+        units: of the backbone, if whole units are kept: then their rows keep their norm.
     Source: Frankle and Carbin 2019; Renda et al. 2020.
     """
     sub = network.subnetwork(task)

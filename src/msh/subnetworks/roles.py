@@ -1,4 +1,4 @@
-"""Roles of a backbone's tensors: shared weight by weight, private to each task, or stored once for all tasks."""
+"""Find each backbone tensor's role: shared weight by weight, private to each task, or stored once for all."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ LAYERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = 
     (nn.RNNBase, r"weight_(ih|hh|hr)_l\d+(_reverse)?"),
     (nn.RNNCellBase, r"weight_(ih|hh)"),
 )
-"""Known layers, and the names of their weights."""
+"""Known layers to their weights' names."""
 
 NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 NORMALIZED = (WeightNormParametrization, SpectralNormParametrization)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 WEIGHT_NAME = r"weight|kernel|\w+_weight|weight_\w+"
-"""Names of weights in classes of other libraries."""
+"""Weight names in other libraries' classes."""
 
 NO_LAYER = ("Scale", "Gate")
-"""In the class name of a module whose parameters are not a layer's weights."""
+"""Parts of class names whose parameters are not a layer's weights."""
 
 NO_WEIGHT = {"scale", "norm", "bias", "mask"}
-"""Words that name something else than a weight, as in `weight_scale`."""
+"""Words that exclude a weight, as in `weight_scale`."""
 
 POSITION = {"pos", "position", "positions", "positional", "relative", "wpe"}
 SEGMENT = {"segment", "segments", "seg"}
-"""Words for the position of a token, and for its type."""
+"""Words for a token's position, and for its type."""
 
 GENERIC = {"embed", "embedder", "embedding", "embeddings", "emb", "lookup", "table", "weight"}
-"""Names of submodules that do not say what a table embeds; the name of their parent does."""
+"""Submodule names that do not describe a table; their parent's name does."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """Role of a backbone's tensor, and the reason.
+    """A backbone tensor's role, and the reason.
 
     Attributes:
-        name: dotted; of a tied tensor, the first name that a walk over the modules finds.
+        name: dotted; for a tied tensor, the first name in a walk over the modules.
         kind: "prunable" (tasks share it weight by weight), "private" (each task has a copy) or "shared" (stored
             once, used by every task, never trained).
-        why: a short reason for people to read.
+        why: a short reason, for people.
         parameter: True for a parameter, False for a buffer.
         shape: its axes.
     """
@@ -89,7 +89,7 @@ class Role:
 
 
 class _Place(NamedTuple):
-    """One occurrence of a parameter: the module that holds it, that module's path, and the name there."""
+    """One occurrence of a parameter: its module, that module's path, and its name there."""
 
     module: nn.Module
     path: str
@@ -102,26 +102,26 @@ class _Place(NamedTuple):
 
 
 Decision = tuple[Kind, str]
-"""The kind of a tensor, and why."""
+"""Kind and reason."""
 
 Form = Literal["whole", "scale", "direction", "original", "part"]
-"""How a parameter enters the tensor that its layer computes with.
+"""Relation between a parameter and the tensor that its layer computes with.
 
 It is that tensor ("whole"), the scale or direction of weight_norm, the original of another reparametrization with one
 tensor (spectral_norm, orthogonal, nn.utils.prune), or a part of one with several tensors.
 """
 
 Owners = dict[int, tuple[nn.Module, str, str]]
-"""The id of each list of parametrizations, to the layer that it serves: module, path, and name of the tensor."""
+"""The id of each list of parametrizations to its layer: module, path, and name of the tensor."""
 
 
 def find_roles(backbone: nn.Module, prunable: Prunable = None) -> list[Role]:
-    """Decide for each tensor of a backbone whether it is prunable, private or shared.
+    """Classify each backbone tensor as prunable, private or shared.
 
     Args:
         backbone: any module.
         prunable: selects the prunable parameters. Patterns select a tied parameter by any of its names, a function
-            is asked about the first. A parameter whose requires_grad is False is shared whatever they select.
+            gets the first. A parameter whose requires_grad is False is always shared.
     Returns:
         Parameters in the order of a walk over the modules, then buffers, each tensor once.
     Raises:
@@ -148,20 +148,16 @@ def find_roles(backbone: nn.Module, prunable: Prunable = None) -> list[Role]:
 
 
 def tied_names(backbone: nn.Module) -> dict[str, str]:
-    """Find the further names of tied parameters.
-
-    Returns:
-        Each further dotted name of a parameter, to its first.
-    """
+    """Map each further dotted name of a tied parameter to its first name."""
     return {place.dotted: occurrences[0].dotted for occurrences in _find_places(backbone) for place in occurrences[1:]}
 
 
 def padding_rows(backbone: nn.Module) -> dict[str, int]:
-    """Find the padding rows of embedding tables.
+    """Find embedding tables' padding rows.
 
     Returns:
-        Dotted name of each table that is prunable by the rule, to its padding row, in [0, rows). Of a table under
-        weight_norm or spectral_norm it is the direction or the original.
+        Dotted name of each table that is prunable by the rule, to its padding row, in [0, rows); under weight_norm or
+        spectral_norm, the name of the direction or the original.
     """
     owners, rows = _find_owners(backbone), {}
     for occurrences in _find_places(backbone):
@@ -179,9 +175,9 @@ def padding_rows(backbone: nn.Module) -> dict[str, int]:
 
 
 def check_aliases(backbone: nn.Module) -> None:
-    """Check that modules hold no parameter in a plain Python attribute too.
+    """Raise if a module also holds a parameter in a plain Python attribute.
 
-    Wrapping replaces registered parameters only; a module that reads an alias would read a value that is never trained.
+    Wrapping replaces registered parameters only: a module that reads an alias would use a value that never trains.
 
     Raises:
         ValueError: naming the parameter and the attribute, such as a list of weights.
@@ -192,10 +188,10 @@ def check_aliases(backbone: nn.Module) -> None:
         for attribute, value in vars(module).items():
             if attribute in internal or (isinstance(module, nn.RNNBase) and attribute == FLAT_WEIGHTS):
                 continue
-            for found in _contents(value, set()):
-                if id(found) in names:
+            for parameter in _contents(value, set()):
+                if id(parameter) in names:
                     raise ValueError(
-                        f"parameter {names[id(found)]!r} is also in the Python attribute "
+                        f"parameter {names[id(parameter)]!r} is also in the Python attribute "
                         f"{f'{path}.{attribute}'.lstrip('.')!r} of {_class_name(module)}, where it would never be "
                         "trained: read it from the module that registers it, or use nn.ParameterList"
                     )
@@ -208,7 +204,7 @@ def check_aliases(backbone: nn.Module) -> None:
 
 
 def _contents(value: object, seen: set[int]) -> Iterator[object]:
-    """The value, and all that Python containers in it hold; modules are not entered."""
+    """Yield the parameters in a value and its Python containers; modules are not entered."""
     if isinstance(value, nn.Parameter):
         yield value
     elif isinstance(value, (list, tuple, dict, set, frozenset, deque)):
@@ -232,12 +228,12 @@ def _check_modules(backbone: nn.Module) -> None:
 
 
 def _find_places(backbone: nn.Module) -> list[list[_Place]]:
-    """All places of each parameter; the parameters in the order of a walk over the modules."""
-    found: dict[int, list[_Place]] = {}
+    """Find every parameter's places, in the order of a walk over the modules."""
+    places: dict[int, list[_Place]] = {}
     for path, module in backbone.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            found.setdefault(id(parameter), []).append(_Place(module, path, name, parameter))
-    return list(found.values())
+            places.setdefault(id(parameter), []).append(_Place(module, path, name, parameter))
+    return list(places.values())
 
 
 def _find_owners(backbone: nn.Module) -> Owners:
@@ -256,14 +252,14 @@ def _find_buffers(backbone: nn.Module, parameters: set[int]) -> list[Role]:
             if id(buffer) in seen:
                 continue
             seen.add(id(buffer))
-            lasting = name not in non_persistent(module)
-            decision: Decision = ("private", "buffer") if lasting else ("shared", "buffer that is not persistent")
+            persistent = name not in non_persistent(module)
+            decision: Decision = ("private", "buffer") if persistent else ("shared", "buffer that is not persistent")
             roles.append(Role(f"{path}.{name}" if path else name, *decision, False, buffer.shape))
     return roles
 
 
 def _match_patterns(patterns: Sequence[str], places: list[list[_Place]]) -> set[str]:
-    """First names of the parameters that the patterns match."""
+    """Collect the first names of parameters that match the patterns."""
     firsts = {place.dotted: occurrences[0].dotted for occurrences in places for place in occurrences}
     selected = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -275,7 +271,7 @@ def _match_patterns(patterns: Sequence[str], places: list[list[_Place]]) -> set[
 
 
 def _decide(occurrences: list[_Place], owners: Owners) -> Decision:
-    """Decide by the layer; a tied parameter is prunable if it is a layer's weight in one of its places."""
+    """Decide by the layer; a tied parameter is prunable if any of its places is a layer's weight."""
     decisions = [_decide_place(place, owners) for place in occurrences]
     return next((decision for decision in decisions if decision[0] == "prunable"), decisions[0])
 
@@ -295,7 +291,7 @@ def _decide_place(place: _Place, owners: Owners) -> Decision:
 
 
 def _decide_layer(place: _Place) -> Decision:
-    """Decide by the class of the layer, the name of the parameter in it, and the layer's path."""
+    """Decide by the layer's class and path, and the parameter's name."""
     module, path, name, parameter = place
     layer = _class_name(module)
     if isinstance(module, TABLES) and (meaning := _meaning(_table_words(path) | _words(layer))):
@@ -323,7 +319,7 @@ def _decide_layer(place: _Place) -> Decision:
 
 
 def _resolve(place: _Place, owners: Owners) -> tuple[_Place, Form]:
-    """Find the tensor of a layer that a parameter is made into, and how."""
+    """Find the layer's tensor that is computed from a parameter, and their relation."""
     module, path, name, parameter = place
     if id(module) in owners and isinstance(module, ParametrizationList):
         form: Form = "part"
@@ -346,18 +342,18 @@ def _class_name(module: nn.Module) -> str:
 
 
 def _words(name: str) -> set[str]:
-    """Lower-case words of a name in snake_case or CamelCase."""
+    """Split a name in snake_case or CamelCase into lower-case words."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
 def _table_words(path: str) -> set[str]:
-    """Words of the last part of a path that says what a table embeds."""
+    """Split the last part of a path that describes a table into words."""
     parts = [part for part in path.split(".") if part not in GENERIC and not part.isdigit()]
     return _words(parts[-1]) if parts else set()
 
 
 def _meaning(words: set[str]) -> str:
-    """Recognise words for positions or token types; "pos_tag" is a part of speech."""
+    """Recognise words for positions or token types; "pos_tag" means part of speech."""
     if words & POSITION and not words & {"tag", "tags", "wise"}:
         return "position embedding"
     return "token type embedding" if words & SEGMENT or {"token", "type"} <= words else ""

@@ -1,4 +1,4 @@
-"""Schedules: how many weights are kept over time, from all candidates down to the budget."""
+"""Schedule the number of kept weights over time, from all candidates down to the budget."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ Schedule = Callable[[int, int, float], int]
 """(candidates at the start, budget, time in [0, 1]) to weights kept; at time 1 it is the budget."""
 
 
-def _between(start: int, budget: int, left: float) -> int:
-    return budget + round((start - budget) * left)
+def _between(start: int, budget: int, rest: float) -> int:
+    return budget + round((start - budget) * rest)
 
 
 def one_shot(start: int, budget: int, time: float) -> int:
@@ -18,12 +18,12 @@ def one_shot(start: int, budget: int, time: float) -> int:
 
 
 def linear(start: int, budget: int, time: float) -> int:
-    """Remove as many weights in each unit of time."""
+    """Remove the same number of weights in each unit of time."""
     return _between(start, budget, 1.0 - min(time, 1.0))
 
 
 def cubic(start: int, budget: int, time: float) -> int:
-    """Remove much at first and little at the end. Source: Zhu and Gupta 2017, eq. 1."""
+    """Remove many weights at first and few at the end. Source: Zhu and Gupta 2017, eq. 1."""
     return _between(start, budget, float((1.0 - min(time, 1.0)) ** 3))
 
 

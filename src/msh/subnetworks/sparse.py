@@ -1,4 +1,4 @@
-"""A weight in sparse form: where that costs less, a linear layer computes with the values alone."""
+"""Compute linear layers with a sparse weight's values alone, where that costs less."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 SMALLEST = 2**18
-"""Weights of a matrix below which a dense product costs less, however sparse."""
+"""Matrix size in weights below which a dense product costs less, however sparse."""
 DENSEST = 0.125
 """Density above which a dense product costs less."""
 CACHED = 2**23
-"""Bytes of a layer's outputs that stay in the cache; a sparse product picks from more than that too slowly."""
+"""Bytes of layer outputs that fit the cache; larger ones make a sparse product slow."""
 BLOCK = 2**21
-"""Bytes of a layer's inputs that a sparse product picks from at a time."""
+"""Bytes of layer inputs that a sparse product reads at a time."""
 PARALLEL = 2**17
-"""Size from which a matrix is transposed faster by several threads."""
+"""Number of elements from which several threads transpose a matrix faster."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some neighbouring columns of a sparse matrix, in CSR.
+    """Neighbouring columns of a sparse matrix, in CSR.
 
     Attributes:
-        columns: those of the matrix that it spans.
-        values: the part of the ordered values that it holds.
+        columns: slice of the matrix's columns.
+        values: slice of the ordered values.
         starts: int32, (rows + 1,).
-        column: int32, (values,), counted from the block's first.
+        column: int32, (values,), counted from the block's first column.
     """
 
     columns: slice
@@ -44,22 +44,22 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A sparse matrix of which each block's product stays in the cache.
+    """A sparse matrix in blocks whose products stay in the cache.
 
     Attributes:
-        rows: of the matrix.
-        order: int64, (k,): where the blocks' values are found among the matrix's; None: as they are.
+        rows: number of rows.
+        order: int64, (k,): index of the blocks' values among the matrix's; None if they are in order.
         parts: from left to right.
-        made: the matrices of the values last computed with, if these are in order.
+        last: CSR matrices of the last values, if these are in order.
     """
 
     rows: int
     order: Tensor | None
     parts: list[Block]
-    made: list[Tensor] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
-        """(rows, batch): the product with (batch, columns) transposed."""
+        """Multiply with (batch, columns) transposed: (rows, batch)."""
         product: Tensor | None = None
         for matrix, part in zip(self._matrices(values), self.parts, strict=True):
             factor = self._factor(dense, part)
@@ -68,25 +68,25 @@ class Blocks:
         return product
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
-        """(k,): the product of (batch, rows) transposed and (batch, columns), only at the matrix's places."""
+        """Multiply (batch, rows) transposed and (batch, columns), only at the matrix's indices: (k,)."""
         values, rows = left.new_zeros(self.parts[-1].values.stop), _transposed(left)
         for part in self.parts:
-            found = self._matrix(part, values)  # in place, as torch copies the places otherwise
+            matrix = self._matrix(part, values)  # in place, as torch copies the indices otherwise
             columns = self._factor(right, part)
-            torch.sparse.sampled_addmm(found, rows, columns.t(), beta=0.0, out=found)
+            torch.sparse.sampled_addmm(matrix, rows, columns.t(), beta=0.0, out=matrix)
         return values if self.order is None else torch.empty_like(values).index_copy_(0, self.order, values)
 
     def _factor(self, dense: Tensor, part: Block) -> Tensor:
         return _transposed(dense if len(self.parts) == 1 else dense[:, part.columns])
 
     def _matrices(self, values: Tensor) -> list[Tensor]:
-        """The blocks in CSR, which share the values' memory where these are in order: then they are made once."""
+        """Convert the blocks to CSR; where values are in order, they share their memory and are made once."""
         if self.order is not None:
             ordered = values.index_select(0, self.order)
             return [self._matrix(part, ordered) for part in self.parts]
-        if not self.made or self.made[0].values().data_ptr() != values.data_ptr():
-            self.made[:] = [self._matrix(part, values) for part in self.parts]
-        return self.made
+        if not self.last or self.last[0].values().data_ptr() != values.data_ptr():
+            self.last[:] = [self._matrix(part, values) for part in self.parts]
+        return self.last
 
     def _matrix(self, part: Block, ordered: Tensor) -> Tensor:
         shape = (self.rows, part.columns.stop - part.columns.start)
@@ -95,7 +95,7 @@ class Blocks:
 
 
 def _blocks(row: Tensor, column: Tensor, shape: tuple[int, int], number: int) -> Blocks:
-    """Lay values out in so many blocks; their rows and columns are int64, (k,)."""
+    """Divide values into blocks; their rows and columns are int64, (k,)."""
     rows, columns = shape
     edges = [columns * i // number for i in range(number + 1)]
     which = torch.bucketize(column, torch.tensor(edges[1:]), right=True)
@@ -111,27 +111,27 @@ def _blocks(row: Tensor, column: Tensor, shape: tuple[int, int], number: int) ->
 
 
 class Pattern:
-    """Places of a sparse matrix's values.
+    """Indices of a sparse matrix's values.
 
     Args:
-        index: int64, (k,), flat places in rising order.
+        index: int64, (k,), flat indices in rising order.
         shape: (rows, columns) of the matrix.
 
-    The derived tensors are int32, as the sparse products of the MKL want them.
+    The derived tensors are int32, which the MKL's sparse products need.
     """
 
     def __init__(self, index: Tensor, shape: Sequence[int]) -> None:
-        _take_notice()
+        _silence_beta_warning()
         self.index = index
         self.shape = (int(shape[0]), int(shape[1]))
         self._laid_out: dict[tuple[bool, int], Blocks] = {}
 
     def matrix(self, batch: int) -> Blocks:
-        """The matrix, in blocks for products with (batch, columns) transposed."""
+        """Divide the matrix into blocks for products with (batch, columns) transposed."""
         return self._blocks(False, batch)
 
     def transposed(self, batch: int) -> Blocks:
-        """The transposed matrix, in blocks for products with (batch, rows) transposed."""
+        """Divide the transposed matrix into blocks for products with (batch, rows) transposed."""
         return self._blocks(True, batch)
 
     def _blocks(self, across: bool, batch: int) -> Blocks:
@@ -148,8 +148,8 @@ class Pattern:
 
 
 @cache
-def _take_notice() -> None:
-    """Let torch say once, unheard, that its CSR tensors are in beta."""
+def _silence_beta_warning() -> None:
+    """Trigger and ignore torch's one warning that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
@@ -161,12 +161,12 @@ def _starts(which: Tensor, lines: int) -> Tensor:
 
 
 def may_be_sparse(shape: Sequence[int], values: Tensor, kept: int) -> bool:
-    """Whether a sparse form of a weight can cost less than the dense one: a question of place, size and density.
+    """Return True if a weight's device, type, size and density let a sparse form cost less than the dense one.
 
     Args:
         shape: of the weight.
-        values: for its type and device.
-        kept: number of its values that are not 0.
+        values: for type and device.
+        kept: number of values that are not 0.
     """
     size = math.prod(shape)
     return (
@@ -180,10 +180,10 @@ def may_be_sparse(shape: Sequence[int], values: Tensor, kept: int) -> bool:
 
 
 class SparseForm:
-    """A weight that is 0 outside a pattern, as its values alone or as a dense tensor; each is made when first needed.
+    """A weight that is 0 outside a pattern, as values or as a dense tensor; each is made when first needed.
 
     Args:
-        pattern: places of the values.
+        pattern: indices of the values.
         sparse: makes the values (k,), in the pattern's order.
         dense: makes the dense tensor (*shape).
     """
@@ -192,7 +192,7 @@ class SparseForm:
         self.pattern, self.sparse, self.dense = pattern, _once(sparse), _once(dense)
 
     def suits(self, inputs: Tensor) -> bool:
-        """Whether the sparse product costs less than the dense one, with these inputs (*batch, columns)."""
+        """Return True if the sparse product costs less than the dense one for these inputs (*batch, columns)."""
         rows = inputs.numel() // self.pattern.shape[1]
         return (
             0 < 4 * rows * self.pattern.shape[0] <= CACHED
@@ -203,20 +203,20 @@ class SparseForm:
 
 
 def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Make a tensor once with gradients and once without: a reentrant checkpoint first computes without."""
-    made: dict[bool, Tensor] = {}
+    """Cache a tensor, once with gradients and once without: a reentrant checkpoint first computes without."""
+    cached: dict[bool, Tensor] = {}
 
     def get() -> Tensor:
         graph = torch.is_grad_enabled()
-        if graph not in made:
-            made[graph] = make()
-        return made[graph]
+        if graph not in cached:
+            cached[graph] = make()
+        return cached[graph]
 
     return get
 
 
 class SparseLinear(nn.Linear):
-    """A linear layer that computes with the values of a sparse weight where that costs less.
+    """Compute with the values of a sparse weight where that costs less.
 
     Compilers, exporters and tracers see the dense weight.
     """
@@ -233,11 +233,11 @@ class SparseLinear(nn.Linear):
 
 
 class TrainedLinear(SparseLinear):
-    """A linear layer of a task in training; its weight is computed from the task's values in each forward pass."""
+    """A linear layer of a task in training, whose weight comes from the task's values in each forward pass."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(rows, columns), made when first asked for."""
+        """(rows, columns), made on first use."""
         assert self.form is not None
         return self.form.dense() if isinstance(self.form, SparseForm) else self.form
 
@@ -248,18 +248,18 @@ def _is_eager(inputs: Any) -> bool:
 
 
 def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
-    """A linear layer whose weight has these values at the pattern's places and 0 elsewhere.
+    """Apply a linear layer whose weight has these values at the pattern's indices and 0 elsewhere.
 
-    The work grows with the number of values: forward and for the inputs' gradient it is a sparse product, and
-    of the weight's gradient only the kept places are computed.
+    The cost grows with the number of values: the outputs and the inputs' gradient are sparse products, and the
+    weight's gradient is computed only at the pattern's indices.
 
     Args:
         inputs: (*batch, columns).
         values: (k,).
-        pattern: places in a (rows, columns) matrix.
+        pattern: indices in a (rows, columns) matrix.
         bias: (rows,) or None.
     Returns:
-        (*batch, rows). With one batch dimension its memory runs along the batch, as the next sparse product likes it.
+        (*batch, rows). With one batch dimension its memory runs along the batch, which suits the next sparse product.
     """
     flat = inputs.reshape(-1, pattern.shape[1])
     outputs: Tensor = (
@@ -291,7 +291,7 @@ class _SparseLinear(torch.autograd.Function):
             return *_dense_backward(inputs, values, ctx.pattern, gradient), bias, None
         batch = len(gradient)
         back = ctx.pattern.transposed(batch).times(values, gradient) if of_inputs else None
-        if back is not None:  # in memory it lies as the inputs do
+        if back is not None:  # with the inputs' memory layout
             back = _transposed(back) if inputs.is_contiguous() else back.t()
         if not of_values:
             return back, None, bias, None
@@ -300,7 +300,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def _transposed(matrix: Tensor) -> Tensor:
-    """(columns, rows), contiguous; without a copy where it lies so already."""
+    """Transpose to (columns, rows), contiguous, without a copy where possible."""
     turned = matrix.t()
     if turned.is_contiguous() or turned.numel() < PARALLEL:
         return turned.contiguous()
@@ -316,7 +316,7 @@ def _dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: 
 class _Taken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
-        ctx.index = index  # not saved: a checkpoint may go through this node twice
+        ctx.index = index  # not saved: gradient checkpointing may run this node twice
         ctx.shape = values.shape
         return values.take(index)
 
@@ -326,6 +326,6 @@ class _Taken(torch.autograd.Function):
 
 
 def taken_values(values: Tensor, index: Tensor) -> Tensor:
-    """(k,): what stands at flat places of a tensor; going backward, a gradient of the tensor's shape, 0 elsewhere."""
-    found: Tensor = _Taken.apply(values, index)
-    return found
+    """Take the elements at flat indices: (k,); the gradient has the tensor's shape, 0 elsewhere."""
+    taken: Tensor = _Taken.apply(values, index)
+    return taken

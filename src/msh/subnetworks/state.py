@@ -1,14 +1,13 @@
-"""A network as plain data: weights, owners, tasks and private tensors, without the modules that compute with them."""
+"""Hold a network as plain data: weights, owners, tasks and private tensors, without the modules that use them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import prod
 from typing import Annotated, Any, Literal, NotRequired
 
 import torch
@@ -17,46 +16,45 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from msh.checked import parsed
-from msh.errors import suggestion
+from msh.errors import invalid, one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, choose_at_most
 from msh.subnetworks.initial import give_back, norm_of
-from msh.subnetworks.tensors import bag_key, belongs, name_of_key, raw_bytes, same_bits, unpack_bits, wide_enough
+from msh.subnetworks.tensors import (
+    bag_key,
+    belongs,
+    name_of_key,
+    only_at,
+    raw_bytes,
+    same_bits,
+    unpack_bits,
+    wide_enough,
+)
 
 STATE_VERSION = 3
-"""Of a description. Since 2, tasks may read some of another's weights; since 3, they read tasks by name."""
+"""Description version: since 2, a task may read some of another's weights; since 3, `reads` holds names."""
 EXTRA_STATE = "_extra_state"
-"""Key of a module's state dict under which the description is."""
+"""Key of the description in a module's state dict."""
 OWNER_TYPES = (torch.uint8, torch.int16, torch.int32)
-IN_TRAINING = ("values", "masks", "scores")
-"""What a task in training has per prunable tensor."""
-
-Phase = Literal["planned", "new", "masked", "compact", "frozen"]
+PARTS = ("private", "stem", "head")
+"""Kinds of private tensors, in the order in which a digest takes them."""
+BAGS = ("reading", "values", "masks", "scores")
+"""Kinds of tensors that a task may have for each prunable tensor."""
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
-
-KINDS = ("private", "stem", "head")
-"""Kinds of a task's private tensors, in the order in which they are named and hashed."""
-
-
-def private_order(name: str) -> tuple[int, str]:
-    """Sort key of the names of a task's private tensors."""
-    kind, _, rest = name.partition(".")
-    return KINDS.index(kind), rest
+Phase = Literal["planned", "new", "masked", "compact", "frozen"]
+Masks = dict[str, Tensor]
+"""Tensor name to bool (*shape)."""
 
 
 def check_task_name(task: str) -> None:
-    """Raise unless a task may be called so: names are keys of states, and names of files.
+    """Raise unless a task's name can be a part of keys and of file names.
 
     Raises:
-        ValueError: the name is not allowed.
+        ValueError: the name has another character, or none.
     """
     if not TASK_NAME.fullmatch(task):
-        raise ValueError(f"task name {task!r} is not allowed: use letters, digits, '_' and '-'")
-
-
-Masks = dict[str, Tensor]
-"""Tensor name to bool (*shape)."""
+        raise invalid("task name", "letters, digits, '_' and '-'", task)
 
 
 @dataclass
@@ -64,22 +62,22 @@ class TaskState:
     """One task of a network.
 
     Attributes:
-        name: of the task.
+        name: letters, digits, "_" and "-".
         owner: its id in the owner maps.
         phase: "planned" (weights allocated, no values yet), or as in `Subnetwork`.
         reads: earlier tasks whose weights it reads.
-        reading: tensor name to uint8 (bytes,), a mask at a bit per weight: the weights it reads; empty where it reads
-            all weights of the tasks in `reads`.
-        private: its own tensors, named "private.NAME", "stem.NAME" and "head.NAME". Buffers of the backbone that the
-            task has not changed may be missing: see `NetworkState.private`.
+        reading: tensor name to uint8 (bytes,), the weights it reads at a bit each; empty where it reads all weights
+            of the tasks in `reads`.
+        private: "private.NAME", "stem.NAME" and "head.NAME" to tensor. Buffers that equal the backbone's may be
+            missing: see `NetworkState.private`.
         values: in training, tensor name to its weights: (*shape) while masked, (k,) while compact.
         masks: while masked, tensor name to its candidates: bool (*shape).
         scores: while masked, tensor name to a score per weight (*shape), if scores are learned.
-        kept: while scores choose, tensor name (or "" for all) to the number of weights it computes with.
+        kept: while scores choose, tensor name (or "" for all) to its number of selected weights.
         norms: while planned, tensor name to the Euclidean norm its weights will start with.
-        granularity: what was pruned as one: "weight", "neuron" or "channel".
+        granularity: pruned as one: "weight", "neuron" or "channel".
         recipe: how to rebuild "stem" and "head", and the task's "preprocessing" and "outputs", where known.
-        digest: of the task in the network it comes from, where it was copied out of one.
+        digest: `NetworkState.digest` in the network that the task was copied from, if it was.
     """
 
     name: str
@@ -97,16 +95,36 @@ class TaskState:
     recipe: Recipe = field(default_factory=dict)
     digest: str | None = None
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (key, tensor): the keys of `private`, and "KIND.NAME" for each kind in `BAGS`."""
+        yield from self.private.items()
+        for kind in BAGS:
+            yield from ((f"{kind}.{name}", tensor) for name, tensor in getattr(self, kind).items())
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Add a tensor under a key of `tensors`.
+
+        Raises:
+            ValueError: the key is of no known kind.
+        """
+        kind, _, name = key.partition(".")
+        if kind in PARTS:
+            self.private[key] = tensor
+        elif kind in BAGS:
+            getattr(self, kind)[name] = tensor
+        else:
+            raise ValueError(f"task {self.name!r} has a tensor {key!r} of no known kind")
+
 
 @dataclass(frozen=True)
 class Capacity:
-    """Count a layer's weights by owner; or those of several layers together.
+    """Weight counts by owner, for a layer or several layers together.
 
     Attributes:
-        name: of the prunable tensor, or of the layers together.
-        shape: of the tensor.
-        owned: every task to its number of weights.
-        free: number of weights that no task owns.
+        name: the prunable tensor's, or the group's.
+        shape: the tensor's.
+        owned: every task to its weight count.
+        free: weights that no task owns.
     """
 
     name: str
@@ -116,17 +134,17 @@ class Capacity:
 
     @property
     def taken(self) -> int:
-        """Number of weights that some task owns."""
+        """Weights that some task owns."""
         return sum(self.owned.values())
 
     @property
     def size(self) -> int:
-        """Number of weights that tasks can own."""
+        """Weights that tasks can own."""
         return self.free + self.taken
 
     @classmethod
     def together(cls, name: str, layers: Sequence[Capacity]) -> Capacity:
-        """Add up layers of one network."""
+        """Add up one network's layers."""
         owned = {task: sum(layer.owned[task] for layer in layers) for task in (layers[0].owned if layers else ())}
         free = sum(layer.free for layer in layers)
         return cls(name, (free + sum(owned.values()),), owned, free)
@@ -134,7 +152,7 @@ class Capacity:
 
 @dataclass
 class NetworkState:
-    """All of a network: the one representation behind modules, files, plans and checkpoints.
+    """A whole network: the one representation behind modules, files, plans and checkpoints.
 
     Owners partition the weights: each has one owner id, `FREE` or that of a task.
 
@@ -142,15 +160,15 @@ class NetworkState:
         weights: prunable tensor name to the dense tensor (*shape), every task's weights and the free ones; a name is
             missing where only owners are known.
         owners: prunable tensor name to owner ids (*shape), in the network's order.
-        norms: prunable tensor name to the Euclidean norm, (), it had when the backbone came.
-        defaults: the backbone's other tensors: what private tensors start from, and what all tasks share unchanged.
+        norms: prunable tensor name to its Euclidean norm, (), when the backbone was wrapped.
+        defaults: the backbone's other tensors: private tensors start from them, and tasks share the unchanged ones.
         tasks: by name, in the order in which they were added.
         active: the task computed when none is named.
-        tied: further name of a prunable tensor to its name above.
-        padding: name of an embedding to the row that no task can own and that stays 0.
-        buffers: names of `defaults` that tasks have of their own only where they have changed them.
-        shared: names of `defaults` that every task uses as they are.
-        recipe: how to build the backbone again, where known.
+        tied: further name to the name above, for tied prunable tensors.
+        padding: embedding name to the row that no task can own and that stays 0.
+        buffers: names in `defaults`; a task has a private copy only where it changed them.
+        shared: names in `defaults` that every task uses unchanged.
+        recipe: how to rebuild the backbone, where known.
     """
 
     weights: dict[str, Tensor]
@@ -165,7 +183,7 @@ class NetworkState:
     shared: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=dict)
 
-    # ---- who owns what
+    # ---- owners
 
     def task(self, name: str) -> TaskState:
         """Look a task up.
@@ -173,39 +191,35 @@ class NetworkState:
         Raises:
             ValueError: there is no such task.
         """
-        if name not in self.tasks:
-            raise ValueError(
-                f"there is no task {name!r}; the tasks are {', '.join(self.tasks)}{suggestion(name, self.tasks)}"
-            )
+        if name not in self.tasks:  # else no list of the names is made
+            one_of("task", name, self.tasks)
         return self.tasks[name]
 
     def sizes(self) -> dict[str, int]:
-        """Tensor name to the number of weights that tasks can own."""
-        return {name: ids.numel() - self._padded(name) for name, ids in self.owners.items()}
-
-    def _padded(self, name: str) -> int:
-        return prod(self.owners[name].shape[1:]) if name in self.padding else 0
+        """Count each tensor's weights that tasks can own."""
+        padded = {name: self.owners[name][row].numel() for name, row in self.padding.items()}
+        return {name: owners.numel() - padded.get(name, 0) for name, owners in self.owners.items()}
 
     def free(self) -> Masks:
-        """The weights that no task owns."""
-        found = {name: ids == FREE for name, ids in self.owners.items()}
+        """Mark the weights that no task owns."""
+        masks = {name: owners == FREE for name, owners in self.owners.items()}
         for name, row in self.padding.items():
-            found[name][row] = False
-        return found
+            masks[name][row] = False
+        return masks
 
     def owned(self, task: str) -> Masks:
-        """A task's weights: the candidates while it is masked."""
+        """Mark a task's weights: the candidates while it is masked."""
         entry = self.task(task)
         if entry.phase == "masked":
             return {name: mask.clone() for name, mask in entry.masks.items()}
-        return {name: ids == entry.owner for name, ids in self.owners.items()}
+        return {name: owners == entry.owner for name, owners in self.owners.items()}
 
     def read(self, task: str) -> Masks:
-        """The weights of other tasks that a task reads."""
+        """Mark the other tasks' weights that a task reads."""
         return {name: self.read_mask(task, name) for name in self.owners}
 
     def read_mask(self, task: str, name: str) -> Tensor:
-        """The weights of a tensor that a task reads: bool (*shape)."""
+        """Mark the weights that a task reads in a tensor: bool (*shape)."""
         entry = self.task(task)
         if name in entry.reading:
             return unpack_bits(entry.reading[name], self.owners[name].shape)
@@ -218,60 +232,54 @@ class NetworkState:
         return {name: own[name] | self.read_mask(task, name) for name in own} if self.task(task).reading else own
 
     def readers(self, task: str) -> list[str]:
-        """The tasks that read a task's weights."""
+        """List the tasks that read a task's weights."""
         return [other.name for other in self.tasks.values() if task in other.reads]
 
     def capacity(self) -> list[Capacity]:
         """Count each layer's weights by owner."""
-        names = {entry.owner: task for task, entry in self.tasks.items()}
-        layers = []
-        for name, ids in self.owners.items():
-            counts = count_ids(ids)
-            owned = dict.fromkeys(self.tasks, 0) | {names[i]: n for i, n in counts.items() if i in names}
-            owned = {task: owned[task] for task in self.tasks}
-            free = ids.numel() - self._padded(name) - sum(owned.values())
-            layers.append(Capacity(name, tuple(ids.shape), owned, free))
+        sizes, layers = self.sizes(), []
+        for name, owners in self.owners.items():
+            counts = count_ids(owners)
+            owned = {task: counts.get(entry.owner, 0) for task, entry in self.tasks.items()}
+            layers.append(Capacity(name, tuple(owners.shape), owned, sizes[name] - sum(owned.values())))
         return layers
 
     def total(self) -> Capacity:
-        """Count the weights of all layers together by owner."""
+        """Count all layers' weights together by owner."""
         return Capacity.together("all layers", self.capacity())
 
     def read_counts(self, task: str) -> dict[str, int]:
-        """Each task that a task reads, to the number of its weights that are read."""
+        """Count, for each task that a task reads, the weights it reads."""
         entry = self.task(task)
-        named = {self.tasks[other].owner: other for other in entry.reads if other in self.tasks}
-        counts = dict.fromkeys(named.values(), 0)
-        for name, ids in self.owners.items():
-            read = ids[self.read_mask(task, name)] if entry.reading else ids
-            for i, number in count_ids(read).items():
-                if i in named:
-                    counts[named[i]] += number
+        counts = {other: 0 for other in entry.reads if other in self.tasks}
+        for name, owners in self.owners.items():
+            numbers = count_ids(owners[self.read_mask(task, name)] if entry.reading else owners)
+            for other in counts:
+                counts[other] += numbers.get(self.tasks[other].owner, 0)
         return counts
 
     def next_ids(self, tasks: Iterable[str]) -> dict[str, int]:
-        """Owner ids for tasks: their own where they are there, else the lowest not in use, in the order of names."""
-        unused = (i for i in count(1) if i not in {entry.owner for entry in self.tasks.values()})
+        """Assign owner ids in name order: a present task keeps its id, others get the lowest unused ones."""
+        used = {entry.owner for entry in self.tasks.values()}
+        unused = (i for i in count(1) if i not in used)
         return {t: self.tasks[t].owner if t in self.tasks else next(unused) for t in sorted(set(tasks))}
 
-    # ---- what a task computes with
+    # ---- a task's tensors
 
     def weight(self, task: str, name: str) -> Tensor:
         """Compute the weight a task uses in a layer: (*shape), 0 where it neither owns nor reads."""
         entry, dense = self.task(task), self.weights[name]
-        nothing = dense.new_zeros(())
+        held = self.owners[name] == entry.owner
         if entry.phase not in ("masked", "compact") and not entry.reads:
-            return torch.where(self.owners[name] == entry.owner, dense, nothing)
+            return only_at(held, dense)
         read = self.read_mask(task, name)
         if entry.phase == "masked":
-            found = torch.where(entry.masks[name], entry.values[name], torch.where(read, dense, nothing))
-            return (found if not entry.kept else found * self._chosen(entry)[name]).to(dense.dtype)
-        own = self.owners[name] == entry.owner
+            weight = torch.where(entry.masks[name], entry.values[name], only_at(read, dense))
+            return (weight * self._chosen(entry)[name] if entry.kept else weight).to(dense.dtype)
+        weight = only_at(read if entry.phase == "compact" else held | read, dense)
         if entry.phase == "compact":
-            found = torch.where(read, dense, nothing)
-            found[own] = entry.values[name].to(dense.dtype)
-            return found
-        return torch.where(own | read, dense, nothing)
+            weight[held] = entry.values[name].to(dense.dtype)
+        return weight
 
     def _chosen(self, entry: TaskState) -> Masks:
         held = self.held(entry.name)
@@ -279,26 +287,26 @@ class NetworkState:
 
     def private(self, task: str) -> dict[str, Tensor]:
         """List a task's tensors except its weights, unchanged buffers included: private, then stem, then head."""
-        found = {f"private.{name}": self.defaults[name] for name in self.buffers} | self.task(task).private
-        return {name: found[name] for name in sorted(found, key=private_order)}
+        tensors = {f"private.{name}": self.defaults[name] for name in self.buffers} | self.task(task).private
+        return {key: tensors[key] for part in PARTS for key in sorted(tensors) if key.startswith(f"{part}.")}
 
     def digest(self, task: str) -> str:
-        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their places, private tensors."""
+        """SHA-256 of all that decides a task's outputs: weights it owns or reads, their indices, private tensors."""
         entry, sha = self.task(task), hashlib.sha256()
-        for name, ids in self.owners.items():
+        for name, owners in self.owners.items():
             sha.update(name.encode())
             reading = [entry.reading[name]] if entry.reading else []
-            for part in (self.weight(task, name), ids == entry.owner, *reading):
+            for part in (self.weight(task, name), owners == entry.owner, *reading):
                 sha.update(raw_bytes(part))
         for name, tensor in self.private(task).items():
             sha.update(name.encode())
             sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
-    # ---- tasks out of a state, and into it
+    # ---- copying, releasing and taking tasks
 
     def only(self, task: str) -> NetworkState:
-        """Copy a frozen task into a state of its own, with owner id 1; tasks it reads are named only.
+        """Copy a frozen task into a separate state, with owner id 1; tasks it reads are named only.
 
         Raises:
             ValueError: there is no such task, or it is not frozen.
@@ -306,34 +314,29 @@ class NetworkState:
         entry = self.task(task)
         if entry.phase != "frozen":
             raise ValueError(f"task {task!r} is {entry.phase}: only a frozen task has a file")
-        masks, private = self.owned(task), self.private(task)
-        alone = replace(entry, owner=1, private=private, digest=self.digest(task))
-        return NetworkState(
-            weights={n: torch.where(mask, self.weights[n], self.weights[n].new_zeros(())) for n, mask in masks.items()},
+        masks = self.owned(task)
+        return replace(
+            self,
+            weights={name: only_at(mask, self.weights[name]) for name, mask in masks.items()},
             owners={name: mask.to(torch.uint8) for name, mask in masks.items()},
-            norms=self.norms,
             defaults={name: self.defaults[name] for name in self.shared},
-            tasks={task: alone},
+            tasks={task: replace(entry, owner=1, private=self.private(task), digest=self.digest(task))},
             active=task,
-            tied=self.tied,
-            padding=self.padding,
-            shared=self.shared,
-            recipe=self.recipe,
+            buffers=(),
         )
 
     def planned(self) -> NetworkState:
-        """The allocation alone: all tasks planned, with the norms of their weights, which have no values."""
-        rows = {}
-        for entry in self.tasks.values():
-            norms = {name: float(norm_of(w, self.owners[name] == entry.owner)) for name, w in self.weights.items()}
-            rows[entry.name] = TaskState(
-                entry.name, entry.owner, "planned", norms=norms, granularity=entry.granularity, recipe=entry.recipe
-            )
+        """Copy the allocation alone: all tasks planned, with the norms of their weights instead of values."""
+        tasks = {}
+        for e in self.tasks.values():
+            norms = {name: float(norm_of(w, self.owners[name] == e.owner)) for name, w in self.weights.items()}
+            blank = TaskState(e.name, e.owner, "planned", granularity=e.granularity, recipe=e.recipe)
+            tasks[e.name] = replace(blank, norms=norms)
         empty = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        return replace(self, weights=empty, tasks=rows, active=None)
+        return replace(self, weights=empty, tasks=tasks, active=None)
 
     def release(self, task: str) -> None:
-        """Forget a task, in place: its weights are overwritten with fresh random ones and become free.
+        """Remove a task, in place: its weights become free and are overwritten with fresh random ones.
 
         Raises:
             ValueError: there is no such task, or other tasks read its weights.
@@ -341,189 +344,140 @@ class NetworkState:
         entry = self.task(task)
         if readers := ", ".join(map(repr, self.readers(task))):
             raise ValueError(f"task {task!r} cannot be released: {readers} read its weights")
-        for place, (name, weight) in enumerate(self.weights.items()):
+        for index, (name, weight) in enumerate(self.weights.items()):
             if entry.phase == "planned":
                 self.owners[name][self.owners[name] == entry.owner] = FREE
             else:
-                give_back(weight, self.owners[name], entry.owner, self.norms[name], place)
+                give_back(weight, self.owners[name], entry.owner, self.norms[name], index)
         del self.tasks[task]
         self.active = None if self.active == task else self.active
 
-    def take(
-        self,
-        others: Iterable[tuple[str, NetworkState]],
-        ids: Mapping[str, int] | None = None,
-        base: str = "the network",
-    ) -> None:
-        """Take up frozen tasks of other states, in place; the order in which they come makes no difference.
+    def take(self, others: Iterable[tuple[str, NetworkState]], ids: Mapping[str, int] | None = None) -> None:
+        """Take over frozen tasks from other states, in place; their order makes no difference.
 
-        A task that is planned here gets its values; any other takes weights that are free. Where something is wrong,
-        nothing has changed.
+        A task that is planned here gets its values; any other takes free weights. After an error nothing has changed.
 
         Args:
-            others: (how errors call it, such as a file; the state), looked at one by one.
+            others: (label for errors, such as a file; state), consumed one by one.
             ids: task to owner id, in the order that added tasks will have; `next_ids` when None.
-            base: how errors call this state.
         Raises:
-            ValueError: a task is there twice, is of another backbone, owns weights that another task owns or that were
-                not planned for it, reads a task that is not there, or does not come out as it was.
+            ValueError: a task is there twice, has another backbone, owns weights that another task owns or that were
+                not planned for it, reads a missing task, or its digest differs here.
         """
         if ids is None:
             others = list(others)
             ids = self.next_ids(task for _, other in others for task in other.tasks)
-        merged = replace(self, tasks=dict(self.tasks))
-        merged.weights = {n: w.clone(memory_format=torch.contiguous_format) for n, w in self.weights.items()}
         most = max([*(entry.owner for entry in self.tasks.values()), *ids.values()], default=FREE)
-        merged.owners = {
-            n: wide_enough(o.clone(memory_format=torch.contiguous_format), most) for n, o in self.owners.items()
-        }
-        labels = {task: base for task, entry in self.tasks.items() if entry.phase != "planned"}
-        added: dict[str, TaskState] = {}
+        weights, owners = (
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+            for tensors in (self.weights, self.owners)
+        )
+        owners = {name: wide_enough(tensor, most) for name, tensor in owners.items()}
+        merged = replace(self, weights=weights, owners=owners, tasks=dict(self.tasks))
+        labels = {task: "the network" for task, entry in self.tasks.items() if entry.phase != "planned"}
+        added: list[str] = []
         for label, other in others:
             for task in other.tasks:
                 if task in labels:
                     raise ValueError(f"{labels[task]} and {label} both hold task {task!r}")
-                added[task] = merged._place(label, other, task, ids[task], labels)
+                merged._place(label, other, task, ids[task], labels)
                 labels[task] = label
-        planned = {task: added.get(task, entry) for task, entry in self.tasks.items()}
-        merged.tasks = planned | {task: added[task] for task in ids if task in added}
+                added.append(task)
+        order = dict.fromkeys([*self.tasks, *(task for task in ids if task in added)])
+        merged.tasks = {task: merged.tasks[task] for task in order}
         for task in added:
             merged._check_taken(task, labels)
-            merged.tasks[task] = replace(merged.tasks[task], digest=None)
+            merged.tasks[task].digest = None
         merged.active = next((task for task in reversed(merged.tasks) if task in added), self.active)
         vars(self).update(vars(merged))
 
-    def _place(self, label: str, other: NetworkState, task: str, owner: int, labels: Mapping[str, str]) -> TaskState:
-        """Write a task's weights into this state, in place; returns its row."""
+    def _place(self, label: str, other: NetworkState, task: str, owner: int, labels: Mapping[str, str]) -> None:
+        """Write a task's weights and private tensors into this state, in place."""
         check_task_name(task)
         entry, masks = other.task(task), other.owned(task)
         self._check_fits(label, other, entry)
         for name, planned in (self.owned(task) if task in self.tasks else {}).items():
             if not torch.equal(masks[name], planned):
                 raise ValueError(f"{label}: task {task!r} owns other weights of layer {name!r} than planned")
-        names_of = {e.owner: e.name for e in self.tasks.values()}
         for name, mask in masks.items():
             owners, weight = self.owners[name].view(-1), self.weights[name].view(-1)
-            places = mask.view(-1).nonzero().squeeze(1)
-            taken = owners[places]
-            taken = taken[(taken != FREE) & (taken != owner)]
-            if taken.numel():
-                holder = names_of[int(taken[0])]
+            index = mask.view(-1).nonzero().squeeze(1)  # (k,)
+            rivals = owners[index]
+            rivals = rivals[(rivals != FREE) & (rivals != owner)]
+            if rivals.numel():
+                rival = next((e.name for e in self.tasks.values() if e.owner == int(rivals[0])), "")
                 raise ValueError(
-                    f"{labels.get(holder, 'the plan')} (task {holder!r}) and {label} (task {task!r}) own the same "
-                    f"weights, {int((taken == taken[0]).sum())} of layer {name!r}: train both on one plan"
+                    f"{labels.get(rival, 'the plan')} (task {rival!r}) and {label} (task {task!r}) own the same "
+                    f"weights, {int((rivals == rivals[0]).sum())} of layer {name!r}: train both on one plan"
                 )
-            owners[places], weight[places] = owner, other.weights[name].view(-1)[places]
-        same = {f"private.{name}" for name in self.buffers if _is_default(self, name, entry)}
-        placed = replace(entry, owner=owner, private={n: t for n, t in entry.private.items() if n not in same})
-        self.tasks[task] = placed
-        return placed
+            owners[index], weight[index] = owner, other.weights[name].view(-1)[index]
+        start = {f"private.{name}": self.defaults[name] for name in self.buffers}
+        changed = {k: t for k, t in entry.private.items() if k not in start or not same_bits(t, start[k])}
+        self.tasks[task] = replace(entry, owner=owner, private=changed)
 
     def _check_fits(self, label: str, other: NetworkState, entry: TaskState) -> None:
-        """Raise where a task is not of this backbone."""
-        own = {f"private.{name}": tensor for name, tensor in self.defaults.items() if name not in self.shared}
-        expected = own | self.weights
-        private = {f"private.{name}": tensor for name, tensor in other.defaults.items() if name not in other.shared}
-        private |= {name: tensor for name, tensor in entry.private.items() if name.startswith("private.")}
-        found = private | other.weights
-        for name in sorted(expected.keys() | found.keys()):
-            shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (found, expected)]
-            if shapes[0] != shapes[1]:
+        """Raise unless a task's tensors have this backbone's names, shapes and types."""
+        expected, tensors = (
+            {f"private.{name}": tensor for name, tensor in state.defaults.items() if name not in state.shared}
+            | state.weights
+            for state in (self, other)
+        )
+        tensors |= {key: tensor for key, tensor in entry.private.items() if key.startswith("private.")}
+        where = f"{label}: task {entry.name!r}"
+        for key in sorted(expected.keys() | tensors.keys()):
+            shape, wanted = (tuple(part[key].shape) if key in part else None for part in (tensors, expected))
+            if shape != wanted:
                 raise ValueError(
-                    f"{label}: task {entry.name!r} was trained with another backbone: its {name!r} has shape "
-                    f"{shapes[0]}, the network's {shapes[1]}"
+                    f"{where} was trained with another backbone: its {key!r} has shape {shape}, the network's {wanted}"
                 )
         for name, weight in other.weights.items():
-            if weight.dtype != self.weights[name].dtype:
+            if weight.dtype != (dtype := self.weights[name].dtype):
                 raise ValueError(
-                    f"{label}: task {entry.name!r} has weights of {weight.dtype}, and the network of "
-                    f"{self.weights[name].dtype}: rounded ones are not merged (files.dtype=float32 writes exact ones)"
+                    f"{where} has weights of {weight.dtype}, and the network of {dtype}: rounded weights cannot be "
+                    "merged (files.dtype=float32 writes exact ones)"
                 )
 
     def _check_taken(self, task: str, labels: Mapping[str, str]) -> None:
-        """Raise unless a task that was taken up computes as it did where it comes from."""
+        """Raise unless a task computes here as it did in its network."""
         entry = self.tasks[task]
         if missing := [other for other in entry.reads if other not in labels]:
-            raise ValueError(f"{labels[task]}: task {task!r} reads task {missing[0]!r}, which is not there")
+            raise ValueError(f"{labels[task]}: task {task!r} reads task {missing[0]!r}, which is missing")
         ids = torch.tensor([self.tasks[other].owner for other in entry.reads])
         for name in entry.reading:
             if bool((self.read_mask(task, name) & ~belongs(self.owners[name], ids)).any()):
                 raise ValueError(f"{labels[task]}: task {task!r} reads weights of layer {name!r} of no task it names")
         if entry.digest is not None and self.digest(task) != entry.digest:
             raise ValueError(
-                f"{labels[task]}: task {task!r} is not what it was in its network: its weights were rounded "
-                "(files.dtype=float32 writes exact ones), or those that it reads have other values here"
+                f"{labels[task]}: task {task!r} differs from its digest: its weights were rounded "
+                "(files.dtype=float32 writes exact ones), or the weights that it reads have other values here"
             )
 
     # ---- as a module's state dict, and as JSON
 
     def describe(self) -> str:
-        """The tasks as JSON: all that no tensor says. Plain text, so that reading it runs no code."""
-        rows = []
-        for e in self.tasks.values():
-            row = {"task": e.name, "owner": e.owner, "reads": list(e.reads), "phase": e.phase, "kept": e.kept}
-            more = {"granularity": e.granularity, "recipe": e.recipe, "norms": e.norms, "digest": e.digest}
-            usual: dict[str, Any] = {"granularity": "weight", "recipe": {}, "norms": {}, "digest": None}
-            rows.append(row | {key: value for key, value in more.items() if value != usual[key]})
+        """Write the tasks, without their tensors, as JSON, so that reading it runs no code."""
+        usual = vars(TaskState("", 1))
+        rows = [
+            {"task": e.name, "owner": e.owner, "reads": e.reads, "phase": e.phase, "kept": e.kept}
+            | {key: vars(e)[key] for key in ("granularity", "recipe", "norms", "digest") if vars(e)[key] != usual[key]}
+            for e in self.tasks.values()
+        ]
         return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
 
     def state_dict(self) -> dict[str, Any]:
-        """As `MultiSubnetwork.load_state_dict` takes it; tensors are shared."""
+        """Name the tensors as `MultiSubnetwork.load_state_dict` takes them; they are shared, not copied."""
         state: dict[str, Any] = {f"backbone.{n}": t for n, t in (self.weights | self.defaults).items()}
         state |= {f"backbone.{again}": self.weights[name] for again, name in self.tied.items() if name in self.weights}
         for kind, tensors in (("owners", self.owners), ("initial_norms", self.norms)):
             state |= {f"{kind}.{bag_key(name)}": tensor for name, tensor in tensors.items()}
         for task, entry in self.tasks.items():
-            for name, tensor in entry.private.items():
-                kind, _, rest = name.partition(".")
-                state[f"subnetworks.{task}.{kind}.{bag_key(rest) if kind == 'private' else rest}"] = tensor
-            for kind in ("reading", *IN_TRAINING):
-                tensors = getattr(entry, kind)
-                state |= {f"subnetworks.{task}.{kind}.{bag_key(name)}": t for name, t in tensors.items()}
+            for key, tensor in entry.tensors():
+                kind, _, name = key.partition(".")
+                state[f"subnetworks.{task}.{kind}.{name if kind in ('stem', 'head') else bag_key(name)}"] = tensor
         return state | {EXTRA_STATE: self.describe()}
 
-    @classmethod
-    def from_state_dict(
-        cls, state: Mapping[str, Any], names: Sequence[str] | None = None, tied: Mapping[str, str] | None = None
-    ) -> NetworkState:
-        """Convert a module's state dict; tensors are shared.
-
-        Args:
-            state: of a `MultiSubnetwork`, of this release or an earlier one.
-            names: of the prunable tensors, in the network's order; that of the keys when None.
-            tied: further name of a tensor to its name.
-        Raises:
-            KeyError: a tensor is missing.
-            ValueError: the description is damaged, or of a later release.
-        """
-        tied = dict(tied or {})
-        tasks, active = read_description(state.get(EXTRA_STATE))
-        if names is None:
-            names = [name_of_key(key.removeprefix("owners.")) for key in state if key.startswith("owners.")]
-        defaults = {key.removeprefix("backbone."): t for key, t in state.items() if key.startswith("backbone.")}
-        found = cls(
-            weights={name: state[f"backbone.{name}"] for name in names},
-            owners={name: state[f"owners.{bag_key(name)}"] for name in names},
-            norms={name: state[f"initial_norms.{bag_key(name)}"] for name in names},
-            defaults={name: t for name, t in defaults.items() if name not in names and name not in tied},
-            tasks=tasks,
-            active=active,
-            tied=tied,
-        )
-        for key, tensor in state.items():
-            start, _, rest = key.partition(".")
-            task, _, rest = rest.partition(".")
-            kind, _, rest = rest.partition(".")
-            if start != "subnetworks" or task not in tasks:
-                continue
-            if kind in KINDS:
-                tasks[task].private[f"{kind}.{name_of_key(rest) if kind == 'private' else rest}"] = tensor
-            elif kind in ("reading", *IN_TRAINING):
-                getattr(tasks[task], kind)[name_of_key(rest)] = tensor
-        return found
-
     def check(self) -> None:
-        """Check that the parts fit together; what a stranger's file says is not to be relied on before.
+        """Raise unless the parts fit together; a stranger's file must pass before use.
 
         Raises:
             ValueError: naming a tensor that is missing, or has a wrong shape, type or value.
@@ -537,64 +491,49 @@ class NetworkState:
                 raise ValueError(f"layer {name!r} has weights of {weight.dtype}, owners of {owners.dtype}")
             if norm is not None and not (norm.shape == () and norm.is_floating_point() and bool(norm.isfinite())):
                 raise ValueError(f"layer {name!r} has no finite initial norm")
-            if owners.numel():
-                lowest, highest = owners.aminmax()
-                if not FREE <= int(lowest) <= int(highest) <= most:
-                    raise ValueError(f"layer {name!r} has owners that are no task's")
+            lowest, highest = owners.aminmax() if owners.numel() else (FREE, FREE)
+            if not FREE <= int(lowest) <= int(highest) <= most:
+                raise ValueError(f"layer {name!r} has owners that are no task's")
             if name in self.padding and not 0 <= self.padding[name] < owners.shape[0]:
                 raise ValueError(f"layer {name!r} has no row {self.padding[name]}")
         named = {"tied": self.tied.values(), "padding": self.padding, "shared": self.shared, "a buffer": self.buffers}
         for kind, names in named.items():
-            there = self.defaults if kind in ("shared", "a buffer") else self.owners
-            if unknown := [name for name in names if name not in there]:
-                raise ValueError(f"{unknown[0]!r} is said to be {kind}, and is not there")
+            tensors = self.defaults if kind in ("shared", "a buffer") else self.owners
+            if unknown := [name for name in names if name not in tensors]:
+                raise ValueError(f"{unknown[0]!r} is listed as {kind}, and is missing")
         for entry in self.tasks.values():
             self._check_task(entry)
 
     def _check_task(self, entry: TaskState) -> None:
         check_task_name(entry.name)
-        if entry.phase == "planned" and entry.norms.keys() != self.owners.keys():
-            raise ValueError(f"task {entry.name!r} is planned without the norms of its layers")
+        if unknown := [key for key in entry.private if key.partition(".")[0] not in PARTS]:
+            raise ValueError(f"task {entry.name!r} has a tensor {unknown[0]!r} of no known kind")
         for name, packed in entry.reading.items():
             size = self.owners[name].numel() if name in self.owners else -1
             if packed.shape != (-(-size // 8),) or packed.dtype != torch.uint8:
-                raise ValueError(f"task {entry.name!r}: what it reads of {name!r} is no mask of it")
-        if entry.reading and entry.reading.keys() != self.owners.keys():
-            raise ValueError(f"task {entry.name!r} lacks the masks of what it reads of some layers")
-        in_training = {"masked": ("values", "masks"), "compact": ("values",)}.get(entry.phase, ())
-        for kind in in_training:
+                raise ValueError(f"task {entry.name!r}: `reading` has no mask for {name!r}")
+        needed = {"masked": ("values", "masks"), "compact": ("values",), "planned": ("norms",)}.get(entry.phase, ())
+        for kind in (*needed, *(["reading"] if entry.reading else [])):
             if getattr(entry, kind).keys() != self.owners.keys():
                 raise ValueError(f"task {entry.name!r} is {entry.phase}, and lacks {kind} of some layers")
-        for name in entry.private:
-            private_order(name)
 
 
-def count_ids(ids: Tensor) -> dict[int, int]:
-    """Owner id to its number of weights; free ones are left out."""
-    counts = torch.bincount(ids.reshape(-1).int()).tolist() if ids.numel() else []
+def count_ids(owners: Tensor) -> dict[int, int]:
+    """Count weights by owner id, without the free ones."""
+    counts = torch.bincount(owners.reshape(-1).int()).tolist() if owners.numel() else []
     return {i: number for i, number in enumerate(counts) if i != FREE and number}
 
 
-def _is_default(state: NetworkState, name: str, entry: TaskState) -> bool:
-    """Tell whether a task's buffer equals the backbone's, bit by bit."""
-    own = entry.private.get(f"private.{name}")
-    return own is not None and same_bits(own, state.defaults[name])
-
-
-# ---- descriptions
-
-
-class _Version(TypedDict):
-    version: int
+# ---- reading descriptions
 
 
 class Row(TypedDict):
     """A task in a description."""
 
     task: str
-    owner: Annotated[int, Field(ge=1, lt=2**31)]
+    owner: Annotated[int, Field(ge=1, lt=2**20)]  # counts by id take memory for the highest one
     reads: list[str] | list[int]
-    phase: Literal["planned", "new", "masked", "compact", "frozen"]
+    phase: Phase
     kept: NotRequired[dict[str, int]]
     granularity: NotRequired[str]
     recipe: NotRequired[dict[str, Any]]
@@ -603,7 +542,7 @@ class Row(TypedDict):
 
 
 class Description(TypedDict):
-    """Content of the JSON that `NetworkState.describe` writes."""
+    """JSON that `NetworkState.describe` writes."""
 
     version: int
     tasks: list[Row]
@@ -611,42 +550,48 @@ class Description(TypedDict):
 
 
 def read_description(text: str | None) -> tuple[dict[str, TaskState], str | None]:
-    """(rows of the tasks, without tensors; the active one) of a description.
+    """Read (tasks without tensors, active task) from the JSON that `NetworkState.describe` writes.
 
     Raises:
-        ValueError: there is none, or it is damaged, or of a later release.
+        ValueError: the description is missing, damaged, or from a later release.
     """
     if text is None:
-        raise ValueError(f"the state is not of a MultiSubnetwork: it has no {EXTRA_STATE}")
-    header = {EXTRA_STATE: text}
-    version = parsed(header, EXTRA_STATE, _Version)["version"]
-    if version > STATE_VERSION:
+        raise ValueError(f"the state has no {EXTRA_STATE}: it is not a MultiSubnetwork's")
+    version = parsed({EXTRA_STATE: text}, EXTRA_STATE, dict[str, Any]).get("version")
+    if isinstance(version, int) and version > STATE_VERSION:
         raise ValueError(f"the state has version {version}; this release reads up to {STATE_VERSION}")
-    described: Description = parsed(header, EXTRA_STATE, Description)
-    rows = described["tasks"]
+    described: Any = parsed({EXTRA_STATE: text}, EXTRA_STATE, Description)
+    rows, active = described["tasks"], described["active"]
     names = {row["owner"]: row["task"] for row in rows}
     if len(names) < len(rows) or len(set(names.values())) < len(rows):
         raise ValueError(f"{EXTRA_STATE} is damaged: a task, or an owner id, is there twice")
-    if described["active"] not in (None, *names.values()):
-        raise ValueError(f"{EXTRA_STATE} is damaged: there is no task {described['active']!r}, which it calls active")
+    if active not in (None, *names.values()):
+        raise ValueError(f"{EXTRA_STATE} is damaged: the active task {active!r} is missing")
     tasks = {}
     for row in rows:
-        check_task_name(row["task"])
-        try:
-            reads = tuple(other if isinstance(other, str) else names[other] for other in row["reads"])
-        except KeyError as error:
-            raise ValueError(
-                f"{EXTRA_STATE} is damaged: task {row['task']!r} reads {error}, which is no task"
-            ) from None
-        tasks[row["task"]] = TaskState(
-            row["task"],
-            row["owner"],
-            row["phase"],
-            reads,
-            kept=row.get("kept", {}),
-            norms=row.get("norms", {}),
-            granularity=row.get("granularity", "weight"),
-            recipe=row.get("recipe", {}),
-            digest=row.get("digest"),
-        )
-    return tasks, described["active"]
+        check_task_name(task := row.pop("task"))
+        unknown = [other for other in row["reads"] if isinstance(other, int) and other not in names]
+        if unknown:
+            raise ValueError(f"{EXTRA_STATE} is damaged: task {task!r} reads {unknown[0]}, which is no task")
+        row["reads"] = tuple(names.get(other, other) for other in row["reads"])
+        tasks[task] = TaskState(task, **row)
+    return tasks, active
+
+
+def read_tasks(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, TaskState], str | None]:
+    """Read (tasks, active task) from a module's state dict, also an earlier release's; tensors are shared.
+
+    Args:
+        state: key to tensor.
+        prefix: before the network's keys.
+    Raises:
+        ValueError: the description is missing, damaged, or from a later release; or a tensor has no known kind.
+    """
+    tasks, active = read_description(state.get(f"{prefix}{EXTRA_STATE}"))
+    start = f"{prefix}subnetworks."
+    for key, tensor in state.items():
+        task, _, rest = key.removeprefix(start).partition(".")
+        kind, _, name = rest.partition(".")
+        if key.startswith(start) and task in tasks:
+            tasks[task].put(rest if kind in ("stem", "head") else f"{kind}.{name_of_key(name)}", tensor)
+    return tasks, active

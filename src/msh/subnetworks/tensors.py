@@ -1,4 +1,4 @@
-"""Tensors of a module by role, a bag that names them, and the operations on masked and scattered weights."""
+"""Name a module's tensors by role, hold them in bags, and compute with masked and scattered weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TensorNames:
     """A backbone's tensors by role, as dotted names, each tensor once.
 
     Attributes:
-        prunable: tasks share these weight by weight.
-        parameters: each task has its own (biases, normalisation).
-        buffers: each task has its own until it is frozen; those that it has not changed are then the backbone's.
-        shared: every task uses the backbone's, which never change: parameters that the user has frozen.
-        transient: buffers that are not persistent: never saved, and the backbone's once a task is frozen.
-        tied: each further name of a tensor (tied weights) to the name that stands for it above.
+        prunable: shared by tasks weight by weight.
+        parameters: private to each task (biases, normalisation).
+        buffers: private to each task until it is frozen; a frozen task uses the backbone's where it changed nothing.
+        shared: parameters that the user has frozen: every task uses the backbone's, which never change.
+        transient: non-persistent buffers: never saved; frozen tasks use the backbone's.
+        tied: further name of a tensor (tied weights) to its name above.
         padding: name of an embedding to the row that stays 0.
     """
 
@@ -40,7 +40,7 @@ class TensorNames:
 
     @property
     def all(self) -> list[str]:
-        """Every name but the further ones of tied tensors."""
+        """Every name except the further ones of tied tensors."""
         return [*self.prunable, *self.parameters, *self.buffers, *self.shared, *self.transient]
 
 
@@ -48,7 +48,7 @@ def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
     """Find a module's tensors and their roles; see `roles`.
 
     Raises:
-        ValueError: a parameter's role cannot be told, or it is used in a way that would leave it untrained.
+        ValueError: a parameter has no clear role, or is used in a way that would leave it untrained.
     """
     check_aliases(backbone)
     roles = find_roles(backbone, prunable)
@@ -66,12 +66,12 @@ def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
 
 
 KINDS = [("prunable", True), ("private", True), ("private", False), ("shared", True), ("shared", False)]
-"""(kind of role, whether of a parameter) that there are."""
+"""Every (kind of role, True for parameters)."""
 
 
 def put_tensor(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
-    """Let a module use a tensor under a name, as a parameter if it is one, else as a buffer."""
-    into, other = own_parameters(holder), own_buffers(holder)
+    """Set a module's tensor, as a parameter if it is one, else as a buffer."""
+    into, other = (own_parameters(holder), own_buffers(holder))
     if not isinstance(tensor, nn.Parameter):
         into, other = cast(Any, (other, into))
     other.pop(leaf, None)
@@ -81,16 +81,16 @@ def put_tensor(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
 
 
 def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Turn every parameter below a module into a buffer of the same name, so that no optimizer can find it.
+    """Turn every parameter below a module into a buffer with the same name and memory, which no optimizer finds.
 
-    The memory stays the same; tied parameters become tied buffers. Returns where they were, for `as_parameters`.
+    Tied parameters become tied buffers. Returns their (module, name), for `as_parameters`.
     """
-    made: dict[int, Tensor] = {}
+    shared: dict[int, Tensor] = {}
     places: list[tuple[nn.Module, str]] = []
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
-            tensor = made.setdefault(id(parameter), parameter.detach().contiguous())
-            delattr(child, name)
+            tensor = shared.setdefault(id(parameter), parameter.detach().contiguous())
+            del child._parameters[name]
             child.register_buffer(name, tensor)
             places.append((child, name))
         if isinstance(child, nn.RNNBase):
@@ -100,22 +100,22 @@ def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
     """Undo `as_buffers`."""
-    made: dict[int, nn.Parameter] = {}
+    shared: dict[int, nn.Parameter] = {}
     for child, name in places:
-        tensor = child.get_buffer(name)
-        delattr(child, name)
-        child.register_parameter(name, made.setdefault(id(tensor), nn.Parameter(tensor)))
+        tensor = child._buffers.pop(name)
+        assert tensor is not None
+        child.register_parameter(name, shared.setdefault(id(tensor), nn.Parameter(tensor)))
         if isinstance(child, nn.RNNBase):
             list_weights(child)
 
 
 def trainable(tensor: Tensor) -> Tensor:
-    """A parameter; or the tensor itself where it holds nothing: some optimizers divide by a parameter's size."""
+    """Wrap a tensor as a parameter, unless it is empty: some optimizers divide by a parameter's size."""
     return nn.Parameter(tensor) if tensor.numel() else tensor
 
 
 def tie_again(module: nn.Module, names: TensorNames) -> None:
-    """Let tied buffers be one tensor again after a move, which takes them one by one."""
+    """Tie buffers again after a move to a device or type, which moves them one by one."""
     for again, name in names.tied.items():
         parent, _, leaf = again.rpartition(".")
         holder = module.get_submodule(parent)
@@ -124,20 +124,20 @@ def tie_again(module: nn.Module, names: TensorNames) -> None:
 
 
 def bag_key(name: str) -> str:
-    """The name under which a bag, and so a state dict, keeps what has a dotted name."""
+    """Convert a dotted name to the key that a bag, and so a state dict, has for it."""
     return name.replace(".", "/")
 
 
 def name_of_key(key: str) -> str:
-    """The tensor name that `bag_key` made a key of."""
+    """Undo `bag_key`."""
     return key.replace("/", ".")
 
 
 class TensorBag(nn.Module):
-    """Named tensors, parameters or buffers, under dotted names that a module itself would not allow."""
+    """Hold parameters and buffers under dotted names, which a module itself does not allow."""
 
     def set(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
-        """Keep a tensor, in place of what had that name; a Parameter stays one, any other becomes a buffer."""
+        """Set a tensor, in place of any with this name; a Parameter stays one, any other becomes a buffer."""
         key = bag_key(name)
         own_parameters(self).pop(key, None)
         own_buffers(self).pop(key, None)
@@ -147,18 +147,18 @@ class TensorBag(nn.Module):
             self.register_buffer(key, tensor, persistent=persistent)
 
     def drop(self, name: str) -> None:
-        """Forget one tensor."""
+        """Remove one tensor."""
         own_parameters(self).pop(bag_key(name), None)
         own_buffers(self).pop(bag_key(name), None)
 
     def __getitem__(self, name: str) -> Tensor:
         key = bag_key(name)
-        found: Tensor | None = own_parameters(self).get(key)
-        if found is None:
-            found = own_buffers(self).get(key)
-        if found is None:
+        tensor: Tensor | None = own_parameters(self).get(key)
+        if tensor is None:
+            tensor = own_buffers(self).get(key)
+        if tensor is None:
             raise KeyError(name)
-        return found
+        return tensor
 
     def __contains__(self, name: str) -> bool:
         key = bag_key(name)
@@ -169,25 +169,25 @@ class TensorBag(nn.Module):
             yield name_of_key(key)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for each."""
+        """Yield (name, tensor) for each."""
         for name in self:
             yield name, self[name]
 
     def clear(self) -> None:
-        """Forget every tensor."""
+        """Remove every tensor."""
         own_parameters(self).clear()
         own_buffers(self).clear()
         non_persistent(self).clear()
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes per number to the integer type of that width."""
+"""Bytes per number to the integer type of the same width."""
 
 
 def mask_bits(mask: Tensor, values: Tensor) -> Tensor:
-    """Integers as wide as the values, (*shape): all bits set where a mask is True, none elsewhere.
+    """Convert a mask to integers as wide as the values, (*shape): all bits set where it is True, none elsewhere.
 
-    A bitwise and with them keeps the values there. Of another width they would have to be converted each time.
+    A bitwise and with them keeps the values there; another width would need a conversion each time.
     """
     return mask.to(_INTEGERS[values.element_size()]).neg_()
 
@@ -197,11 +197,11 @@ def _as_integers(tensor: Tensor) -> Tensor:
 
 
 class _MaskedGradient(torch.autograd.Function):
-    """The weight itself going forward; going backward, no gradient where the mask has no bits."""
+    """Forward: the weight itself. Backward: no gradient where the mask has no bits."""
 
     @staticmethod
     def forward(ctx, values: Tensor, bits: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.bits = bits  # not saved: a checkpoint may go through this node twice
+        ctx.bits = bits  # not saved: gradient checkpointing may run this node twice
         return values.view_as(values)
 
     @staticmethod
@@ -213,7 +213,7 @@ class _MaskedGradient(torch.autograd.Function):
 
 
 class _Scattered(torch.autograd.Function):
-    """A dense buffer that holds the values already; going backward, the gradient at their places."""
+    """Forward: a dense buffer that already holds the values. Backward: the gradient at their indices."""
 
     @staticmethod
     def forward(ctx, values: Tensor, dense: Tensor, index: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -226,11 +226,11 @@ class _Scattered(torch.autograd.Function):
 
 
 def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
-    """A tensor's weight while its task may still be pruned.
+    """Compute a tensor's weight while its task may still be pruned.
 
     Args:
         values: (*shape), the parameter, after `restore`.
-        bits: (*shape), from `mask_bits`: where the task holds weights.
+        bits: (*shape), from `mask_bits`: set where the task holds weights.
     Returns:
         (*shape), the values; its gradient is 0 outside the mask.
     """
@@ -239,15 +239,14 @@ def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
 
 
 def restore(values: Tensor, bits: Tensor, base: Tensor) -> None:
-    """Set what lies outside a mask to the base, in place: undo what an optimizer (weight decay, momentum) did there.
+    """Set values outside a mask to the base, in place: undo an optimizer's changes (weight decay, momentum) there.
 
-    Autograd does not see it: no graph depends on what stood there. It is a bitwise operation, as a choice
-    element by element costs several times as much.
+    Autograd does not see it: no graph depends on the old values. Bitwise operations cost a fraction of `torch.where`.
 
     Args:
         values: (*shape), the parameter.
         bits: (*shape), from `mask_bits`.
-        base: (*shape), 0 where the mask is True; or (), 0: what stands outside the mask.
+        base: (*shape), 0 where the mask is True; or (), 0.
     """
     numbers = _as_integers(values.data)
     numbers.bitwise_and_(bits)
@@ -256,15 +255,15 @@ def restore(values: Tensor, bits: Tensor, base: Tensor) -> None:
 
 
 def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bool) -> Tensor:
-    """A tensor's weight from the compact parameter of its task.
+    """Compute a tensor's weight from its task's compact parameter.
 
     Args:
         values: (k,), the parameter.
-        dense: (*shape), holds what else the task reads, else 0; overwritten at the index.
-        index: int64, (k,), flat places of the values.
-        unchanged: the values are known not to have changed since the last call. They are written again all the
-            same (a write through `.data` leaves no trace), but without telling autograd, so that two forward
-            passes before one backward pass are allowed, as they are with any module.
+        dense: (*shape), holds the weights that the task reads, else 0; overwritten at the index.
+        index: int64, (k,), flat indices of the values.
+        unchanged: True if the values have the same version as in the last call. They are written again all the same
+            (a write through `.data` leaves the version), but hidden from autograd, so that two forward passes before
+            one backward pass are allowed, as with any module.
     Returns:
         (*shape), sharing memory with `dense`; its gradient reaches only the values.
     """
@@ -276,14 +275,14 @@ def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bo
 
 
 class TaskDict(nn.ModuleDict):
-    """Modules by task; unlike its parent it takes every name, also those of its own methods."""
+    """Hold modules by task; unlike its parent it accepts every name, even that of a method."""
 
     def __setitem__(self, task: str, module: nn.Module) -> None:
         own_modules(self)[task] = module
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A mask at a bit a weight: bool (*shape) to uint8, (bytes,)."""
+    """Pack a mask at a bit per weight: bool (*shape) to uint8, (bytes,)."""
     bits = functional.pad(mask.reshape(-1), (0, -mask.numel() % 8)).view(-1, 8)
     return (bits * _powers(mask.device)).sum(1, dtype=torch.uint8)
 
@@ -299,14 +298,14 @@ def _powers(device: torch.device) -> Tensor:
 
 
 def wide_enough(owners: Tensor, owner: int) -> Tensor:
-    """An owner map, in a wider integer type where an id does not fit its own."""
+    """Widen an owner map's integer type where an id does not fit."""
     if owner <= torch.iinfo(owners.dtype).max - 1:
         return owners
     return owners.to(torch.int16 if owner < 2**15 - 1 else torch.int32)
 
 
 def belongs(owners: Tensor, ids: Tensor) -> Tensor:
-    """Bool, shape of owners: whether each owner is among the ids; a comparison, or a look-up table for several."""
+    """Mark where an owner is among the ids: bool, shape of owners; by comparison, or a table for several ids."""
     if ids.numel() == 0:
         return torch.zeros_like(owners, dtype=torch.bool)
     if ids.numel() == 1:
@@ -317,8 +316,13 @@ def belongs(owners: Tensor, ids: Tensor) -> Tensor:
     return table[owners.int().clamp(max=table.numel() - 1)]
 
 
+def only_at(mask: Tensor, weight: Tensor) -> Tensor:
+    """Keep a weight (*shape) where a mask (*shape) is True; 0 elsewhere."""
+    return torch.where(mask, weight, weight.new_zeros(()))
+
+
 def raw_bytes(tensor: Tensor) -> Any:
-    """The tensor's memory, as a buffer of bytes."""
+    """View a tensor's memory as a buffer of bytes."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
@@ -334,7 +338,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again outside."""
+    """Set evaluation mode inside the context, and restore each module's mode after it."""
     training = [child for module in modules for child in module.modules() if child.training]
     for child in training:
         child.training = False
@@ -346,5 +350,5 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def ids_of_tensors(modules: Iterable[nn.Module]) -> set[int]:
-    """`id` of all parameters and buffers of modules: those that have one in common have the tensor in common."""
+    """Collect the `id` of all parameters and buffers of modules, to find shared tensors."""
     return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}

@@ -1,4 +1,4 @@
-"""Which layer's output units feed which layer's columns, found by tracing the backbone with torch.fx."""
+"""Trace a backbone with torch.fx to find the layer whose output units feed each layer's columns."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from msh.compat import BatchNormBase, DropoutBase
-from msh.errors import one_of
+from msh.errors import one_of, requirement
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import evaluating
 
 Granularity = Literal["weight", "neuron", "channel"]
 GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "channel")
-"""What a task keeps: single weights, or whole units: of linear layers; of convolutions and linear layers."""
+"""Tasks keep single weights, whole units in linear layers, or whole units in convolutions and linear layers."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (
@@ -47,8 +47,8 @@ class Units:
     """Units along dimension 1 of an activation.
 
     Attributes:
-        layer: name of the tensor whose rows they are.
-        block: consecutive places that each takes: 1, or a channel's positions once it is flattened.
+        layer: the tensor whose rows compute them.
+        block: consecutive indices per unit: 1, or a channel's positions once it is flattened.
     """
 
     layer: str
@@ -57,12 +57,12 @@ class Units:
 
 @dataclass(frozen=True)
 class Layer:
-    """A prunable tensor (units, columns, *kernel) and what feeds it.
+    """A prunable tensor (units, columns, *kernel) and its source.
 
     Attributes:
-        module: dotted name of the module that holds it.
-        shape: of the tensor.
-        source: the units that its columns belong to; None: the backbone's inputs, which no unit owns.
+        module: dotted name of its module.
+        shape: the tensor's.
+        source: the units that feed its columns; None for the backbone's inputs.
     """
 
     module: str
@@ -71,23 +71,23 @@ class Layer:
 
     @property
     def units(self) -> int:
-        """Number of output units."""
+        """Output units."""
         return self.shape[0]
 
     @property
     def kernel(self) -> int:
-        """Weights for each unit and column."""
+        """Weights per unit and column."""
         return math.prod(self.shape[2:])
 
 
 @dataclass(frozen=True)
 class UnitGraph:
-    """A backbone's units: what makes them, and what they feed.
+    """A backbone's units, and the layers that compute and use them.
 
     Attributes:
-        layers: tensor name to layer, in the order of computing.
-        norms: dotted name of each normalisation to the units it passes through.
-        output: the units of the backbone's features.
+        layers: tensor name to layer, in computing order.
+        norms: each normalisation's dotted name to the units it passes through.
+        output: units behind the backbone's features.
     """
 
     layers: dict[str, Layer]
@@ -98,21 +98,21 @@ class UnitGraph:
 def trace_units(
     network: MultiSubnetwork, granularity: Granularity = "channel", example: Tensor | None = None
 ) -> UnitGraph:
-    """Find the units of a network's backbone.
+    """Find a backbone's units.
 
     Args:
-        network: in any phase; nothing of it changes.
+        network: in any phase; not changed.
         granularity: "neuron" for backbones whose prunable layers are all linear; "channel" for those with
             convolutions too.
-        example: (batch, *input shape) of the backbone; zeros of its `input_shape` when None.
+        example: (batch, *input shape) for the backbone; zeros with its `input_shape` when None.
     Raises:
-        ValueError: the backbone cannot be traced, or has a module whose effect on units is not known.
+        ValueError: the backbone cannot be traced, or has a module with an unknown effect on units.
     """
     one_of("granularity", granularity, ("neuron", "channel"))
     backbone, example = network.backbone, example_inputs(network, example)
     try:
         graph = fx.Tracer().trace(backbone)
-    except Exception as error:  # whatever a forward pass does with a symbolic value
+    except Exception as error:  # symbolic values may raise any type
         raise _refusal(granularity, type(backbone).__name__, f"it cannot be traced by torch.fx: {error}") from error
     tracer = _UnitTracer(fx.GraphModule(backbone, graph), set(network.names.prunable), granularity)
     with evaluating(backbone), torch.no_grad():
@@ -126,10 +126,10 @@ def trace_units(
 
 
 def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> Tensor:
-    """The example itself, or (1, *input shape) of zeros.
+    """Return the example, or zeros (1, *input shape).
 
     Raises:
-        ValueError: there is no example, and the backbone does not say its `input_shape`.
+        ValueError: there is no example, and the backbone has no `input_shape`.
     """
     if example is not None:
         return example
@@ -139,12 +139,12 @@ def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> T
     return next(network.weights())[1].new_zeros(1, *shape)
 
 
-def _refusal(granularity: str, what: str, why: str) -> ValueError:
-    return ValueError(f"granularity = {granularity!r} is not possible for this backbone: {what}: {why}")
+def _refusal(granularity: str, part: str, why: str) -> ValueError:
+    return ValueError(f"granularity {granularity!r} does not work for this backbone: {part}: {why}")
 
 
 class _UnitTracer(fx.Interpreter):
-    """Runs a traced backbone on an example and notes, node by node, whose units the activation holds."""
+    """Run a traced backbone on an example and record each activation's units, node by node."""
 
     def __init__(self, module: fx.GraphModule, prunable: set[str], granularity: str) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -156,10 +156,10 @@ class _UnitTracer(fx.Interpreter):
         self.extra_traceback = False  # messages stay as they are
 
     def run_node(self, n: fx.Node) -> Any:
-        """Compute a node, and its units from those of the node before it."""
+        """Compute a node, and its units from its input's units."""
         if n.op == "output":
-            found = n.args[0]
-            self.features = self.held[found] if isinstance(found, fx.Node) else None
+            features = n.args[0]
+            self.features = self.held[features] if isinstance(features, fx.Node) else None
             return super().run_node(n)
         if n.op == "placeholder":
             self.held[n] = None
@@ -177,7 +177,7 @@ class _UnitTracer(fx.Interpreter):
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return self._layer(n, module, units, before)
-        if units is None:  # of the inputs everything is kept
+        if units is None:  # the inputs are kept whole
             return None
         if isinstance(module, nn.Flatten) or n.target in (torch.flatten, "flatten"):
             if len(after) == 2 and before[0] == after[0]:
@@ -198,7 +198,7 @@ class _UnitTracer(fx.Interpreter):
             if self.granularity == "neuron":
                 raise self._unknown(n, "a convolution's units are channels: use 'channel'")
             if module.groups != 1:
-                raise self._unknown(n, f"groups = {module.groups} is not supported: only 1 is")
+                raise self._unknown(n, requirement("groups", "1", module.groups))
         expected = _dimensions(module) + 2
         if len(before) != expected:
             raise self._unknown(n, f"its input has {len(before)} dimensions, not {expected}")
@@ -210,7 +210,7 @@ class _UnitTracer(fx.Interpreter):
         self.layers[tensor] = Layer(where, tuple(weight.shape), units)
         return Units(tensor)
 
-    def _unknown(self, n: fx.Node, why: str = "what becomes of units there is not known") -> ValueError:
+    def _unknown(self, n: fx.Node, why: str = "its effect on units is not known") -> ValueError:
         if n.op == "call_module":
             module = self.module.get_submodule(str(n.target))
             return _refusal(self.granularity, f"module {n.target!r} ({type(module).__name__})", why)
@@ -219,5 +219,5 @@ class _UnitTracer(fx.Interpreter):
 
 
 def _dimensions(module: nn.Module) -> int:
-    """Of the positions that a convolution or a pooling goes over; 0 for a linear layer."""
+    """Count a convolution's or pooling's spatial dimensions; 0 for a linear layer."""
     return 0 if isinstance(module, nn.Linear) else int(type(module).__name__[-2])

@@ -1,7 +1,7 @@
-"""Budgets in whole units: how many of each layer a budget holds, and which of them a task keeps.
+"""Plan and select whole units: the number per layer that a budget allows, and the units that a task keeps.
 
-A task that keeps units owns, in each tensor, the rectangle of its own rows and of the columns that its own units of the
-layer before feed: its subnetwork is a smaller dense network. A unit belongs to one task at most.
+A task that keeps units owns, in each tensor, their rows at the columns that its units in the previous layer feed: its
+subnetwork is a smaller dense network. A unit belongs to one task at most.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError
 from msh.subnetworks.empty import least_density
 from msh.subnetworks.tracing import UnitGraph, Units
 
 
 def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
-    """Weights of a subnetwork with so many units of each layer."""
+    """Count a subnetwork's weights from its units per layer."""
     total = 0
     for name, layer in graph.layers.items():
         columns = layer.shape[1] if layer.source is None else counts[layer.source.layer] * layer.source.block
@@ -27,17 +28,17 @@ def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
 
 
 def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
-    """Units of each layer that a number of weights holds.
+    """Convert a weight count to units per layer.
 
-    Every layer gets the same share of its units, at least one unit, the share as large as fits; of what is left, layers
-    get one unit more where it fits, those with the smallest share first. More than one would widen the layers with the
-    cheapest units far beyond the others: early convolutions, which have few weights and compute the most.
+    Every layer gets the largest common share that fits, at least one unit. Then each layer gets one more
+    unit if it fits, the smallest share first. More than one would widen the layers with the cheapest units too far:
+    early convolutions, which have few weights and compute the most.
 
     Args:
         graph: of the backbone.
-        weights: at most as many are used.
+        weights: upper bound on the weights used.
     Returns:
-        Tensor name to units; None if not even one unit of each layer fits.
+        Tensor name to units; None if one unit per layer does not fit.
     """
     widest = max(layer.units for layer in graph.layers.values())
 
@@ -62,59 +63,60 @@ def fit_units(graph: UnitGraph, weights: int) -> dict[str, int] | None:
 def plan_units(
     graph: UnitGraph, budgets: Mapping[str, Budget], free: Mapping[str, int] | None = None
 ) -> dict[str, dict[str, int]]:
-    """Serve the tasks' budgets in order, on paper, in whole units.
+    """Plan the tasks' budgets in order, in whole units.
 
-    A number or a share of weights is met from below, as closely as `fit_units` says; an equal share is one of each
-    layer's free units.
+    A density or weight count is met from below: see `fit_units`; an equal share divides each layer's free units.
 
     Args:
         graph: of the backbone.
-        budgets: task name to its budget, of scope "tensor", in the order they will be served.
+        budgets: task name to its budget, of scope "tensor", in the order of training.
         free: tensor name to its number of free units; all of them when None.
     Returns:
         Task name to {tensor name: units}.
     Raises:
-        CapacityError: a budget does not hold one unit of each layer, or more units than the tasks before it leave.
-        ValueError: a budget is over the whole network.
+        CapacityError: a budget has less than one unit per layer, or more units than earlier tasks leave free.
+        ValueError: a budget has another scope.
     """
-    left = {name: layer.units for name, layer in graph.layers.items()} if free is None else dict(free)
+    remaining = {name: layer.units for name, layer in graph.layers.items()} if free is None else dict(free)
     plan: dict[str, dict[str, int]] = {}
     for position, (task, budget) in enumerate(budgets.items()):
         if budget.scope != "tensor":
-            raise ValueError(f"task {task!r}: scope = {budget.scope!r} is not allowed with whole units: 'tensor' is")
-        wanted = _wanted(graph, task, budget, left, len(budgets) - position)
+            raise invalid("scope", f"tensor with whole units (task {task!r})", budget.scope)
+        wanted = _wanted(graph, task, budget, remaining, len(budgets) - position)
         for name, count in wanted.items():
-            if not 1 <= count <= left[name]:
+            if not 1 <= count <= remaining[name]:
                 raise CapacityError(
                     f"task {task!r} wants {max(1, count)} of the {graph.layers[name].units} units of layer {name!r}, "
-                    f"but only {left[name]} are free; lower its density, or give the network more units"
+                    f"but only {remaining[name]} are free; lower its density, or give the network more units"
                 )
         plan[task] = wanted
-        left = {name: left[name] - wanted[name] for name in left}
+        remaining = {name: remaining[name] - wanted[name] for name in remaining}
     return plan
 
 
-def _wanted(graph: UnitGraph, task: str, budget: Budget, left: Mapping[str, int], tasks_left: int) -> dict[str, int]:
+def _wanted(
+    graph: UnitGraph, task: str, budget: Budget, remaining: Mapping[str, int], tasks_left: int
+) -> dict[str, int]:
     if budget.share is not None:
-        return budget.counts({}, left, tasks_left)
+        return budget.counts({}, remaining, tasks_left)
     sizes = {name: layer.units * layer.shape[1] * layer.kernel for name, layer in graph.layers.items()}
     weights = replace(budget, scope="network").counts(sizes, {})[""]
-    found = fit_units(graph, weights)
-    if found is None:
+    units = fit_units(graph, weights)
+    if units is None:
         name, layer = next(iter(graph.layers.items()))
         least = count_weights(graph, dict.fromkeys(graph.layers, 1))
-        cure = f"weights must be >= {least}, got {weights}"
+        cure = requirement("weights", f">= {least}", weights)
         if budget.density is not None:
-            cure = f"density must be >= {least_density(least, sum(sizes.values()))}, got {budget.density}"
+            cure = requirement("density", f">= {least_density(least, sum(sizes.values()))}", budget.density)
         raise EmptyLayerError(
             f"task {task!r} wants {weights} weights, but one unit of each layer from {name!r} on takes {least} "
-            f"({left[name]} of the {layer.units} units of {name!r} are free); {cure}"
+            f"({remaining[name]} of the {layer.units} units of {name!r} are free); {cure}"
         )
-    return found
+    return units
 
 
 def candidate_units(graph: UnitGraph, masks: Mapping[str, Tensor], owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Units that a masked task may still keep: no task owns any of their weights, and the task has all that it needs.
+    """Mark the units that a masked task may still keep: it has all their weights, and no task owns any of them.
 
     Args:
         graph: of the backbone.
@@ -123,17 +125,17 @@ def candidate_units(graph: UnitGraph, masks: Mapping[str, Tensor], owners: Mappi
     Returns:
         Tensor name to bool (units,).
     """
-    found: dict[str, Tensor] = {}
+    units: dict[str, Tensor] = {}
     for name, layer in graph.layers.items():
         mask = masks[name]
-        needless = ~columns(layer.source, found, layer.shape[1], mask.device)
-        held = mask | needless.view(1, -1, *[1] * len(layer.shape[2:]))
-        found[name] = (held & (owners[name] == FREE)).flatten(1).all(1)
-    return found
+        unused = ~columns(layer.source, units, layer.shape[1], mask.device)  # (columns,)
+        held = mask | unused.view(1, -1, *[1] * len(layer.shape[2:]))
+        units[name] = (held & (owners[name] == FREE)).flatten(1).all(1)
+    return units
 
 
 def unit_scores(graph: UnitGraph, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Score units by the sum of their candidate weights' scores.
+    """Score units by summing their candidate weights' scores.
 
     Args:
         graph: of the backbone.
@@ -146,31 +148,31 @@ def unit_scores(graph: UnitGraph, scores: Mapping[str, Tensor], masks: Mapping[s
 
 
 def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that belong to units.
+    """Expand units to their weights.
 
     Args:
         graph: of the backbone.
         units: tensor name to bool (units,).
     Returns:
-        Tensor name to bool (*shape): rows of its units, in columns that units fed.
+        Tensor name to bool (*shape): the units' rows, at the columns that kept units feed.
     """
     masks = {}
     for name, layer in graph.layers.items():
         rows = units[name]
-        mask = rows[:, None] & columns(layer.source, units, layer.shape[1], rows.device)
+        mask = rows[:, None] & columns(layer.source, units, layer.shape[1], rows.device)  # (units, columns)
         masks[name] = mask.view(*mask.shape, *[1] * len(layer.shape[2:])).expand(layer.shape).contiguous()
     return masks
 
 
 def columns(source: Units | None, units: Mapping[str, Tensor], width: int, device: torch.device) -> Tensor:
-    """Bool, (width,): places that the units kept of a source take; all of them where the source is the inputs."""
+    """Mark the columns that a source's kept units feed: bool, (width,); all where the source is the inputs."""
     if source is None:
         return torch.ones(width, dtype=torch.bool, device=device)
     return units[source.layer].repeat_interleave(source.block)
 
 
 def owned_units(graph: UnitGraph, task: str, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The units of a task that was allocated in whole units.
+    """Find a task's units, if it was allocated in whole units.
 
     Args:
         graph: of the backbone.
@@ -179,7 +181,7 @@ def owned_units(graph: UnitGraph, task: str, masks: Mapping[str, Tensor]) -> dic
     Returns:
         Tensor name to bool (units,).
     Raises:
-        ValueError: its weights are not those of whole units.
+        ValueError: its weights do not form whole units.
     """
     units = {name: masks[name].flatten(1).any(1) for name in graph.layers}
     for name, mask in unit_masks(graph, units).items():

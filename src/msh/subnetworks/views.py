@@ -1,4 +1,4 @@
-"""A module tree per task: copies of the backbone's structure whose tensors are the task's."""
+"""Build a module tree per task: a copy of the backbone's structure with the task's tensors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Place = tuple[nn.Module, str]
 """A module of a tree and the name of a tensor there."""
 Weight = Tensor | SparseForm
 LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-"""Layers that compute with a sparse weight where that costs less."""
+"""Layers that may compute with a sparse weight."""
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """Copy a module tree and share its tensors; hooks registered on the original, now or later, run in the copy too.
+    """Copy a module tree but share its tensors and hooks: hooks registered on the original later run in the copy too.
 
     Raises:
-        ValueError: something in the tree cannot be copied.
+        ValueError: an attribute in the tree cannot be copied.
     """
     memo: dict[int, Any] = {}
     for child in module.modules():
@@ -42,18 +42,18 @@ def copy_structure(module: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(module, memo)
-    except Exception as error:  # whatever an attribute of any class raises
+    except Exception as error:  # an attribute may raise any type
         raise ValueError(
             f"{type(module).__name__} cannot be copied, and each task needs a copy of its structure: {error}"
         ) from error
 
 
 def find_places(tree: nn.Module, names: TensorNames) -> dict[str, list[Place]]:
-    """Tensor name to every place of a backbone's copy where the tensor is used; tied tensors have several."""
-    found = {name: [_place(tree, name)] for name in names.all}
+    """Find every place in a backbone's copy that uses each tensor; tied tensors have several."""
+    places = {name: [_place(tree, name)] for name in names.all}
     for again, name in names.tied.items():
-        found[name].append(_place(tree, again))
-    return found
+        places[name].append(_place(tree, again))
+    return places
 
 
 def _place(tree: nn.Module, name: str) -> Place:
@@ -67,14 +67,14 @@ def _is_linear_weight(place: Place) -> bool:
 
 
 class TaskNetwork(nn.Module):
-    """One task's stem, backbone and head as an ordinary module: tensors in, tensors out.
+    """Chain one task's stem, backbone and head as an ordinary module: tensors in, tensors out.
 
     Args:
         task: its name.
         stem: from the task's input to the backbone's, or identity.
         backbone: computes the task's features.
         head: from the features to the task's outputs, or identity.
-        frozen: stay in evaluation mode whatever `train` is told.
+        frozen: stay in evaluation mode, also after `train()`.
         cast: type of a backbone that is not float32, to which its input is cast; None: float32.
     """
 
@@ -107,24 +107,24 @@ class TaskNetwork(nn.Module):
 
 
 def cast_type(weights: Iterable[Tensor]) -> torch.dtype | None:
-    """The type to which a backbone's input is cast: its weights', if it is float64, bfloat16 or float16, else None."""
+    """Return the weights' type if it is float64, bfloat16 or float16, else None: backbone inputs are cast to it."""
     return next((w.dtype for w in weights if w.dtype in (torch.float64, torch.bfloat16, torch.float16)), None)
 
 
 def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:
-    """The type of a backbone's weights if it is bfloat16 or float16, else None."""
+    """Return the weights' type if it is bfloat16 or float16, else None."""
     return next((w.dtype for w in weights if w.dtype in (torch.bfloat16, torch.float16)), None)
 
 
 def cast_features(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a backbone's input to the backbone's type; leave tokens, and everything under autocast, alone."""
+    """Cast a backbone's input to the backbone's type, except tokens, and any input under autocast."""
     if not features.is_floating_point() or torch.is_autocast_enabled(features.device.type):
         return features
     return features.to(dtype)
 
 
 def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
-    """A stem's or head's outputs, computed in the type of its own tensors; tokens stay as they are."""
+    """Compute a stem's or head's outputs in its tensors' type; tokens are not cast."""
     own = next((p.dtype for p in (*part.parameters(), *part.buffers()) if p.is_floating_point()), inputs.dtype)
     outputs: Tensor = part(inputs.to(own) if inputs.is_floating_point() else inputs)
     return outputs
@@ -138,7 +138,7 @@ def frozen_network(
     Args:
         network: holds the task.
         sub: the task's subnetwork, frozen.
-        weights: tensor name to what the task computes with (*shape), and its sparse form where that may cost less.
+        weights: tensor name to its weight (*shape), and the sparse form where that may cost less.
     """
     tree = copy_structure(network.backbone)
     places = find_places(tree, network.names)
@@ -156,10 +156,10 @@ def frozen_network(
 
 
 class TrainingNetwork(nn.Module):
-    """A masked or compact task's module: before each forward pass it takes the task's present tensors.
+    """Compute with a masked or compact task's current tensors, which it takes before each forward pass.
 
-    The computed weights stay in place until the next forward pass, so that a backward pass may compute parts of the
-    forward pass again (gradient checkpointing) and finds the same ones.
+    The computed weights stay in place until the next forward pass, so that a backward pass that recomputes parts of
+    the forward pass (gradient checkpointing) uses the same ones.
 
     Args:
         network: holds the task.
@@ -185,7 +185,7 @@ class TrainingNetwork(nn.Module):
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
-        """Set the mode of the task's modules and of the network's backbone, which this one follows."""
+        """Set the mode of the task's modules and of the network's backbone, which this module follows."""
         self.subnetwork.train(mode)
         self._network[0].backbone.train(mode)
         self.training = mode
@@ -212,7 +212,7 @@ class TrainingNetwork(nn.Module):
         for name, weight in weights.items():
             for holder, leaf in self._places[name]:
                 if isinstance(holder, TrainedLinear) and leaf == "weight":
-                    vars(holder)["form"] = weight  # as it is: no parameter of the layer
+                    vars(holder)["form"] = weight  # not registered: it is no parameter of the layer
                 else:
                     put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
         for name, tensor in self.subnetwork.private.items():
@@ -222,7 +222,7 @@ class TrainingNetwork(nn.Module):
                 put_tensor(*place, tensor)
 
     def _give_back(self) -> None:
-        """Keep buffers that the forward pass has assigned, rather than changed in place."""
+        """Store buffers that the forward pass assigned, rather than changed in place."""
         private = self.subnetwork.private
         for name in self._network[0].names.buffers:
             for holder, leaf in self._places[name]:
@@ -232,9 +232,9 @@ class TrainingNetwork(nn.Module):
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:
-    """Tell from flags and code whether a module tree may use gradient checkpointing.
+    """Find gradient checkpointing in a module tree's flags and code.
 
-    Reentrant checkpoints pass no gradient on where no input of theirs requires one.
+    Reentrant checkpoints pass no gradient where none of their inputs requires one.
     """
     for module in tree.modules():
         if getattr(module, "gradient_checkpointing", False) or getattr(module, "grad_checkpointing", False):
@@ -249,10 +249,10 @@ def _is_of_torch(cls: type) -> bool:
 
 
 class ModuleCache:
-    """Frozen tasks' modules, each built once; the least recently used are forgotten first.
+    """Cache frozen tasks' modules; the least recently used are dropped first.
 
     Args:
-        limit: bytes of computed weights kept; the module used last is kept in any case.
+        limit: bytes of computed weights; the module used last is always kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -261,7 +261,7 @@ class ModuleCache:
         self._lock = RLock()
 
     def get(self, task: str, build: Callable[[], tuple[TaskNetwork, int]]) -> TaskNetwork:
-        """The task's module; where there is none, what `build` gives: the module, and its bytes."""
+        """Return the task's module, or build it: `build` returns (module, bytes)."""
         with self._lock:
             if task not in self._modules:
                 self._modules[task] = build()

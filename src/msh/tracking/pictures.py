@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from msh.errors import one_of
 from msh.runs.colours import colours_of
 from msh.runs.groups import in_groups
-from msh.runs.ownership import layer_picture, spaced
+from msh.runs.ownership import owner_matrix, spaced
 from msh.subnetworks import Capacity, NetworkState
 
 Pictures = Mapping[str, Mapping[str, Image.Image]]
@@ -106,7 +106,7 @@ def owner_map(ownership: NetworkState, layer: str) -> Image.Image:
     Raises:
         KeyError: there is no such layer.
     """
-    shown = layer_picture(ownership, layer).ids
+    shown = owner_matrix(ownership, layer)
     ids = shown[spaced(shown.shape[0], SIDE)][:, spaced(shown.shape[1], SIDE)].numpy()
     colours = colours_of([*ownership.tasks])
     palette = np.full((int(ids.max(initial=0)) + 1, 3), _rgb(FREE_COLOUR), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Files are written in full or not at all."""
+"""Test that files are written completely or not at all."""
 
 import errno
 import os
@@ -9,19 +9,19 @@ from msh.files import atomic
 from msh.files.atomic import write_bytes, write_text
 
 
-def test_the_content_is_what_was_written(tmp_path):
+def test_the_written_content_is_read_back(tmp_path):
     write_bytes(tmp_path / "a", b"\x00\xff")
     write_text(tmp_path / "b", "mü\n")
     assert (tmp_path / "a").read_bytes() == b"\x00\xff"
     assert (tmp_path / "b").read_bytes() == "mü\n".encode()
 
 
-def test_missing_folders_are_made(tmp_path):
+def test_missing_folders_are_created(tmp_path):
     write_text(tmp_path / "x" / "y" / "a", "1")
     assert (tmp_path / "x" / "y" / "a").read_text() == "1"
 
 
-def test_old_content_is_replaced_and_nothing_else_is_left(tmp_path):
+def test_old_content_is_replaced_and_no_other_file_remains(tmp_path):
     for content in ("a long first content", "second"):
         write_text(tmp_path / "a", content)
     assert (tmp_path / "a").read_text() == "second"
@@ -33,7 +33,7 @@ FAILURES = [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("kill
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 @pytest.mark.parametrize("existed", [True, False])
-def test_a_failure_while_writing_leaves_what_was_there(failure, existed, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(failure, existed, tmp_path, monkeypatch):
     if existed:
         write_text(tmp_path / "a", "old")
 
@@ -46,7 +46,7 @@ def test_a_failure_while_writing_leaves_what_was_there(failure, existed, tmp_pat
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({"a": "old"} if existed else {})
 
 
-def test_the_old_content_stands_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+def test_the_old_content_stays_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
     write_text(tmp_path / "a", "old")
     seen, flush = [], os.fsync
 

@@ -1,4 +1,4 @@
-"""Masks and owner maps in few bytes: nothing is lost, and damage is refused."""
+"""Test that coded masks and owner maps are restored, and damage is refused."""
 
 import contextlib
 import math
@@ -14,13 +14,13 @@ from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owne
 
 @given(st.lists(st.booleans(), max_size=400), st.integers(0, 1200), st.integers(0, 1200))
 @settings(deadline=None)
-def test_a_mask_comes_back(places, before, after):
+def test_a_mask_is_restored(places, before, after):
     mask = torch.tensor([False] * before + places + [False] * after, dtype=torch.bool)
     assert torch.equal(decode_mask(encode_mask(mask), mask.shape), mask)
 
 
 @pytest.mark.parametrize("gap", [253, 254, 255, 256, 509, 510, 511])
-def test_long_gaps_come_back(gap):
+def test_long_gaps_are_restored(gap):
     mask = torch.zeros(3, 600, dtype=torch.bool)
     mask.view(-1)[[gap, 2 * gap + 1, 1799]] = True
     assert torch.equal(decode_mask(encode_mask(mask), (3, 600)), mask)
@@ -36,7 +36,7 @@ def test_a_random_mask_takes_little_more_than_its_entropy(density):
 
 @given(st.lists(st.integers(0, 70_000), max_size=50), st.sampled_from([torch.uint8, torch.int16, torch.int32]))
 @settings(deadline=None)
-def test_owners_come_back(ids, dtype):
+def test_owners_are_restored(ids, dtype):
     owners = torch.tensor(ids).clamp(max=torch.iinfo(dtype).max).to(dtype)
     assert torch.equal(decode_owners(encode_owners(owners), owners.shape, dtype), owners)
 
@@ -59,14 +59,14 @@ def test_any_bytes_are_decoded_or_refused(content, size):
             assert decode_owners(tensor, (size,), torch.uint8).shape == (size,)
 
 
-def test_bytes_that_unpack_to_more_than_a_mask_are_refused():
+def test_bytes_that_unpack_beyond_the_mask_are_refused():
     bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10_000_000))), dtype=torch.uint8)
     with pytest.raises(ValueError, match="cut short, or hold more than 100"):
         decode_mask(bomb, (10, 10))
 
 
-def test_a_place_beyond_the_mask_is_refused():
+def test_an_index_beyond_the_mask_is_refused():
     mask = torch.zeros(50, dtype=torch.bool)
     mask[40] = True
-    with pytest.raises(ValueError, match="a mask of 30 weights keeps place 40"):
+    with pytest.raises(ValueError, match="a mask of 30 weights has index 40"):
         decode_mask(encode_mask(mask), (30,))

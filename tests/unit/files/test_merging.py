@@ -1,4 +1,4 @@
-"""Files into networks and out of them: what does not belong together is refused by name, and nothing is written."""
+"""Test plans, merging, releasing and splitting: files that do not fit are refused by name, and nothing is written."""
 
 import json
 import re
@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import PRUNABLE, differences, learn, make_batch, make_head, make_mlp, make_network
+from helpers import PRUNABLE, differences, learn, load_network, make_batch, make_head, make_mlp, make_network
+from messages import says
 from msh.files.merging import merge_files, release_task, split_task
 from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, settings_of, start_of
 from msh.files.state_file import (
-    load_network,
     open_safetensors,
     read_state,
     save_network,
@@ -26,7 +26,7 @@ FIELDS = ("tied", "padding", "buffers", "shared", "recipe", "active")
 
 
 def make_plan(seed=0, tasks=TASKS, norm="batch", settings=None):
-    """A plan that deals the weights out in turn, one in four of them to nobody."""
+    """Make a plan that assigns weights in turn, every fourth to no task."""
     network = make_network(norm, seed)
     start = start_of(network)
     for i, task in enumerate(tasks):
@@ -56,7 +56,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path):
-    """Merges, sees that it is refused with a message and writes nothing."""
+    """Return a function that checks that a merge is refused with a message and writes nothing."""
 
     def run(base, paths, *parts, **options):
         before = sorted(tmp_path.iterdir())
@@ -71,7 +71,7 @@ def refused(tmp_path):
 # ---- plans
 
 
-def test_a_plan_comes_back_as_it_was(tmp_path):
+def test_a_plan_is_restored(tmp_path):
     plan = make_plan(settings={"seed": 0, "pruning": {"density": 0.25, "share": None}})
     plan.write(tmp_path / "plan")
     again = read_plan(tmp_path / "plan")
@@ -87,7 +87,7 @@ def test_a_plan_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"tasks": ["a", "b"]}, {"settings": {"seed": 2}}, {"norm": "layer"}])
-def test_plans_that_differ_have_different_names(other):
+def test_different_plans_have_different_digests(other):
     assert make_plan(**other).notes["plan"] != make_plan().notes["plan"]
 
 
@@ -118,7 +118,7 @@ def _saved(folder, plan):
 # ---- merging
 
 
-def test_merged_tasks_answer_as_in_their_own_runs(tmp_path, files):
+def test_merged_tasks_compute_as_in_their_own_runs(tmp_path, files):
     assert merge_files(*files, tmp_path / "net") == TASKS
     network = make_network("batch", seed=5)
     for task in TASKS:
@@ -132,7 +132,7 @@ def test_merged_tasks_answer_as_in_their_own_runs(tmp_path, files):
     assert network(make_batch()[0], "a").shape == (6, 3)
 
 
-def test_a_task_that_no_file_holds_is_named_unless_it_may_be_missing(tmp_path, files, refused):
+def test_a_missing_task_is_named_unless_allowed(tmp_path, files, refused):
     refused(files[0], files[1][:1], "no file holds 'b', 'c' of the plan .*plan", "--allow-missing")
     assert merge_files(files[0], files[1][2:], tmp_path / "net", allow_missing=True) == ["c"]
     state = read_state(tmp_path / "net", "network").state
@@ -141,13 +141,14 @@ def test_a_task_that_no_file_holds_is_named_unless_it_may_be_missing(tmp_path, f
 
 def test_files_that_hold_the_same_task_are_named(tmp_path, files, refused):
     twice = make_file(tmp_path / "again", read_plan(files[0]), "b")
-    refused(files[0], [*files[1], twice], "task 'b' is there more than once: in .*/b, .*/again")
+    refused(files[0], [*files[1], twice], "/b and .*/again both hold task 'b'")
+    refused(files[0], [*files[1], files[1][1]], "/b and .*/b both hold task 'b'")
 
 
-def test_a_task_that_the_plan_does_not_have_is_named_with_the_nearest(tmp_path, files, refused):
+def test_a_task_outside_the_plan_is_named_with_the_nearest(tmp_path, files, refused):
     other = make_plan(tasks=["a", "b", "cc"])
     path = make_file(tmp_path / "cc", other, "cc")
-    refused(files[0], [*files[1][:2], path], "cc holds task 'cc'", "a, b, c; did you mean 'c'")
+    refused(files[0], [*files[1][:2], path], "/cc: task 'cc' is not in the plan", "a, b, c; did you mean 'c'")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_file_of_another_plan_is_refused(other, parts, tmp_path, files, refuse
     refused(files[0], [*files[1][:2], path], *parts)
 
 
-def test_a_file_that_only_says_it_keeps_to_the_plan_is_refused(tmp_path, files, refused):
+def test_a_file_with_a_false_plan_note_is_refused(tmp_path, files, refused):
     name, start = read_plan(files[0]).notes["plan"], make_plan(seed=1)
     make_file(tmp_path / "c", start, "c", seed=1, said=name)
     refused(files[0], files[1], "c: task 'c' was trained from a different backbone or initialization than .*/plan")
@@ -178,7 +179,7 @@ def test_rounded_weights_are_refused(tmp_path, files, refused):
     changed = replace(part.state, weights={name: w + 1e-3 for name, w in part.state.weights.items()})
     replace(part, state=changed).write(files[1][0])
     make_file(tmp_path / "b", read_plan(files[0]), "b")
-    refused(files[0], files[1], "a: task 'a' is not what it was in its network")
+    refused(files[0], files[1], "a: task 'a' differs from its digest")
 
 
 def test_another_backbone_is_refused_layer_by_layer(tmp_path, refused):
@@ -199,7 +200,7 @@ def test_another_backbone_is_refused_layer_by_layer(tmp_path, refused):
     refused(tmp_path / "base", [tmp_path / "new"], "another backbone: its '0.weight' has shape .9, 4., .* None")
 
 
-def test_a_network_takes_up_further_tasks_and_refuses_what_overlaps(tmp_path, files, refused):
+def test_a_network_file_takes_more_tasks_and_refuses_overlaps(tmp_path, files, refused):
     merge_files(files[0], files[1][:2], tmp_path / "two", allow_missing=True)
     refused(tmp_path / "two", files[1][1:], "the network and .*/b both hold task 'b'")
     plan = make_plan(tasks=["x", "y", "z"])
@@ -212,7 +213,7 @@ def test_a_network_takes_up_further_tasks_and_refuses_what_overlaps(tmp_path, fi
 
 
 @pytest.mark.parametrize("base", ["subnetwork", "other", "none"])
-def test_only_plans_and_networks_take_tasks_up(base, tmp_path, files, refused):
+def test_only_plans_and_networks_take_tasks(base, tmp_path, files, refused):
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     if base == "none":
         with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere"):
@@ -221,8 +222,8 @@ def test_only_plans_and_networks_take_tasks_up(base, tmp_path, files, refused):
             merge_files(files[0], [tmp_path / "nowhere"], tmp_path / "net")
         return
     path = files[1][0] if base == "subnetwork" else tmp_path / "other"
-    kind = "subnetwork" if base == "subnetwork" else "a file of another format"
-    refused(path, files[1], f"{path} must be a plan or a network file, got {kind}")
+    kind = "a subnetwork file" if base == "subnetwork" else "its format is None"
+    refused(path, files[1], f"{path} is not a plan or network file: {kind}")
     refused(files[0], [files[0]], "plan is not a subnetwork file: a plan file")
 
 
@@ -231,7 +232,7 @@ def test_only_plans_and_networks_take_tasks_up(base, tmp_path, files, refused):
 
 @pytest.fixture(params=["all", "learned"])
 def reading(request, tmp_path):
-    """A network whose task "new" reads "old", all of it or some, and its file."""
+    """Make a network whose task "new" reads all or some weights of "old", and its file."""
     network = make_network("batch")
     for seed, (task, reuse) in enumerate([("old", "none"), ("new", request.param), ("last", "none")]):
         learn(network, task, form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=seed)
@@ -248,7 +249,7 @@ def test_a_task_that_others_read_is_not_released(tmp_path, reading):
     assert list(read_state(tmp_path / "less", "network").state.tasks) == ["last"]
 
 
-def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tmp_path, reading, refused):
+def test_a_reading_task_merges_only_where_the_read_weights_are_unchanged(tmp_path, reading, refused):
     network, path = reading
     split_task(path, "new", tmp_path / "new")
     assert read_state(tmp_path / "new", "subnetwork").state.tasks["new"].reads == ("old",)
@@ -262,7 +263,7 @@ def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tm
     assert {task: loaded.digest(task) for task in network.tasks} == {t: network.digest(t) for t in network.tasks}
     (tmp_path / "again").unlink()
     release_task(tmp_path / "base", "old", tmp_path / "none")
-    refused(tmp_path / "none", [tmp_path / "new"], "new: task 'new' reads task 'old', which is not there")
+    refused(tmp_path / "none", [tmp_path / "new"], "new: task 'new' reads task 'old'")
     network.release("new")
     for name, weight in network.weights():
         weight[network.masks("old")[name]] += 1
@@ -270,12 +271,12 @@ def test_a_task_that_reads_others_goes_back_only_where_these_are_as_they_were(tm
     refused(
         tmp_path / "base",
         [tmp_path / "new"],
-        "/new: task 'new' is not what it was in its network",
+        "/new: task 'new' differs from its digest",
         "have other values here",
     )
 
 
-def test_a_task_that_claims_to_read_what_nobody_owns_is_refused(tmp_path, reading, refused):
+def test_a_task_that_claims_to_read_unowned_weights_is_refused(tmp_path, reading, refused):
     split_task(reading[1], "new", tmp_path / "new")
     release_task(reading[1], "new", tmp_path / "base")
     part = read_state(tmp_path / "new", "subnetwork")
@@ -288,14 +289,14 @@ def test_a_task_that_claims_to_read_what_nobody_owns_is_refused(tmp_path, readin
 # ---- releasing and splitting
 
 
-def test_a_task_that_is_not_there_is_named_with_the_nearest(tmp_path, reading):
+def test_an_unknown_task_is_named_with_the_nearest(tmp_path, reading):
     for do in (release_task, split_task):
-        with pytest.raises(ValueError, match="no task 'lats'; the tasks are old, new, last; did you mean 'last'"):
+        with pytest.raises(ValueError, match=says("task", "one of old, new, last", "lats", "last")):
             do(reading[1], "lats", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_file_may_be_replaced_by_what_is_left_of_it(tmp_path, reading):
+def test_releasing_may_overwrite_the_network_file(tmp_path, reading):
     size = reading[1].stat().st_size
     release_task(reading[1], "last", reading[1])
     assert list(read_state(reading[1], "network").state.tasks) == ["old", "new"]
@@ -311,7 +312,7 @@ def test_a_task_in_training_is_not_split(tmp_path):
         split_task(tmp_path / "net", "a", tmp_path / "out")
 
 
-def test_tied_tensors_keep_nothing_of_a_released_task(tmp_path):
+def test_tied_tensors_keep_no_released_values(tmp_path):
     backbone = torch.nn.Sequential(*(torch.nn.Linear(5, 5, bias=False) for _ in range(2)))
     backbone[1].weight = backbone[0].weight
     network = MultiSubnetwork(backbone)

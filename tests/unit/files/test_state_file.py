@@ -1,4 +1,4 @@
-"""Network and subnetwork files: nothing is lost, and what does not fit is refused."""
+"""Test that network and subnetwork files are restored, and refused where they do not fit."""
 
 import json
 
@@ -6,11 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import PRUNABLE, differences, learn, live, make_batch, make_head, make_mlp, make_network
+from helpers import PRUNABLE, differences, learn, live, load_network, make_batch, make_head, make_mlp, make_network
 from msh.files.state_file import (
-    load_network,
     open_safetensors,
-    read_metadata,
     read_state,
     save_network,
     save_subnetwork,
@@ -20,7 +18,7 @@ from msh.subnetworks import Budget, MultiSubnetwork, prune
 
 
 def make_learned(norm="batch", reuse="none"):
-    """A network with two frozen tasks."""
+    """Make a network with two frozen tasks."""
     network = make_network(norm)
     learn(network, "old")
     learn(network, "new", form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=1)
@@ -28,7 +26,7 @@ def make_learned(norm="batch", reuse="none"):
 
 
 def make_empty(norm="batch", tasks=("old", "new"), seed=9):
-    """Another network with the same tasks, that knows nothing."""
+    """Make another network with the same tasks, untrained."""
     network = make_network(norm, seed)
     for task in tasks:
         network.add_task(task, head=make_head(seed))
@@ -40,7 +38,7 @@ def make_empty(norm="batch", tasks=("old", "new"), seed=9):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 @pytest.mark.parametrize("until", ["begun", "pruned", "compacted", "trained", "frozen"])
-def test_a_network_in_any_phase_comes_back_bitwise(until, norm, tmp_path):
+def test_a_network_in_any_phase_is_restored_bitwise(until, norm, tmp_path):
     network = make_network(norm)
     learn(network, "old")
     steps = live(network, "new", torch.optim.SGD, "compact", "all", 1)
@@ -55,12 +53,12 @@ def test_a_network_in_any_phase_comes_back_bitwise(until, norm, tmp_path):
             assert torch.equal(loaded.eval()(make_batch()[0], task), network.eval()(make_batch()[0], task))
 
 
-def test_notes_come_back_and_the_tasks_are_named(tmp_path):
+def test_notes_and_task_names_are_restored(tmp_path):
     save_network(tmp_path / "net", make_learned(), {"run_step": "17"})
     file = read_state(tmp_path / "net", "network")
     assert file.notes == {"run_step": "17"}
     assert list(file.state.tasks) == ["old", "new"]
-    assert task_names(read_metadata(tmp_path / "net"), tmp_path / "net") == ["old", "new"]
+    assert task_names(tmp_path / "net") == ["old", "new"]
 
 
 def test_saving_does_not_change_the_network(tmp_path):
@@ -114,7 +112,7 @@ def test_a_network_of_other_tasks_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("tasks", [3, 300])
-def test_without_free_weights_a_network_is_filled_up_from_where_it_is_loaded(tasks, tmp_path):
+def test_without_free_weights_a_network_keeps_its_own(tasks, tmp_path):
     def make(seed):
         torch.manual_seed(seed)
         network = MultiSubnetwork(make_mlp(40, 40, 8))
@@ -141,7 +139,7 @@ def test_without_free_weights_a_network_is_filled_up_from_where_it_is_loaded(tas
         assert (tmp_path / "net").stat().st_size < (tmp_path / "all").stat().st_size / 2
 
 
-def test_a_packed_network_at_odds_with_itself_is_refused(tmp_path):
+def test_an_inconsistent_packed_network_is_refused(tmp_path):
     network = make_learned()
     save_network(tmp_path / "net", network, free_weights=False)
     tensors, metadata = open_safetensors(tmp_path / "net")
@@ -153,7 +151,7 @@ def test_a_packed_network_at_odds_with_itself_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("free_weights", [True, False])
-def test_what_tasks_choose_to_read_comes_back(free_weights, tmp_path):
+def test_selected_reading_survives_a_file(free_weights, tmp_path):
     network, loaded = make_learned(reuse="learned"), make_empty()
     reading = network.reading("new")
     assert 0 < network.view("new").read_counts("new")["old"] < 13
@@ -165,7 +163,7 @@ def test_what_tasks_choose_to_read_comes_back(free_weights, tmp_path):
         assert torch.equal(loaded(make_batch()[0], "new"), network(make_batch()[0], "new"))
 
 
-def test_a_packed_mask_of_what_is_read_takes_no_more_than_its_bits(tmp_path):
+def test_a_packed_reading_mask_takes_no_more_than_its_bits(tmp_path):
     torch.manual_seed(0)
     network = MultiSubnetwork(make_mlp(100, 100, bias=False))
     for task, kept in (("old", 5000), ("new", 1000)):
@@ -183,14 +181,14 @@ def test_a_packed_mask_of_what_is_read_takes_no_more_than_its_bits(tmp_path):
 
 
 def decode(path):
-    """{tensor: (*shape) with the task's own weights, 0 elsewhere} and the task's row."""
+    """Read {tensor: (*shape) with the task's own weights, 0 elsewhere} and the task's entry."""
     (entry,) = read_state(path, "subnetwork").state.tasks.values()
     return read_state(path, "subnetwork").state.weights, entry
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("task", ["old", "new"])
-def test_places_and_values_are_exactly_the_tasks_own_weights(task, dtype, tmp_path):
+def test_a_subnetwork_file_has_exactly_the_tasks_weights(task, dtype, tmp_path):
     network = make_learned(reuse="all")
     save_subnetwork(tmp_path / "sub", network, task, dtype)
     weights, _ = decode(tmp_path / "sub")
@@ -201,7 +199,7 @@ def test_places_and_values_are_exactly_the_tasks_own_weights(task, dtype, tmp_pa
         assert int((weights[name] != 0).sum()) == int(mask.sum()) > 0
 
 
-def test_a_type_that_files_cannot_have_is_refused(tmp_path):
+def test_an_unsupported_type_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dtype must be one of float32, float16, bfloat16, got torch.int8"):
         save_subnetwork(tmp_path / "sub", make_learned(), "old", torch.int8)
 
@@ -217,7 +215,7 @@ def test_private_tensors_and_notes_are_in_the_file(tmp_path):
     assert entry.digest == network.digest("new")
 
 
-def test_what_a_task_chose_to_read_is_in_its_file(tmp_path):
+def test_a_tasks_reading_is_in_its_file(tmp_path):
     network = make_learned(reuse="learned")
     for task in ("old", "new"):
         save_subnetwork(tmp_path / task, network, task)
@@ -245,7 +243,7 @@ def test_a_network_file_is_not_a_subnetwork_file(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["a value less", "other places", "no shapes", "a shape too small"])
-def test_a_subnetwork_file_at_odds_with_itself_is_refused(change, tmp_path):
+def test_an_inconsistent_subnetwork_file_is_refused(change, tmp_path):
     save_subnetwork(tmp_path / "sub", make_learned(), "old")
     tensors, metadata = open_safetensors(tmp_path / "sub")
     name, layout = PRUNABLE[0], json.loads(metadata["layout"])

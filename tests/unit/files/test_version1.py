@@ -1,4 +1,4 @@
-"""Files of the formats before schema 2 hold the states that the runs which wrote them said they had."""
+"""Test that files in the formats before schema 2 match the results of their runs."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from messages import says
 from msh.files.plans import allocation_in, input_shape_in, notes_for_tasks, read_plan, settings_of
-from msh.files.state_file import open_safetensors, read_metadata, read_state, task_names
+from msh.files.state_file import open_safetensors, read_state, task_names
 
 FILES = Path(__file__).parents[2] / "golden" / "files"
 NETWORK = "network.safetensors"
@@ -33,7 +34,7 @@ def results(folder):
 
 
 @pytest.mark.parametrize(("folder", "name", "free_weights"), NETWORKS)
-def test_a_network_has_its_runs_tasks_counts_and_reads(folder, name, free_weights):
+def test_a_network_file_matches_its_run(folder, name, free_weights):
     file, said = read_state(FILES / folder / name, "network"), results(folder)
     state = file.state
     assert (file.kind, file.version, file.free_weights) == ("network", 1, free_weights)
@@ -50,11 +51,11 @@ def test_a_network_has_its_runs_tasks_counts_and_reads(folder, name, free_weight
     assert all(bool((values != 0).all()) == free_weights for values in free.values())
     assert list(state.owners) == ["layers.1.weight", "layers.4.weight"]
     assert {"head.weight", "private.layers.2.running_mean"} <= state.tasks["iris"].private.keys()
-    assert task_names(read_metadata(FILES / folder / name), FILES / folder / name) == ["wine", "iris"]
+    assert task_names(FILES / folder / name) == ["wine", "iris"]
 
 
 @pytest.mark.parametrize(("folder", "name"), SUBNETWORKS)
-def test_a_subnetwork_is_the_task_of_its_network(folder, name):
+def test_a_subnetwork_file_matches_its_network(folder, name):
     file = read_state(FILES / folder / name, "subnetwork")
     network = read_state(FILES / folder / NETWORK, "network").state
     assert (file.kind, file.version, list(file.state.tasks)) == ("subnetwork", 1, ["iris"])
@@ -69,7 +70,7 @@ def test_a_subnetwork_is_the_task_of_its_network(folder, name):
     for left, right in ((entry.private, network.private("iris")), (entry.reading, network.tasks["iris"].reading)):
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
-    assert task_names(read_metadata(FILES / folder / name), FILES / folder / name) == ["iris"]
+    assert task_names(FILES / folder / name) == ["iris"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_a_subnetwork_is_the_task_of_its_network(folder, name):
         ("planned-300", [f"iris_{i}" for i in range(300)], torch.int16, 4),
     ],
 )
-def test_a_plan_is_what_its_tasks_kept_to(folder, tasks, dtype, inputs):
+def test_a_plan_has_its_tasks_weights(folder, tasks, dtype, inputs):
     plan = read_plan(FILES / folder / "plan")
     assert (plan.kind, plan.version, list(plan.state.tasks)) == ("plan", 1, tasks)
     assert [entry.owner for entry in plan.state.tasks.values()] == list(range(1, len(tasks) + 1))
@@ -100,7 +101,7 @@ def test_a_plan_is_what_its_tasks_kept_to(folder, tasks, dtype, inputs):
         assert all((norms[name] > 0) == bool(mask.any()) for name, mask in masks.items())
 
 
-def test_networks_of_a_stopped_run_have_a_task_in_training_and_then_a_frozen_one():
+def test_a_stopped_runs_files_have_a_compact_then_a_frozen_task():
     folder = FILES / "stopped"
     files = [read_state(path, "network") for path in sorted((folder / "checkpoints").glob("after-*.safetensors"))]
     assert [[entry.phase for entry in file.state.tasks.values()] for file in files] == [["compact"], ["frozen"]]
@@ -120,7 +121,7 @@ def test_networks_of_a_stopped_run_have_a_task_in_training_and_then_a_frozen_one
     ("folder", "name"), [("two", NETWORK), ("reads-some", "iris-3.safetensors"), ("planned", "plan")]
 )
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_file_that_was_cut_is_named(folder, name, share, tmp_path):
+def test_a_truncated_file_is_named(folder, name, share, tmp_path):
     content = (FILES / folder / name).read_bytes()
     (tmp_path / "cut").write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="cut is not a safetensors file, or is damaged"):
@@ -132,18 +133,18 @@ def test_a_file_that_was_cut_is_named(folder, name, share, tmp_path):
     [
         ("two", NETWORK, "shapes", None, "bad is damaged: 'shapes'"),
         ("two", NETWORK, "shapes", '{"layers.1.weight": [4096, 4096]}', "bad is damaged: owner maps of shape"),
-        ("two", NETWORK, "shapes", '{"layers.1.weight": [65536, 65536]}', "its header promises 4294967296 weights"),
+        ("two", NETWORK, "shapes", '{"layers.1.weight": [65536, 65536]}', "its header claims 4294967296 weights"),
         ("two", NETWORK, "free_weights", "true", "bad is damaged"),
         ("two", NETWORK, "state", "{}", "bad is damaged: _extra_state"),
         ("two", NETWORK, "format", "msh-network-9", "bad is not a state file: its format is 'msh-network-9'"),
-        ("reads-some", "iris-3.safetensors", "task", "../x", "bad is damaged: task name '../x' is not allowed"),
+        ("reads-some", "iris-3.safetensors", "task", "../x", says("task name", value="../x")),
         ("reads-some", "iris-3.safetensors", "reads", "{}", "bad is damaged: reads"),
         ("reads-some", "iris-3.safetensors", "digest", None, "bad is damaged: 'digest'"),
-        ("planned", "plan", "digest", "0" * 64, "bad is damaged: its digest is not that of what it holds"),
-        ("planned", "plan", "tasks", '["iris", "wine"]', "bad is damaged: its digest is not that of what it holds"),
+        ("planned", "plan", "digest", "0" * 64, "bad is damaged: .*digest"),
+        ("planned", "plan", "tasks", '["iris", "wine"]', "bad is damaged: .*digest"),
     ],
 )
-def test_a_header_that_is_damaged_is_named(folder, name, key, value, message, tmp_path):
+def test_a_damaged_header_is_named(folder, name, key, value, message, tmp_path):
     tensors, metadata = open_safetensors(FILES / folder / name)
     metadata = {k: v for k, v in metadata.items() if k != key} | ({} if value is None else {key: value})
     save_file(tensors, tmp_path / "bad", metadata)
@@ -165,7 +166,7 @@ def test_a_header_that_is_damaged_is_named(folder, name, key, value, message, tm
     ],
 )
 @pytest.mark.parametrize("change", ["missing", "shorter"])
-def test_a_tensor_that_is_missing_or_shorter_is_named(folder, name, key, change, tmp_path):
+def test_a_missing_or_shorter_tensor_is_named(folder, name, key, change, tmp_path):
     tensors, metadata = open_safetensors(FILES / folder / name)
     tensor = tensors.pop(key)
     if change == "shorter":

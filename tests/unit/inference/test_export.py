@@ -1,4 +1,4 @@
-"""A task of whole units as a smaller dense network: the same outputs, nothing that is not the task's."""
+"""Test exports of whole-unit tasks: the same outputs, and no other task's tensors."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ BACKBONES = {
 
 
 def make(backbone, bias=True, stem=None, tasks=("a", "b")):
-    """A network of compact tasks whose biases and statistics are no longer those they started with."""
+    """Make a network with compact tasks whose biases and statistics have changed."""
     torch.manual_seed(0)
     network = MultiSubnetwork(backbone)
     graph = trace_units(network, "channel")
@@ -39,7 +39,7 @@ def make(backbone, bias=True, stem=None, tasks=("a", "b")):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("task", ["a", "b"], ids=["frozen", "compact"])
-def test_it_computes_what_the_task_computes(backbone, task):
+def test_an_export_computes_the_tasks_outputs(backbone, task):
     network, _ = make(BACKBONES[backbone]())
     inputs = torch.randn(5, *network.backbone.input_shape)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_it_computes_what_the_task_computes(backbone, task):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_weight_of_it_is_one_of_the_tasks(backbone):
+def test_every_exported_weight_is_the_tasks(backbone):
     network, plan = make(BACKBONES[backbone]())
     small = sliced(network, "a")
     weights = [p for p in small.backbone.parameters() if p.dim() > 1]
@@ -60,7 +60,7 @@ def test_every_weight_of_it_is_one_of_the_tasks(backbone):
     assert small.head.in_features == list(plan["a"].values())[-1]
 
 
-def test_modules_say_their_new_sizes():
+def test_exported_modules_have_their_new_sizes():
     network, plan = make(BACKBONES["conv-norm"]())
     modules = [m for m in sliced(network, "a").backbone.modules() if not isinstance(m, nn.Sequential)]
     counts = list(plan["a"].values())
@@ -75,14 +75,14 @@ def test_a_head_without_a_bias_gets_one_for_the_constant_features():
     torch.testing.assert_close(sliced(network, "a")(inputs), network(inputs, "a"), rtol=1e-4, atol=1e-6)
 
 
-def test_a_stem_comes_with_it():
+def test_the_stem_is_exported_too():
     network, _ = make(BACKBONES["mlp"](), stem=nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3))), tasks=("a",))
     inputs, small = torch.randn(4, 5), sliced(network, "a")
     torch.testing.assert_close(small(inputs), network(inputs, "a"), rtol=1e-4, atol=1e-6)
     assert list(small.stem.parameters())
 
 
-def test_it_is_a_copy_and_trains_as_any_network():
+def test_an_export_is_a_copy_that_trains_like_any_network():
     network, _ = make(BACKBONES["mlp-norm"]())
     before = network.digest("a")
     small = sliced(network, "a").train()
@@ -115,6 +115,6 @@ def make_task(**how):
         ({}, "task 'a' was not allocated in whole units: see layer 'layers"),
     ],
 )
-def test_what_is_no_smaller_network_is_refused(how, message):
+def test_a_task_that_cannot_be_exported_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
         sliced(make_task(**how), "a")

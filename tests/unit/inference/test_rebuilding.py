@@ -1,4 +1,4 @@
-"""A file alone rebuilds its network: neither config, data nor code of the user's is needed."""
+"""Test that a file alone rebuilds its network, without config, data or user code."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def make_mlp(reuse="none"):
 
 @pytest.mark.parametrize("reuse", ["none", "all"])
 @pytest.mark.parametrize("free_weights", [True, False])
-def test_a_network_files_tasks_answer_bitwise(reuse, free_weights, tmp_path):
+def test_a_rebuilt_networks_tasks_compute_bitwise(reuse, free_weights, tmp_path):
     network = make_mlp(reuse)
     save_network(tmp_path / "net", network, free_weights=free_weights)
     rebuilt = rebuild_network(tmp_path / "net")
@@ -61,13 +61,13 @@ def test_a_subnetwork_file_is_complete_alone(tmp_path):
     assert torch.equal(rebuilt(inputs, "b"), network(inputs, "b"))
 
 
-def test_a_subnetwork_that_reads_others_names_the_file_that_is_needed(tmp_path):
+def test_a_reading_subnetwork_names_the_needed_file(tmp_path):
     save_subnetwork(tmp_path / "b", make_mlp("all"), "b")
     with pytest.raises(ValueError, match=r"b: task 'b' reads task 'a': use the network file of both"):
         rebuild_network(tmp_path / "b")
 
 
-def test_convolutions_and_statistics_come_back(tmp_path):
+def test_convolutions_and_statistics_are_restored(tmp_path):
     torch.manual_seed(0)
     network = MultiSubnetwork(build(RESNET_RECIPE), recipe=RESNET_RECIPE)
     learn(network, "a", 16, torch.randn(8, 1, 8, 8))
@@ -89,7 +89,7 @@ class Own(nn.Module):
         return self.layer(self.frozen(inputs)) * self.scale[0]
 
 
-def test_own_code_is_passed_in_and_frozen_weights_are_in_the_file(tmp_path):
+def test_user_code_is_passed_in_and_frozen_weights_are_in_the_file(tmp_path):
     network = MultiSubnetwork(Own(7), recipe={"_target_": "mine.Own", "width": 7})
     learn(network, "a", 12, torch.randn(8, 6))
     save_subnetwork(tmp_path / "a", network, "a")
@@ -100,10 +100,10 @@ def test_own_code_is_passed_in_and_frozen_weights_are_in_the_file(tmp_path):
     assert torch.equal(rebuilt(inputs, "a"), network(inputs, "a"))
 
 
-def test_a_file_without_recipes_says_so(tmp_path):
+def test_a_file_without_recipes_is_refused(tmp_path):
     network = MultiSubnetwork(MLP([6], 12, 1))
     save_network(tmp_path / "net", network)
-    with pytest.raises(ValueError, match="net does not say how its backbone is built"):
+    with pytest.raises(ValueError, match="net has no recipe"):
         rebuild_network(tmp_path / "net")
 
 

@@ -5,7 +5,7 @@ import torch
 
 from helpers import learn, make_network, make_state
 from msh.files.state_file import read_state, save_network
-from msh.runs.ownership import layer_picture, mask_overlap, private_count, spaced, used_by_task
+from msh.runs.ownership import mask_overlap, owner_matrix, private_count, spaced, used_by_task
 from msh.subnetworks import TaskState
 from msh.subnetworks.tensors import pack_bits, unpack_bits
 
@@ -68,22 +68,18 @@ def test_places_are_spaced_evenly_up_to_the_last(size, most, places):
     assert spaced(size, most).tolist() == places
 
 
-def test_a_small_layers_picture_is_the_layer():
-    picture = layer_picture(owned_by(*THREE, first=FIRST), "first")
-    assert picture.ids.tolist() == FIRST
-    assert picture.whole
+def test_the_owner_matrix_of_a_small_layer_is_the_layer():
+    assert owner_matrix(owned_by(*THREE, first=FIRST), "first").tolist() == FIRST
 
 
 @pytest.mark.parametrize("shape", [(1000, 64), (64, 1000), (500, 500), (3, 9000), (8, 5, 5, 5)])
-def test_a_large_layers_picture_is_bounded_and_shows_weights_of_it(shape):
+def test_the_owner_matrix_of_a_large_layer_is_a_bounded_sample(shape):
     torch.manual_seed(0)
     ids = torch.randint(0, 3, shape)
-    picture = layer_picture(owned_by(*THREE, layer=ids.tolist()), "layer", cells=900)
-    assert 450 < picture.ids.numel() <= 900
-    assert not picture.whole
-    assert (picture.rows, picture.columns) == (shape[0], ids[0].numel())
-    rows, columns = (spaced(n, kept) for n, kept in zip(ids.flatten(1).shape, picture.ids.shape, strict=True))
-    assert torch.equal(picture.ids, ids.flatten(1)[rows][:, columns])
+    matrix = owner_matrix(owned_by(*THREE, layer=ids.tolist()), "layer", cells=900)
+    assert 450 < matrix.numel() <= 900
+    rows, columns = (spaced(n, most) for n, most in zip(ids.flatten(1).shape, matrix.shape, strict=True))
+    assert torch.equal(matrix, ids.flatten(1)[rows][:, columns])
 
 
 @pytest.mark.parametrize("free_weights", [True, False])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from messages import says
 from msh.subnetworks import CapacityError, check_free, top_k_mask, top_k_masks
 
 
@@ -21,13 +22,13 @@ def test_all_equal_scores_still_give_exactly_k(k):
     assert mask.view(-1).tolist() == [place < k for place in range(6)]
 
 
-def test_only_candidates_are_kept_however_high_the_others_score():
+def test_only_candidates_are_kept_at_any_score():
     scores, candidates = torch.tensor([9.0, 1.0, 8.0, 2.0, 3.0]), torch.tensor([False, True, False, True, True])
     assert top_k_mask(scores, 2, candidates).tolist() == [False, False, False, True, True]
     assert torch.equal(top_k_mask(scores, 3, candidates), candidates)
 
 
-def test_a_score_that_is_no_candidates_may_be_nan():
+def test_a_score_outside_the_candidates_may_be_nan():
     scores = torch.tensor([float("nan"), 1.0, 2.0])
     assert top_k_mask(scores, 1, torch.tensor([False, True, True])).tolist() == [False, False, True]
 
@@ -39,8 +40,8 @@ def test_infinite_scores_are_ranked():
 
 
 @pytest.mark.parametrize("k", [-1, 4])
-def test_a_k_out_of_range_is_an_error(k):
-    with pytest.raises(ValueError, match=f"k = {k} is out of range: there are 3 candidates"):
+def test_a_k_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match=says("k", value=k)):
         top_k_mask(torch.ones(2, 2), k, torch.tensor([[True, True], [True, False]]))
 
 
@@ -66,20 +67,20 @@ def test_one_tensor_may_get_nothing_of_a_shared_budget():
     assert (masks["a"].tolist(), masks["b"].tolist()) == ([False, False], [True, True])
 
 
-def test_candidates_hold_in_every_one_of_several_tensors():
+def test_candidates_restrict_every_tensor():
     scores = {"a": torch.tensor([5.0, 4.0]), "b": torch.tensor([3.0, 2.0])}
     masks = top_k_masks(scores, 2, {"a": torch.tensor([False, True]), "b": torch.tensor([False, True])})
     assert (masks["a"].tolist(), masks["b"].tolist()) == ([False, True], [False, True])
 
 
-def test_check_free_takes_what_fits_exactly():
+def test_check_free_accepts_an_exact_fit():
     check_free("digits", {"a": 3, "b": 1}, {"a": 3, "b": 1})
     check_free("digits", {"": 3}, {"a": 1, "b": 2})
     with pytest.raises(CapacityError, match="3"):
         check_free("digits", {"": 4}, {"a": 1, "b": 2})
 
 
-def test_a_layer_without_any_weight_is_refused():
+def test_a_layer_without_weights_is_refused():
     with pytest.raises(CapacityError, match="'digits' would get no weight of layer 'b', of which 7 are free"):
         check_free("digits", {"a": 3, "b": 0}, {"a": 3, "b": 7})
     with pytest.raises(CapacityError, match="of the whole network, of which 0 are free"):

@@ -1,4 +1,4 @@
-"""What a task computes with, and how it gets on with the rest of torch."""
+"""Test a task's computation, and its compatibility with the rest of torch."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def make_in_training(form, norm="none"):
     return network
 
 
-def test_the_first_task_starts_as_the_backbone_came():
+def test_the_first_task_starts_with_the_backbones_values():
     torch.manual_seed(0)
     backbone, inputs = make_mlp(3, 4, 2), torch.randn(5, 3)
     expected = backbone(inputs).detach()
@@ -43,7 +43,7 @@ def test_the_first_task_starts_as_the_backbone_came():
     torch.testing.assert_close(network(inputs).detach(), expected)
 
 
-def test_a_later_task_starts_at_the_norm_the_backbone_came_with():
+def test_a_later_task_starts_at_the_backbones_norm():
     network = make_two_by_two()
     take(network, "a", [[0, 0], [1, 1]])
     network.freeze("a")
@@ -64,7 +64,7 @@ def test_a_later_task_starts_at_the_norm_the_backbone_came_with():
         ([[0, 0], [0, 1]], [[(22.5 / 14) ** 0.5, 2 * (22.5 / 14) ** 0.5], [3 * (22.5 / 14) ** 0.5, 4.0]]),
     ],
 )
-def test_beside_what_it_reads_a_task_starts_with_the_rest_of_the_norm_or_its_share(read, expected):
+def test_beside_read_weights_a_task_starts_with_its_part_of_the_norm(read, expected):
     network = make_two_by_two()
     take(network, "a", read)
     network.freeze("a")
@@ -75,7 +75,7 @@ def test_beside_what_it_reads_a_task_starts_with_the_rest_of_the_norm_or_its_sha
 
 @pytest.mark.parametrize("form", ["masked", "compact", "frozen"])
 @pytest.mark.parametrize(("reuse", "expected"), [("none", [[0, 0], [3, 0]]), ("all", [[1, 0], [3, 0]])])
-def test_a_task_reads_earlier_weights_only_when_asked(form, reuse, expected):
+def test_a_task_reads_earlier_weights_only_with_reuse(form, reuse, expected):
     network = make_two_by_two()
     take(network, "a", [[1, 0], [0, 0]])
     network.freeze("a")
@@ -91,7 +91,7 @@ def test_a_task_reads_earlier_weights_only_when_asked(form, reuse, expected):
     assert network.state.readers("a") == (["b"] if reuse == "all" else [])
 
 
-def test_a_task_reads_only_those_frozen_when_it_was_added():
+def test_a_task_reads_only_tasks_frozen_before_it():
     network = make_two_by_two()
     take(network, "a", [[1, 0], [0, 0]])
     network.compact("a")
@@ -114,7 +114,7 @@ def test_gradients_reach_the_tasks_own_weights_only(form):
 
 @pytest.mark.parametrize("form", ["dense", "masked", "compact"])
 def test_two_forward_passes_before_one_backward_pass(form):
-    """As a sum of two losses needs, or a second view of the same batch."""
+    """A sum of two losses, or a second view of the same batch, needs this."""
     network, (inputs, _) = make_in_training(form), make_batch()
     (network(inputs).sum() + network(2 * inputs).square().sum()).backward()
     together = [values.grad.clone() for _, values in network.subnetwork("a").values.items()]
@@ -126,7 +126,7 @@ def test_two_forward_passes_before_one_backward_pass(form):
 
 
 @pytest.mark.parametrize("form", ["dense", "masked", "compact"])
-def test_looking_at_the_digest_does_not_disturb_a_backward_pass(form):
+def test_computing_the_digest_does_not_disturb_a_backward_pass(form):
     network, (inputs, _) = make_in_training(form), make_batch()
     loss = network(inputs).square().sum()
     network.digest("a")
@@ -135,7 +135,7 @@ def test_looking_at_the_digest_does_not_disturb_a_backward_pass(form):
 
 
 @pytest.mark.parametrize("form", ["masked", "compact"])
-def test_values_set_behind_autograds_back_are_seen(form):
+def test_values_written_outside_autograd_are_used(form):
     network = make_in_training(form)
     seen_weights(network, "a")
     for _, values in network.subnetwork("a").values.items():

@@ -1,4 +1,4 @@
-"""What makes training a subnetwork cheap: few parameters, one copy of the weights, and no waiting for the device."""
+"""Test that training a subnetwork is cheap: few parameters, one copy of the weights, no waiting for the device."""
 
 from functools import partial
 
@@ -15,13 +15,13 @@ WIDTH, INPUTS, CLASSES = 512, 784, 3
 DENSITY = 0.1
 WEIGHTS = INPUTS * WIDTH + WIDTH * WIDTH
 PRIVATE = 2 * WIDTH + (WIDTH + 1) * CLASSES
-"""A task's own: two biases, and its head."""
+"""A task's private values: two biases, and its head."""
 LOOKS = {"_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select"}
 """Operations whose result the host must wait for."""
 
 
 class Counting(TorchDispatchMode):
-    """Names of all operations, and the most values in a tensor that one of them made."""
+    """Record the names of all operations, and the largest tensor that one of them made."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Counting(TorchDispatchMode):
 
 
 def make_network(tasks=0):
-    """A network with so many frozen tasks."""
+    """Make a network with this many frozen tasks."""
     torch.manual_seed(0)
     network = MultiSubnetwork(MLP((INPUTS,), width=WIDTH, depth=2))
     for task in map(str, range(tasks)):
@@ -57,7 +57,7 @@ def begin(network, task, phase):
 
 
 def held_bytes(network):
-    """Of all tensors, those too that are not saved."""
+    """Count the bytes in all tensors, saved or not."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -78,7 +78,7 @@ def counted_step(phase, earlier=0):
     return counting
 
 
-def test_a_compact_tasks_parameters_are_the_weights_it_keeps_and_what_is_its_own():
+def test_a_compact_tasks_parameters_are_its_weights_and_private_tensors():
     network = begin(make_network(tasks=2), "task", "compact")
     kept = sum(Budget(density=DENSITY).counts(network.sizes(), {}).values())
     assert sum(parameter.numel() for parameter in network.parameters()) == kept + PRIVATE
@@ -88,13 +88,13 @@ def test_a_compact_tasks_parameters_are_the_weights_it_keeps_and_what_is_its_own
     assert sum(moment.numel() for moment in moments) == 2 * (kept + PRIVATE)
 
 
-def test_a_frozen_task_adds_only_what_is_its_own():
+def test_a_frozen_task_adds_only_its_private_tensors():
     sizes = [held_bytes(make_network(tasks)) for tasks in (0, 1, 2, 9)]
     assert [later - sizes[0] for later in sizes] == [4 * PRIVATE * tasks for tasks in (0, 1, 2, 9)]
     assert sizes[0] - 4 * (2 * WIDTH + 2) == 5 * WEIGHTS, "a weight in fp32, its owner in a byte; 2 norms, 2 biases"
 
 
-def test_a_compact_step_makes_nothing_of_the_size_of_a_layer():
+def test_a_compact_step_allocates_no_layer_sized_tensor():
     assert counted_step("compact").largest < INPUTS * WIDTH / 4
 
 
@@ -106,7 +106,7 @@ def test_a_step_never_waits_for_the_device(phase):
 
 
 @pytest.mark.parametrize("phase", ["masked", "compact"])
-def test_a_step_does_as_much_however_many_tasks_there_are(phase):
+def test_a_step_costs_the_same_for_any_number_of_tasks(phase):
     alone, among = counted_step(phase), counted_step(phase, earlier=5)
     assert among.names == alone.names
     assert among.largest == alone.largest

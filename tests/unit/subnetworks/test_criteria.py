@@ -44,7 +44,7 @@ def test_scores_need_no_gradient_themselves():
         assert not criterion(weight, GRADIENT, torch.Generator()).requires_grad
 
 
-def test_every_criterion_goes_by_its_name():
+def test_every_criterion_has_its_name():
     assert {name: criterion.name for name, criterion in CRITERIA.items()} == {
         name: name for name in ("magnitude", "gradient", "weight_gradient", "random", "learned")
     }

@@ -47,7 +47,7 @@ def learn(network, task):
 
 
 @pytest.mark.parametrize(("dtype", "master"), [(d, True) for d in HALF] + [(torch.bfloat16, False)])
-def test_a_half_precision_backbone_trains_and_stays_as_it_was_frozen(dtype, master):
+def test_a_half_precision_backbone_trains_and_stays_frozen(dtype, master):
     network = make_network(dtype, master)
     learn(network, "a")
     outputs, digest = network(make_batch()[0], "a"), network.digest("a")
@@ -60,7 +60,7 @@ def test_a_half_precision_backbone_trains_and_stays_as_it_was_frozen(dtype, mast
 
 @pytest.mark.parametrize("master", [True, False])
 @pytest.mark.parametrize("compact", [True, False])
-def test_values_train_in_float32_or_as_they_come(master, compact):
+def test_values_train_in_float32_or_their_own_type(master, compact):
     network = make_network(torch.bfloat16, master)
     network.add_task("a", head=nn.Linear(8, 2))
     network.begin("a")
@@ -74,7 +74,7 @@ def test_values_train_in_float32_or_as_they_come(master, compact):
 
 
 def test_small_steps_are_not_lost_in_master_weights():
-    """A step of a thousandth of a weight is below the precision of bfloat16."""
+    """A step by a thousandth of a weight is below bfloat16's precision."""
     for master, moves in ((True, True), (False, False)):
         network = make_network(torch.bfloat16, master)
         network.add_task("a", head=nn.Linear(8, 2))
@@ -93,7 +93,7 @@ def test_inputs_of_any_precision_are_cast(inputs):
     assert network(make_batch()[0].to(inputs), "a").dtype == torch.float32
 
 
-def test_a_state_in_training_comes_back_with_its_master_weights():
+def test_a_state_in_training_is_restored_with_its_master_weights():
     network = make_network(torch.bfloat16)
     network.add_task("a", head=nn.Linear(8, 2))
     network.begin("a")
@@ -108,7 +108,7 @@ def test_a_state_in_training_comes_back_with_its_master_weights():
     assert torch.equal(loaded(make_batch()[0], "a"), network(make_batch()[0], "a"))
 
 
-def test_a_compiled_step_is_the_plain_one():
+def test_a_compiled_step_equals_the_plain_one():
     network = make_network(torch.bfloat16)
     network.add_task("a", head=nn.Linear(8, 2))
     network.begin("a")

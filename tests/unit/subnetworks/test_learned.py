@@ -1,4 +1,4 @@
-"""Learned scores, and weights of earlier tasks that a task chooses to read."""
+"""Test learned scores, and selected weights of earlier tasks."""
 
 from itertools import product
 
@@ -19,6 +19,7 @@ from helpers import (
     seen_weights,
     train,
 )
+from messages import says
 from msh.subnetworks import (
     CRITERIA,
     CapacityError,
@@ -36,7 +37,7 @@ LEARNED = CRITERIA["learned"]
 
 
 def make_scored(weight, kept, scores, rescale=False):
-    """A network of one linear layer with these weights, computing with the best of these scores."""
+    """Make a linear layer with these weights that computes with the best of these scores."""
     layer = nn.Linear(len(weight[0]), len(weight), bias=False)
     layer.weight.data = torch.tensor(weight)
     network = MultiSubnetwork(nn.Sequential(layer))
@@ -50,7 +51,7 @@ def make_scored(weight, kept, scores, rescale=False):
 
 
 def make_choosing(seed=0, norm="none"):
-    """A network with a frozen task, and one that has begun and may read its weights."""
+    """Make a network with a frozen task, and a begun one that may read its weights."""
     network = make_network(norm, seed)
     learn(network, "old", seed=seed)
     network.add_task("new", head=make_head(seed), reuse="learned")
@@ -61,7 +62,7 @@ def make_choosing(seed=0, norm="none"):
 # ---- scores
 
 
-def test_the_best_weights_count_and_gradients_go_straight_through_to_all_scores():
+def test_the_best_weights_are_selected_and_gradients_reach_all_scores():
     network, sub = make_scored([[2.0, 3.0, 5.0]], 1, [[0.1, 0.9, 0.5]])
     outputs = network(torch.tensor([[1.0, 10.0, 100.0]]))
     outputs.backward(torch.tensor([[0.5]]))
@@ -70,7 +71,7 @@ def test_the_best_weights_count_and_gradients_go_straight_through_to_all_scores(
     assert sub.scores["0.weight"].grad.tolist() == [[0.5 * 2.0, 0.5 * 30.0, 0.5 * 500.0]]
 
 
-def test_the_choice_follows_the_scores_also_after_a_validation_pass():
+def test_the_selection_follows_the_scores_after_a_validation_pass():
     network, sub = make_scored([[2.0, 3.0]], 1, [[0.1, 0.9]])
     inputs = torch.tensor([[1.0, 10.0]])
     with torch.inference_mode():
@@ -84,8 +85,8 @@ def test_the_choice_follows_the_scores_also_after_a_validation_pass():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_the_choice_follows_what_an_optimizer_does_to_the_scores(fused):
-    """Fused ones leave tensors' versions as they are."""
+def test_the_selection_follows_an_optimizers_changes_to_scores(fused):
+    """Fused optimizers do not change tensors' versions."""
     network, sub = make_scored([[2.0, 3.0]], 1, [[0.4, 0.5]])
     optimizer = torch.optim.AdamW([sub.scores["0.weight"]], lr=0.3, fused=fused)
     outputs = network(torch.tensor([[1.0, 10.0]]))
@@ -96,7 +97,7 @@ def test_the_choice_follows_what_an_optimizer_does_to_the_scores(fused):
     assert network(torch.tensor([[1.0, 10.0]])).item() == 2.0
 
 
-def test_before_they_choose_every_candidate_counts_and_scores_learn():
+def test_before_selection_every_candidate_is_used_and_scores_train():
     network = make_network()
     network.add_task("a", head=make_head())
     network.begin("a")
@@ -136,14 +137,14 @@ def test_scores_start_from_magnitudes_or_from_a_seeded_draw():
 
 
 @pytest.mark.parametrize("rescale", [True, False])
-def test_what_is_chosen_first_has_the_norm_that_all_had(rescale):
+def test_the_first_selection_has_the_norm_of_all_candidates(rescale):
     _, sub = make_scored([[3.0, 4.0, 12.0]], 2, [[0.9, 0.8, 0.1]], rescale)
     factor = 13 / 5 if rescale else 1.0
     torch.testing.assert_close(sub.values["0.weight"].detach(), factor * torch.tensor([[3.0, 4.0, 12.0]]))
 
 
 @pytest.mark.parametrize("kept", [{"2.weight": 3, "6.weight": 9}, {"": 12}])
-def test_as_many_weights_count_as_are_kept_and_the_mask_is_theirs_in_the_end(kept):
+def test_the_number_kept_is_selected_and_becomes_the_mask(kept):
     network = make_network()
     network.add_task("a", head=make_head())
     network.begin("a")
@@ -169,7 +170,7 @@ def test_as_many_weights_count_as_are_kept_and_the_mask_is_theirs_in_the_end(kep
 
 
 def learn_sum(choose):
-    """The loss on y = the sum of the first 4 of 32 inputs, with 4 of a layer's weights; their places."""
+    """Return the loss on y = sum of the first 4 of 32 inputs, with 4 of a layer's weights; and their indices."""
     torch.manual_seed(0)
     layer = nn.Linear(32, 1, bias=False)
     nn.init.uniform_(layer.weight, 0.05, 0.15)
@@ -204,7 +205,7 @@ def test_learned_scores_find_the_only_weights_that_help_where_a_random_mask_cann
     assert loss < 1e-2 < 1 < learn_sum("random")[0]
 
 
-def test_scores_and_choice_come_back_from_a_file_and_learn_on_alike():
+def test_scores_and_selection_survive_a_file_and_train_identically():
     network, loaded = make_choosing(norm="batch"), make_network("batch", 7)
     start_scores(network, "new")
     let_scores_choose(network, "new", quarter(network))
@@ -219,7 +220,7 @@ def test_scores_and_choice_come_back_from_a_file_and_learn_on_alike():
     assert network.subnetwork("new").kept == quarter(network)
 
 
-def test_a_task_that_goes_back_has_its_scores_and_what_it_read_again():
+def test_go_back_restores_scores_and_reading():
     network = make_choosing()
     start_scores(network, "new")
     let_scores_choose(network, "new", quarter(network))
@@ -231,7 +232,7 @@ def test_a_task_that_goes_back_has_its_scores_and_what_it_read_again():
     assert all(torch.equal(weight, seen[name]) for name, weight in seen_weights(network, "new").items())
 
 
-def test_a_compiled_training_step_is_the_plain_one():
+def test_a_compiled_training_step_equals_the_plain_one():
     ends = []
     for compiled in (False, True):
         network = make_choosing()
@@ -248,17 +249,17 @@ def test_a_compiled_training_step_is_the_plain_one():
         torch.testing.assert_close(ends[0][name], ends[1][name])
 
 
-def test_what_scores_need_is_said():
+def test_missing_scores_and_phases_are_refused():
     network = make_network()
     network.add_task("a")
-    with pytest.raises(ValueError, match="task 'a' is new; only a masked task learns scores"):
+    with pytest.raises(ValueError, match=r"task 'a' is new.*masked"):
         start_scores(network, "a")
     network.begin("a")
-    with pytest.raises(ValueError, match=r"scores must be one of .*, got 'magnitud'; did you mean 'magnitude'"):
+    with pytest.raises(ValueError, match=says("scores", value="magnitud", meant="magnitude")):
         start_scores(network, "a", "magnitud")
     with pytest.raises(ValueError, match="task 'a' has no scores"):
         let_scores_choose(network, "a", {"": 3})
-    with pytest.raises(ValueError, match="criterion 'learned' needs learned scores, and task 'a' has none"):
+    with pytest.raises(ValueError, match="criterion 'learned' needs learned scores"):
         prune(network, "a", {"": 3}, LEARNED)
 
 
@@ -266,7 +267,7 @@ def test_what_scores_need_is_said():
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_own_and_read_weights_are_the_best_of_both_and_make_up_the_budget(criterion):
+def test_own_and_read_weights_are_the_best_of_both_within_the_budget(criterion):
     network = make_choosing()
     inputs, _ = make_batch()
     start_scores(network, "new")
@@ -283,7 +284,7 @@ def test_own_and_read_weights_are_the_best_of_both_and_make_up_the_budget(criter
     assert network.view("new").read_counts("new") == {"old": sum(int(mask.sum()) for mask in reading.values())}
 
 
-def test_gradients_on_a_sample_reach_what_is_read_and_training_does_not():
+def test_gradients_on_a_sample_reach_read_weights_and_training_does_not():
     network = make_choosing()
     inputs, _ = make_batch()
     theirs = network.masks("old")
@@ -296,7 +297,7 @@ def test_gradients_on_a_sample_reach_what_is_read_and_training_does_not():
         assert torch.equal(gradients[name][~theirs[name]], trained[~theirs[name]])
 
 
-def test_scores_of_what_is_read_learn_and_its_weights_do_not_change():
+def test_scores_of_read_weights_train_and_the_weights_do_not():
     network = make_choosing()
     start_scores(network, "new")
     let_scores_choose(network, "new", quarter(network))
@@ -311,7 +312,7 @@ def test_scores_of_what_is_read_learn_and_its_weights_do_not_change():
         assert set(seen[name][theirs[name]].tolist()) <= {0.0, *weight[theirs[name]].tolist()}
 
 
-def test_scores_of_read_weights_start_at_those_of_its_own_of_the_same_ranks():
+def test_scores_of_read_weights_start_at_own_scores_of_the_same_rank():
     layer = nn.Linear(6, 1, bias=False)
     layer.weight.data = torch.tensor([[9.0, -1.0, 4.0, -2.0, 7.0, 3.0]])
     network = MultiSubnetwork(nn.Sequential(layer))
@@ -329,7 +330,7 @@ def test_scores_of_read_weights_start_at_those_of_its_own_of_the_same_ranks():
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_own_weights_take_their_share_of_the_norm_beside_those_that_are_read(learned):
+def test_own_weights_take_their_share_of_the_norm_beside_read_ones(learned):
     network = make_choosing()
     held, values = network.held("new"), network.subnetwork("new").values
     for name, own in network.masks("new").items():
@@ -364,7 +365,7 @@ def test_a_full_network_has_room_for_a_task_that_reads():
     assert network.state.total().owned["new"] == 0
 
 
-def test_a_mask_of_what_is_read_takes_a_bit_a_weight():
+def test_a_reading_mask_takes_a_bit_per_weight():
     network = make_choosing()
     prune(network, "new", quarter(network), CRITERIA["random"])
     network.freeze("new")
@@ -375,7 +376,7 @@ def test_a_mask_of_what_is_read_takes_a_bit_a_weight():
     }
 
 
-def test_the_digest_sees_what_is_read_even_where_that_is_zero():
+def test_the_digest_covers_read_weights_that_are_zero():
     network = make_choosing()
     prune(network, "new", quarter(network), CRITERIA["random"])
     network.freeze("new")

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from helpers import PRUNABLE, learn, make_batch, make_head, make_network, make_optimizer, train
+from messages import says
 from msh.subnetworks import (
     CRITERIA,
     MultiSubnetwork,
@@ -16,7 +17,7 @@ from msh.subnetworks import (
 
 
 def make_row():
-    """One layer of the weights 4 -3 2 -1 0.5 over two rows, dense at the start."""
+    """Make one layer with the weights 4 -3 2 -1 0.5 in two rows, dense at the start."""
     layer = nn.Linear(5, 2, bias=False)
     layer.weight.data = torch.tensor([[4.0, -3.0, 2.0, -1.0, 0.5], [0.0, 0.0, 0.0, 0.0, 12.0]])
     network = MultiSubnetwork(nn.Sequential(layer))
@@ -37,7 +38,7 @@ def values_of(network):
     return {name: values.detach().clone() for name, values in network.subnetwork("a").values.items()}
 
 
-def test_the_largest_stay_and_the_rest_is_zero():
+def test_the_largest_weights_stay_and_the_rest_is_zero():
     network = make_row()
     prune(network, "a", {"0.weight": 3}, rescale=False)
     expected = torch.tensor([[4.0, -3.0, 0, 0, 0], [0, 0, 0, 0, 12.0]])
@@ -64,7 +65,7 @@ def test_rescaling_keeps_the_norm_of_every_tensors_own_weights(reuse):
         torch.testing.assert_close(values[network.masks("a")[name]].norm(), own[name])
 
 
-def test_nothing_left_in_a_tensor_is_allowed_and_is_zero():
+def test_an_allowed_empty_tensor_is_zero():
     network = make_row()
     prune(network, "a", {"0.weight": 0}, allow_empty=True)
     assert not values_of(network)["0.weight"].any()
@@ -72,7 +73,7 @@ def test_nothing_left_in_a_tensor_is_allowed_and_is_zero():
     assert not network(torch.ones(1, 5)).any()
 
 
-def test_pruning_to_what_there_is_changes_nothing():
+def test_pruning_to_all_candidates_changes_nothing():
     network = make_begun()
     before, counts = values_of(network), candidate_counts(network, "a", {"2.weight": 0, "6.weight": 0})
     prune(network, "a", counts)
@@ -81,14 +82,14 @@ def test_pruning_to_what_there_is_changes_nothing():
         torch.testing.assert_close(values, before[name])
 
 
-def test_candidates_are_counted_as_the_budget_is_given():
+def test_candidates_are_counted_by_the_budgets_keys():
     network = make_begun()
     assert candidate_counts(network, "a", {"": 5}) == {"": 39}
     prune(network, "a", {"": 5})
     assert candidate_counts(network, "a", {"": 5}) == {"": 5}
 
 
-def test_gradients_decide_when_the_criterion_asks_for_them():
+def test_gradients_decide_if_the_criterion_needs_them():
     network = make_row()
     gradients = {"0.weight": torch.tensor([[0.0, 0.0, 0.0, 1.0, 5.0], [0.0, 0.0, 0.0, 9.0, 0.1]])}
     prune(network, "a", {"0.weight": 3}, CRITERIA["weight_gradient"], gradients, rescale=False)
@@ -123,7 +124,7 @@ def test_only_a_masked_task_is_pruned(phase):
         prune(network, "a", {"2.weight": 9, "6.weight": 30})
 
 
-def test_loss_gradients_are_those_of_a_backward_pass_and_leave_none_behind():
+def test_loss_gradients_equal_a_backward_pass_and_set_no_grad():
     network, (inputs, targets) = make_begun(), make_batch()
     prune(network, "a", {"": 20})
     network.subnetwork("a").head.bias.grad = torch.full((3,), 5.0)
@@ -151,7 +152,7 @@ def test_a_weight_that_the_loss_does_not_use_has_gradient_zero():
 
 
 @pytest.mark.parametrize("reuse", ["none", "all"])
-def test_rewinding_brings_the_survivors_and_the_private_parameters_back(reuse):
+def test_rewinding_restores_survivors_and_private_parameters(reuse):
     network = make_begun("batch", reuse)
     earlier, start = snapshot(network, "a"), values_of(network)
     train(network, make_optimizer(torch.optim.SGD, network))
@@ -200,7 +201,7 @@ def test_a_snapshot_does_not_follow_the_training():
 
 
 def apart(kept, budgets, candidates=None, scores=None):
-    """Places that tasks a and b keep of one tensor of six weights; by default both like the first ones best."""
+    """Select the indices of six weights that tasks a and b keep; by default both score the first ones highest."""
     scores = scores or {task: [6.0, 5.0, 4.0, 3.0, 2.0, 1.0] for task in "ab"}
     candidates = candidates or {task: [True] * 6 for task in "ab"}
     masks = select_apart(
@@ -212,15 +213,15 @@ def apart(kept, budgets, candidates=None, scores=None):
     return [masks[task]["w"].nonzero().flatten().tolist() for task in "ab"]
 
 
-def test_a_weight_taken_by_an_earlier_task_is_no_other_tasks():
+def test_a_weight_reserved_by_an_earlier_task_goes_to_no_other():
     assert apart(kept=(2, 2), budgets=(2, 2)) == [[0, 1], [2, 3]]
 
 
-def test_until_the_last_cut_tasks_share_what_neither_has_reserved():
+def test_until_the_last_cut_tasks_share_unreserved_weights():
     assert apart(kept=(4, 3), budgets=(2, 1)) == [[0, 1, 3, 4], [2, 3, 4]]
 
 
-def test_a_task_keeps_no_more_than_the_reserves_of_the_others_leave():
+def test_a_task_keeps_no_weight_that_others_reserved():
     assert apart(kept=(6, 6), budgets=(2, 3)) == [[0, 1, 5], [2, 3, 4, 5]]
 
 
@@ -230,7 +231,7 @@ def test_tasks_that_like_different_weights_do_not_disturb_each_other():
 
 
 def test_candidates_that_do_not_suffice_for_every_budget_are_refused():
-    with pytest.raises(ValueError, match="k = 4 is out of range: there are 3 candidates"):
+    with pytest.raises(ValueError, match=says("k", "in [0, 3], the number of candidates", 4)):
         apart(kept=(3, 4), budgets=(3, 4))
 
 

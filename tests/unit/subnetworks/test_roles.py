@@ -46,7 +46,7 @@ LAYERS = {
 
 
 class Held(nn.Module):
-    """A module with given parameters, of ones."""
+    """Make a module with parameters of ones."""
 
     def __init__(self, **shapes):
         super().__init__()
@@ -55,7 +55,7 @@ class Held(nn.Module):
 
 
 def of_class(name, base=Held, *args, **options):
-    """An instance of a new class of that name."""
+    """Make an instance of a new class with that name."""
     return type(name, (base,), {})(*args, **options)
 
 
@@ -93,7 +93,7 @@ def test_every_tensor_is_described():
     ]
 
 
-def test_unknown_classes_have_only_real_matrices_that_are_called_weights_prunable():
+def test_in_unknown_classes_only_matrices_called_weights_are_prunable():
     backbone = of_class(
         "Block",
         weight=(3, 4),
@@ -127,7 +127,7 @@ def test_unknown_classes_that_are_layers_are_prunable(name):
     assert names(of_class(name, weight=(3, 4))) == ["weight"]
 
 
-def test_a_subclass_of_a_known_layer_is_that_layer_whatever_its_name():
+def test_a_subclass_of_a_known_layer_has_its_role_under_any_name():
     class GatedNormLinear(nn.Linear):
         def __init__(self):
             super().__init__(4, 3)
@@ -168,7 +168,7 @@ def test_an_embedding_inside_a_module_for_positions_is_private():
     assert names(nn.ModuleDict({"x": of_class("LearnedPositionalEmbedding", nn.Embedding, 5, 4)})) == []
 
 
-def test_frozen_parameters_are_shared_whatever_is_selected():
+def test_frozen_parameters_are_shared_even_if_selected():
     backbone = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
     backbone[0].weight.requires_grad_(False)
     for prunable in (None, ["*.weight"], lambda module, name, parameter: True):
@@ -185,7 +185,7 @@ def test_buffers_that_are_not_persistent_are_shared():
     assert whys(backbone) == {"mean": ("private", "buffer"), "index": ("shared", "buffer that is not persistent")}
 
 
-def test_patterns_select_exactly_what_they_match():
+def test_patterns_select_exactly_their_matches():
     backbone = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), norm=nn.LayerNorm(2), b=nn.Linear(2, 2)))
     assert names(backbone, prunable=["a.*", "norm.weight"]) == ["a.weight", "a.bias", "norm.weight"]
     assert names(backbone, prunable="b.w*") == ["b.weight"]
@@ -199,7 +199,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name():
         find_roles(backbone, ["0.weight", "0.wieght"])
 
 
-def test_a_function_selects():
+def test_a_function_selects_prunable_parameters():
     backbone = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     assert names(backbone, prunable=lambda module, name, _: isinstance(module, nn.LayerNorm)) == ["1.weight", "1.bias"]
 
@@ -218,7 +218,7 @@ def test_tied_parameters_are_named_once():
     assert names(Tied(), prunable=["decoder.*"]) == ["tokens.weight"]
 
 
-def test_a_tied_parameter_is_prunable_where_one_of_its_layers_makes_it_so():
+def test_a_tied_parameter_is_prunable_if_one_place_is():
     backbone = nn.Sequential(nn.Linear(3, 3))
     backbone.table = backbone[0].weight
     assert tied_names(backbone) == {"0.weight": "table"}
@@ -264,7 +264,7 @@ def test_parametrized_attention_and_cells_are_known_layers():
     assert names(cell) == ["weight_ih", "parametrizations.weight_hh.original"]
 
 
-def test_what_is_no_weight_stays_private_when_parametrized():
+def test_other_parametrized_tensors_stay_private():
     class Double(nn.Module):
         def __init__(self):
             super().__init__()
@@ -294,7 +294,7 @@ def test_what_is_no_weight_stays_private_when_parametrized():
 
 
 def old(function, *args, **options):
-    """The result of a function that torch deprecates."""
+    """Call a deprecated torch function without its warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return function(*args, **options)
@@ -345,7 +345,7 @@ def test_an_alias_in_an_attribute_or_a_buffer_is_refused():
         check_aliases(backbone)
 
 
-def test_what_is_no_alias_is_accepted():
+def test_other_attributes_are_no_aliases():
     endless = []
     endless.append(endless)
     backbone = Listed(lambda parameter: [parameter.detach(), endless, "text"])
@@ -378,7 +378,7 @@ def test_torchscript_is_refused_by_name():
         find_roles(nn.Sequential(torch.jit.script(nn.Linear(2, 2))))
 
 
-def test_resnet18_has_as_before_its_convolutions_and_its_head_prunable():
+def test_resnet18_has_prunable_convolutions_and_head():
     backbone = torchvision.models.resnet18()
     matrices = [name for name, parameter in backbone.named_parameters() if parameter.dim() >= 2]
     assert names(backbone) == matrices

@@ -7,7 +7,7 @@ from msh.subnetworks import SCHEDULES
 NAMES = sorted(SCHEDULES)
 
 
-def test_the_schedules_are_these():
+def test_the_schedules_are_listed():
     assert NAMES == ["cubic", "exponential", "linear", "one_shot"]
 
 

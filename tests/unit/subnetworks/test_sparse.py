@@ -1,4 +1,4 @@
-"""The sparse form of a weight: it computes what the dense one does, and no dense tensor is made for it."""
+"""Test that the sparse form computes as the dense one, without a dense tensor."""
 
 import copy
 import pickle
@@ -70,7 +70,7 @@ def test_its_backward_pass_can_be_differentiated():
 
 
 @pytest.mark.parametrize(("block", "parts"), [(2**21, 1), (4 * 11 * 5 // 3, 4), (1, 16)])
-def test_products_in_blocks_are_those_of_the_whole(block, parts, monkeypatch):
+def test_products_in_blocks_equal_the_whole_product(block, parts, monkeypatch):
     monkeypatch.setattr(sparse, "BLOCK", block)
     weight, pattern = make_matrix()
     values = weight.take(pattern.index)
@@ -102,7 +102,7 @@ def test_taken_values_send_their_gradient_back():
 
 
 def make_layer(density=0.4):
-    """A layer in training, its dense weight, and a list that says when that was made."""
+    """Make a layer in training, its dense weight, and a list that records when this was made."""
     weight, pattern = make_matrix(density=density)
     made = []
 
@@ -123,7 +123,7 @@ def always(monkeypatch):
     monkeypatch.setattr(sparse, "DENSEST", 1.0)
 
 
-def test_linear_layers_never_ask_for_the_dense_tensor():
+def test_linear_layers_never_make_the_dense_tensor():
     layer, weight, made = make_layer()
     inputs = torch.randn(3, 11)
     torch.testing.assert_close(layer(inputs), F.linear(inputs, weight), **CLOSE)
@@ -131,7 +131,7 @@ def test_linear_layers_never_ask_for_the_dense_tensor():
     assert made == []
 
 
-def test_whoever_reads_the_weight_gets_the_dense_tensor_made_once():
+def test_reading_the_weight_makes_the_dense_tensor_once():
     layer, weight, made = make_layer()
     assert torch.equal(layer.weight + 1, weight + 1)
     assert layer.weight.shape == weight.shape
@@ -175,7 +175,7 @@ def test_inputs_that_leave_the_cache_get_the_dense_tensor(monkeypatch):
         ((512, 64, 3, 3), torch.float32, 26214, False),
     ],
 )
-def test_which_weights_may_be_sparse(shape, dtype, kept, expected):
+def test_large_sparse_float_matrices_may_be_sparse(shape, dtype, kept, expected):
     assert may_be_sparse(shape, torch.zeros((), dtype=dtype), kept) is (expected and torch.backends.mkl.is_available())
 
 
@@ -218,7 +218,7 @@ BACKBONES = {
 
 
 def trained(make, inputs, phase):
-    """(outputs while training, gradients, outputs when frozen) of a task taken to a phase."""
+    """Return (outputs while training, gradients, outputs when frozen) for a task taken to a phase."""
     torch.manual_seed(0)
     network = MultiSubnetwork(make())
     network.add_task("task")
@@ -241,7 +241,7 @@ def trained(make, inputs, phase):
 
 @pytest.mark.parametrize("phase", ["masked", "compact"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_network_trains_alike_in_either_form(backbone, phase, monkeypatch):
+def test_a_network_trains_identically_in_either_form(backbone, phase, monkeypatch):
     make, draw = BACKBONES[backbone]
     inputs = draw()
     monkeypatch.setattr(sparse, "SMALLEST", 2**40)

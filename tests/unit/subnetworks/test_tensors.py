@@ -65,7 +65,7 @@ def test_every_kind_of_layer_is_found_and_computes_with_its_owned_weights_only(k
     [nn.LayerNorm([3, 4]), nn.LayerNorm(4), nn.RMSNorm([3, 4]), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)],
     ids=lambda norm: f"{type(norm).__name__}{list(norm.weight.shape)}",
 )
-def test_what_normalises_is_never_shared(norm):
+def test_normalisation_is_never_shared(norm):
     names = name_tensors(nn.Sequential(nn.Linear(4, 4, bias=False), norm))
     assert names.prunable == ["0.weight"]
     assert names.parameters == [f"1.{name}" for name, _ in norm.named_parameters()]
@@ -77,7 +77,7 @@ def test_a_parameter_of_the_module_itself_is_found():
     assert (names.prunable, names.parameters) == (["weight"], ["bias"])
 
 
-def test_another_rule_may_say_what_is_prunable():
+def test_another_rule_may_select_prunable_tensors():
     backbone = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
     names = name_tensors(backbone, lambda module, name, parameter: isinstance(module, nn.Linear) and name == "weight")
     assert (names.prunable, names.parameters) == (["1.weight"], ["0.weight", "1.bias"])
@@ -107,7 +107,7 @@ def test_a_layer_without_bias_still_has_none_as_buffers():
     assert [name for name, _ in module.named_buffers()] == ["weight"]
 
 
-def test_a_bag_keeps_dotted_names_and_what_kind_of_tensor_it_is():
+def test_a_bag_preserves_dotted_names_and_parameters():
     bag = TensorBag()
     bag.set("layers.0.weight", nn.Parameter(torch.ones(2)))
     bag.set("layers.0.mean", torch.zeros(3))
@@ -120,7 +120,7 @@ def test_a_bag_keeps_dotted_names_and_what_kind_of_tensor_it_is():
     assert len(bag.state_dict()) == 2
 
 
-def test_a_bag_replaces_and_forgets():
+def test_a_bag_replaces_and_drops():
     bag = TensorBag()
     bag.set("a.b", nn.Parameter(torch.ones(2)))
     bag.set("a.b", torch.zeros(3))
@@ -133,7 +133,7 @@ def test_a_bag_replaces_and_forgets():
     assert list(bag.state_dict()) == ["scratch"]
 
 
-def test_a_bag_names_what_it_lacks():
+def test_a_bag_names_a_missing_tensor():
     with pytest.raises(KeyError, match=r"a\.b"):
         TensorBag()["a.b"]
 
@@ -185,8 +185,8 @@ def test_a_tied_weight_stays_tied_through_training():
     torch.testing.assert_close(network(inputs), hidden @ weight.T + biases["decoder.bias"])
 
 
-def test_a_tied_weight_that_was_moved_is_saved_as_one():
-    """Moving a module to another device or type copies each buffer by itself."""
+def test_a_moved_tied_weight_is_saved_once():
+    """Moving a module to another device or type copies buffers one by one."""
     network, loaded, inputs = make_tied_network().double().float(), make_tied_network(), torch.rand(3, 4)
     learn_tied(network)
     loaded.add_task("a")

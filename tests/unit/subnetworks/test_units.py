@@ -1,9 +1,10 @@
-"""How many units a budget holds, and which are kept: numbers worked out by hand."""
+"""Test units per budget and selected units, with numbers computed by hand."""
 
 import pytest
 import torch
 from torch import nn
 
+from messages import says
 from msh.backbones import MLP, PaperConv
 from msh.subnetworks import (
     Budget,
@@ -35,7 +36,7 @@ def begin(network, task):
     return network.subnetwork(task).values
 
 
-def test_weights_of_so_many_units():
+def test_count_weights_of_units():
     _, graph = make_network()
     assert count_weights(graph, {FIRST: 2, SECOND: 3}) == 2 * 4 + 3 * 2
     conv = trace_units(MultiSubnetwork(PaperConv((3, 12, 12))), "channel")
@@ -104,7 +105,7 @@ def test_a_budget_below_one_unit_of_each_layer_is_refused():
 
 def test_a_budget_over_the_whole_network_is_refused():
     _, graph = make_network()
-    with pytest.raises(ValueError, match="task 'a': scope = 'network' is not allowed with whole units"):
+    with pytest.raises(ValueError, match=says("scope", "tensor with whole units (task 'a')", "network")):
         plan_units(graph, {"a": Budget(density=0.5, scope="network")})
 
 
@@ -121,7 +122,7 @@ def test_the_units_with_the_largest_sums_are_kept():
     assert values[FIRST].any(1).tolist() == [False, False, True, False, True, False]
 
 
-def test_units_kept_are_as_large_as_they_were_with_their_columns():
+def test_kept_units_keep_their_norm_over_their_columns():
     network, graph = make_network()
     values = begin(network, "a")
     before = {name: values[name].detach().clone() for name in (FIRST, SECOND)}
@@ -130,7 +131,7 @@ def test_units_kept_are_as_large_as_they_were_with_their_columns():
         torch.testing.assert_close(values[name].norm(), before[name][units].norm())
 
 
-def test_rewinding_gives_units_the_size_of_their_early_rows():
+def test_rewinding_restores_the_norm_of_early_rows():
     network, graph = make_network()
     values = begin(network, "a")
     earlier = snapshot(network, "a")
@@ -144,21 +145,21 @@ def test_rewinding_gives_units_the_size_of_their_early_rows():
     assert torch.equal(values[SECOND] != 0, network.masks("a")[SECOND])
 
 
-def test_a_unit_of_which_another_task_has_a_weight_is_no_candidate():
+def test_a_unit_with_another_tasks_weight_is_no_candidate():
     network, graph = make_network()
     begin(network, "a")
     prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
     network.freeze("a")
     begin(network, "b")
     assert candidate_counts(network, "b", {}, graph) == {FIRST: 4, SECOND: 3}
-    with pytest.raises(ValueError, match="k = 4 is out of range: there are 3 candidates"):
+    with pytest.raises(ValueError, match=says("k", "in [0, 3], the number of candidates", 4)):
         prune(network, "b", {FIRST: 4, SECOND: 4}, units=graph)
     prune(network, "b", {FIRST: 4, SECOND: 3}, units=graph)
     network.freeze("b")
     assert not any((network.masks("a")[name] & network.masks("b")[name]).any() for name in (FIRST, SECOND))
 
 
-def test_a_unit_that_lacks_a_weight_it_needs_is_no_candidate():
+def test_a_unit_without_all_its_weights_is_no_candidate():
     network, graph = make_network()
     begin(network, "a")
     masks = network.masks("a")
@@ -170,7 +171,7 @@ def test_a_unit_that_lacks_a_weight_it_needs_is_no_candidate():
     assert (~network.masks("a")[SECOND].any(1)).nonzero().flatten().tolist() == [3]
 
 
-def test_single_weights_are_told_from_whole_units():
+def test_single_weights_are_not_taken_for_whole_units():
     network, graph = make_network()
     begin(network, "a")
     prune(network, "a", {FIRST: 12, SECOND: 18})

@@ -1,4 +1,4 @@
-"""The module that each task has: as good as any other module to threads, compilers, exporters, checkpoints, hooks."""
+"""Test that threads, compilers, exporters, checkpoints and hooks can use each task's module like any other."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ PHASES = ["masked", "compact"]
 
 
 class Checkpointed(nn.Module):
-    """Three blocks, computed again in the backward pass where `reentrant` says how."""
+    """Three blocks, recomputed in the backward pass if `reentrant` is not None."""
 
     def __init__(self, reentrant=None):
         super().__init__()
@@ -34,7 +34,7 @@ class Checkpointed(nn.Module):
 
 
 class Constants(nn.Module):
-    """A layer, a large mask that no file keeps, and a table of constants that files do keep."""
+    """A layer, a large mask that is not saved, and a saved table of constants."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,7 @@ def make_mlp():
 
 
 def start(network, task, outputs=64, density=0.2):
-    """Add a task and cut it down; it is masked."""
+    """Add a masked, pruned task."""
     torch.manual_seed(ord(task[-1]))
     network.add_task(task, head=nn.Linear(outputs, 3))
     network.begin(task, generator=torch.Generator().manual_seed(ord(task[-1])))
@@ -91,7 +91,7 @@ def start(network, task, outputs=64, density=0.2):
 
 
 def fit(network, task, inputs, steps=5):
-    """Some steps, in training mode; returns the last loss."""
+    """Train some steps; returns the last loss."""
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-2)
     for _ in range(steps):
@@ -110,7 +110,7 @@ def learn(network, task, inputs, outputs=64, density=0.2, steps=5):
 
 
 def make_frozen(tasks="ab", **options):
-    """A network of frozen tasks, and inputs for it."""
+    """Make a network with frozen tasks, and its inputs."""
     torch.manual_seed(0)
     network, inputs = MultiSubnetwork(make_mlp(), **options), torch.randn(16, 32)
     for task in tasks:
@@ -131,7 +131,7 @@ def same(left, right):
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])
-def test_eight_threads_answer_as_one_does(form, monkeypatch):
+def test_eight_threads_answer_as_one(form, monkeypatch):
     monkeypatch.setattr(sparse, "SMALLEST", 1 if form == "sparse" else 1 << 40)
     network, inputs = make_frozen("abcd")
     expected, digests = answers(network, inputs), {task: network.digest(task) for task in "abcd"}
@@ -157,7 +157,7 @@ def test_eight_threads_answer_as_one_does(form, monkeypatch):
 # ---- a frozen task's module
 
 
-def test_a_frozen_tasks_module_is_an_ordinary_one_in_evaluation_mode():
+def test_a_frozen_tasks_module_is_ordinary_and_in_evaluation_mode():
     network, inputs = make_frozen()
     module = network.module("a")
     assert isinstance(module, TaskNetwork)
@@ -173,14 +173,14 @@ def test_a_frozen_tasks_module_is_an_ordinary_one_in_evaluation_mode():
     assert network.training
 
 
-def test_the_network_keeps_the_mode_it_is_in_when_a_module_is_built():
+def test_building_a_module_keeps_the_networks_mode():
     network, _ = make_frozen()
     network.train()
     network.module("a")
     assert all(part.training for part in network.backbone.modules())
 
 
-def test_a_module_is_built_again_from_the_present_tensors():
+def test_a_module_is_rebuilt_from_the_current_tensors():
     network, inputs = make_frozen()
     module, before = network.module("a"), network(inputs, "a")
     state = copy.deepcopy(network.state_dict())
@@ -208,7 +208,7 @@ def test_the_least_recently_used_module_is_dropped():
     assert list(network._modules_in_use) == ["a", "b"]
 
 
-def test_the_module_used_last_is_kept_whatever_its_size():
+def test_the_module_used_last_is_kept_at_any_size():
     network, inputs = make_frozen("ab", cache_bytes=0)
     expected = answers(network, inputs)
     assert list(network._modules_in_use) == ["b"]
@@ -232,7 +232,7 @@ def test_a_frozen_tasks_module_can_be_exported(how, form, monkeypatch):
         torch.testing.assert_close(made(inputs), network(inputs, "a"))
 
 
-def test_hooks_of_the_backbone_run_in_modules_that_are_there_already():
+def test_hooks_of_the_backbone_run_in_existing_modules():
     network, inputs = make_frozen("a")
     start(network, "b")
     modules, seen = [network.module(task) for task in "ab"], []
@@ -307,7 +307,7 @@ NORMALIZED = {
 
 
 @pytest.mark.parametrize("name", NORMALIZED)
-def test_normalized_weights_stay_finite_at_low_density_and_frozen_ones_the_same(name):
+def test_normalized_weights_stay_finite_at_low_density_and_frozen_ones_unchanged(name):
     torch.manual_seed(0)
     wrap, inputs = NORMALIZED[name], torch.randn(16, 20)
     network = MultiSubnetwork(nn.Sequential(wrap(nn.Linear(20, 30)), nn.ReLU(), wrap(nn.Linear(30, 20))))
@@ -365,7 +365,7 @@ def test_constant_buffers_are_stored_once_or_not_at_all(tmp_path):
     assert found.digest("t3") == network.digest("t3")
 
 
-def test_a_buffer_that_a_forward_pass_assigns_is_the_tasks_own():
+def test_a_buffer_assigned_in_a_forward_pass_is_private():
     torch.manual_seed(0)
     network = MultiSubnetwork(Centred())
     start(network, "a", 8, density=0.5)
@@ -408,7 +408,7 @@ def test_weights_that_the_user_froze_are_shared_and_never_change():
 
 
 @pytest.mark.parametrize("generator", [None, 3])
-def test_the_padding_row_is_nobodys_and_stays_0(generator):
+def test_the_padding_row_is_unowned_and_stays_0(generator):
     torch.manual_seed(0)
     network, words = MultiSubnetwork(Words()), torch.randint(1, 20, (4, 5))
     assert network.names.padding == {"table.weight": 0}

@@ -38,7 +38,7 @@ def outcome(layer, inputs):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_is_torchs_bit_by_bit_where_no_row_is_zero(shape, dtype):
+def test_without_zero_rows_it_equals_torch_bitwise(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     for dim in (-1, *range(len(shape))):
         direction = torch.randn(shape, generator=generator).to(dtype)
@@ -99,7 +99,7 @@ def test_a_zero_direction_of_any_shape_gives_0_and_gradients_of_0(shape):
         assert gradients[1].shape == scale.shape
 
 
-def test_rows_of_another_axis():
+def test_rows_may_lie_on_another_axis():
     direction = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
     assert normalized_weight(direction, torch.tensor([[5.0, 1.0]]), 1).equal(direction)
     assert normalized_weight(direction, torch.tensor(10.0), -1).equal(2 * direction)

@@ -186,5 +186,5 @@ def test_a_debugging_fit_ends_at_the_budget(tmp_path):
 def test_only_a_masked_task_goes_back():
     module = begin(make_module(), "a")
     module.network.freeze("a")
-    with pytest.raises(ValueError, match="task 'a' is frozen; only a masked task goes back"):
+    with pytest.raises(ValueError, match=r"task 'a' is frozen.*masked"):
         go_back(module.network, "a", {})
