@@ -71,7 +71,7 @@ KINDS = [("prunable", True), ("private", True), ("private", False), ("shared", T
 
 def put_tensor(holder: nn.Module, leaf: str, tensor: Tensor) -> None:
     """Set a module's tensor, as a parameter if it is one, else as a buffer."""
-    into, other = (own_parameters(holder), own_buffers(holder))
+    into, other = own_parameters(holder), own_buffers(holder)
     if not isinstance(tensor, nn.Parameter):
         into, other = cast(Any, (other, into))
     other.pop(leaf, None)
@@ -90,7 +90,7 @@ def as_buffers(module: nn.Module) -> list[tuple[nn.Module, str]]:
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
             tensor = shared.setdefault(id(parameter), parameter.detach().contiguous())
-            del child._parameters[name]
+            delattr(child, name)
             child.register_buffer(name, tensor)
             places.append((child, name))
         if isinstance(child, nn.RNNBase):
@@ -102,8 +102,8 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
     """Undo `as_buffers`."""
     shared: dict[int, nn.Parameter] = {}
     for child, name in places:
-        tensor = child._buffers.pop(name)
-        assert tensor is not None
+        tensor = child.get_buffer(name)
+        delattr(child, name)
         child.register_parameter(name, shared.setdefault(id(tensor), nn.Parameter(tensor)))
         if isinstance(child, nn.RNNBase):
             list_weights(child)
