@@ -12,7 +12,7 @@ from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn
 from benchmarks.records import Record
 from benchmarks.timing import Settings, take_turns
 from msh.inference.export import sliced
-from msh.subnetworks import Budget, MultiSubnetwork, plan_units, prune, trace_units
+from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
 
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))
 SHORT = dict(zip(BACKBONES, ("fc", "conv"), strict=True))
@@ -25,7 +25,7 @@ def structured(settings: Settings) -> Iterator[Record]:
         network = MultiSubnetwork(BACKBONES[name]()).to(settings.device)
         begun(network, "task")
         units = trace_units(network, granularity)
-        prune(network, "task", plan_units(units, {"task": Budget(density=DENSITY)})["task"], units=units)
+        prune(network, "task", plan_units(units, {"task": Budget(density=DENSITY)})["task"], granularity=Units(units))
         network.freeze("task")
         model, exported = dense(BACKBONES[name](), settings.device).eval(), sliced(network, "task")
         yield _against(settings, name, f"the dense network, {name}", f"11-{SHORT[name]}", model, exported)

@@ -22,6 +22,7 @@ from msh.subnetworks import (
     SCHEDULES,
     Budget,
     CapacityError,
+    Units,
     candidate_counts,
     cut,
     plan_units,
@@ -52,7 +53,7 @@ def plan_of(graph, densities):
 def learn(network, graph, task, wanted, optimizer=torch.optim.SGD, seed=0):
     network.add_task(task, head=make_head(seed))
     network.begin(task)
-    prune(network, task, wanted, units=graph)
+    prune(network, task, wanted, granularity=Units(graph))
     train(network, make_optimizer(optimizer, network), steps=1, seed=seed)
     network.compact(task)
     train(network, make_optimizer(optimizer, network), steps=2, seed=seed)
@@ -117,14 +118,14 @@ def test_each_round_keeps_units_of_the_last_round(criterion, schedule, rounds, s
     network.add_task("a", head=nn.Linear(5, 3))
     network.begin("a")
     gradients = {name: torch.randn(weight.shape) for name, weight in network.weights()}
-    start, before = candidate_counts(network, "a", wanted, graph), network.masks("a")
+    start, before = candidate_counts(network, "a", wanted, Units(graph)), network.masks("a")
     assert start == {"2.weight": 4, "6.weight": 5}
     for number in range(1, rounds + 1):
         kept = {name: SCHEDULES[schedule](start[name], count, number / rounds) for name, count in wanted.items()}
-        masks = select(network, "a", kept, CRITERIA[criterion], gradients, units=graph)
-        cut(network, "a", masks, units=graph)
+        masks = select(network, "a", kept, CRITERIA[criterion], gradients, granularity=Units(graph))
+        cut(network, "a", masks, granularity=Units(graph))
         assert not any((masks[name] & ~before[name]).any() for name in masks)
-        assert candidate_counts(network, "a", wanted, graph) == kept
+        assert candidate_counts(network, "a", wanted, Units(graph)) == kept
         owned_units(graph, "a", masks)
         before = masks
     assert kept == wanted

@@ -12,12 +12,12 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.empty import check_layers, empty_layers
+from msh.subnetworks.granularity import WEIGHTS, Granularity, Units, Weights
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.planning import check_free, least_budget, plan_counts
 from msh.subnetworks.pruning import (
     candidate_counts,
-    candidates,
     cut,
     go_back,
     keep_state,
@@ -28,12 +28,11 @@ from msh.subnetworks.pruning import (
     select,
     select_apart,
     snapshot,
-    weights_of,
 )
 from msh.subnetworks.schedules import SCHEDULES, Schedule
 from msh.subnetworks.state import Capacity, NetworkState, TaskState
 from msh.subnetworks.subnetwork import Subnetwork
-from msh.subnetworks.tracing import GRANULARITIES, Granularity, UnitGraph, trace_units
+from msh.subnetworks.tracing import GRANULARITIES, GranularityName, UnitGraph, trace_units
 from msh.subnetworks.units import fit_units, plan_units
 from msh.subnetworks.views import TaskNetwork
 
@@ -42,6 +41,7 @@ __all__ = [
     "FREE",
     "GRANULARITIES",
     "SCHEDULES",
+    "WEIGHTS",
     "Allocation",
     "Budget",
     "Capacity",
@@ -49,6 +49,7 @@ __all__ = [
     "Criterion",
     "EmptyLayerError",
     "Granularity",
+    "GranularityName",
     "MultiSubnetwork",
     "NetworkState",
     "Reuse",
@@ -58,8 +59,9 @@ __all__ = [
     "TaskNetwork",
     "TaskState",
     "UnitGraph",
+    "Units",
+    "Weights",
     "candidate_counts",
-    "candidates",
     "check_free",
     "check_layers",
     "cut",
@@ -83,5 +85,4 @@ __all__ = [
     "top_k_mask",
     "top_k_masks",
     "trace_units",
-    "weights_of",
 ]

@@ -12,28 +12,16 @@ from msh.subnetworks.allocation import choose
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
+from msh.subnetworks.granularity import WEIGHTS, Granularity, Masks
 from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork
-from msh.subnetworks.tensors import widened
-from msh.subnetworks.tracing import UnitGraph
-from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
-
-Masks = Mapping[str, Tensor]
-"""Tensor name to bool, (*shape), or (units,) where whole units are kept."""
-
-
-def candidates(network: MultiSubnetwork, task: str, units: UnitGraph | None = None) -> dict[str, Tensor]:
-    """Mark the weights that a task may still keep or read: tensor name to bool (*shape); with `units`, (units,)."""
-    if units is None:
-        return network.held(task)
-    return candidate_units(units, network.masks(task), {name: network.owners[name] for name in network.names.prunable})
 
 
 def candidate_counts(
-    network: MultiSubnetwork, task: str, wanted: Mapping[str, int], units: UnitGraph | None = None
+    network: MultiSubnetwork, task: str, wanted: Mapping[str, int], granularity: Granularity = WEIGHTS
 ) -> dict[str, int]:
-    """Count the weights (or units) that a task may still keep, in each tensor or, as in `wanted`, in all (key "")."""
-    counts = {name: int(mask.sum()) for name, mask in candidates(network, task, units).items()}
+    """Count the elements that a task may still keep, in each tensor or, as in `wanted`, in all (key "")."""
+    counts = {name: int(mask.sum()) for name, mask in granularity.candidates(network, task).items()}
     return {"": sum(counts.values())} if "" in wanted else counts
 
 
@@ -45,7 +33,7 @@ def select(
     criterion: Criterion = MAGNITUDE,
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
     allow_empty: bool = False,
 ) -> dict[str, Tensor]:
     """Select the weights that a masked task keeps.
@@ -55,12 +43,11 @@ def select(
     Args:
         network: holds the task.
         task: a masked task.
-        kept: tensor name to the number of weights kept there, or {"": number over the whole network}; with `units`,
-            to the number of units.
+        kept: tensor name to the number of elements kept there, or {"": number over the whole network}.
         criterion: scores the weights; the highest are kept.
         gradients: tensor name to dL/dw (*shape), if the criterion needs them.
         generator: on the CPU, for the criterion; a fixed seed when None.
-        units: of the backbone, to keep whole units; None: single weights.
+        granularity: elements that are kept as one.
         allow_empty: allow `kept` or the scores to leave some layers no weight.
     Returns:
         Tensor name to bool (*shape).
@@ -68,17 +55,12 @@ def select(
         ValueError: a number kept exceeds the candidates, or the criterion lacks gradients.
         EmptyLayerError: the task would neither own nor read a weight of a layer.
     """
-    scores = score(network, task, criterion, gradients, generator, units)
-    allowed = candidates(network, task, units)
+    scores = score(network, task, criterion, gradients, generator, granularity)
+    allowed = granularity.candidates(network, task)
     masks = choose(scores, kept, allowed)
     if not allow_empty:
         check_layers(network, task, masks, kept, scores, allowed)
-    return weights_of(masks, units)
-
-
-def weights_of(masks: Masks, units: UnitGraph | None) -> dict[str, Tensor]:
-    """Expand selected units, if any, to weights: tensor name to bool (*shape)."""
-    return dict(masks) if units is None else unit_masks(units, masks)
+    return granularity.weights(masks)
 
 
 @torch.no_grad()
@@ -88,12 +70,12 @@ def score(
     criterion: Criterion = MAGNITUDE,
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
 ) -> dict[str, Tensor]:
     """Score a masked task's weights; the arguments are those of `select`.
 
     Returns:
-        Tensor name to float (*shape), higher is kept; unitless. With `units`, (units,).
+        Tensor name to float (*shape), higher is kept; unitless. With units, (units,).
     Raises:
         ValueError: the task is not masked, or the criterion lacks gradients or learned scores.
     """
@@ -106,7 +88,7 @@ def score(
         name: criterion(source[name], None if gradients is None else gradients[name], generator)
         for name in network.names.prunable
     }
-    return scores if units is None else unit_scores(units, scores, network.masks(task))
+    return granularity.scores(network, task, scores)
 
 
 def select_apart(
@@ -159,7 +141,7 @@ def cut(
     task: str,
     masks: Mapping[str, Tensor],
     rescale: bool = True,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
 ) -> None:
     """Narrow a masked task to these weights.
 
@@ -170,11 +152,11 @@ def cut(
         rescale: scale the survivors so that each tensor keeps its norm. Without it the signals of a network of
             density d and depth n start smaller by d to the power n / 2. Where the task also selected weights to
             read, its own weights take their share of the norm.
-        units: of the backbone, if whole units are kept: then the norm of the kept units stays.
+        granularity: of the masks; with units, the norm of the kept units stays.
     """
     values = network.subnetwork(task).values
     before, held = network.masks(task), network.held(task)
-    scaled = before if units is None else {name: before[name] & _rows(mask) for name, mask in masks.items()}
+    scaled = {name: granularity.rescaled(before[name], mask) for name, mask in masks.items()}
     norms = {name: norm_of(values[name], scaled[name]) / (own_share(before[name], held[name]) or 1.0) for name in masks}
     network.restrict(task, masks)
     if rescale:
@@ -190,20 +172,15 @@ def prune(
     gradients: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
     rescale: bool = True,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
     allow_empty: bool = False,
 ) -> None:
     """Prune a masked task to a number of weights: `select`, then `cut`.
 
     Source: Han et al. 2015; Zhu and Gupta 2017.
     """
-    masks = select(network, task, kept, criterion, gradients, generator, units, allow_empty)
-    cut(network, task, masks, rescale, units)
-
-
-def _rows(mask: Tensor) -> Tensor:
-    """Mark the whole rows in which a mask has weights: bool, (*shape)."""
-    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)
+    masks = select(network, task, kept, criterion, gradients, generator, granularity, allow_empty)
+    cut(network, task, masks, rescale, granularity)
 
 
 def own_share(own: Tensor, held: Tensor) -> float:
@@ -257,7 +234,7 @@ def rewind(
     task: str,
     earlier: Mapping[str, Tensor],
     rescale: bool = True,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
 ) -> None:
     """Reset a masked task's surviving weights, and its private parameters, to earlier values.
 
@@ -266,7 +243,7 @@ def rewind(
         task: a masked task.
         earlier: `snapshot` of the same task at initialisation or an early epoch.
         rescale: give each tensor the norm it had in the snapshot.
-        units: of the backbone, if whole units are kept: then their rows keep their norm.
+        granularity: of the task's masks; with units, their rows keep their norm.
     Source: Frankle and Carbin 2019; Renda et al. 2020.
     """
     sub = network.subnetwork(task)
@@ -274,7 +251,7 @@ def rewind(
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = widened(values).norm() if units is None else norm_of(values, _rows(mask))
+        norm = granularity.rewound_norm(values, mask)
         values.masked_fill_(~mask, 0.0)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

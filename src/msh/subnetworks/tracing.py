@@ -16,8 +16,8 @@ from msh.errors import one_of, requirement
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import evaluating
 
-Granularity = Literal["weight", "neuron", "channel"]
-GRANULARITIES: tuple[Granularity, ...] = ("weight", "neuron", "channel")
+GranularityName = Literal["weight", "neuron", "channel"]
+GRANULARITIES: tuple[GranularityName, ...] = ("weight", "neuron", "channel")
 """Tasks keep single weights, whole units in linear layers, or whole units in convolutions and linear layers."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,7 +43,7 @@ METHODS = ("relu", "tanh", "sigmoid", "contiguous")
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitSource:
     """Units along dimension 1 of an activation.
 
     Attributes:
@@ -67,7 +67,7 @@ class Layer:
 
     module: str
     shape: tuple[int, ...]
-    source: Units | None
+    source: UnitSource | None
 
     @property
     def units(self) -> int:
@@ -91,12 +91,12 @@ class UnitGraph:
     """
 
     layers: dict[str, Layer]
-    norms: dict[str, Units]
-    output: Units
+    norms: dict[str, UnitSource]
+    output: UnitSource
 
 
 def trace_units(
-    network: MultiSubnetwork, granularity: Granularity = "channel", example: Tensor | None = None
+    network: MultiSubnetwork, granularity: GranularityName = "channel", example: Tensor | None = None
 ) -> UnitGraph:
     """Find a backbone's units.
 
@@ -150,9 +150,9 @@ class _UnitTracer(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.prunable, self.granularity = prunable, granularity
         self.layers: dict[str, Layer] = {}
-        self.norms: dict[str, Units] = {}
-        self.held: dict[fx.Node, Units | None] = {}
-        self.features: Units | None = None
+        self.norms: dict[str, UnitSource] = {}
+        self.held: dict[fx.Node, UnitSource | None] = {}
+        self.features: UnitSource | None = None
         self.extra_traceback = False  # messages stay as they are
 
     def run_node(self, n: fx.Node) -> Any:
@@ -173,7 +173,7 @@ class _UnitTracer(fx.Interpreter):
         self.held[n] = self._after(n, self.held[before[0]], inputs.shape, result.shape)
         return result
 
-    def _after(self, n: fx.Node, units: Units | None, before: torch.Size, after: torch.Size) -> Units | None:
+    def _after(self, n: fx.Node, units: UnitSource | None, before: torch.Size, after: torch.Size) -> UnitSource | None:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return self._layer(n, module, units, before)
@@ -181,7 +181,7 @@ class _UnitTracer(fx.Interpreter):
             return None
         if isinstance(module, nn.Flatten) or n.target in (torch.flatten, "flatten"):
             if len(after) == 2 and before[0] == after[0]:
-                return Units(units.layer, units.block * math.prod(before[2:]))
+                return UnitSource(units.layer, units.block * math.prod(before[2:]))
         elif isinstance(module, BatchNormBase):
             self.norms[str(n.target)] = units
             return units
@@ -192,7 +192,7 @@ class _UnitTracer(fx.Interpreter):
             return units
         raise self._unknown(n)
 
-    def _layer(self, n: fx.Node, module: nn.Module, units: Units | None, before: torch.Size) -> Units:
+    def _layer(self, n: fx.Node, module: nn.Module, units: UnitSource | None, before: torch.Size) -> UnitSource:
         where, tensor = str(n.target), f"{n.target}.weight"
         if isinstance(module, CONVOLUTIONS):
             if self.granularity == "neuron":
@@ -208,7 +208,7 @@ class _UnitTracer(fx.Interpreter):
             raise self._unknown(n, "it is used more than once in a forward pass")
         weight = module.get_buffer("weight")
         self.layers[tensor] = Layer(where, tuple(weight.shape), units)
-        return Units(tensor)
+        return UnitSource(tensor)
 
     def _unknown(self, n: fx.Node, why: str = "its effect on units is not known") -> ValueError:
         if n.op == "call_module":

@@ -15,7 +15,7 @@ from torch import Tensor
 from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError
 from msh.subnetworks.empty import least_density
-from msh.subnetworks.tracing import UnitGraph, Units
+from msh.subnetworks.tracing import UnitGraph, UnitSource
 
 
 def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
@@ -164,7 +164,7 @@ def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tenso
     return masks
 
 
-def columns(source: Units | None, units: Mapping[str, Tensor], width: int, device: torch.device) -> Tensor:
+def columns(source: UnitSource | None, units: Mapping[str, Tensor], width: int, device: torch.device) -> Tensor:
     """Mark the columns that a source's kept units feed: bool, (width,); all where the source is the inputs."""
     if source is None:
         return torch.ones(width, dtype=torch.bool, device=device)

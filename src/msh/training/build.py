@@ -14,7 +14,7 @@ from torch import nn
 
 from msh.errors import invalid
 from msh.recipes import DTYPES, Recipe
-from msh.subnetworks import MultiSubnetwork, UnitGraph, trace_units
+from msh.subnetworks import WEIGHTS, Granularity, MultiSubnetwork, Units, trace_units
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.seeds import derive_seed
@@ -110,15 +110,15 @@ def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
     return backbone
 
 
-def build_units(config: RunConfig, network: MultiSubnetwork) -> UnitGraph | None:
-    """The units of a backbone whose tasks keep whole units; None where they keep single weights.
+def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularity:
+    """Build the granularity that the config names; for whole units, trace the backbone.
 
     Raises:
         ValueError: the backbone or another setting does not allow whole units.
     """
     granularity = config.pruning.granularity
     if granularity == "weight":
-        return None
+        return WEIGHTS
     if config.reuse != "none":
         raise invalid(
             "reuse",
@@ -126,7 +126,7 @@ def build_units(config: RunConfig, network: MultiSubnetwork) -> UnitGraph | None
             config.reuse,
         )
     try:
-        return trace_units(network, granularity)
+        return Units(trace_units(network, granularity))
     except ValueError as error:
         raise ValueError(f"pruning.{error}") from error
 

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from msh.errors import invalid, suggestion
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import CRITERIA, SCHEDULES, Budget, Granularity, Reuse, ScoreStart
+from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse, ScoreStart
 from msh.subnetworks.allocation import Scope
 from msh.tasks.build import Normalize
 from msh.tasks.loaders import Uneven
@@ -125,7 +125,7 @@ class PruningConfig:
     scope: Scope = "tensor"
     """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
-    granularity: Granularity = "weight"
+    granularity: GranularityName = "weight"
     """"weight": single weights; "neuron": whole units of linear layers; "channel": whole units of convolutions and
     linear layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
     start: Literal["fresh", "backbone"] = "fresh"

@@ -13,7 +13,7 @@ import torch
 
 from msh.files.plans import allocation_in
 from msh.files.state_file import StateFile
-from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork, start_scores
+from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, MultiSubnetwork, start_scores
 from msh.tasks import Task
 from msh.tasks.seeds import derive_seed
 from msh.training.build import add_task
@@ -69,7 +69,7 @@ def pruner(prepared: Prepared, stage: Stage, wanted: Mapping[str, Mapping[str, i
         rescale=pruning.rescale,
         rewind_epoch=pruning.rewind,
         sample=pruning.sample,
-        units=prepared.units,
+        granularity=prepared.granularity,
         allow_empty=pruning.allow_empty_layers,
         batch_size=prepared.config.evaluation.batch_size,
     )
@@ -78,7 +78,7 @@ def pruner(prepared: Prepared, stage: Stage, wanted: Mapping[str, Mapping[str, i
 def _budgets(prepared: Prepared, stage: Stage) -> dict[str, dict[str, int]]:
     """Plan the budgets of a stage's tasks again: earlier tasks may have left more weights free than was planned."""
     wanted = prepared.wanted
-    if not prepared.units:
+    if prepared.granularity is WEIGHTS:
         coming = [other for other in prepared.fits if other.index >= stage.index]
         wanted = plan_weights(prepared.config, prepared.network, coming)
     return {task: wanted[task] for task in stage.tasks}

@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from msh.files.plans import notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import EmptyLayerError, MultiSubnetwork, UnitGraph, plan_counts, plan_units
+from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_network, build_tasks, build_units
+from msh.training.build import add_task, build_granularity, build_network, build_tasks
 from msh.training.config import RunConfig
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
@@ -37,9 +37,9 @@ class Prepared:
         tasks: by name.
         network: with the tasks that are learned before, frozen, and no others.
         fits: stage to its fits, in order; a stage that is learned before has none.
-        wanted: task to the weights it will keep, in each tensor or (key "") in all; with `units`, to the units; of
+        wanted: task to the elements it will keep, in each tensor or (key "") in all; of
             tasks that are to be allocated.
-        units: of the backbone, if tasks keep whole units.
+        granularity: elements that tasks keep as one.
         ensembles: of tasks of this run.
         plan: whose allocation tasks keep, or None.
         notes: what the run's files say of where they come from.
@@ -50,7 +50,7 @@ class Prepared:
     network: MultiSubnetwork
     fits: dict[Stage, list[Fit]]
     wanted: dict[str, dict[str, int]]
-    units: UnitGraph | None
+    granularity: Granularity
     ensembles: dict[str, list[str]]
     plan: StateFile | None
     notes: dict[str, str]
@@ -80,15 +80,15 @@ def prepare(config: RunConfig) -> Prepared:
     if origin is not None:
         config = config.with_input_shape(origin.input_shape)
     network, notes = _build_network(config, tasks, origin)
-    units = build_units(config, network)
+    granularity = build_granularity(config, network)
     plan = origin.file if origin is not None and origin.key == "plan" else None
     if plan is not None and not config.pruning.allow_empty_layers:
         _check_plan_layers(plan, own)
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
-    wanted = _plan_budgets(config, network, coming, units)
+    wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
         check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
-    return Prepared(config, tasks, network, fits, wanted, units, ensembles, plan, notes)
+    return Prepared(config, tasks, network, fits, wanted, granularity, ensembles, plan, notes)
 
 
 def _check_classes(config: RunConfig) -> None:
@@ -152,14 +152,14 @@ def _plan_budgets(
     config: RunConfig,
     network: MultiSubnetwork,
     stages: Sequence[Stage],
-    units: UnitGraph | None,
+    granularity: Granularity,
 ) -> dict[str, dict[str, int]]:
     """What these stages' tasks may keep of what is free now: task to weights, or to units."""
-    if units is None:
+    if not isinstance(granularity, Units):
         return plan_weights(config, network, stages)
     owners = {name: network.owners[name] for name in network.names.prunable}
-    free = {name: int(mask.sum()) for name, mask in candidate_units(units, network.free(), owners).items()}
-    return plan_units(units, {task: config.budget(task) for stage in stages for task in stage.tasks}, free)
+    free = {name: int(mask.sum()) for name, mask in candidate_units(granularity.graph, network.free(), owners).items()}
+    return plan_units(granularity.graph, {task: config.budget(task) for stage in stages for task in stage.tasks}, free)
 
 
 def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:

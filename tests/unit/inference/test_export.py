@@ -6,7 +6,7 @@ from torch import nn
 
 from msh.backbones import MLP, PaperConv
 from msh.inference.export import sliced
-from msh.subnetworks import Budget, MultiSubnetwork, plan_units, prune, trace_units
+from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
 
 BACKBONES = {
     "mlp": lambda: MLP((2, 3), width=12, depth=3),
@@ -25,7 +25,7 @@ def make(backbone, bias=True, stem=None, tasks=("a", "b")):
     for task in tasks:
         network.add_task(task, nn.Linear(backbone.features, 3, bias=bias), stem)
         network.begin(task)
-        prune(network, task, plan[task], units=graph)
+        prune(network, task, plan[task], granularity=Units(graph))
         network.compact(task)
         with torch.no_grad():
             for parameter in network.subnetwork(task).parameters():

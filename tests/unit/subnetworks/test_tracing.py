@@ -9,7 +9,7 @@ from helpers import make_backbone
 from messages import says
 from msh.backbones import MLP, PaperConv
 from msh.subnetworks import MultiSubnetwork, trace_units
-from msh.subnetworks.tracing import Units
+from msh.subnetworks.tracing import UnitSource
 
 
 def trace(backbone, granularity="channel", shape=(2, 4)):
@@ -23,22 +23,22 @@ def sources(graph):
 def test_an_mlp_is_a_chain():
     graph = trace_units(MultiSubnetwork(MLP((2, 3), width=5, depth=2, norm=True)), "neuron")
     first, second = "layers.1.weight", "layers.4.weight"
-    assert sources(graph) == {first: None, second: Units(first)}
+    assert sources(graph) == {first: None, second: UnitSource(first)}
     assert [layer.shape for layer in graph.layers.values()] == [(5, 6), (5, 5)]
-    assert graph.norms == {"layers.2": Units(first), "layers.5": Units(second)}
-    assert graph.output == Units(second)
+    assert graph.norms == {"layers.2": UnitSource(first), "layers.5": UnitSource(second)}
+    assert graph.output == UnitSource(second)
 
 
 def test_a_flattened_channel_is_a_block_of_columns():
     graph = trace_units(MultiSubnetwork(PaperConv((3, 12, 12), norm=True)), "channel")
     found = [source and source.block for source in sources(graph).values()]
     assert found == [None, 1, 1, 1, 4, 1]  # two by two positions are left
-    assert list(graph.norms.values()) == [Units(name) for name in list(graph.layers)[:4]]
+    assert list(graph.norms.values()) == [UnitSource(name) for name in list(graph.layers)[:4]]
     assert [layer.kernel for layer in graph.layers.values()] == [9, 9, 9, 9, 1, 1]
 
 
 def test_operations_before_the_first_layer_do_not_matter():
-    assert sources(trace(make_backbone("batch"))) == {"2.weight": None, "6.weight": Units("2.weight", 2)}
+    assert sources(trace(make_backbone("batch"))) == {"2.weight": None, "6.weight": UnitSource("2.weight", 2)}
     assert sources(trace(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)))) == {"1.weight": None}
 
 
@@ -54,8 +54,8 @@ class Functional(nn.Module):
 
 def test_functions_are_followed_as_modules_are():
     graph = trace(Functional())
-    assert sources(graph) == {"conv.weight": None, "linear.weight": Units("conv.weight", 1)}
-    assert graph.output == Units("linear.weight")
+    assert sources(graph) == {"conv.weight": None, "linear.weight": UnitSource("conv.weight", 1)}
+    assert graph.output == UnitSource("linear.weight")
 
 
 def test_tracing_changes_neither_statistics_nor_mode():

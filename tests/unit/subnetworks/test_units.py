@@ -10,6 +10,7 @@ from msh.subnetworks import (
     Budget,
     CapacityError,
     MultiSubnetwork,
+    Units,
     candidate_counts,
     fit_units,
     plan_units,
@@ -115,7 +116,7 @@ def test_the_units_with_the_largest_sums_are_kept():
     values[FIRST].data = torch.tensor([3.0, 1, 4, 1, 5, 0])[:, None].repeat(1, 4)
     values[SECOND].data = torch.ones(6, 6)
     values[SECOND].data[5, 1] = -9
-    prune(network, "a", {FIRST: 2, SECOND: 1}, rescale=False, units=graph)
+    prune(network, "a", {FIRST: 2, SECOND: 1}, rescale=False, granularity=Units(graph))
     expected = torch.zeros(6, 6)
     expected[5, [2, 4]] = 1.0
     torch.testing.assert_close(values[SECOND].data, expected)
@@ -126,7 +127,7 @@ def test_kept_units_keep_their_norm_over_their_columns():
     network, graph = make_network()
     values = begin(network, "a")
     before = {name: values[name].detach().clone() for name in (FIRST, SECOND)}
-    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    prune(network, "a", {FIRST: 2, SECOND: 3}, granularity=Units(graph))
     for name, units in owned_units(graph, "a", network.masks("a")).items():
         torch.testing.assert_close(values[name].norm(), before[name][units].norm())
 
@@ -135,9 +136,9 @@ def test_rewinding_restores_the_norm_of_early_rows():
     network, graph = make_network()
     values = begin(network, "a")
     earlier = snapshot(network, "a")
-    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    prune(network, "a", {FIRST: 2, SECOND: 3}, granularity=Units(graph))
     values[SECOND].data.mul_(7)
-    rewind(network, "a", earlier, units=graph)
+    rewind(network, "a", earlier, granularity=Units(graph))
     units = owned_units(graph, "a", network.masks("a"))
     torch.testing.assert_close(
         values[SECOND].norm(), earlier[f"values.{SECOND.replace('.', '/')}"][units[SECOND]].norm()
@@ -148,13 +149,13 @@ def test_rewinding_restores_the_norm_of_early_rows():
 def test_a_unit_with_another_tasks_weight_is_no_candidate():
     network, graph = make_network()
     begin(network, "a")
-    prune(network, "a", {FIRST: 2, SECOND: 3}, units=graph)
+    prune(network, "a", {FIRST: 2, SECOND: 3}, granularity=Units(graph))
     network.freeze("a")
     begin(network, "b")
-    assert candidate_counts(network, "b", {}, graph) == {FIRST: 4, SECOND: 3}
+    assert candidate_counts(network, "b", {}, Units(graph)) == {FIRST: 4, SECOND: 3}
     with pytest.raises(ValueError, match=says("k", "in [0, 3], the number of candidates", 4)):
-        prune(network, "b", {FIRST: 4, SECOND: 4}, units=graph)
-    prune(network, "b", {FIRST: 4, SECOND: 3}, units=graph)
+        prune(network, "b", {FIRST: 4, SECOND: 4}, granularity=Units(graph))
+    prune(network, "b", {FIRST: 4, SECOND: 3}, granularity=Units(graph))
     network.freeze("b")
     assert not any((network.masks("a")[name] & network.masks("b")[name]).any() for name in (FIRST, SECOND))
 
@@ -166,8 +167,8 @@ def test_a_unit_without_all_its_weights_is_no_candidate():
     masks[FIRST][2, 1] = masks[SECOND][3, 4] = masks[SECOND][5, 2] = False
     network.restrict("a", masks)
     # unit 5 of the second layer misses only what unit 2 of the first would have fed
-    assert candidate_counts(network, "a", {}, graph) == {FIRST: 5, SECOND: 5}
-    prune(network, "a", {FIRST: 5, SECOND: 5}, units=graph)
+    assert candidate_counts(network, "a", {}, Units(graph)) == {FIRST: 5, SECOND: 5}
+    prune(network, "a", {FIRST: 5, SECOND: 5}, granularity=Units(graph))
     assert (~network.masks("a")[SECOND].any(1)).nonzero().flatten().tolist() == [3]
 
 

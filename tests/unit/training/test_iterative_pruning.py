@@ -5,7 +5,7 @@ import torch
 from toys import STEPS, AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import PRUNABLE, make_batch, seen_weights
-from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, trace_units
+from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, Units, trace_units
 from msh.training.callbacks import IterativePruning, scoring
 from msh.training.callbacks.scoring import sample_gradients
 
@@ -199,7 +199,9 @@ def test_cuts_of_whole_units_follow_the_schedule_in_units(tmp_path):
     units = trace_units(module.network, "channel", make_batch()[0])
     rows = AfterBatch(lambda *_: [int(m.flatten(1).any(1).sum()) for m in module.network.masks("a").values()])
     wanted = {"a": {"2.weight": 2, "6.weight": 1}}
-    pruner = IterativePruning(wanted, CRITERIA["gradient"], SCHEDULES["linear"], 0, 1, rounds=2, units=units)
+    pruner = IterativePruning(
+        wanted, CRITERIA["gradient"], SCHEDULES["linear"], 0, 1, rounds=2, granularity=Units(units)
+    )
     fit(module, tmp_path, pruner, rows, epochs=1)
     assert pruner.start == {"a": {"2.weight": 4, "6.weight": 5}}
     assert rows.seen == [[4, 5], [3, 3], [3, 3], [2, 1]]

@@ -11,16 +11,15 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from msh.subnetworks import (
+    WEIGHTS,
     Criterion,
+    Granularity,
     Schedule,
-    UnitGraph,
     candidate_counts,
-    candidates,
     cut,
     empty_layers,
     go_back,
     keep_state,
-    weights_of,
 )
 from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
@@ -59,11 +58,11 @@ class GatedPruning(IterativePruning):
         rescale: bool = True,
         rewind_epoch: int | None = None,
         sample: int = 1000,
-        units: UnitGraph | None = None,
+        granularity: Granularity = WEIGHTS,
         allow_empty: bool = False,
         batch_size: int | None = None,
     ) -> None:
-        own = (rescale, rewind_epoch, sample, units, allow_empty, batch_size)
+        own = (rescale, rewind_epoch, sample, granularity, allow_empty, batch_size)
         super().__init__(wanted, criterion, schedule, begin, end, rounds, *own)
         assert gate.step is not None
         self.gate, self.step = gate, gate.step
@@ -119,7 +118,7 @@ class GatedPruning(IterativePruning):
             self.accepted[task] = accepted
             self.level[task] += 1
             self.waited[task] = 0
-            cut(module.network, task, weights_of(masks, self.units), self.rescale, self.units)
+            cut(module.network, task, self.granularity.weights(masks), self.rescale, self.granularity)
         elif last or self.waited[task] == self.gate.patience:
             if task in self.accepted:
                 go_back(module.network, task, self.accepted[task])
@@ -146,10 +145,10 @@ class GatedPruning(IterativePruning):
         """
         network, budget = module.network, self.wanted[task]
         share = (1.0 - self._sparsity(module, task, level)) * sum(network.sizes().values()) / sum(budget.values())
-        now = candidate_counts(network, task, budget, self.units)
+        now = candidate_counts(network, task, budget, self.granularity)
         kept = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
         scores = self._score(module, task, self.rounds + level)
-        return from_rank_zero(module, choose(scores, kept, candidates(network, task, self.units)))
+        return from_rank_zero(module, choose(scores, kept, self.granularity.candidates(network, task)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs, beside what pruning to the budgets does."""

@@ -10,19 +10,18 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from msh.subnetworks import (
+    WEIGHTS,
     Criterion,
+    Granularity,
     MultiSubnetwork,
     Schedule,
-    UnitGraph,
     candidate_counts,
-    candidates,
     check_layers,
     cut,
     let_scores_choose,
     rewind,
     select_apart,
     snapshot,
-    weights_of,
 )
 from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
@@ -38,7 +37,7 @@ class IterativePruning(pl.Callback):
     from `begin` on what tasks compute with, as much as their budgets; cuts narrow what they choose from.
 
     Args:
-        wanted: task to {tensor name, or "" for all: weights to keep at the end}; with `units`, units.
+        wanted: task to {tensor name, or "" for all: number of elements (weights or units) to keep at the end}.
         criterion: scores the weights.
         schedule: (candidates at the start, budget, time in [0, 1]) to weights kept.
         begin: epochs (a fraction counts) before the first round starts.
@@ -47,7 +46,7 @@ class IterativePruning(pl.Callback):
         rescale: keep each tensor's norm over a cut.
         rewind_epoch: after each cut, survivors go back to their values after this many epochs; None: they stay.
         sample: training examples that gradients are computed on.
-        units: of the backbone, to keep whole units; None: single weights.
+        granularity: elements that are kept as one.
         allow_empty: let scores leave a task no weight of some layers; else such a cut is an `EmptyLayerError`.
         batch_size: most examples whose gradients are computed at once; see `sample_gradients`.
     Raises:
@@ -66,7 +65,7 @@ class IterativePruning(pl.Callback):
         rescale: bool = True,
         rewind_epoch: int | None = None,
         sample: int = 1000,
-        units: UnitGraph | None = None,
+        granularity: Granularity = WEIGHTS,
         allow_empty: bool = False,
         batch_size: int | None = None,
     ) -> None:
@@ -79,7 +78,7 @@ class IterativePruning(pl.Callback):
         self.criterion, self.schedule = criterion, schedule
         self.begin, self.end, self.rounds = begin, end, rounds
         self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
-        self.units, self.allow_empty, self.batch_size = units, allow_empty, batch_size
+        self.granularity, self.allow_empty, self.batch_size = granularity, allow_empty, batch_size
         self.rounds_done = 0
         self.start: dict[str, dict[str, int]] = {}
         self.earlier: dict[str, dict[str, Tensor]] = {}
@@ -97,7 +96,7 @@ class IterativePruning(pl.Callback):
 
     def _count_start(self, module: SubnetworkModule) -> None:
         if not self.start:
-            self.start = {t: candidate_counts(module.network, t, c, self.units) for t, c in self.wanted.items()}
+            self.start = {t: candidate_counts(module.network, t, c, self.granularity) for t, c in self.wanted.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the candidates at the start; a resumed fit has the counts already."""
@@ -148,25 +147,24 @@ class IterativePruning(pl.Callback):
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
         network, kept, scores = module.network, {}, {}
         for task, budget in self.wanted.items():
-            now, start = candidate_counts(network, task, budget, self.units), self.start[task]
+            now, start = candidate_counts(network, task, budget, self.granularity), self.start[task]
             at = number / self.rounds
             kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
             scores[task] = self._score(module, task, number)
-        open_to = {task: candidates(network, task, self.units) for task in self.wanted}
-        shared = None if self.units else {name: ~free for name, free in network.free().items()}
-        masks = select_apart(scores, kept, self.wanted, open_to, shared)
+        open_to = {task: self.granularity.candidates(network, task) for task in self.wanted}
+        masks = select_apart(scores, kept, self.wanted, open_to, self.granularity.shared(network))
         masks = from_rank_zero(module, masks)
         if not self.allow_empty:
             self._check_layers(network, masks, kept, scores, open_to)
         rescale = self.rescale and not self.criterion.learned  # what scores choose has its norm already
         for task, own in masks.items():
-            cut(network, task, weights_of(own, self.units), rescale, self.units)
+            cut(network, task, self.granularity.weights(own), rescale, self.granularity)
             if self.rewind_epoch is not None:
-                rewind(network, task, self.earlier[task], self.rescale, self.units)
+                rewind(network, task, self.earlier[task], self.rescale, self.granularity)
         self.rounds_done = number
 
     def _score(self, module: SubnetworkModule, task: str, number: int) -> dict[str, Tensor]:
-        return score_task(module, task, self.criterion, self.sample, number, self.units, self.batch_size)
+        return score_task(module, task, self.criterion, self.sample, number, self.granularity, self.batch_size)
 
     def _check_layers(
         self,

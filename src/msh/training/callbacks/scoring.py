@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from msh.subnetworks import Criterion, UnitGraph, loss_gradients, score
+from msh.subnetworks import WEIGHTS, Criterion, Granularity, loss_gradients, score
 from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
 
@@ -21,7 +21,7 @@ def score_task(
     criterion: Criterion,
     sample: int,
     number: int,
-    units: UnitGraph | None = None,
+    granularity: Granularity = WEIGHTS,
     batch_size: int | None = None,
 ) -> dict[str, Tensor]:
     """Score the weights of a masked task, or its units.
@@ -32,14 +32,14 @@ def score_task(
         criterion: scores the weights.
         sample: training examples that gradients are computed on.
         number: of the cut within the fit, from 1; the draw follows from it.
-        units: of the backbone, to score whole units; None: single weights.
+        granularity: elements that are scored as one.
         batch_size: as for `sample_gradients`.
     Returns:
         Tensor name to float (*shape), or (units,); higher is kept.
     """
     gradients = sample_gradients(module, task, sample, number, batch_size) if criterion.needs_gradient else None
     generator = torch.Generator().manual_seed(derive_seed(module.seed, task, "criterion", number))
-    return score(module.network, task, criterion, gradients, generator, units)
+    return score(module.network, task, criterion, gradients, generator, granularity)
 
 
 def sample_gradients(

@@ -1,0 +1,113 @@
+"""Granularity: prune single weights, or whole units of linear layers and convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from msh.subnetworks.initial import norm_of
+from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.tensors import widened
+from msh.subnetworks.tracing import UnitGraph
+from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
+
+Masks = Mapping[str, Tensor]
+"""Tensor name to bool: (*shape) for weights, (units,) for units."""
+
+
+class Granularity(Protocol):
+    """Elements that are scored, counted and kept as one."""
+
+    def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the elements that a masked task may still keep or read: tensor name to bool (elements)."""
+
+    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn scores of weights, (*shape) for each tensor, into scores of elements."""
+
+    def weights(self, masks: Masks) -> dict[str, Tensor]:
+        """Expand selected elements to weights: tensor name to bool (*shape)."""
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Mark the elements that any number of tasks may keep, as they are only read; None if there are none."""
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Mark the weights whose norm a cut from `before` to `mask` keeps; all are bool (*shape)."""
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm, (), that the weights in a mask get when they are rewound to values, both (*shape)."""
+
+
+class Weights:
+    """Prune single weights."""
+
+    def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the weights that a masked task may still keep or read."""
+        return network.held(task)
+
+    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scores: elements are weights."""
+        return scores
+
+    def weights(self, masks: Masks) -> dict[str, Tensor]:
+        """Return the masks: elements are weights."""
+        return dict(masks)
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Mark the weights that tasks own already: others can only read them."""
+        return {name: ~free for name, free in network.free().items()}
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Return `before`: the survivors get the norm of the whole tensor."""
+        return before
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm of the whole tensor."""
+        norm: Tensor = widened(values).norm()
+        return norm
+
+
+@dataclass(frozen=True)
+class Units:
+    """Prune whole units.
+
+    Attributes:
+        graph: of the backbone, from `trace_units`.
+    """
+
+    graph: UnitGraph
+
+    def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the units that a masked task may still keep: see `candidate_units`."""
+        owners = {name: network.owners[name] for name in network.names.prunable}
+        return candidate_units(self.graph, network.masks(task), owners)
+
+    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up the scores of each unit's candidate weights: (units,) for each tensor."""
+        return unit_scores(self.graph, scores, network.masks(task))
+
+    def weights(self, masks: Masks) -> dict[str, Tensor]:
+        """Expand units to their rows, at the columns that selected units feed."""
+        return unit_masks(self.graph, masks)
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Return None: a task reads no other task's units."""
+        return None
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Mark the weights of the kept rows."""
+        return before & _rows(mask)
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm of the kept rows."""
+        return norm_of(values, _rows(mask))
+
+
+WEIGHTS = Weights()
+
+
+def _rows(mask: Tensor) -> Tensor:
+    """Mark the whole rows in which a mask has weights: bool, (*shape)."""
+    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)
