@@ -36,7 +36,7 @@ from msh.report.inspection import print_folder_or_file
 from msh.report.sweeps import print_sweep, read_sweep, write_csv
 from msh.runs.facts import read_run
 from msh.runs.metrics import write_rows
-from msh.runs.ownership import layer_picture, mask_overlap, used_by_task
+from msh.runs.ownership import layer_map, mask_overlap, used_by_task
 from msh.runs.results import Results
 from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
@@ -112,7 +112,7 @@ def take_apart(folder: Path) -> None:
     assert mask_overlap(state) is not None
     assert used_by_task(state) is not None
     for layer in state.owners:
-        layer_picture(state, layer)
+        layer_map(state, layer)
     inspect(path)
     for task in state.tasks:
         split_task(path, task, folder / "part.safetensors")
@@ -264,7 +264,7 @@ def report_on(folder: Path) -> None:
 def go_on_logging(folder: Path) -> None:
     """The CSV logger of a run that goes on."""
     logger = RunCSVLogger(str(folder / "run"))
-    logger.forget_after(4)
+    logger.rewind_to(4)
     logger.log_metrics({"a/val/accuracy": 0.5, "more": 1.0}, 5)
     logger.save()
 

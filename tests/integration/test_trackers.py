@@ -1,4 +1,4 @@
-"""A run with every tracker: what they show is what results.json and metrics.csv say."""
+"""A run with every tracker: they show the values of results.json and metrics.csv."""
 
 import csv
 import json

@@ -22,9 +22,9 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
-from msh.tracking.pictures import chosen_layers
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
@@ -191,7 +191,7 @@ class Run:
                 number += 1
             if len(self.results.matrix) <= stage.index:
                 if self.config.resume is not None and number == ended:
-                    self.tracking.stage_again(self.module.run_step)
+                    self.tracking.rewind_stage(self.module.run_step)
                 self._finish_stage(stage)
 
     def _is_evaluated(self) -> bool:

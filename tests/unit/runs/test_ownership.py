@@ -1,11 +1,12 @@
-"""Who owns what: numbers worked out by hand, and the same as the network itself says."""
+"""Owners and overlaps: numbers worked out by hand, and those of the network."""
 
 import pytest
 import torch
 
 from helpers import learn, make_network, make_state
+from messages import says
 from msh.files.state_file import read_state, save_network
-from msh.runs.ownership import layer_picture, mask_overlap, private_count, spaced, used_by_task
+from msh.runs.ownership import chosen_layers, layer_map, mask_overlap, private_count, spaced, used_by_task
 from msh.subnetworks import TaskState
 from msh.subnetworks.tensors import pack_bits, unpack_bits
 
@@ -69,7 +70,7 @@ def test_places_are_spaced_evenly_up_to_the_last(size, most, places):
 
 
 def test_a_small_layers_picture_is_the_layer():
-    picture = layer_picture(owned_by(*THREE, first=FIRST), "first")
+    picture = layer_map(owned_by(*THREE, first=FIRST), "first")
     assert picture.ids.tolist() == FIRST
     assert picture.whole
 
@@ -78,7 +79,7 @@ def test_a_small_layers_picture_is_the_layer():
 def test_a_large_layers_picture_is_bounded_and_shows_weights_of_it(shape):
     torch.manual_seed(0)
     ids = torch.randint(0, 3, shape)
-    picture = layer_picture(owned_by(*THREE, layer=ids.tolist()), "layer", cells=900)
+    picture = layer_map(owned_by(*THREE, layer=ids.tolist()), "layer", cells=900)
     assert 450 < picture.ids.numel() <= 900
     assert not picture.whole
     assert (picture.rows, picture.columns) == (shape[0], ids[0].numel())
@@ -123,3 +124,25 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "network.safetensors").write_bytes(b"12345678")
     with pytest.raises(ValueError, match=r"network\.safetensors is not a safetensors file, or is damaged"):
         read_state(tmp_path / "network.safetensors", "network")
+
+
+# ---- layers to draw
+
+
+def test_layers_are_chosen_by_number_evenly_or_by_name():
+    names = [f"{i}.weight" for i in range(10)]
+    assert chosen_layers(names, 4) == ["0.weight", "3.weight", "6.weight", "9.weight"]
+    assert chosen_layers(names, 1) == ["0.weight"]
+    assert chosen_layers(names, 0) == []
+    assert chosen_layers(names[:2], 4) == names[:2]
+    assert chosen_layers(names, ["2.weight", "0.weight"]) == ["2.weight", "0.weight"]
+    assert chosen_layers(names, "2.weight") == ["2.weight"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [(["12.weight"], says("owner_maps", value="12.weight", meant="2.weight")), (-1, says("owner_maps", value=-1))],
+)
+def test_unknown_layers_and_negative_numbers_are_refused(wanted, message):
+    with pytest.raises(ValueError, match=message):
+        chosen_layers([f"{i}.weight" for i in range(3)], wanted)
