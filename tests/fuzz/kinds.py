@@ -255,7 +255,6 @@ def report_on(folder: Path) -> None:
     for split in ("train", "val", "test", ""):
         facts.curves_of(split)
     assert facts.config_text is not None
-    assert facts.metrics is not None
     for task in facts.results.tasks:
         facts.results.forgetting_of(task)
     inspect(run)

@@ -28,7 +28,7 @@ def write_comparison(runs: Sequence[RunFacts], settings: Settings, path: Path) -
     Args:
         runs: two or more.
         settings: that differ among the runs.
-        path: of the page.
+        path: where the page goes.
     Raises:
         OSError: it cannot be written.
     """
@@ -37,7 +37,7 @@ def write_comparison(runs: Sequence[RunFacts], settings: Settings, path: Path) -
 
 
 def run_names(runs: Sequence[RunFacts]) -> list[str]:
-    """Name runs by the ends of their folders' paths, as short as tells them apart."""
+    """Name runs by their folders' last parts, as few as tell them apart."""
     parts = [run.folder.absolute().parts for run in runs]
     longest = max(map(len, parts))
     for length in range(1, longest + 1):
@@ -82,10 +82,6 @@ def _summary(runs: Mapping[str, RunFacts], colours: Mapping[str, str], path: Pat
         report = runs[name].folder / FILE_NAME
         return Path(os.path.relpath(report, path.absolute().parent)).as_posix() if report.is_file() else ""
 
-    def learned(name: str) -> str:
-        tasks = runs[name].results.tasks.values()
-        return f"{sum(task.test is not None for task in tasks)} of {len(tasks)}"
-
     def violations(name: str) -> str:
         guarantee = runs[name].results.guarantee
         return f"{guarantee['violations']} of {guarantee['checked']:,}"
@@ -93,19 +89,15 @@ def _summary(runs: Mapping[str, RunFacts], colours: Mapping[str, str], path: Pat
     def violated(name: str) -> Mark:
         return "bad" if runs[name].results.guarantee["violations"] else ""
 
-    def owned(name: str) -> float | None:
-        capacity = runs[name].results.capacity
-        return capacity["owned"] / capacity["prunable"] if capacity else None
-
     columns: list[Column[str]] = [
         Column("run", str, words=True),
         Column("experiment", lambda name: runs[name].results.experiment, words=True),
         Column("status", lambda name: runs[name].results.status, words=True),
         Column("seed", lambda name: runs[name].results.seed),
-        Column("tasks learned", learned),
+        Column("tasks learned", lambda name: runs[name].results.learned),
         Column("mean forgetting", lambda name: runs[name].results.forgetting, "g"),
         Column("violations", violations, mark=violated),
-        Column("owned", owned, ".1%"),
+        Column("owned", lambda name: runs[name].results.owned, ".1%"),
         Column("took", lambda name: runs[name].results.wall_seconds, duration),
     ]
     return Section("runs", "Runs", tables=[Table("Runs", columns, list(runs), colour=colours.__getitem__, link=link)])

@@ -17,10 +17,10 @@ JOBS_PER_SETTING = 4
 
 
 def importances(rows: Sequence[JobRow]) -> tuple[dict[str, float], str]:
-    """Compute the share of the scores' variance that each setting explains, by functional analysis of variance.
+    """Compute each setting's share in the scores' variance, by functional analysis of variance.
 
     Args:
-        rows: of a sweep.
+        rows: the sweep's jobs.
     Returns:
         (setting to its share, the largest first; the reason if there is none, else "").
     Source: Hutter, Hoos, Leyton-Brown 2014, An efficient approach for assessing hyperparameter importance.
@@ -59,7 +59,7 @@ def _analysed(done: Sequence[JobRow], settings: Sequence[str]) -> dict[str, floa
 
 
 def _distribution(values: Sequence[str]) -> BaseDistribution:
-    """Guess the distribution of a setting's values: numbers between the lowest and highest, or names."""
+    """Guess a setting's distribution: numbers between the lowest and the highest value, or names."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = numbers_of(values)
@@ -75,7 +75,7 @@ def _value(value: str, distribution: BaseDistribution) -> str | float:
 
 
 def numbers_of(values: Sequence[str]) -> list[float] | None:
-    """Convert values to numbers; None if one of them is no finite number."""
+    """Convert values to numbers; None if any is no finite number."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:
@@ -84,12 +84,12 @@ def numbers_of(values: Sequence[str]) -> list[float] | None:
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Find the points that no other one dominates: with a cost as low and a score as high, and one of them better.
+    """Find the Pareto front: points that no other one dominates.
 
     Args:
         points: name to (cost, score).
     Returns:
-        Names, the lowest cost first; all of equal points.
+        Names, the lowest cost first; equal points are all included.
     """
     ordered = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
     front: list[str] = []

@@ -1,9 +1,8 @@
-"""Print the content of run folders and files."""
+"""Print summaries: run folders, network, subnetwork and plan files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from msh.runs.groups import in_groups
 from msh.runs.ownership import private_count, used_by_task
 from msh.runs.tables import Column, Table
 from msh.runs.words import number, shape_of, share
-from msh.subnetworks import Capacity, NetworkState, TaskState
+from msh.subnetworks import Capacity, NetworkState
 from msh.subnetworks.roles import find_roles
 
 LAYERS, TASKS = 20, 8
@@ -33,7 +32,7 @@ NAMED, BAR = 3, 20
 
 
 def print_folder_or_file(path: Path, everything: bool = False, console: Console | None = None) -> None:
-    """Print tasks, densities, sizes, reads, and the capacity of each layer.
+    """Print tasks, densities, sizes, reads, and each layer's capacity.
 
     Args:
         path: run folder, finished or not; or network, subnetwork or plan file.
@@ -41,7 +40,7 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
         console: to print on.
     Raises:
         FileNotFoundError: there is no such file, or the folder is not a run folder.
-        ValueError: the file is damaged or of another kind, or results.json is of a later schema version.
+        ValueError: the file is damaged or has another kind, or results.json has a later schema version.
     """
     console = console or new_console()
     if path.is_dir():
@@ -57,14 +56,14 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
 
 
 def print_parameters(path: Path, console: Console | None = None) -> None:
-    """Print the role of each tensor of a backbone, and its reason: prunable, private or shared.
+    """Print each backbone tensor's role, prunable, private or shared, with the reason.
 
     Args:
         path: run folder; or network, subnetwork or plan file.
         console: to print on.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another kind.
+        ValueError: the file is damaged, or has another kind.
     """
     state = read_state(path / "network.safetensors" if path.is_dir() else path).state
     columns: list[Column[Any]] = [
@@ -77,7 +76,7 @@ def print_parameters(path: Path, console: Console | None = None) -> None:
 
 
 def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
-    """Yield (name, shape, role, reason) of a backbone's tensors; no reason if the backbone cannot be rebuilt."""
+    """Yield (name, shape, role, reason) per backbone tensor; no reason if the backbone cannot be rebuilt."""
     shapes = {name: tuple(tensor.shape) for name, tensor in (state.owners | state.defaults).items()}
     try:
         roles = {role.name: role for role in find_roles(outline(state.recipe, "the backbone"))} if state.recipe else {}
@@ -122,7 +121,7 @@ def _print_ownership(
 
 
 def _owners(layer: Capacity, colours: Mapping[str, str], most: int) -> list[tuple[str, int, str]]:
-    """Return (name, weights, colour) of a layer's owners; of more than `most`, neighbours together."""
+    """Return (name, weights, colour) per owner of a layer; more than `most` are grouped."""
     tasks = list(layer.owned)
     owners = []
     for group in in_groups(tasks, max(most, 1)):
@@ -143,56 +142,38 @@ def _line(title: str, layer: Capacity, colours: Mapping[str, str]) -> Text:
     return text.append(f"  {layer.size:,} weights, {share(layer.size - layer.free, layer.size)} owned")
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A task of a network, or of a run folder whose network lacks it."""
+def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[str]:
+    """Make a table: weights and reads per task; for a run folder, test score and file size too."""
+    entries, uses, size = (state.tasks, used_by_task(state), state.total().size) if state else ({}, {}, 0)
 
-    name: str
-    entry: TaskState | None
-    uses: Mapping[str, int]
-    size: int
-
-    @property
-    def weights(self) -> int | None:
-        return self.uses[self.name] if self.entry else None
-
-    @property
-    def density(self) -> float | None:
-        return None if self.weights is None or not self.size else self.weights / self.size
-
-    @property
-    def reads(self) -> str:
-        read = {name: count for name, count in self.uses.items() if name != self.name and count}
+    def reads(task: str) -> str:
+        read = {name: count for name, count in uses.get(task, {}).items() if name != task and count}
         if len(read) > NAMED:
             return f"{len(read)} tasks, {sum(read.values()):,}"
         return ", ".join(f"{name} {count:,}" for name, count in read.items())
 
-
-def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[_Task]:
-    """Make a table of tasks: what each owns and reads, with test score and file size of a run folder."""
-    entries, uses, size = (state.tasks, used_by_task(state), state.total().size) if state else ({}, {}, 0)
-    columns: list[Column[_Task]] = [
-        Column("task", lambda row: row.name, words=True),
-        Column("id", lambda row: row.entry and row.entry.owner),
-        Column("phase", lambda row: row.entry.phase if row.entry else "not learned", words=True),
-        Column("density", lambda row: row.density, ".3f"),
-        Column("weights", lambda row: row.weights, ","),
-        Column("private", lambda row: private_count(row.entry) if row.entry else None, ","),
-        Column("reads", lambda row: row.reads, words=True),
+    columns: list[Column[str]] = [
+        Column("task", str, words=True),
+        Column("id", lambda task: entries[task].owner if task in entries else None),
+        Column("phase", lambda task: entries[task].phase if task in entries else "not learned", words=True),
+        Column("density", lambda task: uses[task][task] / size if size and task in uses else None, ".3f"),
+        Column("weights", lambda task: uses[task][task] if task in uses else None, ","),
+        Column("private", lambda task: private_count(entries[task]) if task in entries else None, ","),
+        Column("reads", reads, words=True),
     ]
-    if facts is not None:
+    if facts is None:
+        return Table("tasks", columns, list(entries))
 
-        def score(row: _Task) -> str | None:
-            result = facts.results.tasks.get(row.name)
-            return None if result is None or result.test is None else f"{result.metric} {number(result.test)}"
+    def score(task: str) -> str | None:
+        result = facts.results.tasks.get(task)
+        return None if result is None or result.test is None else f"{result.metric} {number(result.test)}"
 
-        columns += [Column("test", score), Column("file", lambda row: facts.subnetwork_size(row.name), decimal)]
-    names = facts.tasks if facts else list(entries)
-    return Table("tasks", columns, [_Task(name, entries.get(name), uses.get(name, {}), size) for name in names])
+    columns += [Column("test", score), Column("file", facts.subnetwork_size, decimal)]
+    return Table("tasks", columns, facts.tasks)
 
 
 def _print_subnetwork(title: str, state: NetworkState, everything: bool, console: Console) -> None:
-    """Print the one task of a subnetwork file."""
+    """Print a subnetwork file's task."""
     (entry,) = state.tasks.values()
     sizes, owned = state.sizes(), {layer.name: layer.taken for layer in state.capacity()}
     read = {name: int(state.read_mask(entry.name, name).sum()) for name in entry.reading}

@@ -25,13 +25,13 @@ NAMED = 12
 
 @dataclass(frozen=True)
 class Legend:
-    """The colours of figures.
+    """Colours in figures.
 
     Attributes:
         names: name to colour.
         found: a click on a name finds it on the page, except on "free".
-        ramp: colours of a ramp, for many names; then `names` has the few others.
-        ends: names at both ends of the ramp.
+        ramp: its colours, for many names; then `names` has the few others.
+        ends: names at the ramp's ends.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; empty fields are left out."""
+    """A section on a page; empty fields are left out."""
 
     key: str
     title: str
@@ -69,16 +69,16 @@ class Page:
     """A page.
 
     Attributes:
-        title: of the page.
+        title: the heading.
         subtitle: below it.
-        tiles: (name, value) of the most important numbers.
+        tiles: (name, value), the most important numbers.
         sections: its parts.
-        notes: missing or unfinished parts of its source.
+        notes: a sentence for each missing or unfinished part.
         verdict: says that nothing was forgotten, or how often the guarantee was violated.
         good: the verdict is good.
-        tasks: names of the tasks, as owner maps number them from 1.
+        tasks: names, in the order in which owner maps number them from 1.
         find: noun for the rows that the search field finds.
-        source: origin of the page.
+        source: origin, for the footer.
     """
 
     title: str
@@ -94,7 +94,7 @@ class Page:
 
 
 def legend_of(colours: Mapping[str, str], free: bool = False) -> Legend:
-    """Make the legend of the tasks' colours.
+    """Make the legend for tasks.
 
     Args:
         colours: task to its colour.

@@ -62,7 +62,7 @@ def new_figure(height: int, **settings: Any) -> Any:
 
     Args:
         height: in pixels.
-        settings: of Bokeh's figure.
+        settings: see Bokeh's `figure`.
     """
     plot = figure(
         height=height,
@@ -91,19 +91,19 @@ def _rows(count: int, row: int = ROW, more: int = 0, **settings: Any) -> Any:
 
 
 def name_axis(axis: Any, names: Sequence[str], most: int = 24) -> None:
-    """Write names at 0, 1, ... of an axis, instead of numbers."""
+    """Label an axis with names at 0, 1, ..."""
     axis.ticker = FixedTicker(ticks=list(range(len(names))))
     axis.major_label_overrides = {index: shortened(name, most) for index, name in enumerate(names)}
     axis.major_tick_line_color = axis.axis_line_color = None
 
 
 def add_tips(plot: Any, tips: Mapping[str, str], drawn: Any) -> None:
-    """Show fields of `drawn` under the pointer: label to field."""
+    """Show the fields, by label, under a pointer over `drawn`."""
     plot.add_tools(HoverTool(tooltips=list(tips.items()), renderers=[drawn], visible=False))
 
 
 def write(plot: Any, source: ColumnDataSource, field: str, **style: Any) -> None:
-    """Write texts at "x" and "y", once for light and once for dark pages: the page shows one of them."""
+    """Write texts at "x" and "y" in two colours: the page shows the one for its background."""
     style = {"text_font_size": "12px", "text_font": value(FONT)} | style
     for page, ink in INKS.items():
         plot.text("x", "y", text=field, source=source, text_color=ink, name=f"on {page}", **style)
@@ -157,11 +157,11 @@ class Drawn:
 
 
 def curves_plot(key: str, title: str, drawn: Sequence[Drawn]) -> Plot:
-    """Draw curves over the steps of the run; losses on a logarithmic axis, if they are all above 0.
+    """Draw curves over optimizer steps; losses on a logarithmic axis, if they are all above 0.
 
     Args:
-        key: of the figure.
-        title: of the figure.
+        key: name on the page.
+        title: the quantity.
         drawn: at least one.
     """
     losses = all(d.curve.quantity == "loss" for d in drawn)
@@ -188,7 +188,7 @@ def curves_plot(key: str, title: str, drawn: Sequence[Drawn]) -> Plot:
 
 
 def _curves_caption(drawn: Sequence[Drawn]) -> str:
-    """Name the ends of each curve; of many curves, the lowest and the highest last value."""
+    """Name each curve's ends, or the lowest and the highest last value if there are many."""
 
     def end(d: Drawn, index: int) -> str:
         return format(d.curve.values[index], ".3g" if d.curve.quantity == "loss" else SCORE)
@@ -207,8 +207,8 @@ def sparsity_plot(curves: Sequence[Curve], last_steps: Mapping[str, int], colour
     """Draw each task's sparsity, constant between cuts and until its training ends.
 
     Args:
-        curves: of sparsity, at least one.
-        last_steps: task to the last logged step of its training.
+        curves: sparsities, at least one.
+        last_steps: task to its last logged step.
         colours: task to its colour.
     """
     held = []
@@ -233,14 +233,14 @@ def sparsity_plot(curves: Sequence[Curve], last_steps: Mapping[str, int], colour
 def scores_plot(
     key: str, title: str, scores: Mapping[str, Mapping[str, float]], colours: Mapping[str, str], label: str
 ) -> Plot:
-    """Draw a row for each task, with a mark for each run or kind of network that has a score.
+    """Draw a row per task, with a mark per network that has a score.
 
     Args:
-        key: of the figure.
-        title: of the figure.
-        scores: name of a run, or of a kind of network, to {task: score}.
-        colours: the same names to their colours.
-        label: of the axis.
+        key: name on the page.
+        title: the metric.
+        scores: network or run to {task: score}.
+        colours: network or run to its colour.
+        label: for the axis.
     """
     tasks = list(dict.fromkeys(task for by_task in scores.values() for task in by_task))
     lane = LANES / len(scores)
@@ -266,10 +266,10 @@ def scores_plot(
 
 
 def owner_maps(state: NetworkState, colours: Mapping[str, str]) -> tuple[Plot, list[dict[str, Any]]]:
-    """Draw an empty owner map, and pack the maps of all layers for the page to show in it.
+    """Draw an empty owner map, and pack all layers' maps for the page to show in it.
 
     Args:
-        state: of a network with at least one layer.
+        state: a network with at least one layer.
         colours: task to its colour.
     Returns:
         (plot; per layer: name, size of the layer, shape of the map, its packed cells, caption). A cell is 0 where its

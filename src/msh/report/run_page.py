@@ -1,4 +1,4 @@
-"""Write report.html, the report of a run."""
+"""Write a run's report.html."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from msh.runs.colours import CHANGES, FEW, colours_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.ownership import used_by_task
 from msh.runs.results import Results
-from msh.runs.score_tables import BASELINES, capacity_table, ensemble_rows, matrix_table, task_rows, tasks_table
-from msh.runs.words import duration, listed, number, share
+from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
+from msh.runs.words import duration, listed, number
 from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
 FILE_NAME = "report.html"
@@ -40,16 +40,16 @@ for name in network.tasks:
 
 
 def write_report(folder: Path, path: Path | None = None) -> RunFacts:
-    """Write the report of a run, finished or not.
+    """Write a run's report; the run may be unfinished.
 
     Args:
         folder: the run folder.
-        path: of the report; report.html in the run folder when None.
+        path: where it goes; report.html in the run folder when None.
     Returns:
         The facts in the report, with notes on missing parts.
     Raises:
         FileNotFoundError: it is not a run folder.
-        LaterVersionError: results.json is of a later schema version.
+        LaterVersionError: results.json has a later schema version.
         OSError: the report cannot be written.
     """
     facts = read_run(folder)
@@ -58,7 +58,7 @@ def write_report(folder: Path, path: Path | None = None) -> RunFacts:
 
 
 def page_of(facts: RunFacts) -> Page:
-    """Build the report of a run."""
+    """Build a run's report."""
     results, colours = facts.results, colours_of(facts.tasks)
     sections = [
         _summary(facts, colours),
@@ -87,19 +87,14 @@ def page_of(facts: RunFacts) -> Page:
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
     """Make the tiles; a dash stands for values that results.json lacks."""
-    results, (checked, violations) = facts.results, (facts.results.guarantee[key] for key in ("checked", "violations"))
-    learned = sum(task.test is not None for task in results.tasks.values())
+    results = facts.results
+    checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     return [
-        ("tasks learned", f"{learned} of {len(results.tasks)}" if results.tasks else "–"),
+        ("tasks learned", results.learned if results.tasks else "–"),
         ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
         (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
-        ("of the network is owned", _used(facts)),
+        ("of the network is owned", "–" if results.owned is None else f"{results.owned:.1%}"),
     ]
-
-
-def _used(facts: RunFacts) -> str:
-    capacity = facts.results.capacity
-    return share(capacity["owned"], capacity["prunable"]) if capacity else "–"
 
 
 def _verdict(results: Results) -> str:
@@ -126,8 +121,7 @@ def _summary(facts: RunFacts, colours: dict[str, str]) -> Section | None:
     names = ["task", "metric", "test", "val", *BASELINES, "forgetting", "density", "weights", "weights_reused"]
     names += ["weights_private", "file_size", "train_seconds"]
     sizes = {task: size for task in results.tasks if (size := facts.subnetwork_size(task)) is not None}
-    rows = [*task_rows(results, sizes), *ensemble_rows(results)]
-    table = tasks_table("Tasks", rows, names, colour=lambda row: colours.get(row.name, ""))
+    table = tasks_table(results, names, True, sizes, colour=lambda task: colours.get(task, ""))
     lead = "Test scores are evaluated again after the last stage; ↑ more is better, ↓ less is. Private are the values "
     lead += "of head, stem, biases and norms" + ("; read are other tasks' weights." if reuse else ".")
     return Section("tasks", "Tasks", lead, tables=[table])
@@ -216,7 +210,7 @@ def _forgetting(results: Results, colours: dict[str, str]) -> Section | None:
         return None
     tuned = results.finetune["matrix"]
     names = ("task", "metric", "test_when_learned", "test", "forgetting", "finetune_forgetting")
-    table = tasks_table("Forgetting", task_rows(results), names, colour=lambda row: colours[row.name])
+    table = tasks_table(results, names, colour=colours.__getitem__)
     if len(results.curriculum) == 1:
         lead = "All tasks were learned at once: nothing came later that they could forget by."
     else:
@@ -259,7 +253,7 @@ def _baselines(results: Results) -> Section | None:
 def _plots_by_metric(
     key: str, results: Results, scores: Mapping[str, Mapping[str, float]], label: str, metrics: Collection[str]
 ) -> list[Plot]:
-    """Draw the scores of each metric: network to {task: score}."""
+    """Draw a figure per metric; scores: network to {task: score}."""
     plots: list[Plot] = []
     for metric in dict.fromkeys(task.metric for task in results.tasks.values() if task.metric in metrics):
         rows = {

@@ -1,10 +1,10 @@
-"""Write sweep.html, the report of a sweep."""
+"""Write a sweep's report, sweep.html."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,20 @@ from msh.report.pages import Legend, Page, Section, write_page
 from msh.report.plots import chart_plot
 from msh.report.run_page import FILE_NAME as REPORT
 from msh.report.sweep_plots import front_plot, importance_chart, parallel_plot
-from msh.report.sweeps import DENSITY, JOB, JobRow, described, jobs_table, setting_columns
+from msh.report.sweeps import DENSITY, JOB, JobRow, described, jobs_table, short
 from msh.runs.colours import RAMP
-from msh.runs.tables import Column, Mark, Table
+from msh.runs.tables import Column, Table
 from msh.runs.words import SCORE, duration, number
 
 FILE_NAME = "sweep.html"
+SCORE_OF = attrgetter("final_score")
 
 
 def write_sweep_page(folder: Path, rows: Sequence[JobRow]) -> None:
-    """Write sweep.html into the folder of a sweep.
+    """Write sweep.html into the sweep's folder.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's.
         rows: its jobs, at least one.
     Raises:
         OSError: it cannot be written.
@@ -35,7 +36,7 @@ def write_sweep_page(folder: Path, rows: Sequence[JobRow]) -> None:
 
 def _page_of(folder: Path, rows: Sequence[JobRow]) -> Page:
     done = [row for row in rows if row.status == "finished"]
-    scored = sorted((row for row in done if row.scored), key=_score, reverse=True)
+    scored = sorted((row for row in done if row.scored), key=SCORE_OF, reverse=True)
     failed = sum(row.status == "failed" for row in rows)
     open_jobs = len(rows) - len(done) - failed
     sections = [
@@ -52,7 +53,7 @@ def _page_of(folder: Path, rows: Sequence[JobRow]) -> Page:
         tiles=[
             ("jobs finished", f"{len(done)} of {len(rows)}"),
             ("best mean score on validation data", number(scored[0].final_score) if scored else "–"),
-            ("all jobs took", duration(sum(row.seconds or 0.0 for row in rows))),
+            ("all jobs took", duration(sum(row.results.wall_seconds for row in rows if row.results))),
         ],
         notes=[
             *([f"{failed} of {len(rows)} jobs failed."] if failed else []),
@@ -62,11 +63,6 @@ def _page_of(folder: Path, rows: Sequence[JobRow]) -> Page:
         find="job",
         source=f" from {folder.absolute()}",
     )
-
-
-def _score(row: Any) -> float:
-    score: float = row.final_score
-    return score
 
 
 def _jobs(folder: Path, rows: Sequence[JobRow]) -> Section:
@@ -103,45 +99,35 @@ def _importance(rows: Sequence[JobRow]) -> Section:
     return Section("importance", title, lead, plots=[chart_plot(importance_chart(shares))])
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """Jobs that differ only in their seeds."""
-
-    settings: dict[str, str]
-    jobs: list[JobRow]
-
-    @property
-    def score(self) -> float:
-        return statistics.mean(map(_score, self.jobs))
-
-    @property
-    def spread(self) -> float | None:
-        return statistics.stdev(map(_score, self.jobs)) if len(self.jobs) > 1 else None
-
-
 def _means(scored: Sequence[JobRow]) -> Section | None:
     """Average over the seeds, if some jobs differ only in their seeds."""
-    groups: dict[tuple[str, ...], _Mean] = {}
+    keys = [key for key in scored[0].settings if key != "seed"] if scored else []
+    groups: dict[tuple[str, ...], list[JobRow]] = {}
     for row in scored:
-        settings = {key: value for key, value in row.settings.items() if key != "seed"}
-        groups.setdefault(tuple(settings.values()), _Mean(settings, [])).jobs.append(row)
-    if not scored or "seed" not in scored[0].settings or len(scored[0].settings) == 1 or len(groups) == len(scored):
+        groups.setdefault(tuple(row.settings[key] for key in keys), []).append(row)
+    if not keys or "seed" not in scored[0].settings or len(groups) == len(scored):
         return None
-    rows: list[Any] = list(groups.values())
-    best = max(row.score for row in rows)
 
-    def mark(row: _Mean) -> Mark:
-        return "best" if row.score == best else ""
+    def mean(settings: tuple[str, ...], name: str = "final_score") -> float:
+        return float(statistics.mean(map(attrgetter(name), groups[settings])))
 
-    columns: list[Column[Any]] = [
-        *setting_columns(rows[0].settings),
-        Column("mean score", lambda row: row.score, SCORE, mark=mark),
-        Column("standard deviation", lambda row: row.spread, SCORE),
-        Column("density", lambda row: statistics.mean(job.density for job in row.jobs), DENSITY.form),
-        Column("seeds", lambda row: len(row.jobs)),
+    def spread(settings: tuple[str, ...]) -> float | None:
+        scores = [*map(SCORE_OF, groups[settings])]
+        return statistics.stdev(scores) if len(scores) > 1 else None
+
+    best = max(map(mean, groups))
+    columns: list[Column[tuple[str, ...]]] = [
+        *(Column[Any](key, itemgetter(place), short, words=True) for place, key in enumerate(keys)),
+        Column("mean score", mean, SCORE, mark=lambda settings: "best" if mean(settings) == best else ""),
+        Column("standard deviation", spread, SCORE),
+        Column("density", lambda settings: mean(settings, "density"), DENSITY.form),
+        Column("seeds", lambda settings: len(groups[settings])),
     ]
-    find = lambda row: " ".join(f"{key}={value}" for key, value in row.settings.items())  # noqa: E731
-    return Section("seeds", "Means over seeds", tables=[Table("Means over seeds", columns, rows, find)])
+
+    def find(settings: tuple[str, ...]) -> str:
+        return " ".join(f"{key}={value}" for key, value in zip(keys, settings, strict=True))
+
+    return Section("seeds", "Means over seeds", tables=[Table("Means over seeds", columns, list(groups), find)])
 
 
 def _failures(rows: Sequence[JobRow]) -> Section | None:

@@ -1,10 +1,9 @@
-"""Draw figures of a sweep: settings and scores of its jobs, score against density, importance of settings."""
+"""Draw a sweep's figures: settings and scores, score against density, importance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bokeh.models import FixedTicker
@@ -26,40 +25,26 @@ TICK_PLACES = {0.0: ("center", "top", 0, 4), 1.0: ("center", "bottom", 0, -4)}
 """Height to the fields of TICK_STYLE, where lines do not cross the text."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """An axis of parallel coordinates.
-
-    Attributes:
-        name: of the setting, or of a score.
-        heights: of each job, in [0, 1] from the bottom.
-        ticks: (height, text) at its side.
-    """
-
-    name: str
-    heights: list[float]
-    ticks: list[tuple[float, str]]
-
-
-def scale_of(name: str, values: Sequence[str]) -> Scale:
-    """Lay out values on an axis: numbers by size, logarithmic if they span decades; names one above another.
+def scale_of(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Lay out values on an axis: numbers by size, logarithmically if they span decades; names one above another.
 
     Args:
-        name: of the axis.
-        values: one for each job, at least one.
+        values: one per job, at least one.
+    Returns:
+        (heights, one per job, in [0, 1] from the bottom; ticks: (height, text)).
     """
     numbers = numbers_of(values)
     if numbers is None:
         names = sorted(set(values))
         height = {value: rank / max(len(names) - 1, 1) for rank, value in enumerate(names)}
         ticks = [(at, value or "–") for value, at in height.items()]
-        return Scale(name, [height[value] for value in values], ticks if len(ticks) <= NAMED else [])
+        return [height[value] for value in values], ticks if len(ticks) <= NAMED else []
     low, high = min(numbers), max(numbers)
     if low == high:
-        return Scale(name, [0.5] * len(numbers), [(0.5, f"{low:.4g}")])
+        return [0.5] * len(numbers), [(0.5, f"{low:.4g}")]
     at = math.log10 if _spans_decades(low, high) else float
     heights = [(at(value) - at(low)) / (at(high) - at(low)) for value in numbers]
-    return Scale(name, heights, [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")])
+    return heights, [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]
 
 
 def _spans_decades(low: float, high: float) -> bool:
@@ -72,16 +57,22 @@ def parallel_plot(rows: Sequence[JobRow]) -> Plot:
     Args:
         rows: jobs with a score, at least one.
     """
-    scales = [scale_of(key, [row.settings[key] for row in rows]) for key in rows[0].settings]
-    scales += [scale_of(name, [repr(getattr(row, name)) for row in rows]) for name in ("density", "mean_score")]
+    values = {key: [row.settings[key] for row in rows] for key in rows[0].settings}
+    values |= {name: [repr(getattr(row, name)) for row in rows] for name in ("density", "mean_score")}
+    scales = [scale_of(column) for column in values.values()]
     scores: list[Any] = [row.mean_score for row in rows]
     plot = new_figure(380, x_range=(-0.45, len(scales) - 0.55), y_range=(-0.1, 1.1))
-    name_axis(plot.xaxis[0], [scale.name for scale in scales], 18)
+    name_axis(plot.xaxis[0], list(values), 18)
     plot.yaxis.visible = False
     plot.ygrid.grid_line_color = None
     across = list(range(len(scales)))
     lines = [
-        {"xs": across, "ys": [s.heights[job] for s in scales], "task": described(rows[job]), "score": scores[job]}
+        {
+            "xs": across,
+            "ys": [heights[job] for heights, _ in scales],
+            "task": described(rows[job]),
+            "score": scores[job],
+        }
         for job in sorted(range(len(rows)), key=scores.__getitem__)  # the best on top
     ]
     low, high = min(scores), max(scores)
@@ -91,8 +82,8 @@ def parallel_plot(rows: Sequence[JobRow]) -> Plot:
     texts = [
         {"x": axis, "y": at, "text": text}
         | dict(zip(TICK_STYLE.values(), TICK_PLACES.get(at, ("left", "middle", 5, 0)), strict=True))
-        for axis, scale in enumerate(scales)
-        for at, text in scale.ticks
+        for axis, (_, ticks) in enumerate(scales)
+        for at, text in ticks
     ]
     if texts:
         write(plot, source_of(texts), "text", text_font_size="11px", **TICK_STYLE)
@@ -130,7 +121,7 @@ def front_plot(rows: Sequence[JobRow]) -> Plot:
 
 
 def importance_chart(shares: Mapping[str, float]) -> Chart:
-    """Draw a bar for each setting: the share of the scores' variance that it explains.
+    """Draw a bar per setting: its share in the scores' variance.
 
     Args:
         shares: setting to its share, at least one.

@@ -1,10 +1,10 @@
-"""Read the jobs of a sweep from their folders; write sweep.csv, and print them as a table."""
+"""Read a sweep's jobs from their folders; write sweep.csv, and print a table."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -22,8 +22,6 @@ from msh.runs.tables import Column, Mark, Table
 from msh.runs.words import SCORE, duration
 
 CSV_NAME = "sweep.csv"
-NUMBERS = ("mean_score", "density", "seconds", "forgetting", "violations")
-"""Numbers of a job in sweep.csv, before the scores of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,10 @@ class JobRow:
     """A job.
 
     Attributes:
-        name: of its folder, below the sweep's.
-        settings: key to value, for keys that differ among the jobs of the sweep.
+        name: its folder, relative to the sweep's.
+        settings: key to value, for keys that differ among the sweep's jobs.
         status: "finished", "failed" or "unfinished".
-        error: the last line of the error, or "".
+        error: its last line, or "".
         results: its scores, or None.
         mean_score: on validation data, see `mean_score`; None if a task lacks it.
         density: mean over the tasks; None if a task lacks it.
@@ -49,23 +47,8 @@ class JobRow:
     density: float | None = None
 
     @property
-    def seconds(self) -> float | None:
-        """Wall time."""
-        return self.results.wall_seconds if self.results else None
-
-    @property
-    def forgetting(self) -> float | None:
-        """Mean over the tasks."""
-        return self.results.forgetting if self.results else None
-
-    @property
-    def violations(self) -> int | None:
-        """Failed comparisons of frozen tasks."""
-        return self.results.guarantee["violations"] if self.results else None
-
-    @property
     def final_score(self) -> float | None:
-        """Mean score of a finished job."""
+        """Mean score, for a finished job."""
         return self.mean_score if self.status == "finished" else None
 
     @property
@@ -75,10 +58,10 @@ class JobRow:
 
 
 def read_sweep(folder: Path, leave_out: Sequence[str] = ()) -> list[JobRow]:
-    """Read the jobs of a sweep, in the order of their folders' names.
+    """Read a sweep's jobs, ordered by folder.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's.
         leave_out: dotted keys that are not reported as settings, nor the keys below them.
     Raises:
         FileNotFoundError: there is no job below the folder.
@@ -130,8 +113,17 @@ STATUS: Column[JobRow] = Column(
 DENSITY: Column[JobRow] = Column("density", attrgetter("density"), ".3f")
 
 
+def _from_results(
+    name: str, value: Callable[[Results], Any], form: str | Callable[[Any], str] = "", header: str = ""
+) -> Column[JobRow]:
+    return Column(name, lambda row: value(row.results) if row.results else None, form, header)
+
+
+SECONDS = _from_results("seconds", attrgetter("wall_seconds"), duration, "took")
+
+
 def setting_columns(keys: Iterable[str]) -> list[Column[Any]]:
-    """Make a column for each setting of rows that have `settings`."""
+    """Make a column per setting, for rows with `settings`."""
 
     def column(key: str) -> Column[Any]:
         return Column(key, lambda row: row.settings[key], short, words=True)
@@ -140,7 +132,7 @@ def setting_columns(keys: Iterable[str]) -> list[Column[Any]]:
 
 
 def jobs_table(rows: Sequence[JobRow], **how: Any) -> Table[JobRow]:
-    """Make the table of a sweep's jobs for people; the best mean score is marked.
+    """Make the jobs' table for people; the best mean score is marked.
 
     Args:
         rows: at least one.
@@ -152,31 +144,30 @@ def jobs_table(rows: Sequence[JobRow], **how: Any) -> Table[JobRow]:
         return "best" if best is not None and row.final_score == best else ""
 
     score = Column[JobRow]("mean_score", attrgetter("final_score"), SCORE, "mean score", mark=mark)
-    took = Column[JobRow]("seconds", attrgetter("seconds"), duration, "took")
-    columns = [JOB, *setting_columns(rows[0].settings), STATUS, score, DENSITY, took]
+    columns = [JOB, *setting_columns(rows[0].settings), STATUS, score, DENSITY, SECONDS]
     return Table("Jobs", columns, rows, described, **how)
 
 
 def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
-    """Write sweep.csv: a line per job, with TASK.val and TASK.test of all tasks; unknown values are empty."""
+    """Write sweep.csv: a line per job, with TASK.val and TASK.test for every task; unknown values are empty."""
 
-    def score_column(task: str, split: str) -> Column[JobRow]:
-        def value(row: JobRow) -> float | None:
-            result = row.results and row.results.tasks.get(task)
-            return getattr(result, split) if result else None
-
-        return Column(f"{task}.{split}", value)
+    def score(task: str, split: str) -> Column[JobRow]:
+        return _from_results(f"{task}.{split}", lambda results: getattr(results.tasks.get(task), split, None))
 
     tasks = dict.fromkeys(task for row in rows if row.results for task in row.results.tasks)
-    numbers = [Column[JobRow](name, attrgetter(name)) for name in NUMBERS]
-    scores = [score_column(task, split) for task in tasks for split in ("val", "test")]
-    error = Column[JobRow]("error", attrgetter("error"))
-    columns = [JOB, *setting_columns(rows[0].settings), STATUS, *numbers, *scores, error]
+    columns = [
+        *(JOB, *setting_columns(rows[0].settings), STATUS),
+        *(Column[JobRow]("mean_score", attrgetter("mean_score")), DENSITY, SECONDS),
+        _from_results("forgetting", attrgetter("forgetting")),
+        _from_results("violations", lambda results: results.guarantee["violations"]),
+        *(score(task, split) for task in tasks for split in ("val", "test")),
+        Column[JobRow]("error", attrgetter("error")),
+    ]
     write_text(path, Table("sweep", columns, rows).csv())
 
 
 def print_sweep(rows: Sequence[JobRow], console: Console | None = None) -> None:
-    """Print a line per job, the best mean score marked, and the errors of unfinished jobs."""
+    """Print a line per job, with the best mean score marked, and unfinished jobs' errors."""
     console = console or new_console()
     finished = sum(row.status == "finished" for row in rows)
     jobs_table(rows).print(console, f"{len(rows)} jobs, {finished} finished")

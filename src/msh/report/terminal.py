@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from msh.runs.results import Results
-from msh.runs.score_tables import BASELINES, ensemble_rows, task_rows, tasks_table
+from msh.runs.score_tables import BASELINES, tasks_table
 from msh.runs.tables import Column, Table
 
 ASCII = {"↑": "^", "↓": "v", "×": "x", "·": "-", "–": "-", "…": "~", "█": "#", "░": "."}
@@ -39,16 +39,14 @@ def new_console() -> Console:
 
 
 def print_results(results: Results, console: Console | None = None) -> None:
-    """Print a line per task and ensemble, the guarantee's outcome, the used share of the network, and the run time."""
+    """Print a line per task and ensemble, the guarantee's outcome, the network's used share, and the run time."""
     console = console or new_console()
     names = ("task", "metric", "test", *BASELINES, "density", "weights", "forgetting")
-    rows = [*task_rows(results), *ensemble_rows(results)]
-    tasks_table("Tasks", rows, names).print(console, f"{results.experiment}, seed {results.seed}")
+    tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
-    share = results.capacity["owned"] / results.capacity["prunable"]
     console.print(
         f"frozen tasks compared bitwise: {checked} times, {violations} changed; "
-        f"network used: {share:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
+        f"network used: {results.owned:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
     )
 
 

@@ -23,7 +23,7 @@ CHANGES = {
 
 
 def colours_of(tasks: Sequence[str]) -> dict[str, str]:
-    """Map each task to its colour, "#rrggbb": one of FEW, or of RAMP where there are more tasks than that."""
+    """Map each task to a colour, "#rrggbb": from FEW, or along RAMP if there are more tasks than that."""
     if len(tasks) <= len(FEW):
         return dict(zip(tasks, FEW, strict=False))
     ends = np.array([list(bytes.fromhex(colour[1:])) for colour in RAMP])  # (colours, 3)

@@ -27,13 +27,13 @@ CONFIG = Path(".hydra") / "config.yaml"
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity of a task over the steps of the run.
+    """A task's quantity over optimizer steps.
 
     Attributes:
         task: its name.
         split: "train", "val" or "test"; "" for its sparsity.
-        quantity: "loss", the name of a metric, or "sparsity".
-        steps: optimizer steps since the start of the run, one for each value.
+        quantity: "loss", a metric, or "sparsity".
+        steps: since the run's start, one per value.
         values: in the quantity's unit.
     """
 
@@ -46,12 +46,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The content of a run folder.
+    """A run folder's content.
 
     Attributes:
         folder: the run folder.
         results: from results.json; without tasks if it cannot be read.
-        curves: of the tasks, from metrics.csv.
+        curves: from metrics.csv.
         ownership: from network.safetensors, or None.
         config: the composed config, or None.
         notes: a sentence for each missing, damaged or unfinished part.
@@ -68,21 +68,21 @@ class RunFacts:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """All tasks that a file of the folder names, in the order of training."""
+        """All tasks that any file names, in training order."""
         named = [*self.results.tasks, *(self.ownership.tasks if self.ownership else [])]
         return list(dict.fromkeys([*named, *(curve.task for curve in self.curves)]))
 
     @property
     def stages(self) -> list[str]:
-        """Names of the stages; see `Results.stages`."""
+        """Stage names; see `Results.stages`."""
         return self.results.stages
 
     def subnetwork_size(self, task: str) -> int | None:
-        """Return the bytes of a task's subnetwork file; None if there is none."""
+        """Return the subnetwork file's bytes; None if there is none."""
         return self.files.get(str(Path("subnetworks") / f"{task}.safetensors"))
 
     def curves_of(self, split: str, quantity: str | None = None) -> list[Curve]:
-        """Return the curves of a split, in the tasks' order.
+        """Return a split's curves, ordered as the tasks.
 
         Args:
             split: "train", "val", "test", or "" for sparsity.
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunFacts:
 
     Raises:
         FileNotFoundError: the folder has neither results.json nor a composed config.
-        LaterVersionError: results.json is of a later schema version.
+        LaterVersionError: results.json has a later schema version.
     """
     if not (folder / FILE_NAME).is_file() and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has neither {FILE_NAME} nor {CONFIG}")
@@ -187,10 +187,10 @@ def curves_in(names: Iterable[str], rows: Iterable[Mapping[str, str]]) -> tuple[
     """Collect the tasks' curves from a metrics.csv.
 
     Args:
-        names: of its columns.
+        names: its columns.
         rows: column to cell, from `read_rows`.
     Returns:
-        (curves with at least one value, in the order of the columns; number of cells that are not numbers).
+        (curves with at least one value, ordered as the columns; how many cells are not numbers).
     """
     curves, unread, rows = [], 0, list(rows)
     for name in names:
@@ -211,5 +211,5 @@ def curves_in(names: Iterable[str], rows: Iterable[Mapping[str, str]]) -> tuple[
 
 
 def _line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
+    """Return an error message's first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -12,7 +12,7 @@ class Group:
 
     Attributes:
         name: from the first to the last.
-        places: indices of its members.
+        places: its members' indices.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Group:
 
 
 def in_groups(names: Sequence[str], most: int) -> list[Group]:
-    """Group names: each alone, or, of more than `most`, neighbours in groups of equal size."""
+    """Group names: each alone, or, if there are more than `most`, neighbours in equally large groups."""
     size = -(-len(names) // most)
     groups = []
     for start in range(0, len(names), max(size, 1)):
@@ -30,7 +30,7 @@ def in_groups(names: Sequence[str], most: int) -> list[Group]:
 
 
 def _span(first: str, last: str) -> str:
-    """Name a range of names, with the common parts of dotted names only once: "layers.0 to 4.weight"."""
+    """Name a range; dotted names' common parts appear once: "layers.0 to 4.weight"."""
     if first == last:
         return first
     starts, ends = first.split("."), last.split(".")

@@ -1,4 +1,4 @@
-"""Read and write metrics.csv, the logged values of a run."""
+"""Read and write metrics.csv, a run's logged values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEP = re.compile("[0-9]{1,15}")
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read (column names, rows) of a metrics.csv, without incomplete and too long lines; ([], []) if it is missing.
+    """Read metrics.csv: (column names, rows), without incomplete and too long lines; ([], []) if it is missing.
 
     Raises:
         ValueError: it is damaged.

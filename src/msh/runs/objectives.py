@@ -1,4 +1,4 @@
-"""Objectives: the numbers of a run that a sweep compares."""
+"""Objectives: the numbers by which a sweep compares runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = ("val", "test")
 
 
 def objective_names(given: Any) -> list[str]:
-    """Return the setting `objective`, None, a name or a list of names, as a list."""
+    """Return the setting `objective`, None, a name or several names, as a list."""
     return [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
 
 
@@ -24,8 +24,8 @@ def read_objectives(given: Any, tasks: Sequence[str]) -> list[str]:
     """Read the setting `objective`.
 
     Args:
-        given: None, a name, or a list of names.
-        tasks: names of the run's tasks.
+        given: None, a name, or several names.
+        tasks: the run's task names.
     Raises:
         ValueError: a name is unknown, or appears twice.
     """

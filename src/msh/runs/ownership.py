@@ -1,4 +1,4 @@
-"""Owner maps of a network, and the overlaps of its tasks' masks, for reports and trackers."""
+"""Compute owner maps and overlaps between masks, for reports and trackers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class LayerMap:
-    """A layer's owner map as a matrix of bounded size.
+    """A layer's owner map, as a matrix with a bounded size.
 
     Attributes:
         ids: owner ids (shown rows, shown columns); a row is an output unit, a column one of its inputs.
-        rows: of the whole layer.
-        columns: of the whole layer.
+        rows: in the whole layer.
+        columns: in the whole layer.
     """
 
     ids: Tensor
@@ -57,7 +57,7 @@ def used_by_task(state: NetworkState) -> dict[str, dict[str, int]]:
 def mask_overlap(state: NetworkState) -> list[list[int]]:
     """Count the weights that two tasks both compute with: (tasks, tasks); on the diagonal, all that a task uses.
 
-    Where one of two tasks uses all weights of an owner, they share as many as the other one uses. Tasks that both
+    Where one task uses all weights of an owner, it shares as many with another as that one uses. Tasks that both
     select the weights they read are compared weight by weight.
     """
     tasks, uses = [*state.tasks], used_by_task(state)
@@ -87,10 +87,10 @@ def layer_map(state: NetworkState, layer: str, cells: int = 1 << 16) -> LayerMap
     """Return a layer's owner map as a matrix of bounded size.
 
     Args:
-        state: of the network.
+        state: the network's.
         layer: tensor name. A tensor's dimensions after the first become one; a vector is a column.
         cells: most weights to show. Of a larger layer, evenly spaced rows and columns are left out: each cell is still
-            the owner of one weight, and shares are those of the layer but for chance.
+            one weight's owner, and shares are the layer's but for chance.
     """
     ids = state.owners[layer]
     ids = ids.flatten(1) if ids.dim() > 1 else ids.unsqueeze(1)  # (rows, columns)
@@ -108,11 +108,11 @@ def spaced(size: int, most: int) -> Tensor:
 
 
 def chosen_layers(names: Sequence[str], wanted: int | str | Sequence[str]) -> list[str]:
-    """Choose the layers to draw owner maps of.
+    """Choose the layers whose owner maps are drawn.
 
     Args:
-        names: of all layers.
-        wanted: names; or a number of layers, evenly spaced from the first to the last.
+        names: all layers.
+        wanted: names; or how many layers, evenly spaced from the first to the last.
     Raises:
         ValueError: a layer does not exist, or the number is negative.
     """

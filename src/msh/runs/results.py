@@ -1,4 +1,4 @@
-"""Read and write results.json: the scores of a run, and its progress."""
+"""Read and write results.json: a run's scores and progress."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class LaterVersionError(ValueError):
 
 @dataclass
 class TaskResult:
-    """One task's part of results.json.
+    """One task in results.json.
 
     Attributes:
-        metric: name of its metric.
+        metric: its name.
         direction: "max" or "min".
-        stage: index of the stage that learned it.
+        stage: index, from 0.
         test: score on the test split, evaluated after the last stage so far.
         test_when_learned: the same, after its own stage.
         val: score on the validation split, after its own stage.
         val_constant: for metrics where lower is better, the validation score of a constant answer, the mean of the
             training targets.
         density: own weights over all prunable weights, in (0, 1].
-        weights: number of own prunable weights.
-        weights_reused: number of earlier tasks' weights that it reads.
+        weights: how many prunable weights it owns.
+        weights_reused: how many earlier tasks' weights it reads.
         weights_read: the same, by the task that owns them; only tasks that it reads.
-        weights_private: number of values in its stem, head, biases and normalisation.
-        dense: test score of a dense network for this task alone, or None.
-        finetune: test score of one dense network that learned task after task, after the last one, or None.
-        joint: test score of one dense network that learned all tasks at once, or None.
-        train_seconds: wall seconds of its stage's fits; tasks of a parallel stage share them.
+        weights_private: how many values its stem, head, biases and normalisation have.
+        dense: test score from a dense network for this task alone, or None.
+        finetune: test score after the last task, from one dense network that learned task after task, or None.
+        joint: test score from one dense network that learned all tasks at once, or None.
+        train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
     """
 
     metric: str
@@ -72,7 +72,7 @@ Matrix = list[list[float | None]]
 
 
 class Finetune(TypedDict):
-    """Scores of one dense network that learned task after task; see `Results`."""
+    """A dense network that learned task after task; see `Results`."""
 
     matrix: Matrix
     forgetting: float | None
@@ -80,7 +80,7 @@ class Finetune(TypedDict):
 
 
 class EnsembleResult(TypedDict):
-    """Score of tasks that vote; see `Results`."""
+    """Tasks that vote; see `Results`."""
 
     metric: str
     direction: Literal["max", "min"]
@@ -91,7 +91,7 @@ class EnsembleResult(TypedDict):
 
 
 class Guarantee(TypedDict):
-    """Number of comparisons, and of those that failed."""
+    """Comparisons made, and failed ones."""
 
     checked: int
     violations: int
@@ -110,11 +110,11 @@ class Results:
         forgetting: best past minus final score, mean over the tasks (for "min" metrics: final minus best past).
         bwt: backward transfer: final score minus score when learned, mean over the tasks that were learned before the
             last stage (negated for "min" metrics).
-        guarantee: comparisons of frozen tasks with their records, and failed ones.
-        finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
-        ensemble: name of an ensemble to its metric, direction, tasks, test score, and validation score if the members
-            share their validation data.
-        flush_denormal: subnormal numbers were computed as 0; None in runs of earlier releases.
+        guarantee: comparisons between frozen tasks and their records, and failed ones.
+        finetune: matrix, forgetting and bwt for one dense network that learned task after task (row i: after task i).
+        ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
+            validation data.
+        flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
@@ -137,7 +137,7 @@ class Results:
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
-        """Add a stage's test scores of every task learned so far; update forgetting and bwt."""
+        """Add a stage's test scores for every task learned so far; update forgetting and bwt."""
         stage = len(self.matrix)
         self.matrix.append([scores.get(task) for task in self.tasks])
         for name, score in scores.items():
@@ -156,11 +156,11 @@ class Results:
             self.tasks[name].finetune = score
 
     def forgetting_of(self, task: str, matrix: list[list[float | None]] | None = None) -> float | None:
-        """Compute best past minus final score of one task, in the metric's unit; 0.0 right after its stage.
+        """Compute one task's best past minus final score, in the metric's unit; 0.0 right after its stage.
 
         Args:
             task: name.
-            matrix: of another network with the same tasks; the run's when None.
+            matrix: another network's, with the same tasks; the run's when None.
         Returns:
             None for a task not learned yet.
         """
@@ -171,15 +171,25 @@ class Results:
 
     @property
     def stages(self) -> list[str]:
-        """Names of the stages: their tasks'."""
+        """Stage names: their tasks'."""
         return [", ".join(stage) for stage in self.curriculum]
 
+    @property
+    def learned(self) -> str:
+        """Number of learned tasks: "2 of 3"."""
+        return f"{sum(task.test is not None for task in self.tasks.values())} of {len(self.tasks)}"
+
+    @property
+    def owned(self) -> float | None:
+        """Owned share of the prunable weights; None before the first stage ends."""
+        return self.capacity["owned"] / self.capacity["prunable"] if self.capacity else None
+
     def missing(self, baselines: Iterable[str]) -> list[str]:
-        """Select the baselines that lack the score of a task."""
+        """Select the baselines that lack a task's score."""
         return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
 
     def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
-        """Return a task's column of a matrix from its own stage on, negated if lower is better."""
+        """Return a task's column from its stage on, negated if lower is better."""
         column = list(self.tasks).index(task)
         sign = 1.0 if self.tasks[task].direction == "max" else -1.0
         return [sign * score for row in matrix if (score := row[column]) is not None]
@@ -203,7 +213,7 @@ class Results:
 
         Raises:
             FileNotFoundError: the folder is not a run folder.
-            LaterVersionError: the file is of a later schema version.
+            LaterVersionError: the file has a later schema version.
             ValueError: the file is damaged.
         """
         path = folder / FILE_NAME
@@ -229,7 +239,7 @@ class Results:
         return results
 
     def _check(self) -> None:
-        """Raise a ValueError if a task is named that has no result, or a matrix has another number of tasks."""
+        """Raise a ValueError if a task without a result is named, or a matrix has more or fewer tasks."""
         named = [task for stage in self.curriculum for task in stage]
         named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
         if unknown := [task for task in named if task not in self.tasks]:

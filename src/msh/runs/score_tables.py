@@ -1,10 +1,10 @@
-"""Tables about a run: its tasks and ensembles, the accuracy matrix, and the capacity of its network."""
+"""Make tables about a run: tasks and ensembles, accuracy matrix, capacity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter, itemgetter
+from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 from rich.filesize import decimal
@@ -15,104 +15,69 @@ from msh.runs.words import ARROWS, SCORE, duration, shape_of
 from msh.subnetworks import Capacity, NetworkState
 
 BASELINES = ("dense", "finetune", "joint")
+EMPTY: Mapping[str, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class TaskRow:
-    """A task or an ensemble with its scores.
-
-    Attributes:
-        name: of the task; of an ensemble, with the number of its members.
-        result: its scores; of an ensemble, only those on the test split and on validation data.
-        forgetting: see `Results.forgetting_of`.
-        finetune_forgetting: the same of one dense network that was fine-tuned task after task.
-        file_size: bytes of the subnetwork file.
-    """
-
-    name: str
-    result: TaskResult
-    forgetting: float | None = None
-    finetune_forgetting: float | None = None
-    file_size: int | None = None
-
-
-def task_rows(results: Results, file_sizes: Mapping[str, int] | None = None) -> list[TaskRow]:
-    """Make a row for each task.
+def tasks_table(
+    results: Results, names: Sequence[str], ensembles: bool = False, file_sizes: Mapping[str, int] = EMPTY, **how: Any
+) -> Table[str]:
+    """Make a table with a row per task, and one per ensemble.
 
     Args:
-        results: of the run.
-        file_sizes: task to the bytes of its subnetwork file.
-    """
-    tuned, sizes = results.finetune["matrix"], file_sizes or {}
-    return [
-        TaskRow(
-            name,
-            result,
-            results.forgetting_of(name),
-            results.forgetting_of(name, tuned) if tuned else None,
-            sizes.get(name),
-        )
-        for name, result in results.tasks.items()
-    ]
-
-
-def ensemble_rows(results: Results) -> list[TaskRow]:
-    """Make a row for each ensemble."""
-    return [
-        TaskRow(
-            f"{name} of {len(found['tasks'])}",
-            TaskResult(found["metric"], found["direction"], -1, test=found["test"], val=found.get("val")),
-        )
-        for name, found in results.ensemble.items()
-    ]
-
-
-def _result(name: str, form: str, **how: Any) -> Column[TaskRow]:
-    """Make a column of a field of `TaskResult`."""
-    return Column(name, attrgetter(f"result.{name}"), form, **how)
-
-
-TASK: Column[TaskRow] = Column("task", attrgetter("name"), words=True)
-COLUMNS: dict[str, Column[TaskRow]] = {
-    column.name: column
-    for column in (
-        TASK,
-        Column("metric", lambda row: f"{row.result.metric} {ARROWS[row.result.direction]}", words=True),
-        _result("test", SCORE, mark=lambda row: "strong"),
-        _result("test_when_learned", SCORE, header="when learned"),
-        _result("val", SCORE, header="validation"),
-        *(_result(name, SCORE, optional=True) for name in BASELINES),
-        _result("density", ".3f"),
-        _result("weights", ","),
-        Column("weights_reused", lambda row: row.result.weights_reused or None, ",", "read", optional=True),
-        _result("weights_private", ",", header="private"),
-        Column("file_size", attrgetter("file_size"), decimal, "file"),
-        Column("train_seconds", lambda row: row.result.train_seconds or None, duration, "trained"),
-        Column("forgetting", attrgetter("forgetting"), "g"),
-        Column(
-            "finetune_forgetting", attrgetter("finetune_forgetting"), SCORE, "forgetting when fine-tuned", optional=True
-        ),
-    )
-}
-
-
-def tasks_table(title: str, rows: Sequence[TaskRow], names: Sequence[str], **how: Any) -> Table[TaskRow]:
-    """Make a table of tasks and ensembles.
-
-    Args:
-        title: of the table.
-        rows: see `task_rows`, `ensemble_rows`.
-        names: of the columns, in COLUMNS.
+        results: the run's.
+        names: columns, see `_columns`.
+        ensembles: add their rows, which have test and validation scores only.
+        file_sizes: task to its subnetwork file's bytes.
         how: see `Table`.
     """
-    return Table(title, [COLUMNS[name] for name in names], rows, TASK.cell, **how)
+    rows = dict(results.tasks)
+    for name, row in results.ensemble.items() if ensembles else ():
+        scores = TaskResult(row["metric"], row["direction"], -1, row["test"], val=row.get("val"))
+        rows[f"{name} of {len(row['tasks'])}"] = scores
+    columns = {column.name: column for column in _columns(results, rows, file_sizes)}
+    return Table("Tasks", [columns[name] for name in names], list(rows), str, **how)
 
 
-def tracked_table(results: Results) -> Table[TaskRow]:
-    """Make the table of tasks for trackers: metric and direction apart, numbers only beside them."""
-    names = ("test", "test_when_learned", "val", "density", "weights", *BASELINES, "forgetting")
-    plain = [_result(name, "") for name in ("metric", "direction", "stage")]
-    return Table("tasks", [TASK, *plain, *(COLUMNS[name] for name in names)], task_rows(results))
+def _columns(results: Results, rows: Mapping[str, TaskResult], file_sizes: Mapping[str, int]) -> list[Column[str]]:
+    def score(name: str, form: str = SCORE, **how: Any) -> Column[str]:
+        return Column(name, lambda task: getattr(rows[task], name), form, **how)
+
+    def forgetting(task: str, matrix: Matrix) -> float | None:
+        return results.forgetting_of(task, matrix) if matrix and task in results.tasks else None
+
+    return [
+        Column("task", str, words=True),
+        Column("metric", lambda task: f"{rows[task].metric} {ARROWS[rows[task].direction]}", words=True),
+        score("test", mark=lambda task: "strong"),
+        score("test_when_learned", header="when learned"),
+        score("val", header="validation"),
+        *(score(name, optional=True) for name in BASELINES),
+        score("density", ".3f"),
+        score("weights", ","),
+        Column("weights_reused", lambda task: rows[task].weights_reused or None, ",", "read", optional=True),
+        score("weights_private", ",", header="private"),
+        Column("file_size", file_sizes.get, decimal, "file"),
+        Column("train_seconds", lambda task: rows[task].train_seconds or None, duration, "trained"),
+        Column("forgetting", lambda task: forgetting(task, results.matrix), "g"),
+        Column(
+            "finetune_forgetting",
+            lambda task: forgetting(task, results.finetune["matrix"]),
+            SCORE,
+            "forgetting when fine-tuned",
+            optional=True,
+        ),
+    ]
+
+
+def tracked_table(results: Results) -> Table[str]:
+    """Make the tasks' table for trackers, with metric and direction apart."""
+
+    def fact(name: str) -> Column[str]:
+        return Column(name, lambda task: getattr(results.tasks[task], name))
+
+    names = ("task", "test", "test_when_learned", "val", "density", "weights", *BASELINES, "forgetting")
+    task, *scores = tasks_table(results, names).columns
+    return Table("Tasks", [task, *map(fact, ("metric", "direction", "stage")), *scores], list(results.tasks))
 
 
 def matrix_table(
@@ -121,9 +86,9 @@ def matrix_table(
     """Make the accuracy matrix: a row after each stage.
 
     Args:
-        title: of the table.
-        stages: names of the rows.
-        tasks: names of the columns.
+        title: above the table.
+        stages: row names.
+        tasks: column names.
         matrix: (stages so far, tasks), None for tasks not learned yet.
         summary: see `Table`.
     """
@@ -134,11 +99,11 @@ def matrix_table(
 
 
 def capacity_table(layers: Sequence[Capacity], most_tasks: int, summary: str) -> Table[Capacity]:
-    """Make a table with a row for each layer: its weights, those that each task owns, those that are free.
+    """Make a table with a row per layer: all weights, each task's, and free ones.
 
     Args:
         layers: at least one, all with the same tasks.
-        most_tasks: of more tasks than this, there is one column for all that they own.
+        most_tasks: with more tasks than this, one column counts all owned weights.
         summary: see `Table`.
     """
     tasks = list(layers[0].owned)
@@ -157,7 +122,7 @@ def capacity_table(layers: Sequence[Capacity], most_tasks: int, summary: str) ->
 
 
 def owners_table(state: NetworkState) -> Table[Any]:
-    """Make a table with a row for each owner of each layer; owners without any of its weights are left out."""
+    """Make a table with a row per layer and owner; owners without weights in a layer are left out."""
     rows = [
         (layer, owner, weights)
         for layer in [state.total(), *state.capacity()]

@@ -1,4 +1,4 @@
-"""Tables: columns that get and format the values of rows; rendered for terminals, pages, CSV, Markdown and trackers."""
+"""Specify tables by columns that get and format values; render them for terminals, pages, files and trackers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _no_text(row: Any) -> str:
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A column of a table whose rows are of any type.
+    """A column; rows may have any type.
 
     Attributes:
         name: in files and trackers.
@@ -39,9 +39,9 @@ class Column(Generic[R]):
         form: formats a value for people: a function, or a format specification such as ".4f".
         header: for people; the name when "".
         words: aligned left, as text is; numbers are aligned right.
-        wraps: a cell may take several lines of a page.
+        wraps: a cell may take several lines on a page.
         optional: people do not see the column where no row has a value.
-        mark: emphasis of a row's cell; the terminal marks the best with "*".
+        mark: a cell's emphasis; the terminal marks the best with "*".
     """
 
     name: str
@@ -63,14 +63,14 @@ class Column(Generic[R]):
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """Rows, and the columns to show of them.
+    """Rows and columns.
 
     Attributes:
         title: above the table in a terminal, its label on a page.
         columns: the first one names the row.
-        rows: of any type.
+        rows: any objects.
         find: gets the text by which a page's search finds a row.
-        colour: gets the colour of the mark before a row's name, on a page.
+        colour: gets the colour for the mark before a row's name, on a page.
         link: gets the address that a row's name leads to, on a page.
         summary: a page folds the table under this.
     """
@@ -90,11 +90,11 @@ class Table(Generic[R]):
 
     @property
     def names(self) -> list[str]:
-        """Names of all columns."""
+        """All columns' names."""
         return [column.name for column in self.columns]
 
     def values(self) -> list[list[Any]]:
-        """Unformatted values of all columns, a list for each row."""
+        """Return all columns' unformatted values, a list per row."""
         return [[column.value(row) for column in self.columns] for row in self.rows]
 
     def print(self, console: Console, title: str = "") -> None:

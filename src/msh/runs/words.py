@@ -16,7 +16,7 @@ def number(score: float | None) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Format a part of a whole, in percent."""
+    """Format a share, in percent."""
     return f"{part / whole:.1%}" if whole else "0.0%"
 
 
@@ -35,7 +35,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """Leave out the middle of a name that is longer than `most` characters."""
+    """Shorten a name to at most `most` characters: leave out its middle."""
     if len(name) <= most:
         return name
     tail = (most - 1) * 2 // 3
@@ -43,7 +43,7 @@ def shortened(name: str, most: int = 24) -> str:
 
 
 def listed(parts: Sequence[str], most: int = 8) -> str:
-    """Join parts with commas; of more than `most`, count the rest."""
+    """Join parts with commas; count the rest after the first `most`."""
     more = len(parts) - most
     return ", ".join(parts[:most]) + (f" and {more} more" if more > 0 else "")
 

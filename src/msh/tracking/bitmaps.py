@@ -1,4 +1,4 @@
-"""Bitmaps of figures, of bounded size, for trackers."""
+"""Draw figures as bitmaps with a bounded size, for trackers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def owner_map(state: NetworkState, layer: str) -> Image.Image:
     Of more than SIDE rows or columns, evenly spaced ones are drawn.
 
     Args:
-        state: of the network.
+        state: the network's.
         layer: tensor name.
     Raises:
         KeyError: there is no such layer.
@@ -77,7 +77,7 @@ def owner_map(state: NetworkState, layer: str) -> Image.Image:
 
 
 def same_size(images: Mapping[str, Image.Image]) -> dict[str, Image.Image]:
-    """Enlarge images to the size of the largest one, with their aspect ratios."""
+    """Enlarge images to the largest one's size, with their aspect ratios."""
     size = max(i.width for i in images.values()), max(i.height for i in images.values())
     how: dict[str, Any] = {"method": Image.Resampling.NEAREST, "color": PAGE, "centering": (0, 0)}
     return {name: i if i.size == size else ImageOps.pad(i, size, **how) for name, i in images.items()}

@@ -1,4 +1,4 @@
-"""Build a W&B workspace for runs of msh: panels for the values that `tracking` logs."""
+"""Build a W&B workspace: panels for the values that `tracking` logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_workspace(entity: str, project: str, name: str = NAME) -> Workspace:
     Args:
         entity: in W&B.
         project: in W&B.
-        name: of the workspace.
+        name: the workspace's.
     Raises:
         ValueError: wandb-workspaces is not installed.
     """
@@ -48,11 +48,11 @@ def build_workspace(entity: str, project: str, name: str = NAME) -> Workspace:
 
 
 def save_workspace(workspace: Workspace, url: str | None = None) -> str:
-    """Create the workspace in W&B, or replace the panels of an existing one.
+    """Create the workspace in W&B, or replace an existing one's panels.
 
     Args:
         workspace: from `build_workspace`.
-        url: of the workspace to update; None: create a new one.
+        url: the workspace to update; None: create a new one.
     Returns:
         Its URL.
     Raises:

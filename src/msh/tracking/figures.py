@@ -1,4 +1,4 @@
-"""Figures of a run as data: matrices and bars, which Bokeh draws on pages and Pillow for trackers."""
+"""Describe figures as data: matrices and bars, which Bokeh draws on pages and Pillow for trackers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Chart:
     """Boxes in named rows: a matrix, or bars.
 
     Attributes:
-        key: name of the figure on a page.
+        key: its name on a page.
         title: above it.
         caption: its message, in numbers.
         rows: names, from the top.
         columns: names, from the left; empty for bars.
-        boxes: each with its "row"; "left" and "right", around the index of its column, or shares of a bar; "colour";
-            "task", by which a page's search finds it; and the fields of `label` and `tips`.
-        axis: label of the rows of a matrix, or of the length of bars.
+        boxes: each with "row"; "left" and "right", around its column's index, or as shares in [0, 1]; "colour"; "task",
+            by which a page's search finds it; and the fields that `label` and `tips` name.
+        axis: label for a matrix's rows, or for bars' length.
         label: field that is written into the boxes, where there is room.
         tips: (label, field) under the pointer.
         legend: name to colour.
@@ -69,14 +69,14 @@ def change_of(now: float, learned: float, direction: str) -> str:
 
 
 def matrix_chart(key: str, title: str, matrix: Matrix, results: Results, stages: Sequence[str]) -> Chart:
-    """Draw test scores of every task after every stage; a colour shows the change since the task was learned.
+    """Draw test scores (stages, tasks); a colour shows the change since the task was learned.
 
     Args:
-        key: of the figure.
-        title: of the figure.
+        key: name on a page.
+        title: the network's name.
         matrix: (stages so far, tasks), at least one stage; None for tasks not learned yet.
         results: with the tasks.
-        stages: names of the rows.
+        stages: row names.
     """
     tasks, order = list(results.tasks), list(CHANGES)
     learned = [next((row[place] for row in matrix if row[place] is not None), None) for place in range(len(tasks))]
@@ -134,13 +134,13 @@ def overlap_chart(state: NetworkState) -> Chart:
 def capacity_chart(
     key: str, layers: Sequence[Capacity], colours: Mapping[str, str], title: str = "", noun: str = "layers"
 ) -> Chart:
-    """Draw a bar for each layer: the share of its weights that each task owns, and the free share.
+    """Draw a bar per layer: the share that each task owns, and the free share.
 
     Args:
-        key: of the figure.
+        key: name on a page.
         layers: at least one, all with the same tasks.
         colours: task to its colour.
-        title: of the figure.
+        title: above the figure.
         noun: for the bars.
     """
     tasks = list(layers[0].owned)
@@ -164,7 +164,7 @@ def capacity_chart(
 
 
 def capacity_caption(layers: Sequence[Capacity], noun: str = "layers") -> str:
-    """Describe one layer's owners, or the range of the free shares of several."""
+    """Describe one layer's owners, or several layers' range of free shares."""
     if len(layers) == 1:
         (layer,) = layers
         owned = [f"{task} {share(count, layer.size)}" for task, count in layer.owned.items()]

@@ -14,7 +14,7 @@ from msh.runs.metrics import read_rows, write_rows
 
 
 class _AppendingWriter(csv_writer()):  # type: ignore[misc]
-    """Append to the rows of the file, which is never half written."""
+    """Append to the file's rows; never leave it half written."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
@@ -24,7 +24,7 @@ class _AppendingWriter(csv_writer()):  # type: ignore[misc]
             write_rows(path, self.metrics_keys, rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's writer would delete the rows of the run so far."""
+        """Do nothing: Lightning's writer would delete earlier rows."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)

@@ -1,4 +1,4 @@
-"""Protocols of a run's loggers, besides Lightning's."""
+"""Protocols that a run's loggers may have besides Lightning's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RunLogger(Protocol):
     def rewind_to(self, step: int, evaluations: bool = True) -> None:
         """Return to the state before the run's batch with index `step`; without later rows, do nothing.
 
-        A batch is logged at its index, counted from 0; an evaluation at the number of batches before it. So the row of
-        batch `step` is forgotten, and every row with a larger step. Evaluations after exactly `step` batches are kept.
+        A batch is logged at its index, counted from 0; an evaluation at the number of batches before it. So batch
+        `step` is forgotten, and every row with a larger step; evaluations after exactly `step` batches are kept.
 
         Args:
-            step: number of optimizer steps of the run so far.
+            step: the run's optimizer steps so far.
             evaluations: False: forget evaluations after exactly `step` batches too, as they are repeated.
         """
 
@@ -34,7 +34,7 @@ class Tracker(Protocol):
     """A logger that takes more than curves."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log values of a step of the run."""
+        """Log values at a step."""
 
     def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
         """Log bitmaps."""
@@ -43,7 +43,7 @@ class Tracker(Protocol):
         """Log a table."""
 
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the outcome of the run."""
+        """Log the run's outcome."""
 
     def close(self, status: str) -> None:
         """End the run in the tracker: "success", "failed" or "stopped"."""

@@ -45,7 +45,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def rewind_to(self, step: int, evaluations: bool = True) -> None:
-        """Hide rows of earlier sessions; see `RunLogger`. Where evaluations stay, so does the row of batch `step`."""
+        """Hide earlier sessions' rows; see `RunLogger`. If evaluations are kept, batch `step` is kept too."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = Event(session_log=SessionLog(status=SessionLog.START), step=step + evaluations)
@@ -64,7 +64,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the outcome of the run."""
+        """Log the run's outcome."""
         self.log_metrics(numbers(values), step)
 
     @rank_zero_only
@@ -82,7 +82,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     Args:
         directory: the run folder.
-        tracking_uri: of the store.
+        tracking_uri: the store.
         experiment_name: in MLflow.
         run_name: in MLflow, which chooses one when None.
         artifact_location: for bitmaps and tables; when None, `mlflow/` if the store is in the run folder, else the
@@ -107,7 +107,7 @@ class RunMLFlowLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Client of the store; starts the run."""
+        """The store's client; starts the run."""
         if self._initialized:
             return super().experiment
         if self._run_id is None:
@@ -121,7 +121,7 @@ class RunMLFlowLogger(MLFlowLogger):
         return client
 
     def _find_run(self) -> None:
-        """Continue this run folder's run, if the store has it, and read the steps of its values."""
+        """Continue this run folder's run, if the store has it, and read its values' steps."""
         client, run_id = self._mlflow_client, (self.tags or {})[RUN_TAG]
         experiment = client.get_experiment_by_name(self._experiment_name)
         runs = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'") if experiment else []
@@ -139,7 +139,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the values of a step of the run that MLflow does not have yet."""
+        """Log the values that MLflow does not have yet."""
         _ = self.experiment
         new = {name: value for name, value in metrics.items() if (step or 0, name) not in self._points}
         if new:
@@ -158,7 +158,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the outcome of the run."""
+        """Log the run's outcome."""
         self.log_metrics(numbers(values), step)
         for name, value in values.items():
             if isinstance(value, str):

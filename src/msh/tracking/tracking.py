@@ -1,4 +1,4 @@
-"""Log to trackers, besides the curves: data sets, matrix, capacity, owner maps, files and the outcome of a run."""
+"""Log to trackers, besides curves: data sets, matrix, capacity, owner maps, files and outcome."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOVED = {
 
 
 def make_logger(config: Mapping[str, Any]) -> Logger:
-    """Instantiate a logger from its block of the config, also a block of an earlier release."""
+    """Instantiate a logger from its config; configs from earlier releases work too."""
     target = config.get("_target_")
     logger: Logger = instantiate({**config, "_target_": MOVED.get(str(target), target)})
     return logger
@@ -50,8 +50,8 @@ class Tracking:
 
     Args:
         folder: the run folder.
-        loggers: of the run, instantiated.
-        owner_maps: layers to draw owner maps of.
+        loggers: the run's, instantiated.
+        owner_maps: layers to draw.
         writes: this process writes the run folder.
     """
 
@@ -65,7 +65,7 @@ class Tracking:
 
         Args:
             config: composed and resolved.
-            tasks: of the run.
+            tasks: by name.
         """
         for logger in self.loggers:
             logger.log_hyperparams(dict(config))
@@ -74,10 +74,10 @@ class Tracking:
                 tracker.use_data(name, describe(task, config["tasks"][name]))
 
     def rewind_stage(self, step: int) -> None:
-        """Forget the evaluations at the end of a stage: a resumed run repeats them.
+        """Forget the evaluations at a stage's end: a resumed run repeats them.
 
         Args:
-            step: of the run, at the end of the stage.
+            step: the run's, at the stage's end.
         """
         for logger in self.loggers:
             if isinstance(logger, RunLogger):
@@ -88,7 +88,7 @@ class Tracking:
 
         Args:
             results: with the stage's row.
-            step: of the run.
+            step: the run's.
         """
         capacity = results.capacity
         shares = {f"capacity/{name}": capacity[name] / capacity["prunable"] for name in ("owned", "free")}
@@ -113,7 +113,7 @@ class Tracking:
         self._log_subnetworks(results)
 
     def ended(self, results: Results, step: int) -> None:
-        """Log the outcome of the run, and the network file."""
+        """Log the run's outcome, and the network file."""
         values = outcome(results)
         for logger in self.loggers:
             if isinstance(logger, Tracker):
@@ -150,7 +150,7 @@ class Tracking:
 
 
 def describe(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a task's data set: settings, shapes, and a fingerprint of the targets in all splits."""
+    """Describe a task's data set: settings, shapes, and a fingerprint of all splits' targets."""
     digest = hashlib.sha256()
     for split in task.splits.values():
         digest.update(split.targets.contiguous().numpy().tobytes())

@@ -21,13 +21,13 @@ STEP = "trainer/global_step"
 
 @dataclass
 class Logged:
-    """Values and artifacts that earlier sessions of a run have logged.
+    """Values and artifacts that a run's earlier sessions have logged.
 
     Attributes:
-        points: (step of the run, key) of each value.
-        artifacts: (name, alias) of each artifact.
-        last: number of the last row, W&B's own step; -1: none.
-        before: all values of smaller steps are logged.
+        points: (the run's step, key) per value.
+        artifacts: (name, alias) per artifact.
+        last: W&B's step, the last row's number; -1: none.
+        before: all values at smaller steps are logged.
         latest: key to the latest value; at step `before`, exactly these are logged.
     """
 
@@ -70,7 +70,7 @@ def set_aside_unsent(folder: Path) -> None:
 
 
 def _add(logged: Logged, path: Path) -> bool:
-    """Add the values and artifacts of a file; return False if the file does not name its run."""
+    """Add a file's values and artifacts; return False if the file does not name its run."""
     is_run = False
     for record in records(path):
         is_run |= bool(record.HasField("run"))
@@ -85,9 +85,9 @@ def _add(logged: Logged, path: Path) -> bool:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Yield the complete records (`wandb_internal_pb2.Record`) of a .wandb file, in order.
+    """Yield a .wandb file's complete records (`wandb_internal_pb2.Record`), in order.
 
-    Source of the format: LevelDB's log, in blocks of 32 KiB.
+    Source: LevelDB's log format, in 32 KiB blocks.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2

@@ -54,10 +54,10 @@ def wandb_logger(
         directory: the run folder; files go to its `wandb/`.
         project: in W&B.
         entity: in W&B; the user's default when None.
-        name: of the run; W&B chooses one when None.
-        group: of the run; when None, the experiment, with the sweep's folder for a job of a multirun.
-        job_type: of the run; when None, "train", or "multirun" for a job of one.
-        tags: of the run, beside the experiment's name and the seed.
+        name: the run's; W&B chooses one when None.
+        group: when None, the experiment; for a multirun's job, with the sweep's folder.
+        job_type: when None, "train", or "multirun" for a multirun's job.
+        tags: additional to the experiment's name and the seed.
         mode: "online", "offline" or "disabled"; when None, WANDB_MODE decides, and without it: offline unless
             the user is logged in.
         fallback: "offline": without a network, an online run is logged offline; None: that is an error.
@@ -98,7 +98,7 @@ def wandb_logger(
 
 
 def _multirun() -> tuple[bool, str]:
-    """Return (True for a job of a multirun, name of the sweep's folder)."""
+    """Return (True for a multirun's job, the sweep folder's name)."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False, ""
     return True, Path(HydraConfig.get().sweep.dir).name
@@ -129,7 +129,7 @@ class RunWandbLogger(WandbLogger):
         fallback: "offline" or None, as in `wandb_logger`.
         timeout: seconds to wait for W&B at the start.
         artifacts: record artifacts.
-        run: additional arguments of `wandb.init`.
+        run: additional arguments for `wandb.init`.
     """
 
     def __init__(self, folder: Path, fallback: str | None, timeout: float, artifacts: bool, **run: Any) -> None:
@@ -188,7 +188,7 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values of a step of the run; first, in a resumed run, the earlier ones that W&B lacks."""
+        """Log values at a step; first, in a resumed run, the earlier ones that W&B lacks."""
         run, step = self.experiment, step or 0
         if self._resumed:
             self._resumed = False
@@ -227,12 +227,12 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Put the outcome of the run into its summary."""
+        """Put the outcome into the run's summary."""
         self.experiment.summary.update(values)
 
     @rank_zero_only
     def use_data(self, name: str, description: Mapping[str, Any]) -> None:
-        """Record the data set as an input of the run: an artifact with its description, without its data."""
+        """Record the data set as the run's input: an artifact with its description, without its data."""
         import wandb
 
         artifact = wandb.Artifact(_allowed(f"data-{name}"), "dataset", metadata=dict(description))

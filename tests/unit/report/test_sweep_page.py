@@ -39,9 +39,9 @@ def test_no_other_point_dominates_the_front():
     ],
 )
 def test_axes_lay_numbers_out_by_size_and_names_one_above_another(values, heights, ticks):
-    scale = scale_of("x", values)
-    assert scale.heights == pytest.approx(heights)
-    assert [(pytest.approx(at), text) for at, text in scale.ticks] == ticks
+    found, texts = scale_of(values)
+    assert found == pytest.approx(heights)
+    assert [(pytest.approx(at), text) for at, text in texts] == ticks
 
 
 def test_the_setting_that_the_score_depends_on_is_important(tmp_path):

@@ -4,10 +4,8 @@ from helpers import make_state
 from msh.runs.results import Results, TaskResult
 from msh.runs.score_tables import (
     capacity_table,
-    ensemble_rows,
     matrix_table,
     owners_table,
-    task_rows,
     tasks_table,
     tracked_table,
 )
@@ -46,7 +44,7 @@ def test_trackers_get_a_row_for_each_task_with_metric_and_direction_apart():
 
 def test_ensembles_have_their_scores_and_nothing_else():
     names = ("task", "metric", "test", "val", "weights", "train_seconds", "forgetting")
-    table = tasks_table("tasks", [*task_rows(results()), *ensemble_rows(results())], names)
+    table = tasks_table(results(), names, ensembles=True)
     assert [column.cell(table.rows[-1]) for column in table.columns] == [
         *("both of 2", "accuracy ↑", "0.8750", "0.5000", "", "", "")
     ]
