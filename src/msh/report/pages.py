@@ -16,7 +16,7 @@ from markupsafe import Markup
 import msh
 from msh.files.atomic import write_text
 from msh.report.plots import Plot
-from msh.runs.colours import FREE_COLOUR, RAMP
+from msh.runs.colours import FREE_COLOUR, MANY
 from msh.runs.tables import Table
 
 NAMED = 12
@@ -29,13 +29,13 @@ class Legend:
 
     Attributes:
         names: name to colour.
-        found: a click on a name finds it on the page, except on "free".
+        tasks: the names are tasks, which a click finds on the page, except "free".
         ramp: its colours, for many names; then `names` has the few others.
         ends: names at the ramp's ends.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
-    found: bool = False
+    tasks: bool = False
     ramp: Sequence[str] = ()
     ends: tuple[str, str] = ("", "")
 
@@ -103,8 +103,8 @@ def legend_of(colours: Mapping[str, str], free: bool = False) -> Legend:
     others = {"free": FREE_COLOUR} if free else {}
     if len(colours) > NAMED:
         tasks = list(colours)
-        return Legend(others, ramp=RAMP, ends=(tasks[0], tasks[-1]))
-    return Legend({**colours, **others}, found=True)
+        return Legend(others, ramp=MANY, ends=(tasks[0], tasks[-1]))
+    return Legend({**colours, **others}, tasks=True)
 
 
 def write_page(path: Path, page: Page) -> None:

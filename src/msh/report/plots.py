@@ -32,8 +32,8 @@ POINTS, MARKED = 8_000, 400
 MARKS = ("circle", "diamond", "triangle", "square", "inverted_triangle", "hex")
 ROW, LANE, LANES = 22, 9, 0.7
 """Pixels of a row, and of the lane of a mark in it if there is room; the share of a row that lanes take."""
-FEW, NAME = 12, {True: 14, False: 20}
-"""Most rows and columns of a matrix with labelled cells; most letters of the name of a column, and of a row."""
+FEW, COLUMN_NAME, ROW_NAME = 12, 14, 20
+"""Most rows and columns of a matrix with labelled cells; most letters of their names."""
 MAP_CELLS, ALL_MAP_CELLS = 1 << 16, 3 << 18
 """Most weights to show of one layer, and of all layers together."""
 
@@ -124,15 +124,15 @@ def chart_plot(chart: Chart) -> Plot:
     if columns:
         more = 14 if few else 70
         plot = _rows(len(chart.rows), more=more, x_axis_location="above", x_range=(-0.5, columns - 0.5))
-        name_axis(plot.xaxis[0], chart.columns, NAME[True])
+        name_axis(plot.xaxis[0], chart.columns, COLUMN_NAME)
         plot.xaxis.major_label_orientation = "horizontal" if few else "vertical"
         plot.yaxis.axis_label = chart.axis
         plot.xgrid.grid_line_color = None
     else:
-        plot = _rows(len(chart.rows), x_range=(0, max(1.0, *(box["right"] for box in boxes))), x_axis_label=chart.axis)
+        plot = _rows(len(chart.rows), x_range=(0, 1), x_axis_label=chart.axis)
         plot.xaxis.formatter = NumeralTickFormatter(format="0%")
     plot.ygrid.grid_line_color = None
-    name_axis(plot.yaxis[0], chart.rows, NAME[False] if columns else 24)
+    name_axis(plot.yaxis[0], chart.rows, ROW_NAME if columns else 24)
     source, colours = source_of(boxes), {"fill_color": "colour", "fill_alpha": "alpha"}
     drawn = plot.hbar("row", left="left", right="right", height=0.92 if columns else 0.78, source=source, **colours)
     drawn.glyph.line_color = None

@@ -21,7 +21,7 @@ from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
 FILE_NAME = "report.html"
 NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
-"""A run's own network and those that it is compared with, to their colours."""
+"""A run's network and its baselines, to their colours."""
 TUNED = {"this network": NETWORKS["this network"], "fine-tuned": NETWORKS["finetune"]}
 LABEL, MOST_TASKS, MOST_COLUMNS = 20, 24, 12
 """Most letters of a stage's name in a matrix; most tasks of a matrix, and of capacity, as tables."""

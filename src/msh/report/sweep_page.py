@@ -14,7 +14,7 @@ from msh.report.plots import chart_plot
 from msh.report.run_page import FILE_NAME as REPORT
 from msh.report.sweep_plots import front_plot, importance_chart, parallel_plot
 from msh.report.sweeps import DENSITY, JOB, JobRow, described, jobs_table, short
-from msh.runs.colours import RAMP
+from msh.runs.colours import SCORES
 from msh.runs.tables import Column, Table
 from msh.runs.words import SCORE, duration, number
 
@@ -86,7 +86,7 @@ def _parallel(scored: Sequence[JobRow]) -> Section | None:
         return None
     ends = (f"score {number(scored[-1].final_score)}", number(scored[0].final_score))
     lead = "A line is a job: it goes through the job's value of each setting."
-    return Section("parallel", "Settings and scores", lead, Legend(ramp=RAMP, ends=ends), [parallel_plot(scored)])
+    return Section("parallel", "Settings and scores", lead, Legend(ramp=SCORES, ends=ends), [parallel_plot(scored)])
 
 
 def _importance(rows: Sequence[JobRow]) -> Section:

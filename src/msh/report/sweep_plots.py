@@ -12,7 +12,7 @@ from bokeh.transform import linear_cmap
 from msh.report.importance import numbers_of, pareto_front
 from msh.report.plots import Plot, add_tips, name_axis, new_figure, source_of, write
 from msh.report.sweeps import JobRow, described
-from msh.runs.colours import FEW, RAMP
+from msh.runs.colours import FEW, SCORES
 from msh.runs.words import listed, number
 from msh.tracking.figures import Chart
 
@@ -76,7 +76,7 @@ def parallel_plot(rows: Sequence[JobRow]) -> Plot:
         for job in sorted(range(len(rows)), key=scores.__getitem__)  # the best on top
     ]
     low, high = min(scores), max(scores)
-    colours = linear_cmap("score", list(RAMP), low, high if high > low else low + 1)
+    colours = linear_cmap("score", list(SCORES), low, high if high > low else low + 1)
     drawn = plot.multi_line("xs", "ys", source=source_of(lines), line_width=2, line_alpha="alpha", line_color=colours)
     add_tips(plot, {"": "@task", "score": "@score{0.0000}"}, drawn)
     texts = [

@@ -15,21 +15,21 @@ OVERALL = {"mean_score": "max", "density": "min", "seconds": "min"}
 SPLITS = ("val", "test")
 
 
-def objective_names(given: Any) -> list[str]:
+def objective_names(setting: Any) -> list[str]:
     """Return the setting `objective`, None, a name or several names, as a list."""
-    return [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
+    return [] if setting is None else [setting] if isinstance(setting, str) else [str(name) for name in setting]
 
 
-def read_objectives(given: Any, tasks: Sequence[str]) -> list[str]:
+def read_objectives(setting: Any, tasks: Sequence[str]) -> list[str]:
     """Read the setting `objective`.
 
     Args:
-        given: None, a name, or several names.
+        setting: None, a name, or several names.
         tasks: the run's task names.
     Raises:
         ValueError: a name is unknown, or appears twice.
     """
-    names = objective_names(given)
+    names = objective_names(setting)
     allowed = [*OVERALL, *(f"{task}.{split}" for task in tasks for split in SPLITS)]
     for name in names:
         if name not in allowed:

@@ -132,7 +132,12 @@ def overlap_chart(state: NetworkState) -> Chart:
 
 
 def capacity_chart(
-    key: str, layers: Sequence[Capacity], colours: Mapping[str, str], title: str = "", noun: str = "layers"
+    key: str,
+    layers: Sequence[Capacity],
+    colours: Mapping[str, str],
+    title: str = "",
+    noun: str = "layers",
+    total: Capacity | None = None,
 ) -> Chart:
     """Draw a bar per layer: the share that each task owns, and the free share.
 
@@ -142,25 +147,29 @@ def capacity_chart(
         colours: task to its colour.
         title: above the figure.
         noun: for the bars.
+        total: an additional bar, above the others.
     """
     tasks = list(layers[0].owned)
     rows, owners = in_groups([layer.name for layer in layers], BARS[0]), in_groups(tasks, BARS[1])
     members = {owner.name: [tasks[place] for place in owner.places] for owner in owners}
     shades = [*(colours[group[len(group) // 2]] for group in members.values()), FREE_COLOUR]
+    bars = [Capacity.together(row.name, [layers[place] for place in row.places]) for row in rows]
+    bars = [total, *bars] if total else bars
     boxes = []
-    for y, row in enumerate(rows):
-        bar = Capacity.together(row.name, [layers[place] for place in row.places])
+    for y, bar in enumerate(bars):
         counts = [(name, sum(bar.owned[task] for task in group)) for name, group in members.items()]
         left = 0
         for (name, count), colour in zip([*counts, ("free", bar.free)], shades, strict=True):
             ends = {"row": y, "left": left / bar.size, "right": (left + count) / bar.size}
-            about = {"task": name, "layer": row.name, "weights": f"{count:,}", "share": share(count, bar.size)}
+            about = {"task": name, "layer": bar.name, "weights": f"{count:,}", "share": share(count, bar.size)}
             boxes.append(ends | about | {"colour": colour})
             left += count
     caption = f"{capacity_caption(layers, noun)}{grouped(rows, noun)}{grouped(owners, 'tasks')}"
     tips = [("", "task"), ("of", "layer"), ("weights", "weights"), ("share", "share")]
     legend = {task: colours[task] for task in tasks} | {"free": FREE_COLOUR}
-    return Chart(key, title, caption, _names(rows), [], boxes, "share of the weights", tips, legend=legend)
+    return Chart(
+        key, title, caption, [bar.name for bar in bars], [], boxes, "share of the weights", tips, legend=legend
+    )
 
 
 def capacity_caption(layers: Sequence[Capacity], noun: str = "layers") -> str:

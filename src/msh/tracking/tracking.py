@@ -98,10 +98,9 @@ class Tracking:
             return
         state = read_state(self.folder / "network.safetensors", "network").state
         total, tasks = state.total(), list(results.tasks)
-        layers = [total, *state.capacity()]
         owned = {f"owned/{task}": count / total.size for task, count in total.owned.items()}
         matrix = matrix_chart("matrix", "", results.matrix, results, results.stages)
-        bars = capacity_chart("capacity", layers, colours_of([*state.tasks]))
+        bars = capacity_chart("capacity", state.capacity(), colours_of([*state.tasks]), total=total)
         bitmaps = {HEAT_MAP: {"": draw(matrix)}, BARS: {"": draw(bars)}}
         if self.owner_maps:
             bitmaps[OWNER_MAPS] = {layer: owner_map(state, layer) for layer in self.owner_maps}
