@@ -246,18 +246,21 @@ def scores_plot(
     lane = LANES / len(scores)
     plot = _rows(len(tasks), max(ROW, round(LANE * len(scores) / LANES)), x_axis_label=label)
     name_axis(plot.yaxis[0], tasks)
-    for order, (mark, (name, by_task)) in enumerate(zip(cycle(MARKS), scores.items(), strict=False)):
-        if not by_task:
-            continue
-        aside = (order - (len(scores) - 1) / 2) * lane
-        rows = [
-            {"score": score, "row": tasks.index(task) + aside, "task": task, "name": name}
-            for task, score in by_task.items()
-        ]
-        style = {"line_color": colours[name], "line_width": 2, "line_alpha": "alpha", "fill_alpha": "alpha"}
-        fill = None if order else colours[name]
-        drawn = plot.scatter("score", "row", source=source_of(rows), size=9, marker=mark, fill_color=fill, **style)
-        add_tips(plot, {"": "@name", "task": "@task", label: "@score{0.0000}"}, drawn)
+    rows = [
+        {"score": score, "row": tasks.index(task) + (order - (len(scores) - 1) / 2) * lane, "task": task, "name": name}
+        | {"colour": colours[name], "mark": mark, "fill": "#00000000" if order else colours[name]}
+        for order, (mark, (name, by_task)) in enumerate(zip(cycle(MARKS), scores.items(), strict=False))
+        for task, score in by_task.items()
+    ]
+    style = {
+        "line_color": "colour",
+        "line_alpha": "alpha",
+        "fill_color": "fill",
+        "fill_alpha": "alpha",
+        "marker": "mark",
+    }
+    drawn = plot.scatter("score", "row", source=source_of(rows), size=9, line_width=2, **style)
+    add_tips(plot, {"": "@name", "task": "@task", label: "@score{0.0000}"}, drawn)
     means = [f"{name} {number(sum(row.values()) / len(row))}" for name, row in scores.items() if row]
     return Plot(key, plot, f"Means over {counted(len(tasks), 'task')}: {listed(means)}.", title)
 

@@ -66,7 +66,7 @@ class Table(Generic[R]):
     """Rows and columns.
 
     Attributes:
-        title: above the table in a terminal, its label on a page.
+        title: label on a page.
         columns: the first one names the row.
         rows: any objects.
         find: gets the text by which a page's search finds a row.

@@ -20,6 +20,16 @@ def rows(folder):
     return [{name: cell for name, cell in row.items() if cell} for row in read_rows(folder / "metrics.csv")[1]]
 
 
+def test_loggers_that_can_forget_have_the_protocol(tmp_path):
+    from msh.tracking.protocols import RunLogger
+    from msh.tracking.trackers import RunMLFlowLogger, RunTensorBoardLogger
+    from msh.tracking.wandb_run import RunWandbLogger
+
+    assert isinstance(RunCSVLogger(str(tmp_path)), RunLogger)
+    assert hasattr(RunTensorBoardLogger, "rewind_to")
+    assert not any(hasattr(logger, "rewind_to") for logger in (RunMLFlowLogger, RunWandbLogger))
+
+
 # ---- metrics.csv
 
 

@@ -124,6 +124,19 @@ def test_group_job_type_and_tags_name_experiment_seed_and_multirun_unless_the_us
     assert (settings["group"], settings["job_type"]) == ("mine", "ablation")
 
 
+# ---- console
+
+
+def test_one_line_names_the_command_that_uploads_an_offline_run(run, caplog, capfd):
+    logger = wandb_logger(str(run), project="msh", mode="offline")
+    with caplog.at_level(logging.INFO):
+        logger.log_metrics({"a/val/loss": 0.0}, 0)
+    end(logger, run)
+    (message,) = [record.message for record in caplog.records if record.name.startswith("msh")]
+    assert f"wandb sync {run / 'wandb'}/offline-run-" in message
+    assert capfd.readouterr().out == ""
+
+
 # ---- resumes
 
 
