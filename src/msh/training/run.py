@@ -325,15 +325,16 @@ class Run:
             log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
     def _make_loggers(self) -> None:
+        settings = _settings(self.config)
         if not self.config.trainer.fast_dev_run:
             try:
-                self.loggers = [make_logger(logger) for logger in self.config.logger.values() if logger]
+                self.loggers = [make_logger(logger) for logger in settings["logger"].values() if logger]
             except Exception:
                 if self.writes and self.config.resume is None:
                     (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
                 raise
         self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
-        self.tracking.begin(_settings(self.config), self.tasks)
+        self.tracking.begin(settings, self.tasks)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
