@@ -125,7 +125,7 @@ def test_changes_are_relative_to_the_score_when_learned(now, learned, direction,
     assert change_of(now, learned, direction) == list(CHANGES)[place]
 
 
-def test_the_matrix_has_a_cell_for_each_measured_score():
+def test_the_matrix_has_a_cell_for_each_score():
     plot = chart_plot(matrix_chart("k", "", [[0.5, None], [0.4, 50.0]], make_results(), ["a", "b"]))
     assert columns(plot, "x", "row", "score", "change") == [
         (0, 0, "0.5000", "unchanged"),

@@ -40,7 +40,7 @@ def test_a_task_uses_its_own_weights_and_all_of_those_that_it_reads():
     assert used == {"a": {"a": 3}, "b": {"b": 3, "a": 3}, "c": {"c": 1, "a": 3, "b": 3}}
 
 
-def test_tasks_overlap_in_what_both_use():
+def test_tasks_overlap_in_weights_that_both_use():
     assert mask_overlap(owned_by(*THREE, first=FIRST, second=SECOND)) == [[3, 3, 3], [3, 6, 6], [3, 6, 7]]
 
 
@@ -49,7 +49,7 @@ def test_without_reuse_no_two_tasks_overlap():
     assert mask_overlap(apart) == [[2, 0], [0, 1]]
 
 
-def test_tasks_that_chose_what_they_read_are_compared_weight_by_weight():
+def test_tasks_that_select_weights_to_read_are_compared_weight_by_weight():
     reading = {
         "b": {"first": torch.tensor([[True, False, False], [False, False, False]])},
         "c": {"first": torch.tensor([[False, True, False], [True, False, False]])},
@@ -89,7 +89,7 @@ def test_a_large_layers_picture_is_bounded_and_shows_weights_of_it(shape):
 
 @pytest.mark.parametrize("free_weights", [True, False])
 @pytest.mark.parametrize("reuse", ["none", "all", "learned"])
-def test_a_file_says_what_the_network_says(reuse, free_weights, tmp_path):
+def test_a_file_has_the_numbers_of_the_network(reuse, free_weights, tmp_path):
     network = make_network()
     for seed, task in enumerate("abc"):
         learn(network, task, form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=seed)

@@ -289,7 +289,7 @@ def server(run, monkeypatch):
         wandb.teardown()
 
 
-def test_online_a_resumed_run_goes_on_and_logs_no_step_twice(run, server):
+def test_online_a_resumed_run_continues_and_logs_no_step_twice(run, server):
     for steps in (range(4), range(2, 6)):
         RunCSVLogger(str(run)).rewind_to(1)
         logger = wandb_logger(str(run), project="msh", timeout=20)
