@@ -255,7 +255,6 @@ def report_on(folder: Path) -> None:
     for split in ("train", "val", "test", ""):
         facts.curves_of(split)
     assert facts.config_text is not None
-    assert facts.metrics is not None
     for task in facts.results.tasks:
         facts.results.forgetting_of(task)
     inspect(run)
@@ -264,7 +263,7 @@ def report_on(folder: Path) -> None:
 def go_on_logging(folder: Path) -> None:
     """The CSV logger of a run that goes on."""
     logger = RunCSVLogger(str(folder / "run"))
-    logger.forget_after(4)
+    logger.rewind_to(4)
     logger.log_metrics({"a/val/accuracy": 0.5, "more": 1.0}, 5)
     logger.save()
 

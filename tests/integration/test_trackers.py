@@ -1,4 +1,4 @@
-"""A run with every tracker: what they show is what results.json and metrics.csv say."""
+"""A run with every tracker: they show the values of results.json and metrics.csv."""
 
 import csv
 import json
@@ -37,12 +37,12 @@ def test_tensorboard_and_mlflow_record_the_run(train_here):
     assert run.data.tags["guarantee.verdict"] == "held: 1 compared, 0 changed"
     assert run.data.params["pruning/density"] == "0.1"
     assert run.info.status == "FINISHED"
-    pictures = {"matrix/heat_map", "capacity/bars", "owner_maps/layers.1.weight"}
-    assert set(board.Tags()["images"]) == pictures
+    bitmaps = {"matrix/heat_map", "capacity/bars", "owner_maps/layers.1.weight"}
+    assert set(board.Tags()["images"]) == bitmaps
     kept = {
         item.path
         for name in ("matrix", "capacity", "owner_maps", "scores")
         for item in client.list_artifacts(run.info.run_id, name)
     }
-    assert kept == {f"{name}.png" for name in pictures} | {"matrix/table.csv", "capacity/table.csv", "scores/table.csv"}
+    assert kept == {f"{name}.png" for name in bitmaps} | {"matrix/table.csv", "capacity/table.csv", "scores/table.csv"}
     assert not (folder.parent / "mlruns").exists()

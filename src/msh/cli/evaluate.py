@@ -38,7 +38,7 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
     from msh.cli.train import _quiet_lightning
-    from msh.report.table import print_scores
+    from msh.report.terminal import print_scores
     from msh.training.evaluation import evaluate
 
     _quiet_lightning()

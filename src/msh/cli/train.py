@@ -42,7 +42,7 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
 def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | tuple[float, ...] | None:
     """Do a run, or go on with one; returns its objectives."""
     from msh.cli.resume import check_same_run
-    from msh.report.table import print_results
+    from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
     from msh.training.ranks import is_rank_zero
     from msh.training.run import train

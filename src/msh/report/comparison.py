@@ -1,23 +1,25 @@
-"""Several runs side by side."""
+"""Write a page that compares runs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from msh.report.maps import capacity_plot
-from msh.report.pages import Legend, Page, Row, Section, Table, legend_of, write_page
-from msh.report.plots import Drawn, Plot, curves_plot, scores_plot
+from msh.report.pages import Legend, Page, Section, legend_of, write_page
+from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, scores_plot
 from msh.report.run_page import FILE_NAME
 from msh.runs.colours import colours_of
 from msh.runs.facts import RunFacts
-from msh.runs.words import ARROWS, duration, number, share
+from msh.runs.tables import Column, Mark, Table
+from msh.runs.words import ARROWS, SCORE, duration
 from msh.subnetworks import Capacity
+from msh.tracking.figures import capacity_chart
 
 Settings = Mapping[str, Sequence[Any]]
-"""Dotted key of a setting in which runs differ, to its value in each of them."""
+"""Dotted key of a setting that differs among runs, to its value in each run."""
 
 
 def write_comparison(runs: Sequence[RunFacts], settings: Settings, path: Path) -> None:
@@ -25,8 +27,8 @@ def write_comparison(runs: Sequence[RunFacts], settings: Settings, path: Path) -
 
     Args:
         runs: two or more.
-        settings: in which they differ.
-        path: of the page.
+        settings: that differ among the runs.
+        path: where the page goes.
     Raises:
         OSError: it cannot be written.
     """
@@ -35,7 +37,7 @@ def write_comparison(runs: Sequence[RunFacts], settings: Settings, path: Path) -
 
 
 def run_names(runs: Sequence[RunFacts]) -> list[str]:
-    """What runs are called: as much of the ends of their folders' paths as tells them apart."""
+    """Name runs by their folders' last parts, as few as tell them apart."""
     parts = [run.folder.absolute().parts for run in runs]
     longest = max(map(len, parts))
     for length in range(1, longest + 1):
@@ -47,7 +49,7 @@ def run_names(runs: Sequence[RunFacts]) -> list[str]:
 
 def _page_of(runs: Mapping[str, RunFacts], settings: Settings, path: Path) -> Page:
     colours = colours_of(list(runs))
-    found = [
+    sections = [
         _summary(runs, colours, path),
         _scores(runs, colours),
         _curves(runs, colours),
@@ -67,7 +69,7 @@ def _page_of(runs: Mapping[str, RunFacts], settings: Settings, path: Path) -> Pa
             (f"violations in {checked:,} comparisons", f"{violations:,}"),
         ],
         notes=[f"{name}: {note}" for name, run in runs.items() for note in run.notes],
-        sections=[section for section in found if section],
+        sections=[section for section in sections if section],
     )
 
 
@@ -75,62 +77,67 @@ def _tasks(runs: Mapping[str, RunFacts]) -> list[str]:
     return list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
 
 
-def _legend(colours: Mapping[str, str]) -> Legend:
-    return Legend([(name, colour, False) for name, colour in colours.items()])
-
-
 def _summary(runs: Mapping[str, RunFacts], colours: Mapping[str, str], path: Path) -> Section:
-    columns = ["run", "experiment", "status", "seed", "tasks learned", "mean forgetting", "violations", "owned", "took"]
-    rows = []
-    for name, run in runs.items():
-        results = run.results
-        learned = sum(task.test is not None for task in results.tasks.values())
-        capacity, guarantee = results.capacity, results.guarantee
-        cells = [name, results.experiment, results.status, str(results.seed), f"{learned} of {len(results.tasks)}"]
-        cells += ["" if results.forgetting is None else f"{results.forgetting:g}"]
-        cells += [f"{guarantee['violations']} of {guarantee['checked']:,}"]
-        cells += [share(capacity["owned"], capacity["prunable"]) if capacity else "", duration(results.wall_seconds)]
-        report = run.folder / FILE_NAME
-        link = Path(os.path.relpath(report, path.absolute().parent)).as_posix() if report.is_file() else ""
-        rows.append(Row(cells, colour=colours[name], link=link))
-    return Section("runs", "Runs", tables=[Table("Runs", columns, rows, words=3)])
+    def link(name: str) -> str:
+        report = runs[name].folder / FILE_NAME
+        return Path(os.path.relpath(report, path.absolute().parent)).as_posix() if report.is_file() else ""
+
+    def violations(name: str) -> str:
+        guarantee = runs[name].results.guarantee
+        return f"{guarantee['violations']} of {guarantee['checked']:,}"
+
+    def violated(name: str) -> Mark:
+        return "bad" if runs[name].results.guarantee["violations"] else ""
+
+    columns: list[Column[str]] = [
+        Column("run", str, words=True),
+        Column("experiment", lambda name: runs[name].results.experiment, words=True),
+        Column("status", lambda name: runs[name].results.status, words=True),
+        Column("seed", lambda name: runs[name].results.seed),
+        Column("tasks learned", lambda name: runs[name].results.learned),
+        Column("mean forgetting", lambda name: runs[name].results.forgetting, "g"),
+        Column("violations", violations, mark=violated),
+        Column("owned", lambda name: runs[name].results.owned, ".1%"),
+        Column("took", lambda name: runs[name].results.wall_seconds, duration),
+    ]
+    return Section("runs", "Runs", tables=[Table("Runs", columns, list(runs), colour=colours.__getitem__, link=link)])
 
 
 def _scores(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section | None:
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for run in runs.values():
+    kinds: dict[tuple[str, str], dict[str, dict[str, float | None]]] = {}  # metric, direction: task: run: score
+    for name, run in runs.items():
         for task, result in run.results.tasks.items():
-            named = kinds.setdefault((result.metric, result.direction), [])
-            named += [task] if task not in named else []
-    plots: list[Plot] = []
-    rows: list[Row] = []
-    for (metric, direction), tasks in kinds.items():
-        found = {
-            name: {task: score for task in tasks if (score := _score(run, task, metric)) is not None}
-            for name, run in runs.items()
-        }
-        for task in tasks:
-            scores = [found[name].get(task) for name in runs]
-            rows.append(_row_of(task, f"{metric} {ARROWS[direction]}", scores, direction))
-        if any(found.values()):
-            plots.append(scores_plot(f"scores-{len(plots)}", metric, found, colours, f"{metric} on the test split"))
-    if not rows:
+            kinds.setdefault((result.metric, result.direction), {}).setdefault(task, {})[name] = result.test
+    if not kinds:
         return None
-    lead = "On the test split, measured after the last stage so far; the best of a line stands out."
-    table = Table("Scores", ["task", "metric", *runs], rows, words=2)
-    return Section("scores", "Scores", lead, _legend(colours), plots, [table])
+    plots: list[Plot] = []
+    rows = []  # (task, metric, {run: score}, best score of several runs)
+    for (metric, direction), tasks in kinds.items():
+        for task, by_run in tasks.items():
+            known = [score for score in by_run.values() if score is not None]
+            best = (max if direction == "max" else min)(known) if len(known) > 1 else None
+            rows.append((task, f"{metric} {ARROWS[direction]}", by_run, best))
+        scores = {
+            name: {task: score for task, by_run in tasks.items() if (score := by_run.get(name)) is not None}
+            for name in runs
+        }
+        if any(scores.values()):
+            plots.append(scores_plot(f"scores-{len(plots)}", metric, scores, colours, f"{metric} on the test split"))
+    columns: list[Column[Any]] = [
+        Column("task", itemgetter(0), words=True),
+        Column("metric", itemgetter(1), words=True),
+        *(_score_column(name) for name in runs),
+    ]
+    lead = "On the test split, evaluated after the last stage so far; the best of a line stands out."
+    table = Table("Scores", columns, rows, find=itemgetter(0))
+    return Section("scores", "Scores", lead, Legend(colours), plots, [table])
 
 
-def _score(run: RunFacts, task: str, metric: str) -> float | None:
-    found = run.results.tasks.get(task)
-    return found.test if found is not None and found.metric == metric else None
+def _score_column(run: str) -> Column[Any]:
+    def mark(row: Any) -> Mark:
+        return "best" if row[3] is not None and row[2].get(run) == row[3] else ""
 
-
-def _row_of(task: str, metric: str, scores: Sequence[float | None], direction: str) -> Row:
-    known = [score for score in scores if score is not None]
-    best = (max if direction == "max" else min)(known) if known else None
-    places = frozenset(place + 2 for place, score in enumerate(scores) if score is not None and score == best)
-    return Row([task, metric, *map(number, scores)], task, best=places if len(known) > 1 else frozenset())
+    return Column(run, lambda row: row[2].get(run), SCORE, mark=mark)
 
 
 def _curves(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section | None:
@@ -141,8 +148,8 @@ def _curves(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section
     plots = [curves_plot(f"curves-{i}", metric, drawn) for i, (metric, drawn) in enumerate(by_metric.items())]
     if not plots:
         return None
-    lead = "On the validation split while each task was learned. Find a task above to see it alone."
-    return Section("curves", "Learning curves", lead, _legend(colours), plots)
+    lead = "On the validation split during training. Find a task above to see it alone."
+    return Section("curves", "Learning curves", lead, Legend(colours), plots)
 
 
 def _capacity(runs: Mapping[str, RunFacts]) -> Section | None:
@@ -155,14 +162,15 @@ def _capacity(runs: Mapping[str, RunFacts]) -> Section | None:
         for name, total in owned.items()
     ]
     colours = colours_of(tasks)
-    lead = "Who owns the weights of each run's network."
-    plots = [capacity_plot("capacity", bars, colours, noun="networks")]
-    return Section("capacity", "Capacity", lead, legend_of(colours, free=True), plots)
+    lead = "The owners of the weights of each run's network."
+    plot = chart_plot(capacity_chart("capacity", bars, colours, noun="networks"))
+    return Section("capacity", "Capacity", lead, legend_of(colours, free=True), [plot])
 
 
 def _settings(runs: Mapping[str, RunFacts], settings: Settings) -> Section:
-    rows = [Row([key, *("" if value is None else str(value) for value in values)]) for key, values in settings.items()]
-    if not rows:
+    if not settings:
         return Section("settings", "Settings", "All settings are the same.")
-    table = Table("Settings", ["setting", *runs], rows, words=len(runs) + 1, long=True)
-    return Section("settings", "Settings", "Those in which the runs differ.", tables=[table])
+    columns = [Column[Any]("setting", itemgetter(0), words=True)]
+    columns += [Column(name, itemgetter(place), words=True, wraps=True) for place, name in enumerate(runs, start=1)]
+    table = Table("Settings", columns, [(key, *values) for key, values in settings.items()])
+    return Section("settings", "Settings", "Those that differ among the runs.", tables=[table])

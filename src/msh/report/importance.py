@@ -1,4 +1,4 @@
-"""Which settings of a sweep the score depends on."""
+"""Compute the importance of a sweep's settings for the score."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 JOBS_PER_SETTING = 4
-"""Finished jobs for each setting, without which nothing is said."""
+"""Finished jobs that are needed for each setting."""
 
 
 def importances(rows: Sequence[JobRow]) -> tuple[dict[str, float], str]:
-    """The share of the scores' variance over the jobs that each setting explains, by a functional analysis of variance.
+    """Compute each setting's share in the scores' variance, by functional analysis of variance.
 
     Args:
-        rows: of a sweep.
+        rows: the sweep's jobs.
     Returns:
-        (setting to its share, the largest first; "" or why there are none).
+        (setting to its share, the largest first; the reason if there is none, else "").
     Source: Hutter, Hoos, Leyton-Brown 2014, An efficient approach for assessing hyperparameter importance.
     """
-    done = [row for row in rows if row.status == "finished" and not math.isnan(row.numbers()["mean_score"])]
+    done = [row for row in rows if row.final_score is not None]
     settings = [key for key in rows[0].settings if len({row.settings[key] for row in done}) > 1]
     wanted = JOBS_PER_SETTING * len(settings)
     if not settings:
         return {}, "No setting differs among the finished jobs."
     if len(done) < wanted:
         return {}, f"Too few jobs: {len(done)} are finished, and {len(settings)} settings need {wanted} at least."
-    if len({row.numbers()["mean_score"] for row in done}) == 1:
+    if len({row.final_score for row in done}) == 1:
         return {}, "All finished jobs have the same score."
     if find_spec("optuna") is None:
-        return {}, "Optuna, which finds it out, is not installed: pip install 'msh[search]'."
+        return {}, "Optuna, which computes it, is not installed: pip install 'msh[search]'."
     return _analysed(done, settings), ""
 
 
@@ -51,15 +51,15 @@ def _analysed(done: Sequence[JobRow], settings: Sequence[str]) -> dict[str, floa
             optuna.create_trial(
                 params={key: _value(row.settings[key], space[key]) for key in settings},
                 distributions=space,
-                value=row.numbers()["mean_score"],
+                value=row.final_score,
             )
         )
-    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return {key: float(share) for key, share in found.items()}
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
 
 
 def _distribution(values: Sequence[str]) -> BaseDistribution:
-    """What a setting's values were drawn from, as far as they tell: numbers between the ends, or names."""
+    """Guess a setting's distribution: numbers between the lowest and the highest value, or names."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     numbers = numbers_of(values)
@@ -75,7 +75,7 @@ def _value(value: str, distribution: BaseDistribution) -> str | float:
 
 
 def numbers_of(values: Sequence[str]) -> list[float] | None:
-    """Values as numbers; None if one is no finite number."""
+    """Convert values to numbers; None if any is no finite number."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:
@@ -84,12 +84,12 @@ def numbers_of(values: Sequence[str]) -> list[float] | None:
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the points that no other one beats: with a cost as low and a score as high, and one of them better.
+    """Find the Pareto front: points that no other one dominates.
 
     Args:
         points: name to (cost, score).
     Returns:
-        Names, the lowest cost first; of equal points, all.
+        Names, the lowest cost first; equal points are all included.
     """
     ordered = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
     front: list[str] = []

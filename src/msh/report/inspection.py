@@ -1,53 +1,53 @@
-"""What run folders and files hold, for the terminal."""
+"""Print summaries: run folders, network, subnetwork and plan files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from msh.files.plans import read_plan
 from msh.files.state_file import read_state
 from msh.recipes import outline
-from msh.report.table import new_console
+from msh.report.terminal import new_console
 from msh.runs.colours import colours_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.groups import in_groups
 from msh.runs.ownership import private_count, used_by_task
-from msh.runs.words import bytes_of, number, share
+from msh.runs.tables import Column, Table
+from msh.runs.words import number, shape_of, share
 from msh.subnetworks import Capacity, NetworkState
 from msh.subnetworks.roles import find_roles
 
 LAYERS, TASKS = 20, 8
-"""Layers, and tasks of a layer, up to which each has a line of its own."""
-NAMED = 3
-"""Tasks that another reads up to which each is named."""
-BAR = 20
-"""Width of a bar, in characters."""
+"""Most layers, and tasks of a layer, that have a line each."""
+NAMED, BAR = 3, 20
+"""Most tasks to name among those that a task reads; letters of a bar."""
 
 
 def print_folder_or_file(path: Path, everything: bool = False, console: Console | None = None) -> None:
-    """Print tasks, densities, sizes, who reads whom, and capacity per layer as a tree.
+    """Print tasks, densities, sizes, reads, and each layer's capacity.
 
     Args:
         path: run folder, finished or not; or network, subnetwork or plan file.
-        everything: every layer and task has a line, however many there are.
+        everything: print a line for every layer and task.
         console: to print on.
     Raises:
         FileNotFoundError: there is no such file, or the folder is not a run folder.
-        ValueError: the file is damaged or of another kind, or results.json is of a later schema version.
+        ValueError: the file is damaged or has another kind, or results.json has a later schema version.
     """
     console = console or new_console()
     if path.is_dir():
         _print_run(read_run(path), everything, console)
         return
     file = read_state(path)
-    title = f"{path.name}: {file.kind}, {bytes_of(path.stat().st_size)}"
+    title = f"{path.name}: {file.kind}, {decimal(path.stat().st_size)}"
     if file.kind == "subnetwork":
         _print_subnetwork(title, file.state, everything, console)
     else:
@@ -56,34 +56,34 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
 
 
 def print_parameters(path: Path, console: Console | None = None) -> None:
-    """Print the role of each tensor of a backbone, and why: prunable, private or shared.
+    """Print each backbone tensor's role, prunable, private or shared, with the reason.
 
     Args:
         path: run folder; or network, subnetwork or plan file.
         console: to print on.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another kind.
+        ValueError: the file is damaged, or has another kind.
     """
-    console = console or new_console()
     state = read_state(path / "network.safetensors" if path.is_dir() else path).state
-    table = Table()
-    for name in ("tensor", "shape", "role", "why"):
-        table.add_column(name, no_wrap=name != "why")
-    for name, shape, role, why in _roles(state):
-        table.add_row(escape(name), " × ".join(map(str, shape)) or "1", role, escape(why))
-    console.print(table)
+    columns: list[Column[Any]] = [
+        Column("tensor", lambda row: row[0], words=True),
+        Column("shape", lambda row: shape_of(row[1]) or "1", words=True),
+        Column("role", lambda row: row[2], words=True),
+        Column("why", lambda row: row[3], words=True),
+    ]
+    Table("tensors", columns, list(_roles(state))).print(console or new_console())
 
 
 def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
-    """(name, shape, role, reason) of a backbone's tensors; no reason where the backbone cannot be built again."""
+    """Yield (name, shape, role, reason) per backbone tensor; no reason if the backbone cannot be rebuilt."""
     shapes = {name: tuple(tensor.shape) for name, tensor in (state.owners | state.defaults).items()}
     try:
-        found = {role.name: role for role in find_roles(outline(state.recipe, "the backbone"))} if state.recipe else {}
-    except ValueError:  # of code that is not msh's: the roles are known all the same
-        found = {}
-    for name in [*found, *(name for name in shapes if name not in found)]:
-        role = found.get(name)
+        roles = {role.name: role for role in find_roles(outline(state.recipe, "the backbone"))} if state.recipe else {}
+    except ValueError:  # the backbone is not msh's code; the state has the roles, without reasons
+        roles = {}
+    for name in [*roles, *(name for name in shapes if name not in roles)]:
+        role = roles.get(name)
         kind = "prunable" if name in state.owners else "shared" if name in state.shared else "private"
         if role is not None and name not in shapes:
             kind = role.kind
@@ -97,23 +97,23 @@ def _print_run(facts: RunFacts, everything: bool, console: Console) -> None:
     for note in facts.notes:
         console.print(escape(note), style="red", highlight=False)
     if facts.ownership is None:
-        console.print(_tasks_table(facts, None))
+        _tasks_table(facts, None).print(console)
         return
     size = facts.files["network.safetensors"]
-    _print_ownership(f"network.safetensors, {bytes_of(size)}", facts.ownership, everything, console, facts)
+    _print_ownership(f"network.safetensors, {decimal(size)}", facts.ownership, everything, console, facts)
 
 
 def _print_ownership(
     title: str, ownership: NetworkState, everything: bool, console: Console, facts: RunFacts | None = None
 ) -> None:
     total, colours = ownership.total(), colours_of([*ownership.tasks])
-    console.print(_tasks_table(facts, ownership))
+    _tasks_table(facts, ownership).print(console)
     tree = Tree(_line(title, total, colours))
     layers = ownership.capacity()
     for group in in_groups([layer.name for layer in layers], len(layers) if everything else LAYERS):
         members = [layers[place] for place in group.places]
         together = members[0] if len(members) == 1 else Capacity.together(group.name, members)
-        shape = " × ".join(map(str, together.shape)) if len(members) == 1 else f"{len(members)} layers"
+        shape = shape_of(together.shape) if len(members) == 1 else f"{len(members)} layers"
         branch = tree.add(_line(f"{group.name} ({shape})", together, colours))
         for name, count, colour in _owners(together, colours, len(total.owned) if everything else TASKS):
             branch.add(Text(f"{name} {count:,}, {share(count, together.size)}", style=colour))
@@ -121,17 +121,17 @@ def _print_ownership(
 
 
 def _owners(layer: Capacity, colours: Mapping[str, str], most: int) -> list[tuple[str, int, str]]:
-    """(name, weights, colour) of a layer's owners, neighbours together where there are more than so many."""
+    """Return (name, weights, colour) per owner of a layer; more than `most` are grouped."""
     tasks = list(layer.owned)
-    found = []
+    owners = []
     for group in in_groups(tasks, max(most, 1)):
         members = [tasks[place] for place in group.places]
-        found.append((group.name, sum(layer.owned[task] for task in members), colours[members[0]]))
-    return [row for row in found if row[1]]
+        owners.append((group.name, sum(layer.owned[task] for task in members), colours[members[0]]))
+    return [owner for owner in owners if owner[1]]
 
 
 def _line(title: str, layer: Capacity, colours: Mapping[str, str]) -> Text:
-    """A layer in a line: its name, a bar in which each task has its share, and numbers."""
+    """Describe a layer in a line: its name, a bar that its owners share, and numbers."""
     text, done, filled = Text(title + "  "), 0, 0
     for task, count in layer.owned.items():
         done += count
@@ -142,58 +142,53 @@ def _line(title: str, layer: Capacity, colours: Mapping[str, str]) -> Text:
     return text.append(f"  {layer.size:,} weights, {share(layer.size - layer.free, layer.size)} owned")
 
 
-def _tasks_table(facts: RunFacts | None, ownership: NetworkState | None) -> Table:
-    """A line for each task: whose it is, how much it owns and reads, and what a run folder knows besides."""
-    table = Table()
-    for name in ("task", "id", "phase", "density", "weights", "private", "reads", "test", "file"):
-        if facts is not None or name not in ("test", "file"):
-            words = name in ("task", "phase", "reads")
-            table.add_column(name, justify="left" if words else "right", no_wrap=name != "reads")
-    entries = ownership.tasks if ownership else {}
-    uses = used_by_task(ownership) if ownership else {}
-    total = ownership.total() if ownership else Capacity("", (), {}, 0)
-    for task in facts.tasks if facts else list(entries):
-        row = ["", "not learned", "", "", "", ""]
-        if entry := entries.get(task):
-            used, private = uses[task], private_count(entry)
-            weights = total.owned[task]
-            read = {name: count for name, count in used.items() if name != task and count}
-            reads = ", ".join(f"{name} {count:,}" for name, count in read.items())
-            if len(read) > NAMED:
-                reads = f"{len(read)} tasks, {sum(read.values()):,}"
-            density = f"{weights / total.size:.3f}" if total.size else ""
-            own = "" if private is None else f"{private:,}"
-            row = [str(entry.owner), entry.phase, density, f"{weights:,}", own, reads]
-        table.add_row(escape(task), *row, *(_known_of(facts, task) if facts else []))
-    return table
+def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[str]:
+    """Make a table: weights and reads per task; for a run folder, test score and file size too."""
+    entries, uses, size = (state.tasks, used_by_task(state), state.total().size) if state else ({}, {}, 0)
 
+    def reads(task: str) -> str:
+        read = {name: count for name, count in uses.get(task, {}).items() if name != task and count}
+        if len(read) > NAMED:
+            return f"{len(read)} tasks, {sum(read.values()):,}"
+        return ", ".join(f"{name} {count:,}" for name, count in read.items())
 
-def _known_of(facts: RunFacts, task: str) -> list[str]:
-    found = facts.results.tasks.get(task)
-    size = facts.files.get(str(Path("subnetworks") / f"{task}.safetensors"))
-    score = f"{found.metric} {number(found.test)}" if found is not None and found.test is not None else ""
-    return [score, "" if size is None else bytes_of(size)]
+    columns: list[Column[str]] = [
+        Column("task", str, words=True),
+        Column("id", lambda task: entries[task].owner if task in entries else None),
+        Column("phase", lambda task: entries[task].phase if task in entries else "not learned", words=True),
+        Column("density", lambda task: uses[task][task] / size if size and task in uses else None, ".3f"),
+        Column("weights", lambda task: uses[task][task] if task in uses else None, ","),
+        Column("private", lambda task: private_count(entries[task]) if task in entries else None, ","),
+        Column("reads", reads, words=True),
+    ]
+    if facts is None:
+        return Table("tasks", columns, list(entries))
+
+    def score(task: str) -> str | None:
+        result = facts.results.tasks.get(task)
+        return None if result is None or result.test is None else f"{result.metric} {number(result.test)}"
+
+    columns += [Column("test", score), Column("file", facts.subnetwork_size, decimal)]
+    return Table("tasks", columns, facts.tasks)
 
 
 def _print_subnetwork(title: str, state: NetworkState, everything: bool, console: Console) -> None:
-    """Print the one task of a subnetwork file."""
+    """Print a subnetwork file's task."""
     (entry,) = state.tasks.values()
-    sizes, kept = state.sizes(), {layer.name: layer.taken for layer in state.capacity()}
+    sizes, owned = state.sizes(), {layer.name: layer.taken for layer in state.capacity()}
     read = {name: int(state.read_mask(entry.name, name).sum()) for name in entry.reading}
     private = private_count(entry)
-    tree = Tree(
-        Text(f"{title}: task {entry.name}, {_kept(sizes, kept, read, list(sizes))}, {private:,} private values")
-    )
-    for group in in_groups(list(sizes), len(sizes) if everything else LAYERS):
-        members = [list(sizes)[place] for place in group.places]
-        tree.add(Text(f"{group.name}  {_kept(sizes, kept, read, members)}"))
+
+    def described(names: Sequence[str]) -> str:
+        size, own, others = (sum(counts.get(name, 0) for name in names) for counts in (sizes, owned, read))
+        density = f"{own / size:.3f}" if size else "0"
+        return f"{own:,} of {size:,} weights, density {density}" + (f", reads {others:,}" if others else "")
+
+    names = list(sizes)
+    tree = Tree(Text(f"{title}: task {entry.name}, {described(names)}, {private:,} private values"))
+    for group in in_groups(names, len(sizes) if everything else LAYERS):
+        tree.add(Text(f"{group.name}  {described([names[place] for place in group.places])}"))
     if entry.reads:
         tree.add(Text(f"reads {', '.join(entry.reads)}"))
     tree.add(Text(f"digest {entry.digest}"))
     console.print(tree)
-
-
-def _kept(sizes: Mapping[str, int], kept: Mapping[str, int], read: Mapping[str, int], names: Sequence[str]) -> str:
-    size, own, others = (sum(counts.get(name, 0) for name in names) for counts in (sizes, kept, read))
-    density = f"{own / size:.3f}" if size else "0"
-    return f"{own:,} of {size:,} weights, density {density}" + (f", reads {others:,}" if others else "")

@@ -1,4 +1,4 @@
-"""Pages that open from a disk: one file each, without a network."""
+"""Write pages: one file each, which opens without a network."""
 
 from __future__ import annotations
 
@@ -15,73 +15,34 @@ from markupsafe import Markup
 
 import msh
 from msh.files.atomic import write_text
-from msh.report.maps import FREE_COLOUR
 from msh.report.plots import Plot
-from msh.runs.colours import FEW, RAMP
+from msh.runs.colours import FREE_COLOUR, MANY
+from msh.runs.tables import Table
 
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table; its first cell heads it.
-
-    Attributes:
-        cells: of the table's columns.
-        task: by which it is found.
-        colour: of the mark before its first cell.
-        link: from its first cell.
-        best: columns whose cells stand out.
-    """
-
-    cells: Sequence[str]
-    task: str = ""
-    colour: str = ""
-    link: str = ""
-    best: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        label: what it holds.
-        columns: their names.
-        rows: its lines.
-        words: so many columns from the left hold words, the others numbers.
-        summary: the table is folded away under this.
-        long: whether cells may take several lines.
-    """
-
-    label: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    words: int = 1
-    summary: str = ""
-    long: bool = False
+NAMED = 12
+"""Most tasks that a legend names."""
 
 
 @dataclass(frozen=True)
 class Legend:
-    """What colours mean.
+    """Colours in figures.
 
     Attributes:
-        names: (name, colour, whether it is a task that can be found), where each has its own.
-        ramp: colours of a ramp, where there are many.
-        first: name at its start.
-        last: name at its end.
-        free: colour of what is free, with a ramp.
+        names: name to colour.
+        tasks: the names are tasks, which a click finds on the page, except "free".
+        ramp: its colours, for many names; then `names` has the few others.
+        ends: names at the ramp's ends.
     """
 
-    names: Sequence[tuple[str, str, bool]] = ()
-    ramp: str = ""
-    first: str = ""
-    last: str = ""
-    free: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    tasks: bool = False
+    ramp: Sequence[str] = ()
+    ends: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text to copy, folded under a summary; `marked` is the same with marks, as HTML."""
+    """Text to copy, folded under a summary; `marked` is the same text with highlighting, as HTML."""
 
     summary: str
     text: str
@@ -91,33 +52,33 @@ class Code:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; what is empty is left out."""
+    """A section on a page; empty fields are left out."""
 
     key: str
     title: str
     lead: str = ""
     legend: Legend | None = None
     plots: Sequence[Plot] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table[Any]] = ()
     code: Sequence[Code] = ()
     maps: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """All of a page.
+    """A page.
 
     Attributes:
-        title: of the page.
+        title: the heading.
         subtitle: below it.
-        notes: what is missing or not finished.
-        verdict: whether anything was forgotten.
-        good: whether the verdict is a good one.
-        tiles: (what, figure) of the most important figures.
+        tiles: (name, value), the most important numbers.
         sections: its parts.
-        tasks: names of the tasks, as owner maps number them from 1.
-        find: what the field at the top finds: a task, or what rows are named for instead.
-        source: what it was made from.
+        notes: a sentence for each missing or unfinished part.
+        verdict: says that nothing was forgotten, or how often the guarantee was violated.
+        good: the verdict is good.
+        tasks: names, in the order in which owner maps number them from 1.
+        find: noun for the rows that the search field finds.
+        source: origin, for the footer.
     """
 
     title: str
@@ -133,21 +94,21 @@ class Page:
 
 
 def legend_of(colours: Mapping[str, str], free: bool = False) -> Legend:
-    """What the tasks' colours mean.
+    """Make the legend for tasks.
 
     Args:
         colours: task to its colour.
-        free: whether what no task owns is drawn too.
+        free: the figures show free weights too.
     """
-    if len(colours) > len(FEW):
-        ends = list(colours)
-        return Legend(ramp=", ".join(RAMP), first=ends[0], last=ends[-1], free=FREE_COLOUR if free else "")
-    names = [(task, colour, True) for task, colour in colours.items()]
-    return Legend([*names, ("free", FREE_COLOUR, False)] if free else names)
+    others = {"free": FREE_COLOUR} if free else {}
+    if len(colours) > NAMED:
+        tasks = list(colours)
+        return Legend(others, ramp=MANY, ends=(tasks[0], tasks[-1]))
+    return Legend({**colours, **others}, tasks=True)
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write a page as one file that needs no other, nor a network.
+    """Write a page as one self-contained file.
 
     Raises:
         OSError: it cannot be written.

@@ -1,28 +1,30 @@
-"""report.html: a run to look at."""
+"""Write a run's report.html."""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from markupsafe import Markup
 
-from msh.report.maps import CHANGES, LABEL, WRITTEN, capacity_plot, matrix_plot, overlap_plot, owner_maps
-from msh.report.pages import Code, Legend, Page, Row, Section, Table, legend_of, write_page
-from msh.report.plots import Drawn, Plot, curves_plot, scores_plot, sparsity_plot
-from msh.runs.colours import colours_of
+from msh.report.pages import Code, Legend, Page, Section, legend_of, write_page
+from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
+from msh.runs.colours import CHANGES, FEW, colours_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.ownership import used_by_task
 from msh.runs.results import Results
-from msh.runs.words import ARROWS, bytes_of, duration, listed, number, share
-from msh.subnetworks import Capacity
+from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
+from msh.runs.words import duration, listed, number
+from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
 FILE_NAME = "report.html"
-BASELINES = {"dense": "#e0702e", "finetune": "#1fa187", "joint": "#c8649a"}
-"""Kinds of network that a run's own is compared with, to their colours."""
-OWN_COLOUR = "#2f7fc1"
-TUNED = {"this network": OWN_COLOUR, "fine-tuned": BASELINES["finetune"]}
+NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
+"""A run's network and its baselines, to their colours."""
+TUNED = {"this network": NETWORKS["this network"], "fine-tuned": NETWORKS["finetune"]}
+LABEL, MOST_TASKS, MOST_COLUMNS = 20, 24, 12
+"""Most letters of a stage's name in a matrix; most tasks of a matrix, and of capacity, as tables."""
 SNIPPET = """from pathlib import Path
 
 from msh.training.evaluation import load_run
@@ -38,16 +40,16 @@ for name in network.tasks:
 
 
 def write_report(folder: Path, path: Path | None = None) -> RunFacts:
-    """Write the report of a run, finished or not.
+    """Write a run's report; the run may be unfinished.
 
     Args:
         folder: the run folder.
-        path: of the report; report.html in the run folder when None.
+        path: where it goes; report.html in the run folder when None.
     Returns:
-        What was reported, with notes on what is missing.
+        The facts in the report, with notes on missing parts.
     Raises:
         FileNotFoundError: it is not a run folder.
-        LaterVersionError: results.json is of a later schema version.
+        LaterVersionError: results.json has a later schema version.
         OSError: the report cannot be written.
     """
     facts = read_run(folder)
@@ -56,9 +58,9 @@ def write_report(folder: Path, path: Path | None = None) -> RunFacts:
 
 
 def page_of(facts: RunFacts) -> Page:
-    """The report of a run."""
+    """Build a run's report."""
     results, colours = facts.results, colours_of(facts.tasks)
-    found = [
+    sections = [
         _summary(facts, colours),
         _curves(facts, colours),
         _matrix(facts),
@@ -77,27 +79,22 @@ def page_of(facts: RunFacts) -> Page:
         verdict=_verdict(results),
         good=results.guarantee["violations"] == 0,
         tiles=_tiles(facts),
-        sections=[section for section in found if section],
+        sections=[section for section in sections if section],
         tasks=[*facts.ownership.tasks] if facts.ownership else [],
         source=f" from {facts.folder.absolute()}",
     )
 
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
-    """(what, figure); a dash where results.json does not tell."""
-    results, (checked, violations) = facts.results, (facts.results.guarantee[key] for key in ("checked", "violations"))
-    learned = sum(task.test is not None for task in results.tasks.values())
+    """Make the tiles; a dash stands for values that results.json lacks."""
+    results = facts.results
+    checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     return [
-        ("tasks learned", f"{learned} of {len(results.tasks)}" if results.tasks else "–"),
+        ("tasks learned", results.learned if results.tasks else "–"),
         ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
         (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
-        ("of the network is owned", _used(facts)),
+        ("of the network is owned", "–" if results.owned is None else f"{results.owned:.1%}"),
     ]
-
-
-def _used(facts: RunFacts) -> str:
-    capacity = facts.results.capacity
-    return share(capacity["owned"], capacity["prunable"]) if capacity else "–"
 
 
 def _verdict(results: Results) -> str:
@@ -120,45 +117,21 @@ def _summary(facts: RunFacts, colours: dict[str, str]) -> Section | None:
     results = facts.results
     if not results.tasks:
         return None
-    compared = [name for name in BASELINES if any(getattr(t, name) is not None for t in results.tasks.values())]
     reuse = any(task.weights_reused for task in results.tasks.values())
-    columns = ["task", "metric", "test", "validation", *compared, "forgetting", "density", "weights"]
-    columns += [*(["read"] if reuse else []), "private", "file", "trained"]
-    rows = []
-    for name, task in results.tasks.items():
-        forgetting = results.forgetting_of(name)
-        cells = [name, f"{task.metric} {ARROWS[task.direction]}", number(task.test), number(task.val)]
-        cells += [number(getattr(task, other)) for other in compared]
-        cells += [
-            "" if forgetting is None else f"{forgetting:g}",
-            "" if task.density is None else f"{task.density:.3f}",
-        ]
-        cells += [_count(task.weights), *([_count(task.weights_reused)] if reuse else [])]
-        cells += [_count(task.weights_private), bytes_of(size) if (size := _file_size(facts, name)) else ""]
-        cells.append(duration(task.train_seconds) if task.train_seconds else "")
-        rows.append(Row(cells, name, colours[name], best=frozenset({2})))
-    for name, found in results.ensemble.items():
-        cells = [f"{name} of {len(found['tasks'])}", f"{found['metric']} {ARROWS[found['direction']]}"]
-        rows.append(Row([*cells, number(found["test"]), *[""] * (len(columns) - 3)], name, best=frozenset({2})))
-    table = Table("Tasks", columns, rows, words=2)
-    lead = "Test scores are measured again after the last stage; ↑ more is better, ↓ less is. Private is what a task "
-    lead += "has for itself: head, stem, biases, norms" + ("; read are others' weights." if reuse else ".")
+    names = ["task", "metric", "test", "val", *BASELINES, "forgetting", "density", "weights", "weights_reused"]
+    names += ["weights_private", "file_size", "train_seconds"]
+    sizes = {task: size for task in results.tasks if (size := facts.subnetwork_size(task)) is not None}
+    table = tasks_table(results, names, True, sizes, colour=lambda task: colours.get(task, ""))
+    lead = "Test scores are evaluated again after the last stage; ↑ more is better, ↓ less is. Private are the values "
+    lead += "of head, stem, biases and norms" + ("; read are other tasks' weights." if reuse else ".")
     return Section("tasks", "Tasks", lead, tables=[table])
-
-
-def _count(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
-
-
-def _file_size(facts: RunFacts, task: str) -> int:
-    return facts.files.get(str(Path("subnetworks") / f"{task}.safetensors"), 0)
 
 
 def _curves(facts: RunFacts, colours: dict[str, str]) -> Section | None:
     plots: list[Plot] = []
-    measured = facts.curves_of("val")
-    for metric in dict.fromkeys(curve.quantity for curve in measured):
-        drawn = [Drawn(c.task, colours[c.task], c) for c in measured if c.quantity == metric]
+    validation = facts.curves_of("val")
+    for metric in dict.fromkeys(curve.quantity for curve in validation):
+        drawn = [Drawn(c.task, colours[c.task], c) for c in validation if c.quantity == metric]
         plots.append(curves_plot(f"curves-{len(plots)}", metric, drawn))
     losses = [
         Drawn(f"{c.task} ({split})", colours[c.task], c)
@@ -169,7 +142,7 @@ def _curves(facts: RunFacts, colours: dict[str, str]) -> Section | None:
         plots.append(curves_plot("losses", "loss", losses))
     if not plots:
         return None
-    lead = "On the validation split while each task was learned; losses on the training batches are dotted."
+    lead = "On the validation split during training; losses on the training batches are dotted."
     return Section("curves", "Learning curves", lead, legend_of(colours), plots)
 
 
@@ -181,68 +154,43 @@ def _matrix(facts: RunFacts) -> Section | None:
         name if len(name) <= LABEL else listed(stage, 1)
         for name, stage in zip(facts.stages, results.curriculum, strict=True)
     ]
-    plots = [matrix_plot("matrix", "This network", results.matrix, results, labels)]
-    tables = _matrix_table("This network", results, results.matrix, facts.stages)
-    tuned = results.finetune["matrix"]
-    if tuned:
-        title = "One dense network, fine-tuned task after task"
-        plots.append(matrix_plot("finetuned", title, tuned, results, list(results.tasks)))
-        tables += _matrix_table(title, results, tuned, list(results.tasks))
-    legend = Legend([(name, colour, False) for name, colour in CHANGES.items()])
-    lead = "Test scores of every task after every stage, each measured anew; colours say how they changed since the "
+    networks = [("matrix", "This network", results.matrix, facts.stages, labels)]
+    if tuned := results.finetune["matrix"]:
+        tasks = list(results.tasks)
+        networks.append(("finetuned", "One dense network, fine-tuned task after task", tuned, tasks, tasks))
+    plots, tables = [], []
+    for key, title, matrix, stages, names in networks:
+        plots.append(chart_plot(matrix_chart(key, title, matrix, results, names)))
+        if len(results.tasks) <= MOST_TASKS:
+            tables.append(matrix_table(title, stages, list(results.tasks), matrix, f"{title}, as a table"))
+    lead = "Test scores of every task after every stage, each evaluated again; colours show the change since the "
     lead += "task was learned."
-    return Section("matrix", "Accuracy matrix", lead, legend, plots, tables)
-
-
-def _matrix_table(title: str, results: Results, matrix: list[list[float | None]], stages: list[str]) -> list[Table]:
-    if len(results.tasks) > 2 * WRITTEN:
-        return []
-    rows = [Row([name, *map(number, row)]) for name, row in zip(stages, matrix, strict=False)]
-    return [Table(title, ["after", *results.tasks], rows, summary=f"{title}, as a table")]
+    return Section("matrix", "Accuracy matrix", lead, Legend(CHANGES), plots, tables)
 
 
 def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
-    ownership = facts.ownership
-    if ownership is None or not ownership.owners:
+    state = facts.ownership
+    if state is None or not state.owners:
         return []
-    layers, total, legend = ownership.capacity(), ownership.total(), legend_of(colours, free=True)
-    capacity = [
-        capacity_plot("capacity-all", [total], colours, "All layers"),
-        capacity_plot("capacity", layers, colours, "Layer by layer"),
+    layers, total, legend = state.capacity(), state.total(), legend_of(colours, free=True)
+    charts = [
+        capacity_chart("capacity-all", [total], colours, "All layers"),
+        capacity_chart("capacity", layers, colours, "Layer by layer"),
     ]
-    sections = [
-        Section(
-            "capacity",
-            "Capacity",
-            "Who owns the weights that can be pruned; no weight has two owners.",
-            legend,
-            capacity,
-            [_capacity_table([*layers, total])],
-        )
-    ]
-    picture, maps = owner_maps(ownership, colours)
-    lead = "Who owns which weight of a layer: a row is an output unit, a column one of its inputs."
-    sections.append(Section("owners", "Owner maps", lead, legend, [picture], maps=maps))
-    if any(len(counts) > 1 for counts in used_by_task(ownership).values()):
-        lead = "The share of the weights that one task computes with, its own and those that it reads, that another "
-        lead += "computes with too: rows are of the first, columns of the second."
-        sections.append(Section("overlap", "Mask overlap", lead, plots=[overlap_plot(ownership)]))
-    else:
-        lead = "No task reads another's weights: no two masks have a weight in common."
-        sections.append(Section("overlap", "Mask overlap", lead))
+    table = capacity_table([*layers, total], MOST_COLUMNS, "Numbers of weights, as a table")
+    lead = "The owners of the prunable weights; no weight has two owners."
+    sections = [Section("capacity", "Capacity", lead, legend, [chart_plot(chart) for chart in charts], [table])]
+    plot, maps = owner_maps(state, colours)
+    lead = "The owner of each weight of a layer: a row is an output unit, a column one of its inputs."
+    sections.append(Section("owners", "Owner maps", lead, legend, [plot], maps=maps))
+    plots = []
+    lead = "No task reads another's weights: no two masks overlap."
+    if any(len(counts) > 1 for counts in used_by_task(state).values()):
+        lead = "The share of a task's weights, its own and those that it reads, that another task computes with too: "
+        lead += "a row for the first task, a column for the second."
+        plots = [chart_plot(overlap_chart(state))]
+    sections.append(Section("overlap", "Mask overlap", lead, plots=plots))
     return sections
-
-
-def _capacity_table(layers: list[Capacity]) -> Table:
-    tasks = list(layers[0].owned)
-    named = tasks if len(tasks) <= WRITTEN else []
-    columns = ["layer", "shape", "weights", *named, *([] if named else ["owned"]), "free"]
-    rows = []
-    for layer in layers:
-        shape = " × ".join(map(str, layer.shape)) if len(layer.shape) > 1 else ""
-        owned = [f"{layer.owned[task]:,}" for task in named] or [f"{layer.size - layer.free:,}"]
-        rows.append(Row([layer.name, shape, f"{layer.size:,}", *owned, f"{layer.free:,}"]))
-    return Table("Capacity", columns, rows, words=2, summary="Numbers of weights, as a table")
 
 
 def _sparsity(facts: RunFacts, colours: dict[str, str]) -> Section | None:
@@ -261,63 +209,60 @@ def _forgetting(results: Results, colours: dict[str, str]) -> Section | None:
     if results.forgetting is None:
         return None
     tuned = results.finetune["matrix"]
-    columns = ["task", "metric", "when learned", "now", "forgotten", *(["forgotten when fine-tuned"] if tuned else [])]
-    rows = []
-    for name, task in results.tasks.items():
-        forgotten = results.forgetting_of(name)
-        cells = [name, f"{task.metric} {ARROWS[task.direction]}", number(task.test_when_learned), number(task.test)]
-        cells.append("" if forgotten is None else f"{forgotten:g}")
-        if tuned:
-            cells.append(number(results.forgetting_of(name, tuned)))
-        rows.append(Row(cells, name, colours[name]))
+    names = ("task", "metric", "test_when_learned", "test", "forgetting", "finetune_forgetting")
+    table = tasks_table(results, names, colour=colours.__getitem__)
     if len(results.curriculum) == 1:
         lead = "All tasks were learned at once: nothing came later that they could forget by."
     else:
-        lead = f"Best past minus final test score: {results.forgetting:g} in the mean over tasks that were learned "
+        lead = f"Best past minus final test score: {results.forgetting:g}, the mean over tasks that were learned "
         lead += f"before the last stage; backward transfer {results.bwt:g}."
     if tuned:
         lead += (
             f" One dense network that was fine-tuned task after task forgot {number(results.finetune['forgetting'])}."
         )
     plots = _forgetting_plots(results) if tuned else []
-    legend = Legend([(name, colour, False) for name, colour in TUNED.items()]) if plots else None
-    return Section("forgetting", "Forgetting", lead, legend, plots, [Table("Forgetting", columns, rows, words=2)])
+    return Section("forgetting", "Forgetting", lead, Legend(TUNED) if plots else None, plots, [table])
 
 
 def _forgetting_plots(results: Results) -> list[Plot]:
-    plots: list[Plot] = []
-    for metric in dict.fromkeys(task.metric for task in results.tasks.values()):
-        names = [name for name, task in results.tasks.items() if task.metric == metric]
-        found = {
-            who: {n: lost for n in names if (lost := results.forgetting_of(n, matrix)) is not None}
-            for who, matrix in zip(TUNED, (results.matrix, results.finetune["matrix"]), strict=True)
-        }
-        if any(lost for losses in found.values() for lost in losses.values()):
-            plots.append(scores_plot(f"forgetting-{len(plots)}", metric, found, TUNED, f"{metric} forgotten"))
-    return plots
+    lost = {
+        name: {task: loss for task in results.tasks if (loss := results.forgetting_of(task, matrix)) is not None}
+        for name, matrix in zip(TUNED, (results.matrix, results.finetune["matrix"]), strict=True)
+    }
+    forgetful = {task for losses in lost.values() for task, loss in losses.items() if loss}
+    metrics = {task.metric for name, task in results.tasks.items() if name in forgetful}
+    return _plots_by_metric("forgetting", results, lost, "forgotten", metrics)
 
 
 def _baselines(results: Results) -> Section | None:
-    colours = {"this network": OWN_COLOUR, **BASELINES}
-    plots: list[Plot] = []
-    for metric in dict.fromkeys(task.metric for task in results.tasks.values()):
-        tasks = {name: task for name, task in results.tasks.items() if task.metric == metric}
-        scores = {"this network": {n: t.test for n, t in tasks.items() if t.test is not None}}
-        for kind in BASELINES:
-            found = {name: score for name, t in tasks.items() if (score := getattr(t, kind)) is not None}
-            scores |= {kind: found} if found else {}
-        if len(scores) > 1:
-            plots.append(scores_plot(f"baselines-{len(plots)}", metric, scores, colours, f"{metric} on the test split"))
+    scores = {
+        network: {n: score for n, task in results.tasks.items() if (score := getattr(task, name)) is not None}
+        for network, name in zip(NETWORKS, ("test", *BASELINES), strict=True)
+    }
+    scores = {network: by_task for network, by_task in scores.items() if by_task}
+    compared = {task for kind in BASELINES for task in scores.get(kind, ())}
+    metrics = {results.tasks[task].metric for task in compared}
+    plots = _plots_by_metric("baselines", results, scores, "on the test split", metrics)
     if not plots:
         return None
-    shown = [(name, colour, False) for name, colour in colours.items() if name == "this network" or _has(results, name)]
-    lead = "Beside a dense network for each task (dense), one dense network that learned task after task (finetune), "
-    lead += "and one that learned all at once (joint)."
-    return Section("baselines", "Baselines", lead, Legend(shown), plots)
+    lead = "Compared with a dense network for each task (dense), one dense network that learned task after task "
+    lead += "(finetune), and one that learned all tasks at once (joint)."
+    return Section("baselines", "Baselines", lead, Legend({network: NETWORKS[network] for network in scores}), plots)
 
 
-def _has(results: Results, baseline: str) -> bool:
-    return any(getattr(task, baseline) is not None for task in results.tasks.values())
+def _plots_by_metric(
+    key: str, results: Results, scores: Mapping[str, Mapping[str, float]], label: str, metrics: Collection[str]
+) -> list[Plot]:
+    """Draw a figure per metric; scores: network to {task: score}."""
+    plots: list[Plot] = []
+    for metric in dict.fromkeys(task.metric for task in results.tasks.values() if task.metric in metrics):
+        rows = {
+            name: {task: score for task, score in by_task.items() if results.tasks[task].metric == metric}
+            for name, by_task in scores.items()
+        }
+        rows = {name: row for name, row in rows.items() if row}
+        plots.append(scores_plot(f"{key}-{len(plots)}", metric, rows, NETWORKS | TUNED, f"{metric} {label}"))
+    return plots
 
 
 def _config(facts: RunFacts) -> Section | None:
@@ -332,9 +277,9 @@ def _use(facts: RunFacts) -> Section:
     folder = str(facts.folder.absolute())
     commands = "\n".join(
         (
-            f"msh evaluate run='{folder}'   # measure every task again: the same scores",
+            f"msh evaluate run='{folder}'   # evaluate every task again: the same scores",
             f"msh inspect '{folder}'        # tasks, densities, sizes, capacity",
-            f"msh report '{folder}'         # make this page again",
+            f"msh report '{folder}'         # write this page again",
         )
     )
     code = [Code("In a terminal", commands), Code("In Python", SNIPPET.format(folder=folder))]

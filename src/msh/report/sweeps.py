@@ -1,28 +1,27 @@
-"""What the jobs of a sweep came to, read from their folders: sweep.csv, and a table in the terminal."""
+"""Read a sweep's jobs from their folders; write sweep.csv, and print a table."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from msh.errors import is_under
 from msh.files.atomic import write_text
 from msh.files.yaml_files import read_overrides
-from msh.report.table import new_console
+from msh.report.terminal import new_console
 from msh.runs.objectives import mean_density, mean_score
 from msh.runs.results import ENDED, UNFINISHED, Results
+from msh.runs.tables import Column, Mark, Table
+from msh.runs.words import SCORE, duration
 
 CSV_NAME = "sweep.csv"
-NUMBERS = ("mean_score", "density", "seconds", "forgetting", "violations")
-"""What the table has of a job beside its settings and the scores of its tasks."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,13 @@ class JobRow:
     """A job.
 
     Attributes:
-        name: of its folder, below the sweep's.
-        settings: key to what was tried of it; keys in which jobs of the sweep differ.
+        name: its folder, relative to the sweep's.
+        settings: key to value, for keys that differ among the sweep's jobs.
         status: "finished", "failed" or "unfinished".
-        error: the last line of what went wrong, or "".
-        results: what it has measured, or None.
+        error: its last line, or "".
+        results: its scores, or None.
+        mean_score: on validation data, see `mean_score`; None if a task lacks it.
+        density: mean over the tasks; None if a task lacks it.
     """
 
     name: str
@@ -42,42 +43,43 @@ class JobRow:
     status: str
     error: str
     results: Results | None
+    mean_score: float | None = None
+    density: float | None = None
 
-    def numbers(self) -> dict[str, float]:
-        """`NUMBERS`, nan where one is missing."""
-        found = self.results
-        if found is None:
-            return dict.fromkeys(NUMBERS, math.nan)
-        values = (mean_score(found), mean_density(found), found.wall_seconds, found.forgetting)
-        return {
-            name: math.nan if value is None else float(value)
-            for name, value in zip(NUMBERS, (*values, found.guarantee["violations"]), strict=True)
-        }
+    @property
+    def final_score(self) -> float | None:
+        """Mean score, for a finished job."""
+        return self.mean_score if self.status == "finished" else None
+
+    @property
+    def scored(self) -> bool:
+        """True for a finished job with score and density."""
+        return self.final_score is not None and self.density is not None
 
 
 def read_sweep(folder: Path, leave_out: Sequence[str] = ()) -> list[JobRow]:
-    """The jobs of a sweep, in the order of their folders' names.
+    """Read a sweep's jobs, ordered by folder.
 
     Args:
-        folder: of the sweep.
-        leave_out: dotted keys that are no settings to be told, nor what is below them.
+        folder: the sweep's.
+        leave_out: dotted keys that are not reported as settings, nor the keys below them.
     Raises:
         FileNotFoundError: there is no job below the folder.
     """
-    found = sorted((path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")), key=_natural)
-    if not found:
+    jobs = sorted((path.parent.parent for path in folder.rglob(".hydra/overrides.yaml")), key=_natural)
+    if not jobs:
         raise FileNotFoundError(f"{folder} is not the folder of a sweep: no run folder is below it")
-    given = [_settings(path, leave_out) for path in found]
-    keys = dict.fromkeys(key for settings in given for key in settings)
-    differing = [key for key in keys if len({settings.get(key, "") for settings in given}) > 1]
+    overrides = [_settings(path, leave_out) for path in jobs]
+    keys = dict.fromkeys(key for settings in overrides for key in settings)
+    differing = [key for key in keys if len({settings.get(key, "") for settings in overrides}) > 1]
     return [
         _row(folder, path, {key: settings.get(key, "") for key in differing})
-        for path, settings in zip(found, given, strict=True)
+        for path, settings in zip(jobs, overrides, strict=True)
     ]
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sorts numbers in names as numbers."""
+    """Return a sort key that takes numbers in names as numbers."""
     parts = re.findall(r"\d+|\D+", str(path))
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
 
@@ -99,63 +101,93 @@ def _row(sweep: Path, job: Path, settings: dict[str, str]) -> JobRow:
     error = error or (lines[-1] if lines else "")
     done = results is not None and results.status == "finished" and not lines
     status = "finished" if done else "failed" if error and error != ENDED else "unfinished"
-    return JobRow(str(job.relative_to(sweep)), settings, status, error, results)
+    score, density = (mean_score(results), mean_density(results)) if results else (math.nan, math.nan)
+    known = (None if math.isnan(value) else value for value in (score, density))
+    return JobRow(str(job.relative_to(sweep)), settings, status, error, results, *known)
+
+
+JOB: Column[JobRow] = Column("job", attrgetter("name"), words=True)
+STATUS: Column[JobRow] = Column(
+    "status", attrgetter("status"), words=True, mark=lambda row: "" if row.status == "finished" else "bad"
+)
+DENSITY: Column[JobRow] = Column("density", attrgetter("density"), ".3f")
+
+
+def _from_results(
+    name: str, value: Callable[[Results], Any], form: str | Callable[[Any], str] = "", header: str = ""
+) -> Column[JobRow]:
+    return Column(name, lambda row: value(row.results) if row.results else None, form, header)
+
+
+SECONDS = _from_results("seconds", attrgetter("wall_seconds"), duration, "took")
+
+
+def setting_columns(keys: Iterable[str]) -> list[Column[Any]]:
+    """Make a column per setting, for rows with `settings`."""
+
+    def column(key: str) -> Column[Any]:
+        return Column(key, lambda row: row.settings[key], short, words=True)
+
+    return [column(key) for key in keys]
+
+
+def jobs_table(rows: Sequence[JobRow], **how: Any) -> Table[JobRow]:
+    """Make the jobs' table for people; the best mean score is marked.
+
+    Args:
+        rows: at least one.
+        how: see `Table`.
+    """
+    best = max((row.final_score for row in rows if row.final_score is not None), default=None)
+
+    def mark(row: JobRow) -> Mark:
+        return "best" if best is not None and row.final_score == best else ""
+
+    score = Column[JobRow]("mean_score", attrgetter("final_score"), SCORE, "mean score", mark=mark)
+    columns = [JOB, *setting_columns(rows[0].settings), STATUS, score, DENSITY, SECONDS]
+    return Table("Jobs", columns, rows, described, **how)
 
 
 def write_csv(path: Path, rows: Sequence[JobRow]) -> None:
-    """Write sweep.csv: a line per job, with TASK.val and TASK.test of every task of any of them; empty: not known."""
-    tasks = list(dict.fromkeys(task for row in rows if row.results for task in row.results.tasks))
-    settings = list(rows[0].settings)
-    scores = [f"{task}.{split}" for task in tasks for split in ("val", "test")]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(["job", *settings, "status", *NUMBERS, *scores, "error"])
-    for row in rows:
-        results = row.results
-        known = {
-            f"{task}.{split}": getattr(result, split)
-            for task, result in (results.tasks.items() if results else ())
-            for split in ("val", "test")
-        }
-        numbers = ["" if math.isnan(value) else value for value in row.numbers().values()]
-        cells = [row.settings[key] for key in settings]
-        writer.writerow([row.name, *cells, row.status, *numbers, *(known.get(name) for name in scores), row.error])
-    write_text(path, buffer.getvalue())
+    """Write sweep.csv: a line per job, with TASK.val and TASK.test for every task; unknown values are empty."""
+
+    def score(task: str, split: str) -> Column[JobRow]:
+        return _from_results(f"{task}.{split}", lambda results: getattr(results.tasks.get(task), split, None))
+
+    tasks = dict.fromkeys(task for row in rows if row.results for task in row.results.tasks)
+    columns = [
+        *(JOB, *setting_columns(rows[0].settings), STATUS),
+        *(Column[JobRow]("mean_score", attrgetter("mean_score")), DENSITY, SECONDS),
+        _from_results("forgetting", attrgetter("forgetting")),
+        _from_results("violations", lambda results: results.guarantee["violations"]),
+        *(score(task, split) for task in tasks for split in ("val", "test")),
+        Column[JobRow]("error", attrgetter("error")),
+    ]
+    write_text(path, Table("sweep", columns, rows).csv())
 
 
 def print_sweep(rows: Sequence[JobRow], console: Console | None = None) -> None:
-    """Print a line per job, the best mean score marked, and the errors of those that are not finished."""
+    """Print a line per job, with the best mean score marked, and unfinished jobs' errors."""
     console = console or new_console()
-    table = Table(title=f"{len(rows)} jobs, {sum(row.status == 'finished' for row in rows)} finished")
-    for column in ("job", *rows[0].settings, "status", "mean_score", "density", "seconds"):
-        table.add_column(column, justify="right" if column in NUMBERS else "left")
-    scores = [row.numbers()["mean_score"] for row in rows if row.status == "finished"]
-    best = max((score for score in scores if not math.isnan(score)), default=None)
-    for row in rows:
-        numbers, finished = row.numbers(), row.status == "finished"
-        score = _shown(numbers["mean_score"], ".4f") if finished else ""
-        if finished and numbers["mean_score"] == best:
-            score = f"[bold]{score} *[/bold]"
-        status = row.status if finished else f"[red]{row.status}[/red]"
-        cells = [score, _shown(numbers["density"], ".3f"), _shown(numbers["seconds"], ".0f")]
-        table.add_row(row.name, *map(short, row.settings.values()), status, *cells)
-    console.print(table)
+    finished = sum(row.status == "finished" for row in rows)
+    jobs_table(rows).print(console, f"{len(rows)} jobs, {finished} finished")
     for row in rows:
         if row.status != "finished":
             line = f"{row.name} {row.status}: {row.error}".removesuffix(": ")
             console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-    console.print("mean_score is measured on validation data; * marks the best", highlight=False)
+    console.print("mean score: on validation data; * marks the best", highlight=False)
+
+
+def described(row: JobRow) -> str:
+    """Return a job's name and settings in a line."""
+    return " ".join([row.name, *(f"{key}={short(value)}" for key, value in row.settings.items())])
 
 
 def short(value: str) -> str:
-    """A setting's value as tables show it: numbers that were drawn have more places than anybody reads."""
+    """Shorten a setting's value for tables: long numbers get four digits."""
     if len(value) <= 9:
         return value
     try:
         return f"{float(value):.4g}"
     except ValueError:
         return value
-
-
-def _shown(value: float, form: str) -> str:
-    return "" if math.isnan(value) else format(value, form)

@@ -1,29 +1,34 @@
-"""One colour for each task, the same in every picture."""
+"""Colours: one for each task, the same in every figure, and those that all figures share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-FEW = ("#2f7fc1", "#e0702e", "#1fa187", "#c8649a", "#d3a01c", "#7a6fd0", "#6aa84f", "#a0785a")
-"""Told apart with any kind of colour vision, on white and on black. Source: after Okabe and Ito 2008."""
-RAMP = ("#5b3fa8", "#3f6fc4", "#1f96a8", "#2fae6f", "#9bb536", "#e0a32e")
-"""From the first task to the last where there are more: hue and lightness rise together."""
+import numpy as np
+
+FEW = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Distinct with any colour vision, on white and on black. Source: Okabe and Ito 2008, without black and yellow."""
+MANY = ("#882e72", "#1965b0", "#7bafde", "#4eb265", "#ee8026", "#dc050c")
+"""From the first of many tasks to the last. Source: Tol 2021, discrete rainbow, without its lightest colours."""
+SCORES = ("#7801a8", "#9f1a9b", "#c03b81", "#db5b67", "#ef7d4f", "#fba337")
+"""From the lowest score to the highest. Source: matplotlib's plasma, without its darkest and lightest parts."""
+FREE_COLOUR = "#80808033"
+"""Weights that no task owns, "#rrggbbaa"."""
+CHANGES = {
+    "worse by more than 5 %": f"{FEW[1]}c0",
+    "worse": f"{FEW[1]}66",
+    "unchanged": "#8080802e",
+    "better": f"{FEW[0]}59",
+    "better by more than 5 %": f"{FEW[0]}b3",
+}
+"""Change of a score since its task was learned, to its colour "#rrggbbaa"; the worst first."""
 
 
 def colours_of(tasks: Sequence[str]) -> dict[str, str]:
-    """Task to its colour, "#rrggbb".
-
-    Up to eight tasks have colours of their own; of more, each has its place on a ramp from the first to the last.
-    """
+    """Map each task to a colour, "#rrggbb": from FEW, or on a ramp along MANY if there are more tasks."""
     if len(tasks) <= len(FEW):
         return dict(zip(tasks, FEW, strict=False))
-    return {task: _on_ramp(place / (len(tasks) - 1)) for place, task in enumerate(tasks)}
-
-
-def _on_ramp(place: float) -> str:
-    """The colour at a place in [0, 1] of the ramp."""
-    at = place * (len(RAMP) - 1)
-    left = min(int(at), len(RAMP) - 2)
-    ends = [[int(RAMP[i][start : start + 2], 16) for start in (1, 3, 5)] for i in (left, left + 1)]
-    mixed = (round(a + (b - a) * (at - left)) for a, b in zip(*ends, strict=True))
-    return "#" + "".join(f"{part:02x}" for part in mixed)
+    ends = np.array([list(bytes.fromhex(colour[1:])) for colour in MANY])  # (colours, 3)
+    at = np.linspace(0, len(MANY) - 1, len(tasks))
+    mixed = np.stack([np.interp(at, np.arange(len(MANY)), channel) for channel in ends.T], 1)  # (tasks, 3)
+    return {task: "#" + bytes(rgb).hex() for task, rgb in zip(tasks, mixed.round().astype(int).tolist(), strict=True)}

@@ -1,4 +1,4 @@
-"""What is known of a run: read once from its folder, for the report, trackers and the terminal."""
+"""Read a run folder once, for the report and the terminal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from msh.files.state_file import read_state
 from msh.files.yaml_files import read_config
 from msh.runs.metrics import read_rows
 from msh.runs.results import FILE_NAME, LaterVersionError, Results
+from msh.runs.words import counted
 from msh.subnetworks import NetworkState
 
 COLUMN = re.compile(r"([^/]+)/(?:(train|val|test)/)?([^/]+)")
@@ -26,13 +27,13 @@ CONFIG = Path(".hydra") / "config.yaml"
 
 @dataclass(frozen=True)
 class Curve:
-    """What was logged of a task over the steps of the run.
+    """A task's quantity over optimizer steps.
 
     Attributes:
         task: its name.
         split: "train", "val" or "test"; "" for its sparsity.
-        quantity: "loss", the name of a metric, or "sparsity".
-        steps: optimizer steps since the start of the run, one for each value.
+        quantity: "loss", a metric, or "sparsity".
+        steps: since the run's start, one per value.
         values: in the quantity's unit.
     """
 
@@ -45,16 +46,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run folder holds.
+    """A run folder's content.
 
     Attributes:
         folder: the run folder.
-        results: what results.json holds; without any task if it cannot be read.
-        curves: what metrics.csv holds of tasks.
-        ownership: what network.safetensors holds, or None.
+        results: from results.json; without tasks if it cannot be read.
+        curves: from metrics.csv.
+        ownership: from network.safetensors, or None.
         config: the composed config, or None.
-        notes: what is missing, damaged or not finished: a sentence each.
-        files: name of a file in the folder to its bytes: the network and the subnetworks.
+        notes: a sentence for each missing, damaged or unfinished part.
+        files: path in the folder to bytes: the network and the subnetworks.
     """
 
     folder: Path
@@ -67,47 +68,42 @@ class RunFacts:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """All tasks that the folder tells of, in the order in which they are learned."""
+        """All tasks that any file names, in training order."""
         named = [*self.results.tasks, *(self.ownership.tasks if self.ownership else [])]
         return list(dict.fromkeys([*named, *(curve.task for curve in self.curves)]))
 
     @property
     def stages(self) -> list[str]:
-        """What the rows of the matrix come after: names of the stages' tasks."""
-        return [", ".join(stage) for stage in self.results.curriculum]
+        """Stage names; see `Results.stages`."""
+        return self.results.stages
+
+    def subnetwork_size(self, task: str) -> int | None:
+        """Return the subnetwork file's bytes; None if there is none."""
+        return self.files.get(str(Path("subnetworks") / f"{task}.safetensors"))
 
     def curves_of(self, split: str, quantity: str | None = None) -> list[Curve]:
-        """Curves of a split, in the tasks' order.
+        """Return a split's curves, ordered as the tasks.
 
         Args:
             split: "train", "val", "test", or "" for sparsity.
-            quantity: the name of it; any but "loss" when None.
+            quantity: its name; None for all but "loss".
         """
-        place = {task: i for i, task in enumerate(self.tasks)}
-        found = [c for c in self.curves if c.split == split]
-        found = [c for c in found if (c.quantity == quantity if quantity else c.quantity != "loss")]
-        return sorted(found, key=lambda curve: place[curve.task])
-
-    @property
-    def metrics(self) -> dict[str, list[str]]:
-        """Metric to the tasks that are measured by it."""
-        found: dict[str, list[str]] = {}
-        for name, task in self.results.tasks.items():
-            found.setdefault(task.metric, []).append(name)
-        return found
+        curves = [c for c in self.curves if c.split == split]
+        curves = [c for c in curves if (c.quantity == quantity if quantity else c.quantity != "loss")]
+        return sorted(curves, key=lambda curve: self.tasks.index(curve.task))
 
     @property
     def config_text(self) -> str:
-        """The composed config as YAML, interpolations as they are written."""
+        """The composed config as YAML, with its interpolations."""
         return OmegaConf.to_yaml(self.config) if self.config is not None else ""
 
 
 def read_run(folder: Path) -> RunFacts:
-    """Read a run folder, finished or not; what is missing or damaged in it is noted and left out.
+    """Read a run folder, finished or not; leave out missing and damaged parts, with a note for each.
 
     Raises:
-        FileNotFoundError: it is not a run folder: it has neither results.json nor a composed config.
-        LaterVersionError: results.json is of a later schema version.
+        FileNotFoundError: the folder has neither results.json nor a composed config.
+        LaterVersionError: results.json has a later schema version.
     """
     if not (folder / FILE_NAME).is_file() and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has neither {FILE_NAME} nor {CONFIG}")
@@ -115,8 +111,8 @@ def read_run(folder: Path) -> RunFacts:
     config = _read_config(folder, notes)
     results = _read_results(folder, config, notes)
     ownership = _read_network(folder, results, notes)
-    found = [folder / "network.safetensors", *sorted((folder / "subnetworks").glob("*.safetensors"))]
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in found if path.is_file()}
+    paths = [folder / "network.safetensors", *sorted((folder / "subnetworks").glob("*.safetensors"))]
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
     return RunFacts(folder, results, _read_curves(folder, notes), ownership, config, notes, files)
 
 
@@ -124,7 +120,7 @@ def _read_config(folder: Path, notes: list[str]) -> DictConfig | None:
     try:
         return read_config(folder / CONFIG)
     except FileNotFoundError:
-        notes.append(f"{CONFIG} is missing: the run's settings are not known.")
+        notes.append(f"{CONFIG} is missing: the run's settings are unknown.")
     except ValueError as error:
         notes.append(f"{_line(error)}.")
     return None
@@ -136,21 +132,21 @@ def _read_results(folder: Path, config: Mapping[Any, Any] | None, notes: list[st
     except LaterVersionError:
         raise
     except (ValueError, FileNotFoundError) as error:
-        gone = isinstance(error, FileNotFoundError)
-        notes.append(f"Scores are not known: {f'{FILE_NAME} is missing' if gone else _line(error)}.")
+        reason = f"{FILE_NAME} is missing" if isinstance(error, FileNotFoundError) else _line(error)
+        notes.append(f"Scores are unknown: {reason}.")
         known = config or {}
         return Results(str(known.get("name", folder.name)), int(known.get("seed", 0)), [], {}, "", UNKNOWN)
     learned = len(results.matrix)
     if results.status != "finished":
-        done = f"{learned} of {len(results.curriculum)} stages are learned and measured"
+        done = f"{learned} of {len(results.curriculum)} stages are learned and evaluated"
         waiting = [task for stage in results.curriculum[learned:] for task in stage]
         missing = f"; not yet: {', '.join(waiting)}" if waiting else ""
-        what = {
+        endings = {
             "failed": "stopped with an error",
-            "stopped": "was told to stop",
+            "stopped": "was stopped",
             "running": "has not ended, or was killed",
         }
-        notes.append(f"The run {what.get(results.status, f'is {results.status}')}: {done}{missing}.")
+        notes.append(f"The run {endings.get(results.status, f'is {results.status}')}: {done}{missing}.")
     return results
 
 
@@ -160,12 +156,12 @@ def _read_network(folder: Path, results: Results, notes: list[str]) -> NetworkSt
         ownership = read_state(path, "network").state
     except (ValueError, FileNotFoundError) as error:
         if results.matrix or results.status == UNKNOWN or path.is_file():
-            notes.append(f"Who owns what is not known: {_line(error)}.")
+            notes.append(f"The owners of weights are unknown: {_line(error)}.")
         return None
     if ahead := [t for t in ownership.tasks if t in results.tasks and results.tasks[t].test is None]:
-        notes.append(f"{path.name} holds {', '.join(ahead)}, which {FILE_NAME} has no test score of.")
+        notes.append(f"{path.name} holds {', '.join(ahead)}, without a test score in {FILE_NAME}.")
     if behind := [t for t, row in results.tasks.items() if row.test is not None and t not in ownership.tasks]:
-        notes.append(f"{path.name} does not hold {', '.join(behind)}, which {FILE_NAME} has a test score of.")
+        notes.append(f"{path.name} does not hold {', '.join(behind)}, which have a test score in {FILE_NAME}.")
     return ownership
 
 
@@ -180,29 +176,29 @@ def _read_curves(folder: Path, notes: list[str]) -> list[Curve]:
         notes.append(f"There are no learning curves: {_line(error)}.")
         return []
     if not path.read_bytes().endswith(b"\n"):
-        notes.append(f"The last line of {path.name} is cut short, and left out.")
+        notes.append(f"The last line of {path.name} is incomplete, and left out.")
     curves, unread = curves_in(names, rows)
     if unread:
-        notes.append(f"{path.name} has {unread} cells that are not numbers; they are left out.")
+        notes.append(f"{path.name}: {counted(unread, 'cell')} left out, without a number.")
     return curves
 
 
 def curves_in(names: Iterable[str], rows: Iterable[Mapping[str, str]]) -> tuple[list[Curve], int]:
-    """The tasks' curves in a metrics.csv.
+    """Collect the tasks' curves from a metrics.csv.
 
     Args:
-        names: of its columns.
-        rows: column to cell, as `read_rows` gives them.
+        names: its columns.
+        rows: column to cell, from `read_rows`.
     Returns:
-        (curves with at least one value, in the order of the columns; number of cells that are not numbers).
+        (curves with at least one value, ordered as the columns; how many cells are not numbers).
     """
-    curves, unread, kept = [], 0, list(rows)
+    curves, unread, rows = [], 0, list(rows)
     for name in names:
-        found = COLUMN.fullmatch(name)
-        if not found or bool(found[2]) == (found[3] == "sparsity"):
+        parts = COLUMN.fullmatch(name)
+        if not parts or bool(parts[2]) == (parts[3] == "sparsity"):
             continue
-        curve = Curve(found[1], found[2] or "", found[3], [], [])
-        for row in kept:
+        curve = Curve(parts[1], parts[2] or "", parts[3], [], [])
+        for row in rows:
             if cell := row.get(name):
                 try:
                     curve.values.append(float(cell))
@@ -215,5 +211,5 @@ def curves_in(names: Iterable[str], rows: Iterable[Mapping[str, str]]) -> tuple[
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return an error message's first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Many things as few: neighbours put together."""
+"""Group neighbours, where there are too many to show each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Group:
     """Neighbours that are shown as one.
 
     Attributes:
-        name: what they are called.
-        places: of its members.
+        name: from the first to the last.
+        places: its members' indices.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Group:
 
 
 def in_groups(names: Sequence[str], most: int) -> list[Group]:
-    """Names one by one, or, where there are more than `most`, neighbours together in groups of one size."""
+    """Group names: each alone, or, if there are more than `most`, neighbours in equally large groups."""
     size = -(-len(names) // most)
     groups = []
     for start in range(0, len(names), max(size, 1)):
@@ -30,7 +30,7 @@ def in_groups(names: Sequence[str], most: int) -> list[Group]:
 
 
 def _span(first: str, last: str) -> str:
-    """From one name to another; what dotted names have in common is said once: "layers.0 to 4.weight"."""
+    """Name a range; dotted names' common parts appear once: "layers.0 to 4.weight"."""
     if first == last:
         return first
     starts, ends = first.split("."), last.split(".")
@@ -42,7 +42,7 @@ def _span(first: str, last: str) -> str:
     return f"{first} to {last}"
 
 
-def grouped(groups: Iterable[Group], what: str) -> str:
-    """What a caption says of groups; nothing where there are none."""
+def grouped(groups: Iterable[Group], noun: str) -> str:
+    """Return a caption's sentence about groups; "" if nothing is grouped."""
     size = max((len(group.places) for group in groups), default=1)
-    return f" Up to {size} {what} are drawn as one." if size > 1 else ""
+    return f" Up to {size} {noun} are drawn as one." if size > 1 else ""

@@ -1,4 +1,4 @@
-"""Read and write metrics.csv, the logged values of a run."""
+"""Read and write metrics.csv, a run's logged values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from msh.files.atomic import write_text
 
 STEP = re.compile("[0-9]{1,15}")
-"""A cell that is the number of a step."""
+"""A cell with the number of a step."""
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """(column names, rows) of a metrics.csv; lines that are cut short or too long are left out, a missing file is
-    empty.
+    """Read metrics.csv: (column names, rows), without incomplete and too long lines; ([], []) if it is missing.
 
     Raises:
         ValueError: it is damaged.
@@ -33,7 +32,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def write_rows(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
-    """Write a metrics.csv, whole or not at all."""
+    """Write a metrics.csv, completely or not at all."""
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, names)
     writer.writeheader()

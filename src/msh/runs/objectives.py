@@ -1,4 +1,4 @@
-"""What a run is judged by: the numbers that a sweep compares."""
+"""Objectives: the numbers by which a sweep compares runs."""
 
 from __future__ import annotations
 
@@ -6,44 +6,42 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from msh.errors import suggestion
+from msh.errors import invalid
 from msh.runs.results import Results, TaskResult
 from msh.tasks.task import skill_score
 
 OVERALL = {"mean_score": "max", "density": "min", "seconds": "min"}
-"""Objectives that every run has, and which way is better."""
+"""Objectives of every run, with the better direction."""
 SPLITS = ("val", "test")
 
 
-def objective_names(given: Any) -> list[str]:
-    """What a config gives as None, a name, or a list of names, as a list."""
-    return [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
+def objective_names(setting: Any) -> list[str]:
+    """Return the setting `objective`, None, a name or several names, as a list."""
+    return [] if setting is None else [setting] if isinstance(setting, str) else [str(name) for name in setting]
 
 
-def read_objectives(given: Any, tasks: Sequence[str]) -> list[str]:
-    """The objectives that a config names.
+def read_objectives(setting: Any, tasks: Sequence[str]) -> list[str]:
+    """Read the setting `objective`.
 
     Args:
-        given: None, a name, or a list of names.
-        tasks: names of the run's tasks.
+        setting: None, a name, or several names.
+        tasks: the run's task names.
     Raises:
-        ValueError: one is unknown, or named twice.
+        ValueError: a name is unknown, or appears twice.
     """
-    names = objective_names(given)
+    names = objective_names(setting)
     allowed = [*OVERALL, *(f"{task}.{split}" for task in tasks for split in SPLITS)]
     for name in names:
         if name not in allowed:
-            raise ValueError(
-                f"objective = {name!r} is not allowed: {', '.join(OVERALL)}, TASK.val or TASK.test is, "
-                f"with TASK one of {', '.join(tasks)}{suggestion(name, allowed)}"
-            )
+            bound = f"one of {', '.join(OVERALL)}, TASK.val, TASK.test with TASK one of {', '.join(tasks)}"
+            raise invalid("objective", bound, name, allowed)
         if names.count(name) > 1:
             raise ValueError(f"objective names {name!r} more than once")
     return names
 
 
 def objective_values(results: Results, names: Sequence[str]) -> list[float]:
-    """A finished run's objectives, in order; nan where it has not measured one."""
+    """Return a finished run's objectives, in order; nan for missing scores."""
     return [_value(results, name) for name in names]
 
 
@@ -60,7 +58,7 @@ def _value(results: Results, name: str) -> float:
 
 
 def mean_score(results: Results) -> float:
-    """Mean over the tasks of their scores on validation data, higher is better; nan where one is missing.
+    """Average the tasks' scores on validation data, higher is better; nan if one is missing.
 
     An error, where lower is better, counts as its skill score (`msh.tasks.task.skill_score`).
     """
@@ -73,6 +71,6 @@ def _skill(task: TaskResult) -> float:
 
 
 def mean_density(results: Results) -> float:
-    """Mean over the tasks of the share of the prunable weights that each owns; nan where one is missing."""
+    """Average the tasks' densities; nan if one is missing."""
     densities = [math.nan if task.density is None else task.density for task in results.tasks.values()]
     return sum(densities) / len(densities) if densities else math.nan

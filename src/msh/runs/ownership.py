@@ -8,10 +8,11 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from msh.errors import invalid, one_of
 from msh.subnetworks import NetworkState, TaskState
 
 CHUNK = 1 << 18
-"""Weights that are compared at a time."""
+"""Number of weights to compare at a time."""
 
 
 def private_count(entry: TaskState) -> int | None:
@@ -74,7 +75,7 @@ def owner_matrix(state: NetworkState, layer: str, cells: int = 1 << 16) -> Tenso
         (rows, columns): rows are output units, columns their inputs.
     """
     ids = state.owners[layer]
-    ids = ids.flatten(1) if ids.dim() > 1 else ids.unsqueeze(1)
+    ids = ids.flatten(1) if ids.dim() > 1 else ids.unsqueeze(1)  # (rows, columns)
     rows, columns = ids.shape
     shorter = min(rows, columns, isqrt(cells))
     longer = min(max(rows, columns), cells // max(1, shorter))
@@ -86,3 +87,23 @@ def spaced(size: int, most: int) -> Tensor:
     """Space indices evenly over 0, ..., size - 1, (min(size, most),), the last one included."""
     number = min(size, most)
     return size - 1 - torch.arange(number).flip(0) * size // max(1, number)
+
+
+def chosen_layers(names: Sequence[str], wanted: int | str | Sequence[str]) -> list[str]:
+    """Choose the layers whose owner maps are drawn.
+
+    Args:
+        names: all layers.
+        wanted: names; or how many layers, evenly spaced from the first to the last.
+    Raises:
+        ValueError: a layer does not exist, or the number is negative.
+    """
+    if not isinstance(wanted, int):
+        chosen = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+        for name in chosen:
+            one_of("owner_maps", name, names)
+        return chosen
+    if wanted < 0:
+        raise invalid("owner_maps", ">= 0, or names of layers", wanted)
+    count = min(wanted, len(names))
+    return [names[round(index * (len(names) - 1) / max(1, count - 1))] for index in range(count)]

@@ -1,4 +1,4 @@
-"""results.json: the scores of a run, and how far it has come."""
+"""Read and write results.json: a run's scores and progress."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from msh.files.atomic import write_text
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
 UNFINISHED = "unfinished.txt"
-"""In the folder of a sweep's job, from its start to its good end."""
+"""Name of a file in the folder of a sweep's job, from its start until it succeeds."""
 ENDED = "it is under way, or its process was ended: stopped, killed, or out of memory"
-"""What stands there until something else is known."""
+"""Content of that file until the job's outcome is known."""
 
 
 class LaterVersionError(ValueError):
-    """A results.json of a later schema version than this release reads."""
+    """A results.json has a later schema version than this release reads."""
 
 
 @dataclass
 class TaskResult:
-    """One task's part of results.json.
+    """One task in results.json.
 
     Attributes:
-        metric: name of its metric.
+        metric: its name.
         direction: "max" or "min".
-        stage: index of the stage that learned it.
-        test: score on the test split, measured after the last stage so far.
+        stage: index, from 0.
+        test: score on the test split, evaluated after the last stage so far.
         test_when_learned: the same, after its own stage.
         val: score on the validation split, after its own stage.
-        val_constant: of metrics where lower is better, what one answer to every example scores there: the mean of the
+        val_constant: for metrics where lower is better, the validation score of a constant answer, the mean of the
             training targets.
         density: own weights over all prunable weights, in (0, 1].
-        weights: number of own prunable weights.
-        weights_reused: number of earlier tasks' weights that it reads.
+        weights: how many prunable weights it owns.
+        weights_reused: how many earlier tasks' weights it reads.
         weights_read: the same, by the task that owns them; only tasks that it reads.
-        weights_private: number of values in its stem, head, biases and normalisation.
-        dense: test score of a dense network of its own, or None.
-        finetune: the same of one dense network that learned task after task, after the last of them.
-        joint: the same of one dense network that learned all tasks at once.
-        train_seconds: wall seconds of its stage's fits; a parallel stage's tasks all have their stage's.
+        weights_private: how many values its stem, head, biases and normalisation have.
+        dense: test score from a dense network for this task alone, or None.
+        finetune: test score after the last task, from one dense network that learned task after task, or None.
+        joint: test score from one dense network that learned all tasks at once, or None.
+        train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
     """
 
     metric: str
@@ -72,7 +72,7 @@ Matrix = list[list[float | None]]
 
 
 class Finetune(TypedDict):
-    """What one dense network that learned task after task reached; see `Results`."""
+    """A dense network that learned task after task; see `Results`."""
 
     matrix: Matrix
     forgetting: float | None
@@ -80,18 +80,18 @@ class Finetune(TypedDict):
 
 
 class EnsembleResult(TypedDict):
-    """What tasks that vote reached together; see `Results`."""
+    """Tasks that vote; see `Results`."""
 
     metric: str
     direction: Literal["max", "min"]
     tasks: list[str]
     test: float
     val: NotRequired[float | None]
-    """Runs of earlier releases have none."""
+    """Absent in runs of earlier releases."""
 
 
 class Guarantee(TypedDict):
-    """Comparisons, and how many failed."""
+    """Comparisons made, and failed ones."""
 
     checked: int
     violations: int
@@ -106,16 +106,16 @@ class Results:
     """results.json, schema version 1.
 
     Attributes:
-        matrix: row i: every task's test score after stage i, None for tasks not learned yet.
-        forgetting: mean over the tasks of best past minus final score (for "min" metrics: final minus best past).
-        bwt: backward transfer: mean over the tasks that were learned before the last stage of final score minus
-            score when learned (sign turned for "min" metrics).
-        guarantee: comparisons of frozen tasks with their records, and how many failed.
-        finetune: matrix, forgetting and bwt of one dense network that learned task after task (row i: after task i).
-        ensemble: name of an ensemble to its metric, direction, tasks, score on the test split and on validation data,
-            where the members have the same.
-        flush_denormal: whether subnormal numbers were computed as 0; None in runs of earlier releases.
-        run_id: names the run in trackers; stays over resumes.
+        matrix: (stages, tasks): test scores after each stage, None for tasks not learned yet.
+        forgetting: best past minus final score, mean over the tasks (for "min" metrics: final minus best past).
+        bwt: backward transfer: final score minus score when learned, mean over the tasks that were learned before the
+            last stage (negated for "min" metrics).
+        guarantee: comparisons between frozen tasks and their records, and failed ones.
+        finetune: matrix, forgetting and bwt for one dense network that learned task after task (row i: after task i).
+        ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
+            validation data.
+        flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
+        run_id: names the run in trackers, also after a resume.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
 
@@ -137,7 +137,7 @@ class Results:
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
-        """Add a stage's measurements of every task learned so far, and what follows from the matrix."""
+        """Add a stage's test scores for every task learned so far; update forgetting and bwt."""
         stage = len(self.matrix)
         self.matrix.append([scores.get(task) for task in self.tasks])
         for name, score in scores.items():
@@ -148,7 +148,7 @@ class Results:
         self.forgetting, self.bwt = self._forgetting_and_bwt(self.matrix)
 
     def add_finetune_row(self, scores: dict[str, float]) -> None:
-        """The same of the fine-tuned network, after one more task."""
+        """Add the fine-tuned network's test scores after one more task."""
         matrix = [*self.finetune["matrix"], [scores.get(task) for task in self.tasks]]
         forgetting, bwt = self._forgetting_and_bwt(matrix)
         self.finetune = {"matrix": matrix, "forgetting": forgetting, "bwt": bwt}
@@ -156,29 +156,46 @@ class Results:
             self.tasks[name].finetune = score
 
     def forgetting_of(self, task: str, matrix: list[list[float | None]] | None = None) -> float | None:
-        """Best past minus final score of one task, in the metric's unit; 0.0 right after its own stage.
+        """Compute one task's best past minus final score, in the metric's unit; 0.0 right after its stage.
 
         Args:
             task: name.
-            matrix: of another network of the same tasks; the run's own when None.
+            matrix: another network's, with the same tasks; the run's when None.
+        Returns:
+            None for a task not learned yet.
         """
         scores = self._oriented(self.matrix if matrix is None else matrix, task)
         if not scores:
             return None
         return max(scores[:-1]) - scores[-1] if len(scores) > 1 else 0.0
 
+    @property
+    def stages(self) -> list[str]:
+        """Stage names: their tasks'."""
+        return [", ".join(stage) for stage in self.curriculum]
+
+    @property
+    def learned(self) -> str:
+        """Number of learned tasks: "2 of 3"."""
+        return f"{sum(task.test is not None for task in self.tasks.values())} of {len(self.tasks)}"
+
+    @property
+    def owned(self) -> float | None:
+        """Owned share of the prunable weights; None before the first stage ends."""
+        return self.capacity["owned"] / self.capacity["prunable"] if self.capacity else None
+
     def missing(self, baselines: Iterable[str]) -> list[str]:
-        """Those of the baselines that have not measured every task."""
+        """Select the baselines that lack a task's score."""
         return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
 
     def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
-        """The task's column of a matrix from when it was learned, higher is better."""
+        """Return a task's column from its stage on, negated if lower is better."""
         column = list(self.tasks).index(task)
         sign = 1.0 if self.tasks[task].direction == "max" else -1.0
         return [sign * score for row in matrix if (score := row[column]) is not None]
 
     def _forgetting_and_bwt(self, matrix: list[list[float | None]]) -> tuple[float, float]:
-        """Means over the tasks; 0.0 while no task is older than the last row."""
+        """Average over the tasks; 0.0 while no task is older than the last row."""
         columns = [c for task in self.tasks if len(c := self._oriented(matrix, task)) > 1]
         if not columns:
             return 0.0, 0.0
@@ -186,7 +203,7 @@ class Results:
         return forgetting / len(columns), bwt / len(columns)
 
     def save(self, folder: Path) -> None:
-        """Write results.json into a run folder, whole or not at all."""
+        """Write results.json into a run folder, completely or not at all."""
         first = {"schema_version": self.schema_version}
         write_text(folder / FILE_NAME, json.dumps(first | asdict(self), indent=1, allow_nan=False) + "\n")
 
@@ -196,7 +213,7 @@ class Results:
 
         Raises:
             FileNotFoundError: the folder is not a run folder.
-            LaterVersionError: the file is of a later schema version.
+            LaterVersionError: the file has a later schema version.
             ValueError: the file is damaged.
         """
         path = folder / FILE_NAME
@@ -222,11 +239,11 @@ class Results:
         return results
 
     def _check(self) -> None:
-        """Raise a ValueError unless what is said of tasks is said of those that are there."""
+        """Raise a ValueError if a task without a result is named, or a matrix has more or fewer tasks."""
         named = [task for stage in self.curriculum for task in stage]
         named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
         if unknown := [task for task in named if task not in self.tasks]:
             raise ValueError(f"task {unknown[0]!r} is named, and has no result")
         for matrix in (self.matrix, self.finetune["matrix"]):
             if any(len(row) != len(self.tasks) for row in matrix):
-                raise ValueError(f"a matrix has rows that are not of {len(self.tasks)} tasks")
+                raise ValueError(f"a matrix has rows without a score for each of {len(self.tasks)} tasks")

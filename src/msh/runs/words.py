@@ -1,33 +1,27 @@
-"""Numbers as people read them, the same in the report and in the terminal."""
+"""Format numbers and names for people, the same in the report and in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 ARROWS = {"max": "↑", "min": "↓"}
-"""Direction of a metric to the arrow that says which way is better."""
+"""Direction of a metric to the arrow that points to better scores."""
+SCORE = ".4f"
+"""Format specification of scores."""
 
 
 def number(score: float | None) -> str:
-    """A score, to four places; nothing where there is none."""
-    return "" if score is None else f"{score:.4f}"
+    """Format a score, to four places; "" for None."""
+    return "" if score is None else format(score, SCORE)
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole, in percent."""
+    """Format a share, in percent."""
     return f"{part / whole:.1%}" if whole else "0.0%"
 
 
-def bytes_of(size: int) -> str:
-    """A file's size, in bytes or powers of 1000 of them."""
-    for power, unit in enumerate(("B", "kB", "MB", "GB")):
-        if size < 1000 ** (power + 1) or unit == "GB":
-            return f"{size / 1000**power:.1f} {unit}" if power else f"{size} B"
-    raise AssertionError
-
-
 def duration(seconds: float) -> str:
-    """Wall time, in its two largest units."""
+    """Format wall time, in its two largest units."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     if hours:
@@ -36,12 +30,12 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things, such as "1 task" or "2 tasks"."""
+    """Count things: "1 task", "2 tasks"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def shortened(name: str, most: int = 24) -> str:
-    """A name, with its middle left out where it is longer than so many characters."""
+    """Shorten a name to at most `most` characters: leave out its middle."""
     if len(name) <= most:
         return name
     tail = (most - 1) * 2 // 3
@@ -49,6 +43,11 @@ def shortened(name: str, most: int = 24) -> str:
 
 
 def listed(parts: Sequence[str], most: int = 8) -> str:
-    """Parts with commas between, and the number of those after the first so many."""
+    """Join parts with commas; count the rest after the first `most`."""
     more = len(parts) - most
     return ", ".join(parts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def shape_of(sizes: Sequence[int]) -> str:
+    """Format a tensor's shape: "6 × 4"."""
+    return " × ".join(map(str, sizes))

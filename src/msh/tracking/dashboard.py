@@ -1,4 +1,4 @@
-"""A W&B workspace for runs of msh, in code: the panels of what `tracking` logs."""
+"""Build a W&B workspace: panels for the values that `tracking` logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NAME = "msh"
 PINNED = ("mean_score", "forgetting", "guarantee/verdict", "capacity/owned")
-"""Columns of the summary that stand first in the list of runs."""
+"""First columns in the list of runs."""
 SYSTEM = {
     "processor, %": ["system/cpu"],
     "memory, %": ["system/memory_percent", "system/proc.memory.percent"],
@@ -24,12 +24,12 @@ SYSTEM = {
 
 
 def build_workspace(entity: str, project: str, name: str = NAME) -> Workspace:
-    """The workspace, not saved; needs neither network nor login.
+    """Build the workspace without saving it; needs neither network nor login.
 
     Args:
         entity: in W&B.
         project: in W&B.
-        name: of the workspace.
+        name: the workspace's.
     Raises:
         ValueError: wandb-workspaces is not installed.
     """
@@ -48,15 +48,15 @@ def build_workspace(entity: str, project: str, name: str = NAME) -> Workspace:
 
 
 def save_workspace(workspace: Workspace, url: str | None = None) -> str:
-    """Create the workspace in W&B, or put its panels in the place of those of one that is there.
+    """Create the workspace in W&B, or replace an existing one's panels.
 
     Args:
-        workspace: what `build_workspace` gives.
-        url: of the workspace to update; None: a new one is created.
+        workspace: from `build_workspace`.
+        url: the workspace to update; None: create a new one.
     Returns:
         Its URL.
     Raises:
-        ValueError: W&B refuses it, or the one to update is not of this entity and project.
+        ValueError: W&B refuses it, or the one to update belongs to another entity or project.
         ConnectionError: W&B cannot be reached.
     """
     import wandb_workspaces.workspaces as ws
@@ -65,11 +65,11 @@ def save_workspace(workspace: Workspace, url: str | None = None) -> str:
 
     try:
         if url is not None:
-            found = ws.Workspace.from_url(url)
-            if (found.entity, found.project) != (workspace.entity, workspace.project):
-                raise ValueError(f"--update {url} is of {found.entity}/{found.project}")
-            found.sections, found.settings = workspace.sections, workspace.settings
-            workspace = found
+            existing = ws.Workspace.from_url(url)
+            if (existing.entity, existing.project) != (workspace.entity, workspace.project):
+                raise ValueError(f"--update {url} is of {existing.entity}/{existing.project}")
+            existing.sections, existing.settings = workspace.sections, workspace.settings
+            workspace = existing
         return str(workspace.save().url)
     except (CommError, RequestException) as error:
         raise ConnectionError(f"W&B cannot be reached: {error}; --dry-run needs no network") from error
@@ -78,13 +78,13 @@ def save_workspace(workspace: Workspace, url: str | None = None) -> str:
 
 
 def spec(workspace: Workspace) -> dict[str, Any]:
-    """The workspace as W&B stores it, for JSON."""
+    """Return the workspace as W&B stores it, for JSON."""
     view: dict[str, Any] = workspace_model(workspace).model_dump(mode="json", by_alias=True, exclude_none=True)
     return view
 
 
 def sections() -> list[Section]:
-    """Scores, capacity, guarantee, pruning, system."""
+    """Return the sections: scores, capacity, guarantee, pruning, system."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -106,7 +106,7 @@ def sections() -> list[Section]:
         wr.WeavePanelSummaryTable(table_name=SCORES),
     ]
     capacity = [
-        wr.MediaBrowser(title="who owns what of each layer", media_keys=[BARS]),
+        wr.MediaBrowser(title="owners of each layer", media_keys=[BARS]),
         lines("share of the weights that each task owns", "owned/.+|capacity/free", plot_type="stacked-area"),
         wr.MediaBrowser(title="owner maps", media_keys=[OWNER_MAPS]),
         wr.WeavePanelSummaryTable(table_name=CAPACITY),

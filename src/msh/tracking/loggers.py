@@ -1,9 +1,8 @@
-"""The CSV logger, which goes on where a killed run stopped."""
+"""Log to metrics.csv, also across resumes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from msh.compat import csv_writer
 from msh.runs.metrics import read_rows, write_rows
 
 
-class _GoingOnWriter(csv_writer()):  # type: ignore[misc]
-    """Lightning's writer, but it keeps the rows that are there and never leaves a file half written."""
+class _AppendingWriter(csv_writer()):  # type: ignore[misc]
+    """Append to the file's rows; never leave it half written."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
@@ -25,7 +24,7 @@ class _GoingOnWriter(csv_writer()):  # type: ignore[misc]
             write_rows(path, self.metrics_keys, rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's would delete the rows of the run so far."""
+        """Do nothing: Lightning's writer would delete earlier rows."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
@@ -33,7 +32,7 @@ class _GoingOnWriter(csv_writer()):  # type: ignore[misc]
 
 
 class RunCSVLogger(CSVLogger):
-    """Writes metrics.csv into the run folder, each row as soon as it is logged.
+    """Write metrics.csv into the run folder, each row as soon as it is logged.
 
     Args:
         directory: the run folder.
@@ -53,47 +52,30 @@ class RunCSVLogger(CSVLogger):
         """The writer."""
         if self._experiment is None:
             os.makedirs(self.save_dir, exist_ok=True)
-            self._experiment = _GoingOnWriter(log_dir=self.save_dir)
+            self._experiment = _AppendingWriter(log_dir=self.save_dir)
         return self._experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: the composed config is in the run folder already."""
+        """Do nothing: the composed config is in the run folder already."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that are waiting."""
+        """Write the buffered rows."""
         writer: Any = self.experiment
         writer.save()
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop the rows that the resumed run logs again: those of later steps, and of the next batch.
-
-        Args:
-            step: number of batches done. What is measured after them is logged at this step; so is the batch that comes
-                next, as batches count from 0.
-        """
-        names = read_rows(self._path)[0]
+    def rewind_to(self, step: int, evaluations: bool = True) -> None:
+        """Forget rows that are logged again; see `RunLogger`."""
+        path = Path(self.save_dir) / "metrics.csv"
+        names, rows = read_rows(path)
         of_batches = [name for name in names if "/train/" in name]
-        self._keep(lambda row: int(row["step"]) + any(row[name] for name in of_batches) <= step)
 
-    @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Drop the rows of a step and of later ones.
+        def stays(row: dict[str, str]) -> bool:
+            batches = int(row["step"]) + any(row[name] for name in of_batches)  # done when the row was logged
+            return batches <= step if evaluations else int(row["step"]) < step
 
-        Args:
-            step: number of batches done. The last of them was logged one step earlier; at this step stands what was
-                measured after it, which is measured again.
-        """
-        self._keep(lambda row: int(row["step"]) < step)
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.save_dir) / "metrics.csv"
-
-    def _keep(self, wanted: Callable[[dict[str, str]], bool]) -> None:
-        names, rows = read_rows(self._path)
-        kept = [row for row in rows if wanted(row)]
-        if len(kept) < len(rows):
-            write_rows(self._path, names, kept)
+        earlier = [row for row in rows if stays(row)]
+        if len(earlier) < len(rows):
+            write_rows(path, names, earlier)

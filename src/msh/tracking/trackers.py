@@ -1,9 +1,7 @@
-"""TensorBoard and MLflow through Lightning's own loggers: they go on after a resume, and take tables and pictures."""
+"""Log to TensorBoard and MLflow, also across resumes; with tables and bitmaps."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,26 +14,27 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from msh.runs.results import Results
-from msh.tracking.pictures import Pictures
+from msh.runs.tables import Table
+from msh.tracking.bitmaps import Bitmaps
 
 RUN_TAG = "msh.run_id"
 STORE = "MLFLOW_TRACKING_URI"
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those of the values that are numbers."""
+    """Select the values that are numbers."""
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
-def one_by_one(pictures: Pictures) -> Iterator[tuple[str, Image.Image]]:
-    """Each picture, and its name with its caption."""
-    for name, by_caption in pictures.items():
-        for caption, picture in by_caption.items():
-            yield "/".join(filter(None, (name, caption))), picture
+def one_by_one(bitmaps: Bitmaps) -> Iterator[tuple[str, Image.Image]]:
+    """Yield ("name/caption", bitmap)."""
+    for name, by_caption in bitmaps.items():
+        for caption, bitmap in by_caption.items():
+            yield "/".join(filter(None, (name, caption))), bitmap
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Lightning's logger with one event file for each session; a resumed one hides what it will log again.
+    """Log to TensorBoard, one event file for each session.
 
     Args:
         directory: the run folder; files go to its `tensorboard/`.
@@ -45,55 +44,49 @@ class RunTensorBoardLogger(TensorBoardLogger):
         super().__init__(save_dir=directory, name="tensorboard", version="", default_hp_metric=False)
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Hide what earlier sessions logged of steps past this one."""
-        self.forget_from(step + 1)
-
-    @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Hide what earlier sessions logged of this step and later ones."""
+    def rewind_to(self, step: int, evaluations: bool = True) -> None:
+        """Hide earlier sessions' rows; see `RunLogger`. If evaluations are kept, batch `step` is kept too."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        start = SessionLog(status=SessionLog.START)
-        cast(Any, self.experiment).file_writer.add_event(Event(session_log=start, step=step))
+        start = Event(session_log=SessionLog(status=SessionLog.START), step=step + evaluations)
+        cast(Any, self.experiment).file_writer.add_event(start)
 
     @rank_zero_only
-    def log_pictures(self, pictures: Pictures, step: int) -> None:
-        """Log pictures."""
-        for name, picture in one_by_one(pictures):
-            self.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
+        """Log bitmaps."""
+        for name, bitmap in one_by_one(bitmaps):
+            self.experiment.add_image(name, np.asarray(bitmap), step, dataformats="HWC")
 
     @rank_zero_only
-    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Log a table as text."""
-        lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
-        self.experiment.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
+    def log_rows(self, name: str, table: Table[Any], step: int) -> None:
+        """Log a table as Markdown."""
+        self.experiment.add_text(name, table.markdown(), step)
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Log what the run has come to."""
+        """Log the run's outcome."""
         self.log_metrics(numbers(values), step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Nothing: a run has many fits."""
+        """Do nothing: a run has many fits."""
 
     @rank_zero_only
     def close(self, status: str) -> None:
-        """Write what is waiting, and close the file."""
+        """Write buffered rows, and close the file."""
         super().finalize(status)
 
 
 class RunMLFlowLogger(MLFlowLogger):
-    """Lightning's logger for one MLflow run a run folder; a resumed one passes over what MLflow has.
+    """Log a run folder to one MLflow run; a resumed run skips the values that MLflow has.
 
     Args:
         directory: the run folder.
-        tracking_uri: of the store.
+        tracking_uri: the store.
         experiment_name: in MLflow.
-        run_name: in MLflow; it chooses when None.
-        artifact_location: where pictures and tables go; when None, beside a store in the run folder (`mlflow/`),
-            else where the store says.
+        run_name: in MLflow, which chooses one when None.
+        artifact_location: for bitmaps and tables; when None, `mlflow/` if the store is in the run folder, else the
+            store's own.
     """
 
     def __init__(
@@ -109,66 +102,63 @@ class RunMLFlowLogger(MLFlowLogger):
         tags = {RUN_TAG: Results.load(Path(directory)).run_id}
         super().__init__(experiment_name, run_name, tracking_uri, tags, artifact_location=artifact_location)
         self._points: set[tuple[int, str]] = set()
-        self._goes_on = False
+        self._resumed = False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The client of the store, once there is a run."""
+        """The store's client; starts the run."""
         if self._initialized:
             return super().experiment
         if self._run_id is None:
             self._find_run()
-        given = os.environ.get(STORE)
-        # It sets the variable, which later runs in this process must not take for the user's.
-        client = super().experiment
-        if given is None:
+        users = os.environ.get(STORE)
+        client = super().experiment  # sets the variable, which later runs in this process must not take for the user's
+        if users is None:
             os.environ.pop(STORE, None)
         else:
-            os.environ[STORE] = given
+            os.environ[STORE] = users
         return client
 
     def _find_run(self) -> None:
-        """Go on with this run folder's run, if there is one, and see what it has."""
+        """Continue this run folder's run, if the store has it, and read its values' steps."""
         client, run_id = self._mlflow_client, (self.tags or {})[RUN_TAG]
         experiment = client.get_experiment_by_name(self._experiment_name)
         runs = client.search_runs([experiment.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'") if experiment else []
         if runs:
-            self._run_id, self._goes_on = runs[0].info.run_id, True
+            self._run_id, self._resumed = runs[0].info.run_id, True
             for name in runs[0].data.metrics:
                 self._points |= {(point.step, name) for point in client.get_metric_history(self._run_id, name)}
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the settings, once: MLflow lets none change."""
+        """Log the settings once: MLflow does not let them change."""
         _ = self.experiment
-        if not self._goes_on:
+        if not self._resumed:
             super().log_hyperparams(params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log values of a step of the run that MLflow does not have yet."""
+        """Log the values that MLflow does not have yet."""
         _ = self.experiment
         new = {name: value for name, value in metrics.items() if (step or 0, name) not in self._points}
         if new:
             super().log_metrics(new, step)
 
     @rank_zero_only
-    def log_pictures(self, pictures: Pictures, step: int) -> None:
-        """Keep pictures; newer ones replace them."""
-        for name, picture in one_by_one(pictures):
-            self.experiment.log_image(self.run_id, picture, f"{name}.png")
+    def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
+        """Store bitmaps as PNG; newer ones replace them."""
+        for name, bitmap in one_by_one(bitmaps):
+            self.experiment.log_image(self.run_id, bitmap, f"{name}.png")
 
     @rank_zero_only
-    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """Keep a table as CSV; a newer one replaces it."""
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([columns, *rows])
-        self.experiment.log_text(self.run_id, text.getvalue(), f"{name}.csv")
+    def log_rows(self, name: str, table: Table[Any], step: int) -> None:
+        """Store a table as CSV; a newer one replaces it."""
+        self.experiment.log_text(self.run_id, table.csv(), f"{name}.csv")
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Log what the run has come to."""
+        """Log the run's outcome."""
         self.log_metrics(numbers(values), step)
         for name, value in values.items():
             if isinstance(value, str):
@@ -176,7 +166,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Nothing: a run has many fits."""
+        """Do nothing: a run has many fits."""
 
     @rank_zero_only
     def close(self, status: str) -> None:

@@ -1,4 +1,4 @@
-"""What W&B's offline files hold: a resumed run must know what it need not log again."""
+"""Read W&B's offline files, so that a resumed run skips the values they hold."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, cast
 
 MAGIC = b":W&B"
 HEADER = 7
-"""Bytes of the file's header, and of a chunk's: checksum, length, kind."""
+"""Bytes of the file's header, and of a chunk's header: checksum, length, kind."""
 BLOCK = 1 << 15
 FULL, LAST = 1, 4
-"""Kinds of chunk: a whole record; 2, 3 and 4 are the first, middle and last part of one."""
+"""Kinds of chunk: a whole record, the last part of one; 2 and 3 are its first and middle parts."""
 STEP = "trainer/global_step"
-"""The key of the step axis, as Lightning's logger calls it."""
+"""Key of the step axis, as in Lightning's logger."""
 
 
 @dataclass
 class Logged:
-    """What earlier sessions of a run have logged.
+    """Values and artifacts that a run's earlier sessions have logged.
 
     Attributes:
-        points: (step of the run, key) of all values.
-        artifacts: (name, alias) of all artifacts.
-        last: number of the last row, W&B's own step; -1: none.
-        before: all values of steps below this one are there too.
-        latest: key to the latest value; those of step `before` are there too.
+        points: (the run's step, key) per value.
+        artifacts: (name, alias) per artifact.
+        last: W&B's step, the last row's number; -1: none.
+        before: all values at smaller steps are logged.
+        latest: key to the latest value; at step `before`, exactly these are logged.
     """
 
     points: set[tuple[int, str]] = field(default_factory=set)
@@ -38,7 +38,7 @@ class Logged:
     latest: Mapping[str, Any] = field(default_factory=dict)
 
     def has(self, step: int, key: str, value: object) -> bool:
-        """Whether a value is there."""
+        """Return True for a value that is logged."""
         at_last = step == self.before and key in self.latest and bool(self.latest[key] == value)
         return step < self.before or at_last or (step, key) in self.points
 
@@ -47,10 +47,10 @@ NUMBER = re.compile("[0-9]{1,15}")
 
 
 def read_offline(folder: Path) -> Logged | None:
-    """What the offline sessions in a run folder's `wandb/` hold; None if there is none.
+    """Read the offline sessions in a run folder's `wandb/`; None if there is none.
 
-    W&B writes an offline file in blocks: a session that was killed lacks its last one. One that has not even its
-    beginning would make `wandb sync` stop, so its folder is renamed to `lost-...`.
+    W&B writes an offline file in blocks: a killed session lacks its last one. A session without even its first block
+    would stop `wandb sync`, so its folder is renamed to `lost-...`.
     """
     files = sorted(folder.glob("offline-run-*/*.wandb"))
     if not files:
@@ -63,14 +63,14 @@ def read_offline(folder: Path) -> Logged | None:
 
 
 def set_aside_unsent(folder: Path) -> None:
-    """Rename offline sessions that were not uploaded to `replaced-...`: an online one is about to log all of it."""
+    """Rename offline sessions that were not uploaded to `replaced-...`: an online session logs their values."""
     for path in sorted(folder.glob("offline-run-*/*.wandb")):
         if not path.with_name(f"{path.name}.synced").exists():
             path.parent.rename(path.parent.with_name(f"replaced-{path.parent.name}"))
 
 
 def _add(logged: Logged, path: Path) -> bool:
-    """Take up what a file holds; whether it says which run it is of."""
+    """Add a file's values and artifacts; return False if the file does not name its run."""
     is_run = False
     for record in records(path):
         is_run |= bool(record.HasField("run"))
@@ -85,9 +85,9 @@ def _add(logged: Logged, path: Path) -> bool:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records (`wandb_internal_pb2.Record`) of a .wandb file, in order, as far as they are whole.
+    """Yield a .wandb file's complete records (`wandb_internal_pb2.Record`), in order.
 
-    Source of the format: LevelDB's log, in blocks of 32 KiB.
+    Source: LevelDB's log format, in 32 KiB blocks.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2

@@ -1,4 +1,4 @@
-"""The W&B run of a run folder: what it is called, how it goes on, and what is done without a network."""
+"""Log a run folder to one W&B run, also across resumes and without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from msh.compat import use_offline
 from msh.errors import one_of
 from msh.runs.metrics import read_rows
 from msh.runs.results import Results
-from msh.tracking.pictures import Pictures, same_size
+from msh.runs.tables import Table
+from msh.tracking.bitmaps import Bitmaps, same_size
 from msh.tracking.wandb_file import STEP, Logged, read_offline, set_aside_unsent
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ MODES = ("online", "offline", "disabled")
 
 
 def new_run_id() -> str:
-    """An id for a run: the one that a W&B sweep's agent has chosen, or a random one."""
+    """Return the run id that a W&B sweep's agent has chosen, or a random one."""
     return (os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
 
 
@@ -47,23 +48,23 @@ def wandb_logger(
     timeout: float = 30.0,
     artifacts: bool = True,
 ) -> RunWandbLogger:
-    """A W&B logger for a run folder; never asks anything.
+    """Make a W&B logger for a run folder, without asking the user anything.
 
     Args:
         directory: the run folder; files go to its `wandb/`.
         project: in W&B.
         entity: in W&B; the user's default when None.
-        name: of the run; W&B chooses when None.
-        group: of the run; when None, the experiment, with the sweep's folder for a job of a multirun.
-        job_type: of the run; when None, "train", or "multirun" for a job of one.
-        tags: of the run, beside the experiment's name and the seed.
+        name: the run's; W&B chooses one when None.
+        group: when None, the experiment; for a multirun's job, with the sweep's folder.
+        job_type: when None, "train", or "multirun" for a multirun's job.
+        tags: additional to the experiment's name and the seed.
         mode: "online", "offline" or "disabled"; when None, WANDB_MODE decides, and without it: offline unless
             the user is logged in.
         fallback: "offline": without a network, an online run is logged offline; None: that is an error.
         timeout: seconds to wait for W&B at the start.
         artifacts: record data sets, subnetwork files and the network as artifacts.
     Raises:
-        ValueError: a setting is not allowed, or there is no login for the mode.
+        ValueError: a setting is invalid, or the mode needs a login and there is none.
     """
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
     one_of("logger.wandb.mode", mode, MODES)
@@ -97,14 +98,14 @@ def wandb_logger(
 
 
 def _multirun() -> tuple[bool, str]:
-    """Whether this is a job of a multirun, and the name of the sweep's folder."""
+    """Return (True for a multirun's job, the sweep folder's name)."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False, ""
     return True, Path(HydraConfig.get().sweep.dir).name
 
 
 def _logged_in() -> bool:
-    """Whether W&B has a key, from the environment or a login; looked up without asking or connecting."""
+    """Look for a W&B key in the environment and in the login file, without asking or connecting."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import netrc
@@ -118,31 +119,31 @@ def _logged_in() -> bool:
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's logger, but a resumed run goes on in W&B with no value lost and none twice.
+    """Log to W&B; a resumed run continues there with no value lost and none twice.
 
-    A session that is killed may lose what it logged last. Its values are in metrics.csv: the next session logs them
-    first, and passes over what W&B has.
+    A killed session may lose the values that it logged last. They are in metrics.csv: the next session logs them first,
+    and skips those that W&B has.
 
     Args:
         folder: the run folder.
         fallback: "offline" or None, as in `wandb_logger`.
         timeout: seconds to wait for W&B at the start.
-        artifacts: whether to record artifacts.
-        run: further arguments of `wandb.init`.
+        artifacts: record artifacts.
+        run: additional arguments for `wandb.init`.
     """
 
     def __init__(self, folder: Path, fallback: str | None, timeout: float, artifacts: bool, **run: Any) -> None:
         import wandb
 
         super().__init__(save_dir=str(folder), settings=wandb.Settings(init_timeout=timeout), **run)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, also where it is None
+        self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if it is None
         self._folder, self._fallback, self._timeout, self._artifacts = folder, fallback, timeout, artifacts
-        self._logged, self._goes_on = Logged(), False
+        self._logged, self._resumed = Logged(), False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run.
+        """Return the W&B run; start it if needed.
 
         Raises:
             ConnectionError: W&B cannot be reached in online mode, and there is no fallback.
@@ -173,23 +174,24 @@ class RunWandbLogger(WandbLogger):
                 reason,
                 self._folder / "wandb",
             )
-            wandb.teardown()  # or the run's id stays taken
+            wandb.teardown()  # frees the run's id
             self._wandb_init["mode"] = "offline"
             run = super().experiment
         if run.offline:
-            self._goes_on, self._logged = earlier is not None, earlier or Logged()
+            self._resumed, self._logged = earlier is not None, earlier or Logged()
         elif run.resumed or earlier:
             set_aside_unsent(self._folder / "wandb")
-            self._goes_on = True
+            self._resumed = True
             latest = dict(run.summary)
             self._logged = Logged(last=latest.get("_step", -1), before=latest.get(STEP, 0), latest=latest)
+        log.info("W&B run: %s", f"offline; later: wandb sync {Path(run.dir).parent}" if run.offline else run.url)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values of a step of the run; the first time in a resumed run, those before it that W&B lacks too."""
+        """Log values at a step; first, in a resumed run, the earlier ones that W&B lacks."""
         run, step = self.experiment, step or 0
-        if self._goes_on:
-            self._goes_on = False
+        if self._resumed:
+            self._resumed = False
             self._fill_gap(step)
         new = {key: value for key, value in metrics.items() if not self._logged.has(step, key, value)}
         if new:
@@ -208,62 +210,61 @@ class RunWandbLogger(WandbLogger):
                 self._logged.points |= {(step, key) for key in values}
 
     @rank_zero_only
-    def log_pictures(self, pictures: Pictures, step: int) -> None:
-        """Log pictures; those of one name as a row, in which W&B wants one size."""
+    def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
+        """Log bitmaps; those with the same name as a row, in which W&B expects one size."""
         import wandb
 
-        row = {name: same_size(by_caption) for name, by_caption in pictures.items()}
         images = {
-            name: [wandb.Image(picture, caption=caption or None) for caption, picture in by_caption.items()]
-            for name, by_caption in row.items()
+            name: [wandb.Image(bitmap, caption=caption or None) for caption, bitmap in same_size(by_caption).items()]
+            for name, by_caption in bitmaps.items()
         }
         self.log_metrics(images, step)
 
     @rank_zero_only
-    def log_rows(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+    def log_rows(self, name: str, table: Table[Any], step: int) -> None:
         """Log a table."""
-        self.log_table(name, columns, rows, step=step)
+        self.log_table(name, table.names, table.values(), step=step)
 
     @rank_zero_only
     def log_final(self, values: Mapping[str, Any], step: int) -> None:
-        """Put what the run has come to into its summary."""
+        """Put the outcome into the run's summary."""
         self.experiment.summary.update(values)
 
     @rank_zero_only
     def use_data(self, name: str, description: Mapping[str, Any]) -> None:
-        """Record that the run learns from a data set: an artifact that describes it, and holds none of it."""
+        """Record the data set as the run's input: an artifact with its description, without its data."""
         import wandb
 
         artifact = wandb.Artifact(_allowed(f"data-{name}"), "dataset", metadata=dict(description))
         if self._is_new(artifact.name, "latest"):
             with artifact.new_file("data.json") as file:
                 file.write(json.dumps(description, indent=1, sort_keys=True))
-            if self.experiment.offline:  # there, `use_artifact` refuses what it itself would do
+            if self.experiment.offline:  # `use_artifact` refuses, though this is all it does online
                 use_offline(self.experiment, artifact)
             else:
                 self.experiment.use_artifact(artifact)
 
     @rank_zero_only
     def log_file(self, path: Path, name: str, kind: str, aliases: Sequence[str], about: Mapping[str, Any]) -> None:
-        """Record a file, which must not change any more, as an artifact."""
+        """Record a file as an artifact; the file must not change afterwards."""
         import wandb
 
         name = _allowed(name)
         new = [alias for alias in aliases if self._is_new(name, alias)]
         if new:
             artifact = wandb.Artifact(name, kind, metadata=dict(about))
-            artifact.add_file(str(path), policy="immutable")  # or W&B copies it
+            artifact.add_file(str(path), policy="immutable")  # without a copy
             self.experiment.log_artifact(artifact, aliases=new)
 
     def _is_new(self, name: str, alias: str) -> bool:
-        """Whether an artifact is to be recorded, and was not yet."""
+        """Return True for an artifact that is still to be recorded, and note it as recorded."""
         new = self._artifacts and (name, alias) not in self._logged.artifacts
         self._logged.artifacts.add((name, alias))
         return new
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run in W&B, once the whole run has ended; Lightning's fits end many times before."""
+        """Do nothing: a run has many fits."""
 
     @rank_zero_only
     def close(self, status: str) -> None:
@@ -274,5 +275,5 @@ class RunWandbLogger(WandbLogger):
 
 
 def _allowed(name: str) -> str:
-    """A name as W&B allows it for artifacts."""
+    """Turn a name into one that W&B allows for artifacts."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]

@@ -26,8 +26,7 @@ from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import skill_score
-from msh.tracking.loggers import RunCSVLogger
-from msh.tracking.trackers import RunTensorBoardLogger
+from msh.tracking.protocols import RunLogger
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import from_rank_zero
 from msh.training.schedulers import SchedulerFactory, build_scheduler
@@ -181,9 +180,9 @@ class TaskModule(pl.LightningModule, ABC):
         """Let every logger go on at the run's step, not at the fit's."""
         set_log_step(self.trainer, self.context.first_step + self.trainer.global_step)
         self.context.nonfinite = {}
-        for logger in self.loggers:  # a resumed run logs again what came after its checkpoint
-            if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
-                logger.forget_after(self.run_step)
+        for logger in self.loggers:  # a resumed run logs the rows after its checkpoint again
+            if isinstance(logger, RunLogger):
+                logger.rewind_to(self.run_step)
 
     def on_train_start(self) -> None:
         """Hear the signals that end a run: Lightning has put itself in their way."""

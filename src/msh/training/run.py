@@ -22,9 +22,9 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
-from msh.tracking.pictures import chosen_layers
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
@@ -191,7 +191,7 @@ class Run:
                 number += 1
             if len(self.results.matrix) <= stage.index:
                 if self.config.resume is not None and number == ended:
-                    self.tracking.stage_again(self.module.run_step)
+                    self.tracking.rewind_stage(self.module.run_step)
                 self._finish_stage(stage)
 
     def _is_evaluated(self) -> bool:
@@ -325,15 +325,16 @@ class Run:
             log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
     def _make_loggers(self) -> None:
+        settings = _settings(self.config)
         if not self.config.trainer.fast_dev_run:
             try:
-                self.loggers = [make_logger(logger) for logger in self.config.logger.values() if logger]
+                self.loggers = [make_logger(logger) for logger in settings["logger"].values() if logger]
             except Exception:
                 if self.writes and self.config.resume is None:
                     (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
                 raise
         self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
-        self.tracking.begin(_settings(self.config), self.tasks)
+        self.tracking.begin(settings, self.tasks)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the terminal shows of folders and files."""
+"""Printed content of folders and files."""
 
 import io
 
@@ -76,7 +76,7 @@ def test_many_layers_and_tasks_are_shown_together_unless_all_are_wanted(tmp_path
     assert len(short.splitlines()) < 450 < len(long.splitlines())
 
 
-def test_another_file_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x").write_text("x")
     with pytest.raises(ValueError, match="x is not a safetensors file, or is damaged"):
         shown(tmp_path / "x")
@@ -84,7 +84,7 @@ def test_another_file_is_refused(tmp_path):
         shown(tmp_path / "y")
 
 
-def test_a_plan_shows_who_will_own_what(tmp_path):
+def test_a_plan_shows_the_owners_to_be(tmp_path):
     network = make_network()
     network.add_task("a", head=make_head())
     masks = {name: torch.arange(w.numel()).view(w.shape) % 4 == 0 for name, w in network.weights()}
@@ -118,7 +118,7 @@ def test_every_tensors_role_and_its_reason_are_shown(tmp_path):
         assert cells(text, "layers.2.running_mean")[2:] == ["private", "buffer"]
 
 
-def test_what_prunable_chose_is_told_apart_from_the_rule(tmp_path):
+def test_a_role_that_prunable_chose_has_that_reason(tmp_path):
     recipe = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 6, "depth": 2}
     network = MultiSubnetwork(build(recipe), ["layers.3.*ight"], recipe)
     save_network(tmp_path / "net", network)

@@ -1,4 +1,4 @@
-"""Pages: their figures are those of the run folder, and nothing in them comes from elsewhere."""
+"""Pages: their numbers are those of the run folder, and they load nothing."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def table(text):
     return [[unescape(re.sub(r"<[^>]*>", "", cell)) for cell in row] for row in cells]
 
 
-def test_the_tasks_table_is_what_results_json_says(folder, page):
+def test_the_tasks_table_has_the_numbers_of_results_json(folder, page):
     results = Results.load(folder)
     header, *rows = table(section(page, "tasks"))
     assert [row[0] for row in rows] == list(results.tasks)
@@ -60,7 +60,7 @@ def test_the_matrix_and_capacity_tables_are_those_of_the_files(folder, page):
         assert row[2:] == [f"{count:,}" for count in (layer.size, *layer.owned.values(), layer.free)]
 
 
-def test_every_part_is_there_and_linked(page):
+def test_every_section_exists_and_is_linked(page):
     parts = re.findall(r'<section id="(\w+)">', page)
     assert parts == [
         "tasks",
@@ -77,15 +77,15 @@ def test_every_part_is_there_and_linked(page):
     assert re.findall(r'<a href="#(\w+)">', page) == parts
 
 
-def test_every_picture_says_in_words_what_it_shows(page):
-    pictures = re.findall(r'data-plot="([\w-]+)" role="img" aria-label="([^"]*)"', page)
-    assert len(pictures) == page.count("data-plot=") == 9
-    for key, text in pictures:
+def test_every_figure_has_a_caption_with_numbers(page):
+    figures = re.findall(r'data-plot="([\w-]+)" role="img" aria-label="([^"]*)"', page)
+    assert len(figures) == page.count("data-plot=") == 9
+    for key, text in figures:
         assert re.search(r"\d", text), key
         assert f'<figcaption id="{key}-caption">{text}</figcaption>' in page
 
 
-def test_nothing_is_loaded_from_elsewhere(page):
+def test_the_page_loads_nothing(page):
     assert "default-src 'none'" in page
     body = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#|data:)", body)
@@ -104,7 +104,7 @@ def test_the_verdict_is_the_guarantees(folder, tmp_path):
     assert page_of(facts).verdict == ""
 
 
-def test_names_from_outside_are_text_and_not_markup(tmp_path):
+def test_names_are_text_and_not_markup(tmp_path):
     write_run(tmp_path, 2, [(4, 4)])
     content = json.loads((tmp_path / "results.json").read_text())
     content["experiment"] = "<script>alert(1)</script>"
@@ -121,7 +121,7 @@ def test_bokeh_finds_nothing_wrong_with_the_figures(folder, tmp_path, caplog):
     assert caplog.records == []
 
 
-def test_baselines_and_ensembles_are_shown_where_they_are(tmp_path):
+def test_baselines_and_ensembles_are_shown_if_there_are_any(tmp_path):
     results = write_run(tmp_path, 3, [(10, 10)])
     for place, name in enumerate(results.tasks):
         results.tasks[name].dense = 0.5
@@ -149,7 +149,7 @@ def test_baselines_and_ensembles_are_shown_where_they_are(tmp_path):
         ("metrics.csv", "network.safetensors", "results.json"),
     ],
 )
-def test_a_half_written_folder_is_reported_as_far_as_it_goes(lost, tmp_path):
+def test_an_incomplete_folder_is_reported_as_far_as_it_goes(lost, tmp_path):
     write_run(tmp_path, 2, [(4, 4)])
     for name in lost:
         (tmp_path / name).unlink()
@@ -166,10 +166,10 @@ def test_a_half_written_folder_is_reported_as_far_as_it_goes(lost, tmp_path):
     }
     for name, key in gone.items():
         assert (f'<section id="{key}">' in page) == (name not in lost)
-    assert ("<dd>2 of 2</dd>" in page) == ("results.json" not in lost)  # what is not known is a dash, not 0 of 0
+    assert ("<dd>2 of 2</dd>" in page) == ("results.json" not in lost)  # unknown is a dash, not 0 of 0
 
 
-def test_tasks_that_were_learned_at_once_had_nothing_to_forget_by(tmp_path):
+def test_tasks_that_were_learned_at_once_cannot_forget(tmp_path):
     results = write_run(tmp_path, 2, [(4, 4)])
     results.curriculum = [list(results.tasks)]
     results.matrix = results.matrix[-1:]
@@ -189,10 +189,8 @@ def test_a_run_of_no_stage_yet_is_reported(tmp_path):
     for name in ("metrics.csv", "network.safetensors"):
         (tmp_path / name).unlink()
     facts = write_report(tmp_path)
-    assert (
-        facts.notes[0]
-        == "The run has not ended, or was killed: 0 of 2 stages are learned and measured; not yet: t000, t001."
-    )
+    assert "0 of 2 stages" in facts.notes[0]
+    assert "not yet: t000, t001" in facts.notes[0]
     assert "0 of 2" in (tmp_path / "report.html").read_text()
 
 
@@ -227,7 +225,7 @@ def test_runs_are_compared_by_task(others, tmp_path):
     assert sorted(best) == sorted(number(choose(pair)) for choose, pair in zip((max, min, max), pairs, strict=True))
 
 
-def test_runs_are_called_by_the_ends_of_their_paths_that_differ(others):
+def test_runs_are_named_by_the_different_ends_of_their_paths(others):
     assert run_names(others) == [f"{run.folder.parent.name}/run" for run in others]
 
 
@@ -236,6 +234,6 @@ def test_a_run_named_twice_is_refused(others):
         run_names([others[0], others[0]])
 
 
-def test_a_config_that_is_not_known_has_no_settings(others):
+def test_an_unknown_config_has_no_settings(others):
     assert settings_of([others[0].config, None, others[1].config])["reuse"] == ["none", None, "all"]
     assert settings_of([None, None]) == {}

@@ -1,4 +1,4 @@
-"""What pictures show, and say: numbers worked out by hand."""
+"""Figures and their captions: numbers worked out by hand."""
 
 import base64
 import zlib
@@ -9,11 +9,12 @@ import torch
 from bokeh.models import ColumnDataSource
 
 from helpers import make_state
-from msh.report.maps import CHANGES, capacity_plot, change_of, matrix_plot, overlap_plot, owner_maps
-from msh.report.plots import POINTS, Drawn, curves_plot, scores_plot, sparsity_plot
+from msh.report.plots import POINTS, Drawn, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
+from msh.runs.colours import CHANGES
 from msh.runs.facts import Curve
 from msh.runs.results import Results, TaskResult
 from msh.subnetworks import TaskState
+from msh.tracking.figures import capacity_chart, change_of, matrix_chart, overlap_chart
 
 COLOURS = {"a": "#000001", "b": "#000002", "c": "#000003"}
 
@@ -52,7 +53,7 @@ def test_many_points_are_thinned_and_the_last_stays():
     assert plot.caption.endswith("Not every logged point is drawn.")
 
 
-def test_many_curves_are_told_by_where_they_end():
+def test_the_caption_of_many_curves_names_their_last_values():
     drawn = [Drawn(f"t{n}", "#1", Curve(f"t{n}", "val", "accuracy", [1], [n / 100])) for n in range(200)]
     assert curves_plot("k", "", drawn).caption == "200 curves; they end between 0.0000 (t0) and 1.9900 (t199)."
 
@@ -75,19 +76,19 @@ def test_sparsity_is_held_until_the_training_ends():
     assert plot.caption == "Sparsity after the last cut: a 0.900."
 
 
-def test_curves_that_are_the_same_lie_within_each_other():
+def test_identical_curves_lie_within_each_other():
     same = [Curve(name, "", "sparsity", [10], [0.9]) for name in "ab"]
     plot = sparsity_plot([*same, Curve("c", "", "sparsity", [10], [0.8])], dict.fromkeys("abc", 50), COLOURS)
     assert columns(plot, "task", "width") == [("a", 5), ("b", 2), ("c", 2)]
-    assert plot.caption.endswith("Where tasks are pruned alike, a later one's line is inside an earlier one's.")
+    assert plot.caption.endswith("Where tasks are pruned alike, a later task's line is inside an earlier one's.")
 
 
-def test_scores_lie_in_their_tasks_row_each_in_a_lane_of_its_own():
+def test_scores_lie_in_their_tasks_row_each_in_a_separate_lane():
     plot = scores_plot(
         "k", "accuracy", {"x": {"a": 0.5, "b": 0.75}, "y": {"b": 1.0}}, {"x": "#1", "y": "#2"}, "accuracy"
     )
     found = [
-        list(zip(*(s.data[n] for n in ("who", "row", "score")), strict=True))
+        list(zip(*(s.data[n] for n in ("name", "row", "score")), strict=True))
         for s in plot.figure.select(ColumnDataSource)
     ]
     assert sorted(row for rows in found for row in rows) == [
@@ -124,12 +125,12 @@ def test_changes_are_relative_to_the_score_when_learned(now, learned, direction,
     assert change_of(now, learned, direction) == list(CHANGES)[place]
 
 
-def test_the_matrix_has_a_cell_for_each_measured_score():
-    plot = matrix_plot("k", "", [[0.5, None], [0.4, 50.0]], make_results(), ["a", "b"])
-    assert columns(plot, "x", "y", "score", "change") == [
-        (0, 0, "0.5000", "the same"),
+def test_the_matrix_has_a_cell_for_each_score():
+    plot = chart_plot(matrix_chart("k", "", [[0.5, None], [0.4, 50.0]], make_results(), ["a", "b"]))
+    assert columns(plot, "x", "row", "score", "change") == [
+        (0, 0, "0.5000", "unchanged"),
         (0, 1, "0.4000", "worse by more than 5 %"),
-        (1, 1, "50.0000", "the same"),
+        (1, 1, "50.0000", "unchanged"),
     ]
     assert plot.caption == "2 stages, 2 tasks; worse than when learned: a."
 
@@ -139,8 +140,8 @@ def test_a_group_of_cells_shows_its_worst_change():
     results = make_results(tasks)
     matrix = [[0.5 if task <= stage else None for task in range(100)] for stage in range(100)]
     matrix[99][3] = 0.1
-    plot = matrix_plot("k", "", matrix, results, tasks)
-    worse = [cell for cell in columns(plot, "task", "after", "score", "change") if cell[3] != "the same"]
+    plot = chart_plot(matrix_chart("k", "", matrix, results, tasks))
+    worse = [cell for cell in columns(plot, "task", "after", "score", "change") if cell[3] != "unchanged"]
     assert worse == [("t2 to t3", "t98 to t99", "0.1000", "worse by more than 5 %")]
     assert "worse than when learned: t3. Up to 2 neighbours are drawn as one." in plot.caption
 
@@ -150,7 +151,7 @@ def test_a_group_of_cells_shows_its_worst_change():
 
 def test_bars_are_shares_of_a_layer():
     ownership = owned([[1, 1, 0, 0], [2, 0, 0, 3]])
-    plot = capacity_plot("k", ownership.capacity(), COLOURS)
+    plot = chart_plot(capacity_chart("k", ownership.capacity(), COLOURS))
     assert columns(plot, "task", "left", "right", "weights") == [
         ("a", 0, 0.25, "2"),
         ("b", 0.25, 0.375, "1"),
@@ -160,17 +161,17 @@ def test_bars_are_shares_of_a_layer():
     assert plot.caption == "layer: 8 weights, 50.0% free; owned by a 25.0%, b 12.5%, c 12.5%."
 
 
-def test_overlap_is_a_share_of_what_a_task_computes_with():
-    plot = overlap_plot(owned([[1, 1, 0, 0], [2, 0, 0, 3]], reads=["a"]))
+def test_overlap_is_a_share_of_the_weights_that_a_task_computes_with():
+    plot = chart_plot(overlap_chart(owned([[1, 1, 0, 0], [2, 0, 0, 3]], reads=["a"])))
     shares = {(row, column): part for row, column, part in columns(plot, "task", "other", "share") if part != "0%"}
     assert shares == {("a", "a"): "100%", ("b", "b"): "100%", ("c", "c"): "100%", ("a", "c"): "100%", ("c", "a"): "67%"}
     assert plot.caption.startswith(
-        "Weights of others among those that a task computes with: a 0 of 2, b 0 of 1, c 2 of 3."
+        "Other tasks' weights among those that a task computes with: a 0 of 2, b 0 of 1, c 2 of 3."
     )
 
 
 @pytest.mark.parametrize("tasks", [3, 300])
-def test_owner_maps_are_the_owners_places_among_the_tasks(tasks):
+def test_owner_maps_hold_the_owners_indices_among_the_tasks(tasks):
     names = [f"t{n}" for n in range(tasks)]
     ids = torch.arange(tasks + 2).view(1, -1).repeat(2, 1)
     ids[ids == 1] = 0  # the first task was released: its id is free
@@ -184,7 +185,7 @@ def test_owner_maps_are_the_owners_places_among_the_tasks(tasks):
     assert plot.figure.select_one({"name": "owner cells"}).data["image"][0].dtype == dtype
 
 
-def test_the_map_of_a_large_layer_says_what_is_shown():
+def test_the_caption_of_a_large_layers_map_counts_its_rows_and_columns():
     ownership = owned(torch.randint(0, 4, (1000, 500)).tolist())
     _, (shown,) = owner_maps(ownership, COLOURS)
     rows, columns = shown["shape"]

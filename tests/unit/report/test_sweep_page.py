@@ -1,4 +1,4 @@
-"""sweep.html: what is drawn of a sweep, and what is said where there is too little to draw."""
+"""sweep.html: figures and tables of a sweep, and the reasons for missing ones."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from msh.runs.results import UNFINISHED
 
 
 def columns(plot, name):
-    """A column of the data that a picture draws."""
+    """Return a column of the data that a figure draws."""
     sources = [renderer.data_source.data for renderer in plot.figure.renderers]
     return next(list(data[name]) for data in sources if name in data)
 
@@ -23,13 +23,13 @@ def columns(plot, name):
 # ---- numbers
 
 
-def test_the_front_has_what_nothing_else_beats():
+def test_no_other_point_dominates_the_front():
     points = {"a": (0.1, 0.7), "b": (0.2, 0.9), "c": (0.2, 0.8), "d": (0.3, 0.9), "e": (0.05, 0.6), "f": (0.1, 0.7)}
     assert pareto_front(points) == ["e", "a", "f", "b"]
 
 
 @pytest.mark.parametrize(
-    ("values", "places", "ticks"),
+    ("values", "heights", "ticks"),
     [
         (["1", "3", "2"], [0, 1, 0.5], [(0, "1"), (1, "3")]),
         (["0.001", "0.1", "0.01"], [0, 1, 0.5], [(0, "0.001"), (1, "0.1")]),
@@ -38,15 +38,15 @@ def test_the_front_has_what_nothing_else_beats():
         (["sgd", "adam", ""], [1, 0.5, 0], [(0, "–"), (0.5, "adam"), (1, "sgd")]),
     ],
 )
-def test_axes_lay_numbers_out_by_size_and_names_one_above_another(values, places, ticks):
-    scale = scale_of("x", values)
-    assert scale.places == pytest.approx(places)
-    assert [(pytest.approx(at), text) for at, text in scale.ticks] == ticks
+def test_axes_lay_numbers_out_by_size_and_names_one_above_another(values, heights, ticks):
+    found, texts = scale_of(values)
+    assert found == pytest.approx(heights)
+    assert [(pytest.approx(at), text) for at, text in texts] == ticks
 
 
-def test_what_the_score_depends_on_is_important(tmp_path):
-    shares, why_not = importances(write_sweep(tmp_path))
-    assert why_not == ""
+def test_the_setting_that_the_score_depends_on_is_important(tmp_path):
+    shares, reason = importances(write_sweep(tmp_path))
+    assert reason == ""
     assert list(shares) == ["optimizer.lr", "pruning.density", "seed"]
     assert shares["optimizer.lr"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
@@ -60,36 +60,36 @@ def test_what_the_score_depends_on_is_important(tmp_path):
         ({"densities": (0.1,), "rates": ("0.001",), "seeds": (1,)}, "No setting differs"),
     ],
 )
-def test_where_nothing_can_be_said_of_importance_the_reason_is(grid, why, tmp_path):
-    shares, why_not = importances(write_sweep(tmp_path, **grid))
+def test_importance_that_cannot_be_computed_has_a_reason(grid, why, tmp_path):
+    shares, reason = importances(write_sweep(tmp_path, **grid))
     assert shares == {}
-    assert re.match(why, why_not)
+    assert re.match(why, reason)
 
 
-# ---- pictures and the page
+# ---- figures and the page
 
 
-def test_pictures_have_every_job(tmp_path):
+def test_figures_have_every_job(tmp_path):
     rows = write_sweep(tmp_path)
     front, parallel = front_plot(rows), parallel_plot(rows)
-    assert columns(front, "density") == [row.numbers()["density"] for row in rows]
-    assert columns(front, "score") == [row.numbers()["mean_score"] for row in rows]
-    assert columns(parallel, "score") == sorted(row.numbers()["mean_score"] for row in rows)
+    assert columns(front, "density") == [row.density for row in rows]
+    assert columns(front, "score") == [row.mean_score for row in rows]
+    assert columns(parallel, "score") == sorted(row.mean_score for row in rows)
     assert {len(xs) for xs in columns(parallel, "xs")} == {5}  # three settings, density and score
     assert "0.9000 at density 0.01 (job 0)" in front.caption
 
 
-def test_what_is_written_into_a_picture_has_ink_for_light_and_for_dark_pages(tmp_path):
+def test_text_in_a_figure_has_a_colour_for_light_and_for_dark_pages(tmp_path):
     figure = parallel_plot(write_sweep(tmp_path)).figure
     assert {drawn.name for drawn in figure.renderers if isinstance(drawn.glyph, Text)} == {"on light", "on dark"}
 
 
-def test_densities_over_decades_are_marked_sparsely(tmp_path):
+def test_densities_over_decades_have_few_ticks(tmp_path):
     ticks = front_plot(write_sweep(tmp_path)).figure.xaxis.ticker.ticks
     assert [tick for tick in ticks if 0.01 <= tick <= 0.3] == [0.01, 0.02, 0.05, 0.1, 0.2]
 
 
-def test_the_page_is_one_file_that_names_the_best_and_what_went_wrong(tmp_path):
+def test_the_page_is_one_file_with_the_best_score_and_the_errors(tmp_path):
     write_sweep(tmp_path)
     write_run(tmp_path / "12", {"a": {}}, overrides=["pruning.density=9"], status="failed")
     (tmp_path / "12" / UNFINISHED).write_text("it broke <at once>\n")

@@ -28,7 +28,7 @@ def sweep(tmp_path):
     return tmp_path
 
 
-def test_jobs_come_in_order_with_what_differs_among_them(sweep):
+def test_jobs_come_in_order_with_the_settings_that_differ(sweep):
     rows = read_sweep(sweep, leave_out=["paths"])
     assert [(row.name, row.settings, row.status, row.error) for row in rows] == [
         ("0", {"pruning.density": "0.1"}, "finished", ""),
@@ -38,7 +38,7 @@ def test_jobs_come_in_order_with_what_differs_among_them(sweep):
     ]
 
 
-def test_damaged_results_are_a_failure_that_is_named(sweep):
+def test_a_job_with_damaged_results_failed_and_the_error_names_the_file(sweep):
     (sweep / "0" / "results.json").write_text("{")
     row = read_sweep(sweep)[0]
     assert row.status == "failed"
@@ -65,7 +65,7 @@ def test_the_table_marks_the_best_by_validation_and_names_errors(sweep):
     assert "2 failed: density = 2" in printed
 
 
-def test_numbers_that_were_drawn_are_shown_in_few_digits():
+def test_long_numbers_are_shown_with_four_digits():
     values = ["0.0020614878273680667", "1e-3", "3", "magnitude", "weight_gradient", "[wine,diabetes]"]
     assert [short(value) for value in values] == ["0.002061", *values[1:]]
 

@@ -1,22 +1,22 @@
-"""One colour for each task."""
+"""Colours of tasks."""
 
 import pytest
 
-from msh.runs.colours import FEW, RAMP, colours_of
+from msh.runs.colours import FEW, MANY, SCORES, colours_of
 
 
-def test_few_tasks_have_colours_of_their_own():
+def test_few_tasks_have_distinct_colours():
     assert list(colours_of("abc").values()) == list(FEW[:3])
 
 
 def test_many_tasks_lie_on_a_ramp_from_the_first_to_the_last():
     names = [f"t{n}" for n in range(200)]
     colours = list(colours_of(names).values())
-    assert (colours[0], colours[-1]) == (RAMP[0], RAMP[-1])
+    assert (colours[0], colours[-1]) == (MANY[0], MANY[-1])
     assert len(set(colours)) == 200
 
 
-@pytest.mark.parametrize("colour", [*FEW, *RAMP])
+@pytest.mark.parametrize("colour", [*FEW, *colours_of(range(200)).values(), *SCORES])
 @pytest.mark.parametrize("page", ["#ffffff", "#12151b"])
 def test_colours_stand_out_on_light_and_dark_pages(colour, page):
     light, dark = sorted((_luminance(colour), _luminance(page)), reverse=True)

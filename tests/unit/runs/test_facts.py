@@ -44,7 +44,6 @@ def test_a_finished_run_has_everything_and_no_notes(folder):
     assert facts.notes == []
     assert facts.tasks == ["a", "b"]
     assert facts.stages == ["a", "b"]
-    assert facts.metrics == {"accuracy": ["a"], "rmse": ["b"]}
     assert facts.files == {"network.safetensors": (folder / "network.safetensors").stat().st_size}
     assert facts.ownership.total().owned == {"a": 13, "b": 13}
     assert "data_dir: ${name}/x" in facts.config_text
@@ -52,8 +51,8 @@ def test_a_finished_run_has_everything_and_no_notes(folder):
 
 def test_curves_are_the_cells_of_metrics_csv(folder):
     facts = read_run(folder)
-    found = {(c.task, c.split, c.quantity): (c.steps, c.values) for c in facts.curves}
-    assert found == {
+    curves = {(c.task, c.split, c.quantity): (c.steps, c.values) for c in facts.curves}
+    assert curves == {
         ("a", "train", "loss"): ([1], [0.5]),
         ("a", "val", "accuracy"): ([2, 4], [0.5, 0.75]),
         ("a", "", "sparsity"): ([2], [0.75]),
@@ -69,38 +68,43 @@ def test_cells_that_are_no_numbers_are_counted_and_left_out(folder):
     text = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(text.replace("2.5", "two"))
     facts = read_run(folder)
-    assert facts.notes == ["metrics.csv has 1 cells that are not numbers; they are left out."]
+    assert facts.notes == ["metrics.csv: 1 cell left out, without a number."]
     assert [c.task for c in facts.curves_of("val")] == ["a"]
 
 
 @pytest.mark.parametrize(
     ("status", "note"),
     [
-        ("stopped", "The run was told to stop: 1 of 2 stages are learned and measured; not yet: b."),
-        ("running", "The run has not ended, or was killed: 1 of 2 stages are learned and measured; not yet: b."),
-        ("failed", "The run stopped with an error: 1 of 2 stages are learned and measured; not yet: b."),
+        ("stopped", "was stopped: 1 of 2"),
+        ("running", "has not ended, or was killed: 1 of 2"),
+        ("failed", "stopped with an error: 1 of 2"),
     ],
 )
-def test_an_unfinished_run_says_what_is_not_learned_yet(status, note, folder):
+def test_an_unfinished_run_names_the_tasks_that_are_not_learned_yet(status, note, folder):
     results = Results.load(folder)
     results.status, results.matrix = status, results.matrix[:1]
     results.tasks["b"].test = None
     results.save(folder)
     facts = read_run(folder)
-    assert facts.notes[0] == note
-    assert facts.notes[1:] == ["network.safetensors holds b, which results.json has no test score of."]
+    assert note in facts.notes[0]
+    assert "not yet: b" in facts.notes[0]
+    assert facts.notes[1:] == ["network.safetensors holds b, without a test score in results.json."]
 
 
 DAMAGE = [
-    ("metrics.csv", "There are no learning curves: metrics.csv is missing", "cut short"),
-    ("network.safetensors", "Who owns what is not known: there is no file", "not a safetensors file, or is damaged"),
+    ("metrics.csv", "There are no learning curves: metrics.csv is missing", "is incomplete"),
+    (
+        "network.safetensors",
+        "The owners of weights are unknown: there is no file",
+        "not a safetensors file, or is damaged",
+    ),
     (".hydra/config.yaml", "config.yaml is missing", None),
-    (FILE_NAME, "Scores are not known", "results.json cannot be read"),
+    (FILE_NAME, "Scores are unknown", "results.json cannot be read"),
 ]
 
 
 @pytest.mark.parametrize(("name", "missing", "torn"), DAMAGE, ids=[name for name, *_ in DAMAGE])
-def test_what_is_missing_or_torn_is_noted_and_the_rest_is_read(name, missing, torn, folder):
+def test_a_missing_or_damaged_file_is_noted_and_the_others_are_read(name, missing, torn, folder):
     path = folder / name
     whole, content = read_run(folder), path.read_bytes()
     if torn:
@@ -112,8 +116,8 @@ def test_what_is_missing_or_torn_is_noted_and_the_rest_is_read(name, missing, to
     facts = read_run(folder)
     assert missing in facts.notes[0]
     assert len(facts.notes) == 1
-    kept = {"metrics.csv": "curves", "network.safetensors": "ownership", ".hydra/config.yaml": "config"}
-    for other, attribute in kept.items():
+    fields = {"metrics.csv": "curves", "network.safetensors": "ownership", ".hydra/config.yaml": "config"}
+    for other, attribute in fields.items():
         assert bool(getattr(facts, attribute)) == (other != name), other
     assert facts.tasks == whole.tasks
     assert (facts.results.experiment, facts.results.seed) == ("toy", 3)
@@ -126,7 +130,7 @@ def test_a_config_that_is_no_yaml_is_noted(folder):
     assert facts.config_text == ""
 
 
-def test_another_folder_is_refused(tmp_path):
+def test_a_folder_that_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has neither results\.json nor \.hydra"):
         read_run(tmp_path)
 

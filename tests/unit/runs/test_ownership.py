@@ -1,11 +1,12 @@
-"""Who owns what: numbers worked out by hand, and the same as the network itself says."""
+"""Owners and overlaps: numbers worked out by hand, and those of the network."""
 
 import pytest
 import torch
 
 from helpers import learn, make_network, make_state
+from messages import says
 from msh.files.state_file import read_state, save_network
-from msh.runs.ownership import mask_overlap, owner_matrix, private_count, spaced, used_by_task
+from msh.runs.ownership import chosen_layers, mask_overlap, owner_matrix, private_count, spaced, used_by_task
 from msh.subnetworks import TaskState
 from msh.subnetworks.tensors import pack_bits, unpack_bits
 
@@ -39,7 +40,7 @@ def test_a_task_uses_its_own_weights_and_all_of_those_that_it_reads():
     assert used == {"a": {"a": 3}, "b": {"b": 3, "a": 3}, "c": {"c": 1, "a": 3, "b": 3}}
 
 
-def test_tasks_overlap_in_what_both_use():
+def test_tasks_overlap_in_weights_that_both_use():
     assert mask_overlap(owned_by(*THREE, first=FIRST, second=SECOND)) == [[3, 3, 3], [3, 6, 6], [3, 6, 7]]
 
 
@@ -48,7 +49,7 @@ def test_without_reuse_no_two_tasks_overlap():
     assert mask_overlap(apart) == [[2, 0], [0, 1]]
 
 
-def test_tasks_that_chose_what_they_read_are_compared_weight_by_weight():
+def test_tasks_that_select_weights_to_read_are_compared_weight_by_weight():
     reading = {
         "b": {"first": torch.tensor([[True, False, False], [False, False, False]])},
         "c": {"first": torch.tensor([[False, True, False], [True, False, False]])},
@@ -84,7 +85,7 @@ def test_the_owner_matrix_of_a_large_layer_is_a_bounded_sample(shape):
 
 @pytest.mark.parametrize("free_weights", [True, False])
 @pytest.mark.parametrize("reuse", ["none", "all", "learned"])
-def test_a_file_says_what_the_network_says(reuse, free_weights, tmp_path):
+def test_a_file_has_the_numbers_of_the_network(reuse, free_weights, tmp_path):
     network = make_network()
     for seed, task in enumerate("abc"):
         learn(network, task, form="scored" if reuse == "learned" else "compact", reuse=reuse, seed=seed)
@@ -119,3 +120,25 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "network.safetensors").write_bytes(b"12345678")
     with pytest.raises(ValueError, match=r"network\.safetensors is not a safetensors file, or is damaged"):
         read_state(tmp_path / "network.safetensors", "network")
+
+
+# ---- layers to draw
+
+
+def test_layers_are_chosen_by_number_evenly_or_by_name():
+    names = [f"{i}.weight" for i in range(10)]
+    assert chosen_layers(names, 4) == ["0.weight", "3.weight", "6.weight", "9.weight"]
+    assert chosen_layers(names, 1) == ["0.weight"]
+    assert chosen_layers(names, 0) == []
+    assert chosen_layers(names[:2], 4) == names[:2]
+    assert chosen_layers(names, ["2.weight", "0.weight"]) == ["2.weight", "0.weight"]
+    assert chosen_layers(names, "2.weight") == ["2.weight"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [(["12.weight"], says("owner_maps", value="12.weight", meant="2.weight")), (-1, says("owner_maps", value=-1))],
+)
+def test_unknown_layers_and_negative_numbers_are_refused(wanted, message):
+    with pytest.raises(ValueError, match=message):
+        chosen_layers([f"{i}.weight" for i in range(3)], wanted)

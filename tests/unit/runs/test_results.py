@@ -76,7 +76,7 @@ def test_a_stage_of_several_tasks_has_one_row():
     assert results.tasks["b"].test_when_learned == 0.6
 
 
-def test_the_fine_tuned_network_has_its_own_matrix_and_leaves_the_runs_alone(worked):
+def test_the_fine_tuned_networks_matrix_is_separate_from_the_runs(worked):
     before = (worked.matrix, worked.forgetting, worked.bwt)
     for row in ({"a": 0.9}, {"a": 0.3, "b": 40.0}, {"a": 0.5, "b": 42.0, "c": 0.6}):
         worked.add_finetune_row(row)
@@ -157,7 +157,7 @@ def test_a_file_from_before_there_were_more_baselines_is_read(worked, tmp_path):
     assert Results.load(tmp_path) == worked
 
 
-def test_saving_is_whole_or_not_at_all(worked, tmp_path, monkeypatch):
+def test_saving_is_complete_or_changes_nothing(worked, tmp_path, monkeypatch):
     worked.save(tmp_path)
     before = (tmp_path / FILE_NAME).read_bytes()
 

@@ -1,12 +1,12 @@
-"""Numbers as people read them, and many things as few."""
+"""Numbers and names for people, and groups of neighbours."""
 
 import pytest
 
 from msh.runs.groups import grouped, in_groups
-from msh.runs.words import bytes_of, counted, duration, listed, number, share, shortened
+from msh.runs.words import counted, duration, listed, number, shape_of, share, shortened
 
 
-def test_one_thing_is_no_plural():
+def test_one_task_is_no_plural():
     assert [counted(n, "task") for n in (0, 1, 2000)] == ["0 tasks", "1 task", "2,000 tasks"]
 
 
@@ -15,16 +15,13 @@ def test_scores_and_shares():
     assert [share(1, 3), share(0, 0)] == ["33.3%", "0.0%"]
 
 
-@pytest.mark.parametrize(
-    ("size", "text"), [(999, "999 B"), (54_249, "54.2 kB"), (2 * 10**9, "2.0 GB"), (10**13, "10000.0 GB")]
-)
-def test_sizes(size, text):
-    assert bytes_of(size) == text
-
-
 @pytest.mark.parametrize(("seconds", "text"), [(6.31, "6.3 s"), (67, "1 min 7 s"), (3720, "1 h 2 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_shapes():
+    assert [shape_of(shape) for shape in ((6, 4), (3,), ())] == ["6 × 4", "3", ""]
 
 
 def test_long_names_lose_their_middle():
@@ -40,7 +37,7 @@ def test_long_lists_end_in_a_number():
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 200])
-def test_groups_hold_everything_once_and_are_no_more_than_asked_for(count):
+def test_groups_hold_each_name_once_and_are_at_most_as_many_as_asked_for(count):
     names = [f"t{place}" for place in range(count)]
     groups = in_groups(names, 6)
     assert [place for group in groups for place in group.places] == list(range(count))
@@ -65,5 +62,5 @@ def test_groups_are_named_for_their_ends():
         ("a", "b", "a to b"),
     ],
 )
-def test_what_dotted_names_have_in_common_is_said_once(first, last, name):
+def test_the_common_parts_of_dotted_names_are_named_once(first, last, name):
     assert in_groups([first, last], 1)[0].name == name

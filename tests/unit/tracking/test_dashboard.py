@@ -65,14 +65,14 @@ def test_entity_and_project_must_be_given(given, missing, command):
     assert f"error: which {missing}? give --{missing} NAME" in errors
 
 
-def test_a_missing_package_is_named_with_what_to_do(command, monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     code, _, errors = command("--entity", "us", "--project", "ours", "--dry-run")
     assert code == 1
     assert "pip install 'msh[dashboard]'" in errors
 
 
-def test_every_panel_shows_something_of_its_own():
+def test_every_panel_shows_different_keys():
     found = [(section.name, *shown(panel)) for section in sections() for panel in section.panels]
     assert all(keys or pattern for _, keys, pattern in found)
     assert len({(tuple(keys), pattern) for _, keys, pattern in found}) == len(found)

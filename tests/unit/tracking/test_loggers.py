@@ -1,4 +1,4 @@
-"""metrics.csv goes on where a killed run stopped."""
+"""metrics.csv continues where a killed run stopped."""
 
 import pytest
 
@@ -18,6 +18,16 @@ def log(folder, *rows):
 def rows(folder):
     """[{column: value}] of metrics.csv, without empty cells."""
     return [{name: cell for name, cell in row.items() if cell} for row in read_rows(folder / "metrics.csv")[1]]
+
+
+def test_loggers_that_can_forget_have_the_protocol(tmp_path):
+    from msh.tracking.protocols import RunLogger
+    from msh.tracking.trackers import RunMLFlowLogger, RunTensorBoardLogger
+    from msh.tracking.wandb_run import RunWandbLogger
+
+    assert isinstance(RunCSVLogger(str(tmp_path)), RunLogger)
+    assert hasattr(RunTensorBoardLogger, "rewind_to")
+    assert not any(hasattr(logger, "rewind_to") for logger in (RunMLFlowLogger, RunWandbLogger))
 
 
 # ---- metrics.csv
@@ -49,7 +59,7 @@ def test_new_columns_keep_the_rows_before(tmp_path):
 def test_rows_after_a_step_are_forgotten(tmp_path):
     log(tmp_path, *((step, {"loss": step / 4}) for step in range(5)))
     resumed = RunCSVLogger(str(tmp_path))
-    resumed.forget_after(2)
+    resumed.rewind_to(2)
     resumed.log_metrics({"loss": 9.0}, step=3)
     resumed.save()
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
@@ -57,50 +67,50 @@ def test_rows_after_a_step_are_forgotten(tmp_path):
     ]
 
 
-def test_the_batch_that_comes_next_is_forgotten_and_what_was_measured_before_it_is_not(tmp_path):
+def test_the_next_batch_is_forgotten_and_the_evaluation_before_it_is_not(tmp_path):
     log(tmp_path, (1, {"a/train/loss": 0.5}), (2, {"a/sparsity": 0.9}), (2, {"a/test/loss": 0.4}))
     before = rows(tmp_path)
     log(tmp_path, (2, {"a/train/loss": 0.3}), (3, {"a/train/loss": 0.2}))
-    RunCSVLogger(str(tmp_path)).forget_after(2)
+    RunCSVLogger(str(tmp_path)).rewind_to(2)
     assert rows(tmp_path) == before
 
 
-def test_what_was_measured_at_a_step_is_forgotten_and_the_batch_before_it_is_not(tmp_path):
+def test_an_evaluation_that_is_repeated_is_forgotten_and_the_batch_before_it_is_not(tmp_path):
     log(tmp_path, (1, {"a/train/loss": 0.5}), (1, {"a/val/loss": 0.4}))
     before = rows(tmp_path)
     log(tmp_path, (2, {"a/test/loss": 0.3}), (2, {"capacity/free": 0.9}))
-    RunCSVLogger(str(tmp_path)).forget_from(2)
+    RunCSVLogger(str(tmp_path)).rewind_to(2, evaluations=False)
     assert rows(tmp_path) == before
 
 
-def test_nothing_is_forgotten_where_nothing_is_later(tmp_path):
+def test_without_later_rows_nothing_is_forgotten(tmp_path):
     log(tmp_path, (0, {"loss": 0.5}))
     before = (tmp_path / "metrics.csv").read_bytes()
-    RunCSVLogger(str(tmp_path)).forget_after(0)
+    RunCSVLogger(str(tmp_path)).rewind_to(0)
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
-def test_forgetting_in_an_empty_folder_does_nothing(tmp_path):
-    RunCSVLogger(str(tmp_path)).forget_after(3)
+def test_rewinding_in_an_empty_folder_does_nothing(tmp_path):
+    RunCSVLogger(str(tmp_path)).rewind_to(3)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("torn", ["0", "0.3", "0.3,", "0.3,2"])
-def test_a_last_line_cut_short_is_dropped(torn, tmp_path):
+def test_an_incomplete_last_line_is_dropped(torn, tmp_path):
     (tmp_path / "metrics.csv").write_text(f"loss,step\n0.5,0\n0.4,1\n{torn}")
     assert rows(tmp_path) == [{"step": "0", "loss": "0.5"}, {"step": "1", "loss": "0.4"}]
-    RunCSVLogger(str(tmp_path)).forget_after(1)
+    RunCSVLogger(str(tmp_path)).rewind_to(1)
     log(tmp_path, (2, {"loss": 0.25}))
     assert rows(tmp_path)[1:] == [{"step": "1", "loss": "0.4"}, {"step": "2", "loss": "0.25"}]
 
 
-def test_a_header_cut_short_is_dropped(tmp_path):
+def test_an_incomplete_header_is_dropped(tmp_path):
     (tmp_path / "metrics.csv").write_text("los")
     log(tmp_path, (0, {"loss": 0.25}))
     assert rows(tmp_path) == [{"step": "0", "loss": "0.25"}]
 
 
-def test_a_logger_opened_on_a_torn_line_appends_whole_rows(tmp_path):
+def test_a_logger_opened_on_an_incomplete_line_appends_complete_rows(tmp_path):
     (tmp_path / "metrics.csv").write_text("loss,step\n0.5,0\n0.2")
     log(tmp_path, (1, {"loss": 0.25}))
     assert rows(tmp_path) == [{"step": "0", "loss": "0.5"}, {"step": "1", "loss": "0.25"}]

@@ -1,16 +1,23 @@
-"""TensorBoard and MLflow: what they record can be read back, and a resumed run goes on in the same place."""
+"""TensorBoard and MLflow: their records can be read back, and a resumed run continues them."""
 
 import os
+from operator import itemgetter
 
 import pytest
 from PIL import Image
 
 from msh.runs.results import Results
+from msh.runs.tables import Column, Table
 
-PICTURES = {
+BITMAPS = {
     "matrix/heat_map": {"": Image.new("RGB", (4, 3), "#ff0000")},
     "owner_maps": {"0.weight": Image.new("RGB", (2, 2))},
 }
+SCORES = Table(
+    "scores",
+    [Column("task", itemgetter(0), words=True), Column("test", itemgetter(1), ".4f")],
+    [("a", 0.5), ("b", None)],
+)
 OUTCOME = {"score/a": 0.5, "guarantee/verdict": "held", "forgetting": 0.0}
 CONFIG = {"seed": 0, "pruning": {"density": 0.1}}
 
@@ -22,14 +29,14 @@ def folder(tmp_path):
 
 
 def session(logger, steps):
-    """Log what a run logs; `forget_after` has been called where the logger has it."""
+    """Log as a run does; for a resumed run, after `rewind_to` if the logger has it."""
     logger.log_hyperparams(CONFIG)
     for step in steps:
         logger.log_metrics({"a/val/loss": step / 8}, step)
         logger.finalize("success")  # a fit has ended
     last = steps[-1]
-    logger.log_pictures(PICTURES, last)
-    logger.log_rows("scores/table", ["task", "test"], [["a", 0.5], ["b", None]], last)
+    logger.log_bitmaps(BITMAPS, last)
+    logger.log_rows("scores/table", SCORES, last)
     logger.log_final(OUTCOME, last)
     logger.close("success")
 
@@ -54,7 +61,7 @@ def tensorboard(folder):
     return lambda: RunTensorBoardLogger(str(folder))
 
 
-def test_tensorboard_has_curves_scores_pictures_tables_and_settings(tensorboard, folder):
+def test_tensorboard_has_curves_scores_bitmaps_tables_and_settings(tensorboard, folder):
     session(tensorboard(), range(3))
     found = read_tensorboard(folder)
     assert [(e.step, e.value) for e in found.Scalars("a/val/loss")] == [(0, 0.0), (1, 0.125), (2, 0.25)]
@@ -62,23 +69,23 @@ def test_tensorboard_has_curves_scores_pictures_tables_and_settings(tensorboard,
     assert (found.Images("matrix/heat_map")[0].width, found.Images("matrix/heat_map")[0].height) == (4, 3)
     assert set(found.Tags()["images"]) == {"matrix/heat_map", "owner_maps/0.weight"}
     text = found.Tensors("scores/table/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "| a | 0.5 |" in text
+    assert "| a | 0.5000 |" in text
     assert "density: 0.1" in (folder / "tensorboard" / "hparams.yaml").read_text()
     assert len(list((folder / "tensorboard").glob("events.*"))) == 1
 
 
-def test_a_resumed_run_replaces_what_tensorboard_has_of_later_steps(tensorboard, folder):
+def test_a_resumed_run_replaces_tensorboards_later_steps(tensorboard, folder):
     session(tensorboard(), range(4))
     resumed = tensorboard()
-    resumed.forget_after(1)
+    resumed.rewind_to(1)
     session(resumed, range(2, 6))
     assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
 
 
-def test_tensorboard_shows_what_is_measured_again_once(tensorboard, folder):
+def test_tensorboard_shows_a_repeated_evaluation_once(tensorboard, folder):
     session(tensorboard(), range(4))
     resumed = tensorboard()
-    resumed.forget_from(3)
+    resumed.rewind_to(3, evaluations=False)
     session(resumed, range(3, 6))
     assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
 
@@ -94,7 +101,7 @@ def mlflow(folder):
     return lambda: RunMLFlowLogger(str(folder), f"sqlite:///{folder}/mlflow.db", "toy")
 
 
-def test_a_store_is_not_handed_on_to_later_runs_of_the_process(mlflow, monkeypatch):
+def test_later_runs_of_the_process_do_not_inherit_the_store(mlflow, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert mlflow().run_id
     assert "MLFLOW_TRACKING_URI" not in os.environ
@@ -103,7 +110,7 @@ def test_a_store_is_not_handed_on_to_later_runs_of_the_process(mlflow, monkeypat
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///the-users.db"
 
 
-def test_mlflow_has_one_run_with_curves_scores_pictures_tables_and_settings(mlflow, folder):
+def test_mlflow_has_one_run_with_curves_scores_bitmaps_tables_and_settings(mlflow, folder):
     session(mlflow(), range(4))
     session(mlflow(), range(2, 6))  # resumed from step 1: it logs steps 2 and 3 again
     from mlflow.tracking import MlflowClient

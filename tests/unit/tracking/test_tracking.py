@@ -1,4 +1,4 @@
-"""What trackers are told follows from results.json and the data alone."""
+"""Trackers log values that follow from results.json and the data sets alone."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hydra.utils import get_object, instantiate
 from msh.runs.results import Results, TaskResult
 from msh.tasks.task import Split, Task
 from msh.tracking.loggers import RunCSVLogger
-from msh.tracking.tracking import MOVED, _kept, describe, make_logger, matrix_picture, matrix_rows, outcome, score_rows
+from msh.tracking.tracking import MOVED, describe, make_logger, outcome
 
 
 @pytest.mark.parametrize(("before", "now"), MOVED.items())
@@ -32,19 +32,7 @@ def results(violations=0):
     return made
 
 
-def test_the_matrix_has_a_row_for_each_stage_with_the_names_of_its_tasks():
-    assert matrix_rows(results()) == [["a", 0.75, None], ["b", 0.5, 2.0]]
-    assert matrix_picture(results()).size > (100, 100)
-
-
-def test_a_score_is_shaded_by_the_share_of_the_best_that_is_left():
-    assert _kept([None, 0.8, 0.4], "max") == [0.0, 1.0, 0.5]
-    assert _kept([2.0, 1.0], "min") == [0.5, 1.0]
-    assert _kept([0.0, 0.0], "min") == [1.0, 1.0]
-    assert _kept([None, None], "max") == [0.0, 0.0]
-
-
-def test_the_outcome_has_scores_forgetting_and_the_verdict_and_nothing_unknown():
+def test_the_outcome_has_scores_forgetting_and_the_verdict_and_no_unknown_values():
     found = outcome(results())
     assert (found["score/a"], found["val_score/a"], found["score/b"]) == (0.5, 0.75, 2.0)
     assert found["forgetting"] == 0.25
@@ -54,16 +42,10 @@ def test_the_outcome_has_scores_forgetting_and_the_verdict_and_nothing_unknown()
     assert not {"val_score/b", "dense/a", "mean_score"} & set(found)
 
 
-def test_the_objective_of_sweeps_is_there_once_every_task_is_measured():
+def test_the_outcome_has_a_mean_score_once_every_task_is_evaluated():
     made = results()
     made.tasks["b"].val, made.tasks["b"].val_constant = 1.0, 4.0
     assert outcome(made)["mean_score"] == pytest.approx(0.75)
-
-
-def test_scores_are_a_row_for_each_task():
-    columns, rows = score_rows(results())
-    assert dict(zip(columns, rows[0], strict=True))["forgetting"] == 0.25
-    assert [row[0] for row in rows] == ["a", "b"]
 
 
 def toy(shift=0):

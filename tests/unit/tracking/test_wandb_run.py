@@ -1,4 +1,4 @@
-"""The W&B run: asks nothing, is named after what it is, goes on after a resume, and says when there is no network."""
+"""The W&B run: names, modes, resumes, artifacts and missing networks; it never asks the user anything."""
 
 import logging
 import subprocess
@@ -91,7 +91,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_settings_that_cannot_be_are_refused(message, run):
+def test_invalid_settings_are_refused(message, run):
     with pytest.raises(ValueError, match=message):
         settings_of(run, **WRONG[message])
 
@@ -99,7 +99,7 @@ def test_settings_that_cannot_be_are_refused(message, run):
 # ---- names
 
 
-def test_the_runs_id_is_that_of_results_json_so_that_it_goes_on(run):
+def test_the_runs_id_is_that_of_results_json_so_that_it_continues(run):
     settings = settings_of(run)
     assert (settings["id"], settings["resume"]) == ("0a1b2c3d", "allow")
 
@@ -111,7 +111,7 @@ def test_the_id_that_a_sweeps_agent_has_chosen_is_taken(monkeypatch):
     assert new_run_id() == "chosen00"
 
 
-def test_group_job_type_and_tags_tell_experiment_seed_and_multirun_and_the_users_win(run, monkeypatch):
+def test_group_job_type_and_tags_name_experiment_seed_and_multirun_unless_the_user_sets_them(run, monkeypatch):
     settings = settings_of(run, tags=["mine"])
     assert (settings["group"], settings["job_type"]) == ("toy", "train")
     assert settings["tags"] == ["toy", "seed-3", "mine"]
@@ -124,7 +124,20 @@ def test_group_job_type_and_tags_tell_experiment_seed_and_multirun_and_the_users
     assert (settings["group"], settings["job_type"]) == ("mine", "ablation")
 
 
-# ---- going on
+# ---- console
+
+
+def test_one_line_names_the_command_that_uploads_an_offline_run(run, caplog, capfd):
+    logger = wandb_logger(str(run), project="msh", mode="offline")
+    with caplog.at_level(logging.INFO):
+        logger.log_metrics({"a/val/loss": 0.0}, 0)
+    end(logger, run)
+    (message,) = [record.message for record in caplog.records if record.name.startswith("msh")]
+    assert f"wandb sync {run / 'wandb'}/offline-run-" in message
+    assert capfd.readouterr().out == ""
+
+
+# ---- resumes
 
 
 def end(logger, folder):
@@ -165,9 +178,9 @@ def expected(steps):
     return [(step, step / 8) for step in steps]
 
 
-def test_a_resumed_run_goes_on_and_logs_no_step_twice(run):
+def test_a_resumed_run_continues_and_logs_no_step_twice(run):
     session(run, range(4))
-    RunCSVLogger(str(run)).forget_after(1)  # it goes on from an earlier checkpoint
+    RunCSVLogger(str(run)).rewind_to(1)  # it resumes from an earlier checkpoint
     session(run, range(2, 6))
     found = points(run)
     assert [point[:2] for point in found] == expected(range(6))
@@ -175,7 +188,7 @@ def test_a_resumed_run_goes_on_and_logs_no_step_twice(run):
     assert len(files(run)) == 2
 
 
-def test_what_a_killed_session_lost_is_taken_from_the_csv(run):
+def test_values_that_a_killed_session_lost_are_taken_from_the_csv(run):
     session(run, range(4))
     path = files(run)[0]
     while len(points(run)) > 2:
@@ -194,7 +207,7 @@ def test_a_session_that_lost_everything_does_not_stop_the_upload(run):
     assert [path.parent.name for path in (run / "wandb").glob("*/*.wandb") if "lost-offline" in str(path)]
 
 
-def test_without_a_csv_the_gap_is_spoken_of(run, caplog):
+def test_without_a_csv_a_warning_names_the_gap(run, caplog):
     session(run, range(2))
     (run / "metrics.csv").unlink()
     logger = wandb_logger(str(run), project="msh", mode="offline")
@@ -221,7 +234,7 @@ def test_a_file_is_recorded_once_for_each_alias(run):
     assert read_offline(run / "wandb").artifacts >= {("subnetwork-of-a-b", "final"), ("subnetwork-of-a-b", "stage-0")}
 
 
-def test_nothing_is_recorded_where_artifacts_are_off(run):
+def test_without_artifacts_no_file_is_recorded(run):
     logger = wandb_logger(str(run), project="msh", mode="offline", artifacts=False)
     logger.log_metrics({"a/val/loss": 0.0}, 0)
     logger.use_data("wine", {"examples": 3})
@@ -244,13 +257,13 @@ def nowhere(run, monkeypatch):
     wandb.teardown()
 
 
-def test_without_a_network_an_online_run_ends_with_an_error_that_names_the_way_out(nowhere):
+def test_without_a_network_an_online_run_fails_with_a_solution(nowhere):
     logger = wandb_logger(str(nowhere), project="msh", mode="online", timeout=1)
     with pytest.raises(ConnectionError, match=r"cannot be reached within 1 s: .*logger\.wandb\.mode=offline logs into"):
         logger.log_hyperparams({"seed": 3})
 
 
-def test_a_run_falls_back_to_offline_where_it_may_and_says_so(nowhere, caplog):
+def test_a_run_with_a_fallback_logs_offline_with_a_warning(nowhere, caplog):
     logger = wandb_logger(str(nowhere), project="msh", mode="online", timeout=1, fallback="offline")
     with caplog.at_level(logging.WARNING):
         logger.log_metrics({"a/val/loss": 0.0}, 0)
@@ -276,9 +289,9 @@ def server(run, monkeypatch):
         wandb.teardown()
 
 
-def test_online_a_resumed_run_goes_on_and_logs_no_step_twice(run, server):
+def test_online_a_resumed_run_continues_and_logs_no_step_twice(run, server):
     for steps in (range(4), range(2, 6)):
-        RunCSVLogger(str(run)).forget_after(1)
+        RunCSVLogger(str(run)).rewind_to(1)
         logger = wandb_logger(str(run), project="msh", timeout=20)
         for step in steps:
             logger.log_metrics({"a/val/loss": step / 8}, step)
@@ -288,7 +301,7 @@ def test_online_a_resumed_run_goes_on_and_logs_no_step_twice(run, server):
 
 def test_wandb_sync_appends_the_sessions_of_a_resumed_run(run, server):
     session(run, range(4))
-    RunCSVLogger(str(run)).forget_after(1)
+    RunCSVLogger(str(run)).rewind_to(1)
     session(run, range(2, 6))
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", run / "wandb"], cwd=run, capture_output=True, text=True, timeout=120
@@ -298,7 +311,7 @@ def test_wandb_sync_appends_the_sessions_of_a_resumed_run(run, server):
     assert len(list((run / "wandb").glob("*/*.synced"))) == 2
 
 
-def test_a_run_that_goes_online_takes_along_what_was_logged_offline(run, server):
+def test_a_run_that_goes_online_uploads_its_offline_values(run, server):
     session(run, range(4))
     logger = wandb_logger(str(run), project="msh", timeout=20)
     logger.log_metrics({"a/val/loss": 0.5}, 4)

@@ -1,11 +1,11 @@
-"""What is printed at the end."""
+"""Tables that are printed at the end of a run."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from msh.report.table import print_results, print_scores
+from msh.report.terminal import print_results, print_scores
 from msh.runs.results import Results, TaskResult
 
 
@@ -33,20 +33,20 @@ def cells(text, name):
     return [cell.strip() for cell in line.split("│")[1:-1]]
 
 
-def test_a_task_has_a_line_with_all_that_was_measured():
+def test_a_task_has_a_line_with_its_scores():
     text = printed(make_results())
     assert cells(text, "wine") == ["wine", "accuracy ↑", "0.9000", "0.250", "12,345", "0.05"]
     assert cells(text, "diabetes") == ["diabetes", "rmse ↓", "55.1235", "0.100", "99", "0"]
 
 
-def test_the_title_and_the_last_line_tell_of_the_run():
+def test_the_title_and_the_last_line_describe_the_run():
     text = printed(make_results())
     assert "toy, seed 7" in text
     assert "compared bitwise: 3 times, 1 changed; network used: 35.0% of 1,000 weights" in text
 
 
 @pytest.mark.parametrize("baseline", ["dense", "finetune", "joint"])
-def test_a_baselines_column_is_shown_only_where_it_was_measured(baseline):
+def test_a_baselines_column_is_shown_only_if_it_has_a_score(baseline):
     results = make_results()
     assert baseline not in printed(results)
     setattr(results.tasks["wine"], baseline, 0.875)
@@ -59,7 +59,7 @@ def test_a_task_that_is_not_learned_yet_has_empty_cells():
     results = make_results()
     results.tasks["diabetes"] = TaskResult("rmse", "min", 1)
     results.matrix = [[0.9, None]]
-    assert cells(printed(results), "diabetes")[2:] == ["", "", "0", ""]
+    assert cells(printed(results), "diabetes")[2:] == ["", "", "", ""]
 
 
 def test_scores_are_printed_to_the_last_digit(capsys):
@@ -72,3 +72,39 @@ def test_names_are_not_cut_in_a_file(width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     print_results(make_results())
     assert "forgetting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("baselines", [(), ("dense", "finetune", "joint")])
+def test_the_table_fits_80_columns_and_loses_nothing(baselines):
+    results = make_results()
+    results.tasks["diabetes"].weights = 1_158_800
+    for name in baselines:
+        for task in results.tasks.values():
+            setattr(task, name, 55.123456)
+    console = Console(file=io.StringIO(), width=80)
+    print_results(results, console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for shown in ("diabetes", "55.1235", "1,158,800", "forgetting", *baselines):
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "arrow", "name", "shown"),
+    [
+        ("utf-8", "↑", "wine\udcff", "wine?"),
+        ("ascii", "^", "wine\xe9", "wine?"),
+        ("latin-1", "^", "wine\xe9", "wine\xe9"),
+    ],
+)
+def test_letters_that_the_terminal_lacks_are_replaced(encoding, arrow, name, shown, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", output)
+    results = make_results()
+    results.tasks[name] = results.tasks.pop("wine")
+    print_results(results)
+    output.flush()
+    text = output.buffer.getvalue().decode(encoding)
+    assert f"accuracy {arrow}" in text
+    assert shown in text

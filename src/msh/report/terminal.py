@@ -1,0 +1,56 @@
+"""Print results in the terminal."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from rich.console import Console
+
+from msh.runs.results import Results
+from msh.runs.score_tables import BASELINES, tasks_table
+from msh.runs.tables import Column, Table
+
+ASCII = {"↑": "^", "↓": "v", "×": "x", "·": "-", "–": "-", "…": "~", "█": "#", "░": "."}
+"""Characters to print on terminals that lack ours."""
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("msh", _replace)
+
+
+def new_console() -> Console:
+    """Open the terminal, or the file that stands in its place, where lines may be longer than a terminal's.
+
+    Letters that it cannot encode are replaced by ones that it can.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="msh")
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
+
+
+def print_results(results: Results, console: Console | None = None) -> None:
+    """Print a line per task and ensemble, the guarantee's outcome, the network's used share, and the run time."""
+    console = console or new_console()
+    names = ("task", "metric", "test", *BASELINES, "density", "weights", "forgetting")
+    tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
+    checked, violations = results.guarantee["checked"], results.guarantee["violations"]
+    console.print(
+        f"frozen tasks compared bitwise: {checked} times, {violations} changed; "
+        f"network used: {results.owned:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
+    )
+
+
+def print_scores(rows: Sequence[Mapping[str, object]], console: Console | None = None) -> None:
+    """Print evaluated scores: task, metric, score, with all digits."""
+    columns = [Column[Any](name, itemgetter(name), words=name != "score") for name in ("task", "metric", "score")]
+    Table("scores", columns, rows).print(console or new_console())
