@@ -292,8 +292,10 @@ def run_kinds(folder: Path) -> list[Kind]:
     run = folder / "run"
     (run / ".hydra").mkdir(parents=True)
     config = {"name": "fake", "seed": 3, "backbone": {"_target_": "msh.backbones.mlp.MLP", "sizes": [3, 4]}}
-    optimizer = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": "${rate}"}
-    config |= {"rate": 0.1, "optimizer": optimizer, "paths": {"data_dir": "data"}}
+    optimizer = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": "${checkpoint.min_seconds}"}
+    config |= {"checkpoint": {"min_seconds": 0.1}, "optimizer": optimizer, "paths": {"data_dir": "data"}}
+    source = {"_target_": "msh.tasks.bundled.bundled", "name": "wine"}
+    config |= {"tasks": {name: {"source": source} for name in "ab"}}
     tasks = {"a": {"val": 0.5, "test": 0.5}, "b": {"val": 0.6, "test": 0.25, "weights_read": {"a": 3}}}
     ensembles = {"all": {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": 0.5}}
     write_run(run, tasks, config=config, overrides=["seed=3", "optimizer.lr=0.1"], ensemble=ensembles)

@@ -101,10 +101,11 @@ def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
     torch.manual_seed(derive_seed(config.seed, "backbone"))
     with drawing_in(kind):
         backbone: nn.Module = instantiate(settings, _convert_="all")
-    backbone.to(None if kind is None else DTYPES[kind])
     for name in ("input_shape", "features"):
         if not hasattr(backbone, name):
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/backbones.md")
+    if kind is not None:
+        backbone.to(DTYPES[kind])
     for task in tasks.values():
         check_inputs(backbone, task)
     return backbone
