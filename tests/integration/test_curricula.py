@@ -103,17 +103,17 @@ def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkey
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none"]
     settings += ["pruning=at_init", "baseline=[dense,finetune,joint]", "backbone.norm=true"]
     undisturbed, _ = train_here(*settings, folder="undisturbed")
-    measure, fits = Baselines._measure, []
+    evaluate, fits = Baselines._evaluate, []
 
     def fail(self, module, kind, tasks):
         if kind == "finetune" and len(tasks) == 2:
             raise OSError("the disk is gone")
         return measure(self, module, kind, tasks)
 
-    monkeypatch.setattr(Baselines, "_measure", fail)
+    monkeypatch.setattr(Baselines, "_evaluate", fail)
     with pytest.raises(AssertionError, match="the disk is gone"):
         train_here(*settings)
-    monkeypatch.setattr(Baselines, "_measure", measure)
+    monkeypatch.setattr(Baselines, "_evaluate", evaluate)
     fit = Baselines._fit
     monkeypatch.setattr(
         Baselines, "_fit", lambda self, module, what, *rest: fits.append(what.key) or fit(self, module, what, *rest)

@@ -8,7 +8,7 @@ from torch import nn
 from toys import begin, make_config, make_module, make_task
 
 from msh.tasks import RawData, Split, build_task
-from msh.training.ensembles import Ensemble, check_members, measure_ensembles
+from msh.training.ensembles import Ensemble, check_members, evaluate_ensembles
 
 
 def other_inputs(task):
@@ -86,7 +86,7 @@ def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = measure_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
+    found = evaluate_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["test"]
     with torch.no_grad():
         answers = [module.network(split.inputs, name) for name in "ab"]
@@ -111,7 +111,7 @@ def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = measure_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
+    found = evaluate_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["val"]
     with torch.no_grad():
         answer = sum(module.network(split.inputs, name).softmax(-1) for name in "ab")
@@ -120,4 +120,4 @@ def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
 
 
 def test_without_ensembles_nothing_is_measured(tmp_path):
-    assert measure_ensembles({}, None, {}, make_config(), tmp_path) == {}
+    assert evaluate_ensembles({}, None, {}, make_config(), tmp_path) == {}
