@@ -108,7 +108,7 @@ def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkey
     def fail(self, module, kind, tasks):
         if kind == "finetune" and len(tasks) == 2:
             raise OSError("the disk is gone")
-        return measure(self, module, kind, tasks)
+        return evaluate(self, module, kind, tasks)
 
     monkeypatch.setattr(Baselines, "_evaluate", fail)
     with pytest.raises(AssertionError, match="the disk is gone"):

@@ -12,7 +12,7 @@ from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, m
 from msh.files.state_file import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
-from msh.training.fitting import measure
+from msh.training.fitting import evaluate_tasks
 from msh.training.module import FitContext
 
 
@@ -76,7 +76,7 @@ def test_a_fit_ends_with_the_weights_of_its_best_epoch(tmp_path):
     seen = AfterEpoch(lambda trainer, module: trainer.callback_metrics["a/val/accuracy"].item())
     fit(module, tmp_path, seen, AfterBatch(spoil), Freeze(), config=config, epochs=5)
     assert max(seen.seen) > seen.seen[-1]  # or the last epoch's weights would pass too
-    assert measure(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
+    assert evaluate_tasks(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
 
 
 @pytest.mark.parametrize(("callbacks", "by"), [({}, "metric"), ({"monitor": "metric"}, "metric"), ({}, "loss")])

@@ -9,7 +9,7 @@ from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_mo
 
 from msh.tasks.augmentation import Augmentation, Change
 from msh.training.callbacks.checkpoint import newest_readable
-from msh.training.fitting import measure
+from msh.training.fitting import evaluate_tasks
 from msh.training.module import FitContext, NonFiniteLossError
 
 KINDS = ["classification", "regression"]
@@ -35,21 +35,21 @@ def by_hand(module, split):
 
 
 def test_a_score_is_exact_over_uneven_batches(frozen, tmp_path):
-    found = measure(frozen, ["a"], "test", make_config(), tmp_path)["a"]
+    found = evaluate_tasks(frozen, ["a"], "test", make_config(), tmp_path)["a"]
     assert found == pytest.approx(by_hand(frozen, "test")[0], rel=1e-6)
     assert found not in (0.0, 1.0)
 
 
 def test_measuring_again_gives_the_same_to_the_last_digit(frozen, tmp_path):
-    first, val, second = (measure(frozen, ["a"], split, make_config(), tmp_path) for split in ("test", "val", "test"))
+    first, val, second = (evaluate_tasks(frozen, ["a"], split, make_config(), tmp_path) for split in ("test", "val", "test"))
     assert first == second != val
 
 
 @pytest.mark.parametrize(("size", "largest"), [(None, 8), (3, 3), (100, 100)])
 def test_a_network_evaluates_in_batches_of_the_tasks_size_or_of_the_setting(size, largest, frozen, tmp_path):
-    usual, sizes = measure(frozen, ["a"], "test", make_config(), tmp_path), []
+    usual, sizes = evaluate_tasks(frozen, ["a"], "test", make_config(), tmp_path), []
     hook = frozen.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    found = measure(frozen, ["a"], "test", make_config(evaluation=size), tmp_path)
+    found = evaluate_tasks(frozen, ["a"], "test", make_config(evaluation=size), tmp_path)
     hook.remove()
     assert max(sizes) == largest
     assert sum(sizes) == 1101
@@ -59,7 +59,7 @@ def test_a_network_evaluates_in_batches_of_the_tasks_size_or_of_the_setting(size
 def test_measuring_changes_nothing_of_the_network(tmp_path):
     module = begin(make_module(norm="batch"), "a")
     before = {name: tensor.clone() for name, tensor in module.network.subnetwork("a").state_dict().items()}
-    measure(module, ["a"], "test", make_config(), tmp_path)
+    evaluate_tasks(module, ["a"], "test", make_config(), tmp_path)
     after = module.network.subnetwork("a").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -85,7 +85,7 @@ def test_each_epochs_scores_are_of_that_epoch_alone(kind, tmp_path):
 
 def test_the_stages_loss_is_the_sum_of_its_tasks_losses(tmp_path):
     module = begin(begin(make_module(make_task("a"), make_task("b", "regression")), "a"), "b")
-    measure(module, ["a", "b"], "val", make_config(), tmp_path)
+    evaluate_tasks(module, ["a", "b"], "val", make_config(), tmp_path)
     metrics = module.trainer.callback_metrics
     losses = metrics["a/val/loss"], metrics["b/val/loss"]
     assert metrics["val/loss"] == losses[0] + losses[1]
@@ -165,5 +165,5 @@ def test_training_batches_are_augmented_and_measuring_is_not(tmp_path):
     assert [tuple(draws.shape) for draws in batches] == [(8, 1)] * (2 * STEPS)
     assert len(torch.cat(batches).unique()) == 8 * 2 * STEPS
     module.network.freeze("a")
-    measure(module, ["a"], "test", make_config(), tmp_path)
+    evaluate_tasks(module, ["a"], "test", make_config(), tmp_path)
     assert len(batches) == 2 * STEPS
