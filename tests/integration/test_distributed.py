@@ -36,7 +36,7 @@ def test_scores_of_two_processes_are_exact(two, tmp_path):
     assert measured["diabetes"] == pytest.approx(results["tasks"]["diabetes"]["test"], rel=1e-6)
 
 
-def test_an_epochs_score_is_that_of_the_network_that_is_kept(two):
+def test_an_epochs_score_is_that_of_the_saved_network(two):
     """Batch norms have seen other examples in each process: both measure what the first of them has."""
     results, folder = two
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))

@@ -40,7 +40,7 @@ def wait_for(process, path):
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(number, undisturbed, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_bitwise_equal(number, undisturbed, tmp_path):
     whole, seconds = undisturbed
     folder = tmp_path / "run"
     process = start("train.py", *args(folder), cwd=tmp_path)
@@ -116,7 +116,7 @@ def undisturbed_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("rank", "trainer"), [(0, "ddp_sim"), (1, "ddp_sim"), (1, "cpu")])
-def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, undisturbed_two, tmp_path):
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_can_resume(rank, trainer, undisturbed_two, tmp_path):
     folder = tmp_path / "run"
     arguments = ["+experiment=sequential", *SETTINGS, *TWO, "logger=csv", f"hydra.run.dir={folder}"]
     process = start("train.py", *arguments, cwd=tmp_path)
@@ -138,7 +138,7 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank,
         assert_same_end(folder, undisturbed_two)
 
 
-def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
+def test_a_killed_job_ends_no_other_and_only_that_job_is_repeated(tmp_path):
     """First its process is killed once, by chance; then whenever it gets to work, as one that takes too much memory."""
     sweep = ["-m", *args("run")[:-1], "seed=1,2,3", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${seed}"]
     sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -183,7 +183,7 @@ def status_of(folder):
     return json.loads((folder / "results.json").read_text())["status"]
 
 
-def test_a_run_of_one_process_goes_on_with_two(tmp_path):
+def test_a_run_with_one_process_resumes_with_two(tmp_path):
     folder, whole = tmp_path / "run", tmp_path / "whole"
     one = [setting for setting in args(folder) if setting != "backbone.norm=true"]  # batches' statistics are of a rank
     run("train.py", *one[:-1], f"hydra.run.dir={whole}", cwd=tmp_path)

@@ -128,7 +128,7 @@ def curves_of(folder):
 
 
 @pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.distributed) for case in THOROUGH)])
-def test_two_processes_do_what_one_does(case, two, one):
+def test_two_processes_do_the_same_as_one(case, two, one):
     """The same masks, decisions, scores and files; weights up to rounding."""
     told, tensors, folder = two(case)
     expected, expected_tensors, folder_of_one = one(case)

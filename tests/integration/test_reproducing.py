@@ -13,7 +13,7 @@ from benchmarks.rows import Goal, Row
 from benchmarks.runs import arguments, state_of
 
 
-def test_rows_are_run_resumed_for_their_baselines_and_documented(tmp_path, train_here):
+def test_rows_are_run_resumed_for_baselines_and_documented(tmp_path, train_here):
     small = [*SMALL, "trainer.max_epochs=2", "tasks=[iris,wine]"]
     first = Row("1", "At once", "parallel", small, baselines={"joint": [0], "finetune": [0]}, dense_of="2")
     second = Row("2", "In turn", "sequential", small, baselines={"dense": [0]}, tasks={"iris": Goal(target=0.0)})

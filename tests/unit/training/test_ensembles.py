@@ -29,7 +29,7 @@ def test_tasks_on_the_same_data_are_accepted():
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_tasks_that_are_not_measured_alike_are_refused(what):
+def test_tasks_with_different_data_or_metrics_are_refused(what):
     tasks = {"a": make_task("a"), "b": DIFFERENT[what]()}
     with pytest.raises(ValueError, match=r"ensembles.all: the test split, .* of task 'b' differ from those of 'a'"):
         check_members({"all": ["a", "b"]}, tasks)
@@ -63,7 +63,7 @@ def test_probabilities_of_classes_are_averaged():
     assert bool(sure.isfinite().all())
 
 
-def test_probabilities_of_labels_are_averaged_one_by_one():
+def test_probabilities_of_labels_are_averaged_separately():
     one, other = torch.tensor([0.9, 0.2]), torch.tensor([0.5, 0.4])
     outputs = together("multilabel", {"a": one.logit().tolist(), "b": other.logit().tolist()})
     torch.testing.assert_close(outputs.sigmoid(), torch.tensor([[0.7, 0.3]]).expand(3, -1))
@@ -76,7 +76,7 @@ def test_values_are_averaged():
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
+def test_the_score_is_that_of_the_mean_output(kind, tmp_path):
     tasks = {name: make_task(name, kind) for name in "ab"}
     module = make_module(*tasks.values())
     for seed, name in enumerate("ab"):
@@ -100,7 +100,7 @@ def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
     assert (row["metric"], row["direction"], row["tasks"]) == (tasks["a"].metric, tasks["a"].direction, ["a", "b"])
 
 
-def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
+def test_ensembles_with_one_validation_split_are_evaluated_on_it(tmp_path):
     tasks = {name: make_task(name) for name in "abc"}
     split = tasks["c"].splits["val"]
     tasks["c"] = replace(tasks["c"], splits=tasks["c"].splits | {"val": Split(split.inputs + 1, split.targets)})
@@ -119,5 +119,5 @@ def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
     assert found["all"]["val"] is None
 
 
-def test_without_ensembles_nothing_is_measured(tmp_path):
+def test_without_ensembles_nothing_is_evaluated(tmp_path):
     assert evaluate_ensembles({}, None, {}, make_config(), tmp_path) == {}

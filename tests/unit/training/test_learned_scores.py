@@ -33,7 +33,7 @@ def counts(tensors):
 
 
 @pytest.mark.parametrize(("begin_at", "dense"), [(0, 0), (1, STEPS), (0.5, STEPS // 2)])
-def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_what_it_chooses_from(begin_at, dense, tmp_path):
+def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_its_candidates(begin_at, dense, tmp_path):
     module = begin(make_module(), "a", "learned")
     network = module.network
     seen = AfterBatch(lambda *_: (counts(seen_weights(network, "a")), counts(network.masks("a"))))
@@ -50,7 +50,7 @@ def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_what_it_c
     assert counts(seen_weights(network, "a")) == [3, 10]
 
 
-def test_tasks_of_a_stage_end_apart_with_their_budgets_and_may_read_the_same(tmp_path):
+def test_tasks_of_a_stage_end_disjoint_and_may_read_the_same_weights(tmp_path):
     module = make_begun("a", "b")
     network = module.network
     digest = network.digest("old")
@@ -70,7 +70,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_killed_and_resumed_fit_learns_the_same_scores_and_ends_with_the_same_bits(epoch, tmp_path):
+def test_a_killed_and_resumed_fit_learns_the_same_scores_and_ends_bitwise_equal(epoch, tmp_path):
     def stop(now, batch, module):
         if (now, batch) == (epoch, 2):
             raise KilledError

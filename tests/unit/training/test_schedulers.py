@@ -41,17 +41,17 @@ def test_one_cycle_has_its_peak_and_its_end_within_the_fit():
     assert found[-1] < 1e-4
 
 
-def test_a_length_that_is_set_stays():
+def test_a_preset_length_stays():
     found = build_scheduler(partial(lr_scheduler.CosineAnnealingLR, T_max=7), make_optimizer(), 4)
     assert found.T_max == 7
 
 
-def test_a_scheduler_without_a_length_is_given_none():
+def test_a_scheduler_without_a_length_gets_none():
     found = build_scheduler(partial(lr_scheduler.StepLR, step_size=2, gamma=0.1), make_optimizer(), 4)
     assert rates(found, 4) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
-def test_a_fit_steps_the_scheduler_with_each_batch_to_its_end(tmp_path):
+def test_a_fit_steps_the_scheduler_with_every_batch(tmp_path):
     config = make_config()
     config.scheduler = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True}
     seen = AfterBatch(lambda epoch, batch, module: module.optimizers().param_groups[0]["lr"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from msh.errors import invalid, one_of
+from msh.errors import at_least, invalid, one_of
 from msh.training.module import TaskModule
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,7 @@ class EarlyStoppingPerTask(pl.Callback):
     def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "loss") -> None:
         super().__init__()
         one_of("early_stopping.monitor", monitor, ("loss", "metric"))
-        if patience < 1:
-            raise invalid("early_stopping.patience", ">= 1", patience)
+        at_least("early_stopping.patience", 1, patience)
         if not min_delta >= 0.0:
             raise invalid("early_stopping.min_delta", ">= 0", min_delta)
         self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
