@@ -1,4 +1,4 @@
-"""Tasks of one plan as jobs of their own, merged; tasks added to a merged network, copied out of it, released."""
+"""Train a plan's tasks in separate jobs and merge them; add tasks to a merged network, split and release them."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def tensors(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a plan, four jobs that keep to it, their merged network, and a run of all tasks at once."""
+    """Make a folder with a plan, four jobs that follow it, their merged network, and a run of all tasks."""
     folder = tmp_path_factory.mktemp("apart")
     here(plan.main, *COMMON, "-o", "plan", cwd=folder)
     assert [path.name for path in folder.iterdir()] == ["plan"]
@@ -85,7 +85,7 @@ def test_a_plan_equals_the_allocation_of_a_sequential_run_at_initialisation(fold
 
 @pytest.fixture
 def grown(folder, tmp_path):
-    """(run folder of a further task learned in the merged network, its overrides)."""
+    """(run folder of an additional task in the merged network, its overrides)."""
     overrides = [*COMMON, f"tasks=[iris,{','.join(TASKS)}]", "network=merged", f"hydra.run.dir={tmp_path / 'grown'}"]
     here(train.main, *overrides, "reuse=all", cwd=folder)
     return tmp_path / "grown", [*overrides, "reuse=all"]

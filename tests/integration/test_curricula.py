@@ -19,7 +19,7 @@ def results_of(folder):
 
 @pytest.fixture
 def mixed(train_here):
-    """(results.json, run folder, what was printed) of a curriculum of mixed stages with every baseline."""
+    """(results.json, run folder, printed text) of a curriculum with mixed stages and every baseline."""
     folder, printed = train_here(*MIXED, "baseline=[joint,dense,finetune]", "callbacks=early_stopping")
     return results_of(folder), folder, printed
 

@@ -27,7 +27,7 @@ def two(tmp_path_factory):
 
 
 def test_scores_of_two_processes_are_exact(two, tmp_path):
-    """Each example of the uneven shards counts once: one process measures the same network the same."""
+    """Each example in the uneven shards counts once: one process evaluates the network to the same scores."""
     results, folder = two
     shutil.copytree(folder, tmp_path / "run")
     measured = {row["task"]: row["score"] for row in evaluate(tmp_path / "run")}
@@ -37,7 +37,7 @@ def test_scores_of_two_processes_are_exact(two, tmp_path):
 
 
 def test_an_epochs_score_is_that_of_the_saved_network(two):
-    """Batch norms have seen other examples in each process: both measure what the first of them has."""
+    """Batch norms see different examples in each process: both evaluate the first process's statistics."""
     results, folder = two
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     for task, metric in (("wine", "accuracy"), ("iris", "accuracy"), ("diabetes", "rmse")):

@@ -1,4 +1,4 @@
-"""Every experiment config runs, and so does every way of debugging, pruning and reusing."""
+"""Run every experiment config, and every option to debug, prune and reuse."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ QUICK = ["+experiment=sequential", "tasks=[wine,iris]", "logger=none", "trainer.
 
 @pytest.fixture
 def learned(train_here):
-    """Runs the command on two small tasks; returns (results.json, run folder)."""
+    """Run the command on two small tasks; return (results.json, run folder)."""
 
     def run(*overrides):
         folder, _ = train_here(*QUICK, *overrides)
@@ -45,7 +45,7 @@ def learned(train_here):
 
 
 def column(folder, name):
-    """A column of metrics.csv, without empty cells."""
+    """Read a column of metrics.csv, without empty cells."""
     with (folder / "metrics.csv").open() as file:
         return [row[name] for row in csv.DictReader(file) if row[name]]
 
@@ -87,7 +87,7 @@ def small(experiment):
 
 
 def random_data(task, source):
-    """Overrides that give a task random data of the shape that its own has; none where its own are at hand."""
+    """Return overrides that replace a task's data by random data of the same shape, unless the data is bundled."""
     kind = source._target_.removeprefix("msh.tasks.")
     if kind in ("text.hugging_face", "text.csv_text"):
         return instead_of(task, "words", classes=46 if task == "reuters" else 2, examples=92, length=16)

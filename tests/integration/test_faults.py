@@ -1,4 +1,4 @@
-"""Processes that are killed, again and again: no run is lost, and each ends as if nothing had happened."""
+"""Kill processes again and again: no run is lost, and each ends as if undisturbed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 
 def wait_for(process, path):
-    """Wait until there is a file; returns the time."""
+    """Wait until a file exists; return the time."""
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
@@ -101,7 +101,7 @@ TWO = ["trainer=ddp_sim", *(setting for setting in SMALL if not setting.startswi
 
 @pytest.fixture(scope="module")
 def undisturbed_two(tmp_path_factory):
-    """Run folder of two processes that nothing happens to."""
+    """Run folder of two undisturbed processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run(
         "train.py",
@@ -162,7 +162,7 @@ def test_a_killed_job_ends_no_other_and_only_that_job_is_repeated(tmp_path):
 
 
 def kill_worker(process, folder):
-    """Kill the process that works in a run folder, once it has a checkpoint there; returns its id."""
+    """Kill the process that works in a run folder, once it has written a checkpoint; return its id."""
     seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
     while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
         assert process.poll() is None, process.communicate()[0]
@@ -198,13 +198,13 @@ def test_a_run_with_one_process_resumes_with_two(tmp_path):
 
 
 def children(pid):
-    """The processes that a process has started and that run train.py."""
+    """List the processes that a process has started and that run train.py."""
     found = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
     return [int(line) for line in found.stdout.split()]
 
 
 def alive(pid):
-    """Whether a process runs, and is not merely waiting to be collected."""
+    """Return true if a process runs, and is no zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"

@@ -68,7 +68,7 @@ def start(folder, cases):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A function from a case to (what each rank has told, the tensors that each has, the run folder)."""
+    """A function from a case to (each rank's record, each rank's tensors, the run folder)."""
     folder = tmp_path_factory.mktemp("two")
 
     def ended(case):
@@ -84,7 +84,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """A function from a case to what one process comes to: (what it tells, its tensors, the run folder)."""
+    """A function from a case to one process's (record, tensors, run folder)."""
     folder, found = tmp_path_factory.mktemp("one"), {}
 
     def ended(case):
@@ -115,7 +115,7 @@ def assert_same_results(found, expected, rough):
 
 
 def scores_in(results):
-    """All that was measured, as numbers."""
+    """Return all scores, as numbers."""
     rows = [*results["matrix"], *results["finetune"]["matrix"]]
     rows += [[row[what] for what in ("val", "test", "joint")] for row in results["tasks"].values()]
     return [score for row in rows for score in row if score is not None]

@@ -1,4 +1,4 @@
-"""The demo, end to end: one command, the run folder, and measuring it again."""
+"""The demo, end to end: one command, its run folder, and its evaluation."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """(run folder, what was printed) of the demo with W&B offline, in a small network, in a process of its own."""
+    """(run folder, printed text) of the demo with W&B offline, with a small network, in a separate process."""
     folder = tmp_path_factory.mktemp("demo")
     arguments = ["+experiment=sequential", "baseline=dense", "trainer.max_epochs=6", f"hydra.run.dir={folder / 'run'}"]
     return folder / "run", run("train.py", *arguments, *SMALL, cwd=folder)

@@ -1,4 +1,4 @@
-"""Failures that other libraries of this kind are known for, one test each, named for it."""
+"""Known failures in similar libraries: one test each, named for the failure."""
 
 import pytest
 import torch

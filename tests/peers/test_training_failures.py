@@ -1,4 +1,4 @@
-"""Failures of other libraries that only show in whole runs and fits, one test each, named for it."""
+"""Failures in similar libraries that only whole runs and fits show: one test each, named for the failure."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The life of a task in a network: begin, prune, compact, freeze; fits train it in between.
 
 Source: Renn et al. 2022, arXiv 2207.08821: prune a network to a task-specific subnetwork, and let the remaining
-weights learn further tasks.
+weights learn other tasks.
 """
 
 from __future__ import annotations

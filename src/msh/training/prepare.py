@@ -125,7 +125,6 @@ def _build_network(
     config: RunConfig, tasks: dict[str, Task], origin: Origin | None
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """Build the network that a run starts with, and the notes for its files."""
-    learned = None if origin is None or origin.key == "plan" else origin.file
     names = None if origin is None else list(origin.file.state.owners)
     network = build_network(config, tasks, names)
     start = start_of(network)
@@ -136,12 +135,12 @@ def _build_network(
             f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
             "seed, backbone and torch version must be the same"
         )
-    if learned is not None:
-        for task in origin.learned:
-            add_task(network, tasks[task], config)
-        fill_network(origin.path, network, learned)
-        return network, notes_of(start, origin.input_shape)
-    return network, notes_for_tasks(origin.file)
+    if origin.key == "plan":
+        return network, notes_for_tasks(origin.file)
+    for task in origin.learned:
+        add_task(network, tasks[task], config)
+    fill_network(origin.path, network, origin.file)
+    return network, notes_of(start, origin.input_shape)
 
 
 # ---- budgets

@@ -1,7 +1,7 @@
 """Run a curriculum: stage after stage in one network, each task in its own subnetwork.
 
 Source: Renn et al. 2022, arXiv 2207.08821: prune the network to a subnetwork for a task, then let the remaining weights
-learn further tasks, in parallel or in sequence.
+learn other tasks, in parallel or in sequence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compare configs, and tell if a run on disk has the settings of the run at hand."""
+"""Compare configs, and check a run folder against the settings of the run at hand."""
 
 from __future__ import annotations
 

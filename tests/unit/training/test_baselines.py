@@ -1,4 +1,4 @@
-"""Baselines train for as long as what they are compared with."""
+"""Baselines train for as many steps as the subnetworks they are compared with."""
 
 import pytest
 import pytorch_lightning as pl

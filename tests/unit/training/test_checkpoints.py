@@ -1,4 +1,4 @@
-"""What a killed run goes on from: checkpoints within a fit, networks between fits."""
+"""Resume killed runs: from checkpoints within a fit, from networks between fits."""
 
 import logging
 import signal
@@ -19,7 +19,7 @@ from msh.training.state import RunState
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Checkpoints of a fit of four epochs that saved each of them."""
+    """Checkpoints of a fit that saved each of its four epochs."""
     path = tmp_path_factory.mktemp("fit")
     fit(begin(make_module(), "a"), path, epochs=4, config=make_config(min_seconds=0))
     return path / "checkpoints"

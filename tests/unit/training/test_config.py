@@ -1,4 +1,4 @@
-"""The typed config: every bound, settings that do not go together, and all problems of a config at once."""
+"""The typed config: every bound, conflicting settings, and all problems of a config at once."""
 
 import math
 

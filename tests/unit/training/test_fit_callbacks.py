@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
+from messages import says
 from msh.files.state_file import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
@@ -17,7 +18,7 @@ from msh.training.module import FitContext
 
 
 def bias_after(scores, kind="classification", metric="accuracy"):
-    """Epoch i sets the head's bias to i; returns the bias that RestoreBest puts back after these scores."""
+    """Set the head's bias to i in epoch i; return the bias that RestoreBest restores after these scores."""
     module = begin(make_module(make_task(kind=kind, metric=metric)), "a")
     module.begin_fit(FitContext(tasks=("a",)))
     callback, bias = RestoreBest(), module.network.subnetwork("a").head.bias
@@ -252,7 +253,7 @@ def test_a_record_of_an_earlier_release_is_compared_in_one_batch(learned, tmp_pa
     Guarantee(tmp_path / "guarantee", batch_size=3).check(module, ["a"])
     assert sizes == [8]
     path.write_bytes(save(tensors, earlier | {"batch_size": "0"}))
-    with pytest.raises(ValueError, match="damaged: its batch_size must be >= 1, got '0'"):
+    with pytest.raises(ValueError, match=says("batch_size", ">= 1", "0")):
         guarantee.check(module, ["a"])
 
 

@@ -1,4 +1,4 @@
-"""Pruning that the validation metric decides on, with metrics given epoch by epoch."""
+"""Pruning gated by the validation metric, with fixed metrics for each epoch."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def make_pruner(wanted=None, criterion="magnitude", patience=2, tolerance=0.01, 
 
 
 def make_scored(scores, *tasks, norm="none", criterion="magnitude"):
-    """A module whose validation metric after each epoch is given: task to a list of scores, the last one for ever."""
+    """Make a module with fixed validation scores: task to a score per epoch, the last one repeated."""
     module = make_module(*tasks, norm=norm)
     for name in module.tasks:
         begin(module, name, criterion)

@@ -16,7 +16,7 @@ def make_pruner(*tasks, begin=1.0, end=2, rounds=2):
 
 
 def make_begun(*tasks, norm="none"):
-    """A module with a frozen task of a quarter of all weights, and tasks that have begun and choose what they read."""
+    """Make a module with a frozen task in a quarter of the weights, and tasks in training with learned reads."""
     module = make_module(*(make_task(name) for name in tasks), norm=norm)
     network = module.network
     network.add_task("old", head=make_head(5))

@@ -1,4 +1,4 @@
-"""Several tasks in one fit: none depends on the others, each has its own batches, budget and end."""
+"""Several tasks in one fit: each has its own batches, budget and end, independent of the others."""
 
 from itertools import pairwise
 
@@ -126,7 +126,7 @@ def test_pruning_at_initialisation_gives_the_first_task_the_same_weights_as_alon
 
 
 def with_losses(module, **losses):
-    """Let these validation losses, epoch by epoch, be what tasks are judged by."""
+    """Judge tasks by these validation losses, epoch by epoch."""
     module.val_score = lambda metrics, group, by="metric": -sum(losses[name][module.current_epoch] for name in group)
     return module
 
@@ -135,7 +135,7 @@ FALLING = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
 
 
 def stop_early(module, folder, patience=2, min_delta=0.0, names=("a", "b"), **losses):
-    """Fits with these validation losses; returns (the state of the tasks after each batch, batches in all)."""
+    """Fit with these validation losses; return (state of the tasks after each batch, number of batches)."""
     stopping = EarlyStoppingPerTask(patience=patience, min_delta=min_delta)
     seen = AfterBatch(lambda epoch, batch, module: {name: state_of(module, name) for name in names})
     fit(with_losses(module, **losses), folder, stopping, seen, name=list(names), epochs=6)

@@ -1,4 +1,4 @@
-"""The fits of a stage, worked out from the pruning settings."""
+"""A stage's fits, computed from the pruning settings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What processes send each other with each step: the task's own weights, and nothing of the rest of the network."""
+"""Processes exchange the gradients of the task's weights in each step, and no others."""
 
 import os
 from functools import partial

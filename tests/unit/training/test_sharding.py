@@ -1,4 +1,4 @@
-"""Shards. A group of one process goes the same way as a larger one; tests/integration/test_ranks.py has two."""
+"""Sharded fits in a group with one process; tests/integration/test_ranks.py has two."""
 
 import os
 from itertools import pairwise
@@ -24,7 +24,7 @@ WANTED = {"a": {"2.weight": 3, "6.weight": 10}}
 
 @pytest.fixture(autouse=True)
 def _group():
-    """Lightning takes what is left of a group of processes, and its port, for one that it is in."""
+    """Clean up after each test: Lightning takes a leftover process group, and its port, for its own."""
     with patch.dict(os.environ):
         yield
     leave_group()

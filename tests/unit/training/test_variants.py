@@ -1,4 +1,4 @@
-"""One block of the config that stands for many tasks; tasks of one source share its data."""
+"""Expand one config block into many tasks; tasks with one source share its data."""
 
 from types import MappingProxyType
 
@@ -158,9 +158,9 @@ def test_tokens_need_a_backbone_or_a_stem_that_reads_them():
         (
             lambda: Transformer([4], 20, 4, 2, 4),
             lambda: text_task(TOKEN_STEM),
-            r"gives it numbers: .*reviews.stem=null",
+            r"gives it numbers.*reviews.stem=null",
         ),
-        (lambda: Transformer([4], 19, 4, 2, 4), text_task, r"20 token ids, but backbone.vocabulary = 19"),
+        (lambda: Transformer([4], 19, 4, 2, 4), text_task, r"20 token ids, but backbone.vocabulary is 19"),
         (lambda: Transformer([5], 20, 4, 2, 4), text_task, r"4 tokens per text, but the backbone reads 5"),
         (
             lambda: Transformer([4], 20, 4, 2, 4),
