@@ -43,11 +43,11 @@ def folder(tmp_path_factory):
 def test_separate_jobs_merge_into_the_file_that_a_run_of_all_tasks_writes(folder):
     assert (folder / "merged").read_bytes() == (folder / "together" / "network.safetensors").read_bytes()
     for task in TASKS:
-        own = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
-        assert own.read_bytes() == (folder / "together" / "subnetworks" / own.name).read_bytes()
+        separate = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
+        assert separate.read_bytes() == (folder / "together" / "subnetworks" / separate.name).read_bytes()
         assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
         here(split.main, "merged", task, "-o", "split", cwd=folder)
-        assert (folder / "split").read_bytes() == own.read_bytes()
+        assert (folder / "split").read_bytes() == separate.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_jobs_with_other_launchers_write_the_same_files(plugin, launcher, folder
     jobs = ["task=wine,diabetes", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${task}"]
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     for task in ("wine", "diabetes"):
-        own = tmp_path / task / "subnetworks" / f"{task}.safetensors"
-        assert own.read_bytes() == (folder / "jobs" / task / "subnetworks" / own.name).read_bytes()
+        separate = tmp_path / task / "subnetworks" / f"{task}.safetensors"
+        assert separate.read_bytes() == (folder / "jobs" / task / "subnetworks" / separate.name).read_bytes()
 
 
 def test_a_job_is_evaluated_again_with_only_its_data(folder):
@@ -105,9 +105,9 @@ def test_a_merged_network_is_evaluated_and_takes_an_additional_task(folder, grow
         here(release.main, network, "wine", "-o", tmp_path / "less", cwd=folder)
     assert "task 'wine' cannot be released: 'iris' read its weights" in capsys.readouterr().err
     here(release.main, network, "iris", "-o", tmp_path / "less", cwd=folder)
-    left, merged = tensors(tmp_path / "less"), tensors(folder / "merged")
-    assert left.keys() == merged.keys()
-    assert all(torch.equal(left[key], merged[key]) for key in left)
+    remaining, merged = tensors(tmp_path / "less"), tensors(folder / "merged")
+    assert remaining.keys() == merged.keys()
+    assert all(torch.equal(remaining[key], merged[key]) for key in remaining)
 
 
 def test_a_stopped_run_from_a_network_resumes_to_the_same_end(folder, grown, tmp_path, monkeypatch):

@@ -46,8 +46,8 @@ def test_an_epochs_score_is_that_of_the_saved_network(two):
         measured = [tuple(float(row[name]) for name in names) for row in rows[pruned:] if row[names[1]]]
         epochs = measured[1:]  # after that of the cut
         lowest = min(loss for loss, _ in epochs)  # which early stopping monitors
-        kept = [score for loss, score in epochs if loss == lowest][-1]
-        assert kept == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task
+        best = [score for loss, score in epochs if loss == lowest][-1]
+        assert best == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task
 
 
 def test_torchrun_starts_processes_that_share_a_run(tmp_path):

@@ -156,8 +156,8 @@ def test_debug_profiler_reports_times(train_here):
 def test_every_way_of_pruning_keeps_its_density(pruning, learned):
     epochs = ["trainer.max_epochs=10"] if pruning == "lottery" else []  # it rewinds to the end of an epoch
     _, folder = learned(f"pruning={pruning}", "pruning.density=0.25", *epochs)
-    found, sizes = owned(folder)
-    assert found[1] == found[2] == [round(0.25 * size) for size in sizes]
+    counts, sizes = owned(folder)
+    assert counts[1] == counts[2] == [round(0.25 * size) for size in sizes]
 
 
 COMBINED = [
@@ -173,8 +173,8 @@ COMBINED = [
 def test_every_criterion_and_schedule_prunes_to_the_budget(criterion, schedule, optimizer, scheduler, learned):
     pruning = [f"pruning/criterion={criterion}", f"pruning/schedule={schedule}", "pruning.weights=100"]
     _, folder = learned(*pruning, "pruning.density=null", f"optimizer={optimizer}", f"scheduler={scheduler}")
-    found, _ = owned(folder)
-    assert [sum(found[owner]) for owner in (1, 2)] == [100, 100]
+    counts, _ = owned(folder)
+    assert [sum(counts[owner]) for owner in (1, 2)] == [100, 100]
 
 
 def test_every_criterion_schedule_optimizer_and_scheduler_is_tested_above():
@@ -186,8 +186,8 @@ def test_every_criterion_schedule_optimizer_and_scheduler_is_tested_above():
 
 def test_an_equal_share_divides_the_whole_network_among_tasks(learned):
     results, folder = learned("pruning.share=equal", "pruning.density=null")
-    found, sizes = owned(folder)
-    assert found[1] == found[2] == [size // 2 for size in sizes]
+    counts, sizes = owned(folder)
+    assert counts[1] == counts[2] == [size // 2 for size in sizes]
     assert results["capacity"]["free"] == 0
 
 
@@ -195,9 +195,9 @@ def test_a_gate_prunes_below_the_budget_and_hands_the_rest_to_the_next_task(lear
     gate = ["pruning.gate.step=0.1", "pruning.gate.maximum=0.8", "pruning.gate.tolerance=9"]  # nothing is too bad
     share = ["pruning.share=equal", "pruning.density=null"]
     _, folder = learned("pruning=gated", *gate, *share, "trainer.max_epochs=7")
-    found, sizes = owned(folder)
-    assert found[1] == [round(0.2 * size) for size in sizes]  # of its half, in three steps
-    assert found[2] == [round(0.5 * size) for size in sizes]  # of the .8 that are left, in as many
+    counts, sizes = owned(folder)
+    assert counts[1] == [round(0.2 * size) for size in sizes]  # of its half, in three steps
+    assert counts[2] == [round(0.5 * size) for size in sizes]  # of the .8 that are left, in as many
 
 
 def test_no_network_evaluates_larger_batches_than_set(learned, monkeypatch):
@@ -220,9 +220,9 @@ def test_no_network_evaluates_larger_batches_than_set(learned, monkeypatch):
 
 def test_over_the_whole_network_scores_decide_where_weights_are_kept(learned):
     results, folder = learned("pruning.scope=network", "pruning.density=0.1")
-    found, sizes = owned(folder)
-    assert [sum(found[owner]) for owner in (1, 2)] == [round(0.1 * sum(sizes))] * 2
-    assert found[1] != [round(0.1 * size) for size in sizes]
+    counts, sizes = owned(folder)
+    assert [sum(counts[owner]) for owner in (1, 2)] == [round(0.1 * sum(sizes))] * 2
+    assert counts[1] != [round(0.1 * size) for size in sizes]
     assert results["tasks"]["wine"]["weights"] == round(0.1 * sum(sizes))
 
 
@@ -290,10 +290,10 @@ def test_texts_and_tables_in_the_docs_train(train_here, tmp_path):
     (tmp_path / "data" / "mails.csv").write_text("message,label\n" + rows)
     rows = "".join(f"{i % 7},{i % 5},{3 * (i % 7) - i % 5}\n" for i in range(60))
     (tmp_path / "data" / "houses.csv").write_text("rooms,age,price\n" + rows)
-    own = tmp_path / "conf" / "tasks"
-    own.mkdir(parents=True)
+    configs = tmp_path / "conf" / "tasks"
+    configs.mkdir(parents=True)
     for name, text in yaml_examples().items():
-        (own / f"{name}.yaml").write_text(text)
+        (configs / f"{name}.yaml").write_text(text)
     config_dir = ["--config-dir", str(tmp_path / "conf")]
     overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none"]
     short = ["trainer.max_epochs=6", "tasks.mails.batch_size=4", "tasks.mails.repeat=4"]
@@ -308,11 +308,11 @@ def test_texts_and_tables_in_the_docs_train(train_here, tmp_path):
 
 
 def test_image_folders_and_transforms_in_the_docs_train(train_here, tmp_path):
-    own = tmp_path / "conf" / "tasks"
-    own.mkdir(parents=True)
+    configs = tmp_path / "conf" / "tasks"
+    configs.mkdir(parents=True)
     examples = yaml_examples()
     for name in ("birds", "day_and_night"):
-        (own / f"{name}.yaml").write_text(examples[name])
+        (configs / f"{name}.yaml").write_text(examples[name])
         for part in ("train", "test"):
             for place, label in enumerate(("crow", "wren", "hawk", "swan")):
                 (tmp_path / "data" / "birds" / part / label).mkdir(parents=True, exist_ok=True)

@@ -191,16 +191,16 @@ def test_a_run_with_one_process_resumes_with_two(tmp_path):
     kill_when(process, lambda: any(folder.glob("checkpoints/stage-000-prune/epoch-*.*.ckpt")))
     run("train.py", "+experiment=sequential", f"resume={folder}", "trainer=ddp_sim", cwd=tmp_path)
     assert status_of(folder) == "finished"
-    found, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
-    assert found.keys() == expected.keys()
+    resumed, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
+    assert resumed.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def children(pid):
     """List the processes that a process has started and that run train.py."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
-    return [int(line) for line in found.stdout.split()]
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
 
 
 def alive(pid):

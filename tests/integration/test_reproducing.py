@@ -19,11 +19,11 @@ def test_rows_are_run_resumed_for_baselines_and_documented(tmp_path, train_here)
     second = Row("2", "In turn", "sequential", small, baselines={"dense": [0]}, tasks={"iris": Goal(target=0.0)})
     rows = {"1": first, "2": second}
     steps = reproduce.plan(list(rows.values()), None, tmp_path / "runs")
-    found = []
+    states = []
     for step in steps:
-        found.append(state_of(step).what)
+        states.append(state_of(step).what)
         train_here(*arguments(step, state_of(step), Path("data"), 1), small=False)
-    assert found == ["new", "new", "unfinished", "unfinished"]
+    assert states == ["new", "new", "unfinished", "unfinished"]
     assert [state_of(step).what for step in steps] == ["finished"] * 4
 
     reproduce.document(rows, tmp_path / "runs", tmp_path / "docs", tmp_path / "records")

@@ -208,33 +208,35 @@ def test_wandb_has_the_capacity_of_each_layer_and_task_and_owner_maps(wandb_run,
 
 
 def test_wandb_summary_has_scores_forgetting_and_the_guarantees_verdict(wandb_run, results):
-    found = wandb_file.summary(wandb_run)
-    assert found["guarantee/verdict"] == "held: 6 compared, 0 changed"
-    assert (found["guarantee/checked"], found["guarantee/violations"]) == (6, 0)
-    assert (found["forgetting"], found["bwt"], found["status"]) == (0.0, 0.0, "finished")
+    summary = wandb_file.summary(wandb_run)
+    assert summary["guarantee/verdict"] == "held: 6 compared, 0 changed"
+    assert (summary["guarantee/checked"], summary["guarantee/violations"]) == (6, 0)
+    assert (summary["forgetting"], summary["bwt"], summary["status"]) == (0.0, 0.0, "finished")
     for task, row in results["tasks"].items():
         for key, name in (("score", "test"), ("val_score", "val"), ("density", "density"), ("dense", "dense")):
-            assert found[f"{key}/{task}"] == row[name]
-    assert 0 < found["mean_score"] < 1
+            assert summary[f"{key}/{task}"] == row[name]
+    assert 0 < summary["mean_score"] < 1
     logged = next(row for row in wandb_file.rows(wandb_run) if "scores/table" in row)
     columns, rows = table(wandb_run, logged, "scores/table")
     assert [row[columns.index("test")] for row in rows] == [row["test"] for row in results["tasks"].values()]
 
 
 def test_wandb_artifacts_link_data_run_and_subnetworks(demo, wandb_run, results):
-    found, run_id = wandb_file.artifacts(wandb_run), results["run_id"]
-    aliases = {name: {alias for one in all_of for alias in one.aliases} for name, all_of in found.items()}
+    artifacts, run_id = wandb_file.artifacts(wandb_run), results["run_id"]
+    aliases = {name: {alias for one in all_of for alias in one.aliases} for name, all_of in artifacts.items()}
     for stage, task in enumerate(TASKS):
-        data = found[f"data-{task}"][0]
+        data = artifacts[f"data-{task}"][0]
         assert (data.type, data.use_after_commit) == ("dataset", True)
         described = json.loads(data.metadata)
         assert described["task"] == task
         assert described["examples"]["test"] > 0
         name = f"subnetwork-{run_id}-{task}"
         assert aliases[name] == {"latest", "final", f"stage-{stage}"}
-        assert found[name][0].type == "subnetwork"
-        assert found[name][0].manifest.contents[0].local_path == str(demo[0] / "subnetworks" / f"{task}.safetensors")
-        assert json.loads(found[name][0].metadata)["weights"] == results["tasks"][task]["weights"]
+        assert artifacts[name][0].type == "subnetwork"
+        assert artifacts[name][0].manifest.contents[0].local_path == str(
+            demo[0] / "subnetworks" / f"{task}.safetensors"
+        )
+        assert json.loads(artifacts[name][0].metadata)["weights"] == results["tasks"][task]["weights"]
     assert aliases[f"network-{run_id}"] == {"latest", "final", "stage-3"}
 
 

@@ -123,7 +123,7 @@ class Compare(pl.Callback):
         with torch.no_grad():
             outputs = pl_module(split.inputs, name)
         right = (outputs.argmax(1) == split.targets).sum().item()
-        logged = [trainer.callback_metrics[f"{name}/val/{what}"].item() for what in ("accuracy", "loss")]
+        logged = [trainer.callback_metrics[f"{name}/val/{quantity}"].item() for quantity in ("accuracy", "loss")]
         by_hand = [right / len(split), pl_module.tasks[name].loss(outputs, split.targets).item()]
         self.seen.append((logged, by_hand))
 

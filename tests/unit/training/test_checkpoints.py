@@ -171,9 +171,9 @@ def test_tasks_with_uneven_epochs_resume_at_the_next_batch(batch, uneven, tmp_pa
     cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 0.1}
     config = replace(make_config(), scheduler=cycle)
     fit(undisturbed, tmp_path / "one", name=["a", "b"], epochs=2, config=config, uneven=uneven)
-    told = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
+    signal_callback = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
     with pytest.raises(PreemptedError):
-        fit(ended, tmp_path, told, name=["a", "b"], epochs=2, config=config, uneven=uneven)
+        fit(ended, tmp_path, signal_callback, name=["a", "b"], epochs=2, config=config, uneven=uneven)
     PREEMPTION.received = None
     fit(resumed, tmp_path, name=["a", "b"], epochs=2, config=config, uneven=uneven)
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
@@ -221,8 +221,8 @@ def test_a_run_without_checkpoints_starts_at_the_beginning(tmp_path):
 
 
 def test_the_newest_network_counts_the_fits_that_ended(state):
-    ended, found, counted = state.newest()
-    assert (ended, bias_of(found), counted) == (3, 2.0, {"run_step": 20, "checked": 2})
+    ended, file, counted = state.newest()
+    assert (ended, bias_of(file), counted) == (3, 2.0, {"run_step": 20, "checked": 2})
 
 
 def test_two_networks_and_no_fit_folder_are_kept(state):
@@ -234,8 +234,8 @@ def test_a_torn_network_falls_back_to_the_one_before_with_a_warning(share, state
     (newest,) = state.folder.glob("after-0002.*")
     newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
     with caplog.at_level(logging.WARNING):
-        ended, found, counted = state.newest()
-    assert (ended, bias_of(found), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
+        ended, file, counted = state.newest()
+    assert (ended, bias_of(file), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
     assert newest.name in caplog.text
     assert "falling back to the one before" in caplog.text
     assert not newest.exists()

@@ -335,9 +335,9 @@ def test_hydra_knows_every_key_and_its_default():
 def test_interpolations_are_resolved_but_for_those_of_loggers():
     values = {"tasks": {"a": {"source": {"root": "${paths.data_dir}"}}}, "paths": {"data_dir": "here"}}
     config = OmegaConf.create(values | {"backbone": {}, "optimizer": {}, "logger": {"csv": {"directory": "${later}"}}})
-    found = run_config(config)
-    assert found.tasks["a"].source == {"root": "here"}
-    assert found.logger == {"csv": {"directory": "${later}"}}
+    converted = run_config(config)
+    assert converted.tasks["a"].source == {"root": "here"}
+    assert converted.logger == {"csv": {"directory": "${later}"}}
     assert plain_values(config)["paths"] == {"data_dir": "here"}
 
 

@@ -86,7 +86,7 @@ def test_the_score_is_that_of_the_mean_output(kind, tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = evaluate_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
+    rows = evaluate_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["test"]
     with torch.no_grad():
         answers = [module.network(split.inputs, name) for name in "ab"]
@@ -95,7 +95,7 @@ def test_the_score_is_that_of_the_mean_output(kind, tmp_path):
     else:
         predicted = tasks["a"].predictions(sum(answers) / 2)
         expected = (predicted - split.targets).square().mean().sqrt()
-    row = found["both"]
+    row = rows["both"]
     assert row["test"] == pytest.approx(expected.item(), rel=1e-5)
     assert (row["metric"], row["direction"], row["tasks"]) == (tasks["a"].metric, tasks["a"].direction, ["a", "b"])
 
@@ -111,12 +111,12 @@ def test_ensembles_with_one_validation_split_are_evaluated_on_it(tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = evaluate_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
+    rows = evaluate_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["val"]
     with torch.no_grad():
         answer = sum(module.network(split.inputs, name).softmax(-1) for name in "ab")
-    assert found["same"]["val"] == pytest.approx((answer.argmax(1) == split.targets).float().mean().item())
-    assert found["all"]["val"] is None
+    assert rows["same"]["val"] == pytest.approx((answer.argmax(1) == split.targets).float().mean().item())
+    assert rows["all"]["val"] is None
 
 
 def test_without_ensembles_nothing_is_evaluated(tmp_path):

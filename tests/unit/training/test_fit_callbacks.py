@@ -86,14 +86,14 @@ def test_the_best_epoch_follows_the_monitor_of_early_stopping(callbacks, by, tmp
     if callbacks or by == "loss":
         target = "msh.training.callbacks.early_stopping.EarlyStoppingPerTask"
         config.callbacks = {"early_stopping": {"_target_": target, "patience": 9, **callbacks}}
-    found = {}
+    monitored = {}
 
     class Look(pl.Callback):
         def on_fit_start(self, trainer, pl_module):
-            found["by"] = [c.by for c in trainer.callbacks if isinstance(c, RestoreBest)]
+            monitored["by"] = [c.by for c in trainer.callbacks if isinstance(c, RestoreBest)]
 
     fit(module, tmp_path, Look(), config=config, epochs=1)
-    assert found == {"by": [by]}
+    assert monitored == {"by": [by]}
 
 
 def test_by_the_loss_another_epoch_may_be_the_best():
@@ -233,7 +233,7 @@ def test_a_later_fit_is_checked_and_recorded(learned, tmp_path):
 
 def test_outputs_are_compared_in_batches_of_the_recorded_size(learned, tmp_path):
     module, sizes = learned[0], []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     small, other = (Guarantee(tmp_path / "small", batch_size=size) for size in (3, 5))
     small.record(module, "a")
     assert sizes == [3, 3, 2]  # of 8 validation examples
@@ -249,7 +249,7 @@ def test_a_record_of_an_earlier_release_is_compared_in_one_batch(learned, tmp_pa
     tensors, metadata = open_safetensors(path)
     earlier = {key: value for key, value in metadata.items() if key != "batch_size"}
     path.write_bytes(save(tensors, earlier))
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Guarantee(tmp_path / "guarantee", batch_size=3).check(module, ["a"])
     assert sizes == [8]
     path.write_bytes(save(tensors, earlier | {"batch_size": "0"}))

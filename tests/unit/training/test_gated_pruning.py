@@ -28,8 +28,8 @@ def make_scored(scores, *tasks, norm="none", criterion="magnitude"):
         begin(module, name, criterion)
 
     def val_score(metrics, group, by="metric"):
-        given = scores[group[0]]
-        return given[min(module.current_epoch, len(given) - 1)]
+        by_epoch = scores[group[0]]
+        return by_epoch[min(module.current_epoch, len(by_epoch) - 1)]
 
     module.val_score = val_score
     return module
@@ -44,7 +44,7 @@ def run(scores, folder, epochs=8, criterion="magnitude", **settings):
     module = make_scored({"a": scores}, criterion=criterion)
     seen = AfterBatch(lambda epoch, batch, module: (batch, counts(module)))
     fit(module, folder, make_pruner(criterion=criterion, **settings), seen, epochs=epochs)
-    return module, [found for batch, found in seen.seen if batch == 3]
+    return module, [count for batch, count in seen.seen if batch == 3]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -120,7 +120,7 @@ def test_the_gradient_of_a_sample_is_summed_over_batches(sample, monkeypatch):
     module = begin(make_module(), "a")
     whole = sample_gradients(module, "a", sample, number=1)
     sizes = []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(scoring, "GRADIENT_BATCH", 5)
     parts = sample_gradients(module, "a", sample, number=1)
     assert max(sizes) == 5
@@ -132,7 +132,7 @@ def test_the_gradient_of_a_sample_is_summed_over_batches(sample, monkeypatch):
 
 def test_gradients_take_batches_of_500_unless_evaluation_takes_smaller_ones():
     module, sizes = begin(make_module(make_task(examples=1300)), "a"), []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     for batch_size, largest in ((None, 500), (300, 300), (900, 500)):
         sizes.clear()
         settings = {"begin": 0, "end": 0, "rounds": 1, "criterion": CRITERIA["gradient"]}

@@ -55,12 +55,12 @@ def test_tasks_of_a_stage_end_disjoint_and_may_read_the_same_weights(tmp_path):
     network = module.network
     digest = network.digest("old")
     fit(module, tmp_path, make_pruner("a", "b", begin=0), Freeze(), name=["a", "b"], epochs=2)
-    own, reading = ({task: read(task) for task in "ab"} for read in (network.masks, network.reading))
+    owned, reading = ({task: read(task) for task in "ab"} for read in (network.masks, network.reading))
     for name in PRUNABLE:
         for task in "ab":
-            assert int((own[task][name] | reading[task][name]).sum()) == BUDGETS[task][name]
+            assert int((owned[task][name] | reading[task][name]).sum()) == BUDGETS[task][name]
             assert not (reading[task][name] & ~network.masks("old")[name]).any()
-        assert not (own["a"][name] & own["b"][name]).any()
+        assert not (owned["a"][name] & owned["b"][name]).any()
     assert sum(int((reading["a"][name] & reading["b"][name]).sum()) for name in PRUNABLE) > 0
     assert network.digest("old") == digest
 

@@ -80,17 +80,17 @@ def test_parameters_are_sharded_during_a_fit_and_whole_on_request_and_after(tmp_
             whole = {name: type(p) for name, p in sub.named_parameters()}
             sub.values["2.weight"].data.fill_(epoch)
         with module.whole():
-            kept = bool((sub.values["2.weight"] == epoch).all())
-        return sharded, whole, kept, all(isinstance(state, DTensor) for state in states)
+            is_saved = bool((sub.values["2.weight"] == epoch).all())
+        return sharded, whole, is_saved, all(isinstance(state, DTensor) for state in states)
 
     module = begin(make_module(optimizer=adamw), "a")
     seen = AfterBatch(look)
     fit(module, tmp_path, seen, epochs=1, config=make_settings("fsdp"))
-    for sharded, whole, kept, states_sharded in seen.seen:
+    for sharded, whole, is_saved, states_sharded in seen.seen:
         assert len(sharded) == len(whole) > 3
         assert set(whole.values()) == {torch.nn.Parameter}
         assert all(issubclass(kind, DTensor) for kind in sharded.values())
-        assert kept
+        assert is_saved
         assert states_sharded
     sub = module.network.subnetwork("a")
     assert {type(p) for p in sub.parameters()} == {torch.nn.Parameter}
@@ -113,10 +113,10 @@ def test_a_fit_resumes_from_a_checkpoint_with_or_without_shards(first, then, tmp
         learn(tmp_path / "stopped", first, AfterBatch(stop))
     leave_group()
     assert newest_readable(tmp_path / "stopped" / "checkpoints").name.startswith("epoch-00001.")
-    found, expected = learn(tmp_path / "stopped", then), learn(tmp_path / "whole", "auto")
+    resumed, expected = learn(tmp_path / "stopped", then), learn(tmp_path / "whole", "auto")
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+            torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_shares_are_cut_as_torch_does():

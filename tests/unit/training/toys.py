@@ -68,10 +68,10 @@ def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer)
 
 def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle", steps_to_come=0):
     """Fit a task, or a list of tasks; checkpoints go into folder/checkpoints."""
-    what = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
+    toy = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
     run_fit(
         module,
-        what,
+        toy,
         [name] if isinstance(name, str) else name,
         config or make_config(),
         folder,

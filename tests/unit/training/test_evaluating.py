@@ -135,9 +135,9 @@ def test_the_last_good_checkpoint_is_kept(tmp_path):
     module = begin(make_module(), "a")
     with pytest.raises(NonFiniteLossError, match="in epoch 2 of toy"):
         fit(module, tmp_path, AfterBatch(poison), epochs=5, config=make_config(min_seconds=0))
-    kept = newest_readable(tmp_path / "checkpoints")
-    assert kept.name.startswith("epoch-00001.")
-    state = torch.load(kept, weights_only=True)["state_dict"]
+    newest = newest_readable(tmp_path / "checkpoints")
+    assert newest.name.startswith("epoch-00001.")
+    state = torch.load(newest, weights_only=True)["state_dict"]
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 5
     assert all(bool(tensor.isfinite().all()) for tensor in tensors)
