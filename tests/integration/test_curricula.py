@@ -19,7 +19,7 @@ def results_of(folder):
 
 @pytest.fixture
 def mixed(train_here):
-    """(results.json, run folder, what was printed) of a curriculum of mixed stages with every baseline."""
+    """(results.json, run folder, printed text) of a curriculum with mixed stages and every baseline."""
     folder, printed = train_here(*MIXED, "baseline=[joint,dense,finetune]", "callbacks=early_stopping")
     return results_of(folder), folder, printed
 
@@ -57,7 +57,7 @@ def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
     assert results["guarantee"] == {"checked": 0, "violations": 0}
 
 
-def test_a_stage_is_learned_in_the_same_bits_whatever_comes_after_it(train_here):
+def test_later_stages_change_no_bit_of_an_earlier_one(train_here):
     settings = ["+experiment=mixed", "trainer.max_epochs=3", "logger=none"]
     short, _ = train_here(*settings, "tasks=[wine,iris]", "curriculum=[[wine,iris]]", folder="short")
     long, _ = train_here(*settings, "tasks=[wine,iris,diabetes]", "curriculum=[[wine,iris],[diabetes]]", folder="long")
@@ -66,7 +66,7 @@ def test_a_stage_is_learned_in_the_same_bits_whatever_comes_after_it(train_here)
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(train_here, monkeypatch):
+def test_a_finished_run_takes_additional_baselines_and_keeps_its_network(train_here, monkeypatch):
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "pruning=at_init"]
     folder, _ = train_here(*settings, "baseline=joint")
     before = results_of(folder)
@@ -84,7 +84,7 @@ def test_a_finished_run_takes_further_baselines_and_keeps_what_it_has_learned(tr
         assert row | {"finetune": None} == before["tasks"][task]
 
 
-def test_a_finished_run_without_its_checkpoints_takes_a_baseline_and_is_not_trained_again(train_here):
+def test_a_finished_run_without_checkpoints_takes_a_baseline_without_training_again(train_here):
     settings = ["+experiment=mixed", "tasks=[wine,iris]", "curriculum=[[wine],[iris]]", "trainer.max_epochs=2"]
     folder, _ = train_here(*settings, "logger=csv")
     shutil.rmtree(folder / "checkpoints")
@@ -99,21 +99,21 @@ def test_a_finished_run_without_its_checkpoints_takes_a_baseline_and_is_not_trai
     assert all(path.read_bytes() == content for path, content in files.items())
 
 
-def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkeypatch):
+def test_a_run_that_failed_in_a_baseline_resumes_there(train_here, monkeypatch):
     settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none"]
     settings += ["pruning=at_init", "baseline=[dense,finetune,joint]", "backbone.norm=true"]
     undisturbed, _ = train_here(*settings, folder="undisturbed")
-    measure, fits = Baselines._measure, []
+    evaluate, fits = Baselines._evaluate, []
 
     def fail(self, module, kind, tasks):
         if kind == "finetune" and len(tasks) == 2:
             raise OSError("the disk is gone")
-        return measure(self, module, kind, tasks)
+        return evaluate(self, module, kind, tasks)
 
-    monkeypatch.setattr(Baselines, "_measure", fail)
+    monkeypatch.setattr(Baselines, "_evaluate", fail)
     with pytest.raises(AssertionError, match="the disk is gone"):
         train_here(*settings)
-    monkeypatch.setattr(Baselines, "_measure", measure)
+    monkeypatch.setattr(Baselines, "_evaluate", evaluate)
     fit = Baselines._fit
     monkeypatch.setattr(
         Baselines, "_fit", lambda self, module, what, *rest: fits.append(what.key) or fit(self, module, what, *rest)
@@ -127,7 +127,7 @@ def test_a_run_that_failed_in_a_baseline_goes_on_where_it_was(train_here, monkey
         assert [row[key] for row in first["tasks"].values()] == [row[key] for row in second["tasks"].values()]
 
 
-def test_an_ensemble_reports_its_members_and_itself_and_is_measured_again(train_here):
+def test_an_ensemble_reports_itself_and_its_members_and_is_evaluated_again(train_here):
     source = instead_of("fashion_mnist", shape="[1,11,11]", classes=3, examples=90)
     small = ["backbone.channels=[4,4]", "backbone.linear=[8]", "threads=1", "trainer.accelerator=cpu"]
     overrides = ["+experiment=paper/self_ensemble_fashion", *source, *small, "callbacks=none", "logger=none"]

@@ -27,7 +27,7 @@ def two(tmp_path_factory):
 
 
 def test_scores_of_two_processes_are_exact(two, tmp_path):
-    """Each example of the uneven shards counts once: one process measures the same network the same."""
+    """Each example in the uneven shards counts once: one process evaluates the network to the same scores."""
     results, folder = two
     shutil.copytree(folder, tmp_path / "run")
     measured = {row["task"]: row["score"] for row in evaluate(tmp_path / "run")}
@@ -36,8 +36,8 @@ def test_scores_of_two_processes_are_exact(two, tmp_path):
     assert measured["diabetes"] == pytest.approx(results["tasks"]["diabetes"]["test"], rel=1e-6)
 
 
-def test_an_epochs_score_is_that_of_the_network_that_is_kept(two):
-    """Batch norms have seen other examples in each process: both measure what the first of them has."""
+def test_an_epochs_score_is_that_of_the_saved_network(two):
+    """Batch norms see different examples in each process: both evaluate the first process's statistics."""
     results, folder = two
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     for task, metric in (("wine", "accuracy"), ("iris", "accuracy"), ("diabetes", "rmse")):
@@ -46,8 +46,8 @@ def test_an_epochs_score_is_that_of_the_network_that_is_kept(two):
         measured = [tuple(float(row[name]) for name in names) for row in rows[pruned:] if row[names[1]]]
         epochs = measured[1:]  # after that of the cut
         lowest = min(loss for loss, _ in epochs)  # which early stopping monitors
-        kept = [score for loss, score in epochs if loss == lowest][-1]
-        assert kept == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task
+        best = [score for loss, score in epochs if loss == lowest][-1]
+        assert best == pytest.approx(results["tasks"][task]["val"], rel=1e-6), task
 
 
 def test_torchrun_starts_processes_that_share_a_run(tmp_path):

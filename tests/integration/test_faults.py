@@ -1,4 +1,4 @@
-"""Processes that are killed, again and again: no run is lost, and each ends as if nothing had happened."""
+"""Kill processes again and again: no run is lost, and each ends as if undisturbed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 
 def wait_for(process, path):
-    """Wait until there is a file; returns the time."""
+    """Wait until a file exists; return the time."""
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
@@ -40,7 +40,7 @@ def wait_for(process, path):
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(number, undisturbed, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_bitwise_equal(number, undisturbed, tmp_path):
     whole, seconds = undisturbed
     folder = tmp_path / "run"
     process = start("train.py", *args(folder), cwd=tmp_path)
@@ -101,7 +101,7 @@ TWO = ["trainer=ddp_sim", *(setting for setting in SMALL if not setting.startswi
 
 @pytest.fixture(scope="module")
 def undisturbed_two(tmp_path_factory):
-    """Run folder of two processes that nothing happens to."""
+    """Run folder of two undisturbed processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run(
         "train.py",
@@ -116,7 +116,7 @@ def undisturbed_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("rank", "trainer"), [(0, "ddp_sim"), (1, "ddp_sim"), (1, "cpu")])
-def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank, trainer, undisturbed_two, tmp_path):
+def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_can_resume(rank, trainer, undisturbed_two, tmp_path):
     folder = tmp_path / "run"
     arguments = ["+experiment=sequential", *SETTINGS, *TWO, "logger=csv", f"hydra.run.dir={folder}"]
     process = start("train.py", *arguments, cwd=tmp_path)
@@ -138,7 +138,7 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(rank,
         assert_same_end(folder, undisturbed_two)
 
 
-def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
+def test_a_killed_job_ends_no_other_and_only_that_job_is_repeated(tmp_path):
     """First its process is killed once, by chance; then whenever it gets to work, as one that takes too much memory."""
     sweep = ["-m", *args("run")[:-1], "seed=1,2,3", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${seed}"]
     sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -162,7 +162,7 @@ def test_a_job_that_is_killed_ends_no_other_and_only_it_is_done_again(tmp_path):
 
 
 def kill_worker(process, folder):
-    """Kill the process that works in a run folder, once it has a checkpoint there; returns its id."""
+    """Kill the process that works in a run folder, once it has written a checkpoint; return its id."""
     seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
     while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
         assert process.poll() is None, process.communicate()[0]
@@ -183,7 +183,7 @@ def status_of(folder):
     return json.loads((folder / "results.json").read_text())["status"]
 
 
-def test_a_run_of_one_process_goes_on_with_two(tmp_path):
+def test_a_run_with_one_process_resumes_with_two(tmp_path):
     folder, whole = tmp_path / "run", tmp_path / "whole"
     one = [setting for setting in args(folder) if setting != "backbone.norm=true"]  # batches' statistics are of a rank
     run("train.py", *one[:-1], f"hydra.run.dir={whole}", cwd=tmp_path)
@@ -191,20 +191,20 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
     kill_when(process, lambda: any(folder.glob("checkpoints/stage-000-prune/epoch-*.*.ckpt")))
     run("train.py", "+experiment=sequential", f"resume={folder}", "trainer=ddp_sim", cwd=tmp_path)
     assert status_of(folder) == "finished"
-    found, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
-    assert found.keys() == expected.keys()
+    resumed, expected = (load_file(f / "subnetworks" / "digits.safetensors") for f in (folder, whole))
+    assert resumed.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def children(pid):
-    """The processes that a process has started and that run train.py."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
-    return [int(line) for line in found.stdout.split()]
+    """List the processes that a process has started and that run train.py."""
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "train.py"], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
 
 
 def alive(pid):
-    """Whether a process runs, and is not merely waiting to be collected."""
+    """Return true if a process runs, and is no zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"

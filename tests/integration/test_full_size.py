@@ -1,4 +1,4 @@
-"""What users run, at the size they run it."""
+"""Runs of users, in full size."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def start(folder, cases):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A function from a case to (what each rank has told, the tensors that each has, the run folder)."""
+    """A function from a case to (each rank's record, each rank's tensors, the run folder)."""
     folder = tmp_path_factory.mktemp("two")
 
     def ended(case):
@@ -76,24 +76,24 @@ def two(tmp_path_factory):
         runs = folder / ("quick" if group is QUICK else "thorough")
         if not runs.exists():
             start(runs, group)
-        told = [json.loads((runs / f"{case}.{rank}.json").read_text()) for rank in (0, 1)]
-        return told, [torch.load(runs / f"{case}.{rank}.pt") for rank in (0, 1)], runs / case
+        records = [json.loads((runs / f"{case}.{rank}.json").read_text()) for rank in (0, 1)]
+        return records, [torch.load(runs / f"{case}.{rank}.pt") for rank in (0, 1)], runs / case
 
     return ended
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """A function from a case to what one process comes to: (what it tells, its tensors, the run folder)."""
-    folder, found = tmp_path_factory.mktemp("one"), {}
+    """A function from a case to one process's (record, tensors, run folder)."""
+    folder, results = tmp_path_factory.mktemp("one"), {}
 
     def ended(case):
         run = case.split("-")[0]
-        if run not in found:
+        if run not in results:
             run_dir = folder / run
             arguments = [*SETTINGS, *RUNS[run], "trainer=cpu", f"hydra.run.dir={run_dir}"]
-            found[run] = (*end_of(run_dir, *arguments), run_dir)
-        return found[run]
+            results[run] = (*end_of(run_dir, *arguments), run_dir)
+        return results[run]
 
     return ended
 
@@ -115,9 +115,9 @@ def assert_same_results(found, expected, rough):
 
 
 def scores_in(results):
-    """All that was measured, as numbers."""
+    """Return all scores, as numbers."""
     rows = [*results["matrix"], *results["finetune"]["matrix"]]
-    rows += [[row[what] for what in ("val", "test", "joint")] for row in results["tasks"].values()]
+    rows += [[row[key] for key in ("val", "test", "joint")] for row in results["tasks"].values()]
     return [score for row in rows for score in row if score is not None]
 
 
@@ -128,14 +128,14 @@ def curves_of(folder):
 
 
 @pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.distributed) for case in THOROUGH)])
-def test_two_processes_do_what_one_does(case, two, one):
+def test_two_processes_do_the_same_as_one(case, two, one):
     """The same masks, decisions, scores and files; weights up to rounding."""
-    told, tensors, folder = two(case)
+    records, tensors, folder = two(case)
     expected, expected_tensors, folder_of_one = one(case)
-    assert told[0] == told[1]
+    assert records[0] == records[1]
     assert {size % 2 for size in expected["examples"]} == {0, 1}  # shards of one size, and of two
-    for what in ("owners", "stopped", "step", "examples"):
-        assert told[0][what] == expected[what], what
+    for key in ("owners", "stopped", "step", "examples"):
+        assert records[0][key] == expected[key], key
     assert files_of(folder) == files_of(folder_of_one)
     assert curves_of(folder) == curves_of(folder_of_one)
     rough = "bf16" in case
@@ -148,8 +148,8 @@ def test_two_processes_do_what_one_does(case, two, one):
 
 def test_tasks_of_a_stage_stop_at_different_times(one):
     """Or the comparison of decisions would not say much."""
-    told, *_ = one("parallel-ddp")
-    assert len({epoch for _, epoch in told["stopped"]}) > 1
+    records, *_ = one("parallel-ddp")
+    assert len({epoch for _, epoch in records["stopped"]}) > 1
 
 
 @pytest.mark.parametrize("case", [*QUICK, pytest.param(THOROUGH[-1], marks=pytest.mark.distributed)])

@@ -13,17 +13,17 @@ from benchmarks.rows import Goal, Row
 from benchmarks.runs import arguments, state_of
 
 
-def test_rows_are_run_resumed_for_their_baselines_and_documented(tmp_path, train_here):
+def test_rows_are_run_resumed_for_baselines_and_documented(tmp_path, train_here):
     small = [*SMALL, "trainer.max_epochs=2", "tasks=[iris,wine]"]
     first = Row("1", "At once", "parallel", small, baselines={"joint": [0], "finetune": [0]}, dense_of="2")
     second = Row("2", "In turn", "sequential", small, baselines={"dense": [0]}, tasks={"iris": Goal(target=0.0)})
     rows = {"1": first, "2": second}
     steps = reproduce.plan(list(rows.values()), None, tmp_path / "runs")
-    found = []
+    states = []
     for step in steps:
-        found.append(state_of(step).what)
+        states.append(state_of(step).what)
         train_here(*arguments(step, state_of(step), Path("data"), 1), small=False)
-    assert found == ["new", "new", "unfinished", "unfinished"]
+    assert states == ["new", "new", "unfinished", "unfinished"]
     assert [state_of(step).what for step in steps] == ["finished"] * 4
 
     reproduce.document(rows, tmp_path / "runs", tmp_path / "docs", tmp_path / "records")

@@ -1,4 +1,4 @@
-"""The demo, end to end: one command, the run folder, and measuring it again."""
+"""The demo, end to end: one command, its run folder, and its evaluation."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from running import SMALL, run
 from safetensors import safe_open
 
 from dashboards import shown
+from messages import says
 from msh.tracking.dashboard import sections
 
 TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
@@ -21,7 +22,7 @@ TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """(run folder, what was printed) of the demo with W&B offline, in a small network, in a process of its own."""
+    """(run folder, printed text) of the demo with W&B offline, with a small network, in a separate process."""
     folder = tmp_path_factory.mktemp("demo")
     arguments = ["+experiment=sequential", "baseline=dense", "trainer.max_epochs=6", f"hydra.run.dir={folder / 'run'}"]
     return folder / "run", run("train.py", *arguments, *SMALL, cwd=folder)
@@ -32,7 +33,7 @@ def results(demo):
     return json.loads((demo[0] / "results.json").read_text())
 
 
-def test_run_folder_holds_what_the_contract_names(demo):
+def test_the_run_folder_holds_the_files_in_the_contract(demo):
     folder, printed = demo
     for name in ("results.json", "metrics.csv", "network.safetensors", "train.log", ".hydra/config.yaml"):
         assert (folder / name).is_file(), name
@@ -79,7 +80,7 @@ def test_tasks_are_learned(results):
     assert scores["diabetes"] < 77.0  # the standard deviation of the target
 
 
-def test_evaluate_measures_the_same_to_the_last_digit(demo, results, monkeypatch, capsys):
+def test_evaluate_gives_the_same_scores_to_the_last_digit(demo, results, monkeypatch, capsys):
     from hydra.core.global_hydra import GlobalHydra
 
     from msh.cli.evaluate import main
@@ -96,7 +97,7 @@ def test_evaluate_measures_the_same_to_the_last_digit(demo, results, monkeypatch
     assert all(str(row["score"]) in printed for row in rows)
 
 
-def test_evaluate_calls_nothing_that_a_run_folder_brings_unless_told_so(demo, tmp_path, monkeypatch, capsys):
+def test_evaluate_calls_no_foreign_code_from_a_run_folder_unless_unsafe(demo, tmp_path, monkeypatch, capsys):
     from hydra.core.global_hydra import GlobalHydra
 
     from msh.cli.evaluate import main
@@ -107,7 +108,7 @@ def test_evaluate_calls_nothing_that_a_run_folder_brings_unless_told_so(demo, tm
     config.backbone = {"_target_": "builtins.dict"}
     OmegaConf.save(config, path)
     refused, called = (
-        "backbone._target_ = 'builtins.dict' is not allowed",
+        says("backbone._target_", value="builtins.dict"),
         "builtins.dict has no attribute 'input_shape'",
     )
     for unsafe, message in (("false", refused), ("true", called)):
@@ -115,7 +116,7 @@ def test_evaluate_calls_nothing_that_a_run_folder_brings_unless_told_so(demo, tm
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit):
             main()
-        assert message in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_logs_have_one_step_axis_over_all_stages(demo):
@@ -130,7 +131,7 @@ def test_logs_have_one_step_axis_over_all_stages(demo):
     assert free == pytest.approx([0.9, 0.8, 0.7, 0.6], abs=0.005)
 
 
-def test_subnetwork_file_holds_only_the_tasks_own_weights(demo, results):
+def test_a_subnetwork_file_holds_only_the_tasks_weights(demo, results):
     with safe_open(demo[0] / "subnetworks" / "wine.safetensors", "pt") as file:
         values = sum(file.get_tensor(name).numel() for name in file.keys() if name.startswith("values."))  # noqa: SIM118
         assert [row["task"] for row in json.loads(file.metadata()["state"])["tasks"]] == ["wine"]
@@ -151,7 +152,7 @@ def table(wandb_run, row, key):
     return held["columns"], held["data"]
 
 
-def test_wandb_run_is_named_after_what_it_is_and_has_the_config(wandb_run, results):
+def test_the_wandb_run_has_a_name_and_the_config(wandb_run, results):
     run = next(record.run for record in wandb_file.records(wandb_run) if record.HasField("run"))
     assert (run.run_id, run.run_group, run.job_type) == (results["run_id"], "sequential", "train")
     assert set(run.tags) == {"sequential", "seed-0"}
@@ -160,7 +161,7 @@ def test_wandb_run_is_named_after_what_it_is_and_has_the_config(wandb_run, resul
     assert list(json.loads(config["tasks"])) == TASKS
 
 
-def test_wandb_curves_are_those_of_the_csv_on_one_axis(demo, wandb_run):
+def test_wandb_curves_match_the_csv_on_one_axis(demo, wandb_run):
     metrics = [record.metric for record in wandb_file.records(wandb_run) if record.HasField("metric")]
     assert [m.step_metric for m in metrics if m.glob_name == "*"] == ["trainer/global_step"]
     with (demo[0] / "metrics.csv").open() as file:
@@ -176,7 +177,7 @@ def test_wandb_curves_are_those_of_the_csv_on_one_axis(demo, wandb_run):
     assert steps == sorted(steps)
 
 
-def test_wandb_has_the_matrix_as_a_table_and_as_a_picture(wandb_run, results):
+def test_wandb_has_the_matrix_as_a_table_and_as_a_figure(wandb_run, results):
     logged = [row for row in wandb_file.rows(wandb_run) if "matrix/table" in row]
     assert len(logged) == len(TASKS)
     columns, rows = table(wandb_run, logged[-1], "matrix/table")
@@ -207,33 +208,35 @@ def test_wandb_has_the_capacity_of_each_layer_and_task_and_owner_maps(wandb_run,
 
 
 def test_wandb_summary_has_scores_forgetting_and_the_guarantees_verdict(wandb_run, results):
-    found = wandb_file.summary(wandb_run)
-    assert found["guarantee/verdict"] == "held: 6 compared, 0 changed"
-    assert (found["guarantee/checked"], found["guarantee/violations"]) == (6, 0)
-    assert (found["forgetting"], found["bwt"], found["status"]) == (0.0, 0.0, "finished")
+    summary = wandb_file.summary(wandb_run)
+    assert summary["guarantee/verdict"] == "held: 6 compared, 0 changed"
+    assert (summary["guarantee/checked"], summary["guarantee/violations"]) == (6, 0)
+    assert (summary["forgetting"], summary["bwt"], summary["status"]) == (0.0, 0.0, "finished")
     for task, row in results["tasks"].items():
         for key, name in (("score", "test"), ("val_score", "val"), ("density", "density"), ("dense", "dense")):
-            assert found[f"{key}/{task}"] == row[name]
-    assert 0 < found["mean_score"] < 1
+            assert summary[f"{key}/{task}"] == row[name]
+    assert 0 < summary["mean_score"] < 1
     logged = next(row for row in wandb_file.rows(wandb_run) if "scores/table" in row)
     columns, rows = table(wandb_run, logged, "scores/table")
     assert [row[columns.index("test")] for row in rows] == [row["test"] for row in results["tasks"].values()]
 
 
-def test_wandb_artifacts_lead_from_the_data_over_the_run_to_the_subnetworks(demo, wandb_run, results):
-    found, run_id = wandb_file.artifacts(wandb_run), results["run_id"]
-    aliases = {name: {alias for one in all_of for alias in one.aliases} for name, all_of in found.items()}
+def test_wandb_artifacts_link_data_run_and_subnetworks(demo, wandb_run, results):
+    artifacts, run_id = wandb_file.artifacts(wandb_run), results["run_id"]
+    aliases = {name: {alias for one in all_of for alias in one.aliases} for name, all_of in artifacts.items()}
     for stage, task in enumerate(TASKS):
-        data = found[f"data-{task}"][0]
+        data = artifacts[f"data-{task}"][0]
         assert (data.type, data.use_after_commit) == ("dataset", True)
         described = json.loads(data.metadata)
         assert described["task"] == task
         assert described["examples"]["test"] > 0
         name = f"subnetwork-{run_id}-{task}"
         assert aliases[name] == {"latest", "final", f"stage-{stage}"}
-        assert found[name][0].type == "subnetwork"
-        assert found[name][0].manifest.contents[0].local_path == str(demo[0] / "subnetworks" / f"{task}.safetensors")
-        assert json.loads(found[name][0].metadata)["weights"] == results["tasks"][task]["weights"]
+        assert artifacts[name][0].type == "subnetwork"
+        assert artifacts[name][0].manifest.contents[0].local_path == str(
+            demo[0] / "subnetworks" / f"{task}.safetensors"
+        )
+        assert json.loads(artifacts[name][0].metadata)["weights"] == results["tasks"][task]["weights"]
     assert aliases[f"network-{run_id}"] == {"latest", "final", "stage-3"}
 
 

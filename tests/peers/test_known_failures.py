@@ -1,4 +1,4 @@
-"""Failures that other libraries of this kind are known for, one test each, named for it."""
+"""Known failures in similar libraries: one test each, named for the failure."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_batchnorm_statistics_of_a_frozen_task_do_not_move():
     assert int(new["3.num_batches_tracked"]) == 3
 
 
-def test_pruning_rebinds_no_parameter_so_the_optimizer_goes_on_updating():
+def test_pruning_rebinds_no_parameter_and_the_optimizer_still_updates():
     network = make_two_tasks()
     optimizer = make_optimizer(torch.optim.SGD, network)
     parameters = list(network.parameters())
@@ -128,7 +128,7 @@ def test_training_on_no_free_weights_is_an_error():
 
 
 @pytest.mark.parametrize("form", ["masked", "compact"])
-def test_a_later_tasks_biases_do_train_and_those_of_the_earlier_do_not(form):
+def test_biases_of_a_later_task_train_and_those_of_an_earlier_one_do_not(form):
     network = make_two_tasks()
     biases = ["2.bias", "6.bias"]
     old = {name: network.subnetwork("old").private[name].clone() for name in biases}

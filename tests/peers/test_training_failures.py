@@ -1,4 +1,4 @@
-"""Failures of other libraries that only show in whole runs and fits, one test each, named for it."""
+"""Failures in similar libraries that only whole runs and fits show: one test each, named for the failure."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from msh.cli.configs import config_folder
 from msh.tasks import RawData, Split, bundled
 from msh.training import run
 from msh.training.callbacks import Guarantee
-from msh.training.config import register
+from msh.training.config import register, run_config
 
 register()
 SMALL = [
@@ -23,18 +23,18 @@ SMALL = [
 
 
 def train(folder, *overrides):
-    """A whole run of two small tasks, as the command does it."""
+    """Do a whole run with two small tasks, like the command."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):
         config = compose("config", ["tasks=[wine,iris]", *SMALL, *overrides])
-    return run.train(config, Path(folder))
+    return run.train(run_config(config), Path(folder))
 
 
 # ---- backward transfer that is zero because scores are copied
 
 
 class Harm(pl.Callback):
-    """Overwrites what the first task owns while the second one trains."""
+    """Overwrite the first task's weights while the second one trains."""
 
     def on_train_end(self, trainer, pl_module):
         network = pl_module.network
@@ -47,17 +47,17 @@ class Harm(pl.Callback):
 
 @pytest.fixture
 def harmed(tmp_path, monkeypatch):
-    """Results of a run in which the second stage has spoilt the first task."""
+    """Do a run in which the second stage damages the first task; return its results."""
     fits = run.run_fit
 
-    def fit_and_harm(module, fit, tasks, config, folder, checkpoints, extra, loggers):
-        return fits(module, fit, tasks, config, folder, checkpoints, [*extra, Harm()], loggers)
+    def fit_and_harm(module, fit, tasks, config, folder, checkpoints, extra, *others):
+        return fits(module, fit, tasks, config, folder, checkpoints, [*extra, Harm()], *others)
 
     monkeypatch.setattr(run, "run_fit", fit_and_harm)
     return lambda on_violation: train(tmp_path, "trainer.max_epochs=10", f"guarantee.on_violation={on_violation}")
 
 
-def test_backward_transfer_is_measured_and_not_copied(harmed):
+def test_backward_transfer_is_evaluated_and_not_copied(harmed):
     results = harmed("warn")
     (learned, _), (now, _) = results.matrix
     assert learned > 0.45
@@ -74,7 +74,7 @@ def test_a_task_that_was_harmed_ends_the_run(harmed, tmp_path):
     assert '"status": "failed"' in (tmp_path / "results.json").read_text()
 
 
-def test_the_guarantee_looks_at_every_earlier_task_after_every_stage(tmp_path, monkeypatch):
+def test_the_guarantee_checks_every_earlier_task_after_every_stage(tmp_path, monkeypatch):
     looked = []
     check = Guarantee.check
 
@@ -123,21 +123,21 @@ class Compare(pl.Callback):
         with torch.no_grad():
             outputs = pl_module(split.inputs, name)
         right = (outputs.argmax(1) == split.targets).sum().item()
-        logged = [trainer.callback_metrics[f"{name}/val/{what}"].item() for what in ("accuracy", "loss")]
+        logged = [trainer.callback_metrics[f"{name}/val/{quantity}"].item() for quantity in ("accuracy", "loss")]
         by_hand = [right / len(split), pl_module.tasks[name].loss(outputs, split.targets).item()]
         self.seen.append((logged, by_hand))
 
 
 @pytest.fixture
 def compared(tmp_path, monkeypatch):
-    """(results, [(logged, by hand) of every epoch]) of a run that measures in batches of 7: the last is smaller."""
+    """(results, [(logged, by hand) per epoch]) of a run that evaluates in batches of 7, the last one smaller."""
     from msh.tasks import loaders
     from msh.training import fitting
 
     compare, fits, measuring = Compare(), run.run_fit, loaders.measuring_loader
 
-    def fit_and_compare(module, fit, tasks, config, folder, checkpoints, extra, loggers):
-        return fits(module, fit, tasks, config, folder, checkpoints, [*extra, compare], loggers)
+    def fit_and_compare(module, fit, tasks, config, folder, checkpoints, extra, *others):
+        return fits(module, fit, tasks, config, folder, checkpoints, [*extra, compare], *others)
 
     def small_batches(split, rank=0, world_size=1, batch_size=0):
         return measuring(split, rank, world_size, batch_size=7)
@@ -147,7 +147,7 @@ def compared(tmp_path, monkeypatch):
     return train(tmp_path, "seed=1"), compare.seen
 
 
-def test_metrics_are_reset_between_epochs_and_stages_and_weighted_by_their_batches(compared):
+def test_metrics_are_reset_after_epochs_and_stages_and_weighted_by_batch_size(compared):
     results, seen = compared
     assert len(seen) == 2 * 4
     assert len({logged[0] for logged, _ in seen}) > 3

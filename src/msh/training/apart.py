@@ -1,4 +1,4 @@
-"""Tasks apart: the plan that lets each be trained by itself, with nothing in common but the plan."""
+"""Plan tasks that train apart: each task can then train alone, with the plan file and no other."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from msh.training.prepare import build_module, prepare
 
 
 def make_plan(config: RunConfig, path: Path) -> StateFile:
-    """Allocate weights to all tasks before any of them is trained, and write the plan file.
+    """Allocate weights to all tasks before any training, and write the plan file.
 
-    Each task gets what it would get in a sequential curriculum that prunes at initialisation.
+    Each task gets the weights that a sequential curriculum with pruning at initialisation would give it.
 
     Args:
-        config: of all tasks.
-        path: of the file.
+        config: names all tasks.
+        path: the file's.
     Raises:
-        ValueError: a setting or the data is not allowed, or the tasks ask for more weights than there are.
+        ValueError: a setting or the data is invalid, or the tasks need more weights than there are.
         FileNotFoundError: data is missing.
     """
     for key in ("plan", "task", "network"):
@@ -36,7 +36,7 @@ def make_plan(config: RunConfig, path: Path) -> StateFile:
         for task in stage.tasks:
             life.begin(network, prepared.tasks[task], prepared.config)
             life.pruner(prepared, stage, {task: prepared.wanted[task]}).prune_now(module)
-            life.freeze(network, [task])  # it keeps nothing for training: there may be a thousand of them
+            life.freeze(network, [task])  # frees its training state: there may be a thousand tasks
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
     plan = make_plan_file(network.state.planned(), planned_settings(config), shape, start)
     plan.write(path)

@@ -1,4 +1,4 @@
-"""What subnetworks are compared with: dense networks of the same backbone, start, steps and optimizer."""
+"""Train dense networks to compare subnetworks with: same backbone, initial weights, steps and optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from msh.training import life
 from msh.training.build import add_task, build_backbone, build_network
 from msh.training.callbacks import Freeze, TakeFromRankZero
 from msh.training.config import RunConfig
-from msh.training.fitting import batches_per_epoch, measure, run_fit, steps_per_epoch
+from msh.training.fitting import batches_per_epoch, evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.module import SubnetworkModule, TaskModule
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION
@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 
 
 class Baselines:
-    """Trains the baselines that a run asks for, and writes their scores into its results; skips what is there.
+    """Train a run's baselines, and add their scores to its results; skip those that are there already.
 
     Args:
-        config: of the run.
+        config: the run's.
         folder: the run folder.
         tasks: by name.
-        stages: of the curriculum.
-        results: of the run.
+        stages: the curriculum.
+        results: the run's.
         save_results: writes them.
-        writes: whether this process writes files.
+        writes: true in the process that writes files.
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class Baselines:
         save_results: Callable[[], None],
         writes: bool,
     ) -> None:
-        self.config, self.folder, self.tasks = config, folder, dict(tasks)
-        self.stages = stages
+        self.config, self.folder, self.tasks, self.stages = config, folder, dict(tasks), stages
         self.stage_of = {task: stage for stage in stages for task in stage.tasks}
         self.results, self.save_results, self.writes = results, save_results, writes
 
@@ -61,29 +60,33 @@ class Baselines:
         """Train baselines.
 
         Args:
-            names: of `msh.training.config.BASELINES`.
+            names: from `msh.training.config.BASELINES`.
         """
         for name in names:
             {"dense": self._learn_dense, "finetune": self._learn_finetune, "joint": self._learn_joint}[name]()
 
     def _learn_dense(self) -> None:
-        """Each task in a dense network of its own."""
+        """Train a dense network for each task."""
         for task in self.stage_of:
             if self.results.tasks[task].dense is None:
                 network = build_network(self.config, self.tasks)
                 life.begin(network, self.tasks[task], self.config, fresh=False)
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
                 self._fit_alone(module, "dense", task, Freeze())
-                self.results.tasks[task].dense = self._measure(module, "dense", [task])[task]
+                self.results.tasks[task].dense = self._evaluate(module, "dense", [task])[task]
                 self._save()
 
     def _learn_finetune(self) -> None:
-        """One dense network, task after task; each overwrites what the ones before have learned."""
+        """Train one dense network, task after task; each task overwrites the weights of the ones before."""
         order = list(self.stage_of)
         if len(self.results.finetune["matrix"]) == len(order):
             return
         module, path = self._shared(), self.folder / "checkpoints" / "finetune.safetensors"
-        learned = self._restore(module.network, path)
+        learned = 0
+        if path.is_file():
+            state, metadata = open_safetensors(path)
+            module.network.load_state_dict(state)
+            learned = int(metadata["learned"])
         for number, task in enumerate(order):
             if number >= learned:
                 self._fit_alone(module, "finetune", task, TakeFromRankZero())
@@ -91,24 +94,24 @@ class Baselines:
                     state = {name: tensor.contiguous() for name, tensor in module.network.state_dict().items()}
                     write_bytes(path, save(state, {"learned": str(number + 1)}))
             if len(self.results.finetune["matrix"]) <= number:
-                self.results.add_finetune_row(self._measure(module, "finetune", order[: number + 1]))
+                self.results.add_finetune_row(self._evaluate(module, "finetune", order[: number + 1]))
                 self._save()
 
     def _learn_joint(self) -> None:
-        """One dense network, all tasks at once, for as many steps as the longest stage has."""
+        """Train one dense network on all tasks at once, for as many steps as the longest stage has."""
         if all(result.joint is not None for result in self.results.tasks.values()):
             return
         module = self._shared()
         fit = Fit("joint", "joint", self._joint_epochs(), prunes=False, last=True, uneven=self.config.uneven)
         self._fit(module, fit, list(self.tasks), TakeFromRankZero())
-        for task, score in self._measure(module, "joint", list(self.tasks)).items():
+        for task, score in self._evaluate(module, "joint", list(self.tasks)).items():
             self.results.tasks[task].joint = score
         self._save()
 
     def _joint_epochs(self) -> int:
-        """So many epochs of all tasks as give them the steps of the stage that has most, rounded up.
+        """Count the epochs in which all tasks together have the steps of the longest stage, rounded up.
 
-        In epochs alone, a small task's many short ones would become as many of the largest task.
+        The stages' epochs would not do: the many short epochs of a small task would become as many long ones.
         """
         settings = self.config.trainer
         stages = [
@@ -127,16 +130,8 @@ class Baselines:
             add_task(network, task, self.config)
         return SharedModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
 
-    def _restore(self, network: SharedNetwork, path: Path) -> int:
-        """Fill the network from a file, if there is one; returns how many tasks it has learned."""
-        if not path.is_file():
-            return 0
-        state, metadata = open_safetensors(path)
-        network.load_state_dict(state)
-        return int(metadata["learned"])
-
     def _fit_alone(self, module: TaskModule, kind: str, task: str, last: pl.Callback) -> None:
-        """Train a task for the epochs and the steps that its stage gives its subnetwork."""
+        """Train a task for the epochs and steps that its subnetwork gets in its stage."""
         stage = self.stage_of[task]
         batches = batches_per_epoch([self.tasks[name] for name in stage.tasks], stage.uneven)
         fit = Fit(f"{kind} {task}", f"{kind}-{task}", stage.max_epochs, prunes=False, last=True, batches=batches)
@@ -150,8 +145,8 @@ class Baselines:
         if self.writes:
             shutil.rmtree(checkpoints, ignore_errors=True)
 
-    def _measure(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
-        scores = measure(module, tasks, "test", self.config, self.folder)
+    def _evaluate(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
+        scores = evaluate_tasks(module, tasks, "test", self.config, self.folder)
         for task, score in scores.items():
             log.info("%s %s: %s %.4f on the test split", kind, task, self.tasks[task].metric, score)
         return scores

@@ -1,4 +1,4 @@
-"""From the composed config to tasks, network and trainer."""
+"""Build tasks, backbone and network from the config."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ def _load(name: str, source: dict[str, Any]) -> RawData:
 
 
 def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
-    """Load the data of tasks; those of one source share what it has loaded, those alike in all share their splits.
+    """Load the tasks' data: once per source, and split once for tasks with identical settings.
 
     Args:
-        config: of the run.
-        only: names of the tasks; all of the config's when None. They come in the config's order.
+        config: the run's.
+        only: names of the tasks to build; all when None.
+    Returns:
+        Tasks by name, in the config's order.
     Raises:
-        ValueError: a task's data or settings are not allowed.
+        ValueError: a task's data or settings are invalid.
         FileNotFoundError: data is missing.
     """
     loaded: dict[str, RawData] = {}
@@ -77,7 +79,7 @@ def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[st
 
 
 def backbone_recipe(config: RunConfig, tasks: dict[str, Task]) -> Recipe:
-    """How to build the backbone: its input has the first task's shape where the config says none."""
+    """Return the backbone's recipe; its `input_shape` is the first task's unless the config sets one."""
     settings: Recipe = dict(config.backbone)
     if settings.get("input_shape") is None:
         settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
@@ -86,7 +88,13 @@ def backbone_recipe(config: RunConfig, tasks: dict[str, Task]) -> Recipe:
 
 
 def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
-    """A network without tasks, from the config's backbone; `prunable` names its tensors where a file says them."""
+    """Build a network without tasks, from the config's backbone.
+
+    Args:
+        config: the run's.
+        tasks: by name.
+        prunable: names of the prunable tensors, where a file lists them; None: found by the layers' roles.
+    """
     recipe, master = backbone_recipe(config, tasks), config.master_weights
     network = MultiSubnetwork(build_backbone(config, tasks), prunable, recipe, master_weights=master)
     if half := half_precision(weight for _, weight in network.weights()):
@@ -95,7 +103,7 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
 
 
 def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
-    """The backbone, with weights that the run's seed decides."""
+    """Build the backbone, with initial weights drawn from the run's seed."""
     settings = backbone_recipe(config, tasks)
     kind = settings.pop("_dtype_", None)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
@@ -115,7 +123,7 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
     """Build the granularity that the config names; for whole units, trace the backbone.
 
     Raises:
-        ValueError: the backbone or another setting does not allow whole units.
+        ValueError: whole units do not work with the backbone or another setting.
     """
     granularity = config.pruning.granularity
     if granularity == "weight":
@@ -123,7 +131,7 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
     if config.reuse != "none":
         raise invalid(
             "reuse",
-            f"'none' with pruning.granularity = {granularity!r}: whole units read no other task's weights",
+            f"'none' with pruning.granularity={granularity}, as whole units read no other task's weights",
             config.reuse,
         )
     try:
@@ -133,23 +141,23 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
 
 
 def check_inputs(backbone: nn.Module, task: Task) -> None:
-    """Raise where a backbone cannot read a task's inputs: those that read tokens have an attribute `vocabulary`.
+    """Check that a backbone can read a task's inputs; one that reads tokens has an attribute `vocabulary`.
 
     Raises:
-        ValueError: tokens for a backbone that reads numbers, or the other way round, or more tokens than it has.
+        ValueError: the task has tokens and the backbone reads numbers or knows fewer tokens, or the reverse.
     """
     name, words = type(backbone).__name__, getattr(backbone, "vocabulary", None)
     if words is not None and (task.vocabulary is None or task.stem is not None):
-        cure = "" if task.stem is None else f": its stem does, take it away with tasks.{task.name}.stem=null"
+        cure = "" if task.stem is None else f", because of its stem: remove it with tasks.{task.name}.stem=null"
         raise ValueError(f"the backbone {name} reads the tokens of texts; task {task.name!r} gives it numbers{cure}")
     if words is None and task.vocabulary is not None and task.stem is None:
         raise ValueError(
             f"task {task.name!r} has texts, and the backbone {name} reads numbers: give the task a stem "
-            f"(tasks.{task.name}.stem, such as conf/tasks/movie_reviews.yaml has), or choose backbone=transformer"
+            f"(tasks.{task.name}.stem, as in conf/tasks/movie_reviews.yaml), or choose backbone=transformer"
         )
     if words is not None and task.vocabulary is not None and task.vocabulary > words:
         raise ValueError(
-            f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary = {words}: "
+            f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary is {words}: "
             f"raise it, or lower tasks.{task.name}.source.vocabulary"
         )
     if words is not None and task.input_shape != tuple(cast(Any, backbone).input_shape):
@@ -160,14 +168,14 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
 
 
 def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunConfig) -> None:
-    """Add a task with a fresh head, and a stem where its input's shape is not the backbone's."""
+    """Add a task with a new head, and with a stem if its input has another shape than the backbone's."""
     torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
     kind = true_type(config)
     with drawing_in(kind):
         head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
     recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
-    if kind == "float64":  # of narrower networks, head and stem are float32
+    if kind == "float64":  # in narrower types, head and stem stay float32
         recipe = {part: built and {**built, "_dtype_": kind} for part, built in recipe.items()}
         for module in filter(None, (head, stem)):
             module.to(torch.float64)

@@ -244,7 +244,7 @@ def _as_stage(entry: Any) -> Any:
 
 @dataclass
 class StageConfig:
-    """A stage of the curriculum, where a list of task names does not say enough."""
+    """A stage in the curriculum, with settings of its own."""
 
     tasks: list[str]
     """Names of the tasks that train together."""
@@ -381,7 +381,7 @@ class RunConfig:
         """Expand variants, and check settings that name tasks.
 
         Raises:
-            ConfigError: naming all that is wrong.
+            ConfigError: naming every problem.
         """
         variants = {name: list(expand_variants({name: t})) for name, t in self.tasks.items() if t.variants is not None}
         self.tasks = expand_variants(self.tasks)
@@ -400,7 +400,7 @@ class RunConfig:
 
     @property
     def baselines(self) -> list[str]:
-        """The baselines to train, in the order of training."""
+        """List the baselines to train, in the order of training."""
         return [name for name in BASELINES if name in (self.baseline or [])]
 
     def with_input_shape(self, shape: Sequence[int]) -> RunConfig:
@@ -455,23 +455,22 @@ def _unknown_names(key: str, names: Any, known: Sequence[str], why: str) -> Iter
 
 
 def run_config(config: DictConfig) -> RunConfig:
-    """Convert a composed config to the typed one, and report all that is wrong.
+    """Convert a composed config to the typed one, and report all problems at once.
 
-    Interpolations are resolved, except those of loggers, which name the run folder and are resolved where loggers are
-    made.
+    Interpolations are resolved, except in `logger`: these name the run folder, and are resolved when loggers are made.
 
     Raises:
-        ConfigError: a key is unknown, or a value is not allowed.
+        ConfigError: a key is unknown, or a value is invalid.
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
     return convert(RunConfig, plain_values(config), GROUPS)
 
 
 def stored_config(values: dict[str, Any]) -> RunConfig:
-    """Convert the config of a run folder, as plain values: settings that its release lacked are as they were there.
+    """Convert a run folder's config from plain values; settings that its release lacked reproduce that release.
 
     Raises:
-        ConfigError: a key is unknown, or a value is not allowed.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     values = deepcopy(values)
     for key, value in lacking(values).items():
@@ -485,7 +484,7 @@ def stored_config(values: dict[str, Any]) -> RunConfig:
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
-    """Resolve a config into plain values, loggers as they are written: see `run_config`."""
+    """Resolve a config into plain values, except in `logger`: see `run_config`."""
     others = OmegaConf.masked_copy(config, [str(key) for key in config if key != "logger"])
     values = cast(dict[str, Any], OmegaConf.to_container(others, resolve=True, throw_on_missing=True))
     if "logger" in config:

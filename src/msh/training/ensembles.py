@@ -1,4 +1,4 @@
-"""Ensembles: tasks of the same data whose subnetworks answer together."""
+"""Ensembles: average the outputs of several subnetworks that learned the same data."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from msh.subnetworks.tensors import widened
 from msh.tasks import Task
 from msh.tasks.task import SplitName
 from msh.training.config import RunConfig
-from msh.training.fitting import measure
+from msh.training.fitting import evaluate_tasks
 from msh.training.module import TaskModule
 
 Members = Mapping[str, Sequence[str]]
-"""Name of an ensemble to the names of its tasks."""
+"""Ensemble name to the names of its tasks."""
 
 
 def check_members(ensembles: Members, tasks: Mapping[str, Task]) -> None:
-    """Raise where tasks of an ensemble are not measured on the same examples in the same way.
+    """Check that the tasks in each ensemble are evaluated on the same examples, by the same metric.
 
     Raises:
-        ValueError: naming the ensemble and the task that differs from its first.
+        ValueError: naming the ensemble, and the task that differs from its first one.
     """
     for name, members in ensembles.items():
         first = tasks[members[0]]
         for member in members[1:]:
-            if not _are_alike(first, tasks[member]):
+            if not _same_data(first, tasks[member]):
                 raise ValueError(
-                    f"ensembles.{name}: the test split, outputs or metric of task {member!r} differ from those of "
-                    f"{members[0]!r}; the tasks of an ensemble need the same data"
+                    f"ensembles.{name}: tasks {members[0]!r} and {member!r} differ in test split, outputs or metric; "
+                    "the tasks in an ensemble need the same data"
                 )
 
 
-def _are_alike(one: Task, other: Task, split: SplitName = "test") -> bool:
+def _same_data(one: Task, other: Task, split: SplitName = "test") -> bool:
     a, b = one.splits[split], other.splits[split]
     if any(getattr(one, key) != getattr(other, key) for key in ("kind", "outputs", "metric", "input_shape")):
         return False
@@ -50,10 +50,10 @@ def _are_alike(one: Task, other: Task, split: SplitName = "test") -> bool:
 
 
 class Ensemble(nn.Module):
-    """The mean of several subnetworks' answers.
+    """Average several subnetworks' outputs.
 
     Args:
-        network: has learned the members.
+        network: holds the members, trained.
         members: ensemble to tasks.
         tasks: by name.
     """
@@ -63,38 +63,43 @@ class Ensemble(nn.Module):
         self.network, self.members, self.tasks = network, members, tasks
 
     def forward(self, inputs: Tensor, ensemble: str) -> Tensor:
-        """(batch, *input shape) to outputs (batch, outputs) as a head has them: logits, or scaled values.
+        """Average the members' probabilities, or the values of a regression.
 
-        Probabilities are averaged, or the values of a regression.
+        Args:
+            inputs: (batch, *input shape).
+            ensemble: its name.
+        Returns:
+            (batch, outputs), in the form of a head's output: logits, or scaled values.
         """
         members = self.members[ensemble]
-        outputs = torch.stack([widened(self.network(inputs, member)) for member in members])
+        each = [widened(self.network(inputs, member)) for member in members]
+        outputs = torch.stack(each)  # (members, batch, outputs)
         kind = self.tasks[members[0]].kind
-        if kind == "classification":
-            return outputs.log_softmax(-1).logsumexp(0) - math.log(len(members))
-        if kind == "multilabel":
-            return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
-        return outputs.mean(0)
+        if kind == "classification":  # log of the mean probability
+            return outputs.log_softmax(-1).logsumexp(0) - math.log(len(members))  # (batch, outputs)
+        if kind == "multilabel":  # logit of the mean probability: the number of members cancels
+            return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)  # (batch, outputs)
+        return outputs.mean(0)  # (batch, outputs)
 
 
 class EnsembleModule(TaskModule):
-    """Measures ensembles; it trains nothing."""
+    """Evaluate ensembles; nothing trains."""
 
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
-        """None."""
+        """Return no groups."""
         return {}
 
 
-def measure_ensembles(
+def evaluate_ensembles(
     ensembles: Members, network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConfig, folder: Path
 ) -> dict[str, EnsembleResult]:
-    """Measure ensembles on the test split, and on the validation split where their members have the same.
+    """Evaluate ensembles on the test split, and on the validation split where all members have the same one.
 
     Args:
-        ensembles: name to tasks, all of which are frozen.
-        network: of the run.
+        ensembles: name to tasks, which are frozen.
+        network: the run's.
         tasks: by name.
-        config: of the run.
+        config: the run's.
         folder: the run folder.
     Returns:
         Name to metric, direction, tasks, test and val (scores, in the metric's unit).
@@ -103,13 +108,13 @@ def measure_ensembles(
         return {}
     stand_ins = {name: replace(tasks[members[0]], name=name) for name, members in ensembles.items()}
     module = EnsembleModule(Ensemble(network, ensembles, tasks), stand_ins, instantiate(config.optimizer), config.seed)
-    scores = measure(module, list(ensembles), "test", config, folder)
-    alike = [
+    scores = evaluate_tasks(module, list(ensembles), "test", config, folder)
+    same_split = [
         name
         for name, members in ensembles.items()
-        if all(_are_alike(tasks[members[0]], tasks[member], "val") for member in members[1:])
+        if all(_same_data(tasks[members[0]], tasks[member], "val") for member in members[1:])
     ]
-    validated = measure(module, alike, "val", config, folder) if alike else {}
+    validated = evaluate_tasks(module, same_split, "val", config, folder) if same_split else {}
     return {
         name: {
             "metric": stand_ins[name].metric,

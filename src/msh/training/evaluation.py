@@ -1,4 +1,4 @@
-"""Evaluate a run again from its folder alone."""
+"""Evaluate a run again, from its folder alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_network, build_tasks
 from msh.training.config import RunConfig, plain_values, stored_config
-from msh.training.ensembles import measure_ensembles
-from msh.training.fitting import measure
+from msh.training.ensembles import evaluate_ensembles
+from msh.training.fitting import evaluate_tasks
 from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.targets import check_targets
@@ -30,15 +30,15 @@ FILE_NAME = "evaluation.json"
 
 
 def read_settings(folder: Path, data_dir: str | None = None, unsafe: bool = False) -> RunConfig:
-    """Read the config of a run that is to be evaluated again.
+    """Read a run's config, to evaluate it again.
 
     Args:
         folder: the run folder.
-        data_dir: where the data is now; where the run had it when None.
-        unsafe: let it name code that is neither msh's, torch's nor Lightning's.
+        data_dir: the data's folder; the one in the run's config when None.
+        unsafe: allow the config to call other code than msh's, torch's and Lightning's.
     Raises:
-        FileNotFoundError: it is not a run folder.
-        ValueError: a file in it is damaged, or names such code.
+        FileNotFoundError: not a run folder.
+        ValueError: a file in it is damaged, or the config calls other code.
     """
     Results.load(folder)
     path = folder / ".hydra" / "config.yaml"
@@ -64,7 +64,7 @@ def load_run(
     Returns:
         (the run's config, its tasks, its network).
     Raises:
-        FileNotFoundError: it is not a run folder, or no stage has ended yet, or data is missing.
+        FileNotFoundError: not a run folder, or no stage has ended yet, or data is missing.
         ValueError: a file in it is damaged.
     """
     config = read_settings(folder, data_dir, unsafe)
@@ -91,17 +91,17 @@ def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) ->
     Args:
         folder, data_dir, unsafe: as in `read_settings`.
     Returns:
-        A row per task, and one per ensemble: task, metric, score.
+        A row per task and per ensemble: task, metric, score.
     """
     config = read_settings(folder, data_dir, unsafe)
     config = replace(config, trainer=replace(config.trainer, devices=1, strategy="auto"))
     set_up_torch(config)  # before tensors are made
     tasks, network = _rebuild(folder, config)
     module = SubnetworkModule(network, tasks, lambda parameters: None, config.seed)  # type: ignore[arg-type,return-value]
-    scores = measure(module, network.tasks, "test", config, folder)
+    scores = evaluate_tasks(module, network.tasks, "test", config, folder)
     rows = [{"task": name, "metric": tasks[name].metric, "score": score} for name, score in scores.items()]
     learned = {name: members for name, members in config.ensembles.items() if set(members) <= set(network.tasks)}
-    for name, row in measure_ensembles(learned, network, tasks, config, folder).items():
+    for name, row in evaluate_ensembles(learned, network, tasks, config, folder).items():
         rows.append({"task": name, "metric": row["metric"], "score": row["test"]})
     write_text(folder / FILE_NAME, json.dumps(rows, indent=1) + "\n")
     return rows

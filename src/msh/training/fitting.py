@@ -1,4 +1,4 @@
-"""One fit: its trainer, callbacks and loaders; and measuring."""
+"""Run one fit with its trainer, callbacks and loaders; evaluate tasks on a split."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
 from msh.compat import skip_batches
+from msh.errors import invalid
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
@@ -41,36 +42,36 @@ def run_fit(
     loggers: Sequence[Logger],
     steps_to_come: int = 0,
 ) -> float:
-    """Train tasks for a fit's epochs, from its last good checkpoint if it has one.
+    """Train tasks for a fit's epochs; resume from its newest readable checkpoint, if there is one.
 
     Args:
         module: its network holds the tasks, masked or compact.
-        fit: which one.
-        tasks: that train.
-        config: of the run.
+        fit: the one to run.
+        tasks: names of the tasks that train.
+        config: the run's.
         folder: the run folder.
-        checkpoints: folder of this fit's checkpoints.
-        extra: callbacks of this fit beside the usual ones.
-        loggers: of the run.
-        steps_to_come: batches of the fits after this one, as far as they are known.
+        checkpoints: this fit's checkpoint folder.
+        extra: additional callbacks.
+        loggers: the run's.
+        steps_to_come: batches in the fits after this one, as far as they are known.
     Returns:
         Wall seconds.
     """
     started = time.monotonic()
     scheduler = config.prune_scheduler if fit.prunes else config.scheduler
-    made = instantiate(scheduler) if scheduler else None
-    module.begin_fit(FitContext(fit.name, fit.key, tuple(tasks), made, steps_to_come))
+    factory = instantiate(scheduler) if scheduler else None
+    module.begin_fit(FitContext(fit.name, fit.key, tuple(tasks), factory, steps_to_come))
     callbacks = _usual_callbacks(fit, config, checkpoints)
     trainer = build_trainer(config.trainer, folder, fit.epochs, [*callbacks, *extra], loggers)
     loaders = _train_loaders(module, fit, tasks, config, trainer)
     saved = newest_readable(checkpoints)
     if saved is not None:
-        log.info("going on from %s", saved)
-        _go_on(loaders, saved)
+        log.info("resuming from %s", saved)
+        skip_batches(loaders, batches_done(saved))
     trainer.fit(
         module,
         train_dataloaders=loaders,
-        val_dataloaders=_measuring_loaders(module.tasks, tasks, "val", config, trainer),
+        val_dataloaders=_evaluation_loaders(module.tasks, tasks, "val", config, trainer),
         ckpt_path=None if saved is None else str(saved),
         weights_only=True,
     )
@@ -78,22 +79,22 @@ def run_fit(
 
 
 def batches_per_epoch(tasks: Sequence[Task], uneven: Uneven) -> int:
-    """Batches that the data of tasks that train together give in an epoch.
+    """Count the batches in an epoch of tasks that train together.
 
     Args:
-        tasks: which ones.
+        tasks: those that train.
         uneven: as in `Fit`.
     """
     return LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
 
 
 def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig) -> int:
-    """Optimizer steps in an epoch of tasks that train together: `batches_per_epoch`, within the trainer's limit.
+    """Count the batches in an epoch of tasks that train together, up to `trainer.limit_train_batches`.
 
     Args:
-        tasks: which ones.
+        tasks: those that train.
         uneven: as in `Fit`.
-        config: of the trainer.
+        config: the config's `trainer`.
     """
     batches, limit = batches_per_epoch(tasks, uneven), config.limit_train_batches
     if limit is None:
@@ -102,31 +103,31 @@ def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig
 
 
 def _usual_callbacks(fit: Fit, config: RunConfig, checkpoints: Path) -> list[pl.Callback]:
-    """The user's own, the best weights and checkpoints; early stopping and best weights only after pruning.
+    """Build the user's callbacks, `RestoreBest` and `EpochCheckpoint`.
 
-    The best epoch is that of what early stopping monitors, if it does: without it, of the metric.
+    While a fit prunes, nothing stops early and no epoch is the best. The best epoch is judged by the quantity that
+    early stopping monitors, or else by the metric.
     """
-    own: dict[str, Any] = {name: instantiate(callback) for name, callback in config.callbacks.items() if callback}
+    left_out: tuple[type[pl.Callback], ...] = ()
     if not config.trainer.enable_progress_bar:
-        own = {name: c for name, c in own.items() if not isinstance(c, pl.callbacks.ProgressBar)}
+        left_out += (pl.callbacks.ProgressBar,)
     if fit.prunes:
-        stopping = (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
-        own = {name: c for name, c in own.items() if not isinstance(c, stopping)}
-    by = next((callback.monitor for callback in own.values() if isinstance(callback, EarlyStoppingPerTask)), "metric")
+        left_out += (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
+    callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    callbacks = [callback for callback in callbacks if not isinstance(callback, left_out)]
+    by = next((callback.monitor for callback in callbacks if isinstance(callback, EarlyStoppingPerTask)), "metric")
     best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.prunes else []
-    return [*own.values(), *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
+    return [*callbacks, *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
 
 
 def _train_loaders(
     module: TaskModule, fit: Fit, names: Sequence[str], config: RunConfig, trainer: pl.Trainer
 ) -> CombinedLoader:
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    for name, task in module.tasks.items():  # also of those that come later: before work starts
+    for name, task in module.tasks.items():  # those of later fits too: fail before any training
         if task.batch_size % trainer.world_size:
-            raise ValueError(
-                f"tasks.{name}.batch_size = {task.batch_size} cannot be shared out over {trainer.world_size} processes "
-                "evenly: a multiple can"
-            )
+            bound = f"a multiple of {trainer.world_size}, the number of processes"
+            raise invalid(f"tasks.{name}.batch_size", bound, task.batch_size)
     loaders = {}
     for name in names:
         task = module.tasks[name]
@@ -142,16 +143,11 @@ def _train_loaders(
     return CombinedLoader(loaders, "max_size_cycle" if fit.uneven == "cycle" else "min_size")
 
 
-def _go_on(loaders: CombinedLoader, checkpoint: Path) -> None:
-    """Leave out the batches that were done."""
-    skip_batches(loaders, batches_done(checkpoint))
-
-
 def batches_done(checkpoint: Path) -> list[dict[str, Any]]:
-    """The places of a fit's loaders in a checkpoint.
+    """Read from a checkpoint how far each loader of the fit was.
 
     Raises:
-        ValueError: the checkpoint says nothing of loops.
+        ValueError: the file has no state of Lightning's loops.
     """
     saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     try:
@@ -160,15 +156,15 @@ def batches_done(checkpoint: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{checkpoint} is not a checkpoint of a fit: {error}") from error
 
 
-def _measuring_loaders(
+def _evaluation_loaders(
     tasks: Mapping[str, Task], names: Sequence[str], split: SplitName, config: RunConfig, trainer: pl.Trainer
 ) -> list[Any]:
     ranks = trainer.global_rank, trainer.world_size
-    most = config.evaluation.batch_size
-    return [measuring_loader(tasks[n].splits[split], *ranks, most or tasks[n].batch_size) for n in names]
+    size = config.evaluation.batch_size
+    return [measuring_loader(tasks[n].splits[split], *ranks, size or tasks[n].batch_size) for n in names]
 
 
-def measure(
+def evaluate_tasks(
     module: TaskModule,
     tasks: Sequence[str],
     split: SplitName,
@@ -176,22 +172,22 @@ def measure(
     folder: Path,
     loggers: Sequence[Logger] = (),
 ) -> dict[str, float]:
-    """Measure tasks' metrics on a split; nothing of the network changes.
+    """Evaluate tasks on a split; the network does not change.
 
     Args:
         module: its network holds the tasks, frozen.
-        tasks: which ones.
+        tasks: names of the tasks to evaluate.
         split: "val" or "test".
-        config: of the run.
+        config: the run's.
         folder: the run folder.
-        loggers: that scores are logged to.
+        loggers: get the scores.
     Returns:
         Task to score, in the metric's unit.
     """
     module.evaluated = list(tasks)
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate
-    run(module, dataloaders=_measuring_loaders(module.tasks, tasks, split, config, trainer), verbose=False)
+    run(module, dataloaders=_evaluation_loaders(module.tasks, tasks, split, config, trainer), verbose=False)
     if isinstance(module.network, MultiSubnetwork):
-        module.network.forget_modules()  # memory does not grow with the tasks that are measured
+        module.network.forget_modules()  # memory does not grow with the number of tasks
     return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}

@@ -1,7 +1,7 @@
 """The life of a task in a network: begin, prune, compact, freeze; fits train it in between.
 
 Source: Renn et al. 2022, arXiv 2207.08821: prune a network to a task-specific subnetwork, and let the remaining
-weights learn further tasks.
+weights learn other tasks.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from msh.training.prepare import Prepared, plan_weights
 def begin(
     network: MultiSubnetwork, task: Task, config: RunConfig, plan: StateFile | None = None, fresh: bool = True
 ) -> None:
-    """Add a task, and let it train every free weight: these are its first candidates.
+    """Add a task, with every free weight as a candidate.
 
     Args:
-        network: of the run, or a dense one.
+        network: the run's, or a dense one.
         task: the new one.
-        config: of the run.
-        plan: the task gets the weights that this allocates to it, and no others.
-        fresh: draw the values that its weights start with from the run's seed, unless `pruning.start=backbone`; false:
-            start with the backbone's own.
+        config: the run's.
+        plan: restricts the task to the weights allocated to it.
+        fresh: draw initial values from the run's seed, unless `pruning.start=backbone`; false: start from the
+            backbone's values.
     """
     add_task(network, task, config)
     allocation = None if plan is None else allocation_in(plan, task.name)
@@ -50,15 +50,15 @@ def _generator(config: RunConfig, task: str, purpose: str) -> torch.Generator:
 
 
 def pruner(prepared: Prepared, stage: Stage, wanted: Mapping[str, Mapping[str, int]] | None = None) -> IterativePruning:
-    """Make the callback that narrows a stage's tasks down to their budgets, within a fit or at once.
+    """Build the callback that narrows a stage's tasks to their budgets, within a fit or at once.
 
     Args:
         prepared: the run.
-        stage: of it.
+        stage: the run's.
         wanted: budgets of tasks, as in `Prepared`; those of the stage's tasks when None.
     """
     pruning = prepared.config.pruning
-    kind = partial(GatedPruning, pruning.gate) if pruning.is_gated else IterativePruning
+    kind = partial(GatedPruning, gate=pruning.gate) if pruning.is_gated else IterativePruning
     return kind(
         wanted=_budgets(prepared, stage) if wanted is None else wanted,
         criterion=CRITERIA[pruning.criterion],
@@ -76,7 +76,7 @@ def pruner(prepared: Prepared, stage: Stage, wanted: Mapping[str, Mapping[str, i
 
 
 def _budgets(prepared: Prepared, stage: Stage) -> dict[str, dict[str, int]]:
-    """Plan the budgets of a stage's tasks again: earlier tasks may have left more weights free than was planned."""
+    """Plan the budgets of a stage's tasks again: earlier tasks may have used fewer weights than planned."""
     wanted = prepared.wanted
     if prepared.granularity is WEIGHTS:
         coming = [other for other in prepared.fits if other.index >= stage.index]
@@ -85,18 +85,18 @@ def _budgets(prepared: Prepared, stage: Stage) -> dict[str, dict[str, int]]:
 
 
 def prune_before_training(prepared: Prepared, module: SubnetworkModule, stage: Stage) -> None:
-    """Prune a stage's tasks at initialisation, unless a plan has done so."""
+    """Prune a stage's tasks at initialisation, unless a plan has."""
     if prepared.plan is None:
         pruner(prepared, stage).prune_now(module)
 
 
 def compact(network: MultiSubnetwork, tasks: Iterable[str]) -> None:
-    """Replace the masked weights of tasks by their kept values alone: these train from here on."""
+    """Replace the tasks' masked weights by compact tensors, which hold only the values that train from here on."""
     for task in tasks:
         network.compact(task)
 
 
 def freeze(network: MultiSubnetwork, tasks: Iterable[str]) -> None:
-    """Make the weights of tasks constants: no optimizer finds them, and other tasks can only read them."""
+    """Turn the tasks' weights into constants: no optimizer finds them, and other tasks can only read them."""
     for task in tasks:
         network.freeze(task)

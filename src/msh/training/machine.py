@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a whole process: CPU threads, and how it treats subnormal numbers."""
+"""Set torch's CPU threads and its treatment of subnormal numbers, for the whole process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from msh.training.config import RunConfig
 def set_up_torch(config: RunConfig) -> None:
     """Apply `flush_denormal` and `threads` of a run's config.
 
-    Call it before any tensor work: torch's threads take over how the thread that starts them treats subnormal numbers.
+    Call it before any tensor work: torch's threads inherit this setting from the thread that starts them.
 
     Args:
-        config: of a run.
+        config: the run's.
     """
     torch.set_flush_denormal(config.flush_denormal)
     if config.threads is not None:
@@ -21,6 +21,6 @@ def set_up_torch(config: RunConfig) -> None:
 
 
 def flushes_denormal() -> bool:
-    """Test whether this thread computes 0 where a result is subnormal: below 2**-126 in float32."""
+    """Return true if this thread computes 0 for subnormal results, below 2**-126 in float32."""
     smallest = torch.tensor([2.0**-126])
     return float((smallest * torch.tensor([0.5])).view(torch.int32)) == 0

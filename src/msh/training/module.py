@@ -1,4 +1,4 @@
-"""The LightningModule: owns the network with its heads, and each task's loss and metrics."""
+"""The LightningModule: holds the network, and each task's loss and metrics."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of torch's buffers that change in training."""
+"""Last parts of the names that torch gives to buffers that change in training."""
 
 
 class NonFiniteLossError(ValueError):
@@ -45,18 +45,18 @@ class NonFiniteLossError(ValueError):
 
 @dataclass
 class FitContext:
-    """The fit under way: what it trains, and what is noted while it runs.
+    """The fit under way: its settings and its state.
 
     Attributes:
         name: for people.
-        key: names the fit within the run, whatever comes after it; random draws depend on it.
-        tasks: that train.
-        scheduler: of the learning rate, stepped with each batch.
-        steps_to_come: batches of the fits after this one, as far as they are known.
-        first_step: step of the run at which the fit started.
-        stopped: tasks that train no more: their weights, and their optimizer state, stay as they are.
-        nonfinite: task to whether one of its losses was not finite: bool, ().
-        sharded: with `trainer.strategy=fsdp`, tasks that train to the shards of their weights.
+        key: names the fit within the run, independent of later fits; seeds random draws.
+        tasks: names of the tasks that train.
+        scheduler: builds the learning-rate scheduler, stepped with each batch.
+        steps_to_come: batches in the fits after this one, as far as they are known.
+        first_step: the run's step when the fit started.
+        stopped: tasks that no longer train: their weights and optimizer state stay as they are.
+        nonfinite: task to bool tensor, (): one of its losses was NaN or infinite.
+        sharded: task to the shards of its weights, with `trainer.strategy=fsdp`.
     """
 
     name: str = ""
@@ -71,15 +71,15 @@ class FitContext:
 
 
 class TaskModule(pl.LightningModule, ABC):
-    """Trains one stage's tasks; measures any.
+    """Train one stage's tasks; evaluate any task.
 
-    A training batch is a mapping from task to (inputs, targets); batches to measure on come from one loader a task.
+    A training batch maps each task to (inputs, targets); evaluation has one loader per task.
 
     Args:
-        network: (inputs, task) to outputs, for the tasks that have been added so far.
-        tasks: all tasks of the run by name.
+        network: (inputs, task) to outputs, for the tasks added so far.
+        tasks: all of the run's tasks by name.
         optimizer: parameters to optimizer.
-        seed: of the run; all random draws inside training follow from it.
+        seed: the run's; all random draws in training follow from it.
     """
 
     def __init__(
@@ -96,45 +96,51 @@ class TaskModule(pl.LightningModule, ABC):
         self.seed = seed
         self.context = FitContext()
         self.run_step = 0
-        """Optimizer steps so far in the whole run: the axis of all logs."""
+        """Optimizer steps so far in the whole run: the x-axis of all logs."""
         self.evaluated: list[str] = []
-        """Tasks that the validation or test loaders belong to, in their order."""
-        metrics = {name: nn.ModuleDict(_metrics(task)) for name, task in self.tasks.items()}
-        self.metrics = nn.ModuleDict({f"of_{name}": by_split for name, by_split in metrics.items()})
+        """Tasks of the validation or test loaders, in the loaders' order."""
+        self.metrics = nn.ModuleDict(
+            {
+                f"of_{name}": nn.ModuleDict({split: task.build_metric() for split in ("val", "test")})
+                for name, task in self.tasks.items()
+            }
+        )
         self._constant_scores: dict[str, float] = {}
 
     def metric(self, task: str, split: str) -> Metric:
-        """The task's metric on a split ("val" or "test"), fed by the loops and reset after each of them."""
+        """Return a task's metric on a split ("val" or "test"); Lightning resets it after each loop."""
         return cast(Metric, cast(nn.ModuleDict, self.metrics[f"of_{task}"])[split])
 
     def begin_fit(self, context: FitContext) -> None:
-        """Say what the next fit trains; its first step is the run's next one."""
+        """Set the context of the next fit, which starts at the run's present step."""
         self.context = replace(context, first_step=self.run_step)
         self.evaluated = list(context.tasks)
 
     def stop(self, tasks: Iterable[str]) -> None:
-        """Train tasks of the present fit no more; it ends once all of them have stopped."""
+        """Stop training tasks; the fit ends once all of its tasks have stopped."""
         self.context.stopped.update(tasks)
         if self.context.stopped.issuperset(self.context.tasks):
             self.trainer.should_stop = True
 
     @abstractmethod
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
-        """What trains in the present fit: tasks that share weights, to these weights."""
+        """Group the fit's tasks by the weights they train: tasks that share weights, to a module with these."""
 
     def val_score(self, metrics: Mapping[str, Tensor], group: tuple[str, ...], by: str = "metric") -> float | None:
-        """How good a group of tasks is on the validation split, higher is better; None if it was not measured.
+        """Score a group of tasks on the validation split.
 
         Args:
             metrics: the trainer's.
             group: one of `groups()`.
-            by: "metric" or "loss". Several tasks together are judged by the mean of their skill scores, so that none
-                counts for more in its unit, or by the sum of their losses.
+            by: "metric" or "loss". Several tasks are judged by their mean skill score, which has no unit, or by the
+                sum of their losses.
+        Returns:
+            The score, higher is better; None if a task was not evaluated.
         """
-        found = [metrics.get(f"{name}/val/{'loss' if by == 'loss' else self.tasks[name].metric}") for name in group]
-        scores = [float(score) for score in found if score is not None]
-        if len(scores) < len(group):
+        keys = [f"{name}/val/{'loss' if by == 'loss' else self.tasks[name].metric}" for name in group]
+        if not metrics.keys() >= set(keys):
             return None
+        scores = [float(metrics[key]) for key in keys]
         if by == "loss":
             return -sum(scores)
         tasks = [self.tasks[name] for name in group]
@@ -144,19 +150,19 @@ class TaskModule(pl.LightningModule, ABC):
         return sum(skill_score(score, t.direction, self._constant_score(t.name)) for t, score in pairs) / len(tasks)
 
     def _constant_score(self, task: str) -> float:
-        """What a constant answer scores on a task's validation split; measured once."""
+        """Score a constant prediction on a task's validation split; computed once."""
         if task not in self._constant_scores:
             self._constant_scores[task] = self.tasks[task].constant_score("val")
         return self._constant_scores[task]
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
-        """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
+        """Compute a task's outputs (batch, outputs) from its inputs (batch, *input shape)."""
         outputs: Tensor = self.context.sharded.get(task, self.network)(inputs, task)
         return outputs
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, what trains is whole on every rank, if it is sharded; what is written to it stays."""
+        """Gather sharded parameters on every rank inside the context; changes made there stay."""
         sharded, self.context.sharded = self.context.sharded, {}
         try:
             with ExitStack() as gathered:
@@ -169,7 +175,7 @@ class TaskModule(pl.LightningModule, ABC):
     # ---- Lightning's hooks
 
     def configure_optimizers(self) -> Any:
-        """An optimizer over the parameters of the tasks that train, and nothing else; a parameter group for each."""
+        """Build the optimizer, with a parameter group for each of `groups()`, and the scheduler."""
         optimizer = self.optimizer_factory([{"params": list(part.parameters())} for part in self.groups().values()])
         if self.context.scheduler is None:
             return optimizer
@@ -177,7 +183,7 @@ class TaskModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Let every logger go on at the run's step, not at the fit's."""
+        """Make every logger count the run's steps, not the fit's."""
         set_log_step(self.trainer, self.context.first_step + self.trainer.global_step)
         self.context.nonfinite = {}
         for logger in self.loggers:  # a resumed run logs the rows after its checkpoint again
@@ -185,33 +191,29 @@ class TaskModule(pl.LightningModule, ABC):
                 logger.rewind_to(self.run_step)
 
     def on_train_start(self) -> None:
-        """Hear the signals that end a run: Lightning has put itself in their way."""
+        """Take the signals that end a run back from Lightning, which has installed its own handlers."""
         PREEMPTION.listen()
 
     def on_validation_start(self) -> None:
-        """The same; and let every rank measure the network that is kept, which is rank 0's."""
+        """Take the signals back; let every rank evaluate the network that is saved, which is rank 0's."""
         PREEMPTION.listen()
         if self.trainer.state.fn == TrainerFn.FITTING and self.trainer.world_size > 1:
-            own = self._running_statistics()
-            for name, tensor in from_rank_zero(self, own).items():
-                own[name].copy_(tensor)
-
-    def _running_statistics(self) -> dict[str, Tensor]:
-        """Of what trains, by name: what batches leave behind, which are not the same on every rank."""
-        named = [(f"{group}.{k}", b) for group, part in self.groups().items() for k, b in part.named_buffers()]
-        return {name: buffer for name, buffer in named if name.endswith(RUNNING)}
+            named = [(f"{group}.{k}", b) for group, part in self.groups().items() for k, b in part.named_buffers()]
+            statistics = {name: buffer for name, buffer in named if name.endswith(RUNNING)}  # differ between ranks
+            for name, tensor in from_rank_zero(self, statistics).items():
+                statistics[name].copy_(tensor)
 
     def on_test_start(self) -> None:
-        """The same; and log at the run's step."""
+        """Take the signals back; log at the run's step."""
         PREEMPTION.listen()
         set_log_step(self.trainer, self.run_step)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout and its like follow from (seed, fit, epoch, batch, rank): a resumed run draws the same."""
+        """Seed dropout and other draws by (seed, fit, epoch, batch, rank): a resumed run draws the same."""
         torch.manual_seed(derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """Weighted sum of the losses, on a batch each, of the tasks that have not stopped: a scalar."""
+        """Sum the weighted losses of the tasks that have not stopped, each on its own batch: a scalar."""
         losses = []
         for name, (inputs, targets) in batch.items():
             if name in self.context.stopped:
@@ -230,7 +232,7 @@ class TaskModule(pl.LightningModule, ABC):
         return [p for group, part in groups if self.context.stopped.issuperset(group) for p in part.parameters()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Take the gradients of tasks that have stopped away: an optimizer passes over what has none."""
+        """Remove the gradients of tasks that have stopped: optimizers skip parameters without a gradient."""
         if self.context.stopped:
             for parameter in self._parameters_of_stopped():
                 parameter.grad = None
@@ -238,34 +240,34 @@ class TaskModule(pl.LightningModule, ABC):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip each task's gradients by themselves, so that none depends on the others."""
+        """Clip the gradients of each group separately, so that no task depends on another."""
         groups, precision = optimizer.param_groups, self.trainer.precision_plugin
         scaled = getattr(precision, "scaler", None) is not None
         clip = precision.clip_gradients if scaled else partial(Precision.clip_gradients, precision)
         for group in groups:
             optimizer.param_groups = [group]
-            # Lightning's own refuses fused optimizers under autocast, also where no scale of the loss is in their way.
+            # Lightning's own clipping refuses fused optimizers under autocast, even without a loss scaler.
             clip(optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
         optimizer.param_groups = groups
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the step; look now and then whether a loss was not finite."""
+        """Count the step; check the losses at the logging interval."""
         self.run_step = self.context.first_step + self.trainer.global_step
         if batch_idx % max(1, int(cast(Any, self.trainer).log_every_n_steps)) == 0:
             self.stop_if_nonfinite()
 
     def on_train_epoch_end(self) -> None:
-        """Look at the losses before a checkpoint is written."""
+        """Check the losses before a checkpoint is written."""
         self.stop_if_nonfinite()
 
     def on_train_end(self) -> None:
-        """Whatever comes now finds whole tensors."""
+        """Make sharded parameters whole again."""
         for part in dict.fromkeys(self.context.sharded.values()):
             part.gather()
         self.context.sharded = {}
 
     def stop_if_nonfinite(self) -> None:
-        """Raise, on every rank, if a loss since the start of the fit was NaN or infinite on one of them.
+        """Check on every rank that no loss since the start of the fit was NaN or infinite on any rank.
 
         Raises:
             NonFiniteLossError: naming tasks and epoch.
@@ -278,19 +280,19 @@ class TaskModule(pl.LightningModule, ABC):
             raise NonFiniteLossError(
                 f"the loss of {', '.join(named)} became NaN or infinite in epoch "
                 f"{self.current_epoch} of {self.context.name}; the last good checkpoint is kept. "
-                "A lower optimizer.lr, or trainer.gradient_clip_val=1, usually helps: start a new run with it"
+                "A lower optimizer.lr or trainer.gradient_clip_val=1 usually helps: start a new run with it"
             )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Feed the validation loss and metric of one task."""
-        self._measure("val", batch, dataloader_idx)
+        """Update one task's validation loss and metric."""
+        self._evaluate("val", batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Feed the test loss and metric of one task."""
-        self._measure("test", batch, dataloader_idx)
+        """Update one task's test loss and metric."""
+        self._evaluate("test", batch, dataloader_idx)
 
-    def _measure(self, split: str, batch: Batch, which: int) -> None:
-        name = self.evaluated[which]
+    def _evaluate(self, split: str, batch: Batch, loader: int) -> None:
+        name = self.evaluated[loader]
         task, (inputs, targets) = self.tasks[name], batch
         outputs = self(inputs, name)
         loss, metric = task.loss(widened(outputs), targets), self.metric(name, split)
@@ -300,32 +302,28 @@ class TaskModule(pl.LightningModule, ABC):
         self.log(f"{name}/{split}/{task.metric}", metric, batch_size=len(inputs), **settings)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the stage's loss, for callbacks that look at one number."""
+        """Log the sum of the tasks' losses, for callbacks that monitor one number."""
         losses = [self.trainer.callback_metrics.get(f"{name}/val/loss") for name in self.evaluated]
         present = [loss for loss in losses if loss is not None]
         if present:
             self.log("val/loss", torch.stack(present).sum(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's step."""
+        """Save the run's step."""
         step = self.context.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
         checkpoint["msh"] = {"fit": self.context.name, "run_step": step, "first_step": self.context.first_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the run's step back."""
+        """Restore the run's step."""
         self.run_step = int(checkpoint["msh"]["run_step"])
         self.context.first_step = int(checkpoint["msh"]["first_step"])
 
 
 class SubnetworkModule(TaskModule):
-    """Trains the subnetworks of one stage's tasks: they share no weight."""
+    """Train the subnetworks of one stage's tasks, which share no weight."""
 
     network: MultiSubnetwork
 
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
-        """Each task by itself, with its subnetwork."""
+        """Return each task alone, with its subnetwork."""
         return {(task,): self.network.subnetwork(task) for task in self.context.tasks}
-
-
-def _metrics(task: Task) -> dict[str, Metric]:
-    return {"val": task.build_metric(), "test": task.build_metric()}

@@ -1,4 +1,4 @@
-"""The file that a run starts from: a plan of who will own what, or a network that has learned tasks already."""
+"""Read the file that a run starts from: a plan that assigns weights to tasks, or a trained network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msh.training.config import RunConfig
 from msh.training.settings import differences
 
 PLANNED = ("density", "weights", "share", "scope", "granularity", "start", "criterion", "sample", "rescale", "rewind")
-"""Settings of `pruning` that decide an allocation made before any training."""
+"""Settings of `pruning` that determine an allocation made before any training."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Origin:
     """A file that a run starts from.
 
     Attributes:
-        key: of the setting that names it: "plan" or "network".
-        path: of the file.
+        key: the setting that names it, "plan" or "network".
+        path: the file's.
         start: digest of the initial weights.
-        input_shape: of the backbone.
-        file: what it holds.
+        input_shape: the backbone's.
+        file: its content.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Origin:
 
     @property
     def learned(self) -> list[str]:
-        """Tasks that are learned before the run."""
+        """List the tasks that the file has trained."""
         return [] if self.key == "plan" else list(self.file.state.tasks)
 
 
@@ -46,20 +46,18 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
     """Read and check the file that a run starts from.
 
     Args:
-        config: of the run.
-        names: of its tasks.
+        config: the run's.
+        names: its tasks.
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or does not fit the config.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is damaged, or does not fit the config.
     """
     if config.task is not None and config.plan is None:
-        raise ValueError(f"task = {config.task!r} needs a plan: pass plan=PLAN, or choose with tasks=[{config.task}]")
+        raise ValueError(f"task={config.task} needs plan=PLAN; without a plan, choose tasks=[{config.task}]")
     if config.task is not None:
         one_of("task", config.task, names)
     if config.plan is not None and config.network is not None:
-        raise ValueError(
-            "plan and network are not allowed together: train on the plan, then `msh merge` into the network"
-        )
+        raise ValueError("plan and network exclude each other: train on the plan, then `msh merge` into the network")
     if config.plan is not None:
         plan = read_plan(Path(config.plan))
         _check_plan(config, plan, names if config.task is None else [config.task])
@@ -74,19 +72,19 @@ def _check_plan(config: RunConfig, plan: StateFile, tasks: Sequence[str]) -> Non
     for task in tasks:
         if task not in plan.state.tasks:
             raise ValueError(
-                f"plan = {config.plan} has no task {task!r}: it has {', '.join(plan.state.tasks)}"
+                f"plan {config.plan} has no task {task!r}, but {', '.join(plan.state.tasks)}"
                 f"{suggestion(task, plan.state.tasks)}"
             )
     check_plannable(config)
     for key, (before, now) in differences(_settings_of(plan), planned_settings(config), ()).items():
         raise ValueError(
-            f"plan = {config.plan} was made with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
-            "give this run the plan's settings, or make another plan"
+            f"plan {config.plan} was made with {key}={json.dumps(before)}, and this run has {json.dumps(now)}: "
+            "use the plan's settings, or make another plan"
         )
 
 
 def _settings_of(plan: StateFile) -> dict[str, Any]:
-    """Read the settings that decided a plan's allocation; earlier releases wrote a criterion as {name: ...}."""
+    """Read the settings behind a plan's allocation; earlier releases wrote a criterion as {name: ...}."""
     settings = settings_of(plan)
     pruning = settings.get("pruning", {})
     if isinstance(pruning, dict) and isinstance(pruning.get("criterion"), dict):
@@ -95,7 +93,7 @@ def _settings_of(plan: StateFile) -> dict[str, Any]:
 
 
 def check_plannable(config: RunConfig) -> None:
-    """Raise where an allocation cannot be made before any training.
+    """Check that weights can be allocated before any training.
 
     Raises:
         ValueError: naming the setting.
@@ -108,7 +106,7 @@ def check_plannable(config: RunConfig) -> None:
 
 
 def planned_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that a plan and the runs of its tasks have in common, as JSON has them."""
+    """Collect the settings that a plan shares with the runs of its tasks, as JSON values."""
     chosen = {
         "seed": config.seed,
         "backbone": config.backbone,
@@ -123,10 +121,10 @@ def _read_network(path: Path, names: Sequence[str]) -> Origin:
     for task, entry in file.state.tasks.items():
         if entry.phase != "frozen":
             raise ValueError(
-                f"network = {path} has task {task!r} in training ({entry.phase}): go on with its run (resume)"
+                f"network {path} has task {task!r} still in training ({entry.phase}): resume its run first"
             )
         if task not in names:
-            raise ValueError(f"network = {path} has task {task!r}, which is not in tasks: add it there, for its data")
+            raise ValueError(f"network {path} has task {task!r}, but tasks has not: add it there, with its data")
     if "start" not in file.notes:
-        raise ValueError(f"network = {path} does not say which weights it started from: only files of runs do")
+        raise ValueError(f"network {path} does not name its initial weights: use a network file from a run folder")
     return Origin("network", path, file.notes["start"], input_shape_in(file.notes, path), file)

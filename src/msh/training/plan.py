@@ -1,4 +1,4 @@
-"""The stages of a run and their fits, worked out before any training."""
+"""Lay out a run's stages and fits before any training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Stage:
     """Tasks that are trained together: a `StageConfig` with every setting filled in.
 
     Attributes:
-        index: place in the curriculum, from 0.
+        index: in the curriculum, from 0.
         tasks: names.
-        max_epochs: at least 1.
-        uneven: "cycle" or "shortest": where an epoch ends if tasks have different numbers of batches.
-        loss_weights: factors of the losses of some of the tasks, more than 0, instead of those in `tasks`.
+        max_epochs: >= 1.
+        uneven: "cycle" or "shortest": end of an epoch if tasks have different numbers of batches.
+        loss_weights: (task, factor > 0) for losses, instead of the factors in `tasks`.
     """
 
     index: int
@@ -36,12 +36,12 @@ class Fit:
 
     Attributes:
         name: unique within the run, such as "stage 2/4 wine: train".
-        key: the same as a file name, such as "stage-01-train".
-        epochs: at least 1.
-        prunes: masks are narrowed in this fit.
-        last: the stage ends with it.
-        uneven: of the stage.
-        batches: of an epoch, if not those that `uneven` makes of the tasks' data.
+        key: the name as a file name, such as "stage-001-train".
+        epochs: >= 1.
+        prunes: this fit narrows the masks.
+        last: the stage ends with this fit.
+        uneven: the stage's.
+        batches: per epoch; None: as `uneven` and the tasks' data determine.
     """
 
     name: str
@@ -71,13 +71,13 @@ def stages_of(config: RunConfig) -> list[Stage]:
 def check_gate(
     gate: GateConfig, wanted: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int], trainer: TrainerConfig
 ) -> None:
-    """Refuse a gate that could never be passed, or has no metric to decide by.
+    """Check that the gate can be passed, and has a metric to decide by.
 
     Args:
-        gate: of the run.
+        gate: the run's.
         wanted: task to its budget, as planned.
         sizes: tensor name to its number of weights.
-        trainer: of the run.
+        trainer: the run's.
     Raises:
         ValueError: naming the setting.
     """
@@ -96,12 +96,11 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
     """List the fits of a stage: one that narrows the masks, then one that trains the remaining weights.
 
     Args:
-        stage: of the run.
-        stages: their number.
-        pruning: of the run.
+        stage: the run's.
+        stages: number of the run's stages.
+        pruning: the run's.
     Raises:
-        ValueError: survivors are to be rewound to an epoch that is not before the first cut, or a gate has no dense
-            epoch to compare with.
+        ValueError: `pruning.rewind` is an epoch after the first cut, or a gate has no dense epoch to compare with.
     """
     dense = pruning.begin * stage.max_epochs
     if pruning.is_gated and dense < 1:

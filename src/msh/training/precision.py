@@ -1,4 +1,4 @@
-"""Read the type in which a network computes throughout a run, from `trainer.precision`."""
+"""Read from `trainer.precision` the type in which a network computes throughout a run."""
 
 from __future__ import annotations
 
@@ -8,44 +8,43 @@ from contextlib import contextmanager
 import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
+from msh.errors import invalid
 from msh.training.config import RunConfig
 
 TRUE = {"64-true": "float64", "64": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
-"""Values of `trainer.precision` to types of the network, which is built in it: Lightning converts nothing, as what is
-computed outside its loops (guarantee, scores, files) would differ."""
+"""`trainer.precision` to the type that the network is built in. Lightning converts nothing: outside its loops, in the
+guarantee, scores and files, results would differ."""
 
 
 def true_type(config: RunConfig) -> str | None:
-    """Name the type that the whole backbone has, a key of `msh.recipes.DTYPES`; None: its own.
+    """Name the type of the whole backbone, a key of `msh.recipes.DTYPES`; None: the backbone's own.
 
     Args:
-        config: of a run.
+        config: the run's.
     """
     return TRUE.get(str(config.trainer.precision))
 
 
 def check_precision(config: RunConfig) -> None:
-    """Raise where a run cannot train in the type that `trainer.precision` names.
+    """Check that a run can train in the type that `trainer.precision` names.
 
     Args:
-        config: of a run.
+        config: the run's.
     Raises:
         ValueError: naming the setting.
     """
     kind, precision = true_type(config), config.trainer.precision
     if kind == "float16" and not config.master_weights:
-        raise ValueError(
-            f"trainer.precision = {precision} does not go with master_weights = false: in float16 Adam's eps is 0, and "
-            "small gradients too; set master_weights=true, or trainer.precision=bf16-true"
-        )
+        bound = "'bf16-true' with master_weights=false, as Adam's eps and small gradients are 0 in float16"
+        raise invalid("trainer.precision", bound, precision)
     takes_mps = config.trainer.accelerator in ("auto", "gpu", "mps") and not CUDAAccelerator.is_available()
     if kind == "float64" and takes_mps and MPSAccelerator.is_available():
-        raise ValueError(f"trainer.precision = {precision}: mps has no float64; set trainer.accelerator=cpu")
+        raise invalid("trainer.accelerator", f"'cpu' with trainer.precision={precision}", config.trainer.accelerator)
 
 
 @contextmanager
 def drawing_in(kind: str | None) -> Iterator[None]:
-    """Let modules that are built inside draw their initial values in float64, if that is their type."""
+    """Build modules inside the context with initial values drawn in float64, if `kind` is "float64"."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64 if kind == "float64" else before)
     try:

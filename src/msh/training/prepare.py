@@ -1,4 +1,4 @@
-"""Prepare a run before its first step: check everything, load the data, build the network it starts from."""
+"""Prepare a run before its first step: check the settings, load the data, build the initial network."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ class Prepared:
     """A run that has passed every check, and has not begun.
 
     Attributes:
-        config: with the backbone's `input_shape` filled in where a file says it.
+        config: with the backbone's `input_shape` filled in, if a file has it.
         tasks: by name.
-        network: with the tasks that are learned before, frozen, and no others.
-        fits: stage to its fits, in order; a stage that is learned before has none.
-        wanted: task to the elements it will keep, in each tensor or (key "") in all; of
-            tasks that are to be allocated.
+        network: holds the tasks that the run's network file has trained, frozen.
+        fits: stage to its fits, in order; a stage that is trained already has none.
+        wanted: task without an allocation, to its budget: tensor name, or "" for all, to number of elements.
         granularity: elements that tasks keep as one.
-        ensembles: of tasks of this run.
-        plan: whose allocation tasks keep, or None.
-        notes: what the run's files say of where they come from.
+        ensembles: those whose tasks are all in this run.
+        plan: its allocation holds for the tasks; or None.
+        notes: origin of the run, written into its files.
     """
 
     config: RunConfig
@@ -60,9 +59,9 @@ def prepare(config: RunConfig) -> Prepared:
     """Check all that a run will need, load its data and build its network.
 
     Args:
-        config: of the run.
+        config: the run's.
     Raises:
-        ValueError: a setting, a file or the data is not allowed, or more weights are asked for than there are.
+        ValueError: a setting, a file or the data is invalid, or the tasks need more weights than there are.
         FileNotFoundError: data or a file is missing.
     """
     set_up_torch(config)
@@ -70,10 +69,10 @@ def prepare(config: RunConfig) -> Prepared:
     stages = stages_of(config)
     origin = read_origin(config, list(config.tasks))
     fits = _own_fits(config, stages, origin)
-    own = [task for stage in fits for task in stage.tasks]
-    read_objectives(config.objective, own)
-    ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(own)}
-    tasks = build_tasks(config, own)
+    names = [task for stage in fits for task in stage.tasks]
+    read_objectives(config.objective, names)
+    ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(names)}
+    tasks = build_tasks(config, names)
     check_members(ensembles, tasks)
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
@@ -83,7 +82,7 @@ def prepare(config: RunConfig) -> Prepared:
     granularity = build_granularity(config, network)
     plan = origin.file if origin is not None and origin.key == "plan" else None
     if plan is not None and not config.pruning.allow_empty_layers:
-        _check_plan_layers(plan, own)
+        _check_plan_layers(plan, names)
     coming = [stage for stage, parts in fits.items() if parts and plan is None]
     wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
@@ -92,18 +91,18 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def _check_classes(config: RunConfig) -> None:
-    """Build what the config names from other libraries, to see that it can be built."""
+    """Build the optimizers, schedulers and callbacks that the config names, to see that they can be built."""
     check_devices(config.trainer)
     check_precision(config)
-    for callback in filter(None, config.callbacks.values()):  # each fit has its own: here only their settings are read
+    for callback in filter(None, config.callbacks.values()):  # each fit makes new ones: this only checks
         instantiate(callback)
     check_optimizer(config)
 
 
 def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None) -> dict[Stage, list[Fit]]:
-    """This run's stages, with their fits: of all, of one task of a plan, or of what a network has not learned.
+    """List the stages to train, with their fits: all; one task from a plan; or the tasks that a network lacks.
 
-    The fits of one task alone have the names that they have among all, which their random draws follow from.
+    A plan's task keeps the fit names that it has in the whole curriculum: its random draws follow from them.
     """
     if config.task is not None:
         stage = next(stage for stage in stages if config.task in stage.tasks)
@@ -111,8 +110,8 @@ def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None)
     learned = [] if origin is None else origin.learned
     if not learned:
         return {stage: fits_of(stage, len(stages), config.pruning) for stage in stages}
-    left = [(stage, [task for task in stage.tasks if task not in learned]) for stage in stages]
-    coming = [_only(stage, tasks, index) for index, (stage, tasks) in enumerate(filter(itemgetter(1), left), start=1)]
+    new = [(stage, [task for task in stage.tasks if task not in learned]) for stage in stages]
+    coming = [_only(stage, tasks, index) for index, (stage, tasks) in enumerate(filter(itemgetter(1), new), start=1)]
     first = Stage(0, tuple(learned), config.trainer.max_epochs)
     return {first: []} | {stage: fits_of(stage, 1 + len(coming), config.pruning) for stage in coming}
 
@@ -125,8 +124,7 @@ def _only(stage: Stage, tasks: Sequence[str], index: int) -> Stage:
 def _build_network(
     config: RunConfig, tasks: dict[str, Task], origin: Origin | None
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
-    """The network that a run starts with, and notes for its files."""
-    learned = None if origin is None or origin.key == "plan" else origin.file
+    """Build the network that a run starts with, and the notes for its files."""
     names = None if origin is None else list(origin.file.state.owners)
     network = build_network(config, tasks, names)
     start = start_of(network)
@@ -134,15 +132,15 @@ def _build_network(
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
     if origin.start != start:
         raise ValueError(
-            f"{origin.key} = {origin.path} starts from other weights than this run, whose seed is {config.seed}: "
-            "seed, backbone and the release of torch must be the same"
+            f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
+            "seed, backbone and torch version must be the same"
         )
-    if learned is not None:
-        for task in origin.learned:
-            add_task(network, tasks[task], config)
-        fill_network(origin.path, network, learned)
-        return network, notes_of(start, origin.input_shape)
-    return network, notes_for_tasks(origin.file)
+    if origin.key == "plan":
+        return network, notes_for_tasks(origin.file)
+    for task in origin.learned:
+        add_task(network, tasks[task], config)
+    fill_network(origin.path, network, origin.file)
+    return network, notes_of(start, origin.input_shape)
 
 
 # ---- budgets
@@ -154,7 +152,7 @@ def _plan_budgets(
     stages: Sequence[Stage],
     granularity: Granularity,
 ) -> dict[str, dict[str, int]]:
-    """What these stages' tasks may keep of what is free now: task to weights, or to units."""
+    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units."""
     if not isinstance(granularity, Units):
         return plan_weights(config, network, stages)
     owners = {name: network.owners[name] for name in network.names.prunable}
@@ -163,13 +161,13 @@ def _plan_budgets(
 
 
 def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:
-    """Budgets of these stages' tasks, of the weights that are free now.
+    """Plan the budgets of these stages' tasks from the weights that are free now.
 
-    Where tasks choose what they read, a stage has the whole network: what is not free is there to be read.
+    With `reuse=learned` each stage has the whole network: its tasks may read the weights that are not free.
 
     Raises:
-        EmptyLayerError: a task would get no weight of a layer, and `pruning.allow_empty_layers` is false.
-        CapacityError: a task asks for more weights than are free.
+        EmptyLayerError: a task would get no weight in a layer, and `pruning.allow_empty_layers` is false.
+        CapacityError: a task needs more weights than are free.
     """
     allow_empty = config.pruning.allow_empty_layers
     shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
@@ -186,13 +184,13 @@ def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[S
 
 
 def _check_any_free(tasks: Sequence[str], wanted: Mapping[str, Mapping[str, int]], free: Mapping[str, int]) -> None:
-    """Raise if scores are to decide how many weights of each layer a task gets, and nothing of a layer is free."""
+    """Check that every layer has a free weight, for tasks whose scores will divide a budget over the layers."""
     for task in tasks:
         for layer, count in free.items():
             if "" in wanted[task] and not count:
                 raise EmptyLayerError(
-                    f"task {task!r} would get no weight of layer {layer!r}, of which 0 are free, whatever its density; "
-                    f"give the network more weights, or {ALLOW}"
+                    f"task {task!r} would get no weight of layer {layer!r}, of which 0 are free; give the network "
+                    f"more weights, or {ALLOW}"
                 )
 
 
@@ -207,6 +205,6 @@ def _check_plan_layers(plan: StateFile, tasks: Sequence[str]) -> None:
 
 
 def build_module(prepared: Prepared) -> SubnetworkModule:
-    """The module that trains and measures a run's tasks."""
+    """Build the module that trains and evaluates a run's tasks."""
     config = prepared.config
     return SubnetworkModule(prepared.network, prepared.tasks, instantiate(config.optimizer), config.seed)

@@ -1,4 +1,4 @@
-"""What every process of a distributed fit must agree on."""
+"""Agree on values across the processes of a distributed fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def from_rank_zero(module: pl.LightningModule, value: T) -> T:
-    """The value that rank 0 has; the value itself outside a fit, or in a single process."""
+    """Broadcast rank 0's value; outside a fit, or with one process, return the value itself."""
     try:
         trainer = module.trainer
     except RuntimeError:  # outside a fit
@@ -20,12 +20,12 @@ def from_rank_zero(module: pl.LightningModule, value: T) -> T:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes; known from the environment before any Trainer is made."""
+    """Return true in the process that writes; the environment tells, before any Trainer is made."""
     import pytorch_lightning.utilities.rank_zero  # noqa: F401  (sets the rank)
 
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
-    """Whether this is a `fast_dev_run`: one batch of everything, which leaves nothing behind."""
+    """Return true for a `fast_dev_run`: one batch of everything, and no files."""
     return bool(cast(Any, trainer).fast_dev_run)

@@ -1,7 +1,7 @@
 """Run a curriculum: stage after stage in one network, each task in its own subnetwork.
 
 Source: Renn et al. 2022, arXiv 2207.08821: prune the network to a subnetwork for a task, then let the remaining weights
-learn further tasks, in parallel or in sequence.
+learn other tasks, in parallel or in sequence.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from msh.training.baselines import Baselines
 from msh.training.build import add_task
 from msh.training.callbacks import Freeze, Guarantee
 from msh.training.config import RunConfig
-from msh.training.ensembles import measure_ensembles
-from msh.training.fitting import measure, run_fit, steps_per_epoch
+from msh.training.ensembles import evaluate_ensembles
+from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
@@ -97,12 +97,12 @@ def _results(prepared: Prepared, folder: Path) -> Results:
 
 
 class Run:
-    """A run and its steps; `go` does them all.
+    """A run and its steps; `go` takes them all.
 
     Args:
         prepared: the run, checked and not begun.
         folder: the run folder.
-        results: new, or of the run so far.
+        results: new, or those of the run so far.
         write_report: see `train`.
     """
 
@@ -135,7 +135,7 @@ class Run:
         )
 
     def go(self) -> Results:
-        """Learn every stage that is not learned yet, then the baselines; complete the run folder."""
+        """Train the remaining stages, then the baselines; complete the run folder."""
         if self.results.status == "finished" and not self.results.missing(self.config.baselines):
             log.info("%s is finished already", self.folder)
             return self.results
@@ -176,7 +176,7 @@ class Run:
     # ---- stages
 
     def _learn_curriculum(self) -> None:
-        """Train the fits of every stage, then evaluate all tasks learned so far; skip what is done."""
+        """Train each stage's fits, then evaluate all tasks trained so far; skip steps that are done."""
         self._record_learned()
         ended = self._restore()
         if self._is_evaluated():
@@ -195,14 +195,14 @@ class Run:
                 self._finish_stage(stage)
 
     def _is_evaluated(self) -> bool:
-        """Return whether all scores but those of baselines are known; the rest of the run needs no network."""
+        """Return true if all scores but the baselines' are known: the rest of the run needs no network."""
         return (
             len(self.results.matrix) == len(self.fits)
             and self.prepared.ensembles.keys() <= self.results.ensemble.keys()
         )
 
     def _restore(self) -> int:
-        """Load the network as it was after the last fit that ended; returns the number of fits that have ended."""
+        """Load the network saved after the last fit that ended; return the number of fits that have ended."""
         ended, file, counted = self.state.newest()
         if file is not None:
             for task in file.state.tasks:
@@ -253,13 +253,13 @@ class Run:
         )
 
     def _record_learned(self) -> None:
-        """Record the tasks of the network that the run starts from, to compare them after later stages."""
+        """Record the tasks of the network that the run starts from, to check them after later stages."""
         for task in self.network.tasks:
             if is_rank_zero() and not self.guarantee.has(task):
                 self.guarantee.record(self.module, task)
 
     def _finish_stage(self, stage: Stage) -> None:
-        """Evaluate a stage and write its files; after an error it does not count, and a resumed run repeats it."""
+        """Evaluate a stage and write its files; after an error, a resumed run does so again."""
         before = deepcopy(self.results)
         try:
             self._evaluate_and_write(stage)
@@ -268,10 +268,10 @@ class Run:
             raise
 
     def _evaluate_and_write(self, stage: Stage) -> None:
-        """Evaluate every task learned so far, and write the stage's files."""
+        """Evaluate every task trained so far, and write the stage's files."""
         learned = self.network.tasks
-        val = measure(self.module, stage.tasks, "val", self.config, self.folder)
-        test = measure(self.module, learned, "test", self.config, self.folder, self.loggers)
+        val = evaluate_tasks(self.module, stage.tasks, "val", self.config, self.folder)
+        test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.loggers)
         capacity = self.network.state.total()
         for task in stage.tasks:
             self._describe(task, val[task], capacity)
@@ -291,7 +291,7 @@ class Run:
 
     def _evaluate_ensembles(self) -> None:
         if not self.results.ensemble:
-            self.results.ensemble = measure_ensembles(
+            self.results.ensemble = evaluate_ensembles(
                 self.prepared.ensembles, self.network, self.tasks, self.config, self.folder
             )
             self._save_results()

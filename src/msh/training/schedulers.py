@@ -1,4 +1,4 @@
-"""Learning-rate schedulers whose length is that of the fit; settings of optimizers and schedulers, tried early."""
+"""Build learning-rate schedulers that are as long as their fit; try optimizer and scheduler settings early."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from msh.training.config import RunConfig
 SchedulerFactory = Callable[..., LRScheduler]
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
-"""What torch's schedulers call the number of steps."""
+"""Names of torch's schedulers for the number of steps."""
 TRIED_STEPS = 1000
-"""Length of a fit with which settings are tried."""
+"""Length of the fit that settings are tried with."""
 
 
 def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Build a scheduler for a fit.
 
     Args:
-        factory: a scheduler class, or a partial of one; its length is filled in where it has one and it is not set.
-        optimizer: whose rate it schedules.
-        steps: optimizer steps of the fit.
+        factory: a scheduler class, or a partial of one; its length is filled in unless it is set.
+        optimizer: the one to schedule.
+        steps: optimizer steps in the fit.
     """
     accepted = inspect.signature(getattr(factory, "func", factory)).parameters
-    given = getattr(factory, "keywords", {})
-    lengths = {name: max(1, steps) for name in LENGTHS if name in accepted and name not in given}
+    preset = getattr(factory, "keywords", {})
+    lengths = {name: max(1, steps) for name in LENGTHS if name in accepted and name not in preset}
     return factory(optimizer, **lengths)
 
 
 def check_optimizer(config: RunConfig) -> None:
-    """Build a run's optimizer and schedulers for a parameter that nothing else has, to see that they can be built.
+    """Check that a run's optimizer and schedulers can be built, with a parameter made for it.
 
     Raises:
-        ValueError: naming the block of settings, what it says, and what its class has against it.
+        ValueError: naming the block, its settings, and the problem that its class reports.
     """
     blocks = {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
     for key, block in blocks.items():
@@ -54,5 +54,5 @@ def check_optimizer(config: RunConfig) -> None:
             if any(not 0.0 <= rate < math.inf for rate in rates):
                 raise ValueError(f"it begins with a learning rate of {rates[0]:g}")
         except (TypeError, ValueError, ArithmeticError) as error:
-            given = {name: value for name, value in block.items() if name != "_partial_"}
-            raise ValueError(f"{key} cannot be built from {given}: {error}") from error
+            settings = {name: value for name, value in block.items() if name != "_partial_"}
+            raise ValueError(f"{key} cannot be built from {settings}: {error}") from error

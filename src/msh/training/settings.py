@@ -1,4 +1,4 @@
-"""What two configs have in common, and whether a run on disk is the one that is wanted."""
+"""Compare configs, and check a run folder against the settings of the run at hand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from msh.runs.results import FILE_NAME, Results
 
 @dataclass(frozen=True)
 class OnDisk:
-    """What of a run is on disk: nothing, a run of other settings, part of it, or all.
+    """State of a run folder compared with the run at hand.
 
     Attributes:
-        why: what differs, or which baselines are missing.
+        what: no run, a run with other settings, part of this run, or all of it.
+        why: the settings that differ, or the baselines that are missing.
     """
 
     what: Literal["new", "other", "unfinished", "finished"]
@@ -42,26 +43,24 @@ INCIDENTAL = (
     "objective",
     "skip_finished",
 )
-"""Settings in which a run on disk may always differ from the one that is wanted."""
-
-
+"""Settings that may always differ between a run on disk and the run at hand."""
 ADDED: dict[str, Any] = {
     "pruning.allow_empty_layers": False,
     "flush_denormal": False,
     "master_weights": True,
     "evaluation.batch_size": 500,
 }
-"""Settings that configs of earlier releases lack, to what these releases did."""
+"""Settings that configs of earlier releases lack, to the value that reproduces those releases."""
 
 
 def on_disk(folder: Path, config: Any, leave_out: Sequence[str], baselines: Sequence[str] = ()) -> OnDisk:
-    """What of a run is on disk.
+    """Compare a run folder with the run at hand.
 
     Args:
         folder: the run folder.
-        config: that the run has now, as composed.
+        config: the run's, as composed.
         leave_out: as in `differences`.
-        baselines: that a finished run has measured.
+        baselines: names of those that a finished run has trained.
     """
     if not (folder / FILE_NAME).exists():
         return OnDisk("new")
@@ -71,21 +70,20 @@ def on_disk(folder: Path, config: Any, leave_out: Sequence[str], baselines: Sequ
         return OnDisk("other", str(error))
     changed = differences(saved, config, leave_out)
     if changed:
-        whys = [f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()]
-        return OnDisk("other", "; ".join(whys))
+        return OnDisk("other", "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()))
     missing = results.missing(baselines)
     return OnDisk("unfinished" if missing or results.status != "finished" else "finished", ", ".join(missing))
 
 
 def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configs differ.
+    """List the settings in which two configs differ.
 
     Args:
         before: a config.
         now: another.
-        leave_out: dotted keys that are not compared, nor what is below them.
+        leave_out: dotted keys that are not compared, nor any key below them.
     Returns:
-        Dotted key, in alphabetical order, to its two values, interpolations as they are written; None: not there.
+        Dotted key, in alphabetical order, to its two values, with interpolations unresolved; None: missing.
     """
     values = _compared(before, leave_out), _compared(now, leave_out)
     return {
@@ -96,7 +94,7 @@ def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tu
 
 
 def identity(config: Any, leave_out: Sequence[str]) -> str:
-    """A text that two configs share exactly where they have no `differences`."""
+    """Write a config as text; two configs have the same text if and only if they have no `differences`."""
     present = {key: value for key, value in _compared(config, leave_out).items() if value is not None}
     return json.dumps(present, sort_keys=True, default=str)
 
@@ -106,13 +104,13 @@ def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
 
 
 def lacking(config: Any) -> dict[str, Any]:
-    """The settings that the config of a run of an earlier release lacks, with what that release did."""
+    """Return the settings that an earlier release's config lacks, with the values that reproduce that release."""
     present = _flat(config)
     return {key: value for key, value in ADDED.items() if key not in present}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key to value; interpolations as they are written."""
+    """Map dotted keys to values, with interpolations unresolved."""
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     if not isinstance(container, dict):
         return {prefix: container}

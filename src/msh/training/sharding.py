@@ -1,10 +1,9 @@
-"""Fully sharded training: each process keeps its share of what trains, of its gradients and the optimizer's state."""
+"""Fully sharded training: each process keeps a share of parameters, gradients and optimizer state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -22,13 +21,13 @@ from msh.training.ranks import from_rank_zero
 
 
 class ShardedPart(nn.Module):
-    """What a group of tasks trains, in shards: whole only from a forward pass to the end of the backward pass.
+    """Shard the parameters that a group of tasks trains.
 
-    Each parameter is cut along its first dimension. It is gathered for the forward pass; in the backward pass its
-    gradient is summed up over ranks, and each keeps its share. Buffers are not sharded.
+    Each parameter is cut along its first dimension. It is gathered for the forward pass and stays whole until the
+    backward pass has summed its gradient over ranks; then each rank keeps its share. Buffers are not sharded.
 
     Args:
-        part: whose parameters train.
+        part: module with the parameters that train.
         compute: (inputs, task) to outputs, with these parameters.
         mesh: the processes.
     Source: Zhao et al. 2023, PyTorch FSDP; in torch, FSDP2.
@@ -36,7 +35,7 @@ class ShardedPart(nn.Module):
 
     def __init__(self, part: nn.Module, compute: Callable[[Tensor, str], Tensor], mesh: DeviceMesh) -> None:
         super().__init__()
-        self._compute = (compute,)  # in a tuple: a network is no part of this module
+        self._compute = (compute,)  # in a tuple, so that the network is no submodule
         numbers = {parameter: str(number) for number, parameter in enumerate(part.parameters())}
         self._places = [
             (module, name, numbers[parameter])
@@ -51,7 +50,7 @@ class ShardedPart(nn.Module):
         self._put(self._shards)
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
-        """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
+        """Compute a task's outputs (batch, outputs) from its inputs (batch, *input shape)."""
         self._put(own_parameters(self))
         try:
             outputs: Tensor = self._compute[0](inputs, task)
@@ -61,28 +60,28 @@ class ShardedPart(nn.Module):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, the parameters are whole, on every rank; what is written to them stays, as each rank's share."""
-        found = self.gather()
+        """Gather the parameters on every rank inside the context; each rank keeps its share of changes made there."""
+        whole = self.gather()
         try:
             yield
         finally:
             with torch.no_grad():
                 for number, shard in self._shards.items():
-                    shard.to_local().copy_(share_of(found[number], shard))
+                    shard.to_local().copy_(share_of(whole[number], shard))
             self._put(self._shards)
 
     @torch.no_grad()
     def gather(self) -> dict[str, nn.Parameter]:
-        """Make the parameters whole, on every rank, as if they had never been sharded."""
+        """Make the parameters whole on every rank, as before sharding; return them by number."""
         cast(FSDPModule, self).reshard()
-        found = {
+        whole = {
             number: nn.Parameter(shard.full_tensor(), shard.requires_grad) for number, shard in self._shards.items()
         }
-        self._put(found)
-        return found
+        self._put(whole)
+        return whole
 
     def drop(self) -> None:
-        """Leave parameters of no value: without the other ranks, who may be gone, there is nothing to gather."""
+        """Set the parameters to NaN: other ranks may be gone, so that they cannot be gathered."""
         self._put({number: nn.Parameter(torch.full(s.shape, torch.nan)) for number, s in self._shards.items()})
 
     def _put(self, parameters: Mapping[str, Tensor | None]) -> None:
@@ -91,13 +90,13 @@ class ShardedPart(nn.Module):
 
 
 class ShardedStrategy(DDPStrategy):
-    """Processes as DDP has them, each with a shard of what trains.
+    """DDP's processes, each with a shard of every parameter that trains.
 
-    Checkpoints hold whole tensors, as those of one process do: a fit can go on with other devices.
+    Checkpoints hold whole tensors, as with one process: a fit can resume on other devices.
     """
 
     def configure_ddp(self) -> None:
-        """Shard what trains, as rank 0 has it."""
+        """Shard rank 0's parameters."""
         module = self._module
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for group, part in module.groups().items():
@@ -106,7 +105,7 @@ class ShardedStrategy(DDPStrategy):
             module.context.sharded |= dict.fromkeys(group, sharded)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
-        """Without fused kernels where torch has none for shards."""
+        """Set up optimizers, without fused kernels where torch has none for shards."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             if not isinstance(optimizer, Adam | AdamW):
@@ -114,24 +113,26 @@ class ShardedStrategy(DDPStrategy):
                     group.update({"fused": False} if group.get("fused") else {})
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The module's state, whole."""
+        """Return the module's state, with whole tensors."""
         with self._module.whole():
             return super().lightning_module_state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """An optimizer's state, whole."""
-        return _of_each_parameter(super().optimizer_state(optimizer), lambda _, tensor: whole_tensor(tensor))
+        """Return an optimizer's state, with whole tensors."""
+        return _map_state(super().optimizer_state(optimizer), lambda _, tensor: whole_tensor(tensor))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take each rank's share of what `optimizer_state` gave."""
-        states = []
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        """Load this rank's share of the states that `optimizer_state` returned."""
+
+        def shares(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            states.append(_of_each_parameter(state, partial(_shard_like_one_of, parameters)))
-        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+            return _map_state(state, lambda number, tensor: shard_like(tensor, parameters[number]))
+
+        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": [shares(*pair) for pair in pairs]})
 
     def teardown(self) -> None:
-        """After a fit that failed, do not move shards as if they were tensors."""
+        """Drop the shards of a failed fit, which cannot be moved like tensors."""
         for part in dict.fromkeys(self._module.context.sharded.values()):
             part.drop()
         self._module.context.sharded = {}
@@ -145,13 +146,13 @@ class ShardedStrategy(DDPStrategy):
 
 
 def share_of(tensor: Tensor, shard: DTensor) -> Tensor:
-    """This rank's share of a whole tensor, cut as a shard of the same shape is."""
+    """Cut this rank's share from a whole tensor (rows, *rest), as torch cuts `shard`: (share of the rows, *rest)."""
     parts, rank = tensor.chunk(shard.device_mesh.size()), shard.device_mesh.get_local_rank()
     return parts[rank] if rank < len(parts) else tensor[:0]
 
 
 def shard_like(tensor: Tensor, parameter: DTensor) -> Tensor:
-    """What an optimizer keeps of a parameter, sharded as this is; what has another shape (a count) as it is."""
+    """Shard a tensor of an optimizer's state like its parameter; one of another shape (a count) stays as it is."""
     if tensor.shape != parameter.shape:
         return tensor
     local = share_of(tensor, parameter).to(parameter.device).clone()
@@ -160,19 +161,15 @@ def shard_like(tensor: Tensor, parameter: DTensor) -> Tensor:
     )
 
 
-def _shard_like_one_of(parameters: Sequence[DTensor], number: int, tensor: Tensor) -> Tensor:
-    return shard_like(tensor, parameters[number])
-
-
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all ranks, where it is sharded."""
+    """Gather a tensor from all ranks, if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _of_each_parameter(state: Mapping[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
-    """An optimizer's state dict with its tensors changed, by the number of the parameter that they belong to."""
+def _map_state(state: Mapping[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
+    """Replace the tensors in an optimizer's state dict by `change(number of the parameter, tensor)`."""
     changed = {
-        number: {key: change(number, value) if isinstance(value, Tensor) else value for key, value in kept.items()}
-        for number, kept in state["state"].items()
+        number: {key: change(number, value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+        for number, entry in state["state"].items()
     }
     return {**state, "state": changed}

@@ -1,4 +1,4 @@
-"""One dense trunk that all tasks train: what subnetworks are compared with."""
+"""One dense trunk that all tasks train, to compare subnetworks with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from msh.training.module import TaskModule
 
 
 class SharedNetwork(nn.Module):
-    """A backbone whose every weight serves every task; only heads and stems are a task's own.
+    """A backbone with all weights shared by all tasks; each task has its own head and stem.
 
     Args:
         backbone: any module.
-        master_weights: train one that comes in bfloat16 or float16 in float32, as `MultiSubnetwork` does.
+        master_weights: train a bfloat16 or float16 backbone in float32, as `MultiSubnetwork` does.
     """
 
     def __init__(self, backbone: nn.Module, master_weights: bool = True) -> None:
@@ -32,7 +32,7 @@ class SharedNetwork(nn.Module):
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks, in the order they were added."""
+        """List the tasks' names, in the order they were added."""
         return list(self.heads)
 
     def add_task(self, task: str, head: nn.Module, stem: nn.Module | None = None) -> None:
@@ -47,17 +47,17 @@ class SharedNetwork(nn.Module):
         self.stems[task] = stem if stem is not None else nn.Identity()
 
     def train_only(self, tasks: Sequence[str]) -> None:
-        """Let only these tasks' heads and stems have gradients, beside the backbone."""
+        """Let gradients reach only these tasks' heads and stems, and the backbone."""
         for parts in (self.heads, self.stems):
             for task in self.tasks:
                 parts[task].requires_grad_(task in tasks)
 
     def part(self, tasks: Sequence[str]) -> nn.Module:
-        """Backbone, stems and heads of these tasks, as one module."""
+        """Return the backbone and these tasks' stems and heads, as one module."""
         return nn.ModuleList([self.backbone, *(parts[task] for parts in (self.stems, self.heads) for task in tasks)])
 
     def forward(self, inputs: Tensor, task: str) -> Tensor:
-        """A task's outputs (batch, outputs) for its inputs (batch, *input shape)."""
+        """Compute a task's outputs (batch, outputs) from its inputs (batch, *input shape)."""
         stem, head, cast = self.stems[task], self.heads[task], self.cast_type
         if cast is None:
             outputs: Tensor = head(self.backbone(stem(inputs)))
@@ -68,10 +68,10 @@ class SharedNetwork(nn.Module):
 
 
 class SharedModule(TaskModule):
-    """Trains a network whose every weight serves every task."""
+    """Train a network with all weights shared by all tasks."""
 
     network: SharedNetwork
 
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
-        """All tasks that train, together."""
+        """Return all tasks that train, as one group."""
         return {self.context.tasks: self.network.part(self.context.tasks)}

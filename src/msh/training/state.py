@@ -1,4 +1,4 @@
-"""What a killed run goes on from, between fits: the network after the last fit that ended."""
+"""Save the network after each fit, so that a killed run can resume there."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ NUMBER = re.compile(r"after-(\d{4})\.")
 
 
 class RunState:
-    """The `checkpoints` folder of a run: `after-NNNN.CHECKSUM.safetensors` is the network after fit N; `<fit>/` holds
-    the checkpoints of the fit that is under way.
+    """A run's `checkpoints` folder.
+
+    `after-NNNN.CHECKSUM.safetensors` is the network after fit N; `<fit>/` holds the checkpoints of the fit under way.
 
     Args:
         folder: the `checkpoints` folder.
-        writes: whether this process writes (rank 0).
+        writes: true in the process that writes (rank 0).
     """
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
 
     def newest(self) -> tuple[int, StateFile | None, dict[str, int]]:
-        """(number of fits that ended, the network after the last of them, what was counted until then).
+        """Read the newest network.
 
-        A file that cannot be read is passed over, with a warning: what came after the one before it is done again.
+        Returns:
+            (number of fits that ended, the network after the last of them, the run's counts at that time). A damaged
+            file is skipped with a warning, and the run repeats the fit.
         """
         for path in sealed_files(self.folder, PATTERN):
             try:
                 if not is_whole(path):
                     raise ValueError(f"{path} is damaged: its checksum is not the one in its name")
                 file = read_state(path, "network")
-                return self._number(path) + 1, file, parsed(file.notes, "counted", dict[str, int])
+                match = NUMBER.match(path.name)
+                assert match
+                return int(match[1]) + 1, file, parsed(file.notes, "counted", dict[str, int])
             except (ValueError, KeyError) as error:
                 log.warning("%s; falling back to the one before", error)
                 if self.writes:
@@ -49,13 +54,13 @@ class RunState:
         return 0, None, {}
 
     def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: dict[str, int]) -> None:
-        """Write the network after a fit, and drop the fit's own checkpoints and all but the newest networks.
+        """Write the network after a fit; delete the fit's checkpoints and all but the newest networks.
 
         Args:
-            number: of the fit within the run, from 0.
+            number: index of the fit within the run, from 0.
             key: the fit's.
-            network: after it.
-            counted: what the run has counted so far; written in the same file, so that the two never disagree.
+            network: after the fit.
+            counted: the run's counts so far; written in the same file, so that the two never disagree.
         """
         if not self.writes:
             return
@@ -66,11 +71,5 @@ class RunState:
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)
 
     def fit_folder(self, key: str) -> Path:
-        """Where a fit's checkpoints go."""
+        """Return the folder for a fit's checkpoints."""
         return self.folder / key
-
-    @staticmethod
-    def _number(path: Path) -> int:
-        match = NUMBER.match(path.name)
-        assert match
-        return int(match.group(1))

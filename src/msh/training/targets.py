@@ -1,4 +1,4 @@
-"""What a config of unknown origin may call: classes and functions of msh, torch and Lightning alone."""
+"""Check that a run folder's config calls nothing but classes and functions of msh, torch and Lightning."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from msh.errors import requirement
+
 SAFE = ("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
-"""Start of what may be called."""
+"""Prefixes of names that may be called."""
 CALLED = ("tasks", "backbone", "optimizer")
-"""Parts of a run's config whose targets are called when it is measured again."""
+"""Parts of a run's config whose targets are called when it is evaluated again."""
 
 
 def check_targets(config: Mapping[str, Any], origin: str) -> None:
-    """Raise where a config would have other code called than msh's, torch's and Lightning's.
+    """Check that a config calls no other code than msh's, torch's and Lightning's.
 
     Args:
-        config: of a run, as plain values.
-        origin: the file it was read from, for the message.
+        config: a run's, as plain values.
+        origin: its file, for the message.
     Raises:
         ValueError: naming the key and the target.
     """
     for part in CALLED:
         for key, target in _targets(config.get(part), part):
             if not is_safe(target):
-                raise ValueError(
-                    f"{origin}: {key} = {target!r} is not allowed: only what msh, torch and Lightning define is called "
-                    "for a run folder; unsafe=true calls it, if you trust where the folder is from"
-                )
+                problem = requirement(key, "a name that msh, torch or Lightning defines", target)
+                raise ValueError(f"{origin}: {problem}; if you trust the run folder, unsafe=true allows other code")
 
 
 def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every `_target_` at or below a value."""
+    """Yield (dotted key, value) for every `_target_` at or below a value."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, child in children:
         if name == "_target_":
@@ -42,11 +42,11 @@ def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_safe(target: Any) -> bool:
-    """Whether a target's name and the module that defines it are of these libraries."""
+    """Return true if a target's name, and the module that defines it, belong to these libraries."""
     if not isinstance(target, str) or not target.startswith(SAFE):
         return False
     try:
-        found = get_object(target)
-    except Exception:  # there is no such thing: that is told where it is called
+        called = get_object(target)
+    except Exception:  # it does not exist: the error comes where it is called
         return True
-    return f"{getattr(found, '__module__', '')}.".startswith(SAFE)
+    return f"{getattr(called, '__module__', '')}.".startswith(SAFE)

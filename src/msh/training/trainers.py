@@ -1,4 +1,4 @@
-"""Lightning Trainers, one for each fit."""
+"""Build Lightning Trainers, one per fit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
+from msh.errors import invalid
 from msh.training.callbacks import EpochCheckpoint, StageProgress
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
@@ -18,25 +19,21 @@ from msh.training.precision import TRUE
 
 
 def check_devices(config: TrainerConfig) -> None:
-    """Raise where the trainer asks for what this machine, or sharding, has not.
+    """Check that this machine has the trainer's accelerator, and that sharding supports its precision.
 
     Args:
         config: the config's `trainer`.
     Raises:
         ValueError: naming the setting.
     """
-    there = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
-    there["gpu"] = any(there.values())
-    if not there.get(config.accelerator, True):
-        raise ValueError(
-            f"trainer.accelerator = {config.accelerator}: torch finds none on this machine; trainer.accelerator=cpu "
-            "does without (trainer=ddp_sim: two processes of it)"
-        )
+    available = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    available["gpu"] = any(available.values())
+    if not available.get(config.accelerator, True):
+        bound = "'cpu' or 'auto' on this machine, where torch finds no GPU of this kind"
+        raise invalid("trainer.accelerator", bound, config.accelerator)
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
-        raise ValueError(
-            f"trainer.precision = {config.precision} does not go with trainer.strategy=fsdp, whose gradients have no "
-            "loss scale: use bf16-mixed or 32-true"
-        )
+        bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
+        raise invalid("trainer.precision", bound, config.precision)
 
 
 def build_trainer(
@@ -46,26 +43,26 @@ def build_trainer(
     callbacks: Sequence[pl.Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> pl.Trainer:
-    """A Trainer for one fit, or for measuring.
+    """Build a Trainer for one fit, or for an evaluation.
 
     Args:
         config: the config's `trainer`.
         folder: the run folder.
-        epochs: of the fit.
-        callbacks: of the fit.
-        loggers: of the run.
+        epochs: the fit's.
+        callbacks: the fit's.
+        loggers: the run's.
     """
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     settings["max_epochs"] = epochs
     if str(settings.get("precision")) in TRUE:
-        del settings["precision"]  # the network has the type already
+        del settings["precision"]  # the network already has this type
     if settings["strategy"] == "ddp":
-        # The buffers are the whole network: sending them from rank 0 with each step would cost more than the step.
+        # The buffers are the whole network: broadcasting them in each step would cost more than the step.
         settings["strategy"] = DDPStrategy(broadcast_buffers=False)
     if settings["strategy"] == "fsdp":
         from msh.training.sharding import ShardedStrategy
 
-        settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or what is gathered could not train
+        settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or gathered parameters could not train
     if not any(isinstance(callback, StageProgress) for callback in callbacks):
         settings["enable_progress_bar"] = False
     return pl.Trainer(

@@ -1,4 +1,4 @@
-"""Convert composed configs to typed objects, and report everything that is wrong with one at once.
+"""Convert composed configs to typed objects, and report all problems of a config at once.
 
 A config class is a pydantic dataclass: its types and bounds stand in its fields. `hydra_schema` derives from it the
 plain dataclass that Hydra's ConfigStore takes, so that Hydra knows the keys, their defaults and their simple types.
@@ -35,7 +35,7 @@ SIMPLE = (int, float, bool, str)
 
 
 class ConfigError(ProblemsError):
-    """One or more settings are not allowed."""
+    """One or more settings are invalid."""
 
 
 def bounded(bound: str, is_allowed: Callable[[Any], bool]) -> AfterValidator:
@@ -74,7 +74,7 @@ def convert(kind: type[T], values: Mapping[str, Any], extra: Iterable[str] = ())
         values: plain dicts and lists; keys that are missing get their defaults.
         extra: names, besides the class's fields, to suggest for a misspelt key at the top.
     Raises:
-        ConfigError: naming every key that is unknown, or whose value is not allowed.
+        ConfigError: naming every key that is unknown or has an invalid value.
     """
     unknown = list(_unknown(kind, values, "", extra))
     try:
@@ -87,7 +87,7 @@ def convert(kind: type[T], values: Mapping[str, Any], extra: Iterable[str] = ())
 
 
 def _unknown(hint: Any, value: Any, key: str, extra: Iterable[str] = ()) -> Iterator[str]:
-    """Say which keys a config has, at or below a key, that its classes have not."""
+    """Yield a sentence for each key, at or below `key`, that the config's classes do not have."""
     origin, parts = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         hints = get_type_hints(hint)
@@ -111,7 +111,7 @@ def _unknown(hint: Any, value: Any, key: str, extra: Iterable[str] = ()) -> Iter
 
 
 def _problems(error: ValidationError) -> list[str]:
-    """Say what is wrong in a sentence for each key; the members of a union make one."""
+    """Write a sentence for each key with a problem; a union's members share one."""
     by_key: dict[str, tuple[list[str], list[str], Any]] = {}
     sentences: list[str] = []
     for problem in error.errors(include_url=False):
@@ -137,7 +137,7 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
-    """Write a place in a config as users do: curriculum[1].max_epochs."""
+    """Write a location in a config as users do: curriculum[1].max_epochs."""
     key = ""
     if loc and loc[-1] in ("int", "float", "str", "bool"):
         loc = loc[:-1]

@@ -12,36 +12,36 @@ if TYPE_CHECKING:
     from msh.training.config import TaskConfig
 
 MAX_TASKS = 2**15 - 2
-"""Most tasks of a run: owner ids of 16 bits tell so many apart; 0 means free."""
+"""Most tasks in a run: owner ids have 16 bits, and 0 means free."""
 
 
 def check_number(tasks: int) -> None:
-    """Raise where a run would have more tasks than owner ids.
+    """Check that there are owner ids for all tasks.
 
     Raises:
         ValueError: naming both numbers.
     """
     if tasks > MAX_TASKS:
-        raise ValueError(f"tasks names {tasks} tasks: a network has owner ids for {MAX_TASKS} at most")
+        raise invalid("the number of tasks", f"<= {MAX_TASKS}, one owner id each", tasks)
 
 
 def expand_variants(tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
-    """Replace each task that has `variants` by these: <task>_0, <task>_1, ..., each with one more transform.
+    """Replace each task with `variants` by <task>_0, <task>_1, ..., each with one additional transform.
 
     Args:
-        tasks: by name; they stay as they are.
+        tasks: by name; not changed.
     Returns:
-        Tasks by name, none of which has variants.
+        Tasks by name, without variants.
     Raises:
         ValueError: variants are not a transform with a list of arguments, a task's name is taken, or there are more
             tasks than owner ids.
     """
     expanded: dict[str, TaskConfig] = {}
     for name, task in tasks.items():
-        made = {name: task} if task.variants is None else _variants(name, task)
-        if taken := set(made) & set(expanded):
+        new = {name: task} if task.variants is None else _variants(name, task)
+        if taken := set(new) & set(expanded):
             raise ValueError(f"tasks.{name}.variants: there is already a task {min(taken)!r}")
-        expanded |= made
+        expanded |= new
         check_number(len(expanded))
     return expanded
 

@@ -1,4 +1,4 @@
-"""Baselines train for as long as what they are compared with."""
+"""Baselines train for as many steps as the subnetworks they are compared with."""
 
 import pytest
 import pytorch_lightning as pl
@@ -26,7 +26,7 @@ def test_the_joint_network_has_the_steps_of_the_longest_stage(stages, uneven, ep
 
 
 @pytest.mark.parametrize(("uneven", "batches"), [("cycle", 9), ("shortest", 4)])
-def test_a_dense_network_trains_for_the_steps_that_the_stage_gives_the_subnetwork(uneven, batches, tmp_path):
+def test_a_dense_network_trains_for_as_many_steps_as_the_subnetwork(uneven, batches, tmp_path):
     tasks = {"a": make_task("a"), "b": make_task("b", examples=90), "c": make_task("c")}  # 4, 9 and 4 batches
     stages = [Stage(0, ("a", "b"), 2, uneven), Stage(1, ("c",), 3)]
     baselines = Baselines(make_config(), tmp_path, tasks, stages, None, lambda: None, False)

@@ -1,4 +1,4 @@
-"""What a killed run goes on from: checkpoints within a fit, networks between fits."""
+"""Resume killed runs: from checkpoints within a fit, from networks between fits."""
 
 import logging
 import signal
@@ -19,7 +19,7 @@ from msh.training.state import RunState
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Checkpoints of a fit of four epochs that saved each of them."""
+    """Checkpoints of a fit that saved each of its four epochs."""
     path = tmp_path_factory.mktemp("fit")
     fit(begin(make_module(), "a"), path, epochs=4, config=make_config(min_seconds=0))
     return path / "checkpoints"
@@ -37,12 +37,12 @@ def stems(paths):
     return [path.name.split(".")[0] for path in paths]
 
 
-def test_the_newest_two_are_kept(folder):
+def test_the_newest_two_checkpoints_are_kept(folder):
     assert stems(sorted(folder.iterdir())) == ["epoch-00002", "epoch-00003"]
     assert stems([newest_readable(folder)]) == ["epoch-00003"]
 
 
-def test_no_checkpoint_is_written_before_its_time(tmp_path):
+def test_no_checkpoint_is_written_before_min_seconds(tmp_path):
     fit(begin(make_module(), "a"), tmp_path, config=make_config(min_seconds=1e9))
     assert sealed_files(tmp_path / "checkpoints", PATTERN) == []
 
@@ -53,7 +53,7 @@ def test_a_debugging_fit_writes_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.99])
-def test_a_torn_checkpoint_is_passed_over_with_a_warning(size, folder, tmp_path, caplog):
+def test_a_torn_checkpoint_is_skipped_with_a_warning(size, folder, tmp_path, caplog):
     mine = copy(folder, tmp_path / "mine")
     newest = newest_readable(mine)
     content = newest.read_bytes()
@@ -64,7 +64,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(size, folder, tmp_path,
     assert "falling back to the one before" in caplog.text
 
 
-def test_a_checkpoint_with_one_bit_turned_is_passed_over(folder, tmp_path):
+def test_a_checkpoint_with_one_flipped_bit_is_skipped(folder, tmp_path):
     mine = copy(folder, tmp_path / "mine")
     newest = newest_readable(mine)
     content = bytearray(newest.read_bytes())
@@ -73,7 +73,7 @@ def test_a_checkpoint_with_one_bit_turned_is_passed_over(folder, tmp_path):
     assert stems([newest_readable(mine)]) == ["epoch-00002"]
 
 
-def test_without_a_readable_checkpoint_there_is_none(tmp_path):
+def test_a_folder_without_readable_checkpoints_has_none(tmp_path):
     assert newest_readable(tmp_path / "nowhere") is None
     (tmp_path / "epoch-00001.ckpt").write_bytes(b"not sealed")
     seal(tmp_path / "epoch-00001.ckpt")
@@ -92,7 +92,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize(("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel")])
-def test_a_fit_stopped_in_the_middle_goes_on_to_the_same_weights(epoch, granularity, tmp_path):
+def test_a_resumed_fit_ends_with_the_same_weights(epoch, granularity, tmp_path):
     def stop(now, batch, module):
         if (now, batch) == (epoch, 2):
             raise KilledError
@@ -138,7 +138,7 @@ def watched():
     ],
 )
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_a_fit_ended_by_a_signal_goes_on_with_the_next_batch(epoch, batch, name, granularity, tmp_path):
+def test_a_fit_ended_by_a_signal_resumes_at_the_next_batch(epoch, batch, name, granularity, tmp_path):
     def draw(epoch, batch, module):
         draws[epoch, batch] = torch.rand(1).item()
 
@@ -163,7 +163,7 @@ def test_a_fit_ended_by_a_signal_goes_on_with_the_next_batch(epoch, batch, name,
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("batch", [0, 4, 6])
 @pytest.mark.parametrize("uneven", ["cycle", "shortest"])
-def test_tasks_of_uneven_epochs_go_on_with_the_next_batch(batch, uneven, tmp_path):
+def test_tasks_with_uneven_epochs_resume_at_the_next_batch(batch, uneven, tmp_path):
     def make():
         return begin(begin(make_module(make_task("a"), make_task("b", examples=90, repeat=2)), "a"), "b")
 
@@ -171,16 +171,16 @@ def test_tasks_of_uneven_epochs_go_on_with_the_next_batch(batch, uneven, tmp_pat
     cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "_partial_": True, "max_lr": 0.1}
     config = replace(make_config(), scheduler=cycle)
     fit(undisturbed, tmp_path / "one", name=["a", "b"], epochs=2, config=config, uneven=uneven)
-    told = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
+    signal_callback = signalled(1, min(batch, 2) if uneven == "shortest" else batch)
     with pytest.raises(PreemptedError):
-        fit(ended, tmp_path, told, name=["a", "b"], epochs=2, config=config, uneven=uneven)
+        fit(ended, tmp_path, signal_callback, name=["a", "b"], epochs=2, config=config, uneven=uneven)
     PREEMPTION.received = None
     fit(resumed, tmp_path, name=["a", "b"], epochs=2, config=config, uneven=uneven)
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
 
 
 @pytest.mark.usefixtures("watched")
-def test_accumulated_gradients_are_not_lost_to_a_signal(tmp_path):
+def test_a_signal_loses_no_accumulated_gradients(tmp_path):
     config = make_config(accumulate_grad_batches=2)
     undisturbed, ended, resumed = (begin(make_module(), "a") for _ in range(3))
     fit(undisturbed, tmp_path / "one", epochs=2, config=config)
@@ -221,8 +221,8 @@ def test_a_run_without_checkpoints_starts_at_the_beginning(tmp_path):
 
 
 def test_the_newest_network_counts_the_fits_that_ended(state):
-    ended, found, counted = state.newest()
-    assert (ended, bias_of(found), counted) == (3, 2.0, {"run_step": 20, "checked": 2})
+    ended, file, counted = state.newest()
+    assert (ended, bias_of(file), counted) == (3, 2.0, {"run_step": 20, "checked": 2})
 
 
 def test_two_networks_and_no_fit_folder_are_kept(state):
@@ -230,18 +230,18 @@ def test_two_networks_and_no_fit_folder_are_kept(state):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_torn_network_falls_back_to_the_one_before_and_says_so(share, state, caplog):
+def test_a_torn_network_falls_back_to_the_one_before_with_a_warning(share, state, caplog):
     (newest,) = state.folder.glob("after-0002.*")
     newest.write_bytes(newest.read_bytes()[: int(share * newest.stat().st_size)])
     with caplog.at_level(logging.WARNING):
-        ended, found, counted = state.newest()
-    assert (ended, bias_of(found), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
+        ended, file, counted = state.newest()
+    assert (ended, bias_of(file), counted) == (2, 1.0, {"run_step": 10, "checked": 1})
     assert newest.name in caplog.text
     assert "falling back to the one before" in caplog.text
     assert not newest.exists()
 
 
-def test_a_process_that_does_not_write_leaves_the_folder_alone(state):
+def test_a_process_that_does_not_write_changes_no_file(state):
     other = RunState(state.folder, writes=False)
     (newest,) = state.folder.glob("after-0002.*")
     newest.write_bytes(b"torn")

@@ -1,4 +1,4 @@
-"""Ensembles: tasks of the same data whose subnetworks answer together."""
+"""Ensembles average the outputs of tasks on the same data."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import nn
 from toys import begin, make_config, make_module, make_task
 
 from msh.tasks import RawData, Split, build_task
-from msh.training.ensembles import Ensemble, check_members, measure_ensembles
+from msh.training.ensembles import Ensemble, check_members, evaluate_ensembles
 
 
 def other_inputs(task):
@@ -29,14 +29,14 @@ def test_tasks_on_the_same_data_are_accepted():
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_tasks_that_are_not_measured_alike_are_refused(what):
+def test_tasks_with_different_data_or_metrics_are_refused(what):
     tasks = {"a": make_task("a"), "b": DIFFERENT[what]()}
-    with pytest.raises(ValueError, match=r"ensembles.all: the test split, .* of task 'b' differ from those of 'a'"):
+    with pytest.raises(ValueError, match=r"ensembles\.all: tasks 'a' and 'b' differ"):
         check_members({"all": ["a", "b"]}, tasks)
 
 
 class Answers(nn.Module):
-    """Gives each task an answer that was decided beforehand, whatever the input."""
+    """Return fixed outputs for each task, independent of the input."""
 
     def __init__(self, answers):
         super().__init__()
@@ -63,7 +63,7 @@ def test_probabilities_of_classes_are_averaged():
     assert bool(sure.isfinite().all())
 
 
-def test_probabilities_of_labels_are_averaged_one_by_one():
+def test_probabilities_of_labels_are_averaged_separately():
     one, other = torch.tensor([0.9, 0.2]), torch.tensor([0.5, 0.4])
     outputs = together("multilabel", {"a": one.logit().tolist(), "b": other.logit().tolist()})
     torch.testing.assert_close(outputs.sigmoid(), torch.tensor([[0.7, 0.3]]).expand(3, -1))
@@ -76,7 +76,7 @@ def test_values_are_averaged():
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
+def test_the_score_is_that_of_the_mean_output(kind, tmp_path):
     tasks = {name: make_task(name, kind) for name in "ab"}
     module = make_module(*tasks.values())
     for seed, name in enumerate("ab"):
@@ -86,7 +86,7 @@ def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = measure_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
+    rows = evaluate_ensembles({"both": ["a", "b"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["test"]
     with torch.no_grad():
         answers = [module.network(split.inputs, name) for name in "ab"]
@@ -95,12 +95,12 @@ def test_the_score_is_that_of_the_mean_answer(kind, tmp_path):
     else:
         predicted = tasks["a"].predictions(sum(answers) / 2)
         expected = (predicted - split.targets).square().mean().sqrt()
-    row = found["both"]
+    row = rows["both"]
     assert row["test"] == pytest.approx(expected.item(), rel=1e-5)
     assert (row["metric"], row["direction"], row["tasks"]) == (tasks["a"].metric, tasks["a"].direction, ["a", "b"])
 
 
-def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
+def test_ensembles_with_one_validation_split_are_evaluated_on_it(tmp_path):
     tasks = {name: make_task(name) for name in "abc"}
     split = tasks["c"].splits["val"]
     tasks["c"] = replace(tasks["c"], splits=tasks["c"].splits | {"val": Split(split.inputs + 1, split.targets)})
@@ -111,13 +111,13 @@ def test_validation_data_counts_where_all_members_have_the_same(tmp_path):
         module.network.freeze(name)
     config = make_config()
     config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
-    found = measure_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
+    rows = evaluate_ensembles({"same": ["a", "b"], "all": ["a", "b", "c"]}, module.network, tasks, config, tmp_path)
     split = tasks["a"].splits["val"]
     with torch.no_grad():
         answer = sum(module.network(split.inputs, name).softmax(-1) for name in "ab")
-    assert found["same"]["val"] == pytest.approx((answer.argmax(1) == split.targets).float().mean().item())
-    assert found["all"]["val"] is None
+    assert rows["same"]["val"] == pytest.approx((answer.argmax(1) == split.targets).float().mean().item())
+    assert rows["all"]["val"] is None
 
 
-def test_without_ensembles_nothing_is_measured(tmp_path):
-    assert measure_ensembles({}, None, {}, make_config(), tmp_path) == {}
+def test_without_ensembles_nothing_is_evaluated(tmp_path):
+    assert evaluate_ensembles({}, None, {}, make_config(), tmp_path) == {}

@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import save
 from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
+from messages import says
 from msh.files.state_file import open_safetensors
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
 from msh.training.callbacks.guarantee import same_bits
-from msh.training.fitting import measure
+from msh.training.fitting import evaluate_tasks
 from msh.training.module import FitContext
 
 
 def bias_after(scores, kind="classification", metric="accuracy"):
-    """Epoch i sets the head's bias to i; returns the bias that RestoreBest puts back after these scores."""
+    """Set the head's bias to i in epoch i; return the bias that RestoreBest restores after these scores."""
     module = begin(make_module(make_task(kind=kind, metric=metric)), "a")
     module.begin_fit(FitContext(tasks=("a",)))
     callback, bias = RestoreBest(), module.network.subnetwork("a").head.bias
@@ -34,12 +35,12 @@ def bias_after(scores, kind="classification", metric="accuracy"):
     ("scores", "best"),
     [([0.5, 0.9, 0.7], 1), ([0.5, 0.9, 0.9, 0.7], 2), ([0.9, 0.5], 0), ([0.1, 0.2], 1), ([None, 0.2, None], 1)],
 )
-def test_the_best_epoch_comes_back_the_latest_among_equals(scores, best):
+def test_the_best_epoch_is_restored_the_latest_among_equals(scores, best):
     assert bias_after(scores) == best
 
 
 @pytest.mark.parametrize(("scores", "best"), [([3.0, 1.0, 2.0], 1), ([3.0, 1.0, 1.0, 2.0], 2), ([1.0, 5.0], 0)])
-def test_the_lowest_score_is_the_best_of_a_metric_that_is_better_low(scores, best):
+def test_the_lowest_score_is_best_for_a_metric_to_minimize(scores, best):
     assert bias_after(scores, kind="regression", metric="rmse") == best
 
 
@@ -56,7 +57,7 @@ def test_each_task_of_a_stage_has_its_own_best_epoch():
     assert [module.network.subnetwork(task).head.bias[0].item() for task in ("a", "b")] == [0, 1]
 
 
-def test_the_sanity_check_counts_for_nothing():
+def test_the_sanity_check_does_not_count():
     module = begin(make_module(), "a")
     module.begin_fit(FitContext(tasks=("a",)))
     callback = RestoreBest()
@@ -76,23 +77,23 @@ def test_a_fit_ends_with_the_weights_of_its_best_epoch(tmp_path):
     seen = AfterEpoch(lambda trainer, module: trainer.callback_metrics["a/val/accuracy"].item())
     fit(module, tmp_path, seen, AfterBatch(spoil), Freeze(), config=config, epochs=5)
     assert max(seen.seen) > seen.seen[-1]  # or the last epoch's weights would pass too
-    assert measure(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
+    assert evaluate_tasks(module, ["a"], "val", config, tmp_path)["a"] == max(seen.seen)
 
 
 @pytest.mark.parametrize(("callbacks", "by"), [({}, "metric"), ({"monitor": "metric"}, "metric"), ({}, "loss")])
-def test_the_best_epoch_is_that_of_what_early_stopping_monitors(callbacks, by, tmp_path):
+def test_the_best_epoch_follows_the_monitor_of_early_stopping(callbacks, by, tmp_path):
     module, config = begin(make_module(), "a"), make_config(restore_best=True)
     if callbacks or by == "loss":
         target = "msh.training.callbacks.early_stopping.EarlyStoppingPerTask"
         config.callbacks = {"early_stopping": {"_target_": target, "patience": 9, **callbacks}}
-    found = {}
+    monitored = {}
 
     class Look(pl.Callback):
         def on_fit_start(self, trainer, pl_module):
-            found["by"] = [c.by for c in trainer.callbacks if isinstance(c, RestoreBest)]
+            monitored["by"] = [c.by for c in trainer.callbacks if isinstance(c, RestoreBest)]
 
     fit(module, tmp_path, Look(), config=config, epochs=1)
-    assert found == {"by": [by]}
+    assert monitored == {"by": [by]}
 
 
 def test_by_the_loss_another_epoch_may_be_the_best():
@@ -107,7 +108,7 @@ def test_by_the_loss_another_epoch_may_be_the_best():
     assert bias[0].item() == 1
 
 
-def test_what_restore_best_keeps_goes_through_its_state():
+def test_restore_best_saves_and_loads_its_state():
     first, second = RestoreBest(), RestoreBest()
     first.scores, first.states = {"a": 0.5}, {"a": {"x": torch.ones(2)}}
     second.load_state_dict(first.state_dict())
@@ -125,7 +126,7 @@ def test_freezing_leaves_no_parameter(tmp_path):
     assert module.network.subnetwork("a").phase == "frozen"
 
 
-def test_freezing_keeps_what_the_fit_has_learned(tmp_path):
+def test_freezing_keeps_the_trained_weights(tmp_path):
     module = begin(make_module(), "a")
     inputs = module.tasks["a"].splits["val"].inputs
     fit(module, tmp_path, epochs=1)
@@ -156,7 +157,7 @@ def tamper(module, owned=True, by=1.0):
     module.network.forget_modules()
 
 
-def test_a_task_that_stayed_the_same_passes(learned):
+def test_an_unchanged_task_passes(learned):
     module, guarantee = learned
     guarantee.check(module, ["a"])
     assert (guarantee.checked, guarantee.violations) == (1, 0)
@@ -170,7 +171,7 @@ def test_a_tampered_weight_ends_the_run(learned):
     assert guarantee.violations == 1
 
 
-def test_a_weight_that_changed_by_its_last_bit_is_found(learned):
+def test_a_change_of_the_last_bit_is_detected(learned):
     module, guarantee = learned
     weight = module.network.backbone.get_buffer("6.weight")
     place = module.network.masks("a")["6.weight"].nonzero()[0].tolist()
@@ -187,7 +188,7 @@ def test_a_weight_of_no_task_may_change(learned):
 
 
 @pytest.mark.parametrize("part", ["private", "head", "owners"])
-def test_all_that_belongs_to_a_task_is_guarded(learned, part):
+def test_every_tensor_of_a_task_is_guarded(learned, part):
     module, guarantee = learned
     sub = module.network.subnetwork("a")
     if part == "private":
@@ -201,7 +202,7 @@ def test_all_that_belongs_to_a_task_is_guarded(learned, part):
         guarantee.check(module, ["a"])
 
 
-def test_violations_that_are_warnings_are_counted(learned, caplog):
+def test_violations_logged_as_warnings_are_counted(learned, caplog):
     module, guarantee = learned
     tamper(module)
     guarantee.on_violation = "warn"
@@ -230,9 +231,9 @@ def test_a_later_fit_is_checked_and_recorded(learned, tmp_path):
     assert (again.checked, again.violations) == (2, 0)
 
 
-def test_outputs_are_compared_in_the_batches_that_they_were_recorded_in(learned, tmp_path):
+def test_outputs_are_compared_in_batches_of_the_recorded_size(learned, tmp_path):
     module, sizes = learned[0], []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     small, other = (Guarantee(tmp_path / "small", batch_size=size) for size in (3, 5))
     small.record(module, "a")
     assert sizes == [3, 3, 2]  # of 8 validation examples
@@ -248,15 +249,15 @@ def test_a_record_of_an_earlier_release_is_compared_in_one_batch(learned, tmp_pa
     tensors, metadata = open_safetensors(path)
     earlier = {key: value for key, value in metadata.items() if key != "batch_size"}
     path.write_bytes(save(tensors, earlier))
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Guarantee(tmp_path / "guarantee", batch_size=3).check(module, ["a"])
     assert sizes == [8]
     path.write_bytes(save(tensors, earlier | {"batch_size": "0"}))
-    with pytest.raises(ValueError, match="damaged: its batch_size must be >= 1, got '0'"):
+    with pytest.raises(ValueError, match=says("batch_size", ">= 1", "0")):
         guarantee.check(module, ["a"])
 
 
-def test_records_of_another_machine_are_compared_by_weight_only(learned, monkeypatch, caplog):
+def test_records_of_another_machine_are_compared_by_weights_only(learned, monkeypatch, caplog):
     module, guarantee = learned
     monkeypatch.setattr("msh.training.callbacks.guarantee._computed_on", lambda device: "elsewhere")
     monkeypatch.setattr(guarantee, "_outputs", lambda *_: torch.zeros(3))

@@ -5,6 +5,7 @@ import torch
 from toys import STEPS, AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import PRUNABLE, make_batch, seen_weights
+from messages import says
 from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, Units, trace_units
 from msh.training.callbacks import IterativePruning, scoring
 from msh.training.callbacks.scoring import sample_gradients
@@ -41,11 +42,11 @@ def test_rounds_between_two_batches_are_made_together():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"begin": 2, "end": 1}, "begin = 2, end = 1"),
-        ({"begin": -1}, "begin = -1"),
-        ({"rounds": 0}, "rounds = 0"),
-        ({"rewind_epoch": 2}, "rewind_epoch = 2: must be an epoch before the first cut, 0 to 1"),
-        ({"rewind_epoch": -1}, "rewind_epoch = -1"),
+        ({"begin": 2, "end": 1}, says("begin", value=2)),
+        ({"begin": -1}, says("begin", value=-1)),
+        ({"rounds": 0}, says("rounds", ">= 1", 0)),
+        ({"rewind_epoch": 2}, says("rewind_epoch", value=2)),
+        ({"rewind_epoch": -1}, says("rewind_epoch", value=-1)),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -63,7 +64,7 @@ def pruned(tmp_path_factory):
     return module, seen.seen, before
 
 
-def test_each_batch_of_the_fit_has_the_counts_of_the_schedule(pruned):
+def test_counts_follow_the_schedule_after_every_batch(pruned):
     _, seen, _ = pruned
     cuts = [[10, 32], [8, 25], [6, 18], [4, 10]]  # a quarter of 8 and of 30 each; 32.5 and 17.5 round to even
     assert seen == [[12, 40]] * STEPS + cuts + [[4, 10]] * STEPS
@@ -86,7 +87,7 @@ def test_momentum_revives_no_weight(pruned):
         assert weights[name][masks[name]].all()
 
 
-def test_a_run_without_cuts_yet_starts_from_its_own_count(tmp_path):
+def test_a_fit_resumed_before_its_first_cut_counts_at_its_start(tmp_path):
     pruner = make_pruner()
     fit(begin(make_module(), "a"), tmp_path, pruner, epochs=1)
     assert pruner.start == {"a": {"2.weight": 12, "6.weight": 40}}
@@ -101,7 +102,7 @@ def test_every_criterion_keeps_the_budget_over_the_whole_network(criterion, tmp_
     assert sum(counts(module)) == 13
 
 
-def test_gradient_criteria_leave_no_gradient_and_keep_what_the_loss_feels_most():
+def test_gradient_criteria_leave_no_gradient_and_keep_the_most_sensitive_weights():
     module = begin(make_module(), "a")
     task, network = module.tasks["a"], module.network
     split = task.splits["train"]
@@ -115,11 +116,11 @@ def test_gradient_criteria_leave_no_gradient_and_keep_what_the_loss_feels_most()
 
 
 @pytest.mark.parametrize("sample", [7, 32, 100])
-def test_the_gradient_over_a_sample_is_summed_up_in_batches(sample, monkeypatch):
+def test_the_gradient_of_a_sample_is_summed_over_batches(sample, monkeypatch):
     module = begin(make_module(), "a")
     whole = sample_gradients(module, "a", sample, number=1)
     sizes = []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(scoring, "GRADIENT_BATCH", 5)
     parts = sample_gradients(module, "a", sample, number=1)
     assert max(sizes) == 5
@@ -131,7 +132,7 @@ def test_the_gradient_over_a_sample_is_summed_up_in_batches(sample, monkeypatch)
 
 def test_gradients_take_batches_of_500_unless_evaluation_takes_smaller_ones():
     module, sizes = begin(make_module(make_task(examples=1300)), "a"), []
-    module.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    module.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     for batch_size, largest in ((None, 500), (300, 300), (900, 500)):
         sizes.clear()
         settings = {"begin": 0, "end": 0, "rounds": 1, "criterion": CRITERIA["gradient"]}
@@ -217,7 +218,7 @@ def test_a_cut_with_rescaling_keeps_each_tensors_norm():
     assert counts(module) == [4, 10]
 
 
-def test_the_state_goes_through_a_file_and_back(tmp_path):
+def test_the_state_can_be_saved_and_loaded(tmp_path):
     first = make_pruner(rewind_epoch=0)
     module = begin(make_module(), "a")
     fit(module, tmp_path, first, epochs=2)

@@ -16,7 +16,7 @@ def make_pruner(*tasks, begin=1.0, end=2, rounds=2):
 
 
 def make_begun(*tasks, norm="none"):
-    """A module with a frozen task of a quarter of all weights, and tasks that have begun and choose what they read."""
+    """Make a module with a frozen task in a quarter of the weights, and tasks in training with learned reads."""
     module = make_module(*(make_task(name) for name in tasks), norm=norm)
     network = module.network
     network.add_task("old", head=make_head(5))
@@ -33,7 +33,7 @@ def counts(tensors):
 
 
 @pytest.mark.parametrize(("begin_at", "dense"), [(0, 0), (1, STEPS), (0.5, STEPS // 2)])
-def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_what_it_chooses_from(begin_at, dense, tmp_path):
+def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_its_candidates(begin_at, dense, tmp_path):
     module = begin(make_module(), "a", "learned")
     network = module.network
     seen = AfterBatch(lambda *_: (counts(seen_weights(network, "a")), counts(network.masks("a"))))
@@ -50,17 +50,17 @@ def test_from_begin_on_a_task_computes_with_its_budget_and_cuts_narrow_what_it_c
     assert counts(seen_weights(network, "a")) == [3, 10]
 
 
-def test_tasks_of_a_stage_end_apart_with_their_budgets_and_may_read_the_same(tmp_path):
+def test_tasks_of_a_stage_end_disjoint_and_may_read_the_same_weights(tmp_path):
     module = make_begun("a", "b")
     network = module.network
     digest = network.digest("old")
     fit(module, tmp_path, make_pruner("a", "b", begin=0), Freeze(), name=["a", "b"], epochs=2)
-    own, reading = ({task: read(task) for task in "ab"} for read in (network.masks, network.reading))
+    owned, reading = ({task: read(task) for task in "ab"} for read in (network.masks, network.reading))
     for name in PRUNABLE:
         for task in "ab":
-            assert int((own[task][name] | reading[task][name]).sum()) == BUDGETS[task][name]
+            assert int((owned[task][name] | reading[task][name]).sum()) == BUDGETS[task][name]
             assert not (reading[task][name] & ~network.masks("old")[name]).any()
-        assert not (own["a"][name] & own["b"][name]).any()
+        assert not (owned["a"][name] & owned["b"][name]).any()
     assert sum(int((reading["a"][name] & reading["b"][name]).sum()) for name in PRUNABLE) > 0
     assert network.digest("old") == digest
 
@@ -70,7 +70,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_killed_and_resumed_fit_learns_the_same_scores_and_ends_with_the_same_bits(epoch, tmp_path):
+def test_a_killed_and_resumed_fit_learns_the_same_scores_and_ends_bitwise_equal(epoch, tmp_path):
     def stop(now, batch, module):
         if (now, batch) == (epoch, 2):
             raise KilledError

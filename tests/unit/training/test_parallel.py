@@ -1,4 +1,4 @@
-"""Several tasks in one fit: none depends on the others, each has its own batches, budget and end."""
+"""Several tasks in one fit: each has its own batches, budget and end, independent of the others."""
 
 from itertools import pairwise
 
@@ -7,6 +7,7 @@ import torch
 from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
 from helpers import PRUNABLE, differences
+from messages import says
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.callbacks import EarlyStoppingPerTask, Freeze, IterativePruning
 from msh.training.module import NonFiniteLossError
@@ -42,7 +43,7 @@ def state_of(module, name):
 
 @pytest.mark.parametrize("compact", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_task_ends_in_the_same_bits_beside_another_as_alone(optimizer, compact, tmp_path):
+def test_a_task_ends_bitwise_equal_alone_and_beside_another(optimizer, compact, tmp_path):
     config = make_config(gradient_clip_val=0.1)  # over all tasks together it would couple them
     together = make_pair(optimizer, compact=compact)
     start = state_of(together, "a")
@@ -96,7 +97,7 @@ def counts(masks):
 @pytest.mark.parametrize(
     "wanted", [[{"2.weight": 4, "6.weight": 20}, {"2.weight": 8, "6.weight": 20}], [{"": 30}, {"": 22}]]
 )
-def test_tasks_that_are_pruned_together_end_apart_with_their_budgets(criterion, wanted, tmp_path):
+def test_tasks_pruned_together_end_disjoint_with_their_budgets(criterion, wanted, tmp_path):
     module = make_module(make_task("a"), make_task("b", "regression"))
     for name in "ab":
         begin(module, name, criterion)
@@ -111,7 +112,7 @@ def test_tasks_that_are_pruned_together_end_apart_with_their_budgets(criterion, 
     assert module.network.state.total().free == 0
 
 
-def test_pruning_at_initialisation_gives_the_first_task_what_it_has_alone(tmp_path):
+def test_pruning_at_initialisation_gives_the_first_task_the_same_weights_as_alone(tmp_path):
     wanted = {"2.weight": 4, "6.weight": 10}
     settings = {"begin": 0, "end": 0, "rounds": 1}
     alone = begin(make_module(make_task("a"), make_task("b")), "a")
@@ -125,7 +126,7 @@ def test_pruning_at_initialisation_gives_the_first_task_what_it_has_alone(tmp_pa
 
 
 def with_losses(module, **losses):
-    """Let these validation losses, epoch by epoch, be what tasks are judged by."""
+    """Judge tasks by these validation losses, epoch by epoch."""
     module.val_score = lambda metrics, group, by="metric": -sum(losses[name][module.current_epoch] for name in group)
     return module
 
@@ -134,7 +135,7 @@ FALLING = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
 
 
 def stop_early(module, folder, patience=2, min_delta=0.0, names=("a", "b"), **losses):
-    """Fits with these validation losses; returns (the state of the tasks after each batch, batches in all)."""
+    """Fit with these validation losses; return (state of the tasks after each batch, number of batches)."""
     stopping = EarlyStoppingPerTask(patience=patience, min_delta=min_delta)
     seen = AfterBatch(lambda epoch, batch, module: {name: state_of(module, name) for name in names})
     fit(with_losses(module, **losses), folder, stopping, seen, name=list(names), epochs=6)
@@ -143,7 +144,7 @@ def stop_early(module, folder, patience=2, min_delta=0.0, names=("a", "b"), **lo
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("compact", [True, False])
-def test_a_task_that_has_stopped_stays_as_it_is_and_the_others_go_on(optimizer, compact, tmp_path):
+def test_a_stopped_task_does_not_change_while_the_others_train(optimizer, compact, tmp_path):
     alone = make_pair(optimizer, compact=compact)
     fit(alone, tmp_path / "alone", name="b", epochs=6)
     module = make_pair(optimizer, compact=compact)
@@ -167,7 +168,11 @@ def test_an_improvement_over_the_best_must_be_more_than_min_delta(min_delta, epo
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"patience": 0}, "patience = 0"), ({"min_delta": -1}, "min_delta = -1"), ({"monitor": "los"}, "mean 'loss'")],
+    [
+        ({"patience": 0}, says("early_stopping.patience", ">= 1", 0)),
+        ({"min_delta": -1}, says("early_stopping.min_delta", ">= 0", -1)),
+        ({"monitor": "los"}, says("early_stopping.monitor", value="los", meant="loss")),
+    ],
 )
 def test_wrong_settings_of_early_stopping_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -179,7 +184,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("moment", ["one has stopped", "all have stopped"])
-def test_a_resumed_fit_knows_who_has_stopped(moment, tmp_path):
+def test_a_resumed_fit_knows_the_stopped_tasks(moment, tmp_path):
     losses = {"a": [1.0] * 6, "b": [2.0, 1.0, 0.9, 0.9, 0.9, 0.0] if moment == "all have stopped" else FALLING}
 
     def run(folder, module, *callbacks):
@@ -236,7 +241,7 @@ def test_tasks_of_one_trunk_stop_together_and_have_one_best_epoch(tmp_path):
     assert differences(module.network.state_dict(), seen.seen[2]) == []
 
 
-def test_tasks_of_one_trunk_are_judged_by_their_mean_skill_or_the_sum_of_their_losses():
+def test_tasks_of_one_trunk_are_scored_by_mean_skill_or_summed_loss():
     module = make_shared()
     constant = module.tasks["b"].constant_score("val")
     assert constant > 0.0

@@ -1,4 +1,4 @@
-"""The fits of a stage, worked out from the pruning settings."""
+"""A stage's fits, computed from the pruning settings."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def parts(epochs, **pruning):
     ("epochs", "end", "pruned", "rest"),
     [(12, 0.33, 4, 8), (12, 0.5, 6, 6), (3, 0.33, 1, 2), (10, 0.3, 3, 7), (10, 0.1 + 0.2, 3, 7), (100, 0.01, 1, 99)],
 )
-def test_pruning_has_the_epochs_that_its_end_reaches_into(epochs, end, pruned, rest):
+def test_the_pruning_fit_has_the_epochs_up_to_its_end(epochs, end, pruned, rest):
     assert parts(epochs, begin=0, end=end) == [
         ("stage-001-prune", pruned, True, False),
         ("stage-001-train", rest, False, True),
@@ -68,7 +68,7 @@ def test_a_gate_needs_an_epoch_of_the_dense_network():
         (20, {"check_val_every_n_epoch": 2}, says("trainer.check_val_every_n_epoch", value=2)),
     ],
 )
-def test_a_gate_that_nothing_could_pass_or_decide_is_refused(kept, trainer, message):
+def test_a_gate_that_cannot_pass_or_has_no_metric_is_refused(kept, trainer, message):
     config = TrainerConfig(**trainer)
     with pytest.raises(ValueError, match=message):
         check_gate(GateConfig(**GATE), {"a": {"": kept}}, {"x": 60, "y": 40}, config)
@@ -80,6 +80,6 @@ def test_a_gate_keeps_pruning_until_its_own_end():
     assert [(fit.key, fit.epochs) for fit in fits] == [("stage-000-prune", 8), ("stage-000-train", 2)]
 
 
-def test_the_fits_of_a_stage_end_their_epochs_alike():
+def test_fits_of_a_stage_end_their_epochs_by_the_same_rule():
     fits = fits_of(Stage(0, ("wine", "iris"), 6, "shortest"), 2, make_pruning())
     assert [fit.uneven for fit in fits] == ["shortest", "shortest"]

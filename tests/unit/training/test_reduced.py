@@ -1,4 +1,4 @@
-"""What processes send each other with each step: the task's own weights, and nothing of the rest of the network."""
+"""Processes exchange the gradients of the task's weights in each step, and no others."""
 
 import os
 from functools import partial
@@ -17,10 +17,10 @@ from msh.training.callbacks import IterativePruning
 @pytest.fixture
 def sent(monkeypatch):
     """Bytes of each bucket of gradients that DDP reduces; a group of one process goes the same way as a larger one."""
-    found = []
+    sizes = []
 
     def count(state, bucket):
-        found.append(bucket.buffer().numel() * bucket.buffer().element_size())
+        sizes.append(bucket.buffer().numel() * bucket.buffer().element_size())
         future = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
@@ -32,7 +32,7 @@ def sent(monkeypatch):
 
     monkeypatch.setattr(trainers, "DDPStrategy", partial(Counting, process_group_backend="gloo"))
     with patch.dict(os.environ):  # Lightning leaves its port there
-        yield found
+        yield sizes
     torch.distributed.destroy_process_group()
 
 
@@ -45,6 +45,6 @@ def test_only_the_subnetworks_own_weights_are_reduced(density, sent, tmp_path):
     module.network.compact("a")
     private = sum(tensor.numel() for tensor in module.network.subnetwork("a").private_tensors().values())
     fit(module, tmp_path, epochs=2, config=make_config(strategy="ddp", devices=1))
-    own = sum(wanted["a"].values())
-    assert sum(sent) == 4 * (own + private) * 2 * STEPS
-    assert own == pytest.approx(density * sum(sizes.values()), rel=0.05)
+    budget = sum(wanted["a"].values())
+    assert sum(sent) == 4 * (budget + private) * 2 * STEPS
+    assert budget == pytest.approx(density * sum(sizes.values()), rel=0.05)

@@ -16,17 +16,17 @@ def make_optimizer(lr=1.0):
 
 def rates(scheduler, steps):
     """The rate at the start and after each step."""
-    found = [scheduler.get_last_lr()[0]]
+    seen = [scheduler.get_last_lr()[0]]
     for _ in range(steps):
         scheduler.optimizer.step()
         scheduler.step()
-        found.append(scheduler.get_last_lr()[0])
-    return found
+        seen.append(scheduler.get_last_lr()[0])
+    return seen
 
 
 def test_cosine_ends_at_zero_with_the_fit():
-    found = rates(build_scheduler(partial(lr_scheduler.CosineAnnealingLR), make_optimizer(), 4), 4)
-    assert found == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 0.0], abs=1e-6)
+    seen = rates(build_scheduler(partial(lr_scheduler.CosineAnnealingLR), make_optimizer(), 4), 4)
+    assert seen == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 0.0], abs=1e-6)
 
 
 def test_linear_reaches_its_end_with_the_fit():
@@ -36,22 +36,22 @@ def test_linear_reaches_its_end_with_the_fit():
 
 def test_one_cycle_has_its_peak_and_its_end_within_the_fit():
     factory = partial(lr_scheduler.OneCycleLR, max_lr=1.0)
-    found = rates(build_scheduler(factory, make_optimizer(), 10), 9)
-    assert max(found) == pytest.approx(1.0)
-    assert found[-1] < 1e-4
+    seen = rates(build_scheduler(factory, make_optimizer(), 10), 9)
+    assert max(seen) == pytest.approx(1.0)
+    assert seen[-1] < 1e-4
 
 
-def test_a_length_that_is_set_stays():
-    found = build_scheduler(partial(lr_scheduler.CosineAnnealingLR, T_max=7), make_optimizer(), 4)
-    assert found.T_max == 7
+def test_a_preset_length_stays():
+    scheduler = build_scheduler(partial(lr_scheduler.CosineAnnealingLR, T_max=7), make_optimizer(), 4)
+    assert scheduler.T_max == 7
 
 
-def test_a_scheduler_without_a_length_is_given_none():
-    found = build_scheduler(partial(lr_scheduler.StepLR, step_size=2, gamma=0.1), make_optimizer(), 4)
-    assert rates(found, 4) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+def test_a_scheduler_without_a_length_gets_none():
+    scheduler = build_scheduler(partial(lr_scheduler.StepLR, step_size=2, gamma=0.1), make_optimizer(), 4)
+    assert rates(scheduler, 4) == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
 
 
-def test_a_fit_steps_the_scheduler_with_each_batch_to_its_end(tmp_path):
+def test_a_fit_steps_the_scheduler_with_every_batch(tmp_path):
     config = make_config()
     config.scheduler = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True}
     seen = AfterBatch(lambda epoch, batch, module: module.optimizers().param_groups[0]["lr"])

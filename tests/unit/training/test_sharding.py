@@ -1,4 +1,4 @@
-"""Shards. A group of one process goes the same way as a larger one; tests/integration/test_ranks.py has two."""
+"""Sharded fits in a group with one process; tests/integration/test_ranks.py has two."""
 
 import os
 from itertools import pairwise
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences
+from messages import says
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import newest_readable
@@ -23,7 +24,7 @@ WANTED = {"a": {"2.weight": 3, "6.weight": 10}}
 
 @pytest.fixture(autouse=True)
 def _group():
-    """Lightning takes what is left of a group of processes, and its port, for one that it is in."""
+    """Clean up after each test: Lightning takes a leftover process group, and its port, for its own."""
     with patch.dict(os.environ):
         yield
     leave_group()
@@ -54,7 +55,7 @@ def fused_sgd(parameters):
     ("criterion", "rewind", "optimizer"),
     [("magnitude", None, fused_sgd), ("weight_gradient", 1, adamw), ("learned", None, adamw)],
 )
-def test_a_sharded_fit_ends_as_one_that_is_not(criterion, rewind, optimizer, tmp_path):
+def test_a_sharded_fit_ends_like_one_without_shards(criterion, rewind, optimizer, tmp_path):
     networks = {}
     for strategy in ("auto", "fsdp"):
         module = begin(make_module(optimizer=optimizer, norm="batch"), "a", criterion)
@@ -70,7 +71,7 @@ def test_a_sharded_fit_ends_as_one_that_is_not(criterion, rewind, optimizer, tmp
             torch.testing.assert_close(states["fsdp"][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_trains_is_in_shards_during_a_fit_and_whole_where_it_is_asked_for_and_after(tmp_path):
+def test_parameters_are_sharded_during_a_fit_and_whole_on_request_and_after(tmp_path):
     def look(epoch, batch, module):
         sub = module.network.subnetwork("a")
         sharded = {name: type(p) for name, p in sub.named_parameters()}
@@ -79,17 +80,17 @@ def test_what_trains_is_in_shards_during_a_fit_and_whole_where_it_is_asked_for_a
             whole = {name: type(p) for name, p in sub.named_parameters()}
             sub.values["2.weight"].data.fill_(epoch)
         with module.whole():
-            kept = bool((sub.values["2.weight"] == epoch).all())
-        return sharded, whole, kept, all(isinstance(state, DTensor) for state in states)
+            is_saved = bool((sub.values["2.weight"] == epoch).all())
+        return sharded, whole, is_saved, all(isinstance(state, DTensor) for state in states)
 
     module = begin(make_module(optimizer=adamw), "a")
     seen = AfterBatch(look)
     fit(module, tmp_path, seen, epochs=1, config=make_settings("fsdp"))
-    for sharded, whole, kept, states_sharded in seen.seen:
+    for sharded, whole, is_saved, states_sharded in seen.seen:
         assert len(sharded) == len(whole) > 3
         assert set(whole.values()) == {torch.nn.Parameter}
         assert all(issubclass(kind, DTensor) for kind in sharded.values())
-        assert kept
+        assert is_saved
         assert states_sharded
     sub = module.network.subnetwork("a")
     assert {type(p) for p in sub.parameters()} == {torch.nn.Parameter}
@@ -97,7 +98,7 @@ def test_what_trains_is_in_shards_during_a_fit_and_whole_where_it_is_asked_for_a
 
 
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "fsdp"), ("fsdp", "auto"), ("auto", "fsdp")])
-def test_a_fit_goes_on_from_a_checkpoint_with_or_without_shards(first, then, tmp_path):
+def test_a_fit_resumes_from_a_checkpoint_with_or_without_shards(first, then, tmp_path):
     def stop(epoch, batch, module):
         if epoch == 2:
             raise KeyError("stopped")
@@ -112,10 +113,10 @@ def test_a_fit_goes_on_from_a_checkpoint_with_or_without_shards(first, then, tmp
         learn(tmp_path / "stopped", first, AfterBatch(stop))
     leave_group()
     assert newest_readable(tmp_path / "stopped" / "checkpoints").name.startswith("epoch-00001.")
-    found, expected = learn(tmp_path / "stopped", then), learn(tmp_path / "whole", "auto")
+    resumed, expected = learn(tmp_path / "stopped", then), learn(tmp_path / "whole", "auto")
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+            torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_shares_are_cut_as_torch_does():
@@ -129,10 +130,10 @@ def test_shares_are_cut_as_torch_does():
     assert torch.equal(torch.cat(shares), whole)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_an_error_before_training(tmp_path, monkeypatch):
+def test_an_indivisible_batch_size_is_refused_before_training(tmp_path, monkeypatch):
     module = begin(make_module(make_task("a"), make_task("b", batch_size=5)), "a")
     monkeypatch.setattr("pytorch_lightning.Trainer.world_size", 2)
-    with pytest.raises(ValueError, match=r"tasks\.b\.batch_size = 5 cannot be shared out over 2 processes evenly"):
+    with pytest.raises(ValueError, match=says("tasks.b.batch_size", value=5)):
         fit(module, tmp_path, epochs=1)
 
 
@@ -156,18 +157,12 @@ def test_under_bfloat16_gradients_are_clipped_with_a_fused_optimizer_too(strateg
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"accelerator": "gpu"},
-            "trainer.accelerator = gpu: torch finds none on this machine; trainer.accelerator=cpu",
-        ),
-        ({"accelerator": "cuda"}, "trainer.accelerator = cuda: torch finds none"),
-        (
-            {"strategy": "fsdp", "precision": "16-mixed"},
-            "trainer.precision = 16-mixed .*: use bf16-mixed",
-        ),
+        ({"accelerator": "gpu"}, says("trainer.accelerator", value="gpu")),
+        ({"accelerator": "cuda"}, says("trainer.accelerator", value="cuda")),
+        ({"strategy": "fsdp", "precision": "16-mixed"}, says("trainer.precision", value="16-mixed")),
     ],
 )
-def test_what_this_machine_or_sharding_has_not_is_named(settings, message, monkeypatch):
+def test_a_missing_accelerator_or_unsupported_precision_is_named(settings, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     config = TrainerConfig(**{"accelerator": "cpu"} | settings)

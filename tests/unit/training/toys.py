@@ -1,4 +1,4 @@
-"""A run small enough to look at: tasks of four inputs and three outputs, the tests' tiny backbone, fits of a blink."""
+"""Toy tasks with four inputs and three outputs, the tests' tiny backbone, and fits within milliseconds."""
 
 import pytorch_lightning as pl
 import torch
@@ -34,7 +34,7 @@ def sgd(parameters, lr=0.1, momentum=0.9):
 
 
 def make_module(*tasks, optimizer=sgd, norm="none"):
-    """A module whose network has none of the tasks yet."""
+    """Make a module with a network without tasks."""
     tasks = tasks or (make_task(),)
     return SubnetworkModule(make_network(norm), {task.name: task for task in tasks}, optimizer)
 
@@ -49,7 +49,7 @@ def begin(module, name, criterion="magnitude", reuse="none"):
 
 
 def make_run(names, **settings):
-    """Settings of a run of tasks, by name, or a mapping from name to settings; `tasks` changes some of these."""
+    """Make a run's settings; tasks are names, or a mapping from name to settings, changed by `tasks`."""
     tasks = {name: {} for name in names} | (names if isinstance(names, dict) else {}) | settings.pop("tasks", {})
     filled = {name: {"source": {"_target_": "toys.source"}} | changes for name, changes in tasks.items()}
     blocks = {"backbone": {"_target_": "msh.backbones.MLP"}, "optimizer": {"_target_": "torch.optim.Adam"}}
@@ -57,7 +57,7 @@ def make_run(names, **settings):
 
 
 def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer):
-    """Settings of a run, as far as a fit looks at them."""
+    """Make the settings that a fit reads."""
     settings = {
         "trainer": {"accelerator": "cpu", **trainer},
         "checkpoint": {"min_seconds": min_seconds, "restore_best": restore_best},
@@ -67,11 +67,11 @@ def make_config(min_seconds=1e9, restore_best=False, evaluation=None, **trainer)
 
 
 def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cycle", steps_to_come=0):
-    """One fit of a task, or of a list of them; its checkpoints go into folder/checkpoints."""
-    what = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
+    """Fit a task, or a list of tasks; checkpoints go into folder/checkpoints."""
+    toy = Fit("toy", "toy", epochs, prunes=False, last=True, uneven=uneven)
     run_fit(
         module,
-        what,
+        toy,
         [name] if isinstance(name, str) else name,
         config or make_config(),
         folder,
@@ -83,7 +83,7 @@ def fit(module, folder, *callbacks, name="a", epochs=3, config=None, uneven="cyc
 
 
 class AfterBatch(pl.Callback):
-    """Calls a function with (epoch, batch, module) after each training batch, and keeps what it returns."""
+    """Call a function with (epoch, batch, module) after each training batch, and collect the results."""
 
     def __init__(self, look):
         self.look, self.seen = look, []
@@ -93,7 +93,7 @@ class AfterBatch(pl.Callback):
 
 
 class AfterEpoch(pl.Callback):
-    """Calls a function with (trainer, module) after each validation, and keeps what it returns."""
+    """Call a function with (trainer, module) after each validation, and collect the results."""
 
     def __init__(self, look):
         self.look, self.seen = look, []

@@ -1,4 +1,4 @@
-"""Lightning callbacks: prune within a fit, freeze and check after it, keep what a killed run goes on from."""
+"""Lightning callbacks: prune within a fit, freeze and check after it, save checkpoints to resume from."""
 
 from msh.training.callbacks.best import RestoreBest
 from msh.training.callbacks.checkpoint import EpochCheckpoint

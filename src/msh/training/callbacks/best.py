@@ -1,4 +1,4 @@
-"""The weights of the best epoch."""
+"""Restore the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from msh.training.module import TaskModule
 
 
 class RestoreBest(pl.Callback):
-    """End a fit with each task's weights of its best epoch on the validation split, the latest among equals.
+    """End a fit with each task's weights from its best epoch on the validation split, the latest among equals.
 
-    Only the tasks' own subnetworks are kept, in memory; a parallel stage's tasks each have their own best epoch.
-    Tasks that train the same weights have one together: see `TaskModule.val_score`.
+    Only the subnetworks in training are copied, in memory. Tasks that train the same weights share one best epoch: see
+    `TaskModule.val_score`.
 
     Args:
-        by: what says which epoch is best, "metric" or "loss".
+        by: "metric" or "loss", decides which epoch is best.
     """
 
     def __init__(self, by: str = "metric") -> None:
@@ -27,7 +27,7 @@ class RestoreBest(pl.Callback):
         self.states: dict[str, dict[str, Tensor]] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the weights of every task that is at its best."""
+        """Copy the weights of every task that is at its best."""
         assert isinstance(pl_module, TaskModule)
         if trainer.sanity_checking:
             return
@@ -42,7 +42,7 @@ class RestoreBest(pl.Callback):
                     self.states[name] = {key: t.detach().clone() for key, t in part.state_dict().items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         assert isinstance(pl_module, TaskModule)
         with pl_module.whole():
             for group, part in pl_module.groups().items():
@@ -50,9 +50,9 @@ class RestoreBest(pl.Callback):
                     part.load_state_dict(self.states[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Best scores and weights so far."""
+        """Return the best scores and weights so far."""
         return {"scores": self.scores, "states": self.states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.scores, self.states = dict(state_dict["scores"]), dict(state_dict["states"])

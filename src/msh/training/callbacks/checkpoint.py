@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: what it goes on from if it is killed."""
+"""Save checkpoints within a fit, so that a killed run can resume it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from msh.training.ranks import is_trial
 log = logging.getLogger(__name__)
 
 AGREE_EVERY = 10
-"""Batches between two looks of several processes at whether one of them has received a signal."""
+"""Batches between two exchanges of received signals among processes."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint in full or not at all, and reads it without running code."""
+    """Write checkpoints completely or not at all; read them without running code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write to a temporary file, flush it to the disk, and rename it."""
@@ -36,11 +36,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class EpochCheckpoint(Checkpoint):
-    """Save at the end of an epoch, and keep the newest two; at once, and end the run, if a signal says so.
+    """Save at the end of an epoch, and keep the newest two; after a signal, save at once and end the run.
 
     Args:
-        folder: of this fit's checkpoints.
-        min_seconds: time that must have passed since the last one; 0 saves every epoch.
+        folder: for this fit's checkpoints.
+        min_seconds: least time between two checkpoints; 0 saves every epoch.
     """
 
     def __init__(self, folder: Path, min_seconds: float = 0.0) -> None:
@@ -49,41 +49,41 @@ class EpochCheckpoint(Checkpoint):
         self.saved_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From now on there is always a next checkpoint to end at; after the fit, what it has learned is saved."""
+        """Postpone signals to the next checkpoint; after the fit, the run saves the network."""
         PREEMPTION.postponed = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the run within an epoch, between two optimizer steps; at its end, the epoch's validation comes first."""
+        """End the run after a signal, between two optimizer steps; after the last one, validate first."""
         done = batch_idx + 1
         between = done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
-        if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_told(trainer):
-            log_batch(trainer)  # Lightning's turn to log it never comes
+        if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_signalled(trainer):
+            log_batch(trainer)  # Lightning would log this batch later
             self._end(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if it is time to; every rank does, or none."""
+        """Save if it is time to, on every rank or on none."""
         name = f"epoch-{trainer.current_epoch:05d}"
-        if self._is_told(trainer):
+        if self._is_signalled(trainer):
             self._end(trainer, name)
         due = time.monotonic() - self.saved_at >= self.min_seconds
         if not is_trial(trainer) and trainer.strategy.broadcast(due):
             self._save(trainer, name)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """There will be no next checkpoint."""
+        """End at once from here on: there will be no next checkpoint."""
         PREEMPTION.postponed = False
 
-    def _is_told(self, trainer: pl.Trainer) -> bool:
-        """Whether any process got a signal."""
-        told = PREEMPTION.received is not None
-        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+    def _is_signalled(self, trainer: pl.Trainer) -> bool:
+        """Return true if any process received a signal."""
+        here = PREEMPTION.received is not None
+        return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)
 
     def _end(self, trainer: pl.Trainer, name: str) -> None:
         if not is_trial(trainer):
             self._save(trainer, name)
-            log.info("told to end: saved %s", name)
+            log.info("received a signal: saved %s", name)
         PREEMPTION.end()
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
@@ -96,11 +96,11 @@ class EpochCheckpoint(Checkpoint):
 
 
 PATTERN = "epoch-*.ckpt"
-"""Alphabetical order is that of time: `epoch-00004-batch-000120` comes before `epoch-00004`, the end of that epoch."""
+"""File names sort by time: `epoch-00004-batch-000120` comes before `epoch-00004`, the end of that epoch."""
 
 
 def newest_readable(folder: Path) -> Path | None:
-    """The newest checkpoint of a fit that can be read; those that cannot are passed over, with a warning."""
+    """Find a fit's newest readable checkpoint; skip damaged ones with a warning."""
     for path in sealed_files(folder, PATTERN):
         try:
             if not is_whole(path):
@@ -108,9 +108,6 @@ def newest_readable(folder: Path) -> Path | None:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return path
         except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... on a damaged file
-            log.warning("checkpoint %s cannot be read (%s): falling back to the one before", path, _first_line(error))
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("checkpoint %s cannot be read (%s): falling back to the one before", path, reason)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

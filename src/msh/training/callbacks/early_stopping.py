@@ -1,4 +1,4 @@
-"""Early stopping of each task by itself."""
+"""Stop each task early, independent of the others."""
 
 from __future__ import annotations
 
@@ -8,44 +8,43 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from msh.errors import one_of
+from msh.errors import at_least, invalid, one_of
 from msh.training.module import TaskModule
 
 log = logging.getLogger(__name__)
 
 
 class EarlyStoppingPerTask(pl.Callback):
-    """Stop training each task once it no longer improves on its validation split; the others go on.
+    """Stop training each task once it no longer improves on its validation split; the others continue.
 
-    A task that has stopped gets no more updates; the fit ends when all have. Tasks that train the same weights stop
-    together: see `TaskModule.val_score`. It looks at training after pruning only.
+    A task that has stopped gets no more updates; the fit ends when all have stopped. Tasks that train the same weights
+    stop together: see `TaskModule.val_score`. Fits that prune do not stop early.
 
     Args:
-        patience: epochs in a row without improvement after which a task stops, at least 1.
-        min_delta: improvement over the best so far that counts, at least 0, in the unit of what is monitored.
-        monitor: "loss" or "metric", of the validation split; it also says which epoch is the best.
+        patience: successive epochs without improvement after which a task stops, >= 1.
+        min_delta: smallest improvement over the best so far that counts, >= 0, in the unit of `monitor`.
+        monitor: "loss" or "metric", on the validation split; it also decides which epoch is the best.
     Raises:
-        ValueError: a setting is not allowed.
+        ValueError: a setting is out of range.
     """
 
     def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "loss") -> None:
         super().__init__()
         one_of("early_stopping.monitor", monitor, ("loss", "metric"))
-        if patience < 1:
-            raise ValueError(f"early_stopping.patience = {patience} is not allowed: at least 1 is")
+        at_least("early_stopping.patience", 1, patience)
         if not min_delta >= 0.0:
-            raise ValueError(f"early_stopping.min_delta = {min_delta} is not allowed: at least 0 is")
+            raise invalid("early_stopping.min_delta", ">= 0", min_delta)
         self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
         self.best: dict[str, float] = {}
         self.waited: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """In a resumed fit, tasks that had stopped stay so."""
+        """Stop the tasks that had stopped before a fit was resumed."""
         assert isinstance(pl_module, TaskModule)
         self._stop(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the epochs in which a task did not improve."""
+        """Count the epochs without improvement of each task."""
         assert isinstance(pl_module, TaskModule)
         if trainer.sanity_checking:
             return
@@ -66,9 +65,9 @@ class EarlyStoppingPerTask(pl.Callback):
         module.stop(task for group in stopped for task in group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best scores so far, and epochs without improvement."""
+        """Return the best scores so far, and the epochs without improvement."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.best, self.waited = dict(state_dict["best"]), dict(state_dict["waited"])

@@ -1,4 +1,4 @@
-"""Freeze a stage's subnetworks when its last fit ends: their parameters become buffers."""
+"""Freeze a stage's subnetworks when its last fit ends."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from msh.training.ranks import from_rank_zero
 
 
 class TakeFromRankZero(pl.Callback):
-    """End a fit with the same tensors on every rank: running statistics differ until then."""
+    """End a fit with rank 0's tensors on every rank: running statistics differ between ranks."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take what rank 0 has."""
+        """Load rank 0's tensors."""
         assert isinstance(pl_module, TaskModule)
         for part in pl_module.groups().values():
             part.load_state_dict(from_rank_zero(pl_module, part.state_dict()))
 
 
 class Freeze(TakeFromRankZero):
-    """Freeze the tasks of the fit when it ends."""
+    """Freeze a fit's tasks when it ends: their parameters become buffers."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the tasks' weights into the dense tensors; after this no optimizer can find them."""
+        """Write the tasks' weights into the dense tensors, where no optimizer finds them."""
         super().on_fit_end(trainer, pl_module)
         assert isinstance(pl_module, SubnetworkModule)
         for task in pl_module.context.tasks:

@@ -1,20 +1,16 @@
-"""Pruning for as long as the validation metric allows."""
+"""Prune below the budget for as long as the validation metric allows."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from msh.subnetworks import (
-    WEIGHTS,
-    Criterion,
-    Granularity,
-    Schedule,
     candidate_counts,
     cut,
     empty_layers,
@@ -30,65 +26,54 @@ from msh.training.ranks import from_rank_zero
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class GatedPruning(IterativePruning):
-    """Narrow the candidates of the tasks down to their budgets, then each one's further while it stays good enough.
+    """Narrow the candidates of the tasks to their budgets, then continue with each task while it stays good enough.
 
-    The dense reference of a task is its best validation metric before the first cut. From the last cut to the budget
-    on, each epoch ends with a look at the metric. Within the tolerance, the task's weights and mask are kept as
-    acceptable and the sparsity is raised by a step; where it is not for `patience` epochs, the task goes back to what
-    was acceptable last and trains no more. A step that would leave it no weight of a layer is not taken: the task ends
-    there. A task that never comes near its reference keeps its budget. The fit ends
-    when all tasks have ended.
+    The dense reference of a task is its best validation metric before the first cut. After the last cut to the budget,
+    each epoch ends with a decision on the metric. Within the tolerance, the task's weights and mask are saved as
+    acceptable and its sparsity grows by a step. Outside it for `patience` epochs, the task returns to the last
+    acceptable state and stops. A task also stops before a step that would leave it no weight in a layer. A task that
+    never comes near its reference keeps its budget. The fit ends when all tasks have stopped.
 
     Args:
         gate: step, maximum, patience and tolerance; its `until` is the end of the fit.
-        wanted: as the further ones, those of `IterativePruning`; the most that tasks may keep.
+        others: as in `IterativePruning`; `wanted` is the most that tasks may keep.
     Source: Renn et al. 2022, arXiv 2207.08821, and their library beyondml, RSN2.
     """
 
-    def __init__(
-        self,
-        gate: GateConfig,
-        wanted: Mapping[str, Mapping[str, int]],
-        criterion: Criterion,
-        schedule: Schedule,
-        begin: float,
-        end: float,
-        rounds: int,
-        rescale: bool = True,
-        rewind_epoch: int | None = None,
-        sample: int = 1000,
-        granularity: Granularity = WEIGHTS,
-        allow_empty: bool = False,
-        batch_size: int | None = None,
-    ) -> None:
-        own = (rescale, rewind_epoch, sample, granularity, allow_empty, batch_size)
-        super().__init__(wanted, criterion, schedule, begin, end, rounds, *own)
-        assert gate.step is not None
-        self.gate, self.step = gate, gate.step
-        self.reference: dict[str, float] = {}
-        self.level = dict.fromkeys(self.wanted, 0)
-        """Steps below the budget that each task has gone."""
-        self.waited = dict.fromkeys(self.wanted, 0)
-        self.accepted: dict[str, dict[str, Tensor]] = {}
-        self.ended: list[str] = []
+    gate: GateConfig = field(kw_only=True)
+    reference: dict[str, float] = field(default_factory=dict, init=False)
+    level: dict[str, int] = field(default_factory=dict, init=False)
+    """Task to the number of steps that it is below its budget."""
+    waited: dict[str, int] = field(default_factory=dict, init=False)
+    """Task to the number of epochs since its last step."""
+    accepted: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    ended: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        assert self.gate.step is not None
+        self.step = self.gate.step
+        self.level, self.waited = dict.fromkeys(self.wanted, 0), dict.fromkeys(self.wanted, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """In a resumed fit, tasks that had ended stay so."""
+        """Stop the tasks that had ended before a fit was resumed."""
         assert isinstance(pl_module, SubnetworkModule)
         super().on_train_start(trainer, pl_module)
         pl_module.stop(self.ended)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the sparsity that the metrics belong to."""
+        """Log the sparsity beside the metrics."""
         assert isinstance(pl_module, SubnetworkModule)
         log_sparsity(pl_module, self.wanted)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how good the dense network is; once the budgets are reached, decide for each task."""
+        """Record the dense network's scores; once the budgets are reached, decide for each task."""
         assert isinstance(pl_module, SubnetworkModule)
-        found = {task: pl_module.val_score(trainer.callback_metrics, (task,)) for task in self.wanted}
-        scores = {task: score for task, score in from_rank_zero(pl_module, found).items() if score is not None}
+        known = {task: pl_module.val_score(trainer.callback_metrics, (task,)) for task in self.wanted}
+        scores = {task: score for task, score in from_rank_zero(pl_module, known).items() if score is not None}
         done = trainer.current_epoch + 1
         if done <= self.begin:
             self.reference = {task: max(s, self.reference.get(task, -math.inf)) for task, s in scores.items()}
@@ -101,7 +86,7 @@ class GatedPruning(IterativePruning):
         pl_module.stop(self.ended)
 
     def _decide(self, module: SubnetworkModule, task: str, score: float, last: bool) -> None:
-        """Take the next step, wait, or go back and end."""
+        """Take the next step, wait, or return to the last acceptable state and end."""
         self.waited[task] += 1
         reference = self.reference[task]
         at_maximum = self._sparsity(module, task, self.level[task]) >= self.gate.maximum - 1e-9
@@ -110,10 +95,10 @@ class GatedPruning(IterativePruning):
                 self._end(task, "is acceptable")
                 return
             accepted = keep_state(module.network, task)
-            masks = self._further(module, task, self.level[task] + 1)
+            masks = self._choose(module, task, self.level[task] + 1)
             empty = [] if self.allow_empty else empty_layers(module.network, task, masks)
             if empty:
-                self._end(task, f"is acceptable; a further step would leave it no weight of layer {empty[0]!r}")
+                self._end(task, f"is acceptable; the next step would leave it no weight in layer {empty[0]!r}")
                 return
             self.accepted[task] = accepted
             self.level[task] += 1
@@ -133,12 +118,12 @@ class GatedPruning(IterativePruning):
         log.info("%s ends %d steps below its budget, which %s", task, self.level[task], why)
 
     def _sparsity(self, module: SubnetworkModule, task: str, level: int) -> float:
-        """Share of the network's weights that the task does without, so many steps below its budget."""
+        """Compute a task's sparsity at a number of steps below its budget."""
         budget = sum(self.wanted[task].values()) / sum(module.network.sizes().values())
         return min(1.0 - budget + level * self.step, self.gate.maximum)
 
-    def _further(self, module: SubnetworkModule, task: str, level: int) -> dict[str, Tensor]:
-        """Choose weights at the sparsity of a level: in every tensor the same share of the budget, at least one.
+    def _choose(self, module: SubnetworkModule, task: str, level: int) -> dict[str, Tensor]:
+        """Choose weights at a level's sparsity: the same share of the budget in every tensor, at least one.
 
         Returns:
             Tensor name to bool, (*shape), or (units,) with units.
@@ -146,17 +131,17 @@ class GatedPruning(IterativePruning):
         network, budget = module.network, self.wanted[task]
         share = (1.0 - self._sparsity(module, task, level)) * sum(network.sizes().values()) / sum(budget.values())
         now = candidate_counts(network, task, budget, self.granularity)
-        kept = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
-        scores = self._score(module, task, self.rounds + level)
-        return from_rank_zero(module, choose(scores, kept, self.granularity.candidates(network, task)))
+        counts = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
+        scores = self._score(module, task, self.rounds + level)  # tensor name to (*shape), or (units,)
+        return from_rank_zero(module, choose(scores, counts, self.granularity.candidates(network, task)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit needs, beside what pruning to the budgets does."""
-        own = ("reference", "level", "waited", "accepted", "ended")
-        return super().state_dict() | {name: getattr(self, name) for name in own}
+        """Return the state of pruning to the budgets, and of the gate."""
+        names = ("reference", "level", "waited", "accepted", "ended")
+        return super().state_dict() | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.reference, self.level, self.waited = (dict(state_dict[name]) for name in ("reference", "level", "waited"))
         self.accepted, self.ended = dict(state_dict["accepted"]), list(state_dict["ended"])

@@ -1,4 +1,4 @@
-"""The guarantee: what has been learned does not change by a bit."""
+"""Guarantee that frozen tasks do not change by a single bit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from msh.errors import requirement
 from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
 from msh.subnetworks import MultiSubnetwork
@@ -29,13 +30,13 @@ class GuaranteeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a task was when it was frozen.
+    """A task at the time it was frozen.
 
     Attributes:
         outputs: (examples, outputs), on the CPU.
-        digest: of all its weights and private tensors.
-        computed_on: what computed the outputs.
-        batch_size: examples per batch in which they were computed; None: all of them in one, as earlier releases did.
+        digest: over all its weights and private tensors.
+        computed_on: device, threads and torch version that computed the outputs.
+        batch_size: examples per batch for the outputs; None: all in one batch, as in earlier releases.
     """
 
     outputs: Tensor
@@ -45,34 +46,34 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """A task's record.
+    """Read a task's record.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        FileNotFoundError: there is no record.
+        ValueError: the record is damaged.
     """
     tensors, metadata = open_safetensors(path)
     size = metadata.get("batch_size")
     if size is not None and not (size.isdecimal() and int(size) >= 1):
-        raise ValueError(f"{path} is damaged: its batch_size must be >= 1, got {size!r}")
+        raise ValueError(f"{path} is damaged: {requirement('batch_size', '>= 1', size)}")
     batch_size = None if size is None else int(size)
     try:
         return Record(tensors["outputs"], metadata["digest"], metadata["computed_on"], batch_size)
     except KeyError as error:
-        raise ValueError(f"{path} is damaged: it has no {error}") from error
+        raise ValueError(f"{path} is damaged: {error} is missing") from error
 
 
 class Guarantee(pl.Callback):
-    """Record each task when it is frozen; compare all earlier ones, bitwise, after every later stage.
+    """Record each task when it is frozen; compare all earlier tasks, bitwise, after every later stage.
 
-    Recorded are the outputs on validation examples and a digest of all weights and private tensors.
+    A record has the outputs on validation examples, and a digest over all weights and private tensors.
 
     Args:
-        folder: where records are kept, so that a resumed run compares with the same.
+        folder: for the records, which a resumed run reads again.
         examples: validation examples per task.
         on_violation: "error" ends the run; "warn" logs and counts.
-        batch_size: examples per batch in which new records are computed; each task's own when None. Outputs are
-            compared in the batches of their record, as others may round otherwise.
+        batch_size: examples per batch for new records; each task's own when None. A comparison uses the record's
+            batch size, as another may round differently.
     """
 
     def __init__(
@@ -83,13 +84,12 @@ class Guarantee(pl.Callback):
         batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.folder, self.examples, self.on_violation = folder, examples, on_violation
-        self.batch_size = batch_size
+        self.folder, self.examples, self.on_violation, self.batch_size = folder, examples, on_violation, batch_size
         self.checked = 0
         self.violations = 0
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check what was frozen before this fit, then record what it has frozen."""
+        """Check the tasks frozen before this fit, then record those that it has frozen."""
         assert isinstance(pl_module, SubnetworkModule)
         frozen = [t for t in pl_module.network.tasks if pl_module.network.subnetwork(t).phase == "frozen"]
         self.check(pl_module, [task for task in frozen if task not in pl_module.context.tasks])
@@ -99,7 +99,7 @@ class Guarantee(pl.Callback):
         trainer.strategy.barrier()
 
     def record(self, module: SubnetworkModule, task: str) -> None:
-        """Write down a task's outputs and digest."""
+        """Write a task's outputs and digest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         size = self.batch_size or module.tasks[task].batch_size
         metadata = {"digest": module.network.digest(task), "computed_on": _computed_on(module.device)}
@@ -107,49 +107,47 @@ class Guarantee(pl.Callback):
         write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata | {"batch_size": str(size)}))
 
     def has(self, task: str) -> bool:
-        """Whether there is a record of a task."""
+        """Return true if there is a record for a task."""
         return (self.folder / f"{task}.safetensors").exists()
 
     def check(self, module: SubnetworkModule, tasks: Iterable[str]) -> None:
         """Compare tasks with their records.
 
         Raises:
-            GuaranteeError: one has changed, and violations are errors.
+            GuaranteeError: a task has changed, and `on_violation` is "error".
         """
         for task in tasks:
             record = read_record(self.folder / f"{task}.safetensors")
-            module.network.forget_modules(task)  # compare what is stored now
+            module.network.forget_modules(task)  # compare the tensors stored now
             problems = []
             if module.network.digest(task) != record.digest:
                 problems.append("its weights")
             if record.computed_on != _computed_on(module.device):
                 log.warning(
-                    "task %s was recorded on %s and this is %s, where the same weights may round otherwise: "
-                    "its weights are compared, its outputs are not",
+                    "task %s was recorded on %s and this is %s, which may round differently: its weights are compared, "
+                    "its outputs are not",
                     *(task, record.computed_on, _computed_on(module.device)),
                 )
             elif not same_bits(self._outputs(module, task, record.batch_size), record.outputs):
                 problems.append("its outputs")
-            module.network.forget_modules(task)  # memory does not grow with the tasks that are checked
+            module.network.forget_modules(task)  # memory does not grow with the number of tasks
             self.checked += 1
             if problems:
                 self.violations += 1
-                self._report(f"guarantee violated: task {task!r} has changed since it was frozen: {problems}")
-
-    def _report(self, message: str) -> None:
-        if self.on_violation == "error":
-            raise GuaranteeError(message)
-        log.warning(message)
+                message = f"guarantee violated: task {task!r} has changed since it was frozen: {problems}"
+                if self.on_violation == "error":
+                    raise GuaranteeError(message)
+                log.warning(message)
 
     def _outputs(self, module: SubnetworkModule, task: str, batch_size: int | None) -> Tensor:
-        inputs = module.tasks[task].splits["val"].inputs[: self.examples]
+        inputs = module.tasks[task].splits["val"].inputs[: self.examples]  # (examples, *input shape)
         batches = inputs.split(batch_size or max(1, len(inputs)))
         return torch.cat([frozen_outputs(module.network, task, batch.to(module.device)) for batch in batches])
 
 
 @torch.no_grad()
 def frozen_outputs(network: MultiSubnetwork, task: str, inputs: Tensor) -> Tensor:
-    """A frozen task's outputs (batch, outputs), on the CPU."""
+    """Compute a frozen task's outputs (batch, outputs), on the CPU, from its inputs (batch, *input shape)."""
     outputs: Tensor = network(inputs, task)
     return widened(outputs).cpu().contiguous()
 

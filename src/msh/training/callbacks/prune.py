@@ -1,14 +1,16 @@
-"""Iterative pruning within a fit."""
+"""Prune tasks iteratively within a fit."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
+from msh.errors import invalid
 from msh.subnetworks import (
     WEIGHTS,
     Criterion,
@@ -28,68 +30,67 @@ from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
 
 
+@dataclass(eq=False, repr=False)
 class IterativePruning(pl.Callback):
-    """Narrow the candidates of the tasks in training, cut by cut, down to their budgets.
+    """Narrow the candidates of the tasks in training, cut by cut, to their budgets.
 
-    Cuts fall after training batches, `rounds` of them evenly spaced from `begin` to `end`, the last at `end`.
-    A cut changes masks only: parameters stay the same objects, of the same shape. Tasks of one stage start with the
-    same candidates, each with values of its own, and share them out in order: see `select_apart`. Learned scores choose
-    from `begin` on what tasks compute with, as much as their budgets; cuts narrow what they choose from.
+    The `rounds` cuts follow training batches, evenly spaced from `begin` to `end`, the last at `end`. A cut changes
+    masks only: parameters stay the same objects, with the same shape. Tasks in one stage start with the same
+    candidates, each with separate values, and divide them in order: see `select_apart`. With learned scores, a task
+    computes from `begin` on with the highest-scoring weights within its budget; cuts narrow the candidates.
 
     Args:
         wanted: task to {tensor name, or "" for all: number of elements (weights or units) to keep at the end}.
         criterion: scores the weights.
-        schedule: (candidates at the start, budget, time in [0, 1]) to weights kept.
-        begin: epochs (a fraction counts) before the first round starts.
-        end: epochs (a fraction counts) until the last cut.
+        schedule: (candidates at the start, budget, time in [0, 1]) to number of weights to keep.
+        begin: epochs, or a fraction, before the first round starts.
+        end: epochs, or a fraction, until the last cut.
         rounds: number of cuts.
         rescale: keep each tensor's norm over a cut.
-        rewind_epoch: after each cut, survivors go back to their values after this many epochs; None: they stay.
-        sample: training examples that gradients are computed on.
+        rewind_epoch: after each cut, reset survivors to their values after this many epochs; None: no reset.
+        sample: number of training examples for gradients.
         granularity: elements that are kept as one.
-        allow_empty: let scores leave a task no weight of some layers; else such a cut is an `EmptyLayerError`.
+        allow_empty: let scores leave a task no weight in some layers; else such a cut is an `EmptyLayerError`.
         batch_size: most examples whose gradients are computed at once; see `sample_gradients`.
     Raises:
         ValueError: a setting is out of range.
     Source: Zhu and Gupta 2017; Frankle and Carbin 2019; Renda et al. 2020.
     """
 
-    def __init__(
-        self,
-        wanted: Mapping[str, Mapping[str, int]],
-        criterion: Criterion,
-        schedule: Schedule,
-        begin: float,
-        end: float,
-        rounds: int,
-        rescale: bool = True,
-        rewind_epoch: int | None = None,
-        sample: int = 1000,
-        granularity: Granularity = WEIGHTS,
-        allow_empty: bool = False,
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__()
-        if not 0 <= begin <= end or rounds < 1:
-            raise ValueError(f"begin = {begin}, end = {end}, rounds = {rounds}: needs 0 <= begin <= end, rounds >= 1")
-        if rewind_epoch is not None and not 0 <= rewind_epoch <= begin:
-            raise ValueError(f"rewind_epoch = {rewind_epoch}: must be an epoch before the first cut, 0 to {begin:g}")
-        self.wanted = {task: dict(counts) for task, counts in wanted.items()}
-        self.criterion, self.schedule = criterion, schedule
-        self.begin, self.end, self.rounds = begin, end, rounds
-        self.rescale, self.rewind_epoch, self.sample = rescale, rewind_epoch, sample
-        self.granularity, self.allow_empty, self.batch_size = granularity, allow_empty, batch_size
-        self.rounds_done = 0
-        self.start: dict[str, dict[str, int]] = {}
-        self.earlier: dict[str, dict[str, Tensor]] = {}
+    wanted: Mapping[str, Mapping[str, int]]
+    criterion: Criterion
+    schedule: Schedule
+    begin: float
+    end: float
+    rounds: int
+    rescale: bool = True
+    rewind_epoch: int | None = None
+    sample: int = 1000
+    granularity: Granularity = WEIGHTS
+    allow_empty: bool = False
+    batch_size: int | None = None
+    rounds_done: int = field(default=0, init=False)
+    start: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
+    """Task to its number of candidates at the start, by tensor."""
+    earlier: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    """Task to the values that survivors are rewound to."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not 0 <= self.begin <= self.end:
+            raise invalid("begin", f"in [0, end], [0, {self.end:g}]", self.begin)
+        if self.rounds < 1:
+            raise invalid("rounds", ">= 1", self.rounds)
+        if self.rewind_epoch is not None and not 0 <= self.rewind_epoch <= self.begin:
+            raise invalid("rewind_epoch", f"in [0, begin], [0, {self.begin:g}]", self.rewind_epoch)
 
     def rounds_due(self, step: int, steps_per_epoch: int) -> int:
-        """Number of cuts that must have been made after this many batches of the fit."""
+        """Count the cuts that are due after this many batches."""
         begin, end = self.begin * steps_per_epoch, self.end * steps_per_epoch
         return sum(step >= round(begin + (end - begin) * n / self.rounds) for n in range(1, self.rounds + 1))
 
     def prune_now(self, module: SubnetworkModule) -> None:
-        """Make all cuts at once, outside a fit: pruning at initialisation."""
+        """Make all cuts at once, outside a fit, to prune at initialisation."""
         self._count_start(module)
         self._keep_earlier(module, 0)
         self._cut_down_to(module, self.rounds)
@@ -99,13 +100,13 @@ class IterativePruning(pl.Callback):
             self.start = {t: candidate_counts(module.network, t, c, self.granularity) for t, c in self.wanted.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the candidates at the start; a resumed fit has the counts already."""
+        """Count the candidates at the start, unless a resumed fit has the counts already."""
         assert isinstance(pl_module, SubnetworkModule)
         self._count_start(pl_module)
         self._choose_if_due(pl_module, 0, int(trainer.num_training_batches))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the values that survivors will be rewound to."""
+        """Save the values that survivors will be rewound to."""
         assert isinstance(pl_module, SubnetworkModule)
         self._keep_earlier(pl_module, trainer.current_epoch)
 
@@ -134,7 +135,7 @@ class IterativePruning(pl.Callback):
                 self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
     def _choose_if_due(self, module: SubnetworkModule, step: int, steps_per_epoch: int) -> None:
-        """From `begin` on let learned scores choose, for each task among weights that are no other's best."""
+        """From `begin` on let learned scores choose each task's weights, apart from the other tasks' best."""
         if not self.criterion.learned or step < round(self.begin * steps_per_epoch):
             return
         if any(module.network.subnetwork(task).kept for task in self.wanted):
@@ -145,20 +146,21 @@ class IterativePruning(pl.Callback):
                 let_scores_choose(module.network, task, budget, self.rescale)
 
     def _cut_down_to(self, module: SubnetworkModule, number: int) -> None:
-        network, kept, scores = module.network, {}, {}
+        # Per task and tensor: counts are numbers; scores and masks are (*shape), with units (units,).
+        network, counts, scores = module.network, {}, {}
         for task, budget in self.wanted.items():
             now, start = candidate_counts(network, task, budget, self.granularity), self.start[task]
-            at = number / self.rounds
-            kept[task] = {name: min(now[name], self.schedule(start[name], n, at)) for name, n in budget.items()}
+            time = number / self.rounds  # in [0, 1]
+            counts[task] = {name: min(now[name], self.schedule(start[name], n, time)) for name, n in budget.items()}
             scores[task] = self._score(module, task, number)
         open_to = {task: self.granularity.candidates(network, task) for task in self.wanted}
-        masks = select_apart(scores, kept, self.wanted, open_to, self.granularity.shared(network))
+        masks = select_apart(scores, counts, self.wanted, open_to, self.granularity.shared(network))
         masks = from_rank_zero(module, masks)
         if not self.allow_empty:
-            self._check_layers(network, masks, kept, scores, open_to)
-        rescale = self.rescale and not self.criterion.learned  # what scores choose has its norm already
-        for task, own in masks.items():
-            cut(network, task, self.granularity.weights(own), rescale, self.granularity)
+            self._check_layers(network, masks, counts, scores, open_to)
+        rescale = self.rescale and not self.criterion.learned  # chosen weights have the norm already
+        for task, mask in masks.items():
+            cut(network, task, self.granularity.weights(mask), rescale, self.granularity)
             if self.rewind_epoch is not None:
                 rewind(network, task, self.earlier[task], self.rescale, self.granularity)
         self.rounds_done = number
@@ -170,28 +172,28 @@ class IterativePruning(pl.Callback):
         self,
         network: MultiSubnetwork,
         masks: Mapping[str, Mapping[str, Tensor]],
-        kept: Mapping[str, Mapping[str, int]],
+        counts: Mapping[str, Mapping[str, int]],
         scores: Mapping[str, Mapping[str, Tensor]],
         open_to: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Raise if a task would keep no weight of a layer; the arguments map each task to those of `check_layers`."""
-        for task, own in masks.items():
-            alone = len(masks) == 1  # else what suffices depends on the other tasks too
+        """Check that every task keeps weights in every layer; arguments map tasks to those of `check_layers`."""
+        for task, mask in masks.items():
+            alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
             known = (scores[task], open_to[task]) if alone else (None, None)
-            check_layers(network, task, own, kept[task], *known)
+            check_layers(network, task, mask, counts[task], *known)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit needs: cuts made, counts at the start, values to rewind to."""
+        """Return the number of cuts made, the counts at the start, and the values to rewind to."""
         return {"rounds_done": self.rounds_done, "start": self.start, "earlier": self.earlier}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.rounds_done = state_dict["rounds_done"]
         self.start, self.earlier = state_dict["start"], state_dict["earlier"]
 
 
 def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
-    """Log the tasks' sparsities, whatever the logging interval is."""
+    """Log the tasks' sparsities, independent of the logging interval."""
     for task, sparsity in sparsities(module, tasks).items():
         module.log(f"{task}/sparsity", sparsity, logger=False, sync_dist=True)
         for logger in module.loggers:
@@ -199,6 +201,6 @@ def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
 
 
 def sparsities(module: SubnetworkModule, tasks: Iterable[str]) -> dict[str, float]:
-    """Task to the share of the network's weights that are no candidates of it, or, after pruning, that it has not."""
+    """Map tasks to their sparsity: the share of the network's weights that are not the task's, or its candidates."""
     total = sum(module.network.sizes().values())
     return {task: 1.0 - sum(int(mask.sum()) for mask in module.network.held(task).values()) / total for task in tasks}

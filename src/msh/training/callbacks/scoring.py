@@ -1,4 +1,4 @@
-"""Scores of a task's weights within a fit, by any criterion."""
+"""Score a task's weights within a fit, by any criterion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msh.tasks.seeds import derive_seed
 from msh.training.module import SubnetworkModule
 
 GRADIENT_BATCH = 500
-"""Most examples whose activations are held at once. Sums over other batches round otherwise, and may choose others."""
+"""Most examples per batch. Another size rounds gradients differently, and may choose other weights."""
 
 
 def score_task(
@@ -30,8 +30,8 @@ def score_task(
         module: its network holds the task.
         task: its name.
         criterion: scores the weights.
-        sample: training examples that gradients are computed on.
-        number: of the cut within the fit, from 1; the draw follows from it.
+        sample: number of training examples for gradients.
+        number: index of the cut within the fit, from 1; seeds the draw.
         granularity: elements that are scored as one.
         batch_size: as for `sample_gradients`.
     Returns:
@@ -45,23 +45,23 @@ def score_task(
 def sample_gradients(
     module: SubnetworkModule, name: str, sample: int, number: int, batch_size: int | None = None
 ) -> dict[str, Tensor]:
-    """Gradient of a task's mean loss over a sample of its training examples, summed up batch by batch.
+    """Compute the gradient of a task's mean loss on a sample of its training examples, batch by batch.
 
     Args:
         module: its network holds the task.
-        name: of the task.
+        name: the task's.
         sample: number of examples.
-        number: of the cut within the fit; the draw follows from it.
-        batch_size: most examples whose activations are held at once; never more than `GRADIENT_BATCH`.
+        number: index of the cut within the fit; seeds the draw.
+        batch_size: most examples per batch, up to `GRADIENT_BATCH`.
     Returns:
         Tensor name to (*shape).
     """
     task = module.tasks[name]
     split = task.splits["train"]
     generator = torch.Generator().manual_seed(derive_seed(module.seed, name, "sample", number))
-    chosen = torch.randperm(len(split), generator=generator)[:sample]
+    chosen = torch.randperm(len(split), generator=generator)[:sample]  # (sample,), rows of the split
 
-    def part_of_loss(rows: Tensor) -> Tensor:
+    def part_of_loss(rows: Tensor) -> Tensor:  # (batch,) to (): parts add up to the sample's mean loss
         inputs, targets = split.inputs[rows].to(module.device), split.targets[rows].to(module.device)
         return len(rows) / len(chosen) * task.loss(module(inputs, name), targets)
 
@@ -70,7 +70,7 @@ def sample_gradients(
     module.eval()
     with torch.enable_grad():
         for rows in chosen.split(min(GRADIENT_BATCH, batch_size or GRADIENT_BATCH)):
-            found = loss_gradients(module.network, name, partial(part_of_loss, rows))
-            total = {tensor: total[tensor] + found[tensor] if total else found[tensor] for tensor in found}
+            part = loss_gradients(module.network, name, partial(part_of_loss, rows))  # tensor name to (*shape)
+            total = {tensor: total[tensor] + part[tensor] if total else part[tensor] for tensor in part}
     module.train(was_training)
     return total

@@ -1,4 +1,4 @@
-"""Scores of the module against the same worked out on all data at once, and losses that are not finite."""
+"""Scores of batches against scores of the whole split, and losses that are not finite."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from toys import STEPS, AfterBatch, AfterEpoch, begin, fit, make_config, make_mo
 
 from msh.tasks.augmentation import Augmentation, Change
 from msh.training.callbacks.checkpoint import newest_readable
-from msh.training.fitting import measure
+from msh.training.fitting import evaluate_tasks
 from msh.training.module import FitContext, NonFiniteLossError
 
 KINDS = ["classification", "regression"]
@@ -35,31 +35,32 @@ def by_hand(module, split):
 
 
 def test_a_score_is_exact_over_uneven_batches(frozen, tmp_path):
-    found = measure(frozen, ["a"], "test", make_config(), tmp_path)["a"]
-    assert found == pytest.approx(by_hand(frozen, "test")[0], rel=1e-6)
-    assert found not in (0.0, 1.0)
+    score = evaluate_tasks(frozen, ["a"], "test", make_config(), tmp_path)["a"]
+    assert score == pytest.approx(by_hand(frozen, "test")[0], rel=1e-6)
+    assert score not in (0.0, 1.0)
 
 
-def test_measuring_again_gives_the_same_to_the_last_digit(frozen, tmp_path):
-    first, val, second = (measure(frozen, ["a"], split, make_config(), tmp_path) for split in ("test", "val", "test"))
+def test_evaluating_again_gives_the_same_to_the_last_digit(frozen, tmp_path):
+    splits = ("test", "val", "test")
+    first, val, second = (evaluate_tasks(frozen, ["a"], split, make_config(), tmp_path) for split in splits)
     assert first == second != val
 
 
 @pytest.mark.parametrize(("size", "largest"), [(None, 8), (3, 3), (100, 100)])
 def test_a_network_evaluates_in_batches_of_the_tasks_size_or_of_the_setting(size, largest, frozen, tmp_path):
-    usual, sizes = measure(frozen, ["a"], "test", make_config(), tmp_path), []
-    hook = frozen.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    found = measure(frozen, ["a"], "test", make_config(evaluation=size), tmp_path)
+    usual, sizes = evaluate_tasks(frozen, ["a"], "test", make_config(), tmp_path), []
+    hook = frozen.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    scores = evaluate_tasks(frozen, ["a"], "test", make_config(evaluation=size), tmp_path)
     hook.remove()
     assert max(sizes) == largest
     assert sum(sizes) == 1101
-    assert found == (usual if frozen.tasks["a"].kind == "classification" else pytest.approx(usual, rel=1e-6))
+    assert scores == (usual if frozen.tasks["a"].kind == "classification" else pytest.approx(usual, rel=1e-6))
 
 
-def test_measuring_changes_nothing_of_the_network(tmp_path):
+def test_an_evaluation_does_not_change_the_network(tmp_path):
     module = begin(make_module(norm="batch"), "a")
     before = {name: tensor.clone() for name, tensor in module.network.subnetwork("a").state_dict().items()}
-    measure(module, ["a"], "test", make_config(), tmp_path)
+    evaluate_tasks(module, ["a"], "test", make_config(), tmp_path)
     after = module.network.subnetwork("a").state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -85,7 +86,7 @@ def test_each_epochs_scores_are_of_that_epoch_alone(kind, tmp_path):
 
 def test_the_stages_loss_is_the_sum_of_its_tasks_losses(tmp_path):
     module = begin(begin(make_module(make_task("a"), make_task("b", "regression")), "a"), "b")
-    measure(module, ["a", "b"], "val", make_config(), tmp_path)
+    evaluate_tasks(module, ["a", "b"], "val", make_config(), tmp_path)
     metrics = module.trainer.callback_metrics
     losses = metrics["a/val/loss"], metrics["b/val/loss"]
     assert metrics["val/loss"] == losses[0] + losses[1]
@@ -107,10 +108,10 @@ def test_the_optimizer_has_the_learning_tasks_parameters_and_no_other():
     module.network.freeze("a")
     begin(module, "b")
     module.begin_fit(FitContext(tasks=("b",)))
-    found = [parameter for group in module.configure_optimizers().param_groups for parameter in group["params"]]
+    trained = [parameter for group in module.configure_optimizers().param_groups for parameter in group["params"]]
     expected = list(module.network.subnetwork("b").parameters())
-    assert {id(parameter) for parameter in found} == {id(parameter) for parameter in expected}
-    assert len(found) == len(expected) > 0
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in expected}
+    assert len(trained) == len(expected) > 0
 
 
 # ---- losses that are not finite
@@ -134,15 +135,15 @@ def test_the_last_good_checkpoint_is_kept(tmp_path):
     module = begin(make_module(), "a")
     with pytest.raises(NonFiniteLossError, match="in epoch 2 of toy"):
         fit(module, tmp_path, AfterBatch(poison), epochs=5, config=make_config(min_seconds=0))
-    kept = newest_readable(tmp_path / "checkpoints")
-    assert kept.name.startswith("epoch-00001.")
-    state = torch.load(kept, weights_only=True)["state_dict"]
+    newest = newest_readable(tmp_path / "checkpoints")
+    assert newest.name.startswith("epoch-00001.")
+    state = torch.load(newest, weights_only=True)["state_dict"]
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 5
     assert all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def test_a_fit_after_one_that_failed_starts_clean(tmp_path):
+def test_a_fit_after_a_failed_one_starts_clean(tmp_path):
     module = begin(make_module(), "a")
     module.context.nonfinite = {"a": torch.ones((), dtype=torch.bool)}
     fit(module, tmp_path, epochs=1)
@@ -153,7 +154,7 @@ def test_a_fit_after_one_that_failed_starts_clean(tmp_path):
 # ---- augmentation
 
 
-def test_training_batches_are_augmented_and_measuring_is_not(tmp_path):
+def test_only_training_batches_are_augmented(tmp_path):
     batches = []
 
     def keep(inputs, draws):
@@ -165,5 +166,5 @@ def test_training_batches_are_augmented_and_measuring_is_not(tmp_path):
     assert [tuple(draws.shape) for draws in batches] == [(8, 1)] * (2 * STEPS)
     assert len(torch.cat(batches).unique()) == 8 * 2 * STEPS
     module.network.freeze("a")
-    measure(module, ["a"], "test", make_config(), tmp_path)
+    evaluate_tasks(module, ["a"], "test", make_config(), tmp_path)
     assert len(batches) == 2 * STEPS
