@@ -1,7 +1,6 @@
 """List the kinds of file that the program reads, each with a small valid file and a reader."""
 
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from fuzz.formats import (
 from fuzz.harness import Kind
 from helpers import learn, load_network, make_head, make_network
 from msh.backbones import MLP
-from msh.cli.resume import rewrite_arguments
+from msh.cli.resume import compose_resumed
 from msh.files import plans, version1
 from msh.files.merging import merge_files, release_task, split_task
 from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
@@ -276,9 +275,8 @@ def read_config(folder: Path) -> None:
 
 
 def resume(folder: Path) -> None:
-    """`resume=RUN_DIR`: the overrides that the run was started with."""
-    with patch.object(sys, "argv", ["train.py", f"resume={folder / 'run'}"]):
-        rewrite_arguments()
+    """`resume=RUN_DIR`: the stored config, and the overrides that the run was started with."""
+    compose_resumed(folder / "run", None, ["seed=3"])
 
 
 def show_sweep(folder: Path) -> None:
@@ -318,6 +316,7 @@ def run_kinds(folder: Path) -> list[Kind]:
         Kind("run: network", files, "run/network.safetensors", TENSOR_FILE, report_on),
         Kind("metrics.csv to go on", files, "run/metrics.csv", (hostile_csv,), go_on_logging),
         Kind("config.yaml", files, "run/.hydra/config.yaml", yaml, read_config),
+        Kind("config.yaml to resume", files, "run/.hydra/config.yaml", yaml, resume),
         Kind("overrides.yaml", files, "run/.hydra/overrides.yaml", yaml, resume),
         Kind("sweep: overrides.yaml", job, "0/.hydra/overrides.yaml", yaml, show_sweep),
         Kind("sweep: results.json", job, "0/results.json", (hostile_json,), show_sweep),

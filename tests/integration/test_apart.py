@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import SMALL, here, run
 
-from msh.cli import evaluate, merge, plan, release, split, train
+from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
 from msh.files.state_file import open_safetensors, read_state
 from msh.training.run import Run
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
-    here(merge.main, "plan", *files, "-o", "merged", cwd=folder)
+    here(app.main, "merge", "plan", *files, "-o", "merged", cwd=folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def test_jobs_apart_merge_into_the_very_file_of_a_run_of_all_tasks(folder):
         own = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
         assert own.read_bytes() == (folder / "together" / "subnetworks" / own.name).read_bytes()
         assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
-        here(split.main, "merged", task, "-o", "split", cwd=folder)
+        here(app.main, "split", "merged", task, "-o", "split", cwd=folder)
         assert (folder / "split").read_bytes() == own.read_bytes()
 
 
@@ -102,9 +102,9 @@ def test_a_merged_network_is_measured_and_takes_a_further_task_up(folder, grown,
     here(evaluate.main, f"run={grown[0]}", cwd=folder)
     network = grown[0] / "network.safetensors"
     with pytest.raises(SystemExit):
-        here(release.main, network, "wine", "-o", tmp_path / "less", cwd=folder)
+        here(app.main, "release", network, "wine", "-o", tmp_path / "less", cwd=folder)
     assert "task 'wine' cannot be released: 'iris' read its weights" in capsys.readouterr().err
-    here(release.main, network, "iris", "-o", tmp_path / "less", cwd=folder)
+    here(app.main, "release", network, "iris", "-o", tmp_path / "less", cwd=folder)
     left, merged = tensors(tmp_path / "less"), tensors(folder / "merged")
     assert left.keys() == merged.keys()
     assert all(torch.equal(left[key], merged[key]) for key in left)

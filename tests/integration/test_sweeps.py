@@ -10,8 +10,7 @@ from running import SMALL, here
 
 from fakes import write_sweep
 from messages import says
-from msh.cli import sweep as sweep_command
-from msh.cli import train
+from msh.cli import app, train
 from msh.report.sweep_page import write_sweep_page
 from msh.training.run import Run
 
@@ -44,7 +43,7 @@ def test_a_job_that_crashes_is_named_and_done_again_while_finished_ones_are_left
     assert "Launching 1 jobs" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert rows(tmp_path) == first | {"1": rows(tmp_path)["1"]}
-    here(sweep_command.main, "sweep", cwd=tmp_path)
+    here(app.main, "sweep", "sweep", cwd=tmp_path)
     assert "3 jobs, 2 finished" in capsys.readouterr().out
     assert "Too few jobs" in (tmp_path / "sweep" / "sweep.html").read_text()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ def user_errors() -> Iterator[None]:
         _log_traceback(error)
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before a run listens, or in another command
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         if not wants_traceback:
             os.environ.pop(FULL, None)

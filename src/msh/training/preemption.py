@@ -1,6 +1,6 @@
 """Signals that end a run: a checkpoint is written first, and the run folder can be resumed.
 
-SIGTERM ends the run. So does SIGUSR1, which SLURM can be told to send before the time is up
+SIGTERM and Ctrl-C (SIGINT) end the run. So does SIGUSR1, which SLURM can be told to send before the time is up
 (`#SBATCH --signal=USR1@120`); within SLURM the job is then put back into the queue.
 """
 
@@ -18,7 +18,7 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 REQUEUE = signal.SIGUSR1
-SIGNALS = (signal.SIGTERM, REQUEUE)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, REQUEUE)
 
 
 class PreemptedError(SystemExit):
@@ -63,9 +63,12 @@ class Preemption:
                 signal.signal(signum, self._take)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
+        pressed_twice = signum == self.received == signal.SIGINT
         self.received = signum
-        if not self.postponed:
+        if pressed_twice or not self.postponed:
             raise PreemptedError(signum)
+        if signum == signal.SIGINT:
+            log.warning("stopping at the next checkpoint; Ctrl-C again stops at once")
 
     def release(self) -> None:
         """What was to be saved is saved: a signal that came in between ends the run now, and later ones at once.

@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from msh.cli.app import main
 from msh.cli.configs import config_folder
-from msh.cli.main import main
 from msh.cli.train import _check_tasks_named_once
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.config import NAMED, register, run_config
