@@ -154,7 +154,7 @@ def _changes(folder: Path, stored: DictConfig, overrides: Sequence[str]) -> Iter
                 f"{folder} was started with {key} = {started.get(key, 'null')}, not {value}: a resumed run keeps its "
                 "settings; start a new run for others"
             )
-        if key in NAMED or (Path(config_folder()) / key).is_dir() and not key.startswith("hydra"):  # a group
+        if key in NAMED or ((Path(config_folder()) / key).is_dir() and not key.startswith("hydra")):  # a group
             if key in BY_NAME:
                 stored[key] = {}
             yield f"+{key}={value}"

@@ -165,7 +165,7 @@ class StageProgress(ProgressBar):
 
 
 def can_draw(console: Console) -> bool:
-    """Tell whether a line can be redrawn: in a notebook, or on a terminal; not in a file, whatever the environment says."""
+    """Tell whether a line can be redrawn: in a notebook or on a terminal, not in a file, whatever the environment says."""
     return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
 
 
