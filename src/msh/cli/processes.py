@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun have started: one run, one run folder."""
+"""Find out which of several processes this is, when torchrun or srun started them: one run, one run folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def place_among_processes() -> tuple[int, int]:
-    """(this process's rank, number of processes), as torchrun or srun say; (0, 1) if neither has started it.
+    """Return (rank of this process, number of processes) from torchrun or srun; (0, 1) if neither started it.
 
-    Processes that Lightning starts by itself are not counted: it tells them their folder.
+    Processes that Lightning starts are not counted: it passes them their folder.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -25,8 +25,10 @@ FEW = 4
 """Up to so many tasks in training are shown one by one; of more, the mean sparsity and the sum of the losses."""
 EVERY = 0.5
 """Seconds between two redraws of the line."""
-BAR = (10, 24)
+BAR = (6, 24)
 """Least and most width of the bar, in characters; numbers come before a wider one."""
+NUMBER, LEFT = 5, len("  59 min left")
+"""Width kept for a number and for the time left, so that the line does not jump."""
 
 
 class StageProgress(ProgressBar):
@@ -66,10 +68,10 @@ class StageProgress(ProgressBar):
         left = self.seconds_left(trainer, module)
         tail = "" if left is None else f"  {spoken(left)} left"
         head = f"{module.context.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        room, numbers = width - len(head) - len(tail) - BAR[0] - 2, ""
+        room, numbers = width - len(head) - max(LEFT, len(tail)) - BAR[0] - 2, ""
         for name, value in self._numbers(trainer, module).items():
             short = name.removeprefix(f"{module.context.tasks[0]}/") if len(module.context.tasks) == 1 else name
-            number = f"  {short} {value:.3g}"
+            number = f"  {short} {value:<{NUMBER}.3g}"
             if not name.endswith("train/loss") and len(numbers) + len(number) <= room:
                 numbers += number
         bar = max(0, min(BAR[1], BAR[0] + room - len(numbers)))
@@ -165,7 +167,7 @@ class StageProgress(ProgressBar):
 
 
 def can_draw(console: Console) -> bool:
-    """Tell whether a line can be redrawn: in a notebook or on a terminal, not in a file, whatever the environment says."""
+    """Tell whether a line can be redrawn: in a notebook, or on a terminal; never in a file."""
     return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
 
 
