@@ -130,8 +130,7 @@ def _nearest_key(text: str) -> str:
 
 def known_keys() -> list[str]:
     """List all keys of the schema, dotted, and all config groups."""
-    from msh.training.config import NAMED, RunConfig
-    from msh.training.typed import hydra_schema
+    from msh.training.config import NAMED, SCHEMA
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         if isinstance(node, dict):
@@ -141,4 +140,4 @@ def known_keys() -> list[str]:
 
     folder = Path(config_folder())
     groups = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()]
-    return [*walk(OmegaConf.to_container(OmegaConf.structured(hydra_schema(RunConfig))), ""), *groups, *NAMED]
+    return [*walk(OmegaConf.to_container(OmegaConf.structured(SCHEMA)), ""), *groups, *NAMED]
