@@ -20,8 +20,8 @@ class MshSweeperConfig:
 
     _target_: str = "hydra_plugins.msh_sweeper.MshSweeper"
     params: dict[str, str] = field(default_factory=dict)
-    """Key to its values, written as on the command line, which replaces them: a,b,c; choice(a,b); range(1,9,2); and in a
-    search interval(0.1,0.5), tag(log,interval(0.001,0.1)), int(interval(2,9))."""
+    """Key to its values, written as on the command line, which replaces them: a,b,c; choice(a,b); range(1,9,2); in a
+    search also interval(0.1,0.5), tag(log,interval(0.001,0.1)), int(interval(2,9))."""
     n_trials: int | None = None
     """Trials of a search, at least 1; null: no search, all combinations."""
     n_jobs: int = 1

@@ -168,8 +168,8 @@ def test_a_plan_with_an_empty_layer_is_made_and_used_only_where_that_is_allowed(
             ["plan=plan", "tasks=[wine,iris]"],
             ["plan = plan has no task 'iris'", "digits, breast_cancer, wine, diabetes"],
         ),
-        (["plan=plan", "pruning=gradual"], ["pruning.end = 0.33 is not allowed with a plan", "pruning=at_init"]),
-        (["plan=plan", "reuse=all"], ["reuse = 'all' is not allowed with a plan"]),
+        (["plan=plan", "pruning=gradual"], ["pruning.end must be 0 with a plan", "pruning=at_init"]),
+        (["plan=plan", "reuse=all"], ["reuse must be 'none' with a plan"]),
         (["plan=plan", "seed=1"], ["plan = plan was made with seed = 0, not 1"]),
         (["plan=plan", "pruning.density=0.05"], ["was made with pruning.density = 0.1, not 0.05"]),
         (["plan=plan", "backbone.width=33"], ["was made with backbone.width = 32, not 33"]),
@@ -196,9 +196,9 @@ def test_what_does_not_fit_a_plan_or_network_is_refused_before_training(override
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "end with -o PLAN"),
+        ([], "add -o PLAN"),
         (["-o", "p", "-m", "seed=1,2"], "leave out --multirun"),
-        (["plan=plan", "-o", "p"], "plan = plan is not allowed"),
+        (["plan=plan", "-o", "p"], "plan must be null"),
         (["pruning=gradual", "-o", "p"], "pruning=at_init"),
         (["pruning.density=0.4", "-o", "p"], "task 'wine' wants"),
     ],
