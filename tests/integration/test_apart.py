@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
+    files[0] = f"jobs/{TASKS[-1]}"  # a run folder, for its subnetworks
     here(app.main, "merge", "plan", *files, "-o", "merged", cwd=folder)
     return folder
 
@@ -46,8 +47,9 @@ def test_jobs_apart_merge_into_the_very_file_of_a_run_of_all_tasks(folder):
         own = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
         assert own.read_bytes() == (folder / "together" / "subnetworks" / own.name).read_bytes()
         assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
-        here(app.main, "split", "merged", task, "-o", "split", cwd=folder)
-        assert (folder / "split").read_bytes() == own.read_bytes()
+        for network in ("merged", "together"):  # a file, a run folder
+            here(app.main, "split", network, task, "-o", "split", cwd=folder)
+            assert (folder / "split").read_bytes() == own.read_bytes()
 
 
 @pytest.mark.parametrize(

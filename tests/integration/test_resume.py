@@ -232,6 +232,6 @@ def test_a_finished_run_is_not_trained_again_and_another_in_its_folder_is_refuse
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
     _, printed = train_here(*settings)
     assert "is finished already" in printed
-    with pytest.raises(AssertionError, match=r"holds a run already of other settings \(seed was 0, is 1\)"):
+    with pytest.raises(AssertionError, match=r"holds another run \(seed was 0, is 1\)"):
         train_here(*settings, "seed=1")
     assert {p: p.read_bytes() for p in before} == before

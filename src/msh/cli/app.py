@@ -217,11 +217,11 @@ def show_help(name: str, flags: Sequence[str]) -> bool:
     if not HELP & set(flags):
         return False
     command = COMMANDS[name]
-    print(f"usage: {command.example}\n\n{command.help.capitalize()}.\n{textwrap.fill(HYDRA[name], 79)}")
+    print(f"example: {command.example}\n\n{command.help.capitalize()}.\n{textwrap.fill(HYDRA[name], 79)}")
     if name != "evaluate":
         print("\nGroups, and the options of each:\n\n" + "\n".join(_groups(flag_value(flags, "--config-dir", "-cd"))))
         print("\nEvery key has a default: --cfg job prints them all.")
-        print("Options of your own: --config-dir DIR, where DIR/tasks/NAME.yaml adds tasks=NAME.")
+        print("Your own options: --config-dir DIR, where DIR/tasks/NAME.yaml adds tasks=NAME.")
     print("Hydra's own flags: --hydra-help")
     return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import split_arguments
@@ -45,6 +45,8 @@ def _evaluate(config: DictConfig) -> None:
     from msh.training.evaluation import evaluate
 
     quiet_lightning()
+    if OmegaConf.is_missing(config, "run"):
+        raise ValueError("which run? give its folder: msh evaluate run=RUN_DIR")
     folder = Path(config.run)
     print_scores(evaluate(folder, config.paths.data_dir, config.unsafe))
     print(f"written: {folder / 'evaluation.json'}")

@@ -126,11 +126,12 @@ def _finished(config: DictConfig, folder: Path) -> Results | None:
         check_same_run(config, folder)
         config.resume = str(folder)
     else:
-        why = f" of other settings ({found.why})" if found.what == "other" else ""
-        raise ValueError(
-            f"{folder} holds a run already{why}: resume it ({shlex.quote(f'resume={folder}')}), or choose another "
-            "hydra.run.dir"
-        )
+        if found.what == "other":
+            first, *more = found.why.split("; ")
+            also = f", and {len(more)} more" if more else ""
+            raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+        resume = shlex.quote(f"resume={folder}")
+        raise ValueError(f"{folder} holds this run, unfinished: {resume} continues it; or choose another hydra.run.dir")
     return None
 
 

@@ -249,3 +249,12 @@ def test_a_process_that_does_not_write_leaves_the_folder_alone(state):
     assert other.newest()[0] == 2
     assert newest.read_bytes() == b"torn"
     assert len(list(state.folder.iterdir())) == 2
+
+
+def test_ctrl_c_stops_at_the_next_checkpoint_and_a_second_one_at_once():
+    with PREEMPTION.watched():
+        PREEMPTION.postponed = True
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(PreemptedError, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    PREEMPTION.received = None
