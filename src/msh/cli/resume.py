@@ -11,8 +11,10 @@ from typing import Any, cast
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.arguments import by_key, literal, quoted, unquoted
 from msh.cli.configs import config_folder
@@ -47,6 +49,8 @@ OVERLAYS = ("experiment", "procedure", "debug", "hparams_search")
 """Groups whose options set keys of other groups."""
 BY_NAME = ("tasks", "logger", "callbacks")
 """Groups whose options replace each other; those of other groups set some keys, and leave the rest."""
+HYDRAS_OWN = ("hydra", "defaults")
+"""Keys by which a stored config, which never has them, could change what Hydra itself loads and calls."""
 CREATES = re.compile(r"\$\{\s*oc\.(decode|create)")
 TARGET = re.compile(r"_target_\s*[=:]\s*['\"]?([\w.]+)")
 
@@ -131,10 +135,16 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], uns
     changes = list(_changes(folder, stored, overrides))
     if own is not None:
         changes.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
-    node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **cast(Any, OmegaConf.to_container(stored))}
+    values = {key: value for key, value in cast(Any, OmegaConf.to_container(stored)).items() if key not in HYDRAS_OWN}
+    node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **values}
     ConfigStore.instance().store(name="resumed", node=node)
     with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
-        config = compose("resumed", changes, return_hydra_config=True)
+        try:
+            config = compose("resumed", changes, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            if changes:
+                raise
+            raise ValueError(f"{path} is not the config of a run: {error}") from error
     with read_write(config), open_dict(config):
         config.resume = literal(str(folder))
         config.hydra.mode = RunMode.RUN

@@ -263,3 +263,16 @@ def test_an_option_of_the_users_own_may_be_added(tmp_path):
 def test_classes_of_msh_and_torch_are_called_again(name, tmp_path):
     folder = make_whole_run(tmp_path / "run", callbacks={"a": {"_target_": name}})
     assert resumed(folder).callbacks.a._target_ == name
+
+
+def test_a_stored_config_does_not_change_hydra(tmp_path):
+    evil = {"hydra": {"job_logging": {"handlers": {"x": {"()": "os.system"}}}}, "defaults": [{"hydra/launcher": "x"}]}
+    config = resumed(make_whole_run(tmp_path / "run", **evil))
+    assert "x" not in config.hydra.job_logging.handlers
+    assert config.hydra.runtime.choices["hydra/launcher"] == "basic"
+
+
+def test_a_stored_config_of_no_run_is_named(tmp_path):
+    folder = make_run(tmp_path / "run", tasks=[1])
+    with pytest.raises(ValueError, match=r"config\.yaml is not the config of a run"):
+        resumed(folder)
