@@ -63,7 +63,7 @@ def test_a_browser_draws_the_page_of_a_sweep(width, scheme, tmp_path):
     assert told["drawn"] == "3"
 
 
-def test_a_search_that_is_interrupted_goes_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_search_continues(tmp_path, capsys, monkeypatch):
     trials = ["hparams_search=tpe", "hydra.sweeper.n_trials=3"]
     finish_stage, calls = Run._finish_stage, []
 
@@ -74,8 +74,8 @@ def test_a_search_that_is_interrupted_goes_on(tmp_path, capsys, monkeypatch):
         finish_stage(*arguments)
 
     monkeypatch.setattr(Run, "_finish_stage", stop_second)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path, *trials, capsys=capsys)
+    printed = sweep(tmp_path, *trials, capsys=capsys, code=130)
+    assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} skip_finished=true continues it" in printed
     assert [row["status"] for row in rows(tmp_path).values()] == ["finished", "unfinished"]
     before = rows(tmp_path)
     printed = sweep(tmp_path, *trials, capsys=capsys)
