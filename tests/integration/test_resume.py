@@ -132,7 +132,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
         before = (folder / "results.json").read_bytes()
         code, printed = finish(start("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path))
         assert code == 1
-        assert f"error: {folder} is in use: another process is at this run" in printed
+        assert f"error: {folder} is in use: another process" in printed
         assert (folder / "results.json").read_bytes() == before
     finally:
         process.kill()
