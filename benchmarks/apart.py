@@ -23,7 +23,7 @@ from benchmarks.document import machine, replace_between, table
 from benchmarks.timing import ROOT
 from msh.files.plans import read_plan
 
-MSH = [sys.executable, "-m", "msh.cli.main"]
+MSH = [sys.executable, "-m", "msh.cli.app"]
 COMMON = ["+experiment=sequential", "pruning=at_init", "logger=none", "callbacks=none", "threads=1"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
 

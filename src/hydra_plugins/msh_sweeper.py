@@ -1,4 +1,4 @@
-"""What Hydra finds of msh: it looks for plugins in this namespace package, and imports them for every application."""
+"""Give Hydra the sweeper of msh: it looks for plugins in this package, and imports them in every application."""
 
 # No `from __future__ import annotations`: Hydra runs this file before the module is among sys.modules, where a
 # dataclass would look its annotations up.
@@ -16,22 +16,22 @@ from omegaconf import DictConfig
 
 @dataclass
 class MshSweeperConfig:
-    """hydra.sweeper."""
+    """Settings below hydra.sweeper."""
 
     _target_: str = "hydra_plugins.msh_sweeper.MshSweeper"
     params: dict[str, str] = field(default_factory=dict)
-    """Key to what is tried of it, as on the command line, whose own come first: a,b,c; choice(a,b); range(1,9,2);
-    and in a search interval(0.1,0.5), tag(log,interval(0.001,0.1)), int(interval(2,9))."""
+    """Key to its values, written as on the command line, which replaces them: a,b,c; choice(a,b); range(1,9,2); in a
+    search also interval(0.1,0.5), tag(log,interval(0.001,0.1)), int(interval(2,9))."""
     n_trials: int | None = None
     """Trials of a search, at least 1; null: no search, all combinations."""
     n_jobs: int = 1
-    """Trials that are chosen, and launched, at a time."""
+    """Trials that are chosen and launched together."""
     n_startup_trials: int = 10
     """Trials that are drawn at random before the search learns from them."""
     seed: int = 0
-    """Of what the search tries."""
+    """Seed of the search."""
     directions: list[str] | None = None
-    """Of the objectives: minimize or maximize; null where these say it themselves, as mean_score and density do."""
+    """minimize or maximize, for each objective; null where these imply it, as mean_score and density do."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="msh", node=MshSweeperConfig, provider="msh")
@@ -41,7 +41,7 @@ class MshSweeper(Sweeper):
     """All combinations of settings, or a search among them; a job that crashes does not end it.
 
     Args:
-        settings: as `MshSweeperConfig` has them.
+        settings: see `MshSweeperConfig`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -51,14 +51,14 @@ class MshSweeper(Sweeper):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives, and make the launcher that the user chose."""
+        """Keep config and context, and make the launcher that the user chose."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Do the jobs that the command line asks for."""
+        """Run the jobs that the command line asks for."""
         from msh.cli.sweeper import run_sweep
 
         assert self.config is not None

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -110,14 +110,6 @@ class Movable(nn.Module):
 
 
 # ---- Lightning
-
-Bar = TypeVar("Bar", bound=type)
-
-
-def with_epoch_description(bar: Bar) -> Bar:
-    """Let a Rich progress bar's class name epochs by its `describe_epoch`; Lightning's text is fixed."""
-    bar._get_train_description = bar.describe_epoch  # type: ignore[attr-defined]
-    return bar
 
 
 def set_log_step(trainer: pl.Trainer, step: int) -> None:

@@ -1,13 +1,13 @@
 """List the kinds of file that the program reads, each with a small valid file and a reader."""
 
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -25,7 +25,7 @@ from fuzz.formats import (
 from fuzz.harness import Kind
 from helpers import learn, load_network, make_head, make_network
 from msh.backbones import MLP
-from msh.cli.resume import rewrite_arguments
+from msh.cli.resume import compose_resumed
 from msh.files import plans, version1
 from msh.files.merging import merge_files, release_task, split_task
 from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
@@ -46,6 +46,7 @@ from msh.tracking.loggers import RunCSVLogger
 from msh.tracking.wandb_file import read_offline
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.callbacks.guarantee import read_record
+from msh.training.config import register
 from msh.training.evaluation import read_settings
 from msh.training.fitting import batches_done
 from msh.training.settings import INCIDENTAL, identity
@@ -276,9 +277,9 @@ def read_config(folder: Path) -> None:
 
 
 def resume(folder: Path) -> None:
-    """`resume=RUN_DIR`: the overrides that the run was started with."""
-    with patch.object(sys, "argv", ["train.py", f"resume={folder / 'run'}"]):
-        rewrite_arguments()
+    """`resume=RUN_DIR`: the stored config, and the overrides that the run was started with."""
+    register()
+    compose_resumed(folder / "run", None, ["seed=3"])
 
 
 def show_sweep(folder: Path) -> None:
@@ -307,6 +308,10 @@ def run_kinds(folder: Path) -> list[Kind]:
     rows = [dict.fromkeys(columns, "0.5") | {"step": str(step)} for step in range(8)]
     write_rows(run / "metrics.csv", columns, rows)
     files = contents(folder)
+    known = {key: value for key, value in config.items() if key != "rate"} | {
+        "optimizer": optimizer | {"lr": "${seed}"}
+    }
+    whole = files | {"run/.hydra/config.yaml": OmegaConf.to_yaml(OmegaConf.create(known)).encode()}
     job = {name.replace("run/", f"{number}/"): content for name, content in files.items() for number in (0, 1)}
     job["1/unfinished.txt"] = b"ValueError: no\n"
     yaml: Sequence[Mutator] = (hostile_yaml,)
@@ -318,7 +323,8 @@ def run_kinds(folder: Path) -> list[Kind]:
         Kind("run: network", files, "run/network.safetensors", TENSOR_FILE, report_on),
         Kind("metrics.csv to go on", files, "run/metrics.csv", (hostile_csv,), go_on_logging),
         Kind("config.yaml", files, "run/.hydra/config.yaml", yaml, read_config),
-        Kind("overrides.yaml", files, "run/.hydra/overrides.yaml", yaml, resume),
+        Kind("config.yaml to resume", whole, "run/.hydra/config.yaml", yaml, resume),
+        Kind("overrides.yaml", whole, "run/.hydra/overrides.yaml", yaml, resume),
         Kind("sweep: overrides.yaml", job, "0/.hydra/overrides.yaml", yaml, show_sweep),
         Kind("sweep: results.json", job, "0/results.json", (hostile_json,), show_sweep),
     ]

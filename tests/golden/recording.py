@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from integration.running import here
-from msh.cli import main as msh
-from msh.cli import train
+from msh.cli import app, train
 from msh.training.evaluation import load_run
 
 FOLDER = Path(__file__).parent
@@ -78,7 +77,7 @@ def resume(folder: Path) -> Path:
 
 def command(*arguments: object, cwd: Path) -> str:
     """Run a subcommand of `msh` in this process; returns what it printed."""
-    return _quietly(msh.main, *arguments, cwd=cwd)
+    return _quietly(app.main, *arguments, cwd=cwd)
 
 
 def _quietly(main: Callable[[], None], *arguments: object, cwd: Path) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ CONF = ROOT / "conf"
 OF_BOTH = CONF / "experiment_procedure"
 """Has <experiment>/<procedure>.yaml, composed where both are chosen."""
 COMMANDS = ["train", "evaluate", "plan", "merge", "split", "release", "inspect", "report", "sweep", "dashboard"]
+PLACEHOLDERS = {"foo.bar=", "group="}
+"""In Hydra's own help: no settings."""
+INTERNAL = ("experiment_procedure", "wandb_sweep")
+"""Folders of `conf` that are no groups to choose from: composed by themselves, or for W&B's agent."""
 SCRIPTS = {"train.py": "train", "evaluate.py": "evaluate"}
 """Scripts of the checkout, which are these subcommands."""
 
@@ -79,17 +84,26 @@ def help_texts() -> dict[str, str]:
         patch.setenv("COLUMNS", "200")  # argparse breaks lines within flags
         found = {"msh": command("--help", cwd=Path(folder))}
         for name in COMMANDS:
-            needed = ["-o", "PLAN"] if name == "plan" else []  # without it, it refuses even to help
-            found[f"msh {name}"] = command(name, "--help", *needed, cwd=Path(folder))
+            found[f"msh {name}"] = command(name, "--help", cwd=Path(folder))
     return found | {script: found[f"msh {name}"] for script, name in SCRIPTS.items()}
 
 
 def promises(text: str) -> set[str]:
     """Find what a help text lets users type: flags, overrides, subcommands, options of config groups."""
     found = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
-    found |= set(re.findall(r"(?<![\w.])\+?[a-z][\w.]*=", text))
+    found |= set(re.findall(r"(?<![\w.])\+?[a-z][\w.]*=", text)) - PLACEHOLDERS
     found |= {f"command {name}" for name in re.findall(r"^  ([a-z]+) {2,}", text, re.M)}
-    groups = text.partition("== Configuration groups ==")[2].partition("== Config ==")[0]
-    for group, options in re.findall(r"^([\w/]+): (.+)$", groups, re.M):
-        found |= {f"{group}={option}" for option in options.split(", ")}
-    return found
+    return found | {f"{group}={option}" for group, option in _options(text)}
+
+
+def _options(text: str) -> Iterator[tuple[str, str]]:
+    """Find (group, option) as users type them, in the help of today and in Hydra's own, which was recorded."""
+    for group, options in re.findall(r"^  ([\w/]+) {2,}.*\n((?: {6}.*\n?)+)", text, re.M):
+        yield from ((group, option) for option in re.split(r",\s+", options.strip()))
+    recorded = text.partition("== Configuration groups ==")[2].partition("== Config ==")[0]
+    if text.startswith("evaluate "):
+        return  # Hydra listed the groups there too, and refused each of them
+    for path, options in re.findall(r"^([\w/]+): (.+)$", recorded, re.M):
+        group, _, folder = path.partition("/") if path.startswith("experiment/") else (path, "", "")
+        if group.split("/")[0] not in INTERNAL:
+            yield from ((group, f"{folder}/{option}" if folder else option) for option in options.split(", "))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import SMALL, here, run
 
-from msh.cli import evaluate, merge, plan, release, split, train
+from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
 from msh.files.state_file import open_safetensors, read_state
 from msh.training.run import Run
@@ -36,7 +36,8 @@ def folder(tmp_path_factory):
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
-    here(merge.main, "plan", *files, "-o", "merged", cwd=folder)
+    files[0] = f"jobs/{TASKS[-1]}"  # a run folder, for its subnetworks
+    here(app.main, "merge", "plan", *files, "-o", "merged", cwd=folder)
     return folder
 
 
@@ -46,8 +47,9 @@ def test_separate_jobs_merge_into_the_file_that_a_run_of_all_tasks_writes(folder
         separate = folder / "jobs" / task / "subnetworks" / f"{task}.safetensors"
         assert separate.read_bytes() == (folder / "together" / "subnetworks" / separate.name).read_bytes()
         assert scores(folder / "jobs" / task) == {task: scores(folder / "together")[task]}
-        here(split.main, "merged", task, "-o", "split", cwd=folder)
-        assert (folder / "split").read_bytes() == separate.read_bytes()
+        for network in ("merged", "together"):  # a file, a run folder
+            here(app.main, "split", network, task, "-o", "split", cwd=folder)
+            assert (folder / "split").read_bytes() == separate.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +104,9 @@ def test_a_merged_network_is_evaluated_and_takes_an_additional_task(folder, grow
     here(evaluate.main, f"run={grown[0]}", cwd=folder)
     network = grown[0] / "network.safetensors"
     with pytest.raises(SystemExit):
-        here(release.main, network, "wine", "-o", tmp_path / "less", cwd=folder)
+        here(app.main, "release", network, "wine", "-o", tmp_path / "less", cwd=folder)
     assert "task 'wine' cannot be released: 'iris' read its weights" in capsys.readouterr().err
-    here(release.main, network, "iris", "-o", tmp_path / "less", cwd=folder)
+    here(app.main, "release", network, "iris", "-o", tmp_path / "less", cwd=folder)
     remaining, merged = tensors(tmp_path / "less"), tensors(folder / "merged")
     assert remaining.keys() == merged.keys()
     assert all(torch.equal(remaining[key], merged[key]) for key in remaining)
@@ -196,7 +198,7 @@ def test_settings_that_do_not_fit_a_plan_or_network_are_refused(overrides, parts
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "end with -o PLAN"),
+        ([], "add -o PLAN"),
         (["-o", "p", "-m", "seed=1,2"], "leave out --multirun"),
         (["plan=plan", "-o", "p"], "plan must be null"),
         (["pruning=gradual", "-o", "p"], "pruning=at_init"),

@@ -22,7 +22,7 @@ def site(tmp_path_factory):
 
 
 def msh(site, *arguments, cwd):
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from msh.cli.main import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from msh.cli.app import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, str(site), *arguments],
         cwd=cwd,

@@ -19,7 +19,7 @@ TASKS = ["wine", "iris", "diabetes"]
 
 def command(name, *arguments, cwd):
     """Run a subcommand of `msh` in this process."""
-    from msh.cli.main import main
+    from msh.cli.app import main
 
     here(main, name, *arguments, cwd=cwd)
 

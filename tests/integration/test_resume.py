@@ -11,8 +11,9 @@ import time
 import pytest
 import wandb_file
 from disturbing import args, assert_same_end, kill_when
-from running import finish, run, start
+from running import finish, here, run, start
 
+from msh.cli import evaluate
 from msh.training import run as training
 from msh.training.callbacks.checkpoint import EpochCheckpoint
 
@@ -75,13 +76,17 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     assert_wandb_has_the_csv(folder)
 
 
-@pytest.mark.parametrize("moment", ["pruning of the first task", "one of two tasks has stopped"])
-def test_a_run_that_is_told_to_end_saves_and_is_resumed(moment, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("moment", "signum"),
+    [("pruning of the first task", signal.SIGTERM), ("one of two tasks has stopped", signal.SIGINT)],
+)
+def test_a_run_that_receives_a_signal_saves_and_is_resumed(moment, signum, undisturbed, tmp_path):
     folder = tmp_path / "run"
     process = start("train.py", *args(folder), "checkpoint.min_seconds=0", cwd=tmp_path)
-    code, printed = kill_when(process, lambda: MOMENTS[moment](folder), signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM
-    assert f"SIGTERM ended the run; resume={folder} goes on with it" in printed
+    code, printed = kill_when(process, lambda: MOMENTS[moment](folder), signum)
+    assert code == 128 + signum
+    assert f"stopped by {signum.name}: resume={folder} continues the run" in printed
+    assert "Traceback" not in printed
     assert json.loads((folder / "results.json").read_text())["status"] == "stopped"
     run("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path)
     assert_same_end(folder, undisturbed)
@@ -127,7 +132,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
         before = (folder / "results.json").read_bytes()
         code, printed = finish(start("train.py", "+experiment=sequential", f"resume={folder}", cwd=tmp_path))
         assert code == 1
-        assert f"error: {folder} is in use: another process is at this run" in printed
+        assert f"error: {folder} is in use: another process" in printed
         assert (folder / "results.json").read_bytes() == before
     finally:
         process.kill()
@@ -193,7 +198,40 @@ def test_resume_refuses_what_is_not_that_run(train_here, tmp_path):
         train_here("+experiment=sequential", f"resume={folder}", "seed=3")
     with pytest.raises(AssertionError, match="there is no unfinished run"):
         train_here("+experiment=sequential", "resume=auto")
-    saved = (folder / ".hydra" / "config.yaml").read_text()
-    (folder / ".hydra" / "config.yaml").write_text(saved.replace("name: sequential", "name: other"))
-    with pytest.raises(AssertionError, match="a run of experiment 'other', not 'sequential'"):
-        train_here("+experiment=sequential", f"resume={folder}")
+    with pytest.raises(AssertionError, match="was started with experiment = sequential, not parallel"):
+        train_here("+experiment=parallel", f"resume={folder}")
+
+
+@pytest.mark.parametrize("name", ["k=v", "[z]", "it's", "a b"])
+def test_a_run_folder_may_have_any_name(name, train_here, tmp_path):
+    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=1")
+    folder = folder.rename(tmp_path / name)
+    _, printed = train_here(f"resume={folder}")
+    assert f"run folder: {folder}" in printed
+    here(evaluate.main, f"run={folder}", cwd=tmp_path)
+    assert (folder / "evaluation.json").is_file()
+
+
+def test_a_run_with_options_of_the_users_own_is_resumed_without_them(train_here, tmp_path):
+    (tmp_path / "mine" / "tasks").mkdir(parents=True)
+    source = "{_target_: msh.tasks.bundled.bundled, name: iris}"
+    (tmp_path / "mine" / "tasks" / "flowers.yaml").write_text(f"flowers: {{source: {source}}}\n")
+    own, settings = ["--config-dir", "mine"], ["+experiment=sequential", "logger=none", "trainer.max_epochs=2"]
+    for arguments in ([*own, "tasks=[flowers]", *settings], ["tasks=[flowers]", *own, *settings, "seed=1"]):
+        train_here(*arguments, folder=f"run-{len(arguments)}")
+        folder = tmp_path / f"run-{len(arguments)}"
+        for again in ([], own):
+            _, printed = train_here(*again, f"resume={folder}", *again, "+experiment=sequential", "baseline=dense")
+            assert "flowers" in printed
+        assert json.loads((folder / "results.json").read_text())["tasks"]["flowers"]["dense"] > 0
+
+
+def test_a_finished_run_is_not_trained_again_and_another_in_its_folder_is_refused(train_here):
+    settings = ["+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2"]
+    folder, _ = train_here(*settings)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
+    _, printed = train_here(*settings)
+    assert "is finished already" in printed
+    with pytest.raises(AssertionError, match=r"holds another run \(seed was 0, is 1\)"):
+        train_here(*settings, "seed=1")
+    assert {p: p.read_bytes() for p in before} == before

@@ -10,8 +10,7 @@ from running import SMALL, here
 
 from fakes import write_sweep
 from messages import says
-from msh.cli import sweep as sweep_command
-from msh.cli import train
+from msh.cli import app, train
 from msh.report.sweep_page import write_sweep_page
 from msh.training.run import Run
 
@@ -44,7 +43,7 @@ def test_a_job_that_crashes_is_named_and_done_again_while_finished_ones_are_left
     assert "Launching 1 jobs" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert rows(tmp_path) == first | {"1": rows(tmp_path)["1"]}
-    here(sweep_command.main, "sweep", cwd=tmp_path)
+    here(app.main, "sweep", "sweep", cwd=tmp_path)
     assert "3 jobs, 2 finished" in capsys.readouterr().out
     assert "Too few jobs" in (tmp_path / "sweep" / "sweep.html").read_text()
 
@@ -64,7 +63,7 @@ def test_a_browser_draws_the_page_of_a_sweep(width, scheme, tmp_path):
     assert told["drawn"] == "3"
 
 
-def test_a_search_that_is_interrupted_goes_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_search_continues(tmp_path, capsys, monkeypatch):
     trials = ["hparams_search=tpe", "hydra.sweeper.n_trials=3"]
     finish_stage, calls = Run._finish_stage, []
 
@@ -75,8 +74,8 @@ def test_a_search_that_is_interrupted_goes_on(tmp_path, capsys, monkeypatch):
         finish_stage(*arguments)
 
     monkeypatch.setattr(Run, "_finish_stage", stop_second)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path, *trials, capsys=capsys)
+    printed = sweep(tmp_path, *trials, capsys=capsys, code=130)
+    assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} skip_finished=true continues it" in printed
     assert [row["status"] for row in rows(tmp_path).values()] == ["finished", "unfinished"]
     before = rows(tmp_path)
     printed = sweep(tmp_path, *trials, capsys=capsys)

@@ -27,7 +27,6 @@ NAMES = [
     "torch.nn.modules.dropout:_DropoutNd",
     "torch.nn.utils.parametrizations:_SpectralNorm",
     "torch.nn.utils.parametrizations:_WeightNorm",
-    "pytorch_lightning.callbacks:RichProgressBar._get_train_description",
     "pytorch_lightning.utilities:CombinedLoader._load_state_dicts",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._check_log_dir_exists",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._rewrite_with_new_header",

@@ -35,7 +35,7 @@ OTHER = [
     "torch.load",
     "torch.hub.load",
     "torch.nn.init.zeros_",
-    "msh.cli.main.main",
+    "msh.cli.app.main",
     "mine.Net",
     "builtins.eval",
 ]

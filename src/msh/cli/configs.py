@@ -1,4 +1,4 @@
-"""Where the configs are: in the wheel, or at the top of a checkout."""
+"""Find the configs: in the wheel, or at the top of a checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msh
 
 
 def config_folder() -> str:
-    """The folder of `config.yaml`."""
+    """Return the folder of `config.yaml`."""
     package = Path(msh.__file__).resolve().parent
     for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "config.yaml").is_file():

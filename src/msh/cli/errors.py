@@ -1,10 +1,11 @@
-"""Errors as a user reads them: one message, not a traceback."""
+"""Show errors as one message, not a traceback."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,9 @@ EXPECTED = (ValueError, FileNotFoundError, OSError, RuntimeError, HydraException
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print the message of an error that a user can mend, and exit with 1; the traceback goes to the log file.
+    """Print the message of an error that a user can fix, and exit with 1; the traceback goes to the log file.
 
-    With HYDRA_FULL_ERROR=1 in the environment, the error is raised as it is.
+    With HYDRA_FULL_ERROR=1 in the environment, the error is raised instead.
     """
     wants_traceback = bool(os.environ.get(FULL))
     os.environ[FULL] = "1"  # or Hydra prints its own traceback and exits before we see the error
@@ -42,18 +43,21 @@ def user_errors() -> Iterator[None]:
         _log_traceback(error)
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # before a run listens, or in another command
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         if not wants_traceback:
             os.environ.pop(FULL, None)
 
 
 class JobError(RuntimeError):
-    """A job of a sweep failed; the message is all there is, so that it comes back from any launcher's process."""
+    """A job of a sweep failed; it has only a message, so that it comes back from any launcher's process."""
 
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
-    """Let the folder of a sweep's job tell what became of it: while it is not finished, `unfinished.txt` says why.
+    """Keep a note in the folder of a sweep's job, `unfinished.txt`, until it is finished: it says why it is not.
 
     Raises:
         JobError: anything that goes wrong; the traceback goes to the log file.
@@ -73,7 +77,7 @@ def recorded(folder: Path) -> Iterator[None]:
 
 
 def _log_traceback(error: BaseException) -> None:
-    """Write the traceback into the log file, if there is one by now."""
+    """Write the traceback into the log file, if there is one yet."""
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     for handler in files:
         record = log.makeRecord(
@@ -83,7 +87,7 @@ def _log_traceback(error: BaseException) -> None:
 
 
 def message_of(error: BaseException) -> str:
-    """What to tell the user: the error's own words, and the nearest valid name where one is misspelt."""
+    """Write the message for the user: the error's own, and the nearest valid name where one is misspelt."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return message_of(error.__cause__)
     text = str(error).strip() or type(error).__name__
@@ -97,7 +101,7 @@ def message_of(error: BaseException) -> str:
 
 
 def _nearest_option(text: str) -> str:
-    """A suggestion for "Could not find 'group/option'", out of the options that the message lists."""
+    """Suggest an option for "Could not find 'group/option'", from those that the message lists."""
     wanted = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^'/]+)'", text)
     if not wanted:
         return ""
@@ -107,7 +111,7 @@ def _nearest_option(text: str) -> str:
 
 
 def _nearest_key(text: str) -> str:
-    """A suggestion for a key that the config does not have."""
+    """Suggest a key for one that the config does not have."""
     strange = re.search(
         r"not in struct\s+full_key: tasks\.([^.\s]+)$|tasks\.([^.\s]+)\S*\s.*subclass of TaskConfig", text, re.M
     )
@@ -125,9 +129,8 @@ def _nearest_key(text: str) -> str:
 
 
 def known_keys() -> list[str]:
-    """All keys of the schema, dotted, and all config groups."""
-    from msh.training.config import NAMED, RunConfig
-    from msh.training.typed import hydra_schema
+    """List all keys of the schema, dotted, and all config groups."""
+    from msh.training.config import NAMED, SCHEMA
 
     def walk(node: object, prefix: str) -> Iterator[str]:
         if isinstance(node, dict):
@@ -137,4 +140,4 @@ def known_keys() -> list[str]:
 
     folder = Path(config_folder())
     groups = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()]
-    return [*walk(OmegaConf.to_container(OmegaConf.structured(hydra_schema(RunConfig))), ""), *groups, *NAMED]
+    return [*walk(OmegaConf.to_container(OmegaConf.structured(SCHEMA)), ""), *groups, *NAMED]

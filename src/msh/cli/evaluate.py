@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
+from msh.cli.app import show_help
+from msh.cli.arguments import split_arguments
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 
@@ -18,17 +21,17 @@ class EvaluatePaths:
     """Folders."""
 
     data_dir: str | None = None
-    """Where the data is now; where the run had it when null."""
+    """Folder of the data; null: where the run had it."""
 
 
 @dataclass
 class EvaluateConfig:
-    """What `evaluate` needs."""
+    """Settings of `evaluate`."""
 
     run: str = MISSING
     """The run folder."""
     unsafe: bool = False
-    """Call what the config names outside msh, torch and Lightning too: only for folders whose origin you trust."""
+    """Call code that the config names outside msh, torch and Lightning: only for folders whose origin you trust."""
     paths: EvaluatePaths = EvaluatePaths  # type: ignore[assignment]
 
 
@@ -37,11 +40,13 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    from msh.cli.train import _quiet_lightning
+    from msh.cli.train import quiet_lightning
     from msh.report.terminal import print_scores
     from msh.training.evaluation import evaluate
 
-    _quiet_lightning()
+    quiet_lightning()
+    if OmegaConf.is_missing(config, "run"):
+        raise ValueError("which run? give its folder: msh evaluate run=RUN_DIR")
     folder = Path(config.run)
     print_scores(evaluate(folder, config.paths.data_dir, config.unsafe))
     print(f"written: {folder / 'evaluation.json'}")
@@ -50,7 +55,10 @@ def _evaluate(config: DictConfig) -> None:
 def main() -> None:
     """Run the command with the process's arguments."""
     with user_errors():
-        _evaluate()
+        flags, overrides = split_arguments(sys.argv[1:])
+        if not show_help("evaluate", flags):
+            sys.argv[1:] = [*flags, *overrides]
+            _evaluate()
 
 
 if __name__ == "__main__":

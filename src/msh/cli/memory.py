@@ -1,4 +1,4 @@
-"""How commands that do the same for task after task get their memory."""
+"""Keep the memory of commands small that do the same for task after task."""
 
 from __future__ import annotations
 

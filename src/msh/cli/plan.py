@@ -1,4 +1,4 @@
-"""`msh plan`: say which task will own which weight, for all tasks at once."""
+"""`msh plan`: plan which task will own which weight, for all tasks at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from msh.cli.app import show_help
+from msh.cli.arguments import split_arguments
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
-from msh.cli.resume import take_groups
 from msh.training.config import register, run_config
 
 register()
@@ -25,33 +26,32 @@ def main() -> None:
         from msh.training.apart import make_plan
 
         give_large_blocks_back()
-        made = make_plan(run_config(config), out)
-        total = made.state.total()
+        total = make_plan(run_config(config), out).state.total()
         for task, count in total.owned.items():
             print(f"{task}: {count:,} weights, {count / total.size:.1%}")
         print(f"written: {out}")
 
+    if show_help("plan", sys.argv):
+        return
     with user_errors():
-        out = _take_output()
-        take_groups()
-        sys.argv.append("hydra=no_folder")
+        out, arguments = _take_output(sys.argv[1:])
+        flags, overrides = split_arguments(arguments)
+        sys.argv[1:] = [*flags, *overrides, "hydra=no_folder"]
         plan()
 
 
-def _take_output() -> Path:
-    """Take `-o PATH` out of `sys.argv`.
+def _take_output(arguments: list[str]) -> tuple[Path, list[str]]:
+    """Separate `-o PATH` from the other arguments.
 
     Raises:
-        ValueError: it is not there once, or the command is to run several times.
+        ValueError: it does not occur once, or the command is to run several times.
     """
-    if "-m" in sys.argv or "--multirun" in sys.argv:
+    if "-m" in arguments or "--multirun" in arguments:
         raise ValueError("a plan is one file for all tasks: leave out --multirun")
-    if sys.argv.count("-o") != 1 or sys.argv[-1] == "-o":
-        raise ValueError("where to? end with -o PLAN")
-    place = sys.argv.index("-o")
-    _, path = sys.argv[place : place + 2]
-    del sys.argv[place : place + 2]
-    return Path(path)
+    if arguments.count("-o") != 1 or arguments[-1] == "-o":
+        raise ValueError("where to? add -o PLAN")
+    at = arguments.index("-o")
+    return Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""Processes that torchrun or srun have started: one run, one run folder."""
+"""Find out which of several processes this is, when torchrun or srun started them: one run, one run folder."""
 
 from __future__ import annotations
 
 import os
-import sys
-
-from msh.cli.resume import by_key
 
 
 def place_among_processes() -> tuple[int, int]:
-    """(this process's rank, number of processes), as torchrun or srun say; (0, 1) if neither has started it.
+    """Return (rank of this process, number of processes) from torchrun or srun; (0, 1) if neither started it.
 
-    Processes that Lightning starts by itself are not counted: it tells them their folder.
+    Processes that Lightning starts are not counted: it passes them their folder.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -20,18 +17,14 @@ def place_among_processes() -> tuple[int, int]:
     return 0, 1
 
 
-def share_folder() -> None:
-    """See that all processes work in one run folder, and that only the first writes the config into it.
+def check_shared_folder(overrides: dict[str, str]) -> None:
+    """Check that all processes work in one run folder.
 
+    Args:
+        overrides: of the command line, value by key.
     Raises:
         ValueError: the command does not name the folder: each process would take one named after its own clock.
     """
-    rank, processes = place_among_processes()
-    if processes == 1:
-        return
-    given = by_key(sys.argv[1:])
-    resumed = given.get("resume", "resume=null").split("=", 1)[1]
-    if "hydra.run.dir" not in given and resumed in ("null", "", "auto"):
+    _, processes = place_among_processes()
+    if processes > 1 and "hydra.run.dir" not in overrides and overrides.get("resume", "") in ("null", "", "auto"):
         raise ValueError(f"hydra.run.dir is not given: {processes} processes need one run folder: hydra.run.dir=DIR")
-    if rank > 0:
-        sys.argv += ["hydra.output_subdir=null"]

@@ -1,17 +1,28 @@
-"""Going on with a run: find its folder, compose its config again, and see that it is the same."""
+"""Resume a run: find its folder, and compose its config from the one that is stored there."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import DictConfig
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from msh.cli.arguments import by_key, literal, quoted, unquoted
+from msh.cli.configs import config_folder
 from msh.files.yaml_files import read_config, read_overrides
 from msh.runs.results import FILE_NAME, Results
+from msh.training.config import NAMED
 from msh.training.settings import differences, lacking
+from msh.training.targets import is_safe
 
 CHANGEABLE = (
     "resume",
@@ -32,112 +43,61 @@ CHANGEABLE = (
     "objective",
     "skip_finished",
 )
-"""Settings that a resumed run may change: they do not change what it has learned. On other devices, or on more or fewer
-of them, it goes on with the same batches; sums may round otherwise, as they may with other batches of evaluation."""
-
-
-def rewrite_arguments() -> None:
-    """Put a resumed run's own overrides and folder into `sys.argv`, so that Hydra composes the same config there.
-
-    Raises:
-        ValueError: the run to resume does not fit the command, or the run folder asked for holds a run already.
-        FileNotFoundError: there is no such run.
-    """
-    take_groups()
-    overrides = by_key(sys.argv[1:])
-    target = overrides.get("resume", "resume=null").split("=", 1)[1]
-    if target in ("null", ""):
-        _refuse_used_folder(overrides)
-        return
-    if target == "auto" and "hydra.run.dir" in overrides:
-        target = overrides["hydra.run.dir"].split("=", 1)[1].strip("'\"")
-        if not (Path(target) / FILE_NAME).exists():  # the first start of a job that is put back into the queue
-            sys.argv[1:] = [override for key, override in overrides.items() if key != "resume"]
-            return
-    if "-m" in sys.argv or "--multirun" in sys.argv:
-        raise ValueError(
-            "resume goes on with one run: leave out --multirun; hydra.sweep.dir=SWEEP skip_finished=true goes on with "
-            "a sweep"
-        )
-    folder = find_run(target, overrides)
-    merged = _saved_overrides(folder, overrides) | overrides
-    merged |= {"resume": f"resume='{folder}'", "hydra.run.dir": f"hydra.run.dir='{folder}'"}
-    merged |= {"hydra.output_subdir": "hydra.output_subdir=null", "hydra.mode": "hydra.mode=RUN"}
-    sys.argv[1:] = list(merged.values())
-
-
-def _saved_overrides(folder: Path, given: dict[str, str]) -> dict[str, str]:
-    """What a run was started with, by key; what is given again is left out.
-
-    Raises:
-        ValueError: they could have any code called.
-    """
-    path = folder / ".hydra" / "overrides.yaml"
-    added = lacking(read_config(folder / ".hydra" / "config.yaml"))
-    saved = {key: f"{key}={json.dumps(value)}" for key, value in added.items()} | by_key(read_overrides(path))
-    saved = {key: override for key, override in saved.items() if key not in given}
-    for key, override in saved.items():
-        if key.startswith("hydra") or BUILT.search(override) or not _calls_safely(override):
-            raise ValueError(
-                f"{path}: {override} is not allowed: it could have any code called; give it again beside resume, if "
-                "you trust where the folder is from"
-            )
-    return saved
-
-
-def _calls_safely(override: str) -> bool:
-    """Whether all that an override says is to be called is safe."""
-    if "_target_" not in override:
-        return True
-    from msh.training.targets import is_safe
-
-    targets = TARGET.findall(override)
-    return len(targets) == override.count("_target_") and all(is_safe(target) for target in targets)
-
-
-BUILT = re.compile(r"\$\{\s*oc\.(decode|create)")
-"""In an override whose value is put together later."""
+"""Settings that a resumed run may change: they do not change what it learned before. On other devices, or on another
+number of devices, it continues with the same batches; sums may round differently, as with other evaluation batches."""
+OVERLAYS = ("experiment", "procedure", "debug", "hparams_search")
+"""Groups whose options set keys of other groups."""
+BY_NAME = ("tasks", "logger", "callbacks")
+"""Groups whose options replace each other; those of other groups set some keys, and leave the rest."""
+HYDRAS_OWN = ("hydra", "defaults")
+"""Keys by which a stored config, which never has them, could change what Hydra itself loads and calls."""
+CREATES = re.compile(r"\$\{\s*oc\.(decode|create)")
 TARGET = re.compile(r"_target_\s*[=:]\s*['\"]?([\w.]+)")
-"""In an override, what is to be called."""
 
 
-def take_groups() -> None:
-    """Let `+experiment=NAME` be `experiment=NAME`: the group is in the defaults list, before others, which win."""
-    group = re.compile(r"^\+(experiment|procedure|debug|hparams_search)=")
-    sys.argv[1:] = [group.sub(r"\1=", argument) for argument in sys.argv[1:]]
+def run_to_resume(flags: Sequence[str], overrides: dict[str, str]) -> Path | None:
+    """Find the run folder that a command line resumes; None for a new run.
 
-
-def by_key(arguments: list[str]) -> dict[str, str]:
-    """Overrides by their key; other arguments under themselves."""
-    return {a.split("=", 1)[0].lstrip("+") if "=" in a and not a.startswith("-") else a: a for a in arguments}
-
-
-def _refuse_used_folder(overrides: dict[str, str]) -> None:
-    folder = overrides.get("hydra.run.dir", "=").split("=", 1)[1].strip("'\"")
-    if folder and (Path(folder) / FILE_NAME).exists() and "hydra.output_subdir" not in overrides:
-        raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
+    Args:
+        flags: of the command line.
+        overrides: of the command line, value by key.
+    Raises:
+        ValueError: it is a multirun.
+        FileNotFoundError: see `find_run`.
+    """
+    target = overrides.get("resume", "null")
+    if target == "auto" and "hydra.run.dir" in overrides:
+        target = overrides["hydra.run.dir"]
+        if not (Path(unquoted(target)) / FILE_NAME).exists():  # the first start of a job that a queue starts again
+            return None
+    if target in ("null", ""):
+        return None
+    if {"-m", "--multirun"} & set(flags):
+        raise ValueError(
+            "resume continues one run: leave out --multirun; hydra.sweep.dir=SWEEP skip_finished=true continues a sweep"
+        )
+    return find_run(target, overrides)
 
 
 def find_run(target: str, overrides: dict[str, str]) -> Path:
-    """The run folder that `resume=` means.
+    """Find the run folder that `resume=` means.
 
     Args:
         target: a run folder, or "auto".
-        overrides: of the command, by key.
+        overrides: of the command line, value by key.
     Raises:
-        FileNotFoundError: it is not a run folder, or there is no unfinished run.
+        FileNotFoundError: it is not a run folder, or no run is unfinished.
     """
     if target != "auto":
-        folder = Path(target.strip("'\"")).resolve()
+        folder = Path(unquoted(target)).resolve()
         if not folder.is_dir():
             raise FileNotFoundError(f"resume = {target}: there is no such folder")
         for needed in (FILE_NAME, ".hydra/overrides.yaml", ".hydra/config.yaml"):
             if not (folder / needed).is_file():
                 raise FileNotFoundError(f"resume = {target} is not a run folder: it has no {needed}")
         return folder
-    name = overrides.get("experiment", "=train").split("=", 1)[1]
-    output = overrides.get("paths.output_dir", "=outputs").split("=", 1)[1].strip("'\"")
-    root = Path(output) / Path(name).name  # experiments in folders are named without them
+    name = Path(overrides.get("experiment", "train")).name  # experiments in folders are named without them
+    root = Path(unquoted(overrides.get("paths.output_dir", "outputs"))) / name
     unfinished = [path.parent for path in root.glob(f"*/{FILE_NAME}") if _is_unfinished(path.parent)]
     if not unfinished:
         raise FileNotFoundError(f"resume = auto: there is no unfinished run below {root}")
@@ -149,6 +109,114 @@ def _is_unfinished(folder: Path) -> bool:
         return Results.load(folder).status != "finished"
     except ValueError:
         return False
+
+
+def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], unsafe: bool = False) -> DictConfig:
+    """Compose a run's config from the stored one and the overrides that the command line adds.
+
+    Args:
+        folder: the run folder.
+        own: the user's config folder, if the command line names one.
+        overrides: of the command line; those that the run was started with count once.
+        unsafe: call what the stored config names, whatever it is.
+    Returns:
+        The config with Hydra's part, for a run in this folder.
+    Raises:
+        ValueError: the stored config is damaged, or could call any code; or another experiment is named.
+        HydraException: an override does not fit.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    stored = read_config(path)
+    if not unsafe:
+        folders = [Path(source) for source in (config_folder(), own) if source]
+        _check_calls(stored, path, _trusted(folders, overrides))
+    for key, value in lacking(stored).items():
+        OmegaConf.update(stored, key, value, force_add=True)
+    changes = list(_changes(folder, stored, overrides))
+    if own is not None:
+        changes.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
+    values = {key: value for key, value in cast(Any, OmegaConf.to_container(stored)).items() if key not in HYDRAS_OWN}
+    node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **values}
+    ConfigStore.instance().store(name="resumed", node=node)
+    with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
+        try:
+            config = compose("resumed", changes, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            if changes:
+                raise
+            raise ValueError(f"{path} is not the config of a run: {error}") from error
+    with read_write(config), open_dict(config):
+        config.resume = literal(str(folder))
+        config.hydra.mode = RunMode.RUN
+        config.hydra.run.dir = config.hydra.runtime.output_dir = literal(str(folder))
+    return config
+
+
+def _changes(folder: Path, stored: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Write the overrides with which the run was not started so that they apply to its stored config."""
+    started = by_key(read_overrides(folder / ".hydra" / "overrides.yaml"))
+    for key, value in by_key(overrides).items():
+        override = next(o for o in reversed(overrides) if o.lstrip("+~").partition("=")[0] == key)
+        if started.get(key) == value:
+            continue
+        if key in OVERLAYS:
+            raise ValueError(
+                f"{folder} was started with {key} = {started.get(key, 'null')}, not {value}: a resumed run keeps its "
+                "settings; start a new run for others"
+            )
+        if key in NAMED or ((Path(config_folder()) / key).is_dir() and not key.startswith("hydra")):  # a group
+            if key in BY_NAME:
+                stored[key] = {}
+            yield f"+{key}={value}"
+        else:
+            yield f"+{override}" if override.startswith("+") and not override.startswith("++") else override
+
+
+def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
+    """Raise unless all code that a stored config calls is defined by msh, torch or Lightning, or trusted.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+        if _may_call(key, value) and (str(value) not in trusted or (key.endswith("_target_") and "$" in str(value))):
+            raise ValueError(
+                f"{path}: {key} = {value!r} is not allowed: it could have any code called; unsafe=true beside resume "
+                "allows it, or the same override or --config-dir again, if you trust where the folder is from"
+            )
+
+
+def _may_call(key: str, value: Any) -> bool:
+    """Tell whether a value can lead to a call of code that is not msh's, torch's or Lightning's."""
+    if key.endswith("_target_"):
+        return "$" in str(value) or not is_safe(value)
+    return bool(CREATES.search(str(value)))
+
+
+def _trusted(sources: Sequence[Path], overrides: Sequence[str]) -> set[str]:
+    """Collect all that config files of the user, or the command line, name to be called."""
+    files = [path for folder in sources for path in folder.rglob("*.yaml")]
+    found = {value for path in files for value in _calls_in(path)}
+    for override in overrides:
+        found |= {*TARGET.findall(override), override.partition("=")[2]}
+    return found
+
+
+def _calls_in(path: Path) -> Iterator[str]:
+    try:
+        yield from (str(value) for key, value in _leaves(yaml.safe_load(path.read_text())) if _may_call(key, value))
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # Hydra says what is wrong with it, if it is used
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk through (dotted key, value) of everything that is no mapping or list; a `_target_` in any form."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None or key.endswith("_target_"):
+        yield key, value
+    else:
+        for name, child in children:
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def check_same_run(config: DictConfig, folder: Path) -> None:

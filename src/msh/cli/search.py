@@ -1,4 +1,4 @@
-"""A search among settings: Optuna chooses the trials, the launcher does them, and the study is on disk."""
+"""Search among settings: Optuna chooses the trials, the launcher runs them, and the study is on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.jobs import Jobs, Outcome, without_hydra
-from msh.errors import one_of
+from msh.errors import invalid, one_of
 from msh.runs.objectives import OVERALL, objective_names
 from msh.tasks.seeds import derive_seed
 from msh.training.settings import INCIDENTAL, differences
@@ -32,35 +32,35 @@ WAYS = {"max": "maximize", "min": "minimize"}
 
 
 def search(settings: Any, overrides: Mapping[str, Override], jobs: Jobs) -> list[Outcome]:
-    """Do trials until there are as many as wanted, those of an earlier call among them.
+    """Run trials until there are as many as wanted, those of an earlier call among them.
 
-    Trials that were under way when a search was stopped come first. A trial that fails is marked so, and counts.
-    What is tried next follows from (seed, number of the trial) and the trials before it.
+    Trials that were running when a search was stopped come first. A trial that fails is marked so, and counts.
+    The next trial follows from (seed, number of the trial) and the trials before it.
 
     Args:
-        settings: as `hydra_plugins.msh_sweeper.MshSweeperConfig` has them.
-        overrides: what is searched and what is fixed, by key.
+        settings: see `hydra_plugins.msh_sweeper.MshSweeperConfig`.
+        overrides: the varying and the fixed settings, by key.
         jobs: of the search.
     Returns:
-        What became of each trial of this call.
+        The outcomes of this call's trials.
     Raises:
-        ValueError: a setting, the search space or an objective is not allowed; no job is begun then.
-        HydraException: a value of the search space cannot be composed; no job is begun then.
+        ValueError: a setting, the search space or an objective is not allowed; no job has begun then.
+        HydraException: a value of the search space cannot be composed; no job has begun then.
         RuntimeError: Optuna is not installed.
     """
     if find_spec("optuna") is None:
         raise RuntimeError("a search needs Optuna: pip install 'msh[search]'")
     fixed = [str(override.input_line) for override in overrides.values() if not override.is_sweep_override()]
-    swept = [override for override in overrides.values() if override.is_sweep_override()]
+    varying = [override for override in overrides.values() if override.is_sweep_override()]
     for key in ("n_trials", "n_jobs"):
         if (number := getattr(settings, key)) < 1:
-            raise ValueError(f"hydra.sweeper.{key} = {number} is not allowed: at least 1 is")
-    if not swept:
+            raise invalid(f"hydra.sweeper.{key}", ">= 1", number)
+    if not varying:
         raise ValueError("a search needs something to try, such as 'optimizer.lr=tag(log,interval(0.0003,0.01))'")
-    space = {override.get_key_element(): read_distribution(override) for override in swept}
+    space = {override.get_key_element(): read_distribution(override) for override in varying}
     _check_values(jobs, fixed, space)
     directions = read_directions(jobs.config.objective, settings.directions)
-    study = open_study(jobs.folder, directions, _settings_of(jobs.config, swept, directions))
+    study = open_study(jobs.folder, directions, _settings_of(jobs.config, varying, directions))
     outcomes = []
     while trials := _next_trials(study, settings, space):
         done = jobs.run([[*fixed, *_assignments(trial.params)] for trial in trials])
@@ -71,11 +71,11 @@ def search(settings: Any, overrides: Mapping[str, Override], jobs: Jobs) -> list
     return outcomes
 
 
-# ---- what is searched
+# ---- the search space
 
 
 def read_distribution(override: Override) -> BaseDistribution:
-    """What Hydra's grammar says of a key's values, as Optuna has it; both ends of an interval are included.
+    """Translate the values of a key from Hydra's grammar to Optuna's; both ends of an interval are included.
 
     Raises:
         ValueError: there is no value, or a tag or the bounds are not allowed.
@@ -88,31 +88,24 @@ def read_distribution(override: Override) -> BaseDistribution:
     assert isinstance(value, IntervalSweep | RangeSweep)
     for tag in value.tags:
         one_of(f"the tag of {override.input_line}", tag, TAGS)
-    logarithmic = "log" in value.tags
+    log_scale = "log" in value.tags
     try:
         if isinstance(value, IntervalSweep):
             low, high = cast(float, value.start), cast(float, value.end)
             if "int" in value.tags or isinstance(low, int):
-                return IntDistribution(int(low), int(high), log=logarithmic)
-            return FloatDistribution(low, high, log=logarithmic)
+                return IntDistribution(int(low), int(high), log=log_scale)
+            return FloatDistribution(low, high, log=log_scale)
         values = sorted(cast(list[float], list(override.sweep_iterator())))
         if all(isinstance(value, int) for value in values):
-            return IntDistribution(int(values[0]), int(values[-1]), log=logarithmic, step=abs(int(value.step)))
-        return FloatDistribution(values[0], values[-1], step=None if logarithmic else abs(float(value.step)))
+            return IntDistribution(int(values[0]), int(values[-1]), log=log_scale, step=abs(int(value.step)))
+        return FloatDistribution(values[0], values[-1], step=None if log_scale else abs(float(value.step)))
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{override.input_line} is not allowed: {error}") from error
+        raise ValueError(f"{override.input_line} cannot be searched: {error}") from error
 
 
-def _check_values(jobs: Jobs, fixed: Sequence[str], space: Mapping[str, BaseDistribution]) -> None:
-    """Compose every choice, and the ends of every range, once, beside the first values of the other keys."""
-    from optuna.distributions import CategoricalDistribution
-
-    ends = {
-        key: given.choices
-        if isinstance(given, CategoricalDistribution)
-        else (cast(Any, given).low, cast(Any, given).high)
-        for key, given in space.items()
-    }
+def _check_values(jobs: Jobs, fixed: Sequence[str], space: Mapping[str, Any]) -> None:
+    """Compose every choice, and the ends of every range, once, with the first values of the other keys."""
+    ends = {key: getattr(part, "choices", None) or (part.low, part.high) for key, part in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     for key, values in ends.items():
         for value in values:
@@ -120,12 +113,12 @@ def _check_values(jobs: Jobs, fixed: Sequence[str], space: Mapping[str, BaseDist
 
 
 def _assignments(params: Mapping[str, Any]) -> list[str]:
-    """A trial's values as overrides; those of choices are written as on the command line already."""
+    """Write a trial's values as overrides; choices are texts as on the command line already."""
     return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in params.items()]
 
 
 def read_directions(objective: Any, given: Sequence[str] | None) -> dict[str, str]:
-    """Objective to "minimize" or "maximize".
+    """Map each objective to "minimize" or "maximize".
 
     Args:
         objective: the config's.
@@ -138,44 +131,41 @@ def read_directions(objective: Any, given: Sequence[str] | None) -> dict[str, st
         raise ValueError("a search needs an objective, such as objective=mean_score or objective=[mean_score,density]")
     for name in names:
         if name not in OVERALL and name.endswith(".test"):
-            raise ValueError(
-                f"objective = {name!r} is not allowed in a search, as the test split chooses nothing: "
-                f"{name.removesuffix('test')}val is"
-            )
+            no_test = f"{name.removesuffix('test')}val in a search: the test split chooses nothing"
+            raise invalid("objective", no_test, name)
     if given is not None:
         if len(given) != len(names):
-            raise ValueError(f"hydra.sweeper.directions = {list(given)} is not allowed: one for each of {names} is")
+            raise invalid("hydra.sweeper.directions", f"one for each of {names}", list(given))
         for direction in given:
             one_of("hydra.sweeper.directions", direction, WAYS.values())
         return dict(zip(names, given, strict=True))
-    for name in names:
-        if name not in OVERALL:
-            raise ValueError(
-                f"objective = {name!r} needs a direction: minimize where its metric is an error, else maximize; "
-                "hydra.sweeper.directions=[...], one for each objective"
-            )
+    if unknown := [name for name in names if name not in OVERALL]:
+        raise ValueError(
+            f"objective = {unknown[0]!r} needs a direction: minimize where its metric is an error, else maximize; "
+            "hydra.sweeper.directions=[...], one for each objective"
+        )
     return {name: WAYS[OVERALL[name]] for name in names}
 
 
 # ---- the study
 
 
-def _settings_of(config: DictConfig, swept: Sequence[Override], directions: Mapping[str, str]) -> dict[str, Any]:
-    """All that a study's trials have in common: those of other settings say nothing about each other."""
+def _settings_of(config: DictConfig, varying: Sequence[Override], directions: Mapping[str, str]) -> dict[str, Any]:
+    """Collect the settings that a study's trials share: trials of other settings say nothing about each other."""
     own = cast(dict[str, Any], OmegaConf.to_container(without_hydra(config)))
-    of_search = {"objectives": dict(directions), "params": {o.get_key_element(): str(o.input_line) for o in swept}}
-    return own | {"search": of_search}
+    params = {override.get_key_element(): str(override.input_line) for override in varying}
+    return own | {"search": {"objectives": dict(directions), "params": params}}
 
 
 def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[str, Any]) -> optuna.Study:
-    """The study of a sweep's folder: new, or as far as it has come.
+    """Open the study of a sweep's folder, or create it.
 
     Args:
         folder: of the sweep.
         directions: objective to its direction.
-        settings: that its trials have in common.
+        settings: that its trials share.
     Raises:
-        ValueError: the folder's study is of other settings.
+        ValueError: the folder's study has other settings.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -199,16 +189,15 @@ def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[st
 def _next_trials(
     study: optuna.Study, settings: Any, space: dict[str, BaseDistribution]
 ) -> list[Trial] | list[FrozenTrial]:
-    """Trials that were begun and have no end yet; else the next ones, as many as are launched at a time."""
+    """Return trials that have begun and not ended; else new ones, as many as are launched at a time."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
     begun = study.get_trials(states=(TrialState.RUNNING,))
     for trial in begun:
-        if trial.params.keys() != space.keys():  # stopped in the midst of choosing
+        if trial.params.keys() != space.keys():  # stopped while its values were chosen
             study.tell(trial.number, state=TrialState.FAIL)
-    begun = [trial for trial in begun if trial.params.keys() == space.keys()]
-    if begun:
+    if begun := [trial for trial in begun if trial.params.keys() == space.keys()]:
         return begun[: settings.n_jobs]
     trials = []
     for number in range(len(study.trials), min(len(study.trials) + settings.n_jobs, settings.n_trials)):

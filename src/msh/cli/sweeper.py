@@ -1,9 +1,10 @@
-"""A sweep: its jobs, all combinations or those that a search chooses, and what they came to."""
+"""Run a sweep: all combinations of settings, or a search among them; then show the results of its jobs."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,47 +26,48 @@ log = logging.getLogger(__name__)
 def run_sweep(
     settings: Any, arguments: Sequence[str], config: DictConfig, context: HydraContext, launcher: Launcher
 ) -> list[Outcome]:
-    """Do a sweep, and show what its jobs came to.
+    """Run a sweep.
 
     Args:
-        settings: as `hydra_plugins.msh_sweeper.MshSweeperConfig` has them.
-        arguments: of the command line, but for Hydra's own.
-        config: composed without what is swept over.
+        settings: see `hydra_plugins.msh_sweeper.MshSweeperConfig`.
+        arguments: overrides of the command line, without Hydra's own.
+        config: composed without the settings that vary.
         context: of Hydra.
         launcher: that the user chose.
     Returns:
-        What became of each job.
+        The outcomes of the jobs.
     Raises:
-        ValueError: a setting is not allowed; no job is begun then.
-        HydraException: a job cannot be composed; none is begun then.
-        RuntimeError: jobs failed, and all others are done; of a search, all of them failed.
+        ValueError: a setting is not allowed; no job has begun then.
+        HydraException: a job cannot be composed; none has begun then.
+        RuntimeError: jobs failed, and all others are done; in a search, all of them failed.
     """
     overrides = read_overrides(settings.params, arguments, context)
     jobs = Jobs(config, context, launcher)
+    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={jobs.folder}')} skip_finished=true"
+    is_grid = settings.n_trials is None
     try:
-        grid = settings.n_trials is None
-        outcomes = jobs.run(combinations(overrides)) if grid else search(settings, overrides, jobs)
+        outcomes = jobs.run(combinations(overrides)) if is_grid else search(settings, overrides, jobs)
+    except (KeyboardInterrupt, SystemExit):
+        log.warning("the sweep was stopped: %s continues it", again)
+        raise
     finally:
-        if any(path.is_dir() for path in jobs.known.values()):
+        if any(folder.is_dir() for folder in jobs.folders.values()):
             _summarize_if_possible(jobs.folder)
     failed = [outcome.folder.name for outcome in outcomes if outcome.values is None]
-    if failed and (grid or len(failed) == len(outcomes)):
-        raise RuntimeError(
-            f"{len(failed)} of {len(outcomes)} jobs failed: {', '.join(failed)}; the same command with "
-            f"hydra.sweep.dir={jobs.folder} skip_finished=true does these again"
-        )
+    if failed and (is_grid or len(failed) == len(outcomes)):
+        raise RuntimeError(f"{len(failed)} of {len(outcomes)} jobs failed: {', '.join(failed)}; {again} repeats these")
     return outcomes
 
 
 def read_overrides(params: dict[str, str], arguments: Sequence[str], context: HydraContext) -> dict[str, Override]:
-    """What is swept over, and what is fixed, by key; the command line's replace those of hydra.sweeper.params."""
+    """Parse the varying and the fixed settings, by key; the command line's replace those of hydra.sweeper.params."""
     parser = OverridesParser.create(config_loader=context.config_loader)
     written = [f"{key}={value}" for key, value in params.items()]
     return {override.key_or_group: override for override in parser.parse_overrides([*written, *arguments])}
 
 
 def combinations(overrides: dict[str, Override]) -> list[list[str]]:
-    """Every combination of the values, the last key's changing fastest: of each job, its overrides.
+    """Write the overrides of each job of a grid; the last key's value changes fastest.
 
     Raises:
         ValueError: a key has an interval, whose values cannot be counted.
@@ -79,22 +81,22 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise ValueError(
             f"{override.input_line}: an interval has no end of values, so it needs a search, such as "
-            "hparams_search=tpe; all combinations are tried of a,b,c, choice(...) and range(...)"
+            "hparams_search=tpe; a grid takes a,b,c, choice(...) and range(...)"
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _summarize_if_possible(folder: Path) -> None:
-    """Let no trouble with the summary hide what became of the jobs."""
+    """Summarize, and let no trouble with that hide the end of the jobs."""
     try:
         summarize(folder)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        log.warning("not all of the summary was written: %s; `msh sweep %s` tries again", what, folder)
+        problem = f"{type(error).__name__}: {error}"
+        log.warning("the summary is incomplete: %s; `msh sweep %s` tries again", problem, folder)
 
 
 def summarize(folder: Path) -> None:
-    """Show what the jobs of a sweep came to, and write sweep.csv and sweep.html.
+    """Show the results of a sweep's jobs, and write sweep.csv and sweep.html.
 
     Raises:
         FileNotFoundError: the folder is not a sweep's.

@@ -1,65 +1,168 @@
-"""`msh train`, `python train.py`: compose a config, do the run, show the table."""
+"""`msh train`, `python train.py`: compose a config, train, print the results."""
 
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig, OmegaConf
 
+from msh.cli.app import show_help
+from msh.cli.arguments import by_key, flag_value, split_arguments
 from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
-from msh.cli.processes import share_folder
-from msh.cli.resume import rewrite_arguments
-from msh.runs.results import UNFINISHED
-from msh.training.config import register, run_config
+from msh.cli.processes import check_shared_folder
+from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
+from msh.runs.results import UNFINISHED, Results
+from msh.training.config import RunConfig, register, run_config
+from msh.training.settings import INCIDENTAL, on_disk
+
+log = logging.getLogger(__name__)
+
+WARNINGS: dict[str, type[Warning]] = {
+    # Epochs are logged, however few batches they have.
+    r"The number of training batches \(\d+\) is smaller than the logging interval Trainer": PossibleUserWarning,
+    # Batches are taken from memory by index: worker processes would only slow that down.
+    r"The '\w+' does not have many workers which may be a bottleneck": PossibleUserWarning,
+    # Lightning 2.6 uses these two; their replacement is not in torch before 2.15.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated": FutureWarning,
+    r"`broadcast_buffers` is deprecated": FutureWarning,
+}
+"""Start of warnings that are not shown, to their category."""
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
 def _train(config: DictConfig) -> float | tuple[float, ...] | None:
-    from hydra.core.hydra_config import HydraConfig
-
-    from msh.training.ranks import is_rank_zero
-
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
-            return _run(config, folder, HydraConfig.get().overrides.task)
-    values = _run(config, folder, HydraConfig.get().overrides.task)
-    if is_rank_zero():
-        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job that went on by itself
-    return values
+            return _run(config, folder)
+    return _run(config, folder)
 
 
-def _run(config: DictConfig, folder: Path, overrides: Iterable[str]) -> float | tuple[float, ...] | None:
-    """Do a run, or go on with one; returns its objectives."""
-    from msh.cli.resume import check_same_run
+def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
+    """Resume the run in a folder with the config that is stored there."""
+    given = by_key(overrides)
+    ours = ("resume", "unsafe", "hydra.run.dir")
+    overrides = [override for override in overrides if override.partition("=")[0] not in ours]
+    unsafe = given.get("unsafe", "false").lower() == "true"
+    config = compose_resumed(folder, flag_value(flags, "--config-dir", "-cd"), overrides, unsafe)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    if flag_value(flags, "--cfg", "-c") is not None:
+        print(OmegaConf.to_yaml(own))
+        return
+    HydraConfig.instance().set_config(config)
+    try:
+        configure_log(config.hydra.job_logging, config.hydra.verbose)
+        _run(own, folder)
+        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
+    """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
     from msh.training.ranks import is_rank_zero
-    from msh.training.run import train
+    from msh.training.run import locked, train
 
-    _check_tasks_named_once(overrides)
-    _quiet_lightning()
+    own = run_config(config)
+    _check_tasks_named_once(HydraConfig.get().overrides.task)
+    quiet_lightning()
     _keep_bar_lines_off_the_terminal()
     if not is_rank_zero():
         _leave_words_to_the_first_process()
-    if config.resume is not None:
-        check_same_run(config, folder)
-    results = train(run_config(config), folder, _write_report)
+    with locked(folder):
+        results = _finished(config, folder)
+        if results is None:
+            own = replace(own, resume=config.resume)
+            log.info(announcement(own, folder))
+            results = train(own, folder, _write_report)
+        else:
+            log.info("%s is finished already: these are its results", folder)
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
     values = tuple(objective_values(results, read_objectives(config.objective, list(results.tasks))))
     return values[0] if len(values) == 1 else values or None
+
+
+def _finished(config: DictConfig, folder: Path) -> Results | None:
+    """Return the results of a run folder that is finished; otherwise make it ready for a new run or a resumed one.
+
+    An unfinished job of a sweep is resumed: its `config.resume` is set.
+
+    Raises:
+        ValueError: the folder holds another run, or one that `resume` must name.
+    """
+    from msh.training.ranks import is_rank_zero
+
+    if config.resume is not None:
+        check_same_run(config, folder)
+        return None
+    found = on_disk(folder, config, INCIDENTAL)
+    if found.what == "finished":
+        return Results.load(folder)
+    if not is_rank_zero():
+        return None
+    if found.what == "new":
+        _store(config, folder)
+    elif found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_same_run(config, folder)
+        config.resume = str(folder)
+    else:
+        if found.what == "other":
+            first, *more = found.why.split("; ")
+            also = f", and {len(more)} more" if more else ""
+            raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+        resume = shlex.quote(f"resume={folder}")
+        raise ValueError(f"{folder} holds this run, unfinished: {resume} continues it; or choose another hydra.run.dir")
+    return None
+
+
+def _store(config: DictConfig, folder: Path) -> None:
+    """Write the composed config into a new run folder, in Hydra's files.
+
+    Hydra itself would write it before it calls us: also into the folder of another run.
+    """
+    stored = folder / ".hydra"
+    stored.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, stored / "config.yaml")
+    OmegaConf.save({"hydra": HydraConfig.get()}, stored / "hydra.yaml")
+    OmegaConf.save(HydraConfig.get().overrides.task, stored / "overrides.yaml")
+
+
+def announcement(config: RunConfig, folder: Path) -> str:
+    """Say in one line what a run trains, and where: also after a bare `msh train`."""
+    import torch
+
+    names = list(config.tasks) if config.task is None else [config.task]
+    stages = len(names) if config.curriculum is None or config.task else len(config.curriculum)
+    device = config.trainer.accelerator
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return (
+        f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
+        f"{config.trainer.max_epochs} epochs each, backbone {backbone}, on {device}; into {folder}"
+    )
 
 
 def _write_report(folder: Path) -> None:
@@ -69,10 +172,22 @@ def _write_report(folder: Path) -> None:
 
 
 def _keep_bar_lines_off_the_terminal() -> None:
-    """Send what a live progress bar shows anyway to the log file alone: printed, it would tear the bar."""
+    """Send to the log file alone what the progress line shows anyway, and let the rest be printed above that line."""
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(lambda record: not getattr(record, "in_bar", False))
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.stream = _CurrentStdout()
+
+
+class _CurrentStdout:
+    """Writes to the stdout of the moment, which the progress line replaces while it is there."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def _leave_words_to_the_first_process() -> None:
@@ -91,25 +206,29 @@ def _check_tasks_named_once(overrides: Iterable[str]) -> None:
                 raise ValueError(f"tasks names {', '.join(map(repr, twice))} more than once: name every task once")
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Keep Lightning's notes on devices and tips out of the way; its warnings still show."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # epochs are logged all the same
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # inside Lightning 2.6 itself
-    # What takes its place is not in torch before 2.15, and still sends all buffers at the start.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-    # Batches are taken from memory by index: worker processes would only slow that down.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message, category in WARNINGS.items():
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 def main() -> None:
     """Run the command with the process's arguments."""
     with user_errors():
-        share_folder()
-        rewrite_arguments()
-        _train()
+        flags, overrides = split_arguments(sys.argv[1:])
+        if show_help("train", flags):
+            return
+        given = by_key(overrides)
+        check_shared_folder(given)
+        folder = run_to_resume(flags, given)
+        if folder is not None:
+            _resume(folder, flags, overrides)
+        else:
+            sys.argv[1:] = [*flags, *(override for override in overrides if not override.startswith("resume="))]
+            _train()
 
 
 if __name__ == "__main__":

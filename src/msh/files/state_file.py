@@ -177,6 +177,11 @@ def task_names(path: Path, *kinds: Kind) -> list[str]:
         return list(read_description(metadata.get("state"))[0])
 
 
+def network_file(path: Path) -> Path:
+    """Return the network file of a run folder; a file itself."""
+    return path / "network.safetensors" if path.is_dir() else path
+
+
 def read_state(path: Path, *kinds: Kind) -> StateFile:
     """Read a state file with any schema.
 

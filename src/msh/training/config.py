@@ -492,10 +492,14 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
     return values
 
 
+SCHEMA = hydra_schema(RunConfig)
+"""Of `RunConfig`, for Hydra."""
+
+
 def register() -> None:
     """Make the schema known to Hydra, as the config `schema`, and a group for criteria and for schedules."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=hydra_schema(RunConfig))
+    store.store(name="schema", node=SCHEMA)
     for group, names in NAMED.items():
         for name in names:
             store.store(group=group, name=name, node={"name": name})

@@ -10,7 +10,7 @@ from typing import Any
 
 from msh.errors import invalid, one_of, suggestion
 from msh.files.plans import input_shape_in, read_plan, settings_of
-from msh.files.state_file import StateFile, read_state
+from msh.files.state_file import StateFile, network_file, read_state
 from msh.training.config import RunConfig
 from msh.training.settings import differences
 
@@ -64,7 +64,7 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
         shape = input_shape_in(plan.notes, Path(config.plan))
         return Origin("plan", Path(config.plan), plan.notes["start"], shape, plan)
     if config.network is not None:
-        return _read_network(Path(config.network), names)
+        return _read_network(network_file(Path(config.network)), names)
     return None
 
 

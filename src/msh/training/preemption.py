@@ -1,6 +1,6 @@
-"""Signals that end a run: a checkpoint is written first, and the run folder can be resumed.
+"""End a run on a signal: a checkpoint is written first, and the run folder can be resumed.
 
-SIGTERM ends the run. So does SIGUSR1, which SLURM can be told to send before the time is up
+SIGTERM and Ctrl-C (SIGINT) end the run. So does SIGUSR1, which SLURM can be told to send before the time is up
 (`#SBATCH --signal=USR1@120`); within SLURM the job is then put back into the queue.
 """
 
@@ -18,11 +18,11 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 REQUEUE = signal.SIGUSR1
-SIGNALS = (signal.SIGTERM, REQUEUE)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, REQUEUE)
 
 
 class PreemptedError(SystemExit):
-    """The run was told to end; its exit code is 128 and the signal's number, as shells have it."""
+    """A signal ended the run; the exit code is 128 plus the signal's number, as in shells."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -30,11 +30,11 @@ class PreemptedError(SystemExit):
 
 
 class Preemption:
-    """What this process was told by signals.
+    """The signals that this process received.
 
     Attributes:
-        received: the signal that came, or None.
-        postponed: whether the run goes on to its next checkpoint when a signal comes, instead of ending at once.
+        received: the last one, or None.
+        postponed: whether a signal ends the run at its next checkpoint, instead of at once.
     """
 
     def __init__(self) -> None:
@@ -57,18 +57,21 @@ class Preemption:
                 signal.signal(signum, handler)
 
     def listen(self) -> None:
-        """Take the signals, whoever has taken them in between."""
+        """Handle the signals, also after another library has taken them over."""
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._take)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
+        pressed_twice = signum == self.received == signal.SIGINT
         self.received = signum
-        if not self.postponed:
+        if pressed_twice or not self.postponed:
             raise PreemptedError(signum)
+        if signum == signal.SIGINT:
+            log.warning("stopping at the next checkpoint; Ctrl-C again stops at once")
 
     def release(self) -> None:
-        """What was to be saved is saved: a signal that came in between ends the run now, and later ones at once.
+        """End the run now if a signal came since it was postponed, and at once on later ones: all is saved.
 
         Raises:
             PreemptedError: a signal came.
@@ -87,11 +90,11 @@ class Preemption:
 
 
 PREEMPTION = Preemption()
-"""Signals are the whole process's."""
+"""One for the whole process, as signals are."""
 
 
 def requeue() -> None:
-    """Put this SLURM job back into the queue; outside SLURM, nothing."""
+    """Put this SLURM job back into the queue; outside SLURM, do nothing."""
     job = os.environ.get("SLURM_JOB_ID")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

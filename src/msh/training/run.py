@@ -7,6 +7,7 @@ learn other tasks, in parallel or in sequence.
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -59,18 +60,18 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         RuntimeError: another process works in the folder.
         PreemptedError: a signal ended the run; it can be resumed.
     """
-    with _locked(folder), PREEMPTION.watched():
+    with locked(folder), PREEMPTION.watched():
         prepared = prepare(config)
         return Run(prepared, folder, _results(prepared, folder), write_report).go()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the run folder against other processes until this one ends, however it ends."""
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the run folder against other processes until this one ends, however it ends; locks may be nested."""
     if not is_rank_zero():
         yield
         return
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout as error:
@@ -169,7 +170,7 @@ class Run:
         self.tracking.close("stopped")
         if self.writes:
             name = signal.Signals(stop.signum).name
-            log.warning("%s ended the run; resume=%s continues it", name, self.folder)
+            log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={self.folder}"))
             if stop.signum == REQUEUE:
                 requeue()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -168,7 +169,10 @@ def hydra_schema(kind: type[Any]) -> type[Any]:
         else:
             default = dataclasses.field(default=MISSING if part.default is dataclasses.MISSING else part.default)
         made.append((part.name, hint, default))
-    return dataclasses.make_dataclass(kind.__name__, made)
+    schema = dataclasses.make_dataclass(kind.__name__, made)
+    schema.__module__, schema.__qualname__ = kind.__module__, f"schema_of_{kind.__name__}"
+    setattr(sys.modules[kind.__module__], schema.__qualname__, schema)  # launchers pickle it by its name
+    return schema
 
 
 def _for_omegaconf(hint: Any) -> Any:

@@ -10,7 +10,6 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from msh.cli.configs import config_folder
-from msh.cli.main import main
 from msh.cli.train import _check_tasks_named_once
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.config import NAMED, register, run_config
@@ -203,17 +202,3 @@ def test_a_task_named_twice_is_refused(overrides):
 
 def test_tasks_named_once_are_accepted():
     assert _check_tasks_named_once(["tasks=[wine,digits]", "tasks.wine.batch_size=4", "tasks=bundled"]) is None
-
-
-def test_the_command_without_arguments_lists_its_commands(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["msh"])
-    main()
-    assert {"train", "evaluate"} <= set(capsys.readouterr().out.split())
-
-
-def test_an_unknown_command_is_refused_with_the_nearest(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["msh", "trian"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    assert "msh has no command 'trian'; did you mean 'train'?" in capsys.readouterr().err

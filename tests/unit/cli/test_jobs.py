@@ -95,12 +95,13 @@ def batch(*changes):
 
 
 def launched(launcher, number=-1):
-    """Of a launch, the last one: density to (folder, whether it goes on with a run)."""
+    """Density to folder, of the jobs of a launch."""
     return {
-        next(o for o in overrides if o.startswith("pruning.density")).partition("=")[2]: (
-            next(o for o in overrides if o.startswith("hydra.sweep.subdir")).partition("=")[2].strip("'"),
-            any(o.startswith("resume=") for o in overrides),
+        next(o for o in overrides if o.startswith("pruning.density")).partition("=")[2]: next(
+            o for o in overrides if o.startswith("hydra.sweep.subdir")
         )
+        .partition("=")[2]
+        .strip("'")
         for overrides in (launcher.launched[number] if launcher.launched else [])
     }
 
@@ -109,7 +110,7 @@ def test_a_job_that_fails_does_not_keep_the_others_from_being_done(sweep):
     jobs, launcher = sweep()
     launcher.acts = {0.2: "fail"}
     assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,), None, (0.8,)]
-    assert launched(launcher) == {"0.1": ("0", False), "0.2": ("1", False), "0.3": ("2", False)}
+    assert launched(launcher) == {"0.1": "0", "0.2": "1", "0.3": "2"}
 
 
 def test_again_finished_jobs_are_left_and_failed_and_stopped_ones_are_done_where_they_were(sweep):
@@ -118,7 +119,7 @@ def test_again_finished_jobs_are_left_and_failed_and_stopped_ones_are_done_where
     jobs.run(batch(*SWEPT))
     jobs, launcher = sweep("skip_finished=true")
     outcomes = jobs.run(batch("pruning.density=0.05", *SWEPT))
-    assert launched(launcher) == {"0.05": ("3", False), "0.2": ("1", False), "0.3": ("2", True)}
+    assert launched(launcher) == {"0.05": "3", "0.2": "1", "0.3": "2"}
     assert [(outcome.folder.name, outcome.values) for outcome in outcomes] == [
         ("3", (0.8,)),
         ("0", (0.8,)),
@@ -150,8 +151,8 @@ def test_where_a_process_is_killed_the_jobs_not_begun_are_launched_again_and_the
     jobs, launcher = sweep()
     launcher.acts = {0.2: "kill"}
     assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,), None, (0.8,)]
-    assert launched(launcher, 1) == {"0.3": ("2", False)}
-    assert launched(launcher) == {"0.2": ("1", True)}
+    assert launched(launcher, 1) == {"0.3": "2"}
+    assert launched(launcher) == {"0.2": "1"}
     assert len(launcher.launched) == 3
 
 
@@ -159,7 +160,7 @@ def test_a_job_whose_process_was_killed_once_goes_on(sweep):
     jobs, launcher = sweep()
     launcher.acts = {0.2: "kill once"}
     assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,)] * 3
-    assert launched(launcher) == {"0.2": ("1", True)}
+    assert launched(launcher) == {"0.2": "1"}
 
 
 def test_a_damaged_job_gets_another_folder(sweep, tmp_path):
@@ -168,13 +169,13 @@ def test_a_damaged_job_gets_another_folder(sweep, tmp_path):
     (tmp_path / "sweep" / "1" / "results.json").write_text("{")
     jobs, launcher = sweep("skip_finished=true")
     jobs.run(batch(*SWEPT))
-    assert launched(launcher) == {"0.2": ("3", False)}
+    assert launched(launcher) == {"0.2": "3"}
 
 
 def test_folders_are_named_as_the_user_wants_but_never_twice(sweep):
     jobs, launcher = sweep("hydra.sweep.subdir=density_${pruning.density}")
     jobs.run(batch(*SWEPT[:2]))
-    assert [folder for folder, _ in launched(launcher).values()] == ["density_0.1", "density_0.2"]
+    assert list(launched(launcher).values()) == ["density_0.1", "density_0.2"]
     with pytest.raises(ValueError, match=r"'density_0\.1' is the folder of another job"):
         jobs.run([[*batch(SWEPT[0])[0], "seed=1"]])
     assert len(launcher.launched) == 1
@@ -183,7 +184,7 @@ def test_folders_are_named_as_the_user_wants_but_never_twice(sweep):
 def test_a_folder_that_has_jobs_is_refused_unless_the_sweep_is_to_go_on(sweep):
     jobs, _ = sweep()
     jobs.run(batch(SWEPT[0]))
-    with pytest.raises(ValueError, match="has 1 jobs already: skip_finished=true goes on with them"):
+    with pytest.raises(ValueError, match="has 1 jobs already: skip_finished=true"):
         sweep()
 
 

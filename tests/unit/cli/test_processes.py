@@ -1,10 +1,8 @@
 """Processes that others have started: which of them this is, and whether they share a folder."""
 
-import sys
-
 import pytest
 
-from msh.cli.processes import place_among_processes, share_folder
+from msh.cli.processes import check_shared_folder, place_among_processes
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "4"}
 SRUN = {"SLURM_JOB_NAME": "train", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
@@ -28,21 +26,20 @@ def test_the_place_is_that_of_torchrun_or_srun(environment, place, monkeypatch):
     assert place_among_processes() == place
 
 
-def arguments_after(monkeypatch, *arguments, rank="1"):
-    for name, value in (TORCHRUN | {"RANK": rank}).items():
+def check(monkeypatch, **overrides):
+    for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    share_folder()
-    return sys.argv[1:]
+    check_shared_folder({key.replace("_", "."): value for key, value in overrides.items()})
 
 
-def test_only_the_first_process_writes_the_config(monkeypatch):
-    assert arguments_after(monkeypatch, "hydra.run.dir=x", rank="0") == ["hydra.run.dir=x"]
-    assert arguments_after(monkeypatch, "hydra.run.dir=x") == ["hydra.run.dir=x", "hydra.output_subdir=null"]
-    assert arguments_after(monkeypatch, "resume=x") == ["resume=x", "hydra.output_subdir=null"]
+@pytest.mark.parametrize(
+    "overrides", [{"hydra_run_dir": "x"}, {"hydra_run_dir": "x", "resume": "auto"}, {"resume": "x"}]
+)
+def test_processes_with_a_common_folder_are_accepted(overrides, monkeypatch):
+    check(monkeypatch, **overrides)
 
 
-@pytest.mark.parametrize("arguments", [[], ["seed=1"], ["resume=auto"]])
-def test_processes_without_a_common_folder_are_refused(arguments, monkeypatch):
+@pytest.mark.parametrize("overrides", [{}, {"seed": "1"}, {"resume": "auto"}])
+def test_processes_without_a_common_folder_are_refused(overrides, monkeypatch):
     with pytest.raises(ValueError, match=r"4 processes need one run folder: hydra\.run\.dir=DIR"):
-        arguments_after(monkeypatch, *arguments)
+        check(monkeypatch, **overrides)

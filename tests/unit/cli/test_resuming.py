@@ -1,16 +1,16 @@
-"""Finding the run to go on with, and the arguments that compose its config again."""
-
-import sys
+"""Finding the run to resume, and composing its config from the stored one."""
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from msh.cli.resume import check_same_run, find_run, rewrite_arguments
+from msh.cli.arguments import by_key, split_arguments
+from msh.cli.configs import config_folder
+from msh.cli.resume import check_same_run, compose_resumed, find_run, run_to_resume
 from msh.runs.results import Results
+from msh.training.config import register
 
-NOW = {"flush_denormal": True, "master_weights": True, "evaluation": {"batch_size": None}}
-NOW |= {"pruning": {"allow_empty_layers": False}}
-"""Settings that configs of earlier releases lack."""
+register()
 
 
 def make_run(folder, status="running", overrides=("experiment=sequential", "seed=3"), **config):
@@ -22,11 +22,20 @@ def make_run(folder, status="running", overrides=("experiment=sequential", "seed
     return folder
 
 
-def rewritten(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    rewrite_arguments()
-    assert sys.argv[0] == "train.py"
-    return sys.argv[1:]
+def make_whole_run(folder, *overrides, forget=(), **changes):
+    """A run folder with all that the overrides compose, but for the settings to forget."""
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", list(overrides)))
+    for key in forget:
+        parts = key.split(".")
+        del (config if len(parts) == 1 else config[parts[0]])[parts[-1]]
+    return make_run(folder, overrides=overrides, **config | changes)
+
+
+def resumed(folder, *arguments, **how):
+    flags, overrides = split_arguments(arguments)
+    assert run_to_resume(flags, by_key(overrides) | {"resume": str(folder)}) == folder.resolve()
+    return compose_resumed(folder, None, overrides, **how)
 
 
 # ---- which run
@@ -67,83 +76,97 @@ def test_auto_is_the_newest_unfinished_run_of_the_experiment(tmp_path, monkeypat
     make_run(tmp_path / "outputs" / "other" / "2026-01-09_00-00-00")
     damaged = make_run(root / "2026-01-08_00-00-00")
     (damaged / "results.json").write_text("{")
-    assert find_run("auto", {"experiment": "experiment=sequential"}) == newest.resolve()
+    assert find_run("auto", {"experiment": "sequential"}) == newest.resolve()
 
 
 def test_auto_looks_below_the_output_folder_of_the_command(tmp_path):
     run = make_run(tmp_path / "elsewhere" / "sequential" / "2026-01-01_00-00-00")
-    overrides = {
-        "experiment": "experiment=sequential",
-        "paths.output_dir": f"paths.output_dir={tmp_path / 'elsewhere'}",
-    }
+    overrides = {"experiment": "sequential", "paths.output_dir": str(tmp_path / "elsewhere")}
     assert find_run("auto", overrides) == run.resolve()
 
 
 def test_auto_finds_a_run_of_an_experiment_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "outputs" / "four_domains" / "2026-01-01_00-00-00")
-    assert find_run("auto", {"experiment": "experiment=paper/four_domains"}) == run.resolve()
+    assert find_run("auto", {"experiment": "paper/four_domains"}) == run.resolve()
 
 
 def test_auto_without_an_unfinished_run_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "outputs" / "sequential" / "2026-01-03_00-00-00", status="finished")
     with pytest.raises(FileNotFoundError, match="there is no unfinished run below outputs/sequential"):
-        find_run("auto", {"experiment": "experiment=sequential"})
+        find_run("auto", {"experiment": "sequential"})
 
 
 # ---- arguments
 
 
-def test_a_plus_before_groups_of_the_defaults_list_is_taken_off(monkeypatch):
-    found = rewritten(monkeypatch, "+experiment=paper/a", "+procedure=paper", "+debug=fdr", "+trainer.x=1", "seed=3")
+def test_flags_are_separated_from_overrides_in_every_order():
+    flags, overrides = ["--config-dir", "my=dir", "-m", "--info", "defaults"], ["seed=1", "~logger", "+x=2"]
+    assert split_arguments([*flags, *overrides]) == (flags, overrides)
+    assert split_arguments([*overrides, *flags]) == (flags, overrides)
+    assert split_arguments(["seed=1", *flags, "~logger", "+x=2"]) == (flags, overrides)
+
+
+def test_a_plus_before_groups_of_the_defaults_list_is_taken_off():
+    _, found = split_arguments(["+experiment=paper/a", "+procedure=paper", "+debug=fdr", "+trainer.x=1", "seed=3"])
     assert found == ["experiment=paper/a", "procedure=paper", "debug=fdr", "+trainer.x=1", "seed=3"]
 
 
-def test_a_resumed_run_has_its_own_overrides_and_folder(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run", overrides=["experiment=sequential", "seed=3", "+trainer.x=1"], **NOW)
-    found = rewritten(monkeypatch, "+experiment=sequential", f"resume={folder}", "logger=none")
-    assert set(found) == {
-        "experiment=sequential",
-        "seed=3",
-        "+trainer.x=1",
-        "logger=none",
-        f"resume='{folder.resolve()}'",
-        f"hydra.run.dir='{folder.resolve()}'",
-        "hydra.output_subdir=null",
-        "hydra.mode=RUN",
+def test_a_run_is_new_or_resumed(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert run_to_resume([], {}) is run_to_resume([], {"resume": "null"}) is None
+    assert run_to_resume([], {"resume": str(folder)}) == folder.resolve()
+    assert run_to_resume([], {"resume": "auto", "hydra.run.dir": str(folder)}) == folder.resolve()
+    assert run_to_resume([], {"resume": "auto", "hydra.run.dir": str(tmp_path / "new")}) is None
+
+
+def test_resume_and_multirun_do_not_go_together(tmp_path):
+    with pytest.raises(ValueError, match="leave out --multirun"):
+        run_to_resume(["--multirun"], {"resume": str(make_run(tmp_path / "run"))})
+
+
+# ---- the config
+
+
+def test_a_resumed_run_has_its_own_settings_and_folder(tmp_path):
+    folder = make_whole_run(tmp_path / "run", "experiment=sequential", "seed=3", "pruning=lottery")
+    config = resumed(folder, "+experiment=sequential", "logger=none", "trainer=gpu", "+paths.data_dir=x")
+    assert (config.seed, config.name, config.pruning.schedule.name) == (3, "sequential", "exponential")
+    assert (config.logger, config.trainer.accelerator, config.paths.data_dir) == ({}, "gpu", "x")
+    assert config.resume == config.hydra.run.dir == config.hydra.runtime.output_dir == str(folder)
+    check_same_run(config, folder)
+
+
+def test_overrides_that_a_run_was_started_with_may_be_given_again(tmp_path):
+    started = ["experiment=sequential", "tasks=[wine,iris]", "pruning=lottery", "pruning.density=0.2", "seed=4"]
+    folder = make_whole_run(tmp_path / "run", *started)
+    config, again = resumed(folder), resumed(folder, *started)
+    assert {key: config[key] for key in config if key != "hydra"} == {
+        key: again[key] for key in again if key != "hydra"
     }
 
 
-def test_a_run_of_an_earlier_release_is_resumed_as_that_release_did(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run", overrides=["seed=3"])
-    found = rewritten(monkeypatch, f"resume={folder}")
-    assert {"flush_denormal=false", "evaluation.batch_size=500", "master_weights=true"} < set(found)
+@pytest.mark.parametrize(
+    ("override", "key"), [("seed=4", "seed"), ("tasks=[wine]", "tasks"), ("backbone=resnet18", "backbone")]
+)
+def test_a_new_value_is_seen(override, key, tmp_path):
+    folder = make_whole_run(tmp_path / "run", "experiment=sequential")
+    with pytest.raises(ValueError, match=f"was started with {key}"):
+        check_same_run(resumed(folder, override), folder)
 
 
-def test_a_new_value_of_a_resumed_run_replaces_the_old_one(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run")
-    found = rewritten(monkeypatch, f"resume={folder}", "seed=4")
-    assert "seed=4" in found
-    assert "seed=3" not in found
+def test_another_experiment_is_refused(tmp_path):
+    folder = make_whole_run(tmp_path / "run", "experiment=sequential")
+    with pytest.raises(ValueError, match="started with experiment = sequential, not parallel"):
+        resumed(folder, "+experiment=parallel")
 
 
-def test_resume_and_multirun_do_not_go_together(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="leave out --multirun"):
-        rewritten(monkeypatch, "--multirun", f"resume={folder}")
-
-
-@pytest.mark.parametrize("quote", ["", "'", '"'])
-def test_a_folder_that_holds_a_run_is_refused(quote, tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds a run already: resume it \(resume="):
-        rewritten(monkeypatch, f"hydra.run.dir={quote}{folder}{quote}")
-
-
-def test_a_folder_without_a_run_is_taken(tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
-    assert rewritten(monkeypatch, f"hydra.run.dir={tmp_path / 'run'}") == [f"hydra.run.dir={tmp_path / 'run'}"]
+def test_a_run_of_an_earlier_release_is_resumed_as_that_release_did(tmp_path):
+    lacking = ["flush_denormal", "evaluation", "master_weights", "pruning.allow_empty_layers"]
+    config = resumed(make_whole_run(tmp_path / "run", forget=lacking))
+    assert (config.flush_denormal, config.evaluation.batch_size, config.master_weights) == (False, 500, True)
+    assert not config.pruning.allow_empty_layers
 
 
 # ---- the same run
@@ -195,34 +218,61 @@ def test_another_experiment_is_named(tmp_path):
         check(folder, name="other")
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "backbone._target_=os.system",
-        "+backbone={_target_: os.system}",
-        "callbacks.a={_target_: msh.training.callbacks.RestoreBest, x: {_target_: os.system}}",
-        "callbacks.a._target_=${name}",
-        "backbone=${oc.decode:x}",
-        "backbone=${ oc.create:x}",
-        "hydra.searchpath=[file:///elsewhere]",
-        "hydra/launcher=joblib",
-    ],
-)
-def test_what_a_run_folder_would_have_called_is_refused_unless_it_is_given_again(override, tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run", overrides=["seed=3", override])
-    with pytest.raises(ValueError, match=r"overrides\.yaml: .* is not allowed: it could have any code called"):
-        rewritten(monkeypatch, f"resume={folder}")
-    assert override in rewritten(monkeypatch, f"resume={folder}", override)
+CALLS = {
+    "backbone": {"_target_": "os.system"},
+    "callbacks": {"a": {"_target_": "msh.training.callbacks.RestoreBest", "x": [{"_target_": "os.system"}]}},
+    "scheduler": {"_target_": "${name}"},
+    "optimizer": {"_target_": "torch.optim.${name}"},
+    "logger": {"a": "${ oc.create:x}"},
+    "tasks": "${oc.decode:x}",
+    "pruning": {"_target_": ["os.system"]},
+}
+
+
+@pytest.mark.parametrize("part", CALLS)
+def test_a_stored_config_may_not_call_any_code(part, tmp_path):
+    folder = make_whole_run(tmp_path / "run", **{part: CALLS[part]})
+    with pytest.raises(ValueError, match=rf"config\.yaml: {part}\S* = .* is not allowed"):
+        resumed(folder)
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        "++callbacks.a._target_=msh.training.callbacks.EarlyStoppingPerTask",
-        "+callbacks.a={_target_: 'pytorch_lightning.callbacks.LearningRateMonitor'}",
-        "optimizer._target_=torch.optim.SGD",
-    ],
+    "given", ["backbone._target_=mine.Net", "+backbone={_target_: mine.Net, x: 2}", "--config-dir", "unsafe"]
 )
-def test_what_msh_torch_and_lightning_define_is_called_again(override, tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run", overrides=["seed=3", override])
-    assert override in rewritten(monkeypatch, f"resume={folder}")
+def test_code_that_the_command_line_names_is_trusted(given, tmp_path):
+    folder = make_whole_run(tmp_path / "run", backbone={"_target_": "mine.Net", "x": 1})
+    with pytest.raises(ValueError, match=r"backbone\._target_ = 'mine\.Net' is not allowed"):
+        resumed(folder)
+    if given == "--config-dir":
+        (tmp_path / "own" / "backbone").mkdir(parents=True)
+        (tmp_path / "own" / "backbone" / "net.yaml").write_text("_target_: mine.Net\n")
+        config = compose_resumed(folder, str(tmp_path / "own"), [])
+    else:
+        config = resumed(folder, unsafe=True) if given == "unsafe" else resumed(folder, given)
+    assert config.backbone._target_ == "mine.Net"
+
+
+def test_an_option_of_the_users_own_may_be_added(tmp_path):
+    (tmp_path / "it's" / "logger").mkdir(parents=True)
+    (tmp_path / "it's" / "logger" / "own.yaml").write_text("own: {_target_: mine.Logger}\n")
+    config = compose_resumed(make_whole_run(tmp_path / "run"), str(tmp_path / "it's"), ["logger=own"])
+    assert config.logger == {"own": {"_target_": "mine.Logger"}}
+
+
+@pytest.mark.parametrize("name", ["msh.training.callbacks.EarlyStoppingPerTask", "torch.optim.SGD"])
+def test_classes_of_msh_and_torch_are_called_again(name, tmp_path):
+    folder = make_whole_run(tmp_path / "run", callbacks={"a": {"_target_": name}})
+    assert resumed(folder).callbacks.a._target_ == name
+
+
+def test_a_stored_config_does_not_change_hydra(tmp_path):
+    evil = {"hydra": {"job_logging": {"handlers": {"x": {"()": "os.system"}}}}, "defaults": [{"hydra/launcher": "x"}]}
+    config = resumed(make_whole_run(tmp_path / "run", **evil))
+    assert "x" not in config.hydra.job_logging.handlers
+    assert config.hydra.runtime.choices["hydra/launcher"] == "basic"
+
+
+def test_a_stored_config_of_no_run_is_named(tmp_path):
+    folder = make_run(tmp_path / "run", tasks=[1])
+    with pytest.raises(ValueError, match=r"config\.yaml is not the config of a run"):
+        resumed(folder)

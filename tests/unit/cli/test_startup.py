@@ -12,7 +12,7 @@ UNUSED = ["wandb", "matplotlib", "plotly", "seaborn", "pandas", "sklearn", "torc
 LOOK = """
 import importlib, json, sys
 modules, unused = json.loads(sys.argv[1])
-importlib.import_module("msh.cli.main")
+importlib.import_module("msh.cli.app")
 early = sorted({"torch", "pytorch_lightning", "hydra"} & set(sys.modules))
 importlib.import_module("msh.subnetworks")
 core = sorted({"pytorch_lightning", "hydra", "omegaconf", "torchmetrics"} & set(sys.modules))

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from msh.cli.arguments import split_arguments
 from msh.cli.configs import config_folder
-from msh.cli.resume import take_groups
 from msh.runs.results import Results, TaskResult
 from msh.tracking.tracking import outcome
 from msh.training.config import register, run_config
@@ -45,18 +44,17 @@ def values(parameter):
 
 @pytest.mark.parametrize("end", [0, -1])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_what_the_agent_calls_is_a_run(path, end, monkeypatch):
+def test_what_the_agent_calls_is_a_run(path, end):
     config = yaml.safe_load(path.read_text())
     assert (ROOT / config["program"]).is_file()
     chosen = {name: {"value": values(parameter)[end]} for name, parameter in config["parameters"].items()}
     arguments = create_sweep_command_args({"args": chosen})
     command = create_sweep_command(config["command"])
     place = command.index("${args_no_hyphens}")
-    monkeypatch.setattr(sys, "argv", ["train.py", *command[command.index("${program}") + 1 : place]])
-    take_groups()
+    _, overrides = split_arguments(command[command.index("${program}") + 1 : place])
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_folder(), version_base="1.3"):
-        composed = compose("config", [*sys.argv[1:], *arguments["args_no_hyphens"]])
+        composed = compose("config", [*overrides, *arguments["args_no_hyphens"]])
     run_config(composed)
     assert composed.name == "sequential"
     assert composed.pruning.density == chosen["pruning.density"]["value"]

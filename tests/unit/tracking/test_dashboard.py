@@ -10,7 +10,7 @@ from dashboards import shown
 
 pytest.importorskip("wandb_workspaces")
 
-from msh.cli.dashboard import main
+from msh.cli.app import main
 from msh.tracking.dashboard import build_workspace, save_workspace, sections
 
 SECTIONS = ["scores", "capacity", "guarantee", "pruning", "system"]
@@ -22,7 +22,7 @@ def command(monkeypatch, capsys):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was made"))
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["msh dashboard", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["msh", "dashboard", *map(str, arguments)])
         code = 0
         try:
             main()

@@ -10,7 +10,7 @@ from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences, make_batch
 from msh.files.sealed import seal, sealed_files
-from msh.subnetworks import CRITERIA, SCHEDULES, trace_units
+from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Units, trace_units
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import PATTERN, newest_readable
 from msh.training.preemption import PREEMPTION, PreemptedError
@@ -81,9 +81,10 @@ def test_a_folder_without_readable_checkpoints_has_none(tmp_path):
 
 
 def make_pruner(module, granularity="weight"):
-    units = None if granularity == "weight" else trace_units(module.network, granularity, make_batch()[0])
-    wanted = {"a": {"2.weight": 2, "6.weight": 3} if units else {"2.weight": 4, "6.weight": 10}}
-    settings = {"rounds": 5, "rewind_epoch": 0, "units": units}
+    is_weight = granularity == "weight"
+    kind = WEIGHTS if is_weight else Units(trace_units(module.network, granularity, make_batch()[0]))
+    wanted = {"a": {"2.weight": 4, "6.weight": 10} if is_weight else {"2.weight": 2, "6.weight": 3}}
+    settings = {"rounds": 5, "rewind_epoch": 0, "granularity": kind}
     return IterativePruning(wanted, CRITERIA["magnitude"], SCHEDULES["cubic"], 0.5, 3, **settings)
 
 
@@ -249,3 +250,12 @@ def test_a_process_that_does_not_write_changes_no_file(state):
     assert other.newest()[0] == 2
     assert newest.read_bytes() == b"torn"
     assert len(list(state.folder.iterdir())) == 2
+
+
+def test_ctrl_c_stops_at_the_next_checkpoint_and_a_second_one_at_once():
+    with PREEMPTION.watched():
+        PREEMPTION.postponed = True
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(PreemptedError, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    PREEMPTION.received = None

@@ -1,4 +1,4 @@
-"""What is seen while it works: on a terminal, in a notebook, and in a file."""
+"""The progress of a fit: on a terminal, in a notebook, and in a file."""
 
 import io
 import logging
@@ -29,10 +29,8 @@ def clock(monkeypatch):
 
 
 def use_console(monkeypatch, console):
-    """Let rich and Lightning draw there."""
-    for module in (progress, sys.modules["pytorch_lightning.callbacks.progress.rich_progress"], sys.modules["rich"]):
-        monkeypatch.setattr(module, "get_console", lambda: console)
-    monkeypatch.setattr("pytorch_lightning.callbacks.progress.rich_progress.reconfigure", lambda **_: None)
+    """Draw there."""
+    monkeypatch.setattr(progress, "get_console", lambda: console)
     return console
 
 
@@ -58,7 +56,7 @@ def test_a_log_has_a_plain_line_for_each_epoch_with_all_there_is_to_know(tmp_pat
         fit(module, tmp_path, StageProgress(), epochs=2, steps_to_come=10 * STEPS)
     first, second = lines(caplog)
     numbers = r"a/sparsity 0\.7500  a/train/loss [\d.]+  a/val/loss [\d.]+  a/val/accuracy [\d.]+"
-    assert re.fullmatch(rf"toy  epoch 1/2  {numbers}  \d+ s left", first)
+    assert re.fullmatch(rf"toy  epoch 1/2  {numbers}  \d+ (s|min) left", first)
     assert second.startswith("toy  epoch 2/2  ")
     assert console.file.getvalue() == ""
     assert all(character.isprintable() for line in (first, second) for character in line)
@@ -98,11 +96,39 @@ def test_many_tasks_at_once_are_told_in_few_words(tmp_path, caplog, clock):
 # ---- on a terminal and in a notebook
 
 
-def test_a_terminal_has_a_bar_that_names_all_there_is_to_know(tmp_path, monkeypatch, clock):
+def drawn_lines(console):
+    """Every line that was drawn, without control codes."""
+    return [line for line in re.split(r"[\r\n]|\x1b\[[\d?]*[A-Za-z]", console.file.getvalue()) if line.strip()]
+
+
+def test_a_wide_terminal_has_a_line_with_all_there_is_to_know(tmp_path, monkeypatch, clock):
     console = use_console(monkeypatch, Console(file=Terminal(), force_terminal=True, width=200, color_system=None))
     fit(small_module(), tmp_path, StageProgress(), epochs=2)
-    drawn = console.file.getvalue()
-    assert re.search(r"toy  epoch 2/2.*sparsity: 0\.75 .*val/loss: [\d.]+ val/accuracy: [\d.]+ left: \d+ s", drawn)
+    numbers = r"sparsity 0\.75 +val/loss [\d.]+ +val/accuracy [\d.]+"
+    assert any(re.fullmatch(rf"toy  epoch 2/2  ━+  {numbers} +\d+ s left", line) for line in drawn_lines(console))
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+def test_a_narrow_terminal_has_one_line_too(width, tmp_path, monkeypatch, clock):
+    console = use_console(monkeypatch, Console(file=Terminal(), force_terminal=True, width=width, color_system=None))
+    fit(small_module(), tmp_path, StageProgress(), epochs=2)
+    lines = drawn_lines(console)
+    assert all(line.startswith("toy  epoch") and len(line) <= width for line in lines)
+    assert width < 40 or all(line.endswith(" left") for line in lines)
+    assert console.file.getvalue().count("\n") == 1, "at the end, before the line is erased"
+
+
+def test_the_line_is_drawn_twice_a_second(tmp_path, monkeypatch):
+    console = use_console(monkeypatch, Console(file=Terminal(), force_terminal=True, width=80, color_system=None))
+    now = {"time": 0.0}
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now["time"]))
+
+    class Work(progress.pl.Callback):
+        def on_train_batch_start(self, *_):
+            now["time"] += 0.1
+
+    fit(small_module(), tmp_path, Work(), StageProgress(), epochs=5)
+    assert len(drawn_lines(console)) <= 2 * now["time"] + 1
 
 
 def test_a_notebook_has_the_bar_too(tmp_path, monkeypatch, clock):
@@ -117,6 +143,9 @@ def test_a_notebook_has_the_bar_too(tmp_path, monkeypatch, clock):
             return None
 
         def clear_output(self, **_):
+            pass
+
+        def close(self):
             pass
 
     fakes = {"IPython": {}, "IPython.display": {"display": shown.append}, "ipywidgets": {"Output": Output}}
@@ -164,5 +193,5 @@ def test_times_are_told_as_people_say_them(seconds, text):
 def test_other_ranks_are_silent(caplog):
     bar, trainer = StageProgress(), SimpleNamespace(is_global_zero=False)
     with caplog.at_level(logging.INFO):
-        bar._tell(trainer, make_module(), "")
+        bar._log(trainer, make_module(), "")
     assert lines(caplog) == []

@@ -1,4 +1,4 @@
-"""What is seen while it works: stage, task, sparsity, scores and the time left; as a bar, or as lines of a log."""
+"""Show stage, task, sparsity, scores and the time left during a fit: as a line with a bar, and as lines of a log."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from rich import get_console
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from msh.compat import with_epoch_description
 from msh.training.callbacks.prune import sparsities
 from msh.training.module import SubnetworkModule, TaskModule
 
@@ -21,52 +22,67 @@ log = logging.getLogger(__name__)
 IN_BAR = "in_bar"
 """Attribute of log records that tell what the progress bar shows too."""
 FEW = 4
-"""Tasks in training that are shown one by one; of more, the mean sparsity and the sum of the losses."""
+"""Up to so many tasks in training are shown one by one; of more, the mean sparsity and the sum of the losses."""
+EVERY = 0.5
+"""Seconds between two redraws of the line."""
+BAR = (6, 24)
+"""Least and most width of the bar, in characters; numbers come before a wider one."""
+NUMBER, LEFT = 5, len("  59 min left")
+"""Width kept for a number and for the time left, so that the line does not jump."""
 
 
-@with_epoch_description
-class StageProgress(RichProgressBar):
-    """Lightning's progress bar, named for stage and task; and lines in the log.
+class StageProgress(ProgressBar):
+    """A line with a bar on a terminal or in a notebook, redrawn in place; and lines in the log.
 
-    The bar is drawn on a terminal and in a notebook. The log has a line at the end of each epoch, and where epochs are
-    long and there is no bar, lines in between; they are plain text.
+    The log has a line at the end of each epoch, and where epochs are long and there is no bar, lines in between; they
+    are plain text.
 
     Args:
-        every_seconds: between two lines within an epoch.
+        every_seconds: between two lines of the log within an epoch.
     """
 
     def __init__(self, every_seconds: float = 60.0) -> None:
-        super().__init__(leave=False)
+        super().__init__()
         self.every_seconds = every_seconds
-        self.started = self.told = time.monotonic()
+        self.started = self.logged = self.drawn = time.monotonic()
         self.steps = 0
         """Batches of the present fit that were done in this process."""
         self.done = 0
         """The same, with those before it was stopped."""
         self.sparsities: dict[str, float] = {}
-        if not can_draw(get_console()):
-            self.disable()
+        self.is_enabled = can_draw(get_console())
+        self.live: Live | None = None
 
-    def describe_epoch(self, current_epoch: int) -> str:
-        """Name the fit and the epoch."""
-        module = self.trainer.lightning_module
-        assert isinstance(module, TaskModule)
-        return f"{module.context.name}  epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+    def disable(self) -> None:
+        """Draw nothing; Lightning calls this in all processes but the first."""
+        self.is_enabled = False
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Sparsity and scores so far, under their names, and the time left; no version number."""
-        assert isinstance(pl_module, TaskModule)
-        shown = self._numbers(trainer, pl_module)
-        if len(pl_module.context.tasks) == 1:  # its name is in the description
-            shown = {name.removeprefix(f"{pl_module.context.tasks[0]}/"): value for name, value in shown.items()}
-        numbers = {name: f"{value:.3g}" for name, value in shown.items() if not name.endswith("train/loss")}
-        left = self.seconds_left(trainer, pl_module)
-        return numbers if left is None else numbers | {"left": spoken(left)}
+    def enable(self) -> None:
+        """Draw the line."""
+        self.is_enabled = True
+
+    def line(self, trainer: pl.Trainer, module: TaskModule, width: int) -> Text:
+        """Write the line: fit, epoch, bar and time left, and as many numbers as the width allows."""
+        assert trainer.max_epochs is not None
+        total = int(trainer.num_training_batches)
+        left = self.seconds_left(trainer, module)
+        tail = "" if left is None else f"  {spoken(left)} left"
+        head = f"{module.context.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        room, numbers = width - len(head) - max(LEFT, len(tail)) - BAR[0] - 2, ""
+        for name, value in self._numbers(trainer, module).items():
+            short = name.removeprefix(f"{module.context.tasks[0]}/") if len(module.context.tasks) == 1 else name
+            number = f"  {short} {value:<{NUMBER}.3g}"
+            if not name.endswith("train/loss") and len(numbers) + len(number) <= room:
+                numbers += number
+        bar = max(0, min(BAR[1], BAR[0] + room - len(numbers)))
+        full = round(bar * (self.done - trainer.current_epoch * total) / total)
+        strokes = (("━" * full, "magenta"), ("━" * (bar - full), "dim"))
+        return Text.assemble(head, "  ", *strokes, numbers, tail, no_wrap=True, overflow="ellipsis")
 
     def seconds_left(self, trainer: pl.Trainer, module: TaskModule) -> float | None:
-        """Seconds to the end of the curriculum, if batches go on taking what they took in this fit; None at its start.
+        """Estimate the seconds to the end of the curriculum from the batches of this fit; None before the first.
 
-        Of a fit outside the curriculum, as baselines have, to the end of the fit. Stages that stop early take less.
+        In a fit outside the curriculum, as baselines have, to the end of the fit. Stages that stop early take less.
         """
         if not self.steps:
             return None
@@ -78,37 +94,55 @@ class StageProgress(RichProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        super().on_train_start(trainer, pl_module)
-        self.started = self.told = time.monotonic()
+        self.started = self.logged = time.monotonic()
         self.steps = 0
+        self.drawn = -EVERY
+        if self.is_enabled:
+            self.live = Live(console=get_console(), auto_refresh=False, transient=True)
+            self.live.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the masks; what is cut within the epoch is logged by the callback that cuts."""
+        """Look at the masks; the callback that prunes logs changes within the epoch."""
         if isinstance(pl_module, SubnetworkModule):
             self.sparsities = sparsities(pl_module, pl_module.context.tasks)
-        super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; without a bar, tell now and then how far the epoch is."""
+        """Count the batch; redraw the line, or log the progress within the epoch, if it is time to."""
         self.steps += 1
         self.done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now = time.monotonic()
+        if self.live is not None and now - self.drawn >= EVERY:
+            assert isinstance(pl_module, TaskModule)
+            self.drawn = now
+            self.live.update(self.line(trainer, pl_module, self.live.console.width - 1), refresh=True)
         within = batch_idx + 1 < trainer.num_training_batches
-        if self.is_disabled and within and time.monotonic() - self.told >= self.every_seconds:
-            self._tell(trainer, pl_module, f", batch {batch_idx + 1}/{trainer.num_training_batches}")
+        if not self.is_enabled and within and now - self.logged >= self.every_seconds:
+            self._log(trainer, pl_module, f", batch {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's line into the log."""
-        super().on_train_epoch_end(trainer, pl_module)
-        self._tell(trainer, pl_module, "")
+        self._log(trainer, pl_module, "")
 
-    def _tell(self, trainer: pl.Trainer, module: pl.LightningModule, batch: str) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the line away."""
+        self._stop()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the line away."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _log(self, trainer: pl.Trainer, module: pl.LightningModule, batch: str) -> None:
         if not trainer.is_global_zero:
             return
         assert isinstance(module, TaskModule)
-        self.told = time.monotonic()
+        self.logged = time.monotonic()
         parts = [f"{name} {value:.4f}" for name, value in self._numbers(trainer, module).items()]
         left = self.seconds_left(trainer, module)
         parts += [f"{spoken(left)} left"] if left is not None else []
@@ -116,7 +150,7 @@ class StageProgress(RichProgressBar):
         log.info("%s  %s", where, "  ".join(parts), extra={IN_BAR: self.is_enabled})
 
     def _numbers(self, trainer: pl.Trainer, module: TaskModule) -> dict[str, float]:
-        """Sparsity, losses and metric of the tasks in training, as far as they are known."""
+        """Collect sparsity, losses and metric of the tasks in training, as far as they are known."""
         known: Mapping[str, Any] = {f"{task}/sparsity": value for task, value in self.sparsities.items()}
         known = {**known, **trainer.callback_metrics}
         if len(module.context.tasks) > FEW:
@@ -133,12 +167,12 @@ class StageProgress(RichProgressBar):
 
 
 def can_draw(console: Console) -> bool:
-    """Whether a bar can be drawn: in a notebook, or on a terminal; not in a file, whatever the environment claims."""
+    """Tell whether a line can be redrawn: in a notebook, or on a terminal; never in a file."""
     return console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
 
 
 def spoken(seconds: float) -> str:
-    """A time as people say it: "45 s", "12 min", "1 h 20 min"."""
+    """Write a time as people say it: "45 s", "12 min", "1 h 20 min"."""
     if seconds < 59.5:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)

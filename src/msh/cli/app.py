@@ -1,0 +1,280 @@
+"""List every command of `msh` with its help, an example and its arguments, and run the one that is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msh.cli.arguments import flag_value
+from msh.cli.configs import config_folder
+from msh.errors import suggestion
+
+HELP = {"-h", "--help"}
+GROUPS = {
+    "experiment": "tasks, curriculum and settings that belong together",
+    "tasks": "tasks to train; several: tasks=[wine,digits]",
+    "backbone": "network that all tasks share",
+    "pruning": "when and how tasks select their weights",
+    "pruning/criterion": "score that decides which weights a task keeps",
+    "pruning/schedule": "path of the sparsity to its goal",
+    "procedure": "best: our settings; paper: those of the paper's authors",
+    "optimizer": "from torch.optim",
+    "scheduler": "learning rate over a fit",
+    "trainer": "devices, processes and machines",
+    "callbacks": "progress bar, early stopping",
+    "logger": "where curves go",
+    "paths": "folders of the data and of the runs",
+    "hparams_search": "search among settings with Optuna, a run per trial",
+    "debug": "short runs that look for mistakes",
+}
+"""Config groups that users choose from; other folders of `conf/` are internal."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        help: one line.
+        example: a command line.
+        arguments: adds its arguments to a parser; None: Hydra parses them, and the module of its name runs it.
+        run: runs it.
+    """
+
+    help: str
+    example: str
+    arguments: Callable[[ArgumentParser], object] | None = None
+    run: Callable[[Namespace], None] | None = None
+
+
+# ---- commands without a config
+
+
+def _merge_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("base", type=Path, metavar="PLAN", help="plan file; or a network file or run folder to add to")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="subnetwork file of a task, or run folder with several"
+    )
+    parser.add_argument("-o", dest="out", type=Path, required=True, metavar="NETWORK", help="network file to write")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out tasks of the plan that no file holds")
+
+
+def _merge(given: Namespace) -> None:
+    from msh.cli.memory import give_large_blocks_back
+    from msh.files.merging import merge_files
+    from msh.files.state_file import network_file
+
+    give_large_blocks_back()
+    found = [sorted(path.glob("subnetworks/*.safetensors")) if path.is_dir() else [path] for path in given.files]
+    files = [path for paths in found for path in paths]
+    print(f"tasks: {', '.join(merge_files(network_file(given.base), files, given.out, given.allow_missing))}")
+    print(f"written: {given.out}")
+
+
+def _one_task_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("network", type=Path, metavar="NETWORK", help="network file or run folder")
+    parser.add_argument("task", metavar="TASK", help="name of the task")
+    parser.add_argument("-o", dest="out", type=Path, required=True, metavar="FILE", help="file to write")
+
+
+def _release(given: Namespace) -> None:
+    from msh.files.merging import release_task
+    from msh.files.state_file import network_file
+
+    release_task(network_file(given.network), given.task, given.out)
+    print(f"written: {given.out}")
+
+
+def _split(given: Namespace) -> None:
+    from msh.files.merging import split_task
+    from msh.files.state_file import network_file
+
+    split_task(network_file(given.network), given.task, given.out)
+    print(f"written: {given.out}")
+
+
+def _inspect_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="RUN_DIR|FILE", help="run folder; or one of its files, or a plan")
+    parser.add_argument("--all", action="store_true", help="show every layer and task; else similar neighbours are one")
+    parser.add_argument(
+        "--parameters",
+        action="store_true",
+        help="show for each tensor of the backbone whether tasks share it weight by weight (prunable), have their own "
+        "(private), or all use the same (shared), and why",
+    )
+
+
+def _inspect(given: Namespace) -> None:
+    from msh.report.inspection import print_folder_or_file, print_parameters
+
+    if given.parameters:
+        print_parameters(given.path)
+    else:
+        print_folder_or_file(given.path, given.all)
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run folder, finished or not")
+    page = "page to write; default: RUN_DIR/report.html, and comparison.html for several runs"
+    parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=page)
+
+
+def _report(given: Namespace) -> None:
+    from msh.cli.report import report
+
+    report(given.runs, given.out)
+
+
+def _sweep_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
+
+
+def _sweep(given: Namespace) -> None:
+    from msh.cli.sweeper import summarize
+
+    summarize(given.folder)
+
+
+def _dashboard_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--entity", help="W&B user or team")
+    parser.add_argument("--project", help="W&B project; runs log to `msh` unless logger.wandb.project says otherwise")
+    parser.add_argument("--name", default="msh", help="name of the workspace")
+    parser.add_argument("--update", metavar="URL", help="workspace to put the panels into; default: a new one")
+    parser.add_argument("--dry-run", action="store_true", help="write its JSON, and connect to nothing")
+    parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help="file for --dry-run; default: the screen")
+
+
+def _dashboard(given: Namespace) -> None:
+    from msh.cli.dashboard import dashboard
+
+    dashboard(given)
+
+
+COMMANDS = {
+    "train": Command("train tasks into one network", "msh train +experiment=sequential"),
+    "evaluate": Command("measure a run's tasks again", "msh evaluate run=RUN_DIR"),
+    "sweep": Command(
+        "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
+    ),
+    "plan": Command("plan which task will own which weight", "msh plan +experiment=sequential pruning=at_init -o PLAN"),
+    "merge": Command(
+        "merge tasks that were trained apart into one network",
+        "msh merge PLAN RUN_DIR/subnetworks/*.safetensors -o NETWORK",
+        _merge_arguments,
+        _merge,
+    ),
+    "release": Command(
+        "remove a task from a network, and free its weights",
+        "msh release NETWORK TASK -o NETWORK",
+        _one_task_arguments,
+        _release,
+    ),
+    "inspect": Command(
+        "show the content of a run folder or a file", "msh inspect RUN_DIR --all", _inspect_arguments, _inspect
+    ),
+    "report": Command(
+        "write a run's report, or compare runs", "msh report RUN_DIR [RUN_DIR ...]", _report_arguments, _report
+    ),
+    "dashboard": Command(
+        "make a W&B workspace with the panels of msh",
+        "msh dashboard --entity ME --project msh",
+        _dashboard_arguments,
+        _dashboard,
+    ),
+    "split": Command(
+        "copy a task of a network into a file of its own",
+        "msh split NETWORK TASK -o FILE",
+        _one_task_arguments,
+        _split,
+    ),
+}
+HYDRA = {
+    "train": "Choose options of groups (GROUP=OPTION), set any key (KEY=VALUE), resume a run (resume=RUN_DIR; "
+    "resume=auto: the newest unfinished one), or train all combinations (-m seed=1,2,3).",
+    "plan": "The same GROUP=OPTION and KEY=VALUE as for the runs of the plan's tasks; -o PLAN names the file.",
+    "evaluate": "run=RUN_DIR names the run folder, paths.data_dir=DIR where its data is now; unsafe=true calls code "
+    "that its config names outside msh, torch and Lightning: only for folders that you trust.",
+}
+"""Commands whose arguments Hydra parses, and what these are."""
+
+
+# ---- help
+
+
+def overview() -> str:
+    """List all commands, with an example each."""
+    lines = [f"  {name:10} {command.help}\n  {'':10}   {command.example}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: msh COMMAND [ARGUMENTS]; `msh COMMAND --help` tells more", "", *lines])
+
+
+def show_help(name: str, flags: Sequence[str]) -> bool:
+    """Print the help of a command that Hydra parses, if its flags ask for it."""
+    if not HELP & set(flags):
+        return False
+    command = COMMANDS[name]
+    print(f"example: {command.example}\n\n{command.help.capitalize()}.\n{textwrap.fill(HYDRA[name], 79)}")
+    if name != "evaluate":
+        print("\nGroups, and the options of each:\n\n" + "\n".join(_groups(flag_value(flags, "--config-dir", "-cd"))))
+        print("\nEvery key has a default: --cfg job prints them all.")
+        print("Your own options: --config-dir DIR, where DIR/tasks/NAME.yaml adds tasks=NAME.")
+    print("Hydra's own flags: --hydra-help")
+    return True
+
+
+def _groups(own: str | None) -> Iterator[str]:
+    from msh.training.config import NAMED
+
+    folders = [Path(folder) for folder in (config_folder(), own) if folder]
+    for group, sentence in GROUPS.items():
+        pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
+        found = [path.relative_to(folder / group) for folder in folders for path in (folder / group).glob(pattern)]
+        names = {path.with_suffix("").as_posix() for path in found} | set(NAMED.get(group, ()))
+        options = sorted(names, key=lambda name: (name.count("/"), name))
+        yield f"  {group:18} {sentence}"
+        yield textwrap.fill(
+            ", ".join(options), 79, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+        )
+
+
+# ---- running
+
+
+def main() -> None:
+    """Run a subcommand with the rest of the arguments."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in HELP:
+        print(overview())
+        return
+    command = COMMANDS.get(name)
+    if command is None:
+        print(f"error: msh has no command {name!r}{suggestion(name, COMMANDS)}\n\n{overview()}", file=sys.stderr)
+        sys.exit(2)
+    if command.arguments is None:
+        if not show_help(name, arguments):
+            # Processes that Lightning starts for more devices run `sys.argv` again: let it name the command's own file.
+            sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *arguments]
+            importlib.import_module(f"msh.cli.{name}").main()
+        return
+    epilog = f"example: {command.example}"
+    parser = ArgumentParser(
+        f"msh {name}",
+        description=f"{command.help.capitalize()}.",
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    command.arguments(parser)
+    given = parser.parse_args(arguments)
+    from msh.cli.errors import user_errors
+
+    assert command.run is not None
+    with user_errors():
+        command.run(given)
+
+
+if __name__ == "__main__":
+    main()
