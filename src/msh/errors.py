@@ -111,5 +111,5 @@ class Problems:
 
 
 def is_under(key: str, roots: Iterable[str]) -> bool:
-    """Whether a dotted key is one of these, or below one."""
+    """Return whether a dotted key is one of these, or below one."""
     return any(key == root or key.startswith(f"{root}.") for root in roots)

@@ -234,7 +234,7 @@ def test_a_folder_with_a_run_is_refused_and_not_changed(train_here):
     before = contents(folder)
     assert {"results.json", "config.yaml", "metrics.csv"} <= {path.name for path in before}
     for overrides in (["seed=1"], ["trainer.max_epochs=2", "reuse=all"]):
-        with pytest.raises(AssertionError, match=r"holds a run already: resume it \(resume=.*hydra\.run\.dir"):
+        with pytest.raises(AssertionError, match=r"holds another run \(.*choose another hydra\.run\.dir"):
             train_here(EXPERIMENT, "tasks=wine", *overrides)
         assert contents(folder) == before
 

@@ -95,7 +95,7 @@ def test_a_run_that_receives_a_signal_saves_and_is_resumed(moment, signum, undis
 def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_path, monkeypatch):
     settings = ["+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=3", "trainer.log_every_n_steps=2"]
     whole, _ = train_here(*settings, "logger=csv", folder="whole")
-    monkeypatch.setattr(EpochCheckpoint, "_is_told", lambda self, trainer: trainer.global_step == 2)
+    monkeypatch.setattr(EpochCheckpoint, "_is_signalled", lambda self, trainer: trainer.global_step == 2)
     with pytest.raises(AssertionError, match="exit code 143"):
         train_here(*settings, "logger=csv")
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,8 +88,13 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     _keep_bar_lines_off_the_terminal()
     if not is_rank_zero():
         _leave_words_to_the_first_process()
-    with locked(folder):
-        results = _finished(config, folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+            results = _finished(config, folder)
+        except (RuntimeError, ValueError):
+            _leave_log_file()
+            raise
         if results is None:
             own = replace(own, resume=config.resume)
             log.info(announcement(own, folder))
@@ -145,6 +151,13 @@ def _store(config: DictConfig, folder: Path) -> None:
     OmegaConf.save(config, stored / "config.yaml")
     OmegaConf.save({"hydra": HydraConfig.get()}, stored / "hydra.yaml")
     OmegaConf.save(HydraConfig.get().overrides.task, stored / "overrides.yaml")
+
+
+def _leave_log_file() -> None:
+    """Log nothing more to train.log: the folder is another run's."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(handler)
 
 
 def announcement(config: RunConfig, folder: Path) -> str:
