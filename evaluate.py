@@ -1,4 +1,4 @@
-"""Measure a run's tasks again: `python evaluate.py run=RUN_DIR`."""
+"""Evaluate a run's tasks again: `python evaluate.py run=RUN_DIR`."""
 
 from msh.cli.evaluate import main
 

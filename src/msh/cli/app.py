@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import textwrap
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
@@ -157,7 +160,7 @@ def _dashboard(given: Namespace) -> None:
 
 COMMANDS = {
     "train": Command("train tasks into one network", "msh train +experiment=sequential"),
-    "evaluate": Command("measure a run's tasks again", "msh evaluate run=RUN_DIR"),
+    "evaluate": Command("evaluate a run's tasks again", "msh evaluate run=RUN_DIR"),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),
@@ -245,7 +248,21 @@ def _groups(own: str | None) -> Iterator[str]:
 
 
 def main() -> None:
-    """Run a subcommand with the rest of the arguments."""
+    """Run a subcommand with the rest of the arguments; exit quietly where the reader of its output goes away."""
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_pipe()
+
+
+def leave_pipe() -> NoReturn:
+    """Exit as a program does whose reader has gone away, such as `head`: with the number of SIGPIPE, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit fails
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _run() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in HELP:
         print(overview())

@@ -16,6 +16,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from msh.cli.app import leave_pipe
 from msh.cli.configs import config_folder
 from msh.errors import suggestion
 from msh.files.atomic import write_text
@@ -33,10 +34,13 @@ def user_errors() -> Iterator[None]:
 
     With HYDRA_FULL_ERROR=1 in the environment, the error is raised instead.
     """
-    wants_traceback = bool(os.environ.get(FULL))
+    before = os.environ.get(FULL, "")
+    wants_traceback = before not in ("", "0")
     os.environ[FULL] = "1"  # or Hydra prints its own traceback and exits before we see the error
     try:
         yield
+    except BrokenPipeError:
+        leave_pipe()
     except EXPECTED as error:
         if wants_traceback:
             raise
@@ -47,8 +51,9 @@ def user_errors() -> Iterator[None]:
         print("stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
-        if not wants_traceback:
-            os.environ.pop(FULL, None)
+        os.environ[FULL] = before
+        if not before:
+            del os.environ[FULL]
 
 
 class JobError(RuntimeError):

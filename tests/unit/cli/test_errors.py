@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,9 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from helpers import make_network
 from msh.cli.configs import config_folder
 from msh.cli.errors import known_keys, message_of, user_errors
 from msh.errors import one_of, suggestion
+from msh.files.state_file import save_network
 from msh.training.config import register
 
 register()
@@ -99,6 +104,27 @@ def test_the_traceback_is_shown_where_it_is_asked_for(monkeypatch):
     with pytest.raises(ValueError, match="mend me"), user_errors():
         raise ValueError("mend me")
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_zero_asks_for_no_traceback(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit), user_errors():
+        raise ValueError("mend me")
+    assert capsys.readouterr().err == "error: mend me\n"
+    assert os.environ["HYDRA_FULL_ERROR"] == "0"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["inspect", "FILE"]])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments, tmp_path):
+    network = make_network()
+    save_network(tmp_path / "net", network)
+    command = [sys.executable, "-m", "msh.cli.app", *(str(tmp_path / "net") if a == "FILE" else a for a in arguments)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert found.stderr == ""
+    assert found.returncode in (1, 128 + signal.SIGPIPE)  # 1 is how Rich exits
 
 
 def test_a_bug_of_ours_is_no_users_error(monkeypatch):
