@@ -11,6 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -91,7 +92,7 @@ def _unknown(hint: Any, value: Any, key: str, extra: Iterable[str] = ()) -> Iter
     """Yield a sentence for each key, at or below `key`, that the config's classes do not have."""
     origin, parts = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints = get_type_hints(hint)
+        hints = _hints(hint)  # type: ignore[arg-type]
         for name, part in value.items():
             if name in hints:
                 yield from _unknown(hints[name], part, f"{key}.{name}" if key else str(name))
@@ -109,6 +110,11 @@ def _unknown(hint: Any, value: Any, key: str, extra: Iterable[str] = ()) -> Iter
     elif origin in (Union, types.UnionType):
         for part in parts:
             yield from _unknown(part, value, key)
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _problems(error: ValidationError) -> list[str]:
