@@ -6,7 +6,7 @@ DATA_DIR ?= data
 BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
 REPRODUCE = $(BIN)/python -m benchmarks.reproduce --data-dir $(DATA_DIR)
 PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 targets = sed -nE 's/^([a-z-]+):.*$(1) (.*)/\1|\2/p' Makefile | awk -F '|' '{printf "  %-17s %s\n", $$1, $$2}'
 
