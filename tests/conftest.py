@@ -1,7 +1,9 @@
 """One thread, so that sums are taken in one order; examples that are the same in every run; no reports to W&B."""
 
+import logging
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +13,11 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for it
 
 settings.register_profile("msh", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("msh")
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> None:
+    """Take away the handlers that a command left in this process: their streams may be closed."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if not type(handler).__module__.startswith("_pytest")]:
+        root.removeHandler(handler)
