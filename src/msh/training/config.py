@@ -383,10 +383,10 @@ class RunConfig:
         Raises:
             ConfigError: naming every problem.
         """
-        variants = {name: list(expand_variants({name: t})) for name, t in self.tasks.items() if t.variants is not None}
-        self.tasks = expand_variants(self.tasks)
+        blocks = expand_variants(self.tasks)
+        self.tasks = {name: task for block in blocks.values() for name, task in block.items()}
         for stage in self.curriculum or []:
-            stage.tasks = [task for name in stage.tasks for task in variants.get(name, [name])]
+            stage.tasks = [task for name in stage.tasks for task in blocks.get(name, [name])]
         if not self.tasks:
             raise ConfigError(["tasks is empty: name at least one, such as tasks=bundled or tasks=[digits,wine]"])
         check_number(len(self.tasks))

@@ -25,25 +25,26 @@ def check_number(tasks: int) -> None:
         raise invalid("the number of tasks", f"<= {MAX_TASKS}, one owner id each", tasks)
 
 
-def expand_variants(tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
+def expand_variants(tasks: dict[str, TaskConfig]) -> dict[str, dict[str, TaskConfig]]:
     """Replace each task with `variants` by <task>_0, <task>_1, ..., each with one additional transform.
 
     Args:
         tasks: by name; not changed.
     Returns:
-        Tasks by name, without variants.
+        Name in `tasks` to its tasks by name, without variants.
     Raises:
         ValueError: variants are not a transform with a list of arguments, a task's name is taken, or there are more
             tasks than owner ids.
     """
-    expanded: dict[str, TaskConfig] = {}
+    blocks: dict[str, dict[str, TaskConfig]] = {}
+    names: set[str] = set()
     for name, task in tasks.items():
-        new = {name: task} if task.variants is None else _variants(name, task)
-        if taken := set(new) & set(expanded):
+        blocks[name] = {name: task} if task.variants is None else _variants(name, task)
+        if taken := names.intersection(blocks[name]):
             raise ValueError(f"tasks.{name}.variants: there is already a task {min(taken)!r}")
-        expanded |= new
-        check_number(len(expanded))
-    return expanded
+        names.update(blocks[name])
+        check_number(len(names))
+    return blocks
 
 
 def _variants(name: str, task: TaskConfig) -> dict[str, TaskConfig]:
