@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
+import re
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
+"""User name and password in a URL."""
+SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Variables whose values are shown nowhere."""
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
@@ -113,3 +121,19 @@ class Problems:
 def is_under(key: str, roots: Iterable[str]) -> bool:
     """Return whether a dotted key is one of these, or below one."""
     return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def without_secrets(text: str) -> str:
+    """Replace user names and passwords in URLs, and secrets from the environment, by `***`."""
+    for secret in (os.environ.get(name, "") for name in SECRETS):
+        if len(secret) >= 8:  # a shorter one could be part of any word
+            text = text.replace(secret, "***")
+    return USER_INFO.sub("***@", text)
+
+
+class SafeFormatter(logging.Formatter):
+    """Format log records, tracebacks too, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text."""
+        return without_secrets(super().format(record))

@@ -20,7 +20,6 @@ from typing import Any, cast
 import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.runs.ownership import chosen_layers
@@ -128,7 +127,6 @@ class Run:
             config.evaluation.batch_size,
         )
         self.owner_maps = chosen_layers(self.network.names.prunable, config.owner_maps)
-        self.loggers: list[Logger] = []
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
         self.baselines = Baselines(
@@ -165,6 +163,7 @@ class Run:
         return self.results
 
     def _stopped(self, stop: PreemptedError) -> None:
+        PREEMPTION.postponed = True  # a second signal must not interrupt what is left to do
         self.results.status = "stopped"
         self._save_results()
         self.tracking.close("stopped")
@@ -233,7 +232,7 @@ class Run:
             self.folder,
             self.state.fit_folder(fit.key),
             callbacks,
-            self.loggers,
+            self.tracking.loggers,
             self._steps_after(number),
         )
         if fit.prunes and not fit.last:
@@ -272,7 +271,7 @@ class Run:
         """Evaluate every task trained so far, and write the stage's files."""
         learned = self.network.tasks
         val = evaluate_tasks(self.module, stage.tasks, "val", self.config, self.folder)
-        test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.loggers)
+        test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.tracking.loggers)
         capacity = self.network.state.total()
         for task in stage.tasks:
             self._describe(task, val[task], capacity)
@@ -326,16 +325,17 @@ class Run:
             log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
     def _make_loggers(self) -> None:
-        settings = _settings(self.config)
-        if not self.config.trainer.fast_dev_run:
-            try:
-                self.loggers = [make_logger(logger) for logger in settings["logger"].values() if logger]
-            except Exception:
-                if self.writes and self.config.resume is None:
-                    (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
-                raise
-        self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
-        self.tracking.begin(settings, self.tasks)
+        """Start the trackers: an error ends a new run, which has lost nothing yet; a resumed one continues without."""
+        settings, new = _settings(self.config), self.config.resume is None
+        try:
+            named = {} if self.config.trainer.fast_dev_run else settings["logger"]
+            loggers = {name: make_logger(logger) for name, logger in named.items() if logger}
+            self.tracking = Tracking(self.folder, loggers, self.owner_maps, self.writes)
+            self.tracking.begin(settings, self.tasks, strict=new)
+        except BaseException:
+            if self.writes and new:
+                (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
+            raise
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
