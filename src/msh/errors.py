@@ -13,8 +13,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-USER_INFO = re.compile(r"(?<=://)[^/\s'\"]+@")
-"""User name and password in a URL."""
+USER_INFO = re.compile(r"(?:(?<=://)(?=[^/\s'\"@]*:)|(?<=https://)|(?<=http://))[^/\s'\"]+@")
+"""User name and password in a URL, or a token before the host of a web address."""
+INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """Variables whose values are shown nowhere."""
 
@@ -33,7 +34,7 @@ def requirement(key: str, bound: str, value: object) -> str:
         bound: what is allowed, as it reads after "must be".
         value: the one given.
     """
-    return f"{key} must be {bound}, got {value!r}"
+    return f"{key} must be {bound}, got {without_secrets(repr(value))}"
 
 
 def invalid(key: str, bound: str, value: object, allowed: Iterable[str] = ()) -> ValueError:
@@ -129,6 +130,18 @@ def without_secrets(text: str) -> str:
         if len(secret) >= 8:  # a shorter one could be part of any word
             text = text.replace(secret, "***")
     return USER_INFO.sub("***@", text)
+
+
+def refuse_password(key: str, value: str) -> None:
+    """Raise for a URL with a password, which a run would write into its folder; interpolations are not resolved there.
+
+    Raises:
+        ValueError: naming the key, and where passwords belong.
+    """
+    written = USER_INFO.search(INTERPOLATION.sub("", value))
+    if written and written.group().strip(":@"):
+        where = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ${oc.env:NAME}"
+        raise invalid(key, f"an address without a password, which belongs in the environment ({where})", value)
 
 
 class SafeFormatter(logging.Formatter):

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 METHODS = ("use_data", "rewind_to", "save", "after_save_checkpoint", "finalize", "close")
 """Methods of loggers that may reach a network or a disk, besides those named `log_...`."""
-LENGTH = 300
-"""Most characters of a cause in the warning."""
+LENGTH = 160
+"""Most characters of an error's message in the warning."""
 
 
 class Guard:
@@ -54,7 +54,9 @@ class Guard:
                 if self._depth > 1 or (self.strict and isinstance(error, ValueError | OSError)):
                     raise
                 if self.strict:
-                    raise ConnectionError(f"logger.{self.name}: {cause_of(error)}") from error
+                    raise ConnectionError(
+                        f"logger.{self.name} cannot be used: {cause_of(error)}; logger=csv trains without trackers"
+                    ) from error
                 self._switch_off(error)
                 return None
             finally:
@@ -69,7 +71,7 @@ class Guard:
             "%s is switched off: %s. The run is not affected: metrics.csv has all values, and resuming the run logs "
             "those that %s lacks",
             self.name,
-            cause_of(error).rstrip("."),
+            cause_of(error),
             self.name,
         )
 
@@ -83,7 +85,16 @@ class Guard:
                 self.logger.abandon()
 
 
-def cause_of(error: Exception) -> str:
-    """Return the first line of an error's message, without secrets, shortened to LENGTH."""
-    line = without_secrets((str(error).strip() or type(error).__name__).splitlines()[0])
+def cause_of(error: BaseException) -> str:
+    """Return the first line of an error's message and of the first error behind it, shortened, without secrets."""
+    first, seen = error, {id(error)}
+    while (before := first.__cause__ or first.__context__) is not None and id(before) not in seen:
+        first = before
+        seen.add(id(first))
+    text = _line(error) if first is error else f"{_line(error)} ({_line(first)})"
+    return without_secrets(text)
+
+
+def _line(error: BaseException) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return line if len(line) <= LENGTH else f"{line[:LENGTH]}..."

@@ -69,6 +69,11 @@ class Tracking:
         return [*self.own, *(guard.logger for guard in self.guards if guard.on)]
 
     @property
+    def off(self) -> list[str]:
+        """Names of the trackers that were switched off."""
+        return [guard.name for guard in self.guards if not guard.on]
+
+    @property
     def trackers(self) -> list[Tracker]:
         """The trackers that are on; none in a process that does not write the run folder."""
         return [logger for logger in self.loggers if isinstance(logger, Tracker)] if self.writes else []

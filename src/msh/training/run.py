@@ -10,7 +10,7 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
@@ -137,6 +137,7 @@ class Run:
         """Train the remaining stages, then the baselines; complete the run folder."""
         if self.results.status == "finished" and not self.results.missing(self.config.baselines):
             log.info("%s is finished already", self.folder)
+            self._complete_trackers()
             return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
@@ -153,20 +154,42 @@ class Run:
             self.results.status = "failed"
             self._save_results()
             self._write_report()
-            self.tracking.close("failed")
+            self._close_trackers("failed")
             raise
         self.results.status = "finished"
         self._save_results()
         self._write_report()
-        self.tracking.ended(self.results, self.module.run_step)
-        self.tracking.close("success")
+        self._end_trackers()
         return self.results
+
+    def _complete_trackers(self) -> None:
+        """Log a finished run to the trackers that were switched off before its end."""
+        off = self.results.trackers_off
+        if not off:
+            return
+        self.module.run_step = self._steps_after(-1)
+        self._make_loggers(only=off)
+        self.tracking.stage_ended(self.results, self.module.run_step)
+        self._end_trackers()
+        for name in set(off) - set(self.results.trackers_off):
+            log.info("logged all values to %s", name)
+
+    def _end_trackers(self) -> None:
+        """Log the outcome, close the trackers, and record those that lack values."""
+        self.tracking.ended(self.results, self.module.run_step)
+        self._close_trackers("success")
+
+    def _close_trackers(self, status: str) -> None:
+        self.tracking.close(status)
+        if self.results.trackers_off != self.tracking.off:
+            self.results.trackers_off = self.tracking.off
+            self._save_results()
 
     def _stopped(self, stop: PreemptedError) -> None:
         PREEMPTION.postponed = True  # a second signal must not interrupt what is left to do
         self.results.status = "stopped"
         self._save_results()
-        self.tracking.close("stopped")
+        self._close_trackers("stopped")
         if self.writes:
             name = signal.Signals(stop.signum).name
             log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={self.folder}"))
@@ -324,12 +347,17 @@ class Run:
             reason = f"{type(error).__name__}: {error}"
             log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
-    def _make_loggers(self) -> None:
-        """Start the trackers: an error ends a new run, which has lost nothing yet; a resumed one continues without."""
+    def _make_loggers(self, only: Sequence[str] = ()) -> None:
+        """Start the trackers: an error ends a new run, which has lost nothing yet; a resumed one continues without.
+
+        Args:
+            only: names of the loggers to make; all when empty.
+        """
         settings, new = _settings(self.config), self.config.resume is None
         try:
             named = {} if self.config.trainer.fast_dev_run else settings["logger"]
-            loggers = {name: make_logger(logger) for name, logger in named.items() if logger}
+            chosen = {name: logger for name, logger in named.items() if logger and (not only or name in only)}
+            loggers = {name: make_logger(logger) for name, logger in chosen.items()}
             self.tracking = Tracking(self.folder, loggers, self.owner_maps, self.writes)
             self.tracking.begin(settings, self.tasks, strict=new)
         except BaseException:
