@@ -140,8 +140,11 @@ def refuse_password(key: str, value: str) -> None:
     """
     written = USER_INFO.search(INTERPOLATION.sub("", value))
     if written and written.group().strip(":@"):
-        where = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write ${oc.env:NAME}"
-        raise invalid(key, f"an address without a password, which belongs in the environment ({where})", value)
+        problem = requirement(key, "an address without a password", value)
+        raise ValueError(
+            f"{problem}; passwords belong in the environment: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or write ${oc.env:NAME}"
+        )
 
 
 class SafeFormatter(logging.Formatter):

@@ -5,8 +5,8 @@ import time
 
 import pytest
 from disturbing import args, assert_same_end
-from running import finish, run
-from tracked import MLflowServer, again, first, has_trained, launch, status_of, wait_until, warnings_of
+from running import run
+from tracked import MLflowServer, again, finish, first, has_trained, launch, status_of, wait_until, warnings_of
 
 pytest.importorskip("flask", reason="the MLflow server is not installed: pip install mlflow")
 

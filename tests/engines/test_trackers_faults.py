@@ -8,8 +8,7 @@ import time
 
 import pytest
 from disturbing import args, assert_same_end
-from running import finish
-from tracked import MLflowServer, again, first, launch, services, status_of, tree, wait_until, warnings_of
+from tracked import MLflowServer, again, finish, first, launch, services, status_of, tree, wait_until, warnings_of
 from wandb_file import assert_wandb_has_the_csv
 
 pytest.importorskip("flask", reason="the MLflow server is not installed: pip install mlflow")

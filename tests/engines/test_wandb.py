@@ -7,8 +7,8 @@ import time
 import pytest
 import wandb_file
 from disturbing import args, assert_same_end
-from running import finish, run
-from tracked import again, first, has_trained, launch, services, status_of, tree, wait_until, warnings_of
+from running import run
+from tracked import again, finish, first, has_trained, launch, services, status_of, tree, wait_until, warnings_of
 from wandb_file import assert_wandb_has_the_csv, curves
 
 from wandb_server import serving

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from disturbing import args
 from running import command
+from running import finish as finish_within
 from wandb_file import curves
 
 START = 180
@@ -31,6 +32,11 @@ def launch(*arguments, cwd, **variables):
         text=True,
         start_new_session=True,
     )
+
+
+def finish(process):
+    """(exit code, all it printed), also on a busy machine."""
+    return finish_within(process, seconds=900)
 
 
 def first(folder, loggers):
@@ -97,6 +103,7 @@ class MLflowServer:
                 [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *store],
                 stdout=log,
                 stderr=log,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # or it starts eight processes
                 start_new_session=True,
             )
         deadline = time.monotonic() + START
