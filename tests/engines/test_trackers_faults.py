@@ -113,7 +113,7 @@ def test_a_disturbed_run_is_resumed_and_ends_bitwise_equal(number, server, undis
     resumed_code, also = finish(launch(*again(folder), cwd=tmp_path, **variables))
     assert resumed_code == 0, also
     assert_same_end(folder, whole)
-    assert json.loads((folder / "results.json").read_text())["trackers_off"] == []
+    assert json.loads((folder / "results.json").read_text())["incomplete_trackers"] == []
     assert_no_secret(tmp_path, printed + also)
     assert_wandb_has_the_csv(folder)
     server.assert_has_the_csv(folder)

@@ -116,8 +116,8 @@ class Results:
             validation data.
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
-        trackers_off: trackers that were switched off after an error, and lack values until the run is resumed; as named
-            in the config's `logger`.
+        incomplete_trackers: trackers that lack values until the run is resumed, as named in the config's `logger`: they
+            were switched off after an error, or the run was killed while it ended them.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
 
@@ -136,7 +136,7 @@ class Results:
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     flush_denormal: bool | None = None
-    trackers_off: list[str] = field(default_factory=list)
+    incomplete_trackers: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -230,7 +230,12 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None, "trackers_off": []} | content
+            content = {
+                "finetune": _no_finetune(),
+                "ensemble": {},
+                "flush_denormal": None,
+                "incomplete_trackers": [],
+            } | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

@@ -69,8 +69,13 @@ class Tracking:
         return [*self.own, *(guard.logger for guard in self.guards if guard.on)]
 
     @property
+    def names(self) -> list[str]:
+        """Names of the guarded loggers."""
+        return [guard.name for guard in self.guards]
+
+    @property
     def off(self) -> list[str]:
-        """Names of the trackers that were switched off."""
+        """Names of those that were switched off."""
         return [guard.name for guard in self.guards if not guard.on]
 
     @property

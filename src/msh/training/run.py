@@ -157,22 +157,24 @@ class Run:
             self._close_trackers("failed")
             raise
         self.results.status = "finished"
+        self._set_incomplete(self.tracking.names)  # until they are closed
         self._save_results()
         self._write_report()
         self._end_trackers()
         return self.results
 
     def _complete_trackers(self) -> None:
-        """Log a finished run to the trackers that were switched off before its end."""
-        off = self.results.trackers_off
-        if not off:
+        """Log a finished run to the trackers that lack values."""
+        names = self.results.incomplete_trackers
+        if not names:
             return
         self.module.run_step = self._steps_after(-1)
-        self._make_loggers(only=off)
+        self._make_loggers(only=names)
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._end_trackers()
-        for name in set(off) - set(self.results.trackers_off):
-            log.info("logged all values to %s", name)
+        for name in names:
+            if name not in self.results.incomplete_trackers:
+                log.info("logged all values to %s", name)
 
     def _end_trackers(self) -> None:
         """Log the outcome, close the trackers, and record those that lack values."""
@@ -181,9 +183,15 @@ class Run:
 
     def _close_trackers(self, status: str) -> None:
         self.tracking.close(status)
-        if self.results.trackers_off != self.tracking.off:
-            self.results.trackers_off = self.tracking.off
+        before = self.results.incomplete_trackers
+        self._set_incomplete(self.tracking.off)
+        if self.results.incomplete_trackers != before:
             self._save_results()
+
+    def _set_incomplete(self, names: Sequence[str]) -> None:
+        """Record which of this session's trackers lack values; an earlier session may have had others."""
+        others = [name for name in self.results.incomplete_trackers if name not in self.tracking.names]
+        self.results.incomplete_trackers = [*others, *names]
 
     def _stopped(self, stop: PreemptedError) -> None:
         PREEMPTION.postponed = True  # a second signal must not interrupt what is left to do

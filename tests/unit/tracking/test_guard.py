@@ -163,6 +163,6 @@ def test_tensorboard_on_a_full_disk_is_switched_off(tmp_path):
 
 def test_results_name_the_trackers_that_are_off(tmp_path):
     results = Results("toy", 0, [], {}, run_id="0a1b2c3d")
-    results.trackers_off = ["mine"]
+    results.incomplete_trackers = ["mine"]
     results.save(tmp_path)
-    assert Results.load(tmp_path).trackers_off == ["mine"]
+    assert Results.load(tmp_path).incomplete_trackers == ["mine"]
