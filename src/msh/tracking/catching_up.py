@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class CatchesUp:
         """Log values that the tracker does not have."""
         raise NotImplementedError
 
+    def write_all(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Log values of several steps; a tracker with a request for many has its own."""
+        for step, values in rows:
+            self.write(values, step)
+
     def has(self, step: int, name: str, value: object) -> bool:
         """Return True for a value that the tracker has."""
         return (step, name) in self.points
@@ -50,12 +55,12 @@ class CatchesUp:
         if not self._caught_up:
             self._caught_up = True
             self._catch_up(step)
-        self._write_new(metrics, step)
-
-    def _write_new(self, values: Mapping[str, Any], step: int) -> None:
-        new = {name: value for name, value in values.items() if not self.has(step, name, value)}
+        new = self._new(metrics, step)
         if new:
             self.write(new, step)
+
+    def _new(self, values: Mapping[str, Any], step: int) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not self.has(step, name, value)}
 
     def _catch_up(self, until: int) -> None:
         path = self.folder / "metrics.csv"
@@ -65,9 +70,12 @@ class CatchesUp:
                 self.title,
                 path,
             )
+        rows = []
         for row in read_rows(path)[1]:
             step = int(row["step"])
             if step <= until:
                 values = {name: float(cell) for name, cell in row.items() if cell and name != "step"}
-                self._write_new(values, step)
-                self.points |= {(step, name) for name in values}
+                if new := self._new(values, step):
+                    rows.append((step, new))
+                    self.points |= {(step, name) for name in new}
+        self.write_all(rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -29,6 +30,9 @@ BOUNDS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 """MLflow's variables, unless the user sets them: training waits seconds for a server that is gone, not minutes."""
+
+BATCH = 1000
+"""Most metrics in a request to MLflow."""
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -179,6 +183,15 @@ class RunMLFlowLogger(CatchesUp, MLFlowLogger):
     def write(self, values: Mapping[str, Any], step: int) -> None:
         """Log metrics."""
         MLFlowLogger.log_metrics(self, values, step)
+
+    def write_all(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Log metrics of several steps, as many in a request as MLflow takes."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)  # milliseconds
+        metrics = [Metric(name, value, now, step) for step, values in rows for name, value in values.items()]
+        for start in range(0, len(metrics), BATCH):
+            self.experiment.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
 
     @rank_zero_only
     def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
