@@ -111,7 +111,7 @@ def test_without_a_server_a_run_finishes_and_a_resume_uploads_the_rest(undisturb
     assert "wandb is switched off: it has not received all values and files within 5 s" in printed
     assert "wandb sync " in printed
     assert "Traceback" not in printed
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 240  # on a busy machine
     assert_same_end(folder, undisturbed)
     with serving() as (address, rows):
         code, printed = finish(launch(*again(folder), cwd=tmp_path, WANDB_BASE_URL=address, **online))
