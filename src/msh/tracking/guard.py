@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -48,30 +49,31 @@ class Guard:
             if not self.on:
                 return None
             self._depth += 1
+            handled = sys.exception()  # such as the signal that ends the run: not the cause of errors here
             try:
                 return method(*args, **kwargs)
             except Exception as error:
                 if self._depth > 1 or (self.strict and isinstance(error, ValueError | OSError)):
                     raise
+                cause = cause_of(error, handled)
                 if self.strict:
-                    raise ConnectionError(
-                        f"logger.{self.name} cannot be used: {cause_of(error)}; logger=csv trains without trackers"
-                    ) from error
-                self._switch_off(error)
+                    problem = f"logger.{self.name} cannot be used: {cause}; logger=csv trains without trackers"
+                    raise ConnectionError(problem) from error
+                self._switch_off(error, cause)
                 return None
             finally:
                 self._depth -= 1
 
         return call
 
-    def _switch_off(self, error: Exception) -> None:
+    def _switch_off(self, error: Exception, cause: str) -> None:
         self.on = False
         log.debug("the error that switched %s off", self.name, exc_info=error)
         log.warning(
             "%s is switched off: %s. The run is not affected: metrics.csv has all values, and resuming the run logs "
             "those that %s lacks",
             self.name,
-            cause_of(error),
+            cause,
             self.name,
         )
 
@@ -85,13 +87,17 @@ class Guard:
                 self.logger.abandon()
 
 
-def cause_of(error: BaseException) -> str:
-    """Return the first line of an error's message and of the first error behind it, shortened, without secrets."""
-    first, seen = error, {id(error)}
-    while (before := first.__cause__ or first.__context__) is not None and id(before) not in seen:
-        first = before
-        seen.add(id(first))
-    text = _line(error) if first is error else f"{_line(error)} ({_line(first)})"
+def cause_of(error: BaseException, handled: BaseException | None = None) -> str:
+    """Return the first line of an error's message and of the first error behind it, shortened, without secrets.
+
+    Args:
+        error: raised.
+        handled: the exception that was being handled before, and everything behind it, is left out.
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in (handled, *chain):
+        chain.append(before)
+    text = _line(error) if len(chain) == 1 else f"{_line(error)} ({_line(chain[-1])})"
     return without_secrets(text)
 
 

@@ -99,6 +99,15 @@ def test_causes_name_the_first_error_and_no_secret_and_are_short():
     assert len(cause) < 2 * LENGTH
 
 
+def test_a_cause_is_not_the_signal_that_ends_the_run(caplog):
+    guard = Guard("mine", Fake({"finalize"}))
+    try:
+        raise PreemptedError(15)
+    except PreemptedError:
+        guard.close("stopped")
+    assert "mine is switched off: gone. The run" in caplog.text
+
+
 # ---- a run's start
 
 
