@@ -144,9 +144,7 @@ def build_task(
     train, val = hold_out(data.train, val_fraction, data.kind)
     splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
     target_range = _extent(train.targets) if normalize_target == "minmax" else None
-    if target_range is not None:
-        low, extent = target_range
-        splits = {part: Split(s.inputs, (s.targets - low) / extent) for part, s in splits.items()}
+    splits = {part: _target_scaled(split, target_range) for part, split in splits.items()}
     mean, std = _target_scale(splits["train"].targets, data)
     splits, steps = _prepared(splits, data, normalize)
     return Task(
@@ -246,6 +244,13 @@ def _prepared(
         for split, s in splits.items()
     }
     return scaled, (*data.raw_steps, scale)
+
+
+def _target_scaled(split: Split, target_range: tuple[Tensor, Tensor] | None) -> Split:
+    if target_range is None:
+        return split
+    low, extent = target_range
+    return Split(split.inputs, (split.targets - low) / extent)
 
 
 def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:
