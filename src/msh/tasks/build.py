@@ -143,8 +143,7 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     train, val = hold_out(data.train, val_fraction, data.kind)
     splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
-    target_range = _extent(train.targets) if normalize_target == "minmax" else None
-    splits = {part: _target_scaled(split, target_range) for part, split in splits.items()}
+    splits, target_range = _with_scaled_targets(splits, normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
     splits, steps = _prepared(splits, data, normalize)
     return Task(
@@ -246,11 +245,14 @@ def _prepared(
     return scaled, (*data.raw_steps, scale)
 
 
-def _target_scaled(split: Split, target_range: tuple[Tensor, Tensor] | None) -> Split:
-    if target_range is None:
-        return split
-    low, extent = target_range
-    return Split(split.inputs, (split.targets - low) / extent)
+def _with_scaled_targets(
+    splits: dict[SplitName, Split], minmax: bool
+) -> tuple[dict[SplitName, Split], tuple[Tensor, Tensor] | None]:
+    """Scale targets to [0, 1] if asked: return the splits, and the training targets' (lowest value, range)."""
+    if not minmax:
+        return splits, None
+    low, extent = _extent(splits["train"].targets)
+    return {part: Split(s.inputs, (s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
 
 
 def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:
