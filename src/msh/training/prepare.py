@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 from hydra.utils import instantiate
 
-from msh.files.plans import notes_for_tasks, notes_of, start_of
+from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
@@ -26,6 +27,8 @@ from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,16 +134,22 @@ def _build_network(
     if origin is None:
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
     if origin.start != start:
-        raise ValueError(
-            f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
-            "seed, backbone and torch version must be the same"
+        if not explained_by_rounding(origin.file.state, network.state):
+            raise ValueError(
+                f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
+                "seed, backbone and torch version must be the same"
+            )
+        log.warning(
+            "%s %s was made on another kind of processor, which rounds initial weights otherwise: its tasks are used "
+            "unchanged, and free weights differ in their last digits",
+            *(origin.key, origin.path),
         )
     if origin.key == "plan":
         return network, notes_for_tasks(origin.file)
     for task in origin.learned:
         add_task(network, tasks[task], config)
     fill_network(origin.path, network, origin.file)
-    return network, notes_of(start, origin.input_shape)
+    return network, notes_of(origin.start, origin.input_shape)
 
 
 # ---- budgets

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
@@ -34,6 +35,18 @@ def check_devices(config: TrainerConfig) -> None:
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
         bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
         raise invalid("trainer.precision", bound, config.precision)
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """Return the kind of device on which a run computes.
+
+    Args:
+        config: the config's `trainer`.
+    """
+    kind = config.accelerator
+    if kind in ("auto", "gpu"):
+        kind = "cuda" if CUDAAccelerator.is_available() else "mps" if MPSAccelerator.is_available() else "cpu"
+    return torch.device(kind)
 
 
 def build_trainer(
