@@ -32,6 +32,7 @@ from msh.training import life
 from msh.training.baselines import Baselines
 from msh.training.build import add_task
 from msh.training.callbacks import Freeze, Guarantee
+from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
@@ -123,7 +124,7 @@ class Run:
         self.module = build_module(prepared)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
-            folder / "checkpoints" / "guarantee",
+            folder / RECORDS,
             config.guarantee.examples,
             config.guarantee.on_violation,
             config.evaluation.batch_size,

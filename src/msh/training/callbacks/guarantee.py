@@ -28,6 +28,8 @@ from msh.training.machine import Machine, machine
 from msh.training.module import SubnetworkModule
 
 log = logging.getLogger(__name__)
+RECORDS = Path("checkpoints", "guarantee")
+"""Folder of a run's records, below its run folder."""
 
 
 class GuaranteeError(RuntimeError):
