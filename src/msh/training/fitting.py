@@ -22,6 +22,7 @@ from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measurin
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
 from msh.training.callbacks import AverageWeights, EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
+from msh.training.callbacks.allowed import build_callbacks
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.config import RunConfig, TrainerConfig
 from msh.training.module import FitContext, TaskModule
@@ -113,8 +114,7 @@ def _usual_callbacks(fit: Fit, config: RunConfig, checkpoints: Path) -> list[pl.
         left_out += (pl.callbacks.ProgressBar,)
     if fit.prunes:
         left_out += (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
-    callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    callbacks = [callback for callback in callbacks if not isinstance(callback, left_out)]
+    callbacks = [callback for callback in build_callbacks(config).values() if not isinstance(callback, left_out)]
     by = next((callback.monitor for callback in callbacks if isinstance(callback, EarlyStoppingPerTask)), "metric")
     best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.prunes else []
     averaging = [callback for callback in callbacks if isinstance(callback, pl.callbacks.WeightAveraging)]

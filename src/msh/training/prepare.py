@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, cast
@@ -18,6 +18,7 @@ from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.training.build import add_task, build_granularity, build_network, build_tasks
+from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
@@ -77,6 +78,7 @@ def prepare(config: RunConfig) -> Prepared:
     ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(names)}
     tasks = build_tasks(config, names)
     check_members(ensembles, tasks)
+    check_monitors(build_callbacks(config), tasks, _fitted_together(config, fits, names))
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     if origin is not None:
@@ -97,9 +99,15 @@ def _check_classes(config: RunConfig) -> None:
     """Build the optimizers, schedulers and callbacks that the config names, to see that they can be built."""
     check_devices(config.trainer)
     check_precision(config)
-    for callback in filter(None, config.callbacks.values()):  # each fit makes new ones: this only checks
-        instantiate(callback)
+    check_callbacks(build_callbacks(config), config)
     check_optimizer(config)
+
+
+def _fitted_together(config: RunConfig, stages: Iterable[Stage], names: Sequence[str]) -> list[Sequence[str]]:
+    """List the tasks of every fit of the run, with its baselines."""
+    together: list[Sequence[str]] = [stage.tasks for stage in stages]
+    together += [names] if "joint" in config.baselines else []
+    return together + [[name] for name in names if {"dense", "finetune"} & set(config.baselines)]
 
 
 def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None) -> dict[Stage, list[Fit]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from msh.errors import invalid
-from msh.training.callbacks import EpochCheckpoint, StageProgress
+from msh.training.callbacks import EpochCheckpoint
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
 from msh.training.precision import TRUE
@@ -76,7 +77,7 @@ def build_trainer(
         from msh.training.sharding import ShardedStrategy
 
         settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or gathered parameters could not train
-    if not any(isinstance(callback, StageProgress) for callback in callbacks):
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         settings["enable_progress_bar"] = False
     return pl.Trainer(
         **settings,
