@@ -95,6 +95,22 @@ class Guarantee(TypedDict):
 
     checked: int
     violations: int
+    rounded: NotRequired[int]
+    """Comparisons with a record of another machine, which rounds outputs otherwise: weights bitwise, outputs within a
+    tolerance. Absent where there are none: all comparisons were bitwise."""
+    largest_difference: NotRequired[float]
+    """Of outputs in these, relative to the largest output."""
+
+
+def comparison(guarantee: Guarantee) -> str:
+    """Say how frozen tasks were compared: "bitwise", unless some were on another machine than their record's."""
+    if not (rounded := guarantee.get("rounded", 0)):
+        return "bitwise"
+    rest = f"{guarantee['checked'] - rounded:,} bitwise, " if guarantee["checked"] > rounded else ""
+    return (
+        f"{rest}{rounded:,} on another machine than the record's: weights bitwise, outputs to within "
+        f"{guarantee.get('largest_difference', 0.0):.1e}"
+    )
 
 
 def _no_finetune() -> Finetune:
@@ -115,6 +131,7 @@ class Results:
         ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
             validation data.
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
+        computed_on: the machines that worked on the run, in order; empty in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
@@ -134,6 +151,7 @@ class Results:
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     flush_denormal: bool | None = None
+    computed_on: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -227,7 +245,7 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None} | content
+            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None, "computed_on": []} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

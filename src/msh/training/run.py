@@ -32,15 +32,17 @@ from msh.training import life
 from msh.training.baselines import Baselines
 from msh.training.build import add_task
 from msh.training.callbacks import Freeze, Guarantee
+from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
-from msh.training.machine import flushes_denormal
+from msh.training.machine import flushes_denormal, machine
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import is_rank_zero
-from msh.training.state import RunState
+from msh.training.state import Counted, RunState
+from msh.training.trainers import device_of
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class Run:
         self.module = build_module(prepared)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
-            folder / "checkpoints" / "guarantee",
+            folder / RECORDS,
             config.guarantee.examples,
             config.guarantee.on_violation,
             config.evaluation.batch_size,
@@ -142,6 +144,7 @@ class Run:
             return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
+        self._name_machine()
         self._save_results()
         self._make_loggers()
         try:
@@ -210,8 +213,8 @@ class Run:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
             self.network.load_state_dict(file.state.state_dict())
-        self.module.run_step = counted.get("step", 0)
-        self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
+        self.module.run_step = int(counted.get("step", 0))
+        self.guarantee.counts = cast(Any, {"checked": 0, "violations": 0} | counted)
         return ended
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
@@ -240,8 +243,8 @@ class Run:
             life.compact(self.network, stage.tasks)
         for task in stage.tasks:
             self.results.tasks[task].train_seconds += seconds
-        counted = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
-        self.state.fit_ended(number, fit.key, self.network, counted | {"step": self.module.run_step})
+        counted = cast(Counted, self.guarantee.counts) | {"step": self.module.run_step}
+        self.state.fit_ended(number, fit.key, self.network, counted)
         self._save_results()
         PREEMPTION.release()
 
@@ -281,7 +284,7 @@ class Run:
                 save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.size, "owned": capacity.taken, "free": capacity.free}
-        self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
+        self.results.guarantee = self.guarantee.counts
         if self.writes:
             path = self.folder / "network.safetensors"
             save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
@@ -309,6 +312,12 @@ class Run:
         result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
 
     # ---- results and logs
+
+    def _name_machine(self) -> None:
+        """Note which machine works on the run from here on."""
+        here = str(machine(device_of(self.config.trainer)))
+        if self.results.computed_on[-1:] != [here]:
+            self.results.computed_on.append(here)
 
     def _save_results(self) -> None:
         if self.writes:

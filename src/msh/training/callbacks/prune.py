@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from msh.subnetworks import (
 from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, repr=False)
@@ -125,9 +128,23 @@ class IterativePruning(pl.Callback):
             with pl_module.whole():
                 self._cut_down_to(pl_module, due)
             if self.rewind_epoch is not None:
+                pl_module.context.rewinds += 1
                 for optimizer in trainer.optimizers:
                     optimizer.state = defaultdict(dict)
             log_sparsity(pl_module, self.wanted)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the remaining cuts, if another callback or `trainer.max_time` has ended the fit before the last one."""
+        assert isinstance(pl_module, SubnetworkModule)
+        if self.rounds_done < self.rounds:
+            log.warning(
+                "%s ended before the last of its cuts: the remaining %d are made at once",
+                *(pl_module.context.name, self.rounds - self.rounds_done),
+            )
+            if self.rewind_epoch is not None:
+                self._keep_earlier(pl_module, self.rewind_epoch)
+            with pl_module.whole():
+                self._cut_down_to(pl_module, self.rounds)
 
     def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
         if epoch == self.rewind_epoch and not self.earlier:
