@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +28,12 @@ class Measured:
 
     Attributes:
         results: its results.json.
-        ensembles: name to metric, direction, tasks and test score.
         epochs: task to epochs.
         threads: CPU threads.
         processor: its name; None: this machine's.
     """
 
     results: Results
-    ensembles: dict[str, dict[str, Any]]
     epochs: dict[str, int]
     threads: int | None
     processor: str | None = None
@@ -57,13 +54,12 @@ def read_run(folder: Path) -> Measured | None:
     results = Results.load(folder)
     if len(results.matrix) < len(results.curriculum):
         return None
-    ensembles = json.loads((folder / FILE_NAME).read_text()).get("ensemble", {})
     config = read_config(folder / ".hydra" / "config.yaml")
-    if set(config.get("ensembles") or {}) - set(ensembles):
+    if set(config.get("ensembles") or {}) - set(results.ensemble):
         return None
     where = folder / PROCESSOR
     processor = where.read_text().strip() if where.exists() else None
-    return Measured(results, ensembles, _epochs_of(results, config), config.threads, processor)
+    return Measured(results, _epochs_of(results, config), config.threads, processor)
 
 
 def _epochs_of(results: Results, config: DictConfig) -> dict[str, int]:
@@ -90,7 +86,7 @@ def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
         cut.add_row(_of_tasks(row, tasks))
     for row in full.finetune["matrix"][: len(tasks)]:
         cut.add_finetune_row(_of_tasks(row, tasks))
-    return Measured(cut, {}, {task: run.epochs[task] for task in tasks}, run.threads, run.processor)
+    return Measured(cut, {task: run.epochs[task] for task in tasks}, run.threads, run.processor)
 
 
 def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, float]:
@@ -117,7 +113,7 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
         if _worse(record, start["mean"]) > row.within_of_first:
             record["missed"].append(f"more than {row.within_of_first:g} worse than {start['task']}")
     members = list(records)
-    records += [_of_ensemble(row, name, runs, members) for name in first.ensembles]
+    records += [_of_ensemble(row, name, runs, members) for name in first.results.ensemble]
     if row.mean is not None:
         records.append(_of_mean(row, row.mean, runs, members, scores))
     changed = sum(run.results.guarantee["violations"] for run in runs.values())
@@ -153,7 +149,7 @@ def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:
 
 
 def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    ensembles = [run.ensembles[name] for run in runs.values()]
+    ensembles = [run.results.ensemble[name] for run in runs.values()]
     scores: Scores = {"test": [ensemble["test"] for ensemble in ensembles]}
     mine = [record for record in members if record["task"] in ensembles[0]["tasks"]]
     extras = {"density": sum(record["density"] for record in mine), "forgetting": None}
