@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
-    """Do a run, or resume one that was stopped.
+    """Do a run, or resume one that was stopped; a finished one is left as it is.
 
     Args:
         config: of the run.
@@ -61,8 +62,30 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         PreemptedError: a signal ended the run; it can be resumed.
     """
     with locked(folder), PREEMPTION.watched():
+        if config.resume is not None:
+            results = Results.load(folder)
+            if results.status == "finished" and not results.missing(config.baselines):
+                log.info("%s is finished already: these are its results", folder)
+                return results
+        log.info(announcement(config, folder))
         prepared = prepare(config)
         return Run(prepared, folder, _results(prepared, folder), write_report).go()
+
+
+def announcement(config: RunConfig, folder: Path) -> str:
+    """Say in one line what a run trains, and where: also after a bare `msh train`."""
+    names = list(config.tasks) if config.task is None else [config.task]
+    stages = len(names) if config.curriculum is None or config.task else len(config.curriculum)
+    device = config.trainer.accelerator
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return (
+        f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
+        f"{config.trainer.max_epochs} epochs each, backbone {backbone}, on {device}; into {folder}"
+    )
 
 
 @contextmanager
@@ -137,9 +160,6 @@ class Run:
 
     def go(self) -> Results:
         """Train the remaining stages, then the baselines; complete the run folder."""
-        if self.results.status == "finished" and not self.results.missing(self.config.baselines):
-            log.info("%s is finished already", self.folder)
-            return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._save_results()
