@@ -56,8 +56,7 @@ def write_records(steps: Iterable[Step], root: Path, records: Path) -> None:
 def steps_to_do(steps: Sequence[Step], options: argparse.Namespace, records: Path) -> Sequence[Step]:
     """Select the steps to do: all, or with `--missing` those without a finished record.
 
-    From a record that lacks a baseline a run folder is made, so that only the baseline is trained. A dry run makes
-    none.
+    From a record that lacks a baseline a run folder is made, so that only the baseline is trained.
 
     Args:
         steps: in order, their folders below `options.output_dir`.
@@ -72,7 +71,7 @@ def steps_to_do(steps: Sequence[Step], options: argparse.Namespace, records: Pat
         state = state_of(record).what
         if state != "finished":
             todo.append(step)
-            if state == "unfinished" and not options.dry_run and state_of(step).what == "new":
+            if state == "unfinished" and state_of(step).what == "new":
                 _restore(step, record.folder)
     return todo
 

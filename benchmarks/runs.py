@@ -151,7 +151,6 @@ def command_line(description: str | None, folder: str) -> argparse.ArgumentParse
     parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="parallel runs; one per core")
     parser.add_argument("--threads", type=positive, default=1, help="threads per run")
     parser.add_argument("--missing", action="store_true", help="only runs without a record in benchmarks/run_records")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs, do nothing")
     parser.add_argument("--document-only", action="store_true", help="only write the documents")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / folder, help="folder of the runs")
     parser.add_argument("--document-dir", type=Path, default=ROOT / "docs", help="folder of the documents")
@@ -169,12 +168,6 @@ def do(steps: Sequence[Step], options: argparse.Namespace, document: Callable[[]
     """
     for step in steps:
         _composed(step.overrides)
-    if options.dry_run:
-        for step in steps:
-            state = state_of(step)
-            print(f"{step.name}: {state.what} {state.why}".rstrip())
-            print(f"  train.py {' '.join(arguments(step, state, options.data_dir, options.threads))}")
-        return
     failed: list[Step] = []
     if not options.document_only:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

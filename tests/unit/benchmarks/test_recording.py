@@ -100,16 +100,16 @@ def recorded(tmp_path):
 
 
 def missing(steps, root, records, **options):
-    return steps_to_do(steps, Namespace(**{"missing": True, "dry_run": False, "output_dir": root} | options), records)
+    return steps_to_do(steps, Namespace(**{"missing": True, "output_dir": root} | options), records)
 
 
 def test_steps_without_a_finished_record_are_missing(recorded):
     step, root, records = recorded
     run = Step("run", step.folder, step.overrides)
     other = Step("other", root / "2", ("experiment=sequential", "seed=4"))
-    assert missing([run, step, other], root, records, dry_run=True) == [step, other]
     assert missing([run, step, other], root, records, missing=False) == [run, step, other]
     assert not root.exists()
+    assert missing([run, step, other], root, records) == [step, other]
 
 
 def test_a_record_without_a_baseline_is_restored_as_a_run_to_resume(recorded):
