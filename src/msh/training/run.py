@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
-from msh.runs.ownership import chosen_layers
+from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
 from msh.tracking.tracking import Tracking, make_logger
@@ -318,7 +318,7 @@ class Run:
             self._save_results()
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
-        result, sub = self.results.tasks[task], self.network.subnetwork(task)
+        result = self.results.tasks[task]
         result.val = val
         if result.direction == "min":
             result.val_constant = self.tasks[task].constant_score("val")
@@ -326,7 +326,7 @@ class Run:
         result.density = result.weights / capacity.size
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
-        result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
+        result.weights_private = private_count(self.network.subnetwork(task).as_state())
 
     # ---- results and logs
 
