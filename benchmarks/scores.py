@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -104,14 +104,15 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
         ValueError: the two rows' networks have different numbers of weights.
     """
     first = next(iter(runs.values()))
-    _check_same_network(row, [*runs.values(), *dense_runs.values()])
+    sizes = {run.results.capacity["prunable"] for run in [*runs.values(), *dense_runs.values()]}
+    if len(sizes) > 1:
+        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")
     scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
     records = [_of_task(row, task, runs, scores[task]) for task in scores]
     start = records[0]
     for record in records[1:] if row.within_of_first is not None else ():
-        record["met"] = True
-        if _worse(record, start["mean"]) > row.within_of_first:
-            record["missed"].append(f"more than {row.within_of_first:g} worse than {start['task']}")
+        missed = f"more than {row.within_of_first:g} worse than {start['task']}"
+        _judge(record, missed, _worse(record, start["mean"]) <= row.within_of_first)
     members = list(records)
     records += [_of_ensemble(row, name, runs, members) for name in first.results.ensemble]
     if row.mean is not None:
@@ -119,10 +120,9 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
     changed = sum(run.results.guarantee["violations"] for run in runs.values())
     for record in records:
         if record["forgetting"]:
-            record["missed"].append(f"forgetting {record['forgetting']:.2g}")
+            _judge(record, f"forgetting {record['forgetting']:.2g}", False)
         if changed:
-            record["missed"].append("a frozen task changed")
-        record["met"] = None if record["met"] is None and not record["missed"] else not record["missed"]
+            _judge(record, "a frozen task changed", False)
     return records
 
 
@@ -159,9 +159,7 @@ def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, An
     record = _record(without_dense, name, ensembles[0]["metric"], ensembles[0]["direction"], scores, goal, runs, extras)
     best = min(mine, key=lambda member: _worse(member, 0.0))
     if goal.above_members:
-        record["met"] = True
-        if _worse(record, best["mean"]) >= 0:
-            record["missed"].append(f"not above its best member, {best['task']}")
+        _judge(record, f"not above its best member, {best['task']}", _worse(record, best["mean"]) < 0)
     return record
 
 
@@ -210,23 +208,20 @@ def _record(
         "experiment": row.experiment,
         "threads": next(iter(runs.values())).threads,
     }
-    return _judged(record)
-
-
-def _judged(record: dict[str, Any]) -> dict[str, Any]:
-    """Judge a record: set `met` if it has a bound, and list the bounds it misses."""
-    target, bound, dense = record["target"], record["worse_than_dense"], record["dense"]
-    if target is not None:
-        record["met"] = True
-        if _worse(record, target) > 0:
-            record["missed"].append("target")
-    if bound is not None:
-        record["met"] = True
-        if dense is None:
-            record["missed"].append("dense not measured")
-        elif _worse(record, dense) > bound:
-            record["missed"].append(f"more than {bound:g} worse than dense")
+    bound, dense = record["worse_than_dense"], record["dense"]
+    if goal.target is not None:
+        _judge(record, "target", _worse(record, goal.target) <= 0)
+    if bound is not None and dense is None:
+        _judge(record, "dense not measured", False)
+    elif bound is not None:
+        _judge(record, f"more than {bound:g} worse than dense", _worse(record, dense) <= bound)
     return record
+
+
+def _judge(record: dict[str, Any], bound: str, holds: bool) -> None:
+    """Note whether a record meets a bound; it lists those that it misses."""
+    record["missed"] += [] if holds else [bound]
+    record["met"] = not record["missed"]
 
 
 def _worse(record: Mapping[str, Any], than: float) -> float:
@@ -237,9 +232,3 @@ def _worse(record: Mapping[str, Any], than: float) -> float:
 
 def _mean(scores: Sequence[float | None]) -> float | None:
     return None if None in scores else statistics.mean(cast(Sequence[float], scores))
-
-
-def _check_same_network(row: Row, runs: Iterable[Measured]) -> None:
-    sizes = {run.results.capacity["prunable"] for run in runs}
-    if len(sizes) > 1:
-        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")
