@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
-from msh.runs.ownership import chosen_layers
+from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
 from msh.tracking.tracking import Tracking, make_logger
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
-    """Do a run, or resume one that was stopped.
+    """Do a run, or resume one that was stopped; a finished one is left as it is.
 
     Args:
         config: of the run.
@@ -63,8 +64,30 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         PreemptedError: a signal ended the run; it can be resumed.
     """
     with locked(folder), PREEMPTION.watched():
+        if config.resume is not None:
+            results = Results.load(folder)
+            if results.status == "finished" and not results.missing(config.baselines):
+                log.info("%s is finished already: these are its results", folder)
+                return results
+        log.info(announcement(config, folder))
         prepared = prepare(config)
         return Run(prepared, folder, _results(prepared, folder), write_report).go()
+
+
+def announcement(config: RunConfig, folder: Path) -> str:
+    """Say in one line what a run trains, and where: also after a bare `msh train`."""
+    names = list(config.tasks) if config.task is None else [config.task]
+    stages = len(names) if config.curriculum is None or config.task else len(config.curriculum)
+    device = config.trainer.accelerator
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return (
+        f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
+        f"{config.trainer.max_epochs} epochs each, backbone {backbone}, on {device}; into {folder}"
+    )
 
 
 @contextmanager
@@ -139,9 +162,6 @@ class Run:
 
     def go(self) -> Results:
         """Train the remaining stages, then the baselines; complete the run folder."""
-        if self.results.status == "finished" and not self.results.missing(self.config.baselines):
-            log.info("%s is finished already", self.folder)
-            return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
@@ -301,7 +321,7 @@ class Run:
             self._save_results()
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
-        result, sub = self.results.tasks[task], self.network.subnetwork(task)
+        result = self.results.tasks[task]
         result.val = val
         if result.direction == "min":
             result.val_constant = self.tasks[task].constant_score("val")
@@ -309,7 +329,7 @@ class Run:
         result.density = result.weights / capacity.size
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
-        result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
+        result.weights_private = private_count(self.network.subnetwork(task).as_state())
 
     # ---- results and logs
 

@@ -16,7 +16,6 @@ from msh.subnetworks import (
     WEIGHTS,
     Criterion,
     Granularity,
-    MultiSubnetwork,
     Schedule,
     candidate_counts,
     check_layers,
@@ -173,8 +172,10 @@ class IterativePruning(pl.Callback):
         open_to = {task: self.granularity.candidates(network, task) for task in self.wanted}
         masks = select_apart(scores, counts, self.wanted, open_to, self.granularity.shared(network))
         masks = from_rank_zero(module, masks)
-        if not self.allow_empty:
-            self._check_layers(network, masks, counts, scores, open_to)
+        for task, mask in masks.items() if not self.allow_empty else ():
+            alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
+            known = (scores[task], open_to[task]) if alone else (None, None)
+            check_layers(network, task, mask, counts[task], *known)
         rescale = self.rescale and not self.criterion.learned  # chosen weights have the norm already
         for task, mask in masks.items():
             cut(network, task, self.granularity.weights(mask), rescale, self.granularity)
@@ -184,20 +185,6 @@ class IterativePruning(pl.Callback):
 
     def _score(self, module: SubnetworkModule, task: str, number: int) -> dict[str, Tensor]:
         return score_task(module, task, self.criterion, self.sample, number, self.granularity, self.batch_size)
-
-    def _check_layers(
-        self,
-        network: MultiSubnetwork,
-        masks: Mapping[str, Mapping[str, Tensor]],
-        counts: Mapping[str, Mapping[str, int]],
-        scores: Mapping[str, Mapping[str, Tensor]],
-        open_to: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Check that every task keeps weights in every layer; arguments map tasks to those of `check_layers`."""
-        for task, mask in masks.items():
-            alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
-            known = (scores[task], open_to[task]) if alone else (None, None)
-            check_layers(network, task, mask, counts[task], *known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of cuts made, the counts at the start, and the values to rewind to."""
