@@ -4,8 +4,8 @@
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight neuron
 
-Runs `train.py +experiment=sequential tasks=CASE baseline=dense` once per seed (a finished run is skipped, a stopped one
-is resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
+Runs `train.py -m +experiment=sequential tasks=CASE baseline=dense seed=0,1,2` (finished runs are skipped, stopped ones
+resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
 Several granularities are compared with the dense networks from the first one.
 """
 
@@ -15,16 +15,18 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import new_parser
 from benchmarks.document import DOCUMENT, replace_between, table
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.runs import ROOT, TRAIN
+from msh.runs.results import Results
 
 
 @dataclass(frozen=True)
@@ -47,35 +49,31 @@ CASES = {
 }
 
 
-def run(case: str, seed: int, data_dir: str, threads: int, folder: Path, overrides: list[str]) -> dict:
-    """Start, resume or skip one seed's run, and return its results.json."""
-    results = folder / "results.json"
-    status = json.loads(results.read_text())["status"] if results.exists() else "new"
-    command = [sys.executable, str(ROOT / "train.py"), "+experiment=sequential", f"paths.data_dir={data_dir}"]
-    if status == "new":
-        settings = [f"tasks={case}", "logger=csv", f"seed={seed}", f"threads={threads}", *overrides]
-        command += [*settings, f"hydra.run.dir={folder}"]
-    else:
-        command += [f"resume={folder}"]
-    if status != "finished":
-        subprocess.run(command, check=True, cwd=ROOT)
-    return json.loads(results.read_text())
+def learn(granularity: str, overrides: Sequence[str], folder: Path, options: argparse.Namespace) -> list[Results]:
+    """Run all seeds as a sweep in a folder; return their results."""
+    command = [*TRAIN, "-m", "+experiment=sequential", f"tasks={options.case}", "logger=csv", *overrides]
+    command += [f"paths.data_dir='{options.data_dir.resolve()}'", f"threads={options.threads}"]
+    command += [f"trainer.max_epochs={options.max_epochs}", f"pruning.granularity={granularity}"]
+    command += [f"seed={','.join(map(str, options.seeds))}", f"hydra.sweep.dir='{folder}'", "skip_finished=true"]
+    subprocess.run([*command, "hydra.sweep.subdir=seed-${seed}"], check=True, cwd=ROOT)
+    return [Results.load(folder / f"seed-{seed}") for seed in options.seeds]
 
 
-def summarise(case: str, granularity: str, runs: list[dict], beside: list[dict]) -> list[dict]:
+def summarise(case: str, granularity: str, runs: Sequence[Results], beside: Sequence[Results]) -> list[dict]:
     """Make a row per task: mean and standard deviation over seeds, dense score, target met or not."""
     rows = []
     for task, target in CASES[case].items():
-        scores = [r["tasks"][task]["test"] for r in runs]
-        mean, dense = statistics.mean(scores), statistics.mean(r["tasks"][task]["dense"] for r in beside)
-        worse = mean - dense if runs[0]["tasks"][task]["direction"] == "min" else dense - mean
+        results = [run.tasks[task] for run in runs]
+        scores = [cast(float, result.test) for result in results]
+        mean, dense = statistics.mean(scores), statistics.mean(cast(float, run.tasks[task].dense) for run in beside)
+        worse = mean - dense if results[0].direction == "min" else dense - mean
         worse = worse / dense if target.relative else worse
         rows.append(
             {
                 "task": task,
                 "granularity": granularity,
-                "weights": round(statistics.mean(r["tasks"][task]["weights"] for r in runs)),
-                "metric": runs[0]["tasks"][task]["metric"],
+                "weights": round(statistics.mean(cast(int, result.weights) for result in results)),
+                "metric": results[0].metric,
                 "mean": mean,
                 "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
                 "at least": target.score or "",
@@ -83,17 +81,17 @@ def summarise(case: str, granularity: str, runs: list[dict], beside: list[dict])
                 "worse": worse,
                 "at most": target.worse_than_dense,
                 "met": worse <= target.worse_than_dense and (target.score is None or mean >= target.score),
-                "forgetting": max(abs(r["forgetting"]) for r in runs),
-                "violations": sum(r["guarantee"]["violations"] for r in runs),
+                "forgetting": max(abs(run.forgetting or 0.0) for run in runs),
+                "violations": sum(run.guarantee["violations"] for run in runs),
             }
         )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
@@ -101,15 +99,10 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=12)
     parser.add_argument("--document", action="store_true")
     options = parser.parse_args()
-    folder, data_dir = options.folder / options.case, str(Path(options.data_dir).resolve())
-    runs: dict[str, list[dict]] = {}
+    folder = options.folder.resolve() / options.case
+    runs: dict[str, list[Results]] = {}
     for granularity in options.granularity:
-        overrides = [f"pruning.granularity={granularity}", f"trainer.max_epochs={options.max_epochs}"]
-        overrides += [] if runs else ["baseline=dense"]
-        runs[granularity] = [
-            run(options.case, seed, data_dir, options.threads, folder / granularity / f"seed-{seed}", overrides)
-            for seed in options.seeds
-        ]
+        runs[granularity] = learn(granularity, [] if runs else ["baseline=dense"], folder / granularity, options)
     beside = runs[options.granularity[0]]
     rows = [row for name, each in runs.items() for row in summarise(options.case, name, each, beside)]
     title = f"{options.case}, density 0.1, {len(options.seeds)} seeds, {options.max_epochs} epochs"

@@ -11,7 +11,6 @@ into docs/scale.md. Arguments after `--` are overrides for all runs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.arguments import new_parser
 from benchmarks.document import machine, replace_between, table
 from benchmarks.timing import ROOT
 from msh.files.plans import read_plan
@@ -29,7 +29,7 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--launcher", nargs="+", action="append", help="overrides that choose one (default: joblib)")
     parser.add_argument("--document", action="store_true", help="write the table into docs/scale.md")
     parser.add_argument("overrides", nargs="*", help="of all runs")

@@ -10,7 +10,6 @@ record of each run.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import MISSING
-
+from benchmarks.arguments import names_of
 from benchmarks.document import put_section, table
 from benchmarks.recording import steps_to_do, write_records
-from benchmarks.rows import read_entries
+from benchmarks.records import update
+from benchmarks.rows import Entry, read_entries
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Measured, read_run
 from msh.errors import one_of
@@ -37,17 +36,9 @@ read here. `attempts.json` in this folder holds the same numbers. The command re
 
 
 @dataclass
-class Sweep:
-    """Settings tried on one experiment."""
+class Sweep(Entry):
+    """Settings tried on one experiment, each with every seed; the table has means over the seeds."""
 
-    id: str = MISSING
-    title: str = MISSING
-    experiment: str = MISSING
-    """As in +experiment=NAME."""
-    overrides: list[str] = field(default_factory=list)
-    """Overrides for all attempts."""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """Seeds for each attempt; the table has means over them."""
     tasks: list[str] = field(default_factory=list)
     """Tasks or ensembles in the table; the mean over all tasks when empty."""
     attempts: dict[str, list[str]] = field(default_factory=dict)
@@ -103,8 +94,9 @@ def _over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _scores(sweep: Sweep, run: Measured) -> list[dict[str, Any]]:
-    tasks, ensembles = run.results.tasks, run.results.ensemble
-    scored: dict[str, Mapping[str, Any]] = {name: vars(task) for name, task in tasks.items()} | dict(ensembles)
+    tasks = run.results.tasks
+    scored: dict[str, Mapping[str, Any]] = {name: vars(task) for name, task in tasks.items()}
+    scored |= run.results.ensemble
     for name in sweep.tasks:
         one_of(f"{FILE}, {sweep.id}: tasks", name, scored)
     groups = {name: [name] for name in sweep.tasks} or {f"mean of {len(tasks)} tasks": list(tasks)}
@@ -130,17 +122,13 @@ def document(sweeps: Mapping[str, Sweep], root: Path, folder: Path, run_records:
         folder: folder of the documents.
         run_records: folder of the run records.
     """
-    path = folder / "attempts.json"
-    earlier = json.loads(path.read_text()) if path.exists() else []
     write_records((step for sweep in sweeps.values() for step in sweep.all_steps(root)), root, run_records)
-    records: list[dict[str, Any]] = []
-    for id, sweep in sweeps.items():
-        of_sweep = records_of(sweep, run_records)
+    records = {id: records_of(sweep, run_records) for id, sweep in sweeps.items()}
+    for id, of_sweep in records.items():
         if of_sweep:
-            put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweep.title, _text(sweep, of_sweep))
-        records += of_sweep or [entry for entry in earlier if entry["sweep"] == id]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n")
+            text = _text(sweeps[id], of_sweep)
+            put_section(folder / "attempts.md", HEAD, f"attempts {id}", sweeps[id].title, text)
+    update(folder / "attempts.json", "sweep", records)
 
 
 def _text(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
@@ -161,13 +149,9 @@ def _text(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parse(arguments: Sequence[str], sweeps: Mapping[str, Sweep]) -> argparse.Namespace:
-    parser = command_line(__doc__ or "", "attempts")
-    parser.add_argument("--sweeps", type=lambda text: text.split(","), help=f"of {','.join(sweeps)}")
-    options = parser.parse_args(arguments)
-    options.sweeps = options.sweeps or list(sweeps)
-    if unknown := [id for id in options.sweeps if id not in sweeps]:
-        parser.error(f"--sweeps: there is no sweep {', '.join(unknown)}; the sweeps are {', '.join(sweeps)}")
-    return options
+    parser = command_line(__doc__, "attempts")
+    parser.add_argument("--sweeps", type=names_of(sweeps), default=list(sweeps), help=f"of {','.join(sweeps)}")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = options.output_dir.resolve()
     steps = [step for id in options.sweeps for step in sweeps[id].all_steps(root)]
     records = options.records_dir / "attempts"
-    do(steps_to_do(steps, options, "attempts"), options, lambda: document(sweeps, root, options.document_dir, records))
+    todo = steps_to_do(steps, options, records)
+    do(todo, options, lambda: document(sweeps, root, options.document_dir, records))
 
 
 if __name__ == "__main__":

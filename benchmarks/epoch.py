@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.configs import mnist, typed
-from benchmarks.networks import BACKBONES, compact, dense, training_step
+from benchmarks.networks import BACKBONES, FC, compact, dense, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Action, Settings, seconds
 from msh.training.run import train
 
-FC = "FC 6 x 1000"
 BATCH = 512
 
 

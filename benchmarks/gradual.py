@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks.configs import typed
-from benchmarks.networks import BACKBONES, CLASSES, SHAPES, begun, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, seconds
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork, plan_counts
@@ -15,7 +15,6 @@ from msh.training.callbacks import IterativePruning
 from msh.training.module import SubnetworkModule
 from msh.training.plan import fits_of, stages_of
 
-FC = "FC 6 x 1000"
 BATCH = 128
 
 

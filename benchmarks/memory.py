@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn, frozen, pruned, training_step
+from benchmarks.networks import BACKBONES, FC, SHAPES, begun, dense, drawn, frozen, pruned, training_step
 from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, take_turns
 from msh.subnetworks import MultiSubnetwork
 
-FC = "FC 6 x 1000"
 DENSITY = 0.02
 """Density of each task in row 7: fifty fill the network."""
 

@@ -13,11 +13,9 @@ from msh.backbones import MLP, PaperConv
 from msh.subnetworks import Budget, MultiSubnetwork, prune
 
 CLASSES = 10
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
-    "FC 6 x 1000": lambda: MLP((784,)),
-    "paper's conv net": lambda: PaperConv((1, 28, 28)),
-}
-SHAPES = {"FC 6 x 1000": (784,), "paper's conv net": (1, 28, 28)}
+FC, CONV = "FC 6 x 1000", "paper's conv net"
+BACKBONES: dict[str, Callable[[], nn.Module]] = {FC: lambda: MLP((784,)), CONV: lambda: PaperConv((1, 28, 28))}
+SHAPES = {FC: (784,), CONV: (1, 28, 28)}
 """Shape of one input."""
 
 

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.networks import BACKBONES, CLASSES, SHAPES, compact, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, compact, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Action, Settings, take_turns
 
-FC = "FC 6 x 1000"
 BATCH = 128
 Batches = list[tuple[Tensor, Tensor]]
 

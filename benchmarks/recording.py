@@ -53,52 +53,34 @@ def write_records(steps: Iterable[Step], root: Path, records: Path) -> None:
         (target.folder / PROCESSOR).write_text(f"{run.processor or processor()}\n")
 
 
-def steps_to_do(steps: Sequence[Step], options: argparse.Namespace, name: str) -> Sequence[Step]:
-    """Select the steps to do: all, or with `--missing` those without a record, whose runs are restored first.
+def steps_to_do(steps: Sequence[Step], options: argparse.Namespace, records: Path) -> Sequence[Step]:
+    """Select the steps to do: all, or with `--missing` those without a finished record.
 
-    A dry run restores nothing.
+    From a record that lacks a baseline a run folder is made, so that only the baseline is trained.
 
     Args:
         steps: in order, their folders below `options.output_dir`.
         options: from `benchmarks.runs.command_line`.
-        name: the command's folder in `options.records_dir`.
+        records: folder of the records.
     """
     if not options.missing:
         return steps
-    root, records = options.output_dir.resolve(), options.records_dir / name
-    todo = missing(steps, root, records)
-    if not options.dry_run:
-        restore(todo, root, records)
+    todo = []
+    for step in steps:
+        record = record_of(step, options.output_dir.resolve(), records)
+        state = state_of(record).what
+        if state != "finished":
+            todo.append(step)
+            if state == "unfinished" and state_of(step).what == "new":
+                _restore(step, record.folder)
     return todo
 
 
-def missing(steps: Iterable[Step], root: Path, records: Path) -> list[Step]:
-    """Select the steps without a finished record, in order.
-
-    Args:
-        steps: in order.
-        root: folder of the runs.
-        records: folder of the records.
-    """
-    return [step for step in steps if state_of(record_of(step, root, records)).what != "finished"]
-
-
-def restore(steps: Iterable[Step], root: Path, records: Path) -> None:
-    """Make a run folder from a record that lacks a baseline, so that only the baseline is trained.
-
-    Args:
-        steps: see `missing`; steps with a run in `root` are skipped.
-        root: see there.
-        records: see there.
-    """
-    for step in steps:
-        folder = record_of(step, root, records).folder
-        unfinished = state_of(replace(step, folder=folder)).what == "unfinished"
-        if unfinished and state_of(step).what == "new" and (run := read_run(folder)):
-            _restore(step, folder, run.threads)
-
-
-def _restore(step: Step, record: Path, threads: int | None) -> None:
+def _restore(step: Step, record: Path) -> None:
+    run = read_run(record)
+    if run is None:
+        return
+    threads = run.threads
     overrides = [*step.overrides, "logger=csv", *([] if threads is None else [f"threads={threads}"])]
     (step.folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(compose(*overrides, output_dir=step.folder), step.folder / CONFIG)

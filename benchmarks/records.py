@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,18 @@ def merge(earlier: Iterable[dict], records: Iterable[Record], rows: Iterable[str
     measured = set(rows)
     others = [record for record in earlier if row_of(record["id"]) not in measured]
     return sorted([*others, *map(asdict, records)], key=lambda record: _place(row_of(record["id"])))
+
+
+def update(path: Path, key: str, records: Mapping[str, list[dict]]) -> None:
+    """Write new records into a file; what has no new ones keeps its earlier ones.
+
+    Args:
+        path: of the file.
+        key: of a record, that says to what it belongs.
+        records: what is measured, in order, to its new records.
+    """
+    earlier = read(path)
+    write(path, [r for id, new in records.items() for r in new or [old for old in earlier if old[key] == id]])
 
 
 def _place(row: str) -> tuple[int, str]:

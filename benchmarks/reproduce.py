@@ -11,14 +11,15 @@ The first seed of all rows comes first. The documents are rewritten after every 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import names_of
 from benchmarks.figures import draw
 from benchmarks.recording import steps_to_do, write_records
+from benchmarks.records import update
 from benchmarks.results_document import heading, write_section
 from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
@@ -26,7 +27,7 @@ from benchmarks.scores import Runs, beginning_of, read_run, records_of
 
 
 def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[Step]:
-    """Order the steps of all rows: seed by seed, runs first, then their baselines.
+    """Order the steps of all rows, seed by seed.
 
     Args:
         rows: in order.
@@ -34,20 +35,16 @@ def plan(rows: Sequence[Row], seeds: Sequence[int] | None, root: Path) -> list[S
         root: folder of the runs.
     """
     ordered = sorted({seed for row in rows for seed in row.seeds if seeds is None or seed in seeds})
-    steps = []
-    for seed in ordered:
-        of_rows = [of_row for row in rows if seed in row.seeds and (of_row := row.steps(seed, root))]
-        steps += [of_row[0] for of_row in of_rows] + [step for of_row in of_rows for step in of_row[1:]]
-    return steps
+    return [step for seed in ordered for row in rows if seed in row.seeds and (step := row.step(seed, root))]
 
 
 def measured(row: Row, rows: Mapping[str, Row], root: Path) -> Runs:
     """Read a row's runs with the row's settings, or the first stages of the runs in `part_of`."""
     runs = {}
     for seed in row.seeds:
-        for step in row.steps(seed, root)[:1]:
-            if state_of(step).what in ("finished", "unfinished") and (run := read_run(step.folder)):
-                runs[seed] = run
+        step = row.step(seed, root)
+        if step and state_of(step).what in ("finished", "unfinished") and (run := read_run(step.folder)):
+            runs[seed] = run
     if row.part_of is not None:
         tasks = list(epochs_of(composed(row)))
         for seed, run in measured(rows[row.part_of], rows, root).items():
@@ -65,33 +62,24 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path, run_records: Pat
         folder: folder of the documents.
         run_records: folder of the run records.
     """
-    path = folder / "results.json"
-    earlier = json.loads(path.read_text()) if path.exists() else []
-    for row in rows.values():
-        write_records((steps[-1] for seed in row.seeds if (steps := row.steps(seed, root))), root, run_records)
+    write_records(plan(list(rows.values()), None, root), root, run_records)
     runs = {id: measured(row, rows, run_records) for id, row in rows.items()}
-    records: list[dict[str, Any]] = []
+    records: dict[str, list[dict[str, Any]]] = {id: [] for id in rows}
     for id, row in rows.items():
         if runs[id]:
-            of_row = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else runs[id])
+            records[id] = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else runs[id])
             figure = f"figures/row_{id}.png"
-            draw(of_row, heading(row), folder / figure)
-            write_section(folder / "results.md", row, of_row, runs[id], figure)
-        else:
-            of_row = [entry for entry in earlier if entry["row"] == id]
-        records += of_row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n")
+            draw(records[id], heading(row), folder / figure)
+            write_section(folder / "results.md", row, records[id], runs[id], figure)
+    update(folder / "results.json", "row", records)
 
 
 def parse(arguments: Sequence[str], rows: Mapping[str, Row]) -> argparse.Namespace:
-    parser = command_line(__doc__ or "", "reproduce")
+    parser = command_line(__doc__, "reproduce")
     parser.add_argument("--all", action="store_true", help="also the rows that take long")
-    parser.add_argument("--rows", type=lambda text: text.split(","), help=f"of {','.join(rows)}")
+    parser.add_argument("--rows", type=names_of(rows), help=f"of {','.join(rows)}")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="of each row's")
     options = parser.parse_args(arguments)
-    if unknown := [id for id in options.rows or [] if id not in rows]:
-        parser.error(f"--rows: there is no row {', '.join(unknown)}; the rows are {', '.join(rows)}")
     options.rows = options.rows or [id for id, row in rows.items() if options.all or row.group == "core"]
     return options
 
@@ -107,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)
     records = options.records_dir / "reproduce"
-    do(steps_to_do(steps, options, "reproduce"), options, lambda: document(rows, root, options.document_dir, records))
+    todo = steps_to_do(steps, options, records)
+    do(todo, options, lambda: document(rows, root, options.document_dir, records))
 
 
 if __name__ == "__main__":

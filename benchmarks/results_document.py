@@ -54,7 +54,7 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     sentences += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in seeds_of.items() if 0 < n != len(runs)]
     if row.dense_of is not None and seeds_of["dense"]:
         sentences.append(f"Dense networks: from row {row.dense_of}.")
-    others = [seed for seed in runs if not row.steps(seed, Path())]
+    others = [seed for seed in runs if row.step(seed, Path()) is None]
     if others:
         which = f"seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
         sentences.append(f"Runs for {which}: the first stages in row {row.part_of}.")

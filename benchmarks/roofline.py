@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.networks import BACKBONES, CLASSES, SHAPES, compact, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, compact, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, take_turns
 
-FC = "FC 6 x 1000"
 LAYERS = ((784, 1000), *((1000, 1000),) * 5)
 
 

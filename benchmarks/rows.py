@@ -27,7 +27,20 @@ NOT_OF_PART = ("name", "tasks", "curriculum", "trainer.max_epochs", "baseline", 
 """Settings in which a row and its `part_of` row may differ; tasks and stages are compared separately."""
 
 
-Entry = TypeVar("Entry")
+@dataclass
+class Entry:
+    """An experiment to run with several seeds."""
+
+    id: str = MISSING
+    title: str = MISSING
+    experiment: str = MISSING
+    """As in +experiment=NAME."""
+    overrides: list[str] = field(default_factory=list)
+    """Additional overrides."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+AnEntry = TypeVar("AnEntry", bound=Entry)
 
 
 @dataclass
@@ -47,18 +60,11 @@ class Goal:
 
 
 @dataclass
-class Row:
-    """An experiment with its seeds, baselines and targets."""
+class Row(Entry):
+    """An experiment with its baselines and targets."""
 
-    id: str = MISSING
-    title: str = MISSING
-    experiment: str = MISSING
-    """As in +experiment=NAME."""
-    overrides: list[str] = field(default_factory=list)
-    """Additional overrides."""
     group: str = "core"
     """"core": `make reproduce` runs it; "all": only `make reproduce-all` does."""
-    seeds: list[int] = field(default_factory=lambda: [0])
     baselines: dict[str, list[int]] = field(default_factory=dict)
     """Baseline to its seeds."""
     dense_of: str | None = None
@@ -82,8 +88,8 @@ class Row:
         """Return a task's goal."""
         return self.tasks.get(task, Goal())
 
-    def steps(self, seed: int, root: Path) -> list[Step]:
-        """List a seed's run and its baselines; nothing if another row's run contains it.
+    def step(self, seed: int, root: Path) -> Step | None:
+        """Return a seed's run with its baselines; None if another row's run contains it.
 
         Args:
             seed: one of the row's seeds.
@@ -92,10 +98,8 @@ class Row:
         overrides = (f"experiment={self.experiment}", *self.overrides, f"seed={seed}")
         baselines = tuple(name for name, seeds in self.baselines.items() if seed in seeds)
         if self.part_of is not None and not baselines:
-            return []
-        name, folder = f"row {self.id}, seed {seed}", root / self.id / f"seed-{seed}"
-        steps = [Step(name, folder, overrides)]
-        return steps + ([Step(f"{name}, {', '.join(baselines)}", folder, overrides, baselines)] if baselines else [])
+            return None
+        return Step(f"row {self.id}, seed {seed}", root / self.id / f"seed-{seed}", overrides, baselines)
 
 
 def read_rows(path: Path = FILE) -> dict[str, Row]:
@@ -114,16 +118,13 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
     return rows
 
 
-def read_entries(path: Path, schema: type[Entry]) -> dict[str, Entry]:
+def read_entries(path: Path, schema: type[AnEntry]) -> dict[str, AnEntry]:
     """Read the entries of a YAML list by their `id`, in order.
 
-    Args:
-        path: of the file.
-        schema: a dataclass with an attribute `id`.
     Raises:
         ValueError: an entry has a key or a value that is not allowed, or an id twice.
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, AnEntry] = {}
     for given in cast(Any, OmegaConf.load(path)):
         id = str(given.get("id"))
         try:
@@ -132,7 +133,7 @@ def read_entries(path: Path, schema: type[Entry]) -> dict[str, Entry]:
             raise ValueError(f"{path}, {id}: {error}") from error
         if id in found:
             raise ValueError(f"{path} has more than one {id}")
-        found[id] = cast(Entry, entry)
+        found[id] = cast(AnEntry, entry)
     return found
 
 

@@ -33,6 +33,7 @@ from benchmarks import (
     structured,
     subnormal,
 )
+from benchmarks.arguments import names_of, new_parser, positive
 from benchmarks.document import write_table
 from benchmarks.records import FILE_NAME, Record, merge, read, write
 from benchmarks.timing import Settings
@@ -84,21 +85,16 @@ def show(records: Sequence[Record], console: Console) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help=f"rows, separated by commas: {','.join(ROWS)}")
+    parser = new_parser(__doc__)
+    rows = f"rows, separated by commas: {','.join(ROWS)}"
+    parser.add_argument("--only", dest="rows", metavar="ROWS", type=names_of(ROWS), default=list(ROWS), help=rows)
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats, in about two minutes")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, help="rounds of each row, instead of its own number")
+    parser.add_argument("--repeats", type=positive, help="rounds of each row, instead of its own number")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="folder of the real data sets")
     parser.add_argument("--output-dir", type=Path, help="folder for results.json and performance.md")
     options = parser.parse_args(arguments)
-    options.rows = options.only.split(",") if options.only else list(ROWS)
-    if unknown := [row for row in options.rows if row not in ROWS]:
-        parser.error(f"--only: there is no row {', '.join(unknown)}; the rows are {', '.join(ROWS)}")
-    for name in ("threads", "repeats"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
     return options

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks import fleet
+from benchmarks.arguments import names_of, new_parser
 from benchmarks.document import machine, replace_between, table
 from benchmarks.networks import BACKBONES, begun, compact, dense, frozen
 from benchmarks.storage import entropy
@@ -218,17 +219,15 @@ TABLES: dict[str, Callable[[argparse.Namespace], Rows]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TABLES), help="tables, separated by commas")
+    parser = new_parser(__doc__)
+    parser.add_argument("--only", type=names_of(TABLES), default=list(TABLES), help="tables, separated by commas")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--depth", type=int, default=3, help="layers of the network, 1000 wide")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    if unknown := [name for name in options.only.split(",") if name not in TABLES]:
-        parser.error(f"--only: there is no table {', '.join(unknown)}; the tables are {', '.join(TABLES)}")
     torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(1)
-    for name in options.only.split(","):
+    for name in options.only:
         rows = TABLES[name](options)
         text = table(rows, list(rows[0]))
         replace_between(options.document, f"<!-- table: scale {name} -->", f"{machine('cpu')}\n\n{text}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -29,14 +28,12 @@ class Measured:
 
     Attributes:
         results: its results.json.
-        ensembles: name to metric, direction, tasks and test score.
         epochs: task to epochs.
         threads: CPU threads.
         processor: its name; None: this machine's.
     """
 
     results: Results
-    ensembles: dict[str, dict[str, Any]]
     epochs: dict[str, int]
     threads: int | None
     processor: str | None = None
@@ -57,13 +54,12 @@ def read_run(folder: Path) -> Measured | None:
     results = Results.load(folder)
     if len(results.matrix) < len(results.curriculum):
         return None
-    ensembles = json.loads((folder / FILE_NAME).read_text()).get("ensemble", {})
     config = read_config(folder / ".hydra" / "config.yaml")
-    if set(config.get("ensembles") or {}) - set(ensembles):
+    if set(config.get("ensembles") or {}) - set(results.ensemble):
         return None
     where = folder / PROCESSOR
     processor = where.read_text().strip() if where.exists() else None
-    return Measured(results, ensembles, _epochs_of(results, config), config.threads, processor)
+    return Measured(results, _epochs_of(results, config), config.threads, processor)
 
 
 def _epochs_of(results: Results, config: DictConfig) -> dict[str, int]:
@@ -90,7 +86,7 @@ def beginning_of(run: Measured, tasks: Sequence[str]) -> Measured:
         cut.add_row(_of_tasks(row, tasks))
     for row in full.finetune["matrix"][: len(tasks)]:
         cut.add_finetune_row(_of_tasks(row, tasks))
-    return Measured(cut, {}, {task: run.epochs[task] for task in tasks}, run.threads, run.processor)
+    return Measured(cut, {task: run.epochs[task] for task in tasks}, run.threads, run.processor)
 
 
 def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, float]:
@@ -108,25 +104,25 @@ def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
         ValueError: the two rows' networks have different numbers of weights.
     """
     first = next(iter(runs.values()))
-    _check_same_network(row, [*runs.values(), *dense_runs.values()])
+    sizes = {run.results.capacity["prunable"] for run in [*runs.values(), *dense_runs.values()]}
+    if len(sizes) > 1:
+        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")
     scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
     records = [_of_task(row, task, runs, scores[task]) for task in scores]
     start = records[0]
     for record in records[1:] if row.within_of_first is not None else ():
-        record["met"] = True
-        if _worse(record, start["mean"]) > row.within_of_first:
-            record["missed"].append(f"more than {row.within_of_first:g} worse than {start['task']}")
+        missed = f"more than {row.within_of_first:g} worse than {start['task']}"
+        _judge(record, missed, _worse(record, start["mean"]) <= row.within_of_first)
     members = list(records)
-    records += [_of_ensemble(row, name, runs, members) for name in first.ensembles]
+    records += [_of_ensemble(row, name, runs, members) for name in first.results.ensemble]
     if row.mean is not None:
         records.append(_of_mean(row, row.mean, runs, members, scores))
     changed = sum(run.results.guarantee["violations"] for run in runs.values())
     for record in records:
         if record["forgetting"]:
-            record["missed"].append(f"forgetting {record['forgetting']:.2g}")
+            _judge(record, f"forgetting {record['forgetting']:.2g}", False)
         if changed:
-            record["missed"].append("a frozen task changed")
-        record["met"] = None if record["met"] is None and not record["missed"] else not record["missed"]
+            _judge(record, "a frozen task changed", False)
     return records
 
 
@@ -153,7 +149,7 @@ def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:
 
 
 def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    ensembles = [run.ensembles[name] for run in runs.values()]
+    ensembles = [run.results.ensemble[name] for run in runs.values()]
     scores: Scores = {"test": [ensemble["test"] for ensemble in ensembles]}
     mine = [record for record in members if record["task"] in ensembles[0]["tasks"]]
     extras = {"density": sum(record["density"] for record in mine), "forgetting": None}
@@ -163,9 +159,7 @@ def _of_ensemble(row: Row, name: str, runs: Runs, members: Sequence[dict[str, An
     record = _record(without_dense, name, ensembles[0]["metric"], ensembles[0]["direction"], scores, goal, runs, extras)
     best = min(mine, key=lambda member: _worse(member, 0.0))
     if goal.above_members:
-        record["met"] = True
-        if _worse(record, best["mean"]) >= 0:
-            record["missed"].append(f"not above its best member, {best['task']}")
+        _judge(record, f"not above its best member, {best['task']}", _worse(record, best["mean"]) < 0)
     return record
 
 
@@ -214,23 +208,20 @@ def _record(
         "experiment": row.experiment,
         "threads": next(iter(runs.values())).threads,
     }
-    return _judged(record)
-
-
-def _judged(record: dict[str, Any]) -> dict[str, Any]:
-    """Judge a record: set `met` if it has a bound, and list the bounds it misses."""
-    target, bound, dense = record["target"], record["worse_than_dense"], record["dense"]
-    if target is not None:
-        record["met"] = True
-        if _worse(record, target) > 0:
-            record["missed"].append("target")
-    if bound is not None:
-        record["met"] = True
-        if dense is None:
-            record["missed"].append("dense not measured")
-        elif _worse(record, dense) > bound:
-            record["missed"].append(f"more than {bound:g} worse than dense")
+    bound, dense = record["worse_than_dense"], record["dense"]
+    if goal.target is not None:
+        _judge(record, "target", _worse(record, goal.target) <= 0)
+    if bound is not None and dense is None:
+        _judge(record, "dense not measured", False)
+    elif bound is not None:
+        _judge(record, f"more than {bound:g} worse than dense", _worse(record, dense) <= bound)
     return record
+
+
+def _judge(record: dict[str, Any], bound: str, holds: bool) -> None:
+    """Note whether a record meets a bound; it lists those that it misses."""
+    record["missed"] += [] if holds else [bound]
+    record["met"] = not record["missed"]
 
 
 def _worse(record: Mapping[str, Any], than: float) -> float:
@@ -241,9 +232,3 @@ def _worse(record: Mapping[str, Any], than: float) -> float:
 
 def _mean(scores: Sequence[float | None]) -> float | None:
     return None if None in scores else statistics.mean(cast(Sequence[float], scores))
-
-
-def _check_same_network(row: Row, runs: Iterable[Measured]) -> None:
-    sizes = {run.results.capacity["prunable"] for run in runs}
-    if len(sizes) > 1:
-        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")

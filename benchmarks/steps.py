@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.networks import BACKBONES, SHAPES, begun, compact, dense, drawn, frozen, training_step
+from benchmarks.networks import BACKBONES, CONV, FC, SHAPES, begun, compact, dense, drawn, frozen, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, take_turns
 from msh.subnetworks import MultiSubnetwork
 
-FC, CONV = BACKBONES
 STEP = "training step (zero_grad, forward, loss, backward, fused Adam)"
 
 
@@ -36,14 +35,8 @@ def _compact(settings: Settings, id: str, name: str, batch: int, rounds: int) ->
 
 
 def _against_dense(settings, id, what, name, data, network, rounds) -> Record:
-    contestants = {
-        "dense": training_step(dense(BACKBONES[name](), settings.device), data),
-        "subnetwork": training_step(network, data),
-    }
-    burst = 4 if name == FC else 1
-    times = take_turns(contestants, rounds, burst, device=settings.device)
-    ratio = times["subnetwork"] / times["dense"]
-    return settings.record(id, what, ratio, "ratio (dense in ms)", 1e3 * times["dense"], rounds)
+    step_of_dense = training_step(dense(BACKBONES[name](), settings.device), data)
+    return settings.against(id, what, step_of_dense, training_step(network, data), rounds, 4 if name == FC else 1)
 
 
 def unpruned(settings: Settings) -> Iterator[Record]:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.networks import BACKBONES, frozen
+from benchmarks.networks import BACKBONES, FC, frozen
 from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.files.state_file import save_network, save_subnetwork
 from msh.subnetworks import MultiSubnetwork
-
-FC = "FC 6 x 1000"
 
 
 def bound(network: MultiSubnetwork, task: str, width: int = 4) -> float:

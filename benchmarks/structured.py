@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn
 from benchmarks.records import Record
-from benchmarks.timing import Settings, take_turns
+from benchmarks.timing import Settings
 from msh.inference.export import sliced
 from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
 
@@ -38,12 +38,9 @@ def structured(settings: Settings) -> Iterator[Record]:
 def _against(settings: Settings, name: str, whom: str, id: str, model: nn.Module, exported: nn.Module) -> Record:
     inputs, _ = drawn(SHAPES[name], BATCH, settings.device)
     rounds, burst = (settings.rounds(60), 20) if SHORT[name] == "fc" else (settings.rounds(20), 4)
-    contestants = {"dense": partial(model, inputs), "exported": partial(exported, inputs)}
-    with torch.no_grad():
-        times = take_turns(contestants, rounds, burst, device=settings.device)
     what = (
         f"forward of an exported subnetwork of {DENSITY:.0%} of the weights (granularity: {GRANULARITY[name]}) / of "
         f"{whom}, batch {BATCH}"
     )
-    ratio, of_dense = times["exported"] / times["dense"], 1e3 * times["dense"]
-    return settings.record(id, what, ratio, "ratio (dense in ms)", of_dense, rounds)
+    with torch.no_grad():
+        return settings.against(id, what, partial(model, inputs), partial(exported, inputs), rounds, burst)

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.networks import BACKBONES, SHAPES, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, FC, SHAPES, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, fresh_process
 
-FC = "FC 6 x 1000"
 FIRST, LAST = 30, 90
 """Timed steps: by then, Adam's averages for dead units are subnormal."""
 

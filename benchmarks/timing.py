@@ -54,6 +54,12 @@ class Settings:
         """Make a record with these settings' threads."""
         return Record(id=id, what=what, value=value, dense=dense, unit=unit, threads=self.threads, repeats=repeats)
 
+    def against(self, id: str, what: str, reference: Action, other: Action, rounds: int, burst: int = 1) -> Record:
+        """Time two actions in turn, and record the other one's seconds over the reference's, the dense network's."""
+        times = take_turns({"dense": reference, "other": other}, rounds, burst, device=self.device)
+        of_dense = times["dense"]
+        return self.record(id, what, times["other"] / of_dense, "ratio (dense in ms)", 1e3 * of_dense, rounds)
+
 
 def fresh_process(module: str, *arguments: object, environment: Mapping[str, str]) -> str:
     """Run `python -m module` with additional environment; return its last line."""

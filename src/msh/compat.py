@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametriza
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import WeightAveraging
 
 __all__ = [
     "BatchNormBase",
@@ -130,6 +131,11 @@ def skip_batches(loaders: Any, states: Sequence[Mapping[str, Any]]) -> None:
 def log_batch(trainer: pl.Trainer) -> None:
     """Log the last batch's values now; Lightning does so after the callbacks, too late to end a run."""
     trainer._logger_connector.update_train_step_metrics()
+
+
+def averaging_settings(callback: WeightAveraging) -> dict[str, Any]:
+    """Return the arguments that a callback for weight averaging passes to torch's `AveragedModel`."""
+    return {"device": callback._device, "use_buffers": callback._use_buffers, **callback._kwargs}
 
 
 def csv_writer() -> Any:

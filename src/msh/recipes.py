@@ -68,7 +68,7 @@ def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None =
     The arguments and errors are those of `rebuild`.
     """
     classes = dict(classes or {})
-    for target in _targets(recipe):
+    for target in (str(target) for _, target in targets_in(recipe)):
         if target not in classes and not is_known(target):
             raise ValueError(
                 f"{part} is built by {target!r}, which is not in msh, torch, torchvision, timm or transformers: pass "
@@ -116,9 +116,11 @@ def _argument(value: Any, classes: Constructors) -> Any:
     return [_argument(inner, classes) for inner in value] if isinstance(value, list) else value
 
 
-def _targets(value: Any) -> Iterator[str]:
-    """Yield every constructor that a recipe names, at any depth."""
-    if isinstance(value, Mapping) and "_target_" in value:
-        yield str(value["_target_"])
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        yield from _targets(inner)
+def targets_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every `_target_` at or below a value, which `key` names."""
+    children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in children:
+        if name == "_target_":
+            yield f"{key}.{name}", inner
+        else:
+            yield from targets_in(inner, f"{key}.{name}")

@@ -42,17 +42,10 @@ def settings_of(configs: Sequence[Any]) -> dict[str, list[Any]]:
     Returns:
         Dotted key to its value in each config; None where it is not there.
     """
-    from msh.training.settings import differences
+    from msh.training.settings import compared
 
-    known = [config for config in configs if config is not None]
-    if not known:
-        return {}
-    changed = [differences(known[0], config, ()) if config is not None else {} for config in configs]
-    first = {key: before for found in changed for key, (before, _) in found.items()}
-    return {
-        key: [
-            None if config is None else found[key][1] if key in found else first[key]
-            for config, found in zip(configs, changed, strict=True)
-        ]
-        for key in sorted(first)
-    }
+    values = [None if config is None else compared(config, ()) for config in configs]
+    known = [value for value in values if value is not None]
+    keys = sorted({key for value in known for key in value})
+    keys = [key for key in keys if any(value.get(key) != known[0].get(key) for value in known)]
+    return {key: [None if value is None else value.get(key) for value in values] for key in keys}

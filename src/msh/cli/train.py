@@ -27,8 +27,8 @@ from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
 from msh.errors import refuse_password
-from msh.runs.results import UNFINISHED, Results
-from msh.training.config import RunConfig, register, run_config
+from msh.runs.results import UNFINISHED
+from msh.training.config import register, run_config
 from msh.training.settings import INCIDENTAL, on_disk
 
 log = logging.getLogger(__name__)
@@ -92,16 +92,11 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
-            results = _finished(config, folder)
+            found = _found(config, folder)
         except (RuntimeError, ValueError):
             _leave_log_file()
             raise
-        if results is None:
-            own = replace(own, resume=config.resume)
-            log.info(announcement(own, folder))
-            results = train(own, folder, _write_report)
-        else:
-            log.info("%s is finished already: these are its results", folder)
+        results = train(replace(own, resume=found), folder, _write_report)
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
@@ -109,11 +104,11 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     return values[0] if len(values) == 1 else values or None
 
 
-def _finished(config: DictConfig, folder: Path) -> Results | None:
-    """Return the results of a run folder that is finished; otherwise make it ready for a new run or a resumed one.
+def _found(config: DictConfig, folder: Path) -> str | None:
+    """Look what the run folder holds, and make it ready for a new run.
 
-    An unfinished job of a sweep is resumed: its `config.resume` is set.
-
+    Returns:
+        The folder, as `resume`, of a finished run or of one to resume; None for a new run.
     Raises:
         ValueError: the folder holds another run, or one that `resume` must name.
     """
@@ -121,24 +116,23 @@ def _finished(config: DictConfig, folder: Path) -> Results | None:
 
     if config.resume is not None:
         check_same_run(config, folder)
-        return None
+        return str(config.resume)
     found = on_disk(folder, config, INCIDENTAL)
     if found.what == "finished":
-        return Results.load(folder)
+        return str(folder)
     if not is_rank_zero():
         return None
-    if found.what == "new":
-        _store(config, folder)
-    elif found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
         check_same_run(config, folder)
-        config.resume = str(folder)
-    else:
-        if found.what == "other":
-            first, *more = found.why.split("; ")
-            also = f", and {len(more)} more" if more else ""
-            raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+        return str(folder)
+    if found.what == "other":
+        first, *more = found.why.split("; ")
+        also = f", and {len(more)} more" if more else ""
+        raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+    if found.what == "unfinished":
         resume = shlex.quote(f"resume={folder}")
         raise ValueError(f"{folder} holds this run, unfinished: {resume} continues it; or choose another hydra.run.dir")
+    _store(config, folder)
     return None
 
 
@@ -159,24 +153,6 @@ def _leave_log_file() -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
         root.removeHandler(handler)
-
-
-def announcement(config: RunConfig, folder: Path) -> str:
-    """Say in one line what a run trains, and where: also after a bare `msh train`."""
-    import torch
-
-    names = list(config.tasks) if config.task is None else [config.task]
-    stages = len(names) if config.curriculum is None or config.task else len(config.curriculum)
-    device = config.trainer.accelerator
-    if device == "auto":
-        device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
-    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return (
-        f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
-        f"{config.trainer.max_epochs} epochs each, backbone {backbone}, on {device}; into {folder}"
-    )
 
 
 def _write_report(folder: Path) -> None:

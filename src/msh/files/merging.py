@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msh.errors import suggestion
-from msh.files.plans import check_plan, notes_for_tasks
+from msh.files.plans import check_plan, explained_by_rounding, notes_for_tasks
 from msh.files.state_file import StateFile, read_state, task_names
 from msh.subnetworks import NetworkState
 
@@ -90,7 +90,8 @@ def _parts(tasks: Sequence[tuple[Path, str]], base: Path, network: StateFile) ->
         file = read_state(path, "subnetwork")
         if network.kind == "plan" and file.notes.get("plan") != network.notes["plan"]:
             raise ValueError(f"{path}: task {task!r} was not trained on the plan {base}")
-        if file.notes.get("start") != network.notes.get("start"):
+        same = file.notes.get("start") == network.notes.get("start")
+        if not same and not explained_by_rounding(network.state, file.state):
             raise ValueError(
                 f"{path}: task {task!r} was trained from a different backbone or initialization than {base}"
             )

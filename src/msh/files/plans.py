@@ -9,19 +9,58 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from msh.checked import parsed
 from msh.files.state_file import Size, StateFile, damages, read_state
 from msh.subnetworks import Allocation, MultiSubnetwork, NetworkState
-from msh.subnetworks.tensors import raw_bytes
+from msh.subnetworks.tensors import raw_bytes, same_bits
 
 
 def start_of(network: MultiSubnetwork) -> str:
-    """SHA-256 of a backbone's tensors: before a network has tasks, it identifies the initial weights."""
+    """SHA-256 of a backbone's tensors: before a network has tasks, it identifies the initial weights on a processor.
+
+    Others round random draws differently: see `explained_by_rounding`.
+    """
     sha = hashlib.sha256()
     for name, tensor in network.backbone.named_buffers():
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         sha.update(raw_bytes(tensor))
     return sha.hexdigest()
+
+
+ROUNDING = 1e-5
+"""Processors round random draws differently: norms of initial weights differ by less than this, relative to their
+value, and other values relative to their tensor's largest."""
+
+
+def explained_by_rounding(state: NetworkState, other: NetworkState) -> bool:
+    """Return true if the initial tensors of two states differ by no more than processors round them apart.
+
+    Vectorized instructions draw the same random numbers as others, to within their last digits. A state has the norms
+    of its initial weights, and the values of its other tensors; a subnetwork file of earlier releases may lack both.
+
+    Args:
+        state, other: of networks, plans or subnetworks, with the same layers.
+    """
+    if not state.norms or state.norms.keys() != other.norms.keys():
+        return False
+    pairs = [(norm, other.norms[name], ROUNDING) for name, norm in state.norms.items()]
+    for name in state.defaults.keys() & other.defaults.keys():
+        tensor = state.defaults[name]
+        exact = not tensor.is_floating_point()
+        pairs.append((tensor, other.defaults[name], 0.0 if exact else max(ROUNDING, torch.finfo(tensor.dtype).eps)))
+    return all(_near(mine.cpu(), theirs.cpu(), tolerance) for mine, theirs, tolerance in pairs)
+
+
+def _near(mine: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        return False
+    if same_bits(mine, theirs) or not tolerance:
+        return same_bits(mine, theirs)
+    apart = (mine.double() - theirs.double()).abs()
+    return bool(apart.max() <= tolerance * theirs.double().abs().max())
 
 
 def notes_of(start: str, input_shape: Sequence[int]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, s
 from msh.runs.colours import CHANGES, FEW, colours_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.ownership import used_by_task
-from msh.runs.results import Results
+from msh.runs.results import Results, comparison
 from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
 from msh.runs.words import duration, listed, number
 from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
@@ -104,9 +104,10 @@ def _verdict(results: Results) -> str:
     if not checked:
         return ""
     so_far = "" if results.status == "finished" else " so far"
+    how = "bit for bit" if not results.guarantee.get("rounded") else comparison(results.guarantee)
     return (
         f"Nothing was forgotten{so_far}: frozen tasks' outputs were compared with their records {checked:,} times, "
-        "bit for bit, and none had changed."
+        f"{how}, and none had changed."
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from msh.runs.results import Results
+from msh.runs.results import Results, comparison
 from msh.runs.score_tables import BASELINES, tasks_table
 from msh.runs.tables import Column, Table
 
@@ -45,7 +45,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     console.print(
-        f"frozen tasks compared bitwise: {checked} times, {violations} changed; "
+        f"frozen tasks compared {comparison(results.guarantee)}: {checked} times, {violations} changed; "
         f"network used: {results.owned:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
     )
 

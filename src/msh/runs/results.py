@@ -95,6 +95,22 @@ class Guarantee(TypedDict):
 
     checked: int
     violations: int
+    rounded: NotRequired[int]
+    """Comparisons with a record of another machine, which rounds outputs otherwise: weights bitwise, outputs within a
+    tolerance. Absent where there are none: all comparisons were bitwise."""
+    largest_difference: NotRequired[float]
+    """Of outputs in these, relative to the largest output."""
+
+
+def comparison(guarantee: Guarantee) -> str:
+    """Say how frozen tasks were compared: "bitwise", unless some were on another machine than their record's."""
+    if not (rounded := guarantee.get("rounded", 0)):
+        return "bitwise"
+    rest = f"{guarantee['checked'] - rounded:,} bitwise, " if guarantee["checked"] > rounded else ""
+    return (
+        f"{rest}{rounded:,} on another machine than the record's: weights bitwise, outputs to within "
+        f"{guarantee.get('largest_difference', 0.0):.1e}"
+    )
 
 
 def _no_finetune() -> Finetune:
@@ -115,6 +131,7 @@ class Results:
         ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
             validation data.
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
+        computed_on: the machines that worked on the run, in order; empty in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
         incomplete_trackers: trackers that lack values until the run is resumed, as named in the config's `logger`: they
             were switched off after an error, or the run was killed while it ended them.
@@ -137,6 +154,7 @@ class Results:
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     flush_denormal: bool | None = None
     incomplete_trackers: list[str] = field(default_factory=list)
+    computed_on: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -230,12 +248,8 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {
-                "finetune": _no_finetune(),
-                "ensemble": {},
-                "flush_denormal": None,
-                "incomplete_trackers": [],
-            } | content
+            added = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None}
+            content = added | {"incomplete_trackers": [], "computed_on": []} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

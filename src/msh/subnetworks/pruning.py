@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose
+from msh.subnetworks.allocation import choose, choose_at_most
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
@@ -121,10 +121,7 @@ def select_apart(
     chosen = {}
     for task in budgets:
         others = [masks for other, masks in reserved.items() if other != task]
-        allowed = _without(candidates[task], others, shared)
-        counts = {name: int(mask.sum()) for name, mask in allowed.items()}
-        counts[""] = sum(counts.values())
-        chosen[task] = choose(scores[task], {name: min(k, counts[name]) for name, k in kept[task].items()}, allowed)
+        chosen[task] = choose_at_most(scores[task], kept[task], _without(candidates[task], others, shared))
     return chosen
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -16,10 +15,13 @@ from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.checks import check_fraction
 from msh.tasks.lazy import LazyInputs
-from msh.tasks.task import DEFAULT_METRIC, METRICS, Kind, Split, SplitName, Task
+from msh.tasks.outputs import Kind
+from msh.tasks.steps import Dtype, ReadArrays, Scale, Step, Steps, Tokenize
+from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
 from msh.tasks.tokens import Texts
 
 Normalize = Literal["feature", "all", "minmax", "none"]
+"""feature: scale each input to mean 0, variance 1; all: all inputs together; minmax: each input to [0, 1]."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
@@ -35,6 +37,7 @@ class RawData:
         outputs: number of classes, labels or regression outputs.
         texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
         classes: names of a classification's classes, in the order of their numbers; () if they have none.
+        steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
     """
 
     kind: Kind
@@ -43,6 +46,21 @@ class RawData:
     outputs: int
     texts: Texts | None = None
     classes: tuple[str, ...] = ()
+    steps: Steps = ()
+
+    def then(self, step: Step) -> RawData:
+        """Append a step to the preprocessing, and compute it whenever inputs are read."""
+        train, test = self.train.then(step), self.test.then(step)
+        return replace(self, train=train, test=test, steps=(*self.raw_steps, step))
+
+    @property
+    def raw_steps(self) -> Steps:
+        """The steps; if the splits' inputs are the raw inputs, they are read as arrays."""
+        inputs = self.train.inputs
+        dtype: Dtype = (
+            "int64" if inputs.dtype == torch.int64 else "float64" if inputs.dtype == torch.float64 else "float32"
+        )
+        return self.steps if self.steps else (ReadArrays(tuple(inputs.shape[1:]), dtype),)
 
 
 def check_data(name: str, data: RawData) -> None:
@@ -106,8 +124,7 @@ def build_task(
         data: from a source.
         batch_size: examples per optimizer step, over all devices; at most the training split.
         val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
-        normalize: "feature": each input to mean 0, variance 1; "all": all inputs together; "minmax": each input to
-            [0, 1]; "none". None: "feature", or "none" for texts.
+        normalize: as in `Normalize`; None: "feature", or "none" for texts.
         metric: a name in METRICS; None: the kind's default.
         loss_weight: loss factor where several tasks train together, > 0.
         repeat: passes through the training examples per epoch.
@@ -126,14 +143,13 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     train, val = hold_out(data.train, val_fraction, data.kind)
     splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
-    if normalize_target == "minmax":
-        low, extent = _extent(train.targets)
-        splits = {split: Split(s.inputs, (s.targets - low) / extent) for split, s in splits.items()}
+    splits, target_range = _with_scaled_targets(splits, normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
+    splits, steps = _prepared(splits, data, normalize)
     return Task(
         name=name,
         kind=data.kind,
-        splits=_scaled_splits(splits, normalize) if data.texts is None else _token_splits(splits, data.texts),
+        splits=splits,
         outputs=data.outputs,
         metric=metric,
         batch_size=min(batch_size, len(train)),
@@ -144,6 +160,9 @@ def build_task(
         vocabulary=data.texts.vocabulary if data.texts else None,
         stem=stem,
         augmentation=augmentation,
+        names=data.classes,
+        target_range=target_range,
+        steps=steps,
     )
 
 
@@ -209,45 +228,56 @@ def _can_stratify(targets: Tensor, fraction: float) -> bool:
     return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
 
 
-def _token_splits(splits: dict[SplitName, Split], texts: Texts) -> dict[SplitName, Split]:
-    rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
-    tokenizer = texts.tokenizer(rows["train"])
-    return {split: Split(texts.tokens(tokenizer, rows[split]), s.targets) for split, s in splits.items()}
+def _prepared(
+    splits: dict[SplitName, Split], data: RawData, normalize: Normalize
+) -> tuple[dict[SplitName, Split], Steps]:
+    """Run the last step, fitted on the training split: return the splits, and all steps from raw inputs."""
+    if data.texts is not None:
+        rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
+        tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
+        tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
+        return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
+    scale = Scale(*_scaling(splits["train"].inputs[:], normalize))
+    scaled = {
+        split: s.then(scale) if isinstance(s.inputs, LazyInputs) else Split(scale(s.inputs), s.targets)
+        for split, s in splits.items()
+    }
+    return scaled, (*data.raw_steps, scale)
+
+
+def _with_scaled_targets(
+    splits: dict[SplitName, Split], minmax: bool
+) -> tuple[dict[SplitName, Split], tuple[Tensor, Tensor] | None]:
+    """Scale targets to [0, 1] if asked: return the splits, and the training targets' (lowest value, range)."""
+    if not minmax:
+        return splits, None
+    low, extent = _extent(splits["train"].targets)
+    return {part: Split(s.inputs, (s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
 
 
 def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:
     if data.kind != "regression":
         return torch.zeros(data.outputs), torch.ones(data.outputs)
-    return targets.mean(0), _positive(targets.std(0, correction=0))
-
-
-def _scaled_splits(splits: dict[SplitName, Split], normalize: Normalize) -> dict[SplitName, Split]:
-    shift, scale = _scaling(splits["train"].inputs[:], normalize)
-    function = partial(_scaled, shift=shift, scale=scale)
-    return {
-        split: s.then(function) if isinstance(s.inputs, LazyInputs) else Split(function(s.inputs), s.targets)
-        for split, s in splits.items()
-    }
-
-
-def _scaled(inputs: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return (inputs - shift) / scale
+    return targets.mean(0), _nonzero(targets.std(0, correction=0), targets.abs().amax(0))
 
 
 def _scaling(inputs: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
+    """Return (shift, scale) of a training split's inputs, in their precision."""
     if normalize == "none":
-        return torch.zeros(()), torch.ones(())
+        return torch.zeros((), dtype=inputs.dtype), torch.ones((), dtype=inputs.dtype)
     if normalize == "minmax":
         return _extent(inputs)
     if normalize == "all":
-        return inputs.mean(), _positive(inputs.std(correction=0))
-    return inputs.mean(0), _positive(inputs.std(0, correction=0))
+        return inputs.mean(), _nonzero(inputs.std(correction=0), inputs.abs().amax())
+    return inputs.mean(0), _nonzero(inputs.std(0, correction=0), inputs.abs().amax(0))
 
 
 def _extent(values: Tensor) -> tuple[Tensor, Tensor]:
-    low = values.amin(0)
-    return low, _positive(values.amax(0) - low)
+    """Return (lowest value, range) of each column."""
+    low, high = values.aminmax(dim=0)
+    return low, _nonzero(high - low, values.abs().amax(0))
 
 
-def _positive(std: Tensor) -> Tensor:
-    return torch.where(std > 0, std, torch.ones(()))
+def _nonzero(scale: Tensor, largest: Tensor) -> Tensor:
+    """Replace scales by 1 where they are rounding errors: values up to `largest` are constant there."""
+    return torch.where(scale > 4 * torch.finfo(scale.dtype).eps * largest, scale, torch.ones_like(scale))

@@ -6,7 +6,8 @@ import torch
 
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
-from msh.tasks.task import Kind, Split
+from msh.tasks.outputs import Kind
+from msh.tasks.task import Split
 
 DATA_SETS: dict[str, Kind] = {
     "digits": "classification",

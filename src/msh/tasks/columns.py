@@ -15,7 +15,8 @@ from torch import Tensor
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import TEST_FRACTION, RawData, check_test_fraction, empty_part, hold_out
 from msh.tasks.checks import existing
-from msh.tasks.task import Kind, Split
+from msh.tasks.outputs import Kind
+from msh.tasks.task import Split
 
 DELIMITERS = (",", ";", "\t", "|")
 """The delimiters of most CSV files."""

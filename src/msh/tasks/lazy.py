@@ -28,6 +28,11 @@ class LazyInputs:
         """Shape (examples, ...), as a tensor's."""
         return torch.Size((len(self.rows), *self._apply(self.base[:1]).shape[1:]))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The rows' type after the functions."""
+        return self._apply(self.base[:1]).dtype
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from msh.errors import Problems, invalid
 from msh.tasks.build import RawData
 from msh.tasks.columns import find_targets, read_table, with_test_split
-from msh.tasks.task import Kind, Split
+from msh.tasks.outputs import Kind
+from msh.tasks.task import Split
 
 
 def csv_table(

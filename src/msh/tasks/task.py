@@ -17,8 +17,10 @@ from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, LazyInputs
+from msh.tasks.outputs import Kind, Outputs
+from msh.tasks.preprocessing import steps_to_data
+from msh.tasks.steps import Steps
 
-Kind = Literal["classification", "multilabel", "regression"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -114,6 +116,10 @@ class Task:
         stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` are added.
             None: linear if the shapes differ, else no stem.
         augmentation: random changes to the training images in each batch.
+        names: of the classes, labels or values, in order; () if they have none.
+        unit: of a regression's values.
+        target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
+        steps: from raw inputs to the splits' inputs.
     """
 
     name: str
@@ -129,6 +135,10 @@ class Task:
     vocabulary: int | None = None
     stem: Recipe | None = None
     augmentation: Augmentation | None = None
+    names: tuple[str, ...] = ()
+    unit: str = ""
+    target_range: tuple[Tensor, Tensor] | None = None
+    steps: Steps = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -158,13 +168,14 @@ class Task:
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
         scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
-        return F.mse_loss(outputs, scaled)
+        return F.mse_loss(outputs, scaled.float() if outputs.dtype != torch.float64 else scaled)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Convert the head's outputs (batch, outputs) for the metric: a regression's to the data's unit."""
         outputs = widened(outputs)
         if self.kind == "regression":
-            return outputs * self.target_std.to(outputs) + self.target_mean.to(outputs)
+            mean, std = self.target_mean.to(outputs.device), self.target_std.to(outputs.device)
+            return outputs * std + mean
         return outputs
 
     def constant_score(self, split: SplitName) -> float:
@@ -187,6 +198,14 @@ class Task:
             return None
         size = math.prod(self.input_shape)
         return {"_target_": "msh.tasks.stems.linear", "inputs": size, "output_shape": list(input_shape)}
+
+    def data_recipe(self) -> Recipe:
+        """Return what a file needs to answer raw inputs: "preprocessing" and "outputs"."""
+        scales = {"mean": self.target_mean, "std": self.target_std} if self.kind == "regression" else {}
+        if self.target_range is not None:
+            scales |= dict(zip(("low", "extent"), self.target_range, strict=True))
+        outputs = Outputs(self.kind, self.outputs, self.names, unit=self.unit, **scales)
+        return {"preprocessing": steps_to_data(self.steps), "outputs": outputs.to_data()}
 
     def build_head(self, features: int) -> nn.Module:
         """Build `head_recipe`."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData
 from msh.tasks.columns import Table, find_targets, read_table, sorted_names, with_test_split
-from msh.tasks.task import Kind, Split
+from msh.tasks.outputs import Kind
+from msh.tasks.task import Split
 from msh.tasks.tokens import Texts
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from msh.errors import Problems, at_least
@@ -57,12 +56,11 @@ class Texts:
         trainer = trainers.WordLevelTrainer(
             vocab_size=self.vocabulary, special_tokens=["[PAD]", "[UNK]"], show_progress=False
         )
-        tokenizer.train_from_iterator([self.texts[row] for row in rows.tolist()], trainer)
+        tokenizer.train_from_iterator(self.take(rows), trainer)
         tokenizer.enable_truncation(self.length)
         tokenizer.enable_padding(length=self.length, pad_id=PADDING)
         return tokenizer
 
-    def tokens(self, tokenizer: Any, rows: Tensor) -> Tensor:
-        """Return the token ids, int64 (examples, length), of the texts at these indices, int64 (examples,)."""
-        encoded = tokenizer.encode_batch([self.texts[row] for row in rows.tolist()], add_special_tokens=False)
-        return torch.tensor([text.ids for text in encoded])
+    def take(self, rows: Tensor) -> list[str]:
+        """Return the texts at these indices, int64 (examples,)."""
+        return [self.texts[row] for row in rows.tolist()]

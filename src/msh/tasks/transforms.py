@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData
 from msh.tasks.checks import check_image_shape, check_one_entry
-from msh.tasks.lazy import Function
 from msh.tasks.seeds import derive_seed
+from msh.tasks.steps import Permute, RepeatChannels, Rotate
 from msh.tasks.task import Split
 
 
@@ -77,12 +75,7 @@ def permute_pixels(data: RawData, seed: int) -> RawData:
     shape = data.train.inputs.shape[1:]
     size = math.prod(shape[1:] if len(shape) == 3 else shape)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "pixels")))
-    return _then(data, partial(_reordered, order=order if seed else torch.arange(size)))
-
-
-def _reordered(inputs: Tensor, order: Tensor) -> Tensor:
-    flat = inputs.flatten(2 if inputs.dim() == 4 else 1)
-    return flat.gather(-1, order.expand_as(flat)).view(inputs.shape)  # several times as fast as an index_select here
+    return data.then(Permute(order if seed else torch.arange(size)))
 
 
 def rotate(data: RawData, degrees: float) -> RawData:
@@ -95,16 +88,7 @@ def rotate(data: RawData, degrees: float) -> RawData:
         if isinstance(degrees, bool) or not isinstance(degrees, int | float):
             problems.add(invalid("rotate", "an angle in degrees", degrees))
         problems.check(check_image_shape, "rotate", data.train.inputs.shape[1:])
-    return _then(data, partial(_rotated, degrees=float(degrees)))
-
-
-def _rotated(inputs: Tensor, degrees: float) -> Tensor:
-    from torchvision.transforms import functional  # slow to import, and only these tasks need it
-
-    if degrees % 360 == 0:
-        return inputs
-    rotated: Tensor = functional.rotate(inputs, degrees, functional.InterpolationMode.BILINEAR)
-    return rotated
+    return data.then(Rotate(float(degrees)))
 
 
 def repeat_channels(data: RawData, number: int) -> RawData:
@@ -116,15 +100,7 @@ def repeat_channels(data: RawData, number: int) -> RawData:
     with Problems() as problems:
         problems.check(at_least, "repeat_channels", 1, number)
         problems.check(check_image_shape, "repeat_channels", data.train.inputs.shape[1:], channels="1")
-    return _then(data, partial(_with_channels, number=number))
-
-
-def _with_channels(inputs: Tensor, number: int) -> Tensor:
-    return inputs.expand(-1, number, -1, -1)
-
-
-def _then(data: RawData, function: Function) -> RawData:
-    return replace(data, train=data.train.then(function), test=data.test.then(function))
+    return data.then(RepeatChannels(number))
 
 
 TRANSFORMS: dict[str, Callable[[RawData, Any], RawData]] = {

@@ -15,7 +15,7 @@ from msh.errors import without_secrets
 from msh.files.state_file import read_state
 from msh.runs.colours import colours_of
 from msh.runs.objectives import mean_score
-from msh.runs.results import Results
+from msh.runs.results import Results, comparison
 from msh.runs.score_tables import matrix_table, owners_table, tracked_table
 from msh.tasks import Task
 from msh.tracking.bitmaps import draw, owner_map
@@ -220,6 +220,7 @@ def describe(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
 def outcome(results: Results) -> dict[str, Any]:
     """Return a run's outcome by key: scores, forgetting, and the guarantee's verdict."""
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
+    how = f" ({comparison(results.guarantee)})" if results.guarantee.get("rounded") else ""
     score = mean_score(results)
     values: dict[str, Any] = {
         "mean_score": None if math.isnan(score) else score,
@@ -227,7 +228,7 @@ def outcome(results: Results) -> dict[str, Any]:
         "bwt": results.bwt,
         "guarantee/checked": checked,
         "guarantee/violations": violations,
-        "guarantee/verdict": f"{'violated' if violations else 'held'}: {checked} compared, {violations} changed",
+        "guarantee/verdict": f"{'violated' if violations else 'held'}: {checked} compared{how}, {violations} changed",
         "status": results.status,
         "wall_seconds": results.wall_seconds,
     }

@@ -183,4 +183,4 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
-        network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
+        network.add_task(task.name, head, stem, config.reuse, granularity, {**recipe, **task.data_recipe()})

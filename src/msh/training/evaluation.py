@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,21 @@ from msh.files.atomic import write_text
 from msh.files.plans import input_shape_in
 from msh.files.state_file import fill_network, read_state
 from msh.files.yaml_files import read_config
-from msh.runs.results import Results
+from msh.runs.results import Results, comparison
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_network, build_tasks
+from msh.training.callbacks.guarantee import RECORDS, Guarantee
 from msh.training.config import RunConfig, plain_values, stored_config
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks
-from msh.training.machine import set_up_torch
+from msh.training.machine import machine, set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.targets import check_targets
+from msh.training.trainers import device_of
 from msh.training.typed import ConfigError
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "evaluation.json"
 
@@ -88,6 +94,8 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
 def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) -> list[dict[str, Any]]:
     """Evaluate every task of a run on its test split, and write evaluation.json into the run folder.
 
+    Logs whether the scores are those in results.json, and whether the tasks compute as when they were frozen.
+
     Args:
         folder, data_dir, unsafe: as in `read_settings`.
     Returns:
@@ -104,4 +112,36 @@ def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) ->
     for name, row in evaluate_ensembles(learned, network, tasks, config, folder).items():
         rows.append({"task": name, "metric": row["metric"], "score": row["test"]})
     write_text(folder / FILE_NAME, json.dumps(rows, indent=1) + "\n")
+    _compare_scores(Results.load(folder), rows, config)
+    _compare_with_records(folder / RECORDS, module)
     return rows
+
+
+def _compare_scores(results: Results, rows: Sequence[Mapping[str, Any]], config: RunConfig) -> None:
+    """Log how scores differ from those in results.json, and whether another machine explains it."""
+    before = {name: task.test for name, task in results.tasks.items()}
+    before |= {name: row["test"] for name, row in results.ensemble.items()}
+    pairs = [(row["score"], score) for row in rows if (score := before.get(row["task"])) is not None]
+    apart = [abs(now - score) for now, score in pairs if now != score]
+    if not apart:
+        log.info("scores: all %d as in results.json", len(pairs))
+        return
+    here, there = str(machine(device_of(config.trainer))), results.computed_on
+    why = f"the run computed on {', then '.join(there)}" if there else "results.json does not name the run's machine"
+    if there == [here]:
+        why = "the run computed on this machine: data, code or files have changed"
+    elif here not in there:
+        why += f"; this machine is {here}"
+    log.warning(
+        "scores: %d of %d differ from results.json, by at most %.3g; %s", len(apart), len(pairs), max(apart), why
+    )
+
+
+def _compare_with_records(folder: Path, module: SubnetworkModule) -> None:
+    """Compare tasks with the records of the time they were frozen, as far as the run folder has them."""
+    guarantee = Guarantee(folder, on_violation="warn")
+    guarantee.check(module, [task for task in module.network.tasks if guarantee.has(task)])
+    counts = guarantee.counts
+    if counts["checked"]:
+        how = f"{counts['checked']} times, {counts['violations']} changed"
+        log.info("frozen tasks compared %s: %s", comparison(counts), how)

@@ -21,7 +21,8 @@ from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
-from msh.training.callbacks import EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
+from msh.training.callbacks import AverageWeights, EarlyStoppingPerTask, EpochCheckpoint, RestoreBest
+from msh.training.callbacks.allowed import build_callbacks
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.config import RunConfig, TrainerConfig
 from msh.training.module import FitContext, TaskModule
@@ -113,11 +114,13 @@ def _usual_callbacks(fit: Fit, config: RunConfig, checkpoints: Path) -> list[pl.
         left_out += (pl.callbacks.ProgressBar,)
     if fit.prunes:
         left_out += (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
-    callbacks: list[pl.Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    callbacks = [callback for callback in callbacks if not isinstance(callback, left_out)]
+    callbacks = [callback for callback in build_callbacks(config).values() if not isinstance(callback, left_out)]
     by = next((callback.monitor for callback in callbacks if isinstance(callback, EarlyStoppingPerTask)), "metric")
     best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.prunes else []
-    return [*callbacks, *best, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
+    averaging = [callback for callback in callbacks if isinstance(callback, pl.callbacks.WeightAveraging)]
+    averages = [AverageWeights(callback, best[0] if best else None) for callback in averaging]
+    callbacks = [callback for callback in callbacks if callback not in averaging]
+    return [*callbacks, *best, *averages, EpochCheckpoint(checkpoints, config.checkpoint.min_seconds)]
 
 
 def _train_loaders(

@@ -1,10 +1,18 @@
-"""Set torch's CPU threads and its treatment of subnormal numbers, for the whole process."""
+"""Set up torch for the whole process, and name everything here that decides how results are rounded."""
 
 from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from msh.training.config import RunConfig
+
+RESTRICTING = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+"""Environment variables that choose the instructions of torch's libraries; torch's own choice is its capability."""
 
 
 def set_up_torch(config: RunConfig) -> None:
@@ -24,3 +32,46 @@ def flushes_denormal() -> bool:
     """Return true if this thread computes 0 for subnormal results, below 2**-126 in float32."""
     smallest = torch.tensor([2.0**-126])
     return float((smallest * torch.tensor([0.5])).view(torch.int32)) == 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where results were computed: between equal machines they are bitwise the same, between others they round apart.
+
+    Attributes:
+        setting: device, threads, torch version and treatment of subnormal numbers.
+        processor: its model and the instructions in use; None in records of earlier releases.
+    """
+
+    setting: str
+    processor: str | None
+
+    def __str__(self) -> str:
+        return f"{self.setting}, {self.processor or 'processor not recorded'}"
+
+
+def machine(device: torch.device) -> Machine:
+    """Describe this process's machine.
+
+    Args:
+        device: the one that computes.
+    """
+    flushed = ", subnormal numbers flushed" if flushes_denormal() else ""
+    setting = f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}{flushed}"
+    parts = [cpu_model(), torch.backends.cpu.get_cpu_capability()]
+    parts += [f"{name}={os.environ[name]}" for name in RESTRICTING if name in os.environ]
+    if device.type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+    return Machine(setting, ", ".join(parts))
+
+
+def cpu_model() -> str:
+    """Name the processor's model, with the numbers that distinguish models of one name."""
+    info = Path("/proc/cpuinfo")
+    fields: dict[str, str] = {}
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    return " ".join([name, *numbers])

@@ -56,6 +56,7 @@ class FitContext:
         first_step: the run's step when the fit started.
         stopped: tasks that no longer train: their weights and optimizer state stay as they are.
         nonfinite: task to bool tensor, (): one of its losses was NaN or infinite.
+        rewinds: how often pruning has reset the weights in training to earlier values.
         sharded: task to the shards of its weights, with `trainer.strategy=fsdp`.
     """
 
@@ -67,6 +68,7 @@ class FitContext:
     first_step: int = 0
     stopped: set[str] = field(default_factory=set)
     nonfinite: dict[str, Tensor] = field(default_factory=dict)
+    rewinds: int = 0
     sharded: dict[str, ShardedPart] = field(default_factory=dict)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, cast
 
 from hydra.utils import instantiate
 
-from msh.files.plans import notes_for_tasks, notes_of, start_of
+from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
@@ -17,6 +18,7 @@ from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.training.build import add_task, build_granularity, build_network, build_tasks
+from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
@@ -26,6 +28,8 @@ from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_devices
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def prepare(config: RunConfig) -> Prepared:
     ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(names)}
     tasks = build_tasks(config, names)
     check_members(ensembles, tasks)
+    check_monitors(build_callbacks(config), tasks, _fitted_together(config, fits, names))
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
     if origin is not None:
@@ -94,9 +99,15 @@ def _check_classes(config: RunConfig) -> None:
     """Build the optimizers, schedulers and callbacks that the config names, to see that they can be built."""
     check_devices(config.trainer)
     check_precision(config)
-    for callback in filter(None, config.callbacks.values()):  # each fit makes new ones: this only checks
-        instantiate(callback)
+    check_callbacks(build_callbacks(config), config)
     check_optimizer(config)
+
+
+def _fitted_together(config: RunConfig, stages: Iterable[Stage], names: Sequence[str]) -> list[Sequence[str]]:
+    """List the tasks of every fit of the run, with its baselines."""
+    together: list[Sequence[str]] = [stage.tasks for stage in stages]
+    together += [names] if "joint" in config.baselines else []
+    return together + [[name] for name in names if {"dense", "finetune"} & set(config.baselines)]
 
 
 def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None) -> dict[Stage, list[Fit]]:
@@ -131,16 +142,22 @@ def _build_network(
     if origin is None:
         return network, notes_of(start, cast(Any, network.backbone).input_shape)
     if origin.start != start:
-        raise ValueError(
-            f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
-            "seed, backbone and torch version must be the same"
+        if not explained_by_rounding(origin.file.state, network.state):
+            raise ValueError(
+                f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
+                "seed, backbone and torch version must be the same"
+            )
+        log.warning(
+            "%s %s was made on another kind of processor, which rounds initial weights otherwise: its tasks are used "
+            "unchanged, and free weights differ in their last digits",
+            *(origin.key, origin.path),
         )
     if origin.key == "plan":
         return network, notes_for_tasks(origin.file)
     for task in origin.learned:
         add_task(network, tasks[task], config)
     fill_network(origin.path, network, origin.file)
-    return network, notes_of(start, origin.input_shape)
+    return network, notes_of(origin.start, origin.input_shape)
 
 
 # ---- budgets

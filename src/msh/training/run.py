@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
-from msh.runs.ownership import chosen_layers
+from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
 from msh.tracking.tracking import Tracking, make_logger
@@ -31,21 +32,23 @@ from msh.training import life
 from msh.training.baselines import Baselines
 from msh.training.build import add_task
 from msh.training.callbacks import Freeze, Guarantee
+from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
-from msh.training.machine import flushes_denormal
+from msh.training.machine import flushes_denormal, machine
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import is_rank_zero
-from msh.training.state import RunState
+from msh.training.state import Counted, RunState
+from msh.training.trainers import device_of
 
 log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
-    """Do a run, or resume one that was stopped.
+    """Do a run, or resume one that was stopped; a finished one is left as it is, but for trackers that lack values.
 
     Args:
         config: of the run.
@@ -60,8 +63,32 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         PreemptedError: a signal ended the run; it can be resumed.
     """
     with locked(folder), PREEMPTION.watched():
+        if config.resume is not None:
+            results = Results.load(folder)
+            if results.status == "finished" and not results.missing(config.baselines):
+                log.info("%s is finished already: these are its results", folder)
+                if not results.incomplete_trackers:
+                    return results
+                log.info("logging what they lack to %s", ", ".join(results.incomplete_trackers))
+        log.info(announcement(config, folder))
         prepared = prepare(config)
         return Run(prepared, folder, _results(prepared, folder), write_report).go()
+
+
+def announcement(config: RunConfig, folder: Path) -> str:
+    """Say in one line what a run trains, and where: also after a bare `msh train`."""
+    names = list(config.tasks) if config.task is None else [config.task]
+    stages = len(names) if config.curriculum is None or config.task else len(config.curriculum)
+    device = config.trainer.accelerator
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return (
+        f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
+        f"{config.trainer.max_epochs} epochs each, backbone {backbone}, on {device}; into {folder}"
+    )
 
 
 @contextmanager
@@ -121,7 +148,7 @@ class Run:
         self.module = build_module(prepared)
         self.state = RunState(folder / "checkpoints", self.writes)
         self.guarantee = Guarantee(
-            folder / "checkpoints" / "guarantee",
+            folder / RECORDS,
             config.guarantee.examples,
             config.guarantee.on_violation,
             config.evaluation.batch_size,
@@ -136,11 +163,11 @@ class Run:
     def go(self) -> Results:
         """Train the remaining stages, then the baselines; complete the run folder."""
         if self.results.status == "finished" and not self.results.missing(self.config.baselines):
-            log.info("%s is finished already", self.folder)
             self._complete_trackers()
             return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
+        self._name_machine()
         self._save_results()
         self._make_loggers()
         try:
@@ -240,8 +267,8 @@ class Run:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
             self.network.load_state_dict(file.state.state_dict())
-        self.module.run_step = counted.get("step", 0)
-        self.guarantee.checked, self.guarantee.violations = counted.get("checked", 0), counted.get("violations", 0)
+        self.module.run_step = int(counted.get("step", 0))
+        self.guarantee.counts = cast(Any, {"checked": 0, "violations": 0} | counted)
         return ended
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
@@ -270,8 +297,8 @@ class Run:
             life.compact(self.network, stage.tasks)
         for task in stage.tasks:
             self.results.tasks[task].train_seconds += seconds
-        counted = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
-        self.state.fit_ended(number, fit.key, self.network, counted | {"step": self.module.run_step})
+        counted = cast(Counted, self.guarantee.counts) | {"step": self.module.run_step}
+        self.state.fit_ended(number, fit.key, self.network, counted)
         self._save_results()
         PREEMPTION.release()
 
@@ -311,7 +338,7 @@ class Run:
                 save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.size, "owned": capacity.taken, "free": capacity.free}
-        self.results.guarantee = {"checked": self.guarantee.checked, "violations": self.guarantee.violations}
+        self.results.guarantee = self.guarantee.counts
         if self.writes:
             path = self.folder / "network.safetensors"
             save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
@@ -328,7 +355,7 @@ class Run:
             self._save_results()
 
     def _describe(self, task: str, val: float, capacity: Capacity) -> None:
-        result, sub = self.results.tasks[task], self.network.subnetwork(task)
+        result = self.results.tasks[task]
         result.val = val
         if result.direction == "min":
             result.val_constant = self.tasks[task].constant_score("val")
@@ -336,9 +363,15 @@ class Run:
         result.density = result.weights / capacity.size
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
-        result.weights_private = sum(t.numel() for t in sub.private_tensors().values() if t.is_floating_point())
+        result.weights_private = private_count(self.network.subnetwork(task).as_state())
 
     # ---- results and logs
+
+    def _name_machine(self) -> None:
+        """Note which machine works on the run from here on."""
+        here = str(machine(device_of(self.config.trainer)))
+        if self.results.computed_on[-1:] != [here]:
+            self.results.computed_on.append(here)
 
     def _save_results(self) -> None:
         if self.writes:

@@ -85,7 +85,7 @@ def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tu
     Returns:
         Dotted key, in alphabetical order, to its two values, with interpolations unresolved; None: missing.
     """
-    values = _compared(before, leave_out), _compared(now, leave_out)
+    values = compared(before, leave_out), compared(now, leave_out)
     return {
         key: (values[0].get(key), values[1].get(key))
         for key in sorted(values[0].keys() | values[1].keys())
@@ -95,26 +95,27 @@ def differences(before: Any, now: Any, leave_out: Sequence[str]) -> dict[str, tu
 
 def identity(config: Any, leave_out: Sequence[str]) -> str:
     """Write a config as text; two configs have the same text if and only if they have no `differences`."""
-    present = {key: value for key, value in _compared(config, leave_out).items() if value is not None}
+    present = {key: value for key, value in compared(config, leave_out).items() if value is not None}
     return json.dumps(present, sort_keys=True, default=str)
 
 
-def _compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in (ADDED | flat(config)).items() if not is_under(key, leave_out)}
+def compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
+    """Map a config's dotted keys to their values, those that it lacks as `ADDED`; arguments as of `differences`."""
+    return {key: value for key, value in (ADDED | _flat(config)).items() if not is_under(key, leave_out)}
 
 
 def lacking(config: Any) -> dict[str, Any]:
     """Return the settings that an earlier release's config lacks, with the values that reproduce that release."""
-    present = flat(config)
+    present = _flat(config)
     return {key: value for key, value in ADDED.items() if key not in present}
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Map dotted keys to values, with interpolations unresolved."""
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     if not isinstance(container, dict):
         return {prefix: container}
-    leaves: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in container.items():
-        leaves |= flat(value, prefix + "." + str(key) if prefix else str(key))
-    return leaves
+        flat |= _flat(value, prefix + "." + str(key) if prefix else str(key))
+    return flat

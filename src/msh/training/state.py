@@ -16,6 +16,8 @@ from msh.subnetworks import MultiSubnetwork
 log = logging.getLogger(__name__)
 
 PATTERN = "after-*.safetensors"
+Counted = dict[str, int | float]
+"""The run's counts: its steps, and those of the guarantee."""
 NUMBER = re.compile(r"after-(\d{4})\.")
 
 
@@ -32,7 +34,7 @@ class RunState:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
 
-    def newest(self) -> tuple[int, StateFile | None, dict[str, int]]:
+    def newest(self) -> tuple[int, StateFile | None, Counted]:
         """Read the newest network.
 
         Returns:
@@ -46,14 +48,14 @@ class RunState:
                 file = read_state(path, "network")
                 match = NUMBER.match(path.name)
                 assert match
-                return int(match[1]) + 1, file, parsed(file.notes, "counted", dict[str, int])
+                return int(match[1]) + 1, file, parsed(file.notes, "counted", Counted)
             except (ValueError, KeyError) as error:
                 log.warning("%s; falling back to the one before", error)
                 if self.writes:
                     path.unlink()
         return 0, None, {}
 
-    def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: dict[str, int]) -> None:
+    def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: Counted) -> None:
         """Write the network after a fit; delete the fit's checkpoints and all but the newest networks.
 
         Args:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import get_object
 
 from msh.errors import requirement
+from msh.recipes import targets_in
 
 SAFE = ("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
 """Prefixes of names that may be called."""
@@ -25,20 +26,10 @@ def check_targets(config: Mapping[str, Any], origin: str) -> None:
         ValueError: naming the key and the target.
     """
     for part in CALLED:
-        for key, target in _targets(config.get(part), part):
+        for key, target in targets_in(config.get(part), part):
             if not is_safe(target):
                 problem = requirement(key, "a name that msh, torch or Lightning defines", target)
                 raise ValueError(f"{origin}: {problem}; if you trust the run folder, unsafe=true allows other code")
-
-
-def _targets(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every `_target_` at or below a value."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, child in children:
-        if name == "_target_":
-            yield f"{key}.{name}", child
-        else:
-            yield from _targets(child, f"{key}.{name}")
 
 
 def is_safe(target: Any) -> bool:

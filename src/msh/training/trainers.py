@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from msh.errors import invalid
-from msh.training.callbacks import EpochCheckpoint, StageProgress
+from msh.training.callbacks import EpochCheckpoint
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
 from msh.training.precision import TRUE
@@ -34,6 +36,18 @@ def check_devices(config: TrainerConfig) -> None:
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
         bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
         raise invalid("trainer.precision", bound, config.precision)
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """Return the kind of device on which a run computes.
+
+    Args:
+        config: the config's `trainer`.
+    """
+    kind = config.accelerator
+    if kind in ("auto", "gpu"):
+        kind = "cuda" if CUDAAccelerator.is_available() else "mps" if MPSAccelerator.is_available() else "cpu"
+    return torch.device(kind)
 
 
 def build_trainer(
@@ -63,7 +77,7 @@ def build_trainer(
         from msh.training.sharding import ShardedStrategy
 
         settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or gathered parameters could not train
-    if not any(isinstance(callback, StageProgress) for callback in callbacks):
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         settings["enable_progress_bar"] = False
     return pl.Trainer(
         **settings,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import recording  # noqa: E402
 from benchmarks.configs import compose  # noqa: E402
 from benchmarks.document import processor  # noqa: E402
-from benchmarks.recording import missing, record_of, restore, write_records  # noqa: E402
+from benchmarks.recording import record_of, steps_to_do, write_records  # noqa: E402
 from benchmarks.runs import Step, state_of  # noqa: E402
 
 
@@ -98,16 +99,22 @@ def recorded(tmp_path):
     return step, tmp_path / "runs", tmp_path / "records"
 
 
+def missing(steps, root, records, **options):
+    return steps_to_do(steps, Namespace(**{"missing": True, "output_dir": root} | options), records)
+
+
 def test_steps_without_a_finished_record_are_missing(recorded):
     step, root, records = recorded
     run = Step("run", step.folder, step.overrides)
     other = Step("other", root / "2", ("experiment=sequential", "seed=4"))
+    assert missing([run, step, other], root, records, missing=False) == [run, step, other]
+    assert not root.exists()
     assert missing([run, step, other], root, records) == [step, other]
 
 
 def test_a_record_without_a_baseline_is_restored_as_a_run_to_resume(recorded):
     step, root, records = recorded
-    restore([step], root, records)
+    missing([step], root, records)
     assert state_of(step).what == "unfinished"
     assert json.loads((step.folder / "results.json").read_text())["tasks"]["wine"]["test"] == 0.8
     assert read_overrides(step.folder / ".hydra" / "overrides.yaml") == [*step.overrides, "logger=csv", "threads=1"]
@@ -117,7 +124,7 @@ def test_a_record_without_a_baseline_is_restored_as_a_run_to_resume(recorded):
 
 def test_a_record_keeps_the_processor_of_its_run_when_another_machine_adds_baselines(recorded, monkeypatch):
     step, root, records = recorded
-    restore([step], root, records)
+    missing([step], root, records)
     monkeypatch.setattr(recording, "processor", lambda: "another")
     write_records([step], root, records)
     assert (records / "1" / "processor.txt").read_text() == f"{processor()}\n"
@@ -127,5 +134,5 @@ def test_a_record_never_replaces_a_run(recorded):
     step, root, records = recorded
     write_run(step.folder, {"digits": {"test": 0.1}})
     before = (step.folder / "results.json").read_text()
-    restore([step], root, records)
+    missing([step], root, records)
     assert (step.folder / "results.json").read_text() == before

@@ -115,18 +115,18 @@ def test_a_row_without_dense_networks_uses_those_of_another():
 # ---- order
 
 
-def test_the_first_seed_of_all_rows_comes_first_and_baselines_after_the_runs(tmp_path):
+def test_the_first_seed_of_all_rows_comes_first(tmp_path):
     rows = [row("1", baselines={"joint": [0]}), row("2", seeds=[0]), row("3", seeds=[0, 1, 2])]
     names = [step.name for step in reproduce.plan(rows, None, tmp_path)]
     assert names == [
-        *("row 1, seed 0", "row 2, seed 0", "row 3, seed 0", "row 1, seed 0, joint"),
+        *("row 1, seed 0", "row 2, seed 0", "row 3, seed 0"),
         *("row 1, seed 1", "row 3, seed 1", "row 3, seed 2"),
     ]
     assert [step.name for step in reproduce.plan(rows, [1], tmp_path)] == ["row 1, seed 1", "row 3, seed 1"]
 
 
 def test_a_step_names_its_settings_and_folder(tmp_path):
-    step = row("1", overrides=["reuse=all"], baselines={"dense": [1], "joint": [0, 1]}).steps(1, tmp_path)[1]
+    step = row("1", overrides=["reuse=all"], baselines={"dense": [1], "joint": [0, 1]}).step(1, tmp_path)
     assert step.overrides == ("experiment=fake", "reuse=all", "seed=1")
     assert (step.folder, step.baselines) == (tmp_path / "1" / "seed-1", ("dense", "joint"))
 
@@ -257,7 +257,7 @@ def test_a_row_may_be_the_beginning_of_another():
     part = sequential("1", "tasks=[iris]", part_of="4", seeds=[0, 1], baselines={"joint": [0]})
     check_part(part, other)
     names = [step.name for step in reproduce.plan([part, other], None, Path())]
-    assert names == ["row 1, seed 0", "row 4, seed 0", "row 1, seed 0, joint", "row 4, seed 1"]
+    assert names == ["row 1, seed 0", "row 4, seed 0", "row 4, seed 1"]
 
 
 @pytest.mark.parametrize(

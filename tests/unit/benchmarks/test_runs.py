@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import runs  # noqa: E402
-from benchmarks.runs import Runner, Step, arguments, move_aside, state_of  # noqa: E402
+from benchmarks.runs import Step, arguments, move_aside, state_of, train  # noqa: E402
 
 CONFIG = {"name": "fake", "seed": 0, "threads": 1, "logger": {"csv": 1}, "pruning": {"density": 0.1}}
 
@@ -111,73 +113,64 @@ with (folder.parents[1] / "called").open("a") as file:
     file.write(json.dumps([folder.name, sys.argv[1:]]) + "\\n")
 if folder.name == "fails":
     sys.exit("no data")
-if folder.name == "waits":
+if folder.name.startswith("waits"):
     time.sleep(100)
 """
 
 
 @pytest.fixture
-def runner(tmp_path, monkeypatch, composed):
-    """(runner of fake processes, what it says, calls to write documents, function: [folder, arguments] called)."""
+def done(tmp_path, monkeypatch, composed):
+    """Function: runs fake processes for steps, and returns the names of those that failed; (folder, arguments) called,
+    in `calls`; `after` is called after each success."""
     monkeypatch.setattr(runs, "TRAIN", [sys.executable, "-S", "-c", FAKE])
-    said, written = [], []
+    options = Namespace(data_dir=tmp_path, jobs=2, threads=1)
 
-    def called():
-        path = tmp_path / "called"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def do(steps, after=lambda: None):
+        return [step.name for step in train(steps, options, after)]
 
-    return Runner(tmp_path, 2, 1, said.append, lambda: written.append(len(called()))), said, written, called
+    return do
+
+
+def calls(tmp_path):
+    path = tmp_path / "called"
+    return dict(json.loads(line) for line in path.read_text().splitlines()) if path.exists() else {}
 
 
 def steps_of(tmp_path, *names):
-    return [Step(name, tmp_path / "runs" / name.split(",")[0], ("experiment=fake",)) for name in names]
+    return [Step(name, tmp_path / "runs" / name, ("experiment=fake",)) for name in names]
 
 
-def test_a_failed_run_is_named_and_does_not_stop_the_others(tmp_path, runner):
-    runner, said, written, called = runner
-    failed = runner.do(steps_of(tmp_path, "fails", "first", "fails, dense", "second"))
-    assert [step.name for step in failed] == ["fails"]
-    assert sorted(name for name, _ in called()) == ["fails", "first", "second"]
+def test_a_failed_run_is_named_and_does_not_stop_the_others(tmp_path, done, capsys):
+    written = []
+    assert done(steps_of(tmp_path, "fails", "first", "second"), lambda: written.append(1)) == ["fails"]
+    assert sorted(calls(tmp_path)) == ["fails", "first", "second"]
     assert len(written) == 2
-    assert any("fails: FAILED with exit code 1" in line for line in said)
-    assert "  no data" in said
-    assert "fails, dense: skipped, its run has failed" in said
+    said = capsys.readouterr().out
+    assert "fails: FAILED with exit code 1" in said
+    assert "\n  no data\n" in said
 
 
-def test_finished_steps_are_skipped_and_others_moved_aside(tmp_path, runner):
-    runner, said, _, called = runner
-    done, other, stopped = steps_of(tmp_path, "done", "other", "stopped")
-    learned(done)
+def test_finished_steps_are_skipped_and_others_moved_aside(tmp_path, done, capsys):
+    finished, other, stopped = steps_of(tmp_path, "done", "other", "stopped")
+    learned(finished)
     learned(other, pruning={"density": 0.5})
     learned(stopped, status="running")
-    assert runner.do([done, other, stopped]) == []
-    found = dict(called())
+    assert done([finished, other, stopped]) == []
+    found = calls(tmp_path)
     assert sorted(found) == ["other", "stopped"]
     assert found["other"][0] == "experiment=fake"
     assert found["stopped"][0] == f"resume='{stopped.folder}'"
     assert (tmp_path / "runs" / "other.old-1" / "results.json").exists()
-    assert "  pruning.density was 0.5, is 0.1" in said
+    assert "  pruning.density was 0.5, is 0.1\n" in capsys.readouterr().out
 
 
-def test_two_steps_never_use_a_folder_at_once(tmp_path, runner, monkeypatch):
-    runner, said, _, _ = runner
-    runner.do(steps_of(tmp_path, "first", "first, dense", "second"))
-    events = [line for line in said if line.startswith("first")]
-    assert [line.rpartition(": ")[2].split()[0] for line in events] == ["starts", "done", "starts", "done"]
-    assert said[:2] == ["first: starts", "second: starts"]
+def test_stopping_stops_the_processes_and_starts_no_other(tmp_path, done, capsys):
+    def stop():
+        raise KeyboardInterrupt
 
-
-def test_stopping_stops_the_processes(tmp_path, runner):
-    runner, said, _, _ = runner
-
-    def stop(line):
-        said.append(line)
-        if line.startswith("first: done"):
-            raise KeyboardInterrupt
-
-    runner.say = stop
-    waiting, first = steps_of(tmp_path, "waits", "first")
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        runner.do([waiting, first])
-    assert runner.running == {}
-    assert said[-1] == "waits: stopped; the same command resumes it"
+        done(steps_of(tmp_path, "waits", "first", "waits-too", "waits-also", "waits-as-well"), stop)
+    assert time.monotonic() - start < 50
+    assert "waits: stopped; the same command resumes it\n" in capsys.readouterr().out
+    assert "waits-as-well" not in calls(tmp_path)

@@ -6,8 +6,8 @@ from contextlib import suppress
 import pytest
 
 from msh.cli import app
-from msh.cli.train import announcement
 from msh.training.config import RunConfig
+from msh.training.run import announcement
 
 TASKS = {name: {"source": {"_target_": "x"}} for name in ("wine", "iris")}
 

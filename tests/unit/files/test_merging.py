@@ -8,10 +8,29 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import PRUNABLE, differences, learn, load_network, make_batch, make_head, make_mlp, make_network
+from helpers import (
+    PRUNABLE,
+    differences,
+    learn,
+    load_network,
+    make_backbone,
+    make_batch,
+    make_head,
+    make_mlp,
+    make_network,
+)
 from messages import says
 from msh.files.merging import merge_files, release_task, split_task
-from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, settings_of, start_of
+from msh.files.plans import (
+    allocation_in,
+    explained_by_rounding,
+    make_plan_file,
+    notes_for_tasks,
+    notes_of,
+    read_plan,
+    settings_of,
+    start_of,
+)
 from msh.files.state_file import (
     open_safetensors,
     read_state,
@@ -325,3 +344,41 @@ def test_tied_tensors_keep_no_released_values(tmp_path):
     state = read_state(tmp_path / "less", "network").state.state_dict()
     assert torch.equal(state["backbone.0.weight"], state["backbone.1.weight"])
     assert not (state["backbone.1.weight"] == old).any()
+
+
+def changed(by):
+    """Change a backbone's initial values by a share of themselves, in turn up and down."""
+    backbone = make_backbone("batch", 0)
+    with torch.no_grad():
+        for tensor in backbone.parameters():
+            tensor.mul_(1 + by * (1 - 2 * (torch.arange(tensor.numel()) % 2).view(tensor.shape)))
+    return MultiSubnetwork(backbone)
+
+
+@pytest.mark.parametrize(("by", "same"), [(0.0, True), (3e-7, True), (3e-4, False)])
+def test_initial_weights_are_the_same_to_within_rounding(by, same):
+    state = make_network("batch", 0).state
+    assert explained_by_rounding(state, changed(by).state) is same
+
+
+def test_initial_weights_of_another_seed_or_without_norms_are_not_the_same():
+    state = make_network("batch", 0).state
+    assert not explained_by_rounding(state, make_network("batch", 1).state)
+    assert not explained_by_rounding(replace(state, norms={}), replace(state, norms={}))
+    counts = replace(state, defaults={name: t + (not t.is_floating_point()) for name, t in state.defaults.items()})
+    assert not explained_by_rounding(state, counts)
+
+
+def test_a_task_from_another_processor_is_merged_into_a_network(tmp_path):
+    plan = make_plan()
+    network = make_network("batch", 0)
+    save_network(tmp_path / "base", network, notes_of(start_of(network), (4,)), free_weights=False)
+    path = make_file(tmp_path / "a", plan, "a")
+    file = read_state(path, "subnetwork")
+    norms = {name: norm * (1 + 1e-6) for name, norm in file.state.norms.items()}
+    replace(file, state=replace(file.state, norms=norms), notes=file.notes | {"start": "elsewhere"}).write(path)
+    assert merge_files(tmp_path / "base", [path], tmp_path / "out") == ["a"]
+    norms = {name: norm * 1.01 for name, norm in file.state.norms.items()}
+    replace(file, state=replace(file.state, norms=norms), notes=file.notes | {"start": "other"}).write(path)
+    with pytest.raises(ValueError, match="different backbone or initialization"):
+        merge_files(tmp_path / "base", [path], tmp_path / "out")

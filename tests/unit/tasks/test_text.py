@@ -10,6 +10,7 @@ import torch
 from messages import says
 from msh.tasks import build_task
 from msh.tasks.stems import TokenStem
+from msh.tasks.steps import Tokenize
 from msh.tasks.text import csv_text, hugging_face
 from msh.tasks.tokens import PADDING, UNKNOWN, Texts
 
@@ -25,14 +26,14 @@ def test_tokens_are_sorted_by_falling_frequency_then_letter():
     tokenizer = texts.tokenizer(torch.tensor([0, 1]))
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     assert words == ["[PAD]", "[UNK]", "a", "!", ",", "b"]  # no room for "c"
-    tokens = texts.tokens(tokenizer, torch.arange(3))
+    tokens = Tokenize(tokenizer.to_str())(texts.texts)
     assert tokens.tolist() == [[5, 2, 4, 2], [2, UNKNOWN, 3, PADDING], [UNKNOWN, 5, PADDING, PADDING]]
     assert tokens.dtype == torch.int64
 
 
 def test_longer_texts_are_cut():
     texts = Texts(["a b c d e"], vocabulary=9, length=2)
-    assert texts.tokens(texts.tokenizer(torch.tensor([0])), torch.tensor([0])).tolist() == [[2, 3]]
+    assert Tokenize(texts.tokenizer(torch.tensor([0])).to_str())(texts.texts).tolist() == [[2, 3]]
 
 
 def test_the_vocabulary_comes_from_the_training_split_only(write):

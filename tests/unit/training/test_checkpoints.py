@@ -3,16 +3,20 @@
 import logging
 import signal
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 
 from helpers import differences, make_batch
 from msh.files.sealed import seal, sealed_files
+from msh.files.weights_only import UnreadableStateError
 from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Units, trace_units
 from msh.training.callbacks import IterativePruning
-from msh.training.callbacks.checkpoint import PATTERN, newest_readable
+from msh.training.callbacks.checkpoint import PATTERN, newest_readable, readable_checkpoint
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.state import RunState
 
@@ -259,3 +263,49 @@ def test_ctrl_c_stops_at_the_next_checkpoint_and_a_second_one_at_once():
         with pytest.raises(PreemptedError, match="130"):
             signal.raise_signal(signal.SIGINT)
     PREEMPTION.received = None
+
+
+class Keeps(pl.Callback):
+    """Keep a state, and note the one that is restored."""
+
+    def __init__(self, state):
+        self.state, self.restored = state, None
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state_dict):
+        self.restored = state_dict
+
+
+def test_a_callbacks_numbers_and_paths_are_restored_on_resume(tmp_path):
+    state = {"best": np.float64(0.5), "where": Path("x"), "curve": np.arange(3.0)}
+    fit(begin(make_module(), "a"), tmp_path, Keeps(state), epochs=2, config=make_config(min_seconds=0))
+    again = Keeps({})
+    fit(begin(make_module(), "a"), tmp_path, again, epochs=3, config=make_config(min_seconds=0))
+    assert again.restored["curve"].tolist() == [0, 1, 2]
+    assert {key: again.restored[key] for key in ("best", "where")} == {"best": 0.5, "where": "x"}
+
+
+@pytest.mark.parametrize("min_seconds", [0, 1e9])
+def test_a_state_that_could_not_be_read_back_ends_the_first_epoch(min_seconds, tmp_path):
+    seen = AfterBatch(lambda epoch, *_: epoch)
+    message = r"callback Keeps: state_dict\(\)\['best'\] is a builtins.object"
+    with pytest.raises(UnreadableStateError, match=message):
+        fit(
+            *(begin(make_module(), "a"), tmp_path, Keeps({"best": object()}), seen),
+            epochs=5,
+            config=make_config(min_seconds=min_seconds),
+        )
+    assert set(seen.seen) == {0}
+
+
+def test_a_schedulers_state_is_converted_or_refused_by_name():
+    state = {"lr_schedulers": [{"best": np.float32(2)}], "optimizer_states": [{"state": {0: {"step": np.int64(3)}}}]}
+    assert readable_checkpoint(state) == {
+        "lr_schedulers": [{"best": 2.0}],
+        "optimizer_states": [{"state": {0: {"step": 3}}}],
+    }
+    for part, name in (("lr_schedulers", "scheduler"), ("optimizer_states", "optimizer"), ("mine", "checkpoint")):
+        with pytest.raises(UnreadableStateError, match=name):
+            readable_checkpoint({part: [object()]})

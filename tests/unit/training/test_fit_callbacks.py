@@ -11,9 +11,11 @@ from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, m
 
 from messages import says
 from msh.files.state_file import open_safetensors
+from msh.subnetworks import MultiSubnetwork
 from msh.training.callbacks import Freeze, Guarantee, GuaranteeError, RestoreBest
-from msh.training.callbacks.guarantee import same_bits
+from msh.training.callbacks.guarantee import same_bits, tolerance
 from msh.training.fitting import evaluate_tasks
+from msh.training.machine import Machine, machine
 from msh.training.module import FitContext
 
 
@@ -257,17 +259,104 @@ def test_a_record_of_an_earlier_release_is_compared_in_one_batch(learned, tmp_pa
         guarantee.check(module, ["a"])
 
 
-def test_records_of_another_machine_are_compared_by_weights_only(learned, monkeypatch, caplog):
+HERE = machine(torch.device("cpu"))
+ELSEWHERE = [
+    Machine(HERE.setting, "another model, AVX2"),
+    Machine(HERE.setting, None),  # a record of an earlier release
+    Machine("cpu, 9 threads, torch 9", HERE.processor),
+]
+
+
+def recorded_on(named, path, outputs=None):
+    """Rewrite a record as another machine would have written it, with other outputs."""
+    tensors, metadata = open_safetensors(path)
+    metadata |= {"computed_on": named.setting, "processor": named.processor or ""}
+    kept = {key: value for key, value in metadata.items() if key != "processor" or named.processor}
+    path.write_bytes(save(tensors if outputs is None else {"outputs": outputs(tensors["outputs"])}, kept))
+
+
+def far(outputs, by):
+    """Change the largest output by a share of itself."""
+    outputs.view(-1)[outputs.abs().argmax()] *= 1 + by
+    return outputs
+
+
+@pytest.mark.parametrize("named", ELSEWHERE)
+def test_another_machine_may_round_outputs_otherwise_and_counts_it(named, learned, tmp_path, caplog):
     module, guarantee = learned
-    monkeypatch.setattr("msh.training.callbacks.guarantee._computed_on", lambda device: "elsewhere")
-    monkeypatch.setattr(guarantee, "_outputs", lambda *_: torch.zeros(3))
+    path = tmp_path / "guarantee" / "a.safetensors"
+    recorded_on(named, path, lambda outputs: far(outputs, 1e-4))
     with caplog.at_level(logging.WARNING):
         guarantee.check(module, ["a"])
-    assert guarantee.violations == 0
-    assert "its outputs are not" in caplog.text
-    tamper(module)
-    with pytest.raises(GuaranteeError):
         guarantee.check(module, ["a"])
+    assert guarantee.counts["largest_difference"] == pytest.approx(1e-4, rel=0.01)
+    assert guarantee.counts | {"largest_difference": 0} == {
+        "checked": 2,
+        "violations": 0,
+        "rounded": 2,
+        "largest_difference": 0,
+    }
+    assert caplog.text.count("recorded on another machine") == 1
+    assert str(named) in caplog.text
+
+
+@pytest.mark.parametrize("named", ELSEWHERE)
+def test_outputs_of_another_machine_that_are_bitwise_the_records_are_not_counted_as_rounded(named, learned, tmp_path):
+    module, guarantee = learned
+    recorded_on(named, tmp_path / "guarantee" / "a.safetensors")
+    guarantee.check(module, ["a"])
+    assert guarantee.counts == {"checked": 1, "violations": 0}
+
+
+@pytest.mark.parametrize(
+    "changed", [lambda o: far(o, 1e-3), lambda o: o[:-1], lambda o: o * float("nan"), torch.zeros_like]
+)
+def test_outputs_of_another_machine_beyond_rounding_are_a_violation(changed, learned, tmp_path):
+    module, guarantee = learned
+    recorded_on(ELSEWHERE[0], tmp_path / "guarantee" / "a.safetensors", changed)
+    with pytest.raises(GuaranteeError, match=r"its outputs, by .* rounding explains 3.5e-04"):
+        guarantee.check(module, ["a"])
+    assert guarantee.counts == {"checked": 1, "violations": 1}
+
+
+def test_another_digit_on_the_records_own_machine_is_a_violation(learned, tmp_path):
+    module, guarantee = learned
+    recorded_on(HERE, tmp_path / "guarantee" / "a.safetensors", lambda outputs: far(outputs, 1e-6))
+    with pytest.raises(GuaranteeError, match=r"its outputs$"):
+        guarantee.check(module, ["a"])
+
+
+@pytest.mark.parametrize("named", ELSEWHERE)
+def test_weights_are_compared_bitwise_on_every_machine(named, learned, tmp_path):
+    module, guarantee = learned
+    recorded_on(named, tmp_path / "guarantee" / "a.safetensors")
+    weight = next(module.network.weights())[1]
+    weight[module.network.masks("a")[next(module.network.weights())[0]]] *= 1 + 2e-7
+    with pytest.raises(GuaranteeError, match="its weights"):
+        guarantee.check(module, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "setting", "expected"),
+    [
+        (torch.float32, "cpu", 2**-11.5),
+        (torch.float64, "cpu", 2**-26),
+        (torch.bfloat16, "cpu", 2**-3.5),
+        (torch.float32, "cuda", 2**-5),
+    ],
+)
+def test_the_tolerance_follows_from_the_coarsest_type(dtype, setting, expected):
+    network = MultiSubnetwork(torch.nn.Linear(3, 3).to(dtype))
+    assert tolerance(network, Machine(setting, "x"), Machine("cpu", "y")) == pytest.approx(expected)
+
+
+def test_a_machine_is_named_by_all_that_decides_rounding(monkeypatch):
+    for change in ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.setenv(change, "AVX2")
+        assert machine(torch.device("cpu")) != HERE
+        monkeypatch.delenv(change)
+    assert machine(torch.device("cpu")) == HERE
+    assert torch.backends.cpu.get_cpu_capability() in str(HERE)
 
 
 def test_same_bits_is_stricter_than_equal_and_takes_nan():

@@ -1,5 +1,6 @@
 """Lightning callbacks: prune within a fit, freeze and check after it, save checkpoints to resume from."""
 
+from msh.training.callbacks.averaging import AverageWeights
 from msh.training.callbacks.best import RestoreBest
 from msh.training.callbacks.checkpoint import EpochCheckpoint
 from msh.training.callbacks.early_stopping import EarlyStoppingPerTask
@@ -10,6 +11,7 @@ from msh.training.callbacks.progress import StageProgress
 from msh.training.callbacks.prune import IterativePruning
 
 __all__ = [
+    "AverageWeights",
     "EarlyStoppingPerTask",
     "EpochCheckpoint",
     "Freeze",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from msh.compat import log_batch
 from msh.files.atomic import write_bytes
 from msh.files.sealed import drop_old, is_whole, seal, sealed_files
+from msh.files.weights_only import readable
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import is_trial
 
@@ -29,10 +31,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints completely or not at all; read them without running code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a temporary file, flush it to the disk, and rename it."""
+        """Write to a temporary file, flush it to the disk, and rename it.
+
+        Raises:
+            UnreadableStateError: a callback, a scheduler or another part has state that could not be read back.
+        """
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save(readable_checkpoint(checkpoint), buffer)
         write_bytes(Path(path), buffer.getvalue())
+
+
+def readable_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a checkpoint's values to ones that are read without running code; see `readable`.
+
+    Args:
+        checkpoint: part to its state, as Lightning has them.
+    Raises:
+        UnreadableStateError: naming the part, such as the callback, and the place in its state.
+    """
+    parts = {key: state for key, state in checkpoint.items() if key != "callbacks"}
+    plain = {key: readable(state, NAMES.get(key, f"checkpoint[{key!r}]")) for key, state in parts.items()}
+    if "callbacks" in checkpoint:
+        states = checkpoint["callbacks"].items()
+        plain["callbacks"] = {key: readable(state, f"callback {key}: state_dict()") for key, state in states}
+    return plain
+
+
+NAMES = {
+    "optimizer_states": "optimizer: state_dict()",
+    "lr_schedulers": "scheduler: state_dict()",
+    "state_dict": "module: state_dict()",
+}
+"""Part of a checkpoint to its name for people."""
 
 
 class EpochCheckpoint(Checkpoint):
@@ -47,6 +77,7 @@ class EpochCheckpoint(Checkpoint):
         super().__init__()
         self.folder, self.min_seconds = folder, min_seconds
         self.saved_at = time.monotonic()
+        self.checked = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Postpone signals to the next checkpoint; after the fit, the run saves the network."""
@@ -70,6 +101,15 @@ class EpochCheckpoint(Checkpoint):
         due = time.monotonic() - self.saved_at >= self.min_seconds
         if not is_trial(trainer) and trainer.strategy.broadcast(due):
             self._save(trainer, name)
+        elif not self.checked:
+            self._check(trainer)
+        self.checked = True
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        """Check in the first epoch, however long it is to the first checkpoint, that one could be read back."""
+        states = {callback.state_key: callback.state_dict() for callback in cast(Any, trainer).callbacks}
+        schedulers = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+        readable_checkpoint({"callbacks": states, "lr_schedulers": schedulers})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End at once from here on: there will be no next checkpoint."""

@@ -1,8 +1,13 @@
-"""Guarantee that frozen tasks do not change by a single bit."""
+"""Guarantee that frozen tasks do not change by a single bit.
+
+Their weights are compared bitwise on every machine. Another machine than a record's may round their outputs otherwise:
+there, outputs that are not bitwise the record's must be within `tolerance` of them.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +21,15 @@ from torch import Tensor
 from msh.errors import requirement
 from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
+from msh.runs.results import Guarantee as Counts
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import same_bits, widened
-from msh.training.machine import flushes_denormal
+from msh.training.machine import Machine, machine
 from msh.training.module import SubnetworkModule
 
 log = logging.getLogger(__name__)
+RECORDS = Path("checkpoints", "guarantee")
+"""Folder of a run's records, below its run folder."""
 
 
 class GuaranteeError(RuntimeError):
@@ -35,13 +43,13 @@ class Record:
     Attributes:
         outputs: (examples, outputs), on the CPU.
         digest: over all its weights and private tensors.
-        computed_on: device, threads and torch version that computed the outputs.
+        machine: the one that computed the outputs.
         batch_size: examples per batch for the outputs; None: all in one batch, as in earlier releases.
     """
 
     outputs: Tensor
     digest: str
-    computed_on: str
+    machine: Machine
     batch_size: int | None = None
 
 
@@ -58,15 +66,16 @@ def read_record(path: Path) -> Record:
         raise ValueError(f"{path} is damaged: {requirement('batch_size', '>= 1', size)}")
     batch_size = None if size is None else int(size)
     try:
-        return Record(tensors["outputs"], metadata["digest"], metadata["computed_on"], batch_size)
+        computed_on = Machine(metadata["computed_on"], metadata.get("processor"))
+        return Record(tensors["outputs"], metadata["digest"], computed_on, batch_size)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: {error} is missing") from error
 
 
 class Guarantee(pl.Callback):
-    """Record each task when it is frozen; compare all earlier tasks, bitwise, after every later stage.
+    """Record each task when it is frozen; compare all earlier tasks with their records after every later stage.
 
-    A record has the outputs on validation examples, and a digest over all weights and private tensors.
+    A record has the outputs on validation examples, a digest over all weights and private tensors, and the machine.
 
     Args:
         folder: for the records, which a resumed run reads again.
@@ -74,6 +83,12 @@ class Guarantee(pl.Callback):
         on_violation: "error" ends the run; "warn" logs and counts.
         batch_size: examples per batch for new records; each task's own when None. A comparison uses the record's
             batch size, as another may round differently.
+
+    Attributes:
+        checked: comparisons made.
+        violations: of these, the ones where a task had changed.
+        rounded: of these, the ones where another machine than the record's rounds the outputs otherwise.
+        furthest: largest difference in them, relative to the largest output of its record.
     """
 
     def __init__(
@@ -85,8 +100,22 @@ class Guarantee(pl.Callback):
     ) -> None:
         super().__init__()
         self.folder, self.examples, self.on_violation, self.batch_size = folder, examples, on_violation, batch_size
-        self.checked = 0
-        self.violations = 0
+        self.checked = self.violations = self.rounded = 0
+        self.furthest = 0.0
+        self._named: set[Machine] = set()
+
+    @property
+    def counts(self) -> Counts:
+        """Comparisons so far, as results.json has them."""
+        counts = Counts(checked=self.checked, violations=self.violations)
+        if self.rounded:
+            counts["rounded"], counts["largest_difference"] = self.rounded, self.furthest
+        return counts
+
+    @counts.setter
+    def counts(self, counts: Counts) -> None:
+        self.checked, self.violations = counts["checked"], counts["violations"]
+        self.rounded, self.furthest = counts.get("rounded", 0), counts.get("largest_difference", 0.0)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the tasks frozen before this fit, then record those that it has frozen."""
@@ -102,7 +131,9 @@ class Guarantee(pl.Callback):
         """Write a task's outputs and digest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         size = self.batch_size or module.tasks[task].batch_size
-        metadata = {"digest": module.network.digest(task), "computed_on": _computed_on(module.device)}
+        here = machine(module.device)
+        metadata = {"digest": module.network.digest(task)}
+        metadata |= {"computed_on": here.setting, "processor": str(here.processor)}
         tensors = {"outputs": self._outputs(module, task, size)}
         write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata | {"batch_size": str(size)}))
 
@@ -122,22 +153,37 @@ class Guarantee(pl.Callback):
             problems = []
             if module.network.digest(task) != record.digest:
                 problems.append("its weights")
-            if record.computed_on != _computed_on(module.device):
-                log.warning(
-                    "task %s was recorded on %s and this is %s, which may round differently: its weights are compared, "
-                    "its outputs are not",
-                    *(task, record.computed_on, _computed_on(module.device)),
-                )
-            elif not same_bits(self._outputs(module, task, record.batch_size), record.outputs):
-                problems.append("its outputs")
+            outputs = self._outputs(module, task, record.batch_size)
+            if not same_bits(outputs, record.outputs):
+                problems += self._judge(task, outputs, record, module)
             module.network.forget_modules(task)  # memory does not grow with the number of tasks
             self.checked += 1
             if problems:
                 self.violations += 1
-                message = f"guarantee violated: task {task!r} has changed since it was frozen: {problems}"
+                message = f"guarantee violated: task {task!r} has changed since it was frozen: {', '.join(problems)}"
                 if self.on_violation == "error":
                     raise GuaranteeError(message)
                 log.warning(message)
+
+    def _judge(self, task: str, outputs: Tensor, record: Record, module: SubnetworkModule) -> list[str]:
+        """Return the problem, if there is one, with outputs that are not bitwise the record's."""
+        here = machine(module.device)
+        if here == record.machine:
+            return ["its outputs"]
+        allowed = tolerance(module.network, record.machine, here)
+        difference = relative_difference(outputs, record.outputs)
+        if not difference <= allowed:
+            return [f"its outputs, by {difference:.1e} of the largest one, and rounding explains {allowed:.1e}"]
+        self.rounded += 1
+        self.furthest = max(self.furthest, difference)
+        if record.machine not in self._named:
+            self._named.add(record.machine)
+            log.warning(
+                "task %s was recorded on another machine (%s) than this one (%s), which rounds otherwise: weights are "
+                "compared bitwise, outputs to within %.1e of the largest one",
+                *(task, record.machine, here, allowed),
+            )
+        return []
 
     def _outputs(self, module: SubnetworkModule, task: str, batch_size: int | None) -> Tensor:
         inputs = module.tasks[task].splits["val"].inputs[: self.examples]  # (examples, *input shape)
@@ -152,6 +198,28 @@ def frozen_outputs(network: MultiSubnetwork, task: str, inputs: Tensor) -> Tenso
     return widened(outputs).cpu().contiguous()
 
 
-def _computed_on(device: torch.device) -> str:
-    flushed = ", subnormal numbers flushed" if flushes_denormal() else ""
-    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}{flushed}"
+def tolerance(network: MultiSubnetwork, *machines: Machine) -> float:
+    """Bound the difference of outputs that machines compute from the same weights, relative to the largest output.
+
+    It is the square root of the distance from 1 to the next number, of the coarsest type in the network: rounding adds
+    up over layers. Convolutions on CUDA round to TF32, whose distance is 2**-10.
+
+    Args:
+        network: computes the outputs.
+        machines: those compared.
+    """
+    coarsest = max(torch.finfo(weight.dtype).eps for _, weight in network.weights())
+    if any(named.setting.startswith("cuda") for named in machines):
+        coarsest = max(coarsest, 2.0**-10)
+    return math.sqrt(coarsest)
+
+
+def relative_difference(outputs: Tensor, recorded: Tensor) -> float:
+    """Return the largest difference relative to the largest recorded output; infinite for other shapes, or NaN."""
+    if outputs.shape != recorded.shape or not torch.equal(outputs.isfinite(), recorded.isfinite()):
+        return math.inf
+    finite = recorded.isfinite()
+    apart, largest = (outputs - recorded)[finite].abs(), recorded[finite].abs()
+    if not apart.numel() or not float(apart.max()):
+        return 0.0 if same_bits(outputs[~finite], recorded[~finite]) else math.inf
+    return float(apart.max() / largest.max())  # infinite where every record is 0

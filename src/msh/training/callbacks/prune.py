@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from msh.subnetworks import (
     WEIGHTS,
     Criterion,
     Granularity,
-    MultiSubnetwork,
     Schedule,
     candidate_counts,
     check_layers,
@@ -28,6 +28,8 @@ from msh.subnetworks import (
 from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, repr=False)
@@ -125,9 +127,23 @@ class IterativePruning(pl.Callback):
             with pl_module.whole():
                 self._cut_down_to(pl_module, due)
             if self.rewind_epoch is not None:
+                pl_module.context.rewinds += 1
                 for optimizer in trainer.optimizers:
                     optimizer.state = defaultdict(dict)
             log_sparsity(pl_module, self.wanted)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the remaining cuts, if another callback or `trainer.max_time` has ended the fit before the last one."""
+        assert isinstance(pl_module, SubnetworkModule)
+        if self.rounds_done < self.rounds:
+            log.warning(
+                "%s ended before the last of its cuts: the remaining %d are made at once",
+                *(pl_module.context.name, self.rounds - self.rounds_done),
+            )
+            if self.rewind_epoch is not None:
+                self._keep_earlier(pl_module, self.rewind_epoch)
+            with pl_module.whole():
+                self._cut_down_to(pl_module, self.rounds)
 
     def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
         if epoch == self.rewind_epoch and not self.earlier:
@@ -156,8 +172,10 @@ class IterativePruning(pl.Callback):
         open_to = {task: self.granularity.candidates(network, task) for task in self.wanted}
         masks = select_apart(scores, counts, self.wanted, open_to, self.granularity.shared(network))
         masks = from_rank_zero(module, masks)
-        if not self.allow_empty:
-            self._check_layers(network, masks, counts, scores, open_to)
+        for task, mask in masks.items() if not self.allow_empty else ():
+            alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
+            known = (scores[task], open_to[task]) if alone else (None, None)
+            check_layers(network, task, mask, counts[task], *known)
         rescale = self.rescale and not self.criterion.learned  # chosen weights have the norm already
         for task, mask in masks.items():
             cut(network, task, self.granularity.weights(mask), rescale, self.granularity)
@@ -167,20 +185,6 @@ class IterativePruning(pl.Callback):
 
     def _score(self, module: SubnetworkModule, task: str, number: int) -> dict[str, Tensor]:
         return score_task(module, task, self.criterion, self.sample, number, self.granularity, self.batch_size)
-
-    def _check_layers(
-        self,
-        network: MultiSubnetwork,
-        masks: Mapping[str, Mapping[str, Tensor]],
-        counts: Mapping[str, Mapping[str, int]],
-        scores: Mapping[str, Mapping[str, Tensor]],
-        open_to: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        """Check that every task keeps weights in every layer; arguments map tasks to those of `check_layers`."""
-        for task, mask in masks.items():
-            alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
-            known = (scores[task], open_to[task]) if alone else (None, None)
-            check_layers(network, task, mask, counts[task], *known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of cuts made, the counts at the start, and the values to rewind to."""

@@ -1,0 +1,200 @@
+"""Steps of preprocessing: small functions whose settings and fitted values are data."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from msh.errors import invalid
+
+CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=False)
+Dtype = Literal["float32", "float64", "int64"]
+
+
+def _to_tensor(value: Any) -> Any:
+    """Decode a tensor from a file: {"dtype", "shape", "data" in base64}; others pass."""
+    if not isinstance(value, Mapping):
+        return value
+    if value["dtype"] not in get_args(Dtype):
+        raise ValueError(f"tensors of the type {value['dtype']}")
+    content = base64.b64decode(value["data"], validate=True)
+    array = np.frombuffer(content, dtype=np.dtype(value["dtype"]).newbyteorder("<"))
+    return torch.from_numpy(array.astype(value["dtype"]).reshape(value["shape"]))
+
+
+def _to_data(tensor: Tensor) -> dict[str, Any]:
+    array = tensor.contiguous().numpy()
+    content = base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "data": content.decode()}
+
+
+Array = Annotated[Tensor, BeforeValidator(_to_tensor), PlainSerializer(_to_data)]
+"""A tensor field, which files hold as base64."""
+
+
+class Step(Protocol):
+    """One step: raw inputs, or the step before's tensor (examples, ...), to a tensor (examples, ...).
+
+    Each example is prepared separately, whatever the others are.
+    """
+
+    @property
+    def step(self) -> str:
+        """Its name in files."""
+        ...
+
+    def __call__(self, inputs: Any, /) -> Tensor:
+        """Prepare examples."""
+        ...
+
+
+Steps = tuple[Step, ...]
+
+
+@dataclass(frozen=True, config=CONFIG)
+class ReadArrays:
+    """Read arrays of one shape, as numbers.
+
+    Attributes:
+        shape: one example's.
+        dtype: of the numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Dtype = "float32"
+    step: Literal["arrays"] = "arrays"
+
+    def __call__(self, inputs: Any) -> Tensor:
+        """Convert arrays or tensors (examples, *shape), or a sequence of examples.
+
+        Raises:
+            ValueError: another shape, or values that are no numbers.
+        """
+        given = type(inputs).__name__
+        try:
+            if not isinstance(inputs, Tensor | np.ndarray):
+                inputs = np.stack([np.asarray(example) for example in inputs])
+            tensor = torch.as_tensor(inputs)
+        except (TypeError, ValueError) as error:
+            raise invalid("inputs", f"numbers of the shape (examples, {self._sides})", given) from error
+        if tuple(tensor.shape[1:]) != self.shape:
+            raise invalid("inputs: the shape", f"(examples, {self._sides})", tuple(tensor.shape))
+        return tensor.to(getattr(torch, self.dtype))
+
+    @property
+    def _sides(self) -> str:
+        return ", ".join(map(str, self.shape))
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Scale:
+    """Shift and scale numbers: (inputs - shift) / scale, in the inputs' precision; float64 becomes float32 after it.
+
+    Attributes:
+        shift: broadcast to one example's shape.
+        scale: likewise; nowhere 0.
+    """
+
+    shift: Array
+    scale: Array
+    step: Literal["scale"] = "scale"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return float32 (examples, *shape)."""
+        scaled = (inputs - self.shift) / self.scale
+        return scaled.float() if scaled.dtype == torch.float64 else scaled
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Permute:
+    """Permute pixels, each channel equally, or features.
+
+    Attributes:
+        order: int64 (pixels of a channel,) or (features,).
+    """
+
+    order: Array
+    step: Literal["permute"] = "permute"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Permute images (examples, channels, height, width), or rows (examples, features)."""
+        flat = inputs.flatten(2 if inputs.dim() == 4 else 1)
+        indices = self.order.expand_as(flat)
+        return flat.gather(-1, indices).view(inputs.shape)  # several times as fast as an index_select here
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Rotate:
+    """Rotate images counter-clockwise about their centre, by bilinear interpolation; corners are filled with 0.
+
+    Attributes:
+        degrees: the angle.
+    """
+
+    degrees: float
+    step: Literal["rotate"] = "rotate"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Rotate images (examples, channels, height, width)."""
+        from torchvision.transforms import functional  # slow to import, and only these tasks need it
+
+        if self.degrees % 360 == 0:
+            return inputs
+        rotated: Tensor = functional.rotate(inputs, self.degrees, functional.InterpolationMode.BILINEAR)
+        return rotated
+
+
+@dataclass(frozen=True, config=CONFIG)
+class RepeatChannels:
+    """Repeat the channel of grey images.
+
+    Attributes:
+        number: of channels after it.
+    """
+
+    number: Annotated[int, Field(ge=1)]
+    step: Literal["repeat_channels"] = "repeat_channels"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return a view (examples, number, height, width) of images with one channel."""
+        return inputs.expand(-1, self.number, -1, -1)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Tokenize:
+    """Turn texts into token ids.
+
+    Attributes:
+        tokenizer: a fitted `tokenizers.Tokenizer`, which pads and truncates to a fixed length, as JSON.
+    """
+
+    tokenizer: str
+    step: Literal["tokenize"] = "tokenize"
+
+    def __call__(self, inputs: Sequence[str]) -> Tensor:
+        """Return the token ids of texts, int64 (texts, length).
+
+        Raises:
+            ValueError: an input is not a text.
+        """
+        if wrong := [text for text in inputs if not isinstance(text, str)]:
+            raise invalid("inputs", "texts", wrong[0])
+        encoded = self._built.encode_batch(list(inputs), add_special_tokens=False)
+        return torch.tensor([text.ids for text in encoded])
+
+    @cached_property
+    def _built(self) -> Any:
+        from tokenizers import Tokenizer  # slow to import, and only texts need it
+
+        try:
+            return Tokenizer.from_str(self.tokenizer)
+        except Exception as error:  # the library raises no other type
+            raise ValueError(f"the tokenizer cannot be read: {error}") from error

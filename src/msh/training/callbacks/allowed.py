@@ -1,0 +1,101 @@
+"""Check before a run that the callbacks in its config work with several fits and with subnetworks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from pytorch_lightning import callbacks as lightning
+
+from msh.errors import Problems, invalid
+from msh.tasks import Task
+from msh.training.callbacks.early_stopping import EarlyStoppingPerTask
+from msh.training.config import RunConfig
+
+REFUSED: dict[type[pl.Callback], str] = {
+    lightning.StochasticWeightAveraging: (
+        "pytorch_lightning.callbacks.WeightAveraging or EMAWeightAveraging, as this one averages the whole module and "
+        "resets normalization layers that tasks do not use"
+    ),
+    lightning.BatchSizeFinder: (
+        "null; set tasks.TASK.batch_size, as the order of examples, and so a resumed run, follows from it"
+    ),
+    lightning.LearningRateFinder: "null; search for optimizer.lr with a sweep, as this one trains in between",
+    lightning.BaseFinetuning: (
+        "null; use pruning.start=backbone, as this one freezes and adds whole layers, and tasks own single weights"
+    ),
+    lightning.OnExceptionCheckpoint: (
+        "null; resume=RUN_DIR reads the run's own checkpoints, and a fit would load this one's, even of another fit"
+    ),
+    lightning.ModelPruning: "null; use the settings under pruning, as this one replaces parameters of the backbone",
+}
+"""Lightning's callbacks that cannot work here, to what a config may have instead, and why."""
+NEED_LOGGER = (lightning.LearningRateMonitor, lightning.DeviceStatsMonitor)
+
+
+def build_callbacks(config: RunConfig) -> dict[str, pl.Callback]:
+    """Build the callbacks that a config names; their arguments are plain dicts and lists.
+
+    Args:
+        config: the run's.
+    """
+    return {name: instantiate(callback, _convert_="all") for name, callback in config.callbacks.items() if callback}
+
+
+def check_callbacks(callbacks: Mapping[str, pl.Callback], config: RunConfig) -> None:
+    """Check the kinds of callbacks.
+
+    Args:
+        callbacks: key in the config's `callbacks` to the instance.
+        config: the run's.
+    Raises:
+        ValueError: naming the keys, and what is possible instead.
+    """
+    logs = any(config.logger.values()) or bool(config.trainer.fast_dev_run)
+    with Problems() as problems:
+        for name, callback in callbacks.items():
+            key, kind = f"callbacks.{name}", type(callback).__name__
+            for refused, instead in REFUSED.items():
+                if isinstance(callback, refused):
+                    problems.add(invalid(key, instead, kind))
+            if isinstance(callback, NEED_LOGGER) and not logs:
+                problems.add(invalid(key, "null without a logger (logger=csv is one)", kind))
+            if isinstance(callback, lightning.DeviceStatsMonitor) and find_spec("psutil") is None:
+                problems.add(invalid(key, "null without psutil (pip install psutil)", kind))
+            if isinstance(callback, lightning.WeightAveraging):
+                if config.pruning.is_gated:
+                    problems.add(invalid(key, "null with pruning.gate, which returns to earlier weights", kind))
+                if config.trainer.strategy == "fsdp":
+                    problems.add(invalid(key, "null with trainer.strategy=fsdp, whose weights are in shards", kind))
+        for kinds in (lightning.ProgressBar, lightning.WeightAveraging):
+            several = [name for name, callback in callbacks.items() if isinstance(callback, kinds)]
+            if len(several) > 1:
+                bound = f"null beside callbacks.{several[0]}, as a run has one {kinds.__name__}"
+                problems.add(invalid(f"callbacks.{several[1]}", bound, type(callbacks[several[1]]).__name__))
+
+
+def check_monitors(
+    callbacks: Mapping[str, pl.Callback], tasks: Mapping[str, Task], fits: Iterable[Sequence[str]]
+) -> None:
+    """Check that every fit logs the values that callbacks monitor; values that other code logs are not checked.
+
+    Args:
+        callbacks: key in the config's `callbacks` to the instance.
+        tasks: by name.
+        fits: names of the tasks in each.
+    Raises:
+        ValueError: naming the keys, and the value that every fit logs.
+    """
+    logged = [
+        {"val/loss"} | {f"{t}/{of}" for t in fit for of in ("train/loss", "val/loss", f"val/{tasks[t].metric}")}
+        for fit in fits
+    ]
+    some, every = set.union(*logged), set.intersection(*logged)
+    with Problems() as problems:
+        for name, callback in callbacks.items():
+            monitor = getattr(callback, "monitor", None)
+            if monitor in some - every and not isinstance(callback, EarlyStoppingPerTask):
+                bound = f"a value that every fit logs ({', '.join(sorted(every))})"
+                problems.add(invalid(f"callbacks.{name}.monitor", bound, monitor))
