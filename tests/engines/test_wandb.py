@@ -108,8 +108,8 @@ def test_without_a_server_a_run_finishes_and_a_resume_uploads_the_rest(undisturb
     began = time.monotonic()
     code, printed = finish(process)
     assert code == 0, printed
-    assert "wandb is switched off: it has not received all values and files within 5 s" in printed
-    assert "wandb sync " in printed
+    (warning,) = warnings_of(printed)
+    assert "wandb is switched off: " in warning  # at the next table, or at the end
     assert "Traceback" not in printed
     assert time.monotonic() - began < 240  # on a busy machine
     assert_same_end(folder, undisturbed)
