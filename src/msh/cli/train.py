@@ -33,6 +33,8 @@ from msh.training.settings import INCIDENTAL, on_disk
 log = logging.getLogger(__name__)
 
 WARNINGS: dict[str, type[Warning]] = {
+    # `msh.training.launch` says what is to be said of it, once.
+    r"The `srun` command is available on your system but is not used": PossibleUserWarning,
     # Epochs are logged, however few batches they have.
     r"The number of training batches \(\d+\) is smaller than the logging interval Trainer": PossibleUserWarning,
     # Batches are taken from memory by index: worker processes would only slow that down.
@@ -79,28 +81,38 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
-    from msh.training.ranks import is_rank_zero
+    from msh.training.launch import check_multi_node
+    from msh.training.ranks import agree, is_rank_zero
     from msh.training.run import locked, train
+    from msh.training.trainers import connect
 
     own = run_config(config)
+    if HydraConfig.get().runtime.choices.get("trainer") == "multi_node":
+        check_multi_node()
     _check_tasks_named_once(HydraConfig.get().overrides.task)
     quiet_lightning()
     _keep_bar_lines_off_the_terminal()
     if not is_rank_zero():
         _leave_words_to_the_first_process()
+    connect(own.trainer, folder)
     with ExitStack() as stack:
-        try:
+
+        def claim() -> Results | str | None:
             stack.enter_context(locked(folder))
-            results = _finished(config, folder)
+            return _found(config, folder)
+
+        try:
+            found = agree(claim)
         except (RuntimeError, ValueError):
             _leave_log_file()
             raise
-        if results is None:
-            own = replace(own, resume=config.resume)
+        if isinstance(found, Results):
+            results = found
+            log.info("%s is finished already: these are its results", folder)
+        else:
+            own = replace(own, resume=found)
             log.info(announcement(own, folder))
             results = train(own, folder, _write_report)
-        else:
-            log.info("%s is finished already: these are its results", folder)
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
@@ -108,11 +120,11 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     return values[0] if len(values) == 1 else values or None
 
 
-def _finished(config: DictConfig, folder: Path) -> Results | None:
-    """Return the results of a run folder that is finished; otherwise make it ready for a new run or a resumed one.
+def _found(config: DictConfig, folder: Path) -> Results | str | None:
+    """Look what the run folder holds, and make it ready for a new run.
 
-    An unfinished job of a sweep is resumed: its `config.resume` is set.
-
+    Returns:
+        The results of a finished run; the folder, as `resume`, of a run to resume; None for a new run.
     Raises:
         ValueError: the folder holds another run, or one that `resume` must name.
     """
@@ -120,24 +132,23 @@ def _finished(config: DictConfig, folder: Path) -> Results | None:
 
     if config.resume is not None:
         check_same_run(config, folder)
-        return None
+        return str(config.resume)
     found = on_disk(folder, config, INCIDENTAL)
     if found.what == "finished":
         return Results.load(folder)
-    if not is_rank_zero():
-        return None
-    if found.what == "new":
-        _store(config, folder)
-    elif found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if not is_rank_zero():  # rank 0 has begun or resumed the run, and then started this process
+        return str(folder) if found.what == "unfinished" else None
+    if found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
         check_same_run(config, folder)
-        config.resume = str(folder)
-    else:
-        if found.what == "other":
-            first, *more = found.why.split("; ")
-            also = f", and {len(more)} more" if more else ""
-            raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+        return str(folder)
+    if found.what == "other":
+        first, *more = found.why.split("; ")
+        also = f", and {len(more)} more" if more else ""
+        raise ValueError(f"{folder} holds another run ({first}{also}): choose another hydra.run.dir")
+    if found.what == "unfinished":
         resume = shlex.quote(f"resume={folder}")
         raise ValueError(f"{folder} holds this run, unfinished: {resume} continues it; or choose another hydra.run.dir")
+    _store(config, folder)
     return None
 
 

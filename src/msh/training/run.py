@@ -39,8 +39,9 @@ from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, prepare
-from msh.training.ranks import is_rank_zero
+from msh.training.ranks import agree, is_rank_zero
 from msh.training.state import RunState
+from msh.training.trainers import connect
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         RuntimeError: another process works in the folder.
         PreemptedError: a signal ended the run; it can be resumed.
     """
+    connect(config.trainer, folder)
     with locked(folder), PREEMPTION.watched():
         prepared = prepare(config)
         return Run(prepared, folder, _results(prepared, folder), write_report).go()
@@ -142,7 +144,7 @@ class Run:
             return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
-        self._save_results()
+        agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
             self._learn_curriculum()
