@@ -23,7 +23,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/controller
 SlurmdSpoolDir={folder}/node
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -148,7 +148,7 @@ class Cluster:
         """A job's state, such as RUNNING."""
         return self.show(job)["JobState"]
 
-    def wait(self, job: str, seconds: float = 240) -> tuple[str, str]:
+    def wait(self, job: str, seconds: float = 500) -> tuple[str, str]:
         """Wait for a job's end; returns (state, exit code as "code:signal")."""
         wait_until(lambda: self.state(job) in ENDED, seconds, lambda: f"{self.show(job)}\n{self.logs()}")
         shown = self.show(job)

@@ -21,6 +21,8 @@ from msh.cli.configs import config_folder
 from msh.errors import suggestion
 from msh.files.atomic import write_text
 from msh.runs.results import ENDED, UNFINISHED
+from msh.training.launch import fate
+from msh.training.preemption import PreemptedError
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ def recorded(folder: Path) -> Iterator[None]:
     """Keep a note in the folder of a sweep's job, `unfinished.txt`, until it is finished: it says why it is not.
 
     Raises:
-        JobError: anything that goes wrong; the traceback goes to the log file.
+        JobError: anything that goes wrong, the traceback goes to the log file; or SLURM cancelled a job of submitit's,
+            which would wait for a result.
     """
     note = folder / UNFINISHED
     write_text(note, ENDED + "\n")
@@ -78,6 +81,10 @@ def recorded(folder: Path) -> Iterator[None]:
         _log_traceback(error)
         log.error("failed: %s", message)
         raise JobError(message) from None
+    except PreemptedError as stop:
+        if "SUBMITIT_EXECUTOR" not in os.environ or stop.signum != signal.SIGTERM or fate() != "cancelled":
+            raise
+        raise JobError("the job was cancelled") from None
     note.unlink(missing_ok=True)
 
 

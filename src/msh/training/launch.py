@@ -1,11 +1,17 @@
-"""Find out how this process was started, by torchrun, by srun or alone, and refuse starts that cannot work."""
+"""Find out how this process was started (by torchrun, srun or alone), and refuse starts that cannot work.
+
+Also: put a SLURM job back into the queue, and find out whether it goes there.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
+import subprocess
 import sys
+from typing import Literal
 
 log = logging.getLogger(__name__)
 
@@ -90,3 +96,39 @@ def _slurm_tasks() -> int:
 
 def _is_interactive() -> bool:
     return os.environ.get("SLURM_JOB_NAME") in INTERACTIVE
+
+
+def slurm_job() -> str | None:
+    """Return the id of this SLURM job, as scontrol takes it; None outside SLURM."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def requeue() -> bool:
+    """Put this SLURM job back into the queue; return whether it is there."""
+    job = slurm_job()
+    if job is None:
+        return False
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("job %s could not be put back into the queue: %s", job, error)
+        return False
+    return True
+
+
+def fate() -> Literal["requeued", "cancelled"] | None:
+    """Ask SLURM for the reason of a SIGTERM: it starts the job again, or not; None: SLURM ends no job here."""
+    job = slurm_job()
+    if job is None:
+        return None
+    command = ["scontrol", "show", "job", "--oneliner", job]
+    try:
+        shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    fields = dict(re.findall(r"(\w+)=(\S*)", shown))
+    if int(fields.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return "requeued"
+    return "cancelled" if fields.get("JobState") in ("COMPLETING", "CANCELLED") else None

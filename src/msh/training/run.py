@@ -37,7 +37,7 @@ from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage
-from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
+from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import agree, is_rank_zero
 from msh.training.state import RunState
@@ -63,8 +63,23 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
     """
     connect(config.trainer, folder)
     with locked(folder), PREEMPTION.watched():
-        prepared = prepare(config)
-        return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        try:
+            prepared = prepare(config)
+            return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        except PreemptedError as stop:
+            if is_rank_zero():
+                _stopped(folder, stop.signum)
+            raise
+
+
+def _stopped(folder: Path, signum: int) -> None:
+    """Put the run's SLURM job back into the queue, if the signal asks for it; or say how to resume the run."""
+    PREEMPTION.postponed = True  # SLURM may send more signals
+    name = signal.Signals(signum).name
+    if PREEMPTION.requeue(signum):
+        log.warning("stopped by %s: the job is back in the queue, and continues the run", name)
+    elif (folder / FILE_NAME).exists():
+        log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={folder}"))
 
 
 @contextmanager
@@ -150,8 +165,11 @@ class Run:
             self._learn_curriculum()
             self._evaluate_ensembles()
             self.baselines.learn(self.config.baselines)
-        except PreemptedError as stop:
-            self._stopped(stop)
+        except PreemptedError:
+            PREEMPTION.postponed = True  # SLURM may send more signals
+            self.results.status = "stopped"
+            self._save_results()
+            self.tracking.close("stopped")
             raise
         except Exception:
             self.results.status = "failed"
@@ -165,16 +183,6 @@ class Run:
         self.tracking.ended(self.results, self.module.run_step)
         self.tracking.close("success")
         return self.results
-
-    def _stopped(self, stop: PreemptedError) -> None:
-        self.results.status = "stopped"
-        self._save_results()
-        self.tracking.close("stopped")
-        if self.writes:
-            name = signal.Signals(stop.signum).name
-            log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={self.folder}"))
-            if stop.signum == REQUEUE:
-                requeue()
 
     # ---- stages
 
