@@ -16,6 +16,7 @@ from slurm import Cluster, missing, wait_until
 
 pytestmark = [
     pytest.mark.engines,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(missing()), reason=f"SLURM is not installed, or not all of it: {', '.join(missing())}"),
 ]
 needs_submitit = pytest.mark.skipif(

@@ -28,6 +28,14 @@ log = logging.getLogger(__name__)
 
 FULL = "HYDRA_FULL_ERROR"
 EXPECTED = (ValueError, FileNotFoundError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+LAUNCHERS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "ray_aws": "ray",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+}
+"""Hydra's launchers, to the extra of msh that installs them."""
 
 
 @contextmanager
@@ -113,11 +121,13 @@ def message_of(error: BaseException) -> str:
 
 
 def _nearest_option(text: str) -> str:
-    """Suggest an option for "Could not find 'group/option'", from those that the message lists."""
+    """Suggest an option for "Could not find 'group/option'", from those that the message lists; or an extra."""
     wanted = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^'/]+)'", text)
     if not wanted:
         return ""
     group, name = wanted.groups()
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return f"\nThis launcher is not installed: pip install 'msh[{LAUNCHERS[name]}]'"
     listed = re.findall(r"^\s+(\S+)$", text, flags=re.M)  # a message about a list of options has none
     return suggestion(name, [*listed, *(path.stem for path in (Path(config_folder()) / (group or "")).glob("*.yaml"))])
 

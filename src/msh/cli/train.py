@@ -59,6 +59,8 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
 
 def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     """Resume the run in a folder with the config that is stored there."""
+    from msh.training.ranks import is_rank_zero
+
     given = by_key(overrides)
     ours = ("resume", "unsafe", "hydra.run.dir")
     overrides = [override for override in overrides if override.partition("=")[0] not in ours]
@@ -72,7 +74,8 @@ def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     try:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         _run(own, folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+        if is_rank_zero():
+            (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
     finally:
         HydraConfig.instance().cfg = None
 

@@ -1,12 +1,15 @@
 """How a process was started, and starts that cannot work."""
 
 import logging
+import os
+import signal
 
 import pytest
 
 from messages import says
 from msh.training.config import TrainerConfig
-from msh.training.launch import check_multi_node, check_start, place_among_processes
+from msh.training.launch import check_multi_node, check_start, fate, place_among_processes, requeue
+from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.trainers import build_trainer, check_devices
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "4"}
@@ -21,7 +24,7 @@ def started(monkeypatch):
     """Sets the environment variables of a start, and no others of its kind."""
 
     def start(variables):
-        for name in {**TORCHRUN, **STEP}:
+        for name in [*TORCHRUN, *STEP, "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"]:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -101,3 +104,93 @@ def test_a_trainer_of_other_devices_than_the_processes_is_refused(variables, sta
 def test_one_process_in_a_slurm_job_is_no_part_of_a_group(variables, started, tmp_path):
     started(variables)
     assert build_trainer(TrainerConfig(accelerator="cpu"), tmp_path, 1).world_size == 1
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """Puts a `scontrol` of these lines on PATH; it notes its arguments in the file that is returned."""
+
+    def put(*lines):
+        command = tmp_path / "bin" / "scontrol"
+        command.parent.mkdir()
+        command.write_text("\n".join(["#!/bin/sh", f'echo "$@" >> {tmp_path}/asked', *lines, ""]))
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+        return tmp_path / "asked"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("shown", "earlier", "expected"),
+    [
+        ("JobState=COMPLETING Restarts=1", None, "requeued"),
+        ("JobState=COMPLETING Restarts=1", "1", "cancelled"),
+        ("JobState=COMPLETING Restarts=2", "1", "requeued"),
+        ("JobState=CANCELLED Restarts=0", None, "cancelled"),
+        ("JobState=RUNNING Restarts=0", None, None),
+    ],
+)
+def test_slurm_knows_the_fate_of_a_job_that_it_ends(shown, earlier, expected, started, scontrol, monkeypatch):
+    started(ONE)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if earlier:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", earlier)
+    asked = scontrol(f"echo JobId=7 {shown}")
+    assert fate() == expected
+    assert asked.read_text() == "show job --oneliner 7\n"
+
+
+def test_outside_slurm_and_without_its_answer_nothing_is_known(started, scontrol):
+    started({})
+    assert fate() is None
+    started(ONE)
+    scontrol("exit 1")
+    assert fate() is None
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_job_goes_back_into_the_queue_though_slurm_ends_all_its_processes_at_once(signum, started, scontrol):
+    started(ONE | {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"})
+    asked = scontrol("kill -TERM $PPID", "kill -TERM $$")
+    with PREEMPTION.watched():
+        assert PREEMPTION.requeue(signum)
+    assert asked.read_text() == "requeue 5_2\n"
+
+
+def test_a_job_that_slurm_does_not_take_back_is_said_so(started, scontrol, caplog):
+    started(ONE)
+    scontrol("exit 1")
+    assert not requeue()
+    assert "job 7 could not be put back" in caplog.text
+
+
+def test_submitit_puts_its_jobs_back_itself(started, scontrol):
+    started(ONE)
+    asked, handled = scontrol(), []
+
+    def handler(signum, frame):
+        handled.append(signum)
+        raise SystemExit(-1)
+
+    usual = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with pytest.raises(SystemExit, match="-1"), PREEMPTION.watched():
+            PREEMPTION.requeue(signal.SIGUSR2)
+        assert signal.getsignal(signal.SIGUSR2) is handler
+    finally:
+        signal.signal(signal.SIGUSR2, usual)
+    assert handled == [signal.SIGUSR2]
+    assert not asked.exists()
+
+
+def test_a_later_sigterm_does_not_hide_that_the_job_goes_back_into_the_queue():
+    with PREEMPTION.watched():
+        PREEMPTION.postponed = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(PreemptedError) as stop:
+            PREEMPTION.release()
+    assert stop.value.signum == signal.SIGUSR2
+    PREEMPTION.received = None
