@@ -6,12 +6,13 @@ DATA_DIR ?= data
 BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
 REPRODUCE = $(BIN)/python -m benchmarks.reproduce --data-dir $(DATA_DIR)
 PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
+ENGINES := tests/engines
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 targets = sed -nE 's/^([a-z-]+):.*$(1) (.*)/\1|\2/p' Makefile | awk -F '|' '{printf "  %-17s %s\n", $$1, $$2}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults test-distributed fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
+.PHONY: help setup demo test test-all test-faults test-distributed test-engines fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ##+ List the targets.
 	@$(call targets,##)
@@ -33,8 +34,8 @@ demo: $(READY) ## Train four bundled tasks into one network: about 40 s. Results
 test: $(READY) ## Run the tests, except slow ones: about 7 minutes on 2 cores.
 	$(PYTEST)
 
-test-all: $(READY) ## Run all tests, except those that kill processes.
-	$(PYTEST) -m 'not faults'
+test-all: $(READY) ## Run all tests, except those that kill processes or start servers.
+	$(PYTEST) -m 'not faults and not engines'
 
 test-faults: $(READY) ##+ Kill processes, fill the disk, lose a rank or a job: nothing may be lost.
 	$(BIN)/python -m pytest -n 2 --dist load -m '' tests/integration/test_faults.py tests/integration/test_resume.py
@@ -42,6 +43,14 @@ test-faults: $(READY) ##+ Kill processes, fill the disk, lose a rank or a job: n
 test-distributed: $(READY) ##+ Compare two processes with one, for every curriculum, with DDP and FSDP.
 	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
+
+test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow and PostgreSQL; installs them.
+	@dpkg --status $$(cat $(ENGINES)/packages.txt) >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$(cat $(ENGINES)/packages.txt); \
+	else echo "tests that need these packages are skipped: sudo apt-get install" $$(cat $(ENGINES)/packages.txt); fi
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
+		--override $(ENGINES)/overrides.txt --requirement $(ENGINES)/requirements.txt
+	$(BIN)/python -m pytest -m engines $(ENGINES)
 
 fuzz: $(READY) ##+ Read 10,000 hostile files: each must be read or refused by name, without harm.
 	cd tests && ../$(BIN)/python -m fuzz --inputs 10000

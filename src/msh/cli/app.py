@@ -16,6 +16,7 @@ from typing import NoReturn
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
 from msh.errors import suggestion
+from msh.training.launch import check_start
 
 HELP = {"-h", "--help"}
 GROUPS = {
@@ -275,7 +276,7 @@ def _run() -> None:
         if not show_help(name, arguments):
             # Processes that Lightning starts for more devices run `sys.argv` again: let it name the command's own file.
             sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *arguments]
-            importlib.import_module(f"msh.cli.{name}").main()
+            run_train() if name == "train" else importlib.import_module(f"msh.cli.{name}").main()
         return
     epilog = f"example: {command.example}"
     parser = ArgumentParser(
@@ -291,6 +292,16 @@ def _run() -> None:
     assert command.run is not None
     with user_errors():
         command.run(given)
+
+
+def run_train() -> None:
+    """Run `train` with the process's arguments; a start that would hang is refused before torch is loaded."""
+    if not {*HELP, "-m", "--multirun"} & set(sys.argv):  # each job of a multirun has tasks of its own
+        try:
+            check_start()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+    importlib.import_module("msh.cli.train").main()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.cli.arguments import quoted
+from msh.cli.submitit_jobs import tolerate_lost_jobs
 from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives
 from msh.runs.results import UNFINISHED, Results
@@ -139,6 +140,7 @@ class Jobs:
         When a process is killed, its launcher stops all of them. Those that had not begun are launched again, together;
         then those that had, one at a time: one of them may be the cause.
         """
+        tolerate_lost_jobs(self.launcher)
         try:
             returned: Sequence[JobReturn | None] = self.launcher.launch(list(jobs.values()), initial_job_idx=number)
         except BrokenExecutor as error:

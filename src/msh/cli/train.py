@@ -33,6 +33,8 @@ from msh.training.settings import INCIDENTAL, on_disk
 log = logging.getLogger(__name__)
 
 WARNINGS: dict[str, type[Warning]] = {
+    # `msh.training.launch` says what is to be said of it, once.
+    r"The `srun` command is available on your system but is not used": PossibleUserWarning,
     # Epochs are logged, however few batches they have.
     r"The number of training batches \(\d+\) is smaller than the logging interval Trainer": PossibleUserWarning,
     # Batches are taken from memory by index: worker processes would only slow that down.
@@ -57,6 +59,8 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
 
 def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     """Resume the run in a folder with the config that is stored there."""
+    from msh.training.ranks import is_rank_zero
+
     given = by_key(overrides)
     ours = ("resume", "unsafe", "hydra.run.dir")
     overrides = [override for override in overrides if override.partition("=")[0] not in ours]
@@ -70,7 +74,8 @@ def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     try:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         _run(own, folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+        if is_rank_zero():
+            (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
     finally:
         HydraConfig.instance().cfg = None
 
@@ -79,19 +84,28 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
-    from msh.training.ranks import is_rank_zero
+    from msh.training.launch import check_multi_node
+    from msh.training.ranks import agree, is_rank_zero
     from msh.training.run import locked, train
+    from msh.training.trainers import connect
 
     own = run_config(config)
+    if HydraConfig.get().runtime.choices.get("trainer") == "multi_node":
+        check_multi_node()
     _check_tasks_named_once(HydraConfig.get().overrides.task)
     quiet_lightning()
     _keep_bar_lines_off_the_terminal()
     if not is_rank_zero():
         _leave_words_to_the_first_process()
+    connect(own.trainer, folder)
     with ExitStack() as stack:
-        try:
+
+        def claim() -> str | None:
             stack.enter_context(locked(folder))
-            found = _found(config, folder)
+            return _found(config, folder)
+
+        try:
+            found = agree(claim)
         except (RuntimeError, ValueError):
             _leave_log_file()
             raise
@@ -119,8 +133,8 @@ def _found(config: DictConfig, folder: Path) -> str | None:
     found = on_disk(folder, config, INCIDENTAL)
     if found.what == "finished":
         return str(folder)
-    if not is_rank_zero():
-        return None
+    if not is_rank_zero():  # rank 0 has begun or resumed the run, and then started this process
+        return str(folder) if found.what == "unfinished" else None
     if found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
         check_same_run(config, folder)
         return str(folder)

@@ -39,11 +39,11 @@ from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import flushes_denormal, machine
 from msh.training.plan import Fit, Stage
-from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
+from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
-from msh.training.ranks import is_rank_zero
+from msh.training.ranks import agree, is_rank_zero
 from msh.training.state import Counted, RunState
-from msh.training.trainers import device_of
+from msh.training.trainers import connect, device_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         RuntimeError: another process works in the folder.
         PreemptedError: a signal ended the run; it can be resumed.
     """
+    connect(config.trainer, folder)
     with locked(folder), PREEMPTION.watched():
         if config.resume is not None:
             results = Results.load(folder)
@@ -70,8 +71,23 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
                 log.info("%s is finished already: these are its results", folder)
                 return results
         log.info(announcement(config, folder))
-        prepared = prepare(config)
-        return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        try:
+            prepared = prepare(config)
+            return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        except PreemptedError as stop:
+            if is_rank_zero():
+                _stopped(folder, stop.signum)
+            raise
+
+
+def _stopped(folder: Path, signum: int) -> None:
+    """Put the run's SLURM job back into the queue, if the signal asks for it; or say how to resume the run."""
+    PREEMPTION.postponed = True  # SLURM may send more signals
+    name = signal.Signals(signum).name
+    if PREEMPTION.requeue(signum):
+        log.warning("stopped by %s: the job is back in the queue, and continues the run", name)
+    elif (folder / FILE_NAME).exists():
+        log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={folder}"))
 
 
 def announcement(config: RunConfig, folder: Path) -> str:
@@ -165,14 +181,17 @@ class Run:
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
-        self._save_results()
+        agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
             self._learn_curriculum()
             self._evaluate_ensembles()
             self.baselines.learn(self.config.baselines)
-        except PreemptedError as stop:
-            self._stopped(stop)
+        except PreemptedError:
+            PREEMPTION.postponed = True  # SLURM may send more signals
+            self.results.status = "stopped"
+            self._save_results()
+            self.tracking.close("stopped")
             raise
         except Exception:
             self.results.status = "failed"
@@ -186,16 +205,6 @@ class Run:
         self.tracking.ended(self.results, self.module.run_step)
         self.tracking.close("success")
         return self.results
-
-    def _stopped(self, stop: PreemptedError) -> None:
-        self.results.status = "stopped"
-        self._save_results()
-        self.tracking.close("stopped")
-        if self.writes:
-            name = signal.Signals(stop.signum).name
-            log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={self.folder}"))
-            if stop.signum == REQUEUE:
-                requeue()
 
     # ---- stages
 
