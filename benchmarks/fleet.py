@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from hydra import initialize_config_dir
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -125,9 +125,9 @@ def arrive(folder: Path, tasks: int, depth: int) -> None:
         loader = GlobalHydra.instance().config_loader()
         with_folder = [*arguments, f"hydra.sweep.dir={folder / 'fleet'}", "hydra/sweeper=fleet"]
         config = loader.load_configuration("config", with_folder, run_mode=RunMode.MULTIRUN)
-        launcher = cast(Launcher, Arrivals(folder, config))
+        context = cast(HydraContext, SimpleNamespace(config_loader=loader))
         with redirect_stdout(sys.stderr):
-            run_fleet(None, "", arguments, config, HydraContext(loader, Callbacks()), launcher)
+            run_fleet(None, "", arguments, config, context, cast(Launcher, Arrivals(folder, config)))
 
 
 def load(folder: Path, tasks: int, depth: int) -> None:

@@ -122,7 +122,7 @@ def test_an_interrupted_fleet_keeps_what_is_finished_and_continues(folder, fleet
         patch.setattr(Run, "_finish_stage", stop_second)
         printed = fleet(code=130)
     assert "1 of 3 tasks finished" in printed
-    assert "the fleet was stopped: the same command continues: msh fleet plan.safetensors" in printed
+    assert "the fleet was stopped; the same command continues: msh fleet plan.safetensors" in printed
     assert task_names(tmp_path / "fleet" / "network.safetensors", "network") == ["wine"]
     fleet()
     assert_same_bytes(folder, tmp_path / "fleet")

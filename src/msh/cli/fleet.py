@@ -68,13 +68,18 @@ def main() -> None:
         command = shlex.join(["msh", "fleet", *sys.argv[1:]])
         flags, overrides = split_arguments(arguments)
         launcher = _launcher(given, by_key(overrides))
-        plan = given.plan.resolve()
-        stored = _made_with(given.plan, read_plan(plan))
+        plan = read_plan(given.plan)
+        stored = _made_with(given.plan, plan)
         unsafe = by_key(overrides).get("unsafe", "false").lower() == "true"
         overrides = [override for override in overrides if by_key([override]).keys() != {"unsafe"}]
         config, own = OmegaConf.create(stored["config"]), flag_value(flags, "--config-dir", "-cd")
         changes = register_stored("planned", config, given.plan, stored["overrides"], own, overrides, unsafe)
-        fleet = [f"plan={plan}", "skip_finished=true", "hydra/sweeper=fleet", "hydra.sweep.subdir=${task}"]
+        fleet = [
+            f"plan={given.plan.resolve()}",
+            "skip_finished=true",
+            "hydra/sweeper=fleet",
+            "hydra.sweep.subdir=${task}",
+        ]
         fleet.append(f"hydra.sweeper.command={quoted(command)}")
         if given.out is not None:
             fleet.append(f"hydra.sweeper.network={quoted(str(given.out.resolve()))}")
@@ -96,12 +101,14 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
         ValueError: one is missing, or not allowed.
     """
     parser = ArgumentParser("msh fleet", add_help=False, allow_abbrev=False)
-    parser.add_argument("plan", type=Path, metavar="PLAN")
+    parser.add_argument("plan", type=Path, nargs="?")
     parser.add_argument("--launcher")
     parser.add_argument("--jobs")
     parser.add_argument("-o", dest="out", type=Path, metavar="NETWORK")
     given, rest = parser.parse_known_args(list(arguments))
     with Problems() as problems:
+        if given.plan is None:
+            problems.add("which plan? name its file: msh fleet PLAN")
         if given.launcher is not None:
             problems.check(one_of, "--launcher", given.launcher, LAUNCHERS)
         if given.jobs is not None:
@@ -154,10 +161,10 @@ def _made_with(path: Path, plan: StateFile) -> MadeWith:
     return stored
 
 
-def _name_of(plan: Path, stored: MadeWith) -> str:
+def _name_of(plan: StateFile, stored: MadeWith) -> str:
     """Name a fleet by its plan's content and its config, so that the same command finds its folder again."""
     config = identity(OmegaConf.create(stored["config"]), INCIDENTAL)
-    return hashlib.sha256(f"{read_plan(plan).notes['plan']}{config}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{plan.notes['plan']}{config}".encode()).hexdigest()[:8]
 
 
 # ---- the fleet
@@ -195,20 +202,21 @@ def run_fleet(
     batch = [[*arguments, f"task={task}"] for task in merge.planned]
     Jobs.compose(jobs, batch[0])  # as the jobs will: checks the config once
     jobs.folder.mkdir(parents=True, exist_ok=True)
-    with locked(jobs.folder), printing_to(jobs.folder / LOG) as console:
-        fleet = Fleet(jobs.folder, merge, jobs.folder / NETWORK if out is None else Path(out), console)
-        fleet.say(f"training {counted(len(batch), 'task')} of {_relative(Path(config.plan))}; into")
-        fleet.say(f"  {_relative(jobs.folder)}")
-        again = f"the same command continues: {command}"
-        try:
-            with fleet.watched():
-                outcomes = jobs.run(batch)
-        except (KeyboardInterrupt, SystemExit):
-            log.warning("the fleet was stopped: %s", again)
-            raise
-        finally:
-            fleet.update(write=True)
-            fleet.say_total()
+    again = f"the same command continues: {command}"
+    try:
+        with locked(jobs.folder), printing_to(jobs.folder / LOG) as console:
+            fleet = Fleet(jobs.folder, merge, jobs.folder / NETWORK if out is None else Path(out), console)
+            fleet.say(f"training {counted(len(batch), 'task')} of {_relative(Path(config.plan))}; into")
+            fleet.say(f"  {_relative(jobs.folder)}")
+            try:
+                with fleet.watched():
+                    outcomes = jobs.run(batch)
+            finally:
+                fleet.update(write=True)
+                fleet.say_total()
+    except (KeyboardInterrupt, SystemExit):
+        print(f"the fleet was stopped; {again}", file=sys.stderr)
+        raise
     if missing := fleet.missing():
         reasons = [f"  {task}: {reason}" for task, reason in missing.items()]
         raise RuntimeError("\n".join([f"not finished: {counted(len(missing), 'task')}", *reasons, again]))

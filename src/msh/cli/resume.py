@@ -209,7 +209,7 @@ def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
         if _may_call(key, value) and (str(value) not in trusted or (key.endswith("_target_") and "$" in str(value))):
             raise ValueError(
                 f"{path}: {key} = {value!r} is not allowed: it could have any code called; unsafe=true allows it, "
-                "or the same override or --config-dir again, if you trust where the folder is from"
+                "or the same override or --config-dir again, if you trust where it is from"
             )
 
 

@@ -1,6 +1,7 @@
 """A fleet's arguments, its pace of writing, and its output."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from msh.cli.arguments import by_key
 from msh.cli.configs import config_folder
 from msh.cli.fleet import Fleet, FleetJobs, printing_to
 from msh.cli.jobs import Jobs, without_hydra
+from msh.files.state_file import open_safetensors, write_safetensors
 from msh.training.config import register
 from msh.training.settings import identity
 
@@ -134,6 +136,21 @@ def test_a_plan_of_an_earlier_release_says_to_make_it_again(monkeypatch, capsys)
     with pytest.raises(SystemExit):
         app.main()
     assert "was made by an earlier release" in capsys.readouterr().err
+
+
+def test_a_plan_that_could_call_any_code_is_refused(tmp_path, monkeypatch, capsys):
+    tensors, metadata = open_safetensors(GOLDEN / "planned" / "plan")
+    config = {"config": {"backbone": {"_target_": "os.system", "command": "true"}}, "overrides": []}
+    write_safetensors(tmp_path / "plan", tensors, {**metadata, "made_with": json.dumps(config)})
+    monkeypatch.setattr("sys.argv", ["msh", "fleet", str(tmp_path / "plan")])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert "backbone._target_ = 'os.system' is not allowed: it could have any code called" in capsys.readouterr().err
+
+
+def test_a_fleet_needs_a_plan():
+    with pytest.raises(ValueError, match="which plan"):
+        fleet._read_arguments(["--jobs", "2"])
 
 
 def test_a_task_s_config_is_the_one_that_hydra_composes(tmp_path):
