@@ -46,7 +46,7 @@ def fleet(folder, tmp_path, capsys):
 def msh(folder, *arguments):
     """Run a command in a separate process, as its printing goes to files; return what reaches the screen."""
     command = [sys.executable, "-m", "msh.cli.app", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
