@@ -1,6 +1,6 @@
 """Measure planning, merging and loading of many tasks that are trained on separate machines.
 
-    python -m benchmarks.fleet STEP FOLDER TASKS DEPTH
+    python -m benchmarks.fleet STEP FOLDER TASKS DEPTH [WIDTH]
 
 Each step runs in a separate process and prints, as JSON, its seconds, its CPU seconds and its peak memory beyond the
 start: `plan` makes the plan; `files` writes every task's file as a run does, with the plan's allocation and untrained
@@ -48,15 +48,17 @@ from msh.training.config import register, run_config
 from msh.training.prepare import prepare
 
 
-def overrides(tasks: int, depth: int) -> list[str]:
-    """List the run's overrides: digits many times, in the experiment's network, 1000 wide.
+def overrides(tasks: int, depth: int, width: int = 1000) -> list[str]:
+    """List the run's overrides: digits many times, in the experiment's network.
 
     Args:
         tasks: number of tasks, each with an equal part of the network.
         depth: layers in the network.
+        width: units in a layer.
     """
     found = ["tasks=[digits]", f"+tasks.digits.variants={tasks}", f"pruning.density={1 / tasks}", "pruning=at_init"]
-    found += [f"backbone.depth={depth}", "logger=none", "callbacks=none", "report=false", "trainer=cpu", "threads=1"]
+    found += [f"backbone.depth={depth}", f"backbone.width={width}"]
+    found += ["logger=none", "callbacks=none", "report=false", "trainer=cpu", "threads=1"]
     return found
 
 
@@ -69,16 +71,16 @@ def part(folder: Path, task: str) -> Path:
     return folder / "subnetworks" / f"{task}.safetensors"
 
 
-def plan(folder: Path, tasks: int, depth: int) -> None:
+def plan(folder: Path, tasks: int, *size: int) -> None:
     """Do the work of `msh plan`."""
-    config = compose("experiment=sequential", *overrides(tasks, depth))
+    config = compose("experiment=sequential", *overrides(tasks, *size))
     made_with: MadeWith = {"config": cast(Any, OmegaConf.to_container(config, resolve=False)), "overrides": []}
     make_plan(run_config(config), folder / "plan", made_with)
 
 
-def files(folder: Path, tasks: int, depth: int) -> None:
+def files(folder: Path, tasks: int, *size: int) -> None:
     """Write the file that each task's run would write."""
-    prepared = prepare(typed("experiment=sequential", *overrides(tasks, depth)))
+    prepared = prepare(typed("experiment=sequential", *overrides(tasks, *size)))
     planned = read_plan(folder / "plan")
     for task in planned.state.tasks:
         network = copy.deepcopy(prepared.network)
@@ -88,7 +90,7 @@ def files(folder: Path, tasks: int, depth: int) -> None:
         save_subnetwork(part(folder, task), network, task, notes=notes_for_tasks(planned))
 
 
-def merge(folder: Path, tasks: int, depth: int) -> None:
+def merge(folder: Path, tasks: int, *size: int) -> None:
     """Do the work of `msh merge`."""
     merge_files(folder / "plan", [part(folder, task) for task in task_names(tasks)], folder / "network")
 
@@ -117,10 +119,10 @@ class Arrivals:
         return JobReturn(status=JobStatus.COMPLETED)
 
 
-def arrive(folder: Path, tasks: int, depth: int) -> None:
+def arrive(folder: Path, tasks: int, *size: int) -> None:
     """Do the work of `msh fleet`, without the jobs'."""
     register()
-    arguments = ["experiment=sequential", *overrides(tasks, depth), f"plan={folder / 'plan'}", "skip_finished=true"]
+    arguments = ["experiment=sequential", *overrides(tasks, *size), f"plan={folder / 'plan'}", "skip_finished=true"]
     with initialize_config_dir(config_folder(), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         with_folder = [*arguments, f"hydra.sweep.dir={folder / 'fleet'}", "hydra/sweeper=fleet"]
@@ -130,12 +132,12 @@ def arrive(folder: Path, tasks: int, depth: int) -> None:
             run_fleet(None, "", arguments, config, context, cast(Launcher, Arrivals(folder, config)))
 
 
-def load(folder: Path, tasks: int, depth: int) -> None:
+def load(folder: Path, tasks: int, *size: int) -> None:
     """Load the network as a run with `network=NETWORK` does before evaluation."""
-    prepare(typed("experiment=sequential", *overrides(tasks, depth), f"network={folder / 'network'}"))
+    prepare(typed("experiment=sequential", *overrides(tasks, *size), f"network={folder / 'network'}"))
 
 
-STEPS: dict[str, Callable[[Path, int, int], None]] = {
+STEPS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "files": files,
     "merge": merge,
@@ -147,12 +149,12 @@ PAUSE = 0.05
 
 
 def main() -> None:
-    step, folder, tasks, depth = sys.argv[1:]
+    step, folder, tasks, *size = sys.argv[1:]
     torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(1)
     give_large_blocks_back()  # as `msh plan` and `msh merge` do
     before, started = peak(), time.process_time()
-    taken = seconds(lambda: STEPS[step](Path(folder), int(tasks), int(depth)))
+    taken = seconds(lambda: STEPS[step](Path(folder), int(tasks), *map(int, size)))
     print(json.dumps({"seconds": taken, "cpu": time.process_time() - started, "bytes": peak() - before}))
 
 
