@@ -166,6 +166,9 @@ COMMANDS = {
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),
     "plan": Command("plan which task will own which weight", "msh plan +experiment=sequential pruning=at_init -o PLAN"),
+    "fleet": Command(
+        "train every task of a plan as a job, and merge them as they finish", "msh fleet PLAN --launcher local --jobs 4"
+    ),
     "merge": Command(
         "merge tasks that were trained apart into one network",
         "msh merge PLAN RUN_DIR/subnetworks/*.safetensors -o NETWORK",
@@ -201,6 +204,10 @@ HYDRA = {
     "train": "Choose options of groups (GROUP=OPTION), set any key (KEY=VALUE), resume a run (resume=RUN_DIR; "
     "resume=auto: the newest unfinished one), or train all combinations (-m seed=1,2,3).",
     "plan": "The same GROUP=OPTION and KEY=VALUE as for the runs of the plan's tasks; -o PLAN names the file.",
+    "fleet": "PLAN is a file of `msh plan`, and holds the settings of its tasks. --launcher local|slurm|ray says where "
+    "jobs run (default: here), --jobs N how many at a time, -o FILE names the network file. Overrides may set what "
+    "does not change the result: hydra.launcher.KEY=VALUE, logger=NAME, paths.data_dir=DIR, hydra.sweep.dir=DIR. The "
+    "same command continues a fleet that was stopped, and repeats tasks that failed.",
     "evaluate": "run=RUN_DIR names the run folder, paths.data_dir=DIR where its data is now; unsafe=true calls code "
     "that its config names outside msh, torch and Lightning: only for folders that you trust.",
 }
@@ -222,7 +229,7 @@ def show_help(name: str, flags: Sequence[str]) -> bool:
         return False
     command = COMMANDS[name]
     print(f"example: {command.example}\n\n{command.help.capitalize()}.\n{textwrap.fill(HYDRA[name], 79)}")
-    if name != "evaluate":
+    if name in ("train", "plan"):
         print("\nGroups, and the options of each:\n\n" + "\n".join(_groups(flag_value(flags, "--config-dir", "-cd"))))
         print("\nEvery key has a default: --cfg job prints them all.")
         print("Your own options: --config-dir DIR, where DIR/tasks/NAME.yaml adds tasks=NAME.")

@@ -144,7 +144,7 @@ class Jobs:
         try:
             returned: Sequence[JobReturn | None] = self.launcher.launch(list(jobs.values()), initial_job_idx=number)
         except BrokenExecutor as error:
-            finished = {key for key in jobs if _is_finished(self.folders[key])}
+            finished = {key for key in jobs if is_finished(self.folders[key])}
             begun = [key for key in jobs if key in finished or (self.folders[key] / UNFINISHED).exists()]
             if not begun:
                 raise
@@ -165,7 +165,7 @@ class Jobs:
         """Record a job's outcome: as it was returned, or else as its folder says."""
         folder, values = self.folders[key], None
         if returned is None:
-            values = _objectives(folder, self.config) if _is_finished(folder) else None
+            values = _objectives(folder, self.config) if is_finished(folder) else None
         elif returned.status == JobStatus.COMPLETED:
             value = returned.return_value
             values = () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
@@ -177,7 +177,8 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Return whether a job's folder has all of its results."""
     try:
         return Results.load(folder).status == "finished" and not (folder / UNFINISHED).exists()
     except (ValueError, FileNotFoundError):

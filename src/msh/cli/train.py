@@ -26,6 +26,7 @@ from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
+from msh.files.atomic import write_text
 from msh.runs.results import UNFINISHED
 from msh.training.config import register, run_config
 from msh.training.settings import INCIDENTAL, on_disk
@@ -155,10 +156,9 @@ def _store(config: DictConfig, folder: Path) -> None:
     Hydra itself would write it before it calls us: also into the folder of another run.
     """
     stored = folder / ".hydra"
-    stored.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, stored / "config.yaml")
-    OmegaConf.save({"hydra": HydraConfig.get()}, stored / "hydra.yaml")
-    OmegaConf.save(HydraConfig.get().overrides.task, stored / "overrides.yaml")
+    write_text(stored / "hydra.yaml", OmegaConf.to_yaml({"hydra": HydraConfig.get()}))
+    write_text(stored / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+    write_text(stored / "config.yaml", OmegaConf.to_yaml(config))  # last: with it, the folder is a run's
 
 
 def _leave_log_file() -> None:
