@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
@@ -141,7 +142,9 @@ class Jobs:
         """
         try:
             returned: Sequence[JobReturn | None] = self.launcher.launch(list(jobs.values()), initial_job_idx=number)
-        except BrokenExecutor as error:
+        except Exception as error:
+            if not _is_killed(error):
+                raise
             finished = {key for key in jobs if _is_finished(self.folders[key])}
             begun = [key for key in jobs if key in finished or (self.folders[key] / UNFINISHED).exists()]
             if not begun:
@@ -168,6 +171,18 @@ class Jobs:
             value = returned.return_value
             values = () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
         self.outcomes[key] = Outcome(folder, values)
+
+
+def _is_killed(error: Exception) -> bool:
+    """Return true if a launcher raised this because a job's process ended without a result.
+
+    Ray has repeated the job by then, and runs its other jobs on: they are stopped, as other launchers stop theirs.
+    """
+    ray = sys.modules.get("ray")
+    if ray is None or not isinstance(error, ray.exceptions.RayError) or isinstance(error, ray.exceptions.RayTaskError):
+        return isinstance(error, BrokenExecutor)
+    ray.shutdown()
+    return True
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
