@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, cast
 
 from hydra.utils import instantiate
+from pytorch_lightning.callbacks import Callback
 
 from msh.files.plans import notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
@@ -18,6 +19,7 @@ from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
 from msh.training.build import add_task, build_granularity, build_network, build_tasks
 from msh.training.config import RunConfig
+from msh.training.effects import check_effects
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
@@ -25,7 +27,7 @@ from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
-from msh.training.trainers import check_devices
+from msh.training.trainers import check_trainer
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def prepare(config: RunConfig) -> Prepared:
         FileNotFoundError: data or a file is missing.
     """
     set_up_torch(config)
-    _check_classes(config)
+    callbacks = _check_classes(config)
     stages = stages_of(config)
     origin = read_origin(config, list(config.tasks))
     fits = _own_fits(config, stages, origin)
@@ -76,6 +78,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_members(ensembles, tasks)
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
+    check_effects(config, fits, tasks, callbacks)
     if origin is not None:
         config = config.with_input_shape(origin.input_shape)
     network, notes = _build_network(config, tasks, origin)
@@ -90,13 +93,17 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, tasks, network, fits, wanted, granularity, ensembles, plan, notes)
 
 
-def _check_classes(config: RunConfig) -> None:
-    """Build the optimizers, schedulers and callbacks that the config names, to see that they can be built."""
-    check_devices(config.trainer)
+def _check_classes(config: RunConfig) -> list[Callback]:
+    """Build the trainer, optimizers, schedulers and callbacks that the config names, to see that they can be built.
+
+    Returns:
+        The callbacks; each fit makes new ones.
+    """
+    check_trainer(config.trainer)
     check_precision(config)
-    for callback in filter(None, config.callbacks.values()):  # each fit makes new ones: this only checks
-        instantiate(callback)
+    callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
     check_optimizer(config)
+    return callbacks
 
 
 def _own_fits(config: RunConfig, stages: Sequence[Stage], origin: Origin | None) -> dict[Stage, list[Fit]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
@@ -18,8 +19,8 @@ from msh.training.config import TrainerConfig
 from msh.training.precision import TRUE
 
 
-def check_devices(config: TrainerConfig) -> None:
-    """Check that this machine has the trainer's accelerator, and that sharding supports its precision.
+def check_trainer(config: TrainerConfig) -> None:
+    """Check that this machine has the trainer's accelerator, that sharding supports its precision, and the rest.
 
     Args:
         config: the config's `trainer`.
@@ -34,6 +35,12 @@ def check_devices(config: TrainerConfig) -> None:
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
         bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
         raise invalid("trainer.precision", bound, config.precision)
+    try:
+        build_trainer(config, Path.cwd(), config.max_epochs)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        usual = asdict(TrainerConfig())
+        changed = {key: value for key, value in asdict(config).items() if value != usual[key]}
+        raise ValueError(f"trainer cannot be built from {changed}: {error}") from error
 
 
 def build_trainer(
