@@ -32,6 +32,8 @@ class MshSweeperConfig:
     """Seed of the search."""
     directions: list[str] | None = None
     """minimize or maximize, for each objective; null where these imply it, as mean_score and density do."""
+    storage: str | None = None
+    """Address of a database for the study, such as postgresql://HOST/DATABASE; null: a file in the sweep's folder."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="msh", node=MshSweeperConfig, provider="msh")

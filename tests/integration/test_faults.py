@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from disturbing import SETTINGS, args, assert_same_end, kill_when
+from disturbing import SETTINGS, args, assert_same_end, kill_when, kill_worker
 from running import SMALL, command, finish, here, run, start
 from safetensors.torch import load_file
 
@@ -162,24 +161,6 @@ def test_a_killed_job_ends_no_other_and_only_that_job_is_repeated(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for seed in "123":
         assert_same_end(jobs / seed, tmp_path / "once" / "jobs" / seed)
-
-
-def kill_worker(process, folder):
-    """Kill the process that works in a run folder, once it has written a checkpoint; return its id."""
-    seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
-    while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
-    (worker,) = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(fd, folder / ".lock")}
-    os.kill(worker, signal.SIGKILL)
-    return worker
-
-
-def is_link_to(path, target):
-    try:
-        return os.readlink(path) == str(target)
-    except OSError:
-        return False
 
 
 def status_of(folder):

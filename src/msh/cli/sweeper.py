@@ -42,9 +42,9 @@ def run_sweep(
         RuntimeError: jobs failed, and all others are done; in a search, all of them failed.
     """
     overrides = read_overrides(settings.params, arguments, context)
-    jobs = Jobs(config, context, launcher)
-    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={jobs.folder}')} skip_finished=true"
     is_grid = settings.n_trials is None
+    jobs = Jobs(config, context, launcher, shared=not is_grid)
+    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={jobs.folder}')} skip_finished=true"
     try:
         outcomes = jobs.run(combinations(overrides)) if is_grid else search(settings, overrides, jobs)
     except (KeyboardInterrupt, SystemExit):

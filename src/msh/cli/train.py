@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +23,13 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
-from msh.cli.arguments import by_key, flag_value, split_arguments
+from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
 from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
 from msh.files.atomic import write_text
-from msh.runs.results import UNFINISHED
+from msh.runs.results import FILE_NAME, UNFINISHED
 from msh.training.config import register, run_config
 from msh.training.settings import INCIDENTAL, on_disk
 
@@ -46,6 +48,9 @@ WARNINGS: dict[str, type[Warning]] = {
 }
 """Start of warnings that are not shown, to their category."""
 
+USERS_FOLDER: ContextVar[Path | None] = ContextVar("USERS_FOLDER", default=None)
+"""The run folder, if it existed before the command."""
+
 register()
 
 
@@ -55,7 +60,38 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
             return _run(config, folder)
-    return _run(config, folder)
+    with _failed_start_removed(folder):
+        return _run(config, folder)
+
+
+@contextmanager
+def _failed_start_removed(folder: Path) -> Iterator[None]:
+    """Where a start fails before the run begins, remove all that it wrote, and the folder unless it is the user's."""
+    before = set(folder.iterdir())  # Hydra has made the folder
+    try:
+        yield
+    except BaseException:
+        _remove_failed_start(folder, before)
+        raise
+
+
+def _remove_failed_start(folder: Path, before: set[Path]) -> None:
+    from msh.training.ranks import is_rank_zero
+    from msh.training.run import locked
+
+    if not is_rank_zero():
+        return
+    try:
+        with locked(folder):
+            if (folder / FILE_NAME).exists():
+                return
+            _leave_log_file()
+            for path in set(folder.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not before and folder.resolve() != USERS_FOLDER.get():
+            folder.rmdir()
+    except (RuntimeError, OSError) as error:  # another process works there
+        log.debug("%s was not removed: %s", folder, error)
 
 
 def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
@@ -166,6 +202,7 @@ def _leave_log_file() -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
         root.removeHandler(handler)
+        handler.close()
 
 
 def _write_report(folder: Path) -> None:
@@ -230,6 +267,8 @@ def main() -> None:
         if folder is not None:
             _resume(folder, flags, overrides)
         else:
+            chosen = Path(unquoted(given.get("hydra.run.dir", "")))
+            USERS_FOLDER.set(chosen.resolve() if "hydra.run.dir" in given and chosen.exists() else None)
             sys.argv[1:] = [*flags, *(override for override in overrides if not override.startswith("resume="))]
             _train()
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -46,6 +47,23 @@ def check_devices(config: TrainerConfig) -> None:
     if processes > 1 and isinstance(devices, int) and devices != -1 and devices * config.num_nodes != processes:
         bound = f"{processes} in all nodes together, the processes that were started, as trainer=multi_node makes it"
         raise invalid("trainer.devices", bound, devices * config.num_nodes)
+
+
+def check_trainer(config: TrainerConfig) -> None:
+    """Check the devices, and that Lightning accepts the other settings.
+
+    Args:
+        config: the config's `trainer`.
+    Raises:
+        ValueError: naming the settings.
+    """
+    check_devices(config)
+    try:
+        build_trainer(config, Path.cwd(), config.max_epochs)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        usual = asdict(TrainerConfig())
+        changed = {key: value for key, value in asdict(config).items() if value != usual[key]}
+        raise ValueError(f"trainer cannot be built from {changed}: {error}") from error
 
 
 def connect(config: TrainerConfig, folder: Path) -> None:
