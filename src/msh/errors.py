@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
+import re
 from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+USER_INFO = re.compile(r"(?:(?<=://)(?=[^/\s'\"@]*:)|(?<=https://)|(?<=http://))[^/\s'\"]+@")
+"""User name and password in a URL, or a token before the host of a web address."""
+INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""Variables whose values are shown nowhere."""
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
@@ -25,7 +34,7 @@ def requirement(key: str, bound: str, value: object) -> str:
         bound: what is allowed, as it reads after "must be".
         value: the one given.
     """
-    return f"{key} must be {bound}, got {value!r}"
+    return f"{key} must be {bound}, got {without_secrets(repr(value))}"
 
 
 def invalid(key: str, bound: str, value: object, allowed: Iterable[str] = ()) -> ValueError:
@@ -113,3 +122,34 @@ class Problems:
 def is_under(key: str, roots: Iterable[str]) -> bool:
     """Return whether a dotted key is one of these, or below one."""
     return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def without_secrets(text: str) -> str:
+    """Replace user names and passwords in URLs, and secrets from the environment, by `***`."""
+    for secret in (os.environ.get(name, "") for name in SECRETS):
+        if len(secret) >= 8:  # a shorter one could be part of any word
+            text = text.replace(secret, "***")
+    return USER_INFO.sub("***@", text)
+
+
+def refuse_password(key: str, value: str) -> None:
+    """Raise for a URL with a password, which a run would write into its folder; interpolations are not resolved there.
+
+    Raises:
+        ValueError: naming the key, and where passwords belong.
+    """
+    written = USER_INFO.search(INTERPOLATION.sub("", value))
+    if written and written.group().strip(":@"):
+        problem = requirement(key, "an address without a password", value)
+        raise ValueError(
+            f"{problem}; passwords belong in the environment: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or write ${oc.env:NAME}"
+        )
+
+
+class SafeFormatter(logging.Formatter):
+    """Format log records, tracebacks too, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text."""
+        return without_secrets(super().format(record))

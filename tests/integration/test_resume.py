@@ -1,6 +1,5 @@
 """A run that is killed and resumed ends as one that was not: bitwise the same weights, the same scores."""
 
-import csv
 import errno
 import json
 import os
@@ -9,9 +8,9 @@ import signal
 import time
 
 import pytest
-import wandb_file
 from disturbing import args, assert_same_end, kill_when
 from running import finish, here, run, start
+from wandb_file import assert_wandb_has_the_csv
 
 from msh.cli import evaluate
 from msh.training import run as training
@@ -23,21 +22,6 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     run("train.py", *args(folder), cwd=folder.parent)
     return folder
-
-
-def assert_wandb_has_the_csv(folder):
-    """What `wandb sync` uploads, file after file, are the curves of metrics.csv: no value lost, none twice."""
-    parts = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
-    logged = [row for part in parts for row in wandb_file.rows(part)]
-    with (folder / "metrics.csv").open() as file:
-        in_csv = [
-            (int(r["step"]), k, float(v)) for r in csv.DictReader(file) for k, v in r.items() if v and k != "step"
-        ]
-    keys = {key for _, key, _ in in_csv}
-    curves = [(row["trainer/global_step"], k, v) for row in logged for k, v in row.items() if k in keys]
-    assert sorted(curves) == sorted(in_csv)
-    own = [row["_step"] for row in logged]
-    assert own == sorted(set(own)), "W&B drops rows whose own step does not go up"
 
 
 MOMENTS = {

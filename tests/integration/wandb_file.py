@@ -1,5 +1,6 @@
 """Reading back a W&B offline run: a LevelDB log (a header of 7 bytes, blocks of 32 KiB) of protobuf records."""
 
+import csv
 import json
 import struct
 
@@ -68,3 +69,26 @@ def artifacts(path):
         if record.HasField("artifact") and record.artifact.type != "run_table":
             found.setdefault(record.artifact.name, []).append(record.artifact)
     return found
+
+
+def curves(folder):
+    """[(step, key, value)] in a run folder's metrics.csv."""
+    with (folder / "metrics.csv").open() as file:
+        return [
+            (int(row["step"]), key, float(cell))
+            for row in csv.DictReader(file)
+            for key, cell in row.items()
+            if cell and key != "step"
+        ]
+
+
+def assert_wandb_has_the_csv(folder):
+    """What `wandb sync` uploads, file after file, are the curves of metrics.csv: no value lost, none twice."""
+    parts = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    logged = [row for part in parts for row in rows(part)]
+    in_csv = curves(folder)
+    keys = {key for _, key, _ in in_csv}
+    logged_curves = [(row["trainer/global_step"], k, v) for row in logged for k, v in row.items() if k in keys]
+    assert sorted(logged_curves) == sorted(in_csv)
+    own = [row["_step"] for row in logged]
+    assert own == sorted(set(own)), "W&B drops rows whose own step does not go up"

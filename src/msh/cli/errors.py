@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.app import leave_pipe
 from msh.cli.configs import config_folder
-from msh.errors import suggestion
+from msh.errors import suggestion, without_secrets
 from msh.files.atomic import write_text
 from msh.runs.results import ENDED, UNFINISHED
 from msh.training.launch import fate
@@ -55,7 +55,7 @@ def user_errors() -> Iterator[None]:
         if wants_traceback:
             raise
         _log_traceback(error)
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {without_secrets(message_of(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # before a run listens, or in another command
         print("stopped", file=sys.stderr)
@@ -84,7 +84,7 @@ def recorded(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         known = isinstance(error, EXPECTED)
-        message = message_of(error) if known else f"{type(error).__name__}: {error}"
+        message = without_secrets(message_of(error) if known else f"{type(error).__name__}: {error}")
         write_text(note, message + "\n")
         _log_traceback(error)
         log.error("failed: %s", message)

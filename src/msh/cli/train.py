@@ -28,6 +28,7 @@ from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
+from msh.errors import refuse_password
 from msh.files.atomic import write_text
 from msh.runs.results import FILE_NAME, UNFINISHED
 from msh.training.config import register, run_config
@@ -262,6 +263,8 @@ def main() -> None:
         if show_help("train", flags):
             return
         given = by_key(overrides)
+        for key, value in given.items():  # before Hydra shows them
+            refuse_password(key, value)
         check_shared_folder(given)
         folder = run_to_resume(flags, given)
         if folder is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from msh.errors import without_secrets
 from msh.files.state_file import read_state
 from msh.files.yaml_files import read_config
 from msh.runs.metrics import read_rows
@@ -94,8 +95,8 @@ class RunFacts:
 
     @property
     def config_text(self) -> str:
-        """The composed config as YAML, with its interpolations."""
-        return OmegaConf.to_yaml(self.config) if self.config is not None else ""
+        """The composed config as YAML, with its interpolations, without passwords."""
+        return without_secrets(OmegaConf.to_yaml(self.config)) if self.config is not None else ""
 
 
 def read_run(folder: Path) -> RunFacts:

@@ -133,6 +133,8 @@ class Results:
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
         computed_on: the machines that worked on the run, in order; empty in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
+        incomplete_trackers: trackers that lack values until the run is resumed, as named in the config's `logger`: they
+            were switched off after an error, or the run was killed while it ended them.
     Source of forgetting and bwt: Lopez-Paz and Ranzato 2017; Chaudhry et al. 2018.
     """
 
@@ -152,6 +154,7 @@ class Results:
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     flush_denormal: bool | None = None
     computed_on: list[str] = field(default_factory=list)
+    incomplete_trackers: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:
@@ -245,7 +248,13 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None, "computed_on": []} | content
+            content = {
+                "finetune": _no_finetune(),
+                "ensemble": {},
+                "flush_denormal": None,
+                "computed_on": [],
+                "incomplete_trackers": [],
+            } | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 
+from msh.errors import without_secrets
 from msh.files.state_file import read_state
 from msh.runs.colours import colours_of
 from msh.runs.objectives import mean_score
@@ -19,6 +20,7 @@ from msh.runs.score_tables import matrix_table, owners_table, tracked_table
 from msh.tasks import Task
 from msh.tracking.bitmaps import draw, owner_map
 from msh.tracking.figures import capacity_chart, matrix_chart
+from msh.tracking.guard import Guard
 from msh.tracking.loggers import RunCSVLogger
 from msh.tracking.protocols import RunLogger, Tracker
 from msh.tracking.trackers import numbers
@@ -50,28 +52,69 @@ class Tracking:
 
     Args:
         folder: the run folder.
-        loggers: the run's, instantiated.
+        loggers: the run's, by name. All but metrics.csv, which is part of the run folder, are guarded: one that fails
+            is switched off.
         owner_maps: layers to draw.
         writes: this process writes the run folder.
     """
 
-    def __init__(self, folder: Path, loggers: Sequence[Logger], owner_maps: Sequence[str], writes: bool) -> None:
-        self.folder, self.loggers, self.owner_maps = folder, list(loggers), owner_maps
-        self.trackers = [logger for logger in loggers if isinstance(logger, Tracker)] if writes else []
-        self.wandb = [logger for logger in loggers if writes and isinstance(logger, RunWandbLogger)]
+    def __init__(self, folder: Path, loggers: Mapping[str, Logger], owner_maps: Sequence[str], writes: bool) -> None:
+        self.folder, self.owner_maps, self.writes = folder, owner_maps, writes
+        self.own = [logger for logger in loggers.values() if isinstance(logger, RunCSVLogger)]
+        self.guards = [Guard(name, logger) for name, logger in loggers.items() if logger not in self.own]
 
-    def begin(self, config: Mapping[str, Any], tasks: Mapping[str, Task]) -> None:
-        """Log settings and data sets, before training.
+    @property
+    def loggers(self) -> list[Logger]:
+        """The loggers that are on."""
+        return [*self.own, *(guard.logger for guard in self.guards if guard.on)]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the guarded loggers."""
+        return [guard.name for guard in self.guards]
+
+    @property
+    def off(self) -> list[str]:
+        """Names of those that were switched off."""
+        return [guard.name for guard in self.guards if not guard.on]
+
+    @property
+    def trackers(self) -> list[Tracker]:
+        """The trackers that are on; none in a process that does not write the run folder."""
+        return [logger for logger in self.loggers if isinstance(logger, Tracker)] if self.writes else []
+
+    @property
+    def wandb(self) -> list[RunWandbLogger]:
+        """The W&B loggers among the trackers."""
+        return [logger for logger in self.trackers if isinstance(logger, RunWandbLogger)]
+
+    def begin(self, config: Mapping[str, Any], tasks: Mapping[str, Task], strict: bool) -> None:
+        """Log settings, without those of loggers, and data sets, before training.
 
         Args:
             config: composed and resolved.
             tasks: by name.
+            strict: raise a tracker's error instead of switching it off.
+        Raises:
+            ConnectionError: a tracker cannot be reached.
+            ValueError: a tracker refuses.
         """
-        for logger in self.loggers:
-            logger.log_hyperparams(dict(config))
-        for tracker in self.wandb:
-            for name, task in tasks.items():
-                tracker.use_data(name, describe(task, config["tasks"][name]))
+        settings = {key: _harmless(value) for key, value in config.items() if key != "logger"}
+        for guard in self.guards:
+            guard.strict = strict
+        try:
+            for logger in self.loggers:
+                logger.log_hyperparams(settings)
+            for tracker in self.wandb:
+                for name, task in tasks.items():
+                    tracker.use_data(name, describe(task, settings["tasks"][name]))
+        except BaseException:
+            for guard in self.guards:
+                guard.strict = False
+            self.close("failed")
+            raise
+        for guard in self.guards:
+            guard.strict = False
 
     def rewind_stage(self, step: int) -> None:
         """Forget the evaluations at a stage's end: a resumed run repeats them.
@@ -142,10 +185,19 @@ class Tracking:
 
     def close(self, status: str) -> None:
         """End the run in all loggers: "success", "failed" or "stopped"."""
-        for logger in self.loggers:
-            logger.finalize("success" if status == "success" else "failed")
-            if isinstance(logger, Tracker):
-                logger.close(status)
+        for logger in self.own:
+            logger.finalize(status)
+        for guard in self.guards:
+            guard.close(status)
+
+
+def _harmless(value: Any) -> Any:
+    """Copy a setting without passwords in URLs."""
+    if isinstance(value, Mapping):
+        return {key: _harmless(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_harmless(child) for child in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def describe(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:

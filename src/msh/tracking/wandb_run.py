@@ -19,15 +19,18 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from msh.compat import use_offline
 from msh.errors import one_of
-from msh.runs.metrics import read_rows
 from msh.runs.results import Results
 from msh.runs.tables import Table
 from msh.tracking.bitmaps import Bitmaps, same_size
+from msh.tracking.catching_up import CatchesUp
 from msh.tracking.wandb_file import STEP, Logged, read_offline, set_aside_unsent
 
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
+SETTINGS: dict[str, Any] = {"console": "off", "finish_timeout": 60.0}
+"""W&B's settings, unless its variables (WANDB_CONSOLE, ...) set them: the console shows progress that would be stored
+line by line, and `train.log` has the rest; at the end, uploads have a minute, as without a network they never end."""
 
 
 def new_run_id() -> str:
@@ -118,11 +121,8 @@ def _logged_in() -> bool:
     return host in hosts
 
 
-class RunWandbLogger(WandbLogger):
+class RunWandbLogger(CatchesUp, WandbLogger):
     """Log to W&B; a resumed run continues there with no value lost and none twice.
-
-    A killed session may lose the values that it logged last. They are in metrics.csv: the next session logs them first,
-    and skips those that W&B has.
 
     Args:
         folder: the run folder.
@@ -132,13 +132,18 @@ class RunWandbLogger(WandbLogger):
         run: additional arguments for `wandb.init`.
     """
 
+    title = "W&B"
+
     def __init__(self, folder: Path, fallback: str | None, timeout: float, artifacts: bool, **run: Any) -> None:
         import wandb
 
-        super().__init__(save_dir=str(folder), settings=wandb.Settings(init_timeout=timeout), **run)
+        ours = {name: value for name, value in SETTINGS.items() if f"WANDB_{name.upper()}" not in os.environ}
+        settings = wandb.Settings(init_timeout=timeout, finish_timeout_raises=True, **ours)
+        super().__init__(save_dir=str(folder), settings=settings, **run)
         self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if it is None
-        self._folder, self._fallback, self._timeout, self._artifacts = folder, fallback, timeout, artifacts
-        self._logged, self._resumed = Logged(), False
+        self.folder, self._fallback, self._timeout, self._artifacts = folder, fallback, timeout, artifacts
+        self._logged, self.resumed = Logged(), False
+        self.points = self._logged.points
 
     @property
     @rank_zero_experiment
@@ -156,7 +161,7 @@ class RunWandbLogger(WandbLogger):
         import wandb
         from wandb.errors import AuthenticationError, CommError
 
-        earlier = read_offline(self._folder / "wandb")
+        earlier = read_offline(self.folder / "wandb")
         try:
             run = super().experiment
         except AuthenticationError as error:
@@ -172,42 +177,29 @@ class RunWandbLogger(WandbLogger):
             log.warning(
                 "W&B cannot be reached (%s): logging offline, as logger.wandb.fallback says; later: wandb sync %s",
                 reason,
-                self._folder / "wandb",
+                self.folder / "wandb",
             )
             wandb.teardown()  # frees the run's id
             self._wandb_init["mode"] = "offline"
             run = super().experiment
         if run.offline:
-            self._resumed, self._logged = earlier is not None, earlier or Logged()
+            self.resumed, self._logged = earlier is not None, earlier or Logged()
         elif run.resumed or earlier:
-            set_aside_unsent(self._folder / "wandb")
-            self._resumed = True
+            set_aside_unsent(self.folder / "wandb")
+            self.resumed = True
             latest = dict(run.summary)
             self._logged = Logged(last=latest.get("_step", -1), before=latest.get(STEP, 0), latest=latest)
+        self.points = self._logged.points
         log.info("W&B run: %s", f"offline; later: wandb sync {Path(run.dir).parent}" if run.offline else run.url)
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values at a step; first, in a resumed run, the earlier ones that W&B lacks."""
-        run, step = self.experiment, step or 0
-        if self._resumed:
-            self._resumed = False
-            self._fill_gap(step)
-        new = {key: value for key, value in metrics.items() if not self._logged.has(step, key, value)}
-        if new:
-            self._logged.last = max(self._logged.last + 1, run.step)
-            run.log(new | {STEP: step}, step=self._logged.last, commit=True)
+    def has(self, step: int, name: str, value: object) -> bool:
+        """Return True for a value that W&B has."""
+        return self._logged.has(step, name, value)
 
-    def _fill_gap(self, until: int) -> None:
-        path = self._folder / "metrics.csv"
-        if not path.is_file():
-            log.warning("W&B may lack the last values before the run was stopped: %s, which has them, is missing", path)
-        for row in read_rows(path)[1]:
-            step = int(row["step"])
-            if step <= until:
-                values = {key: float(cell) for key, cell in row.items() if cell and key != "step"}
-                self.log_metrics(values, step)
-                self._logged.points |= {(step, key) for key in values}
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        """Log values as a row, after all rows that W&B has."""
+        self._logged.last = max(self._logged.last + 1, self.experiment.step)
+        self.experiment.log({**values, STEP: step}, step=self._logged.last, commit=True)
 
     @rank_zero_only
     def log_bitmaps(self, bitmaps: Bitmaps, step: int) -> None:
@@ -268,10 +260,29 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def close(self, status: str) -> None:
-        """End the run in W&B: "success", "failed" or "stopped"."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=0 if status == "success" else 1)
-            self._experiment = None
+        """End the run in W&B: "success", "failed" or "stopped".
+
+        Raises:
+            ConnectionError: W&B has not received everything in time.
+        """
+        if self._experiment is None:
+            return
+        run, self._experiment = self._experiment, None
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except TimeoutError as error:
+            folder = Path(run.dir).parent
+            raise ConnectionError(
+                f"it has not received all values and files within {run.settings.finish_timeout:g} s "
+                f"(WANDB_FINISH_TIMEOUT); later: wandb sync {folder}"
+            ) from error
+
+    @rank_zero_only
+    def abandon(self) -> None:
+        """Free W&B's service after an error, or it would report that error again when the process exits."""
+        import wandb
+
+        wandb.teardown()
 
 
 def _allowed(name: str) -> str:

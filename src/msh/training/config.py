@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Discriminator, Strict, Tag
 from pydantic.dataclasses import dataclass
 
-from msh.errors import invalid, requirement, suggestion
+from msh.errors import invalid, refuse_password, requirement, suggestion
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse, ScoreStart
 from msh.subnetworks.allocation import Scope
 from msh.tasks.build import Normalize
 from msh.tasks.loaders import Uneven
-from msh.training.settings import lacking
+from msh.training.settings import flat, lacking
 from msh.training.typed import ConfigError, bounded, convert, hydra_schema, named
 from msh.training.variants import check_number, expand_variants
 
@@ -491,8 +491,13 @@ def run_config(config: DictConfig) -> RunConfig:
 
     Raises:
         ConfigError: a key is unknown, or a value is invalid.
+        ValueError: a URL has a password, which a new run would store.
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
+    if config.get("resume") is None:
+        for key, value in flat(config).items():
+            for text in value if isinstance(value, list) else [value]:
+                refuse_password(key, str(text))
     return convert(RunConfig, plain_values(config), GROUPS)
 
 

@@ -10,7 +10,7 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
@@ -21,7 +21,6 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.runs.ownership import chosen_layers, private_count
@@ -67,7 +66,8 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
     with locked(folder), PREEMPTION.watched():
         if config.resume is not None:
             results = Results.load(folder)
-            if results.status == "finished" and not results.missing(config.baselines):
+            complete = not results.missing(config.baselines) and not results.incomplete_trackers
+            if results.status == "finished" and complete:
                 log.info("%s is finished already: these are its results", folder)
                 return results
         log.info(announcement(config, folder))
@@ -169,7 +169,6 @@ class Run:
             config.evaluation.batch_size,
         )
         self.owner_maps = chosen_layers(self.network.names.prunable, config.owner_maps)
-        self.loggers: list[Logger] = []
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
         self.baselines = Baselines(
@@ -178,6 +177,9 @@ class Run:
 
     def go(self) -> Results:
         """Train the remaining stages, then the baselines; complete the run folder."""
+        if self.results.status == "finished" and not self.results.missing(self.config.baselines):
+            self._complete_trackers()
+            return self.results
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
@@ -191,20 +193,48 @@ class Run:
             PREEMPTION.postponed = True  # SLURM may send more signals
             self.results.status = "stopped"
             self._save_results()
-            self.tracking.close("stopped")
+            self._close_trackers("stopped")
             raise
         except Exception:
             self.results.status = "failed"
             self._save_results()
             self._write_report()
-            self.tracking.close("failed")
+            self._close_trackers("failed")
             raise
         self.results.status = "finished"
+        self._set_incomplete(self.tracking.names)  # until they are closed
         self._save_results()
         self._write_report()
-        self.tracking.ended(self.results, self.module.run_step)
-        self.tracking.close("success")
+        self._end_trackers()
         return self.results
+
+    def _complete_trackers(self) -> None:
+        """Log a finished run to the trackers that lack values."""
+        names = self.results.incomplete_trackers
+        self.module.run_step = self._steps_after(-1)
+        self._make_loggers(only=names)
+        self.tracking.stage_ended(self.results, self.module.run_step)
+        self._end_trackers()
+        for name in names:
+            if name not in self.results.incomplete_trackers:
+                log.info("logged all values to %s", name)
+
+    def _end_trackers(self) -> None:
+        """Log the outcome, close the trackers, and record those that lack values."""
+        self.tracking.ended(self.results, self.module.run_step)
+        self._close_trackers("success")
+
+    def _close_trackers(self, status: str) -> None:
+        self.tracking.close(status)
+        before = self.results.incomplete_trackers
+        self._set_incomplete(self.tracking.off)
+        if self.results.incomplete_trackers != before:
+            self._save_results()
+
+    def _set_incomplete(self, names: Sequence[str]) -> None:
+        """Record which of this session's trackers lack values; an earlier session may have had others."""
+        others = [name for name in self.results.incomplete_trackers if name not in self.tracking.names]
+        self.results.incomplete_trackers = [*others, *names]
 
     # ---- stages
 
@@ -265,7 +295,7 @@ class Run:
             self.folder,
             self.state.fit_folder(fit.key),
             callbacks,
-            self.loggers,
+            self.tracking.loggers,
             self._steps_after(number),
         )
         if fit.prunes and not fit.last:
@@ -304,7 +334,7 @@ class Run:
         """Evaluate every task trained so far, and write the stage's files."""
         learned = self.network.tasks
         val = evaluate_tasks(self.module, stage.tasks, "val", self.config, self.folder)
-        test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.loggers)
+        test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.tracking.loggers)
         capacity = self.network.state.total()
         for task in stage.tasks:
             self._describe(task, val[task], capacity)
@@ -363,17 +393,23 @@ class Run:
             reason = f"{type(error).__name__}: {error}"
             log.warning("report.html was not written: %s; `msh report %s` tries again", reason, self.folder)
 
-    def _make_loggers(self) -> None:
-        settings = _settings(self.config)
-        if not self.config.trainer.fast_dev_run:
-            try:
-                self.loggers = [make_logger(logger) for logger in settings["logger"].values() if logger]
-            except Exception:
-                if self.writes and self.config.resume is None:
-                    (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
-                raise
-        self.tracking = Tracking(self.folder, self.loggers, self.owner_maps, self.writes)
-        self.tracking.begin(settings, self.tasks)
+    def _make_loggers(self, only: Sequence[str] = ()) -> None:
+        """Start the trackers: an error ends a new run, which has lost nothing yet; a resumed one continues without.
+
+        Args:
+            only: names of the loggers to make; all when empty.
+        """
+        settings, new = _settings(self.config), self.config.resume is None
+        try:
+            named = {} if self.config.trainer.fast_dev_run else settings["logger"]
+            chosen = {name: logger for name, logger in named.items() if logger and (not only or name in only)}
+            loggers = {name: make_logger(logger) for name, logger in chosen.items()}
+            self.tracking = Tracking(self.folder, loggers, self.owner_maps, self.writes)
+            self.tracking.begin(settings, self.tasks, strict=new)
+        except BaseException:
+            if self.writes and new:
+                (self.folder / FILE_NAME).unlink()  # no fit has begun: the folder stays free
+            raise
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """TensorBoard and MLflow: their records can be read back, and a resumed run continues them."""
 
 import os
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from operator import itemgetter
+from threading import Thread
 
 import pytest
 from PIL import Image
@@ -90,6 +93,21 @@ def test_tensorboard_shows_a_repeated_evaluation_once(tensorboard, folder):
     assert [e.step for e in read_tensorboard(folder).Scalars("a/val/loss")] == list(range(6))
 
 
+def write_csv(folder, steps):
+    rows = "".join(f"{step},{step / 8}\n" for step in steps)
+    (folder / "metrics.csv").write_text(f"step,a/val/loss\n{rows}")
+
+
+def test_tensorboard_gets_the_values_that_earlier_sessions_did_not_log(tensorboard, folder):
+    session(tensorboard(), range(2))
+    write_csv(folder, range(6))
+    resumed = tensorboard()
+    resumed.rewind_to(4)
+    session(resumed, range(5, 7))
+    found = read_tensorboard(folder).Scalars("a/val/loss")
+    assert sorted((e.step, e.value) for e in found) == [(step, step / 8) for step in range(7)]
+
+
 # ---- MLflow
 
 
@@ -129,3 +147,50 @@ def test_mlflow_has_one_run_with_curves_scores_bitmaps_tables_and_settings(mlflo
         assert picture.size == (4, 3)
     assert (kept / "owner_maps" / "0.weight.png").is_file()
     assert (kept / "scores" / "table.csv").read_text().splitlines() == ["task,test", "a,0.5", "b,"]
+
+
+def test_mlflow_gets_the_values_that_earlier_sessions_did_not_log(mlflow, folder):
+    session(mlflow(), range(2))
+    write_csv(folder, range(6))
+    session(mlflow(), range(5, 7))
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    points = client.get_metric_history(run.info.run_id, "a/val/loss")
+    assert sorted((point.step, point.value) for point in points) == [(step, step / 8) for step in range(7)]
+
+
+def test_a_login_in_the_address_is_sent_and_is_not_in_the_address(folder, monkeypatch):
+    """The server refuses, and the message is all it says."""
+    pytest.importorskip("mlflow")
+    from msh.tracking.trackers import BOUNDS, RunMLFlowLogger
+
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", *BOUNDS):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            self.send_response(403)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        logger = RunMLFlowLogger(str(folder), f"http://me:p%40ss@127.0.0.1:{server.server_port}", "toy")
+        with pytest.raises(Exception, match="403") as caught:
+            logger.log_metrics({"a/val/loss": 0.0}, 0)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert set(seen) == {"Basic " + b64encode(b"me:p@ss").decode()}
+    assert "p%40ss" not in str(caught.value)
+    assert {name: os.environ[name] for name in BOUNDS} == BOUNDS
