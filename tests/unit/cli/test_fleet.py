@@ -1,7 +1,6 @@
 """A fleet's arguments, its pace of writing, and its output."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from msh.cli.arguments import by_key
 from msh.cli.configs import config_folder
 from msh.cli.fleet import Fleet, FleetJobs, printing_to
 from msh.cli.jobs import Jobs, without_hydra
-from msh.files.state_file import open_safetensors, write_safetensors
+from msh.files.plans import input_shape_in, make_plan_file, read_plan, settings_of
 from msh.training.config import register
 from msh.training.settings import identity
 
@@ -139,9 +138,10 @@ def test_a_plan_of_an_earlier_release_says_to_make_it_again(monkeypatch, capsys)
 
 
 def test_a_plan_that_could_call_any_code_is_refused(tmp_path, monkeypatch, capsys):
-    tensors, metadata = open_safetensors(GOLDEN / "planned" / "plan")
+    plan = read_plan(GOLDEN / "planned" / "plan")
     config = {"config": {"backbone": {"_target_": "os.system", "command": "true"}}, "overrides": []}
-    write_safetensors(tmp_path / "plan", tensors, {**metadata, "made_with": json.dumps(config)})
+    shape = input_shape_in(plan.notes, tmp_path)
+    make_plan_file(plan.state, settings_of(plan), shape, plan.notes["start"], config).write(tmp_path / "plan")
     monkeypatch.setattr("sys.argv", ["msh", "fleet", str(tmp_path / "plan")])
     with pytest.raises(SystemExit):
         app.main()
