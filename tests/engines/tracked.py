@@ -14,9 +14,9 @@ from pathlib import Path
 from disturbing import args
 from running import command
 from running import finish as finish_within
-from wandb_file import curves
+from wandb_file import assert_same_values, curves
 
-START = 180
+START = 600
 """Seconds within which a server answers, also on a busy machine."""
 
 
@@ -49,7 +49,7 @@ def again(folder):
     return ["+experiment=sequential", f"resume={folder}"]
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -138,9 +138,9 @@ class MLflowServer:
         return client, run
 
     def assert_has_the_csv(self, folder):
-        """Every value in metrics.csv is in MLflow once."""
+        """What MLflow has are the curves of metrics.csv."""
         client, run = self.run_of(folder)
         logged = []
         for name in {name for _, name, _ in curves(folder)}:
             logged += [(p.step, name, p.value) for p in client.get_metric_history(run.info.run_id, name)]
-        assert sorted(logged) == sorted(curves(folder))
+        assert_same_values(logged, curves(folder))

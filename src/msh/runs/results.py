@@ -248,13 +248,8 @@ class Results:
                     f"{path} cannot be read: schema_version {version} is later than {SCHEMA_VERSION}, "
                     "which this release reads"
                 )
-            content = {
-                "finetune": _no_finetune(),
-                "ensemble": {},
-                "flush_denormal": None,
-                "computed_on": [],
-                "incomplete_trackers": [],
-            } | content
+            added: dict[str, Any] = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None}
+            content = added | {"incomplete_trackers": [], "computed_on": []} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
         except LaterVersionError:

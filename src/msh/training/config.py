@@ -20,7 +20,7 @@ from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse,
 from msh.subnetworks.allocation import Scope
 from msh.tasks.build import Normalize
 from msh.tasks.loaders import Uneven
-from msh.training.settings import flat, lacking
+from msh.training.settings import compared, lacking
 from msh.training.typed import ConfigError, bounded, convert, hydra_schema, named
 from msh.training.variants import check_number, expand_variants
 
@@ -495,7 +495,7 @@ def run_config(config: DictConfig) -> RunConfig:
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
     if config.get("resume") is None:
-        for key, value in flat(config).items():
+        for key, value in compared(config, ()).items():
             for text in value if isinstance(value, list) else [value]:
                 refuse_password(key, str(text))
     return convert(RunConfig, plain_values(config), GROUPS)

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object] | None = None) -> Results:
-    """Do a run, or resume one that was stopped; a finished one is left as it is.
+    """Do a run, or resume one that was stopped; a finished one is left as it is, but for trackers that lack values.
 
     Args:
         config: of the run.
@@ -69,7 +69,9 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
             complete = not results.missing(config.baselines) and not results.incomplete_trackers
             if results.status == "finished" and complete:
                 log.info("%s is finished already: these are its results", folder)
-                return results
+                if not results.incomplete_trackers:
+                    return results
+                log.info("logging what they lack to %s", ", ".join(results.incomplete_trackers))
         log.info(announcement(config, folder))
         try:
             prepared = prepare(config)
