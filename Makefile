@@ -40,8 +40,9 @@ test-all: $(READY) ## Run all tests, except those that kill processes or start s
 test-faults: $(READY) ##+ Kill processes, fill the disk, lose a rank or a job: nothing may be lost.
 	$(BIN)/python -m pytest -n 2 --dist load -m '' tests/integration/test_faults.py tests/integration/test_resume.py
 
-test-distributed: $(READY) ##+ Compare two processes with one, for every curriculum, with DDP and FSDP.
-	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
+test-distributed: $(READY) ##+ Compare two processes with one, and dry-run eight, for every curriculum, with DDP and FSDP.
+	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py \
+		tests/integration/test_eight_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
 
 test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow and PostgreSQL; installs them.
