@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from disturbing import assert_same_end
-from running import ROOT, SMALL, run
+from running import ROOT, SMALL, finish, start
 from slurm import Cluster, missing, wait_until
 
 pytestmark = [
@@ -47,8 +47,14 @@ def cluster():
 def undisturbed(tmp_path_factory):
     """Run folder of a run outside SLURM."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run("train.py", *TRAIN[2:], *SETTINGS, f"hydra.run.dir={folder}", cwd=folder.parent)
+    run(*TRAIN[2:], *SETTINGS, f"hydra.run.dir={folder}", cwd=folder.parent)
     return folder
+
+
+def run(*words, cwd):
+    """Run train.py outside SLURM, to its end."""
+    code, out = finish(start("train.py", *words, cwd=cwd), SECONDS)
+    assert code == 0, out
 
 
 def line(*words):
@@ -105,7 +111,7 @@ def test_a_cancelled_run_stops_with_its_checkpoint(by_srun, cluster, undisturbed
     assert cluster.wait(job)[0] == "CANCELLED"
     wait_until(lambda: status(folder) == "stopped", SECONDS, lambda: printed(tmp_path))
     assert f"stopped by SIGTERM: resume={folder} continues the run" in printed(tmp_path)
-    run("train.py", f"resume={folder}", cwd=tmp_path)
+    run(f"resume={folder}", cwd=tmp_path)
     assert_same_end(folder, undisturbed)
 
 
@@ -141,7 +147,7 @@ def test_a_job_array_trains_the_tasks_of_a_plan(cluster, tmp_path):
         f"{words} task=$task hydra.run.dir={tmp_path}/jobs/$task resume=auto",
         options=["--array=0-1"],
     )
-    run("train.py", *planned, f"plan={plan}", f"hydra.run.dir={whole}", cwd=tmp_path)
+    run(*planned, f"plan={plan}", f"hydra.run.dir={whole}", cwd=tmp_path)
     for number in ("0", "1"):
         assert cluster.wait(f"{job}_{number}") == ("COMPLETED", "0:0"), printed(tmp_path)
     files = [str(path) for path in sorted(tmp_path.glob("jobs/*/subnetworks/*.safetensors"))]
@@ -163,15 +169,15 @@ def test_two_ranks_share_a_run_and_go_back_into_the_queue_together(cluster, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "start", "message"),
+    ("options", "by", "message"),
     [
         (["--ntasks-per-node=2"], [], "started without srun"),
         (["--ntasks=2"], ["srun"], "write --ntasks-per-node=2 instead"),
         (["--ntasks-per-node=2", "--job-name=bash"], ["srun"], "give the step another name: srun --job-name=msh"),
     ],
 )
-def test_a_start_that_would_hang_is_refused_before_anything_is_made(options, start, message, cluster, tmp_path):
-    job = cluster.submit(tmp_path, line(*start, *TRAIN, *TWO, "hydra.run.dir=run"), options=options)
+def test_a_start_that_would_hang_is_refused_before_anything_is_made(options, by, message, cluster, tmp_path):
+    job = cluster.submit(tmp_path, line(*by, *TRAIN, *TWO, "hydra.run.dir=run"), options=options)
     assert cluster.wait(job)[0] == "FAILED"
     assert message in printed(tmp_path)
     assert not (tmp_path / "run").exists()

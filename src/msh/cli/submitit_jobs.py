@@ -11,13 +11,18 @@ log = logging.getLogger(__name__)
 NAME = "TolerantJob"
 
 
+def is_submitit(launcher: Any) -> bool:
+    """Return true if Hydra's launcher hands jobs to submitit: they outlive this process."""
+    return type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher")
+
+
 def tolerate_lost_jobs(launcher: Any) -> None:
     """Let a job that ended without a result count as None: the launcher would raise, and forget the other jobs.
 
     Args:
         launcher: Hydra's; others than submitit's stay as they are.
     """
-    if not type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher"):
+    if not is_submitit(launcher):
         return
     from submitit.local.local import LocalExecutor
     from submitit.slurm.slurm import SlurmExecutor
