@@ -133,6 +133,18 @@ def _report(given: Namespace) -> None:
     report(given.runs, given.out)
 
 
+def _predict_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.predict import arguments
+
+    arguments(parser)
+
+
+def _predict(given: Namespace) -> None:
+    from msh.cli.predict import predict
+
+    predict(given)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
 
@@ -161,6 +173,12 @@ def _dashboard(given: Namespace) -> None:
 COMMANDS = {
     "train": Command("train tasks into one network", "msh train +experiment=sequential"),
     "evaluate": Command("evaluate a run's tasks again", "msh evaluate run=RUN_DIR"),
+    "predict": Command(
+        "answer new inputs with a trained network",
+        "msh predict RUN_DIR --task digits image.png -o answers.csv",
+        _predict_arguments,
+        _predict,
+    ),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),

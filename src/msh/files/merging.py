@@ -23,6 +23,19 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
     Returns:
         The network's tasks, in order.
     Raises:
+        FileNotFoundError, ValueError: as `merged`.
+    """
+    network = merged(base, files, allow_missing)
+    network.write(out)
+    return list(network.state.tasks)
+
+
+def merged(base: Path, files: Sequence[Path], allow_missing: bool = False) -> StateFile:
+    """Merge tasks that were trained apart into the content of a network file.
+
+    Args:
+        base, files, allow_missing: as in `merge_files`.
+    Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or has another plan or backbone; a task is missing or there twice; or two tasks
             own the same weights.
@@ -37,8 +50,7 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
     state.take(_parts(tasks, base, network), state.next_ids(task for _, task in tasks))
     for missing in [task for task, entry in state.tasks.items() if entry.phase == "planned"]:
         state.release(missing)
-    replace(network, kind="network", notes=notes).write(out)
-    return list(state.tasks)
+    return replace(network, kind="network", notes=notes)
 
 
 def release_task(path: Path, task: str, out: Path) -> None:

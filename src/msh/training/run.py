@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
@@ -35,7 +36,6 @@ from msh.training.callbacks import Freeze, Guarantee
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
-from msh.training.machine import flushes_denormal
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
 from msh.training.prepare import Prepared, build_module, prepare

@@ -16,9 +16,9 @@ from torch import Tensor
 from msh.errors import requirement
 from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
+from msh.inference.computing import flushes_denormal
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import same_bits, widened
-from msh.training.machine import flushes_denormal
 from msh.training.module import SubnetworkModule
 
 log = logging.getLogger(__name__)
