@@ -134,6 +134,30 @@ def _report(given: Namespace) -> None:
     report(given.runs, given.out)
 
 
+def _predict_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.predict import arguments
+
+    arguments(parser)
+
+
+def _predict(given: Namespace) -> None:
+    from msh.cli.predict import predict
+
+    predict(given)
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.export import arguments
+
+    arguments(parser)
+
+
+def _export(given: Namespace) -> None:
+    from msh.cli.export import export
+
+    export(given)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
 
@@ -162,6 +186,18 @@ def _dashboard(given: Namespace) -> None:
 COMMANDS = {
     "train": Command("train tasks into one network", "msh train +experiment=sequential"),
     "evaluate": Command("evaluate a run's tasks again", "msh evaluate run=RUN_DIR"),
+    "predict": Command(
+        "answer new inputs with a trained network",
+        "msh predict RUN_DIR --task digits image.png -o answers.csv",
+        _predict_arguments,
+        _predict,
+    ),
+    "export": Command(
+        "write a task for other programs: ONNX, torch.export, or a network file of its own",
+        "msh export RUN_DIR --task digits -o digits.onnx",
+        _export_arguments,
+        _export,
+    ),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),

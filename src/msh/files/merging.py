@@ -47,10 +47,14 @@ class Merge:
         state = self.network.state
         state.take(_parts(tasks, self.base, self.network), state.next_ids(task for _, task in tasks))
 
-    def write(self, out: Path) -> None:
-        """Write the network file; weights planned for tasks that are missing are free in it."""
+    def result(self) -> StateFile:
+        """Return the content of the network file; weights planned for tasks that are missing are free in it."""
         notes = notes_for_tasks(self.network) if self.network.kind == "plan" else self.network.notes
-        replace(self.network, state=self.network.state.without_planned(), kind="network", notes=notes).write(out)
+        return replace(self.network, state=self.network.state.without_planned(), kind="network", notes=notes)
+
+    def write(self, out: Path) -> None:
+        """Write the network file."""
+        self.result().write(out)
 
 
 def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: bool = False) -> list[str]:
@@ -64,6 +68,19 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
     Returns:
         The network's tasks, in order.
     Raises:
+        FileNotFoundError, ValueError: as `merged`.
+    """
+    network = merged(base, files, allow_missing)
+    network.write(out)
+    return list(network.state.tasks)
+
+
+def merged(base: Path, files: Sequence[Path], allow_missing: bool = False) -> StateFile:
+    """Merge tasks that were trained apart into the content of a network file.
+
+    Args:
+        base, files, allow_missing: as in `merge_files`.
+    Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or has another plan or backbone; a task is missing or there twice; or two tasks
             own the same weights.
@@ -73,8 +90,7 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
     if merge.network.kind == "plan":
         _check_complete(base, merge.planned, tasks, allow_missing)
     merge.take(tasks)
-    merge.write(out)
-    return [task for task in merge.network.state.tasks if task not in merge.planned]
+    return merge.result()
 
 
 def release_task(path: Path, task: str, out: Path) -> None:

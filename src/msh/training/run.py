@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
@@ -36,7 +37,7 @@ from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
-from msh.training.machine import flushes_denormal, machine
+from msh.training.machine import machine
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
