@@ -45,9 +45,9 @@ test-distributed: $(READY) ##+ Compare two processes with one, and dry-run eight
 		tests/integration/test_eight_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
 
-test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow and PostgreSQL; installs them.
+test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow, PostgreSQL; installs them.
 	@dpkg --status $$(cat $(ENGINES)/packages.txt) >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$(cat $(ENGINES)/packages.txt); \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=400 install -y --no-install-recommends $$(cat $(ENGINES)/packages.txt); \
 	else echo "tests that need these packages are skipped: sudo apt-get install" $$(cat $(ENGINES)/packages.txt); fi
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
 		--override $(ENGINES)/overrides.txt --requirement $(ENGINES)/requirements.txt
