@@ -82,7 +82,8 @@ def services(pid):
 
 
 def warnings_of(printed):
-    return [line for line in printed.splitlines() if re.search(r"\bWARNING\b", line)]
+    """Lines of warnings, but Lightning's of the first run in an experiment of MLflow."""
+    return [line for line in printed.splitlines() if re.search(r"\bWARNING\b(?!.*Creating it)", line)]
 
 
 class MLflowServer:
