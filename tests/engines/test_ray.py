@@ -18,6 +18,7 @@ pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-
 
 pytestmark = [
     pytest.mark.engines,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc"),
 ]
 
