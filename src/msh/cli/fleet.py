@@ -208,6 +208,8 @@ def run_fleet(
             fleet = Fleet(jobs.folder, merge, jobs.folder / NETWORK if out is None else Path(out), console)
             fleet.say(f"training {counted(len(batch), 'task')} of {_relative(Path(config.plan))}; into")
             fleet.say(f"  {_relative(jobs.folder)}")
+            for task in merge.planned:  # an earlier call's error, or the note of a job killed once it had finished
+                (jobs.folder / task / UNFINISHED).unlink(missing_ok=True)
             try:
                 with fleet.watched():
                     outcomes = jobs.run(batch)
