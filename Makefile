@@ -40,13 +40,14 @@ test-all: $(READY) ## Run all tests, except those that kill processes or start s
 test-faults: $(READY) ##+ Kill processes, fill the disk, lose a rank or a job: nothing may be lost.
 	$(BIN)/python -m pytest -n 2 --dist load -m '' tests/integration/test_faults.py tests/integration/test_resume.py
 
-test-distributed: $(READY) ##+ Compare two processes with one, for every curriculum, with DDP and FSDP.
-	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py tests/unit/training/test_reduced.py \
+test-distributed: $(READY) ##+ Compare two processes with one, and dry-run eight, for every curriculum, with DDP and FSDP.
+	$(PYTEST) -m '' tests/integration/test_distributed.py tests/integration/test_ranks.py \
+		tests/integration/test_eight_ranks.py tests/unit/training/test_reduced.py \
 		tests/unit/training/test_sharding.py
 
-test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow and PostgreSQL; installs them.
+test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow, PostgreSQL; installs them.
 	@dpkg --status $$(cat $(ENGINES)/packages.txt) >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$(cat $(ENGINES)/packages.txt); \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=400 install -y --no-install-recommends $$(cat $(ENGINES)/packages.txt); \
 	else echo "tests that need these packages are skipped: sudo apt-get install" $$(cat $(ENGINES)/packages.txt); fi
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
 		--override $(ENGINES)/overrides.txt --requirement $(ENGINES)/requirements.txt

@@ -1,6 +1,6 @@
 """Train a curriculum: `python train.py +experiment=sequential`."""
 
-from msh.cli.train import main
+from msh.cli.app import run_train
 
 if __name__ == "__main__":
-    main()
+    run_train()

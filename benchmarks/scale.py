@@ -151,7 +151,8 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
     """
     steps = {step: _step(step, folder, count, depth) for step in ("plan", "files")}
     job, same = _job(folder, count, depth)
-    steps |= {step: _step(step, folder, count, depth) for step in ("merge", "load")}
+    steps |= {step: _step(step, folder, count, depth) for step in ("merge", "fleet", "load")}
+    steps["fleet again"] = _step("fleet", folder, count, depth)
     formula = expected(folder, count)
     sizes = {
         "plan": (folder / "plan").stat().st_size,
@@ -167,10 +168,10 @@ def apart(folder: Path, count: int, depth: int) -> dict[str, object]:
     )
     row["train.py of one task, s"] = job
     row["its file has as many bytes as the untrained one"] = same
-    for step in ("plan", "merge", "load"):
-        taken, size = steps[step]
-        row |= {f"{step}, s": taken, f"{step}, ns per task and weight": 1e9 * taken / count / formula["weights"]}
-        row[f"{step}, peak MB beyond what the process had before"] = size / 1e6
+    for step in ("plan", "merge", "fleet", "fleet again", "load"):
+        unit, taken = ("CPU s", steps[step]["cpu"]) if "fleet" in step else ("s", steps[step]["seconds"])
+        row |= {f"{step}, {unit}": taken, f"{step}, ns per task and weight": 1e9 * taken / count / formula["weights"]}
+        row[f"{step}, peak MB beyond what the process had before"] = steps[step]["bytes"] / 1e6
     return row
 
 
@@ -192,10 +193,10 @@ def expected(folder: Path, count: int) -> dict[str, float]:
     }
 
 
-def _step(step: str, folder: Path, count: int, depth: int) -> tuple[float, float]:
-    """Run a step in a separate process; return (seconds, peak bytes beyond the start)."""
-    found = json.loads(fresh_process("benchmarks.fleet", step, folder, count, depth, environment={}))
-    return found["seconds"], found["bytes"]
+def _step(step: str, folder: Path, count: int, depth: int) -> dict[str, float]:
+    """Run a step in a separate process; return its seconds, CPU seconds and peak bytes beyond the start."""
+    found: dict[str, float] = json.loads(fresh_process("benchmarks.fleet", step, folder, count, depth, environment={}))
+    return found
 
 
 def _job(folder: Path, count: int, depth: int) -> tuple[float, bool]:

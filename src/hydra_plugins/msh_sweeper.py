@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 
 @dataclass
@@ -32,6 +32,8 @@ class MshSweeperConfig:
     """Seed of the search."""
     directions: list[str] | None = None
     """minimize or maximize, for each objective; null where these imply it, as mean_score and density do."""
+    storage: str | None = None
+    """Address of a database for the study, such as postgresql://HOST/DATABASE; null: a file in the sweep's folder."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="msh", node=MshSweeperConfig, provider="msh")
@@ -65,3 +67,40 @@ class MshSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.launcher is not None
         return run_sweep(self.settings, arguments, self.config, self.hydra_context, self.launcher)
+
+
+@dataclass
+class FleetSweeperConfig:
+    """Settings of `msh fleet` below hydra.sweeper."""
+
+    _target_: str = "hydra_plugins.msh_sweeper.FleetSweeper"
+    network: str | None = None
+    """Network file that the tasks are merged into; null: network.safetensors in the fleet's folder."""
+    command: str = MISSING
+    """Command line that continues the fleet."""
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="fleet", node=FleetSweeperConfig, provider="msh")
+
+
+class FleetSweeper(MshSweeper):
+    """Every task of a plan as a job, merged into one network.
+
+    Args:
+        network: see `FleetSweeperConfig`.
+        command: see there.
+    """
+
+    def __init__(self, network: str | None, command: str) -> None:
+        super().__init__()
+        self.network, self.command = network, command
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Train and merge the plan's tasks."""
+        from msh.cli.fleet import run_fleet
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        jobs = self.config, self.hydra_context, self.launcher
+        return run_fleet(self.network, self.command, arguments, *jobs)

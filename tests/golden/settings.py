@@ -20,7 +20,8 @@ from msh.training.config import NAMED
 CONF = ROOT / "conf"
 OF_BOTH = CONF / "experiment_procedure"
 """Has <experiment>/<procedure>.yaml, composed where both are chosen."""
-COMMANDS = ["train", "evaluate", "plan", "merge", "split", "release", "inspect", "report", "sweep", "dashboard"]
+OF_PLANS = ["plan", "fleet", "merge", "split", "release"]
+COMMANDS = ["train", "evaluate", *OF_PLANS, "inspect", "report", "sweep", "dashboard"]
 PLACEHOLDERS = {"foo.bar=", "group="}
 """In Hydra's own help: no settings."""
 INTERNAL = ("experiment_procedure", "wandb_sweep")

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from running import SMALL, finish
@@ -38,6 +40,24 @@ def kill_when(process, condition, signum=signal.SIGKILL):
         time.sleep(0.005)
     process.send_signal(signum)
     return finish(process)
+
+
+def kill_worker(process, folder):
+    """Kill the process that works in a run folder, once it has written a checkpoint; return its id."""
+    seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
+    while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    (worker,) = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(fd, folder / ".lock")}
+    os.kill(worker, signal.SIGKILL)
+    return worker
+
+
+def is_link_to(path, target):
+    try:
+        return os.readlink(path) == str(target)
+    except OSError:
+        return False
 
 
 def assert_same_end(folder, undisturbed):

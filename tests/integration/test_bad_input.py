@@ -13,7 +13,7 @@ EXPERIMENT = "+experiment=sequential"
 
 @pytest.fixture
 def refused(train_here, tmp_path):
-    """Run the command, check that it fails before it begins; return the message."""
+    """Run the command, check that it fails before it begins and leaves no folder; return the message."""
 
     def run(*overrides, experiment=EXPERIMENT):
         with pytest.raises(AssertionError) as caught:
@@ -21,8 +21,7 @@ def refused(train_here, tmp_path):
         message = str(caught.value)
         assert "error: " in message
         assert "Traceback" not in message
-        for name in ("results.json", "metrics.csv", "network.safetensors", "checkpoints", "subnetworks"):
-            assert not (tmp_path / "run" / name).exists(), name
+        assert not (tmp_path / "run").exists()
         return message
 
     return run
@@ -237,6 +236,31 @@ def test_a_folder_with_a_run_is_refused_and_not_changed(train_here):
         with pytest.raises(AssertionError, match=r"holds another run \(.*choose another hydra\.run\.dir"):
             train_here(EXPERIMENT, "tasks=wine", *overrides)
         assert contents(folder) == before
+
+
+@pytest.mark.parametrize("setting", ["pruning.density=2", "paths.data_dir=nowhere"])
+@pytest.mark.parametrize("files", [["notes.txt"], []])
+def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(setting, files, train_here, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in files:
+        (tmp_path / "run" / name).write_text("precious")
+    with pytest.raises(AssertionError, match="error: "):
+        train_here(EXPERIMENT, "tasks=movie_reviews", setting)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == files
+
+
+def test_a_failed_start_takes_nothing_from_a_start_that_is_under_way(train_here, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def other_start(*arguments):
+        (tmp_path / "run" / ".hydra").mkdir()
+        raise RuntimeError("the folder is in use")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("msh.training.run.locked", other_start)
+        with pytest.raises(AssertionError, match="in use"):
+            train_here(EXPERIMENT, "tasks=wine")
+    assert (tmp_path / "run" / ".hydra").is_dir()
 
 
 def test_invalid_tracker_settings_leave_the_folder_free(refused):

@@ -6,14 +6,16 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from disturbing import SETTINGS, args, assert_same_end, kill_when
-from running import SMALL, command, finish, run, start
+from disturbing import SETTINGS, args, assert_same_end, kill_when, kill_worker
+from running import SMALL, command, finish, here, run, start
 from safetensors.torch import load_file
+
+from msh.cli import app, train
 
 KILLS = 50
 
@@ -161,24 +163,6 @@ def test_a_killed_job_ends_no_other_and_only_that_job_is_repeated(tmp_path):
         assert_same_end(jobs / seed, tmp_path / "once" / "jobs" / seed)
 
 
-def kill_worker(process, folder):
-    """Kill the process that works in a run folder, once it has written a checkpoint; return its id."""
-    seen = set(folder.glob("checkpoints/*/*.*.ckpt"))
-    while not set(folder.glob("checkpoints/*/*.*.ckpt")) - seen:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
-    (worker,) = {int(fd.parts[2]) for fd in Path("/proc").glob("[0-9]*/fd/*") if is_link_to(fd, folder / ".lock")}
-    os.kill(worker, signal.SIGKILL)
-    return worker
-
-
-def is_link_to(path, target):
-    try:
-        return os.readlink(path) == str(target)
-    except OSError:
-        return False
-
-
 def status_of(folder):
     return json.loads((folder / "results.json").read_text())["status"]
 
@@ -210,3 +194,31 @@ def alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Make a folder with a plan, and a run that trains its tasks in one process."""
+    folder = tmp_path_factory.mktemp("planned")
+    overrides = ["+experiment=sequential", "tasks=[wine,iris,diabetes]", "pruning=at_init", "logger=none", *SMALL]
+    overrides += ["trainer.max_epochs=6", "checkpoint.min_seconds=0"]
+    here(app.main, "plan", *overrides, "-o", "plan", cwd=folder)
+    here(train.main, *overrides, "plan=plan", "hydra.run.dir=together", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("begun", [0, 1, 3])
+def test_a_fleet_killed_with_its_jobs_is_continued_by_the_same_command_to_the_same_bytes(begun, planned, tmp_path):
+    fleet = [sys.executable, "-m", "msh.cli.app", "fleet", "plan", "--jobs", "2", f"hydra.sweep.dir={tmp_path}"]
+    process = subprocess.Popen(fleet, cwd=planned, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    while len(list(tmp_path.glob("*/results.json"))) < begun:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    assert process.stdout.readline().startswith("training 3 tasks")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(fleet, cwd=planned, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 tasks finished" in done.stdout
+    expected = (planned / "together" / "network.safetensors").read_bytes()
+    assert (tmp_path / "network.safetensors").read_bytes() == expected

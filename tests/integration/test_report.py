@@ -170,3 +170,16 @@ def test_a_run_that_fails_is_reported(tmp_path):
 def test_no_report_is_written_if_none_is_wanted(setting, train_here):
     folder, _ = train_here("+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=1", "logger=none", *setting)
     assert not (folder / "report.html").exists()
+
+
+def test_a_comparison_names_folders_without_a_run_and_continues_with_the_rest(trained, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    command("report", "empty", "nowhere", str(trained), "-o", "page.html", cwd=tmp_path)
+    captured = capsys.readouterr()
+    assert re.findall(r"left out: (\S+) is not a run folder", captured.err) == ["empty", "nowhere"]
+    assert captured.out == "written: page.html\n"
+    (tmp_path / "page.html").unlink()
+    with pytest.raises(SystemExit, match="1"):
+        command("report", "empty", "nowhere", "-o", "page.html", cwd=tmp_path)
+    assert "none of the 2 folders has a run" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()

@@ -164,11 +164,13 @@ def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end
     assert_same_end(folder, whole)
 
 
-def test_finished_run_is_left_as_it_is(train_here):
+def test_finished_run_is_left_as_it_is(train_here, monkeypatch):
     folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
+    monkeypatch.setattr("msh.training.run.prepare", None)  # its data is not read again
     _, printed = train_here("+experiment=sequential", f"resume={folder}")
     assert "wine" in printed
+    assert "is finished already" in printed
     assert {p: p.read_bytes() for p in before} == before
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
 from msh.errors import suggestion
+from msh.training.launch import check_start
 
 HELP = {"-h", "--help"}
 GROUPS = {
@@ -133,6 +134,30 @@ def _report(given: Namespace) -> None:
     report(given.runs, given.out)
 
 
+def _predict_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.predict import arguments
+
+    arguments(parser)
+
+
+def _predict(given: Namespace) -> None:
+    from msh.cli.predict import predict
+
+    predict(given)
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.export import arguments
+
+    arguments(parser)
+
+
+def _export(given: Namespace) -> None:
+    from msh.cli.export import export
+
+    export(given)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
 
@@ -161,10 +186,25 @@ def _dashboard(given: Namespace) -> None:
 COMMANDS = {
     "train": Command("train tasks into one network", "msh train +experiment=sequential"),
     "evaluate": Command("evaluate a run's tasks again", "msh evaluate run=RUN_DIR"),
+    "predict": Command(
+        "answer new inputs with a trained network",
+        "msh predict RUN_DIR --task digits image.png -o answers.csv",
+        _predict_arguments,
+        _predict,
+    ),
+    "export": Command(
+        "write a task for other programs: ONNX, torch.export, or a network file of its own",
+        "msh export RUN_DIR --task digits -o digits.onnx",
+        _export_arguments,
+        _export,
+    ),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),
     "plan": Command("plan which task will own which weight", "msh plan +experiment=sequential pruning=at_init -o PLAN"),
+    "fleet": Command(
+        "train every task of a plan as a job, and merge them as they finish", "msh fleet PLAN --launcher local --jobs 4"
+    ),
     "merge": Command(
         "merge tasks that were trained apart into one network",
         "msh merge PLAN RUN_DIR/subnetworks/*.safetensors -o NETWORK",
@@ -200,6 +240,10 @@ HYDRA = {
     "train": "Choose options of groups (GROUP=OPTION), set any key (KEY=VALUE), resume a run (resume=RUN_DIR; "
     "resume=auto: the newest unfinished one), or train all combinations (-m seed=1,2,3).",
     "plan": "The same GROUP=OPTION and KEY=VALUE as for the runs of the plan's tasks; -o PLAN names the file.",
+    "fleet": "PLAN is a file of `msh plan`, and holds the settings of its tasks. --launcher local|slurm|ray says where "
+    "jobs run (default: here), --jobs N how many at a time, -o FILE names the network file. Overrides may set what "
+    "does not change the result: hydra.launcher.KEY=VALUE, logger=NAME, paths.data_dir=DIR, hydra.sweep.dir=DIR. The "
+    "same command continues a fleet that was stopped, and repeats tasks that failed.",
     "evaluate": "run=RUN_DIR names the run folder, paths.data_dir=DIR where its data is now; unsafe=true calls code "
     "that its config names outside msh, torch and Lightning: only for folders that you trust.",
 }
@@ -221,7 +265,7 @@ def show_help(name: str, flags: Sequence[str]) -> bool:
         return False
     command = COMMANDS[name]
     print(f"example: {command.example}\n\n{command.help.capitalize()}.\n{textwrap.fill(HYDRA[name], 79)}")
-    if name != "evaluate":
+    if name in ("train", "plan"):
         print("\nGroups, and the options of each:\n\n" + "\n".join(_groups(flag_value(flags, "--config-dir", "-cd"))))
         print("\nEvery key has a default: --cfg job prints them all.")
         print("Your own options: --config-dir DIR, where DIR/tasks/NAME.yaml adds tasks=NAME.")
@@ -275,7 +319,7 @@ def _run() -> None:
         if not show_help(name, arguments):
             # Processes that Lightning starts for more devices run `sys.argv` again: let it name the command's own file.
             sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *arguments]
-            importlib.import_module(f"msh.cli.{name}").main()
+            run_train() if name == "train" else importlib.import_module(f"msh.cli.{name}").main()
         return
     epilog = f"example: {command.example}"
     parser = ArgumentParser(
@@ -291,6 +335,16 @@ def _run() -> None:
     assert command.run is not None
     with user_errors():
         command.run(given)
+
+
+def run_train() -> None:
+    """Run `train` with the process's arguments; a start that would hang is refused before torch is loaded."""
+    if not {*HELP, "-m", "--multirun"} & set(sys.argv):  # each job of a multirun has tasks of its own
+        try:
+            check_start()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+    importlib.import_module("msh.cli.train").main()
 
 
 if __name__ == "__main__":

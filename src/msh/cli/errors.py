@@ -21,11 +21,21 @@ from msh.cli.configs import config_folder
 from msh.errors import suggestion, without_secrets
 from msh.files.atomic import write_text
 from msh.runs.results import ENDED, UNFINISHED
+from msh.training.launch import fate
+from msh.training.preemption import PreemptedError
 
 log = logging.getLogger(__name__)
 
 FULL = "HYDRA_FULL_ERROR"
 EXPECTED = (ValueError, FileNotFoundError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
+LAUNCHERS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "ray_aws": "ray",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+}
+"""Hydra's launchers, to the extra of msh that installs them."""
 
 
 @contextmanager
@@ -65,7 +75,8 @@ def recorded(folder: Path) -> Iterator[None]:
     """Keep a note in the folder of a sweep's job, `unfinished.txt`, until it is finished: it says why it is not.
 
     Raises:
-        JobError: anything that goes wrong; the traceback goes to the log file.
+        JobError: anything that goes wrong, the traceback goes to the log file; or SLURM cancelled a job of submitit's,
+            which would wait for a result.
     """
     note = folder / UNFINISHED
     write_text(note, ENDED + "\n")
@@ -78,6 +89,10 @@ def recorded(folder: Path) -> Iterator[None]:
         _log_traceback(error)
         log.error("failed: %s", message)
         raise JobError(message) from None
+    except PreemptedError as stop:
+        if "SUBMITIT_EXECUTOR" not in os.environ or stop.signum != signal.SIGTERM or fate() != "cancelled":
+            raise
+        raise JobError("the job was cancelled") from None
     note.unlink(missing_ok=True)
 
 
@@ -106,11 +121,13 @@ def message_of(error: BaseException) -> str:
 
 
 def _nearest_option(text: str) -> str:
-    """Suggest an option for "Could not find 'group/option'", from those that the message lists."""
+    """Suggest an option for "Could not find 'group/option'", from those that the message lists; or an extra."""
     wanted = re.search(r"Could not (?:find|load) '(?:(.*)/)?([^'/]+)'", text)
     if not wanted:
         return ""
     group, name = wanted.groups()
+    if group == "hydra/launcher" and name in LAUNCHERS:
+        return f"\nThis launcher is not installed: pip install 'msh[{LAUNCHERS[name]}]'"
     listed = re.findall(r"^\s+(\S+)$", text, flags=re.M)  # a message about a list of options has none
     return suggestion(name, [*listed, *(path.stem for path in (Path(config_folder()) / (group or "")).glob("*.yaml"))])
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import split_arguments
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
+from msh.files.plans import MadeWith
 from msh.training.config import register, run_config
 
 register()
@@ -26,7 +29,9 @@ def main() -> None:
         from msh.training.apart import make_plan
 
         give_large_blocks_back()
-        total = make_plan(run_config(config), out).state.total()
+        composed = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+        made_with: MadeWith = {"config": composed, "overrides": list(HydraConfig.get().overrides.task)}
+        total = make_plan(run_config(config), out, made_with).state.total()
         for task, count in total.owned.items():
             print(f"{task}: {count:,} weights, {count / total.size:.1%}")
         print(f"written: {out}")

@@ -1,20 +1,8 @@
-"""Find out which of several processes this is, when torchrun or srun started them: one run, one run folder."""
+"""Check that processes which torchrun or srun started share a run folder."""
 
 from __future__ import annotations
 
-import os
-
-
-def place_among_processes() -> tuple[int, int]:
-    """Return (rank of this process, number of processes) from torchrun or srun; (0, 1) if neither started it.
-
-    Processes that Lightning starts are not counted: it passes them their folder.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive") and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_NTASKS", "1"))
-    return 0, 1
+from msh.training.launch import place_among_processes
 
 
 def check_shared_folder(overrides: dict[str, str]) -> None:

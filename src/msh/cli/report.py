@@ -11,11 +11,14 @@ COMPARISON = "comparison.html"
 
 
 def report(folders: Sequence[Path], out: Path | None) -> None:
-    """Write the page, and say on stderr which parts of the runs are missing.
+    """Write the page, and say on stderr which runs, or parts of them, are missing.
 
     Args:
-        folders: run folders.
+        folders: run folders; of several, those without a run are left out.
         out: the page; None: in the run folder, or `COMPARISON` here.
+    Raises:
+        FileNotFoundError: no folder has a run.
+        LaterVersionError: a run is of a later release.
     """
     from msh.report.comparison import write_comparison
     from msh.report.run_page import FILE_NAME, write_report
@@ -26,7 +29,14 @@ def report(folders: Sequence[Path], out: Path | None) -> None:
         runs = [write_report(folders[0], out)]
     else:
         out = out or Path(COMPARISON)
-        runs = [read_run(folder) for folder in folders]
+        runs = []
+        for folder in folders:
+            try:
+                runs.append(read_run(folder))
+            except FileNotFoundError as error:
+                print(f"left out: {error}", file=sys.stderr)
+        if not runs:
+            raise FileNotFoundError(f"none of the {len(folders)} folders has a run")
         write_comparison(runs, settings_of([run.config for run in runs]), out)
     for run in runs:
         for note in run.notes:

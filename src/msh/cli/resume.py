@@ -126,18 +126,10 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], uns
         HydraException: an override does not fit.
     """
     path = folder / ".hydra" / "config.yaml"
-    stored = read_config(path)
-    if not unsafe:
-        folders = [Path(source) for source in (config_folder(), own) if source]
-        _check_calls(stored, path, _trusted(folders, overrides))
-    for key, value in lacking(stored).items():
-        OmegaConf.update(stored, key, value, force_add=True)
-    changes = list(_changes(folder, stored, overrides))
+    started = read_overrides(folder / ".hydra" / "overrides.yaml")
+    changes = register_stored("resumed", read_config(path), path, started, own, overrides, unsafe)
     if own is not None:
         changes.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
-    values = {key: value for key, value in cast(Any, OmegaConf.to_container(stored)).items() if key not in HYDRAS_OWN}
-    node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **values}
-    ConfigStore.instance().store(name="resumed", node=node)
     with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
         try:
             config = compose("resumed", changes, return_hydra_config=True)
@@ -152,17 +144,52 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], uns
     return config
 
 
-def _changes(folder: Path, stored: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+def register_stored(
+    name: str,
+    stored: DictConfig,
+    path: Path,
+    started: Sequence[str],
+    own: str | None,
+    overrides: Sequence[str],
+    unsafe: bool = False,
+) -> list[str]:
+    """Make a stored config known to Hydra, without the keys that decide what Hydra itself loads.
+
+    Args:
+        name: that Hydra composes it by.
+        stored: the config; settings that its release lacked are added.
+        path: the file that holds it.
+        started: the overrides that it was composed from.
+        own: the user's config folder, if the command line names one.
+        overrides: of the command line.
+        unsafe: call what the stored config names, whatever it is.
+    Returns:
+        The overrides that it was not composed from, as they apply to it.
+    Raises:
+        ValueError: it could call any code; or another experiment is named.
+    """
+    if not unsafe:
+        folders = [Path(source) for source in (config_folder(), own) if source]
+        _check_calls(stored, path, _trusted(folders, overrides))
+    for key, value in lacking(stored).items():
+        OmegaConf.update(stored, key, value, force_add=True)
+    changes = list(_changes(path, stored, by_key(started), overrides))
+    values = {key: value for key, value in cast(Any, OmegaConf.to_container(stored)).items() if key not in HYDRAS_OWN}
+    node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **values}
+    ConfigStore.instance().store(name=name, node=node)
+    return changes
+
+
+def _changes(path: Path, stored: DictConfig, started: dict[str, str], overrides: Sequence[str]) -> Iterator[str]:
     """Write the overrides with which the run was not started so that they apply to its stored config."""
-    started = by_key(read_overrides(folder / ".hydra" / "overrides.yaml"))
     for key, value in by_key(overrides).items():
         override = next(o for o in reversed(overrides) if o.lstrip("+~").partition("=")[0] == key)
         if started.get(key) == value:
             continue
         if key in OVERLAYS:
             raise ValueError(
-                f"{folder} was started with {key} = {started.get(key, 'null')}, not {value}: a resumed run keeps its "
-                "settings; start a new run for others"
+                f"{path} was started with {key} = {started.get(key, 'null')}, not {value}: its settings stay; start "
+                "anew for others"
             )
         if key in NAMED or ((Path(config_folder()) / key).is_dir() and not key.startswith("hydra")):  # a group
             if key in BY_NAME:
@@ -181,8 +208,8 @@ def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
     for key, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if _may_call(key, value) and (str(value) not in trusted or (key.endswith("_target_") and "$" in str(value))):
             raise ValueError(
-                f"{path}: {key} = {value!r} is not allowed: it could have any code called; unsafe=true beside resume "
-                "allows it, or the same override or --config-dir again, if you trust where the folder is from"
+                f"{path}: {key} = {value!r} is not allowed: it could have any code called; unsafe=true allows it, "
+                "or the same override or --config-dir again, if you trust where it is from"
             )
 
 

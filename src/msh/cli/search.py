@@ -1,14 +1,20 @@
-"""Search among settings: Optuna chooses the trials, the launcher runs them, and the study is on disk."""
+"""Search among settings: Optuna chooses the trials, the launcher runs them, and the study is on disk.
+
+Several processes may share a search. A trial belongs to the process that holds the lock on its file in the sweep's
+folder; the operating system releases it when the process ends, however it ends, and another one takes the trial over.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,12 +27,15 @@ from msh.training.settings import INCIDENTAL, differences
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger(__name__)
 
 STUDY_FILE = "study.log"
 """Optuna's journal of the study, in the sweep's folder."""
+LOCKS = ".trials"
+"""Folder, in the sweep's, of the locks on the study and on its trials."""
 TAGS = ("log", "int")
 WAYS = {"max": "maximize", "min": "minimize"}
 
@@ -60,13 +69,22 @@ def search(settings: Any, overrides: Mapping[str, Override], jobs: Jobs) -> list
     space = {override.get_key_element(): read_distribution(override) for override in varying}
     _check_values(jobs, fixed, space)
     directions = read_directions(jobs.config.objective, settings.directions)
-    study = open_study(jobs.folder, directions, _settings_of(jobs.config, varying, directions))
+    with _locked(jobs.folder):
+        study = open_study(jobs.folder, directions, _settings_of(jobs.config, varying, directions), settings.storage)
     outcomes = []
-    while trials := _next_trials(study, settings, space):
-        done = jobs.run([[*fixed, *_assignments(trial.params)] for trial in trials])
-        for trial, outcome in zip(trials, done, strict=True):
-            _tell(study, trial.number, outcome.values)
-        outcomes += done
+    while True:
+        with _locked(jobs.folder):
+            claimed = _claim_trials(study, jobs.folder, settings, space)
+        if not claimed:
+            break
+        try:
+            done = jobs.run([[*fixed, *_assignments(trial.params)] for trial, _ in claimed])
+            for (trial, _), outcome in zip(claimed, done, strict=True):
+                _tell(study, trial.number, outcome.values)
+            outcomes += done
+        finally:
+            for _, lock in claimed:
+                lock.release()
     _log_best(study, list(directions))
     return outcomes
 
@@ -157,15 +175,27 @@ def _settings_of(config: DictConfig, varying: Sequence[Override], directions: Ma
     return own | {"search": {"objectives": dict(directions), "params": params}}
 
 
-def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[str, Any]) -> optuna.Study:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from choosing trials."""
+    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCKS / "study.lock"):
+        yield
+
+
+def open_study(
+    folder: Path, directions: Mapping[str, str], settings: Mapping[str, Any], address: str | None = None
+) -> optuna.Study:
     """Open the study of a sweep's folder, or create it.
 
     Args:
         folder: of the sweep.
         directions: objective to its direction.
         settings: that its trials share.
+        address: of a database; None: the study is a file in the folder.
     Raises:
-        ValueError: the folder's study has other settings.
+        ValueError: the folder's study has other settings, or the address is not one.
+        RuntimeError: the database cannot be used.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -173,9 +203,14 @@ def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[st
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+    storage: BaseStorage = (
+        JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))) if address is None else _database(address)
+    )
     study = optuna.create_study(
-        storage=storage, study_name="search", directions=cast(Any, list(directions.values())), load_if_exists=True
+        storage=storage,
+        study_name="search" if address is None else str(folder),  # one database may have many studies
+        directions=cast(Any, list(directions.values())),
+        load_if_exists=True,
     )
     for key, (before, now) in differences(study.user_attrs.get("settings", settings), settings, INCIDENTAL).items():
         raise ValueError(
@@ -186,25 +221,65 @@ def open_study(folder: Path, directions: Mapping[str, str], settings: Mapping[st
     return study
 
 
-def _next_trials(
-    study: optuna.Study, settings: Any, space: dict[str, BaseDistribution]
-) -> list[Trial] | list[FrozenTrial]:
-    """Return trials that have begun and not ended; else new ones, as many as are launched at a time."""
+def _database(address: str) -> BaseStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import ArgumentError, OperationalError
+
+    try:
+        return RDBStorage(address)
+    except ImportError as error:
+        cause = error.__cause__ or error
+        raise RuntimeError(f"hydra.sweeper.storage needs a driver for its database: {cause}") from error
+    except ArgumentError:
+        bound = "the address of a database, such as postgresql://HOST/DATABASE"
+        raise invalid("hydra.sweeper.storage", bound, "another text") from None  # it may hold a password
+    except OperationalError as error:
+        raise RuntimeError(f"the database of hydra.sweeper.storage cannot be reached: {error.orig}") from None
+
+
+def _claim_trials(
+    study: optuna.Study, folder: Path, settings: Any, space: dict[str, BaseDistribution]
+) -> list[tuple[Trial | FrozenTrial, FileLock]]:
+    """Choose as many trials as are launched at a time: those that a process has begun and left; else new ones.
+
+    Returns:
+        Each trial, with the lock by which it is this process's.
+    """
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    begun = study.get_trials(states=(TrialState.RUNNING,))
-    for trial in begun:
-        if trial.params.keys() != space.keys():  # stopped while its values were chosen
+    claimed: list[tuple[Trial | FrozenTrial, FileLock]] = []
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        lock = _claim(folder, trial.number) if len(claimed) < settings.n_jobs else None
+        if lock is None:
+            continue
+        is_running = study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING
+        if is_running and trial.params.keys() == space.keys():
+            claimed.append((trial, lock))
+            continue
+        if is_running:  # stopped while its values were chosen
             study.tell(trial.number, state=TrialState.FAIL)
-    if begun := [trial for trial in begun if trial.params.keys() == space.keys()]:
-        return begun[: settings.n_jobs]
-    trials = []
+        lock.release()
+    if claimed:
+        return claimed
     for number in range(len(study.trials), min(len(study.trials) + settings.n_jobs, settings.n_trials)):
         seed = derive_seed(settings.seed, "search", number) % 2**32
         study.sampler = TPESampler(seed=seed, n_startup_trials=settings.n_startup_trials)
-        trials.append(study.ask(space))
-    return trials
+        new = study.ask(space)
+        lock = _claim(folder, new.number)
+        assert lock is not None
+        claimed.append((new, lock))
+    return claimed
+
+
+def _claim(folder: Path, number: int) -> FileLock | None:
+    """Lock a trial for this process; None while another one has it."""
+    lock = FileLock(folder / LOCKS / f"{number}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
 
 
 def _tell(study: optuna.Study, number: int, values: Sequence[float] | None) -> None:

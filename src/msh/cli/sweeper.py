@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from msh.cli.jobs import Jobs, Outcome
 from msh.cli.search import search
+from msh.cli.submitit_jobs import is_submitit
 from msh.report.sweeps import CSV_NAME, print_sweep, read_sweep, write_csv
 from msh.training.settings import INCIDENTAL
 
@@ -42,13 +43,14 @@ def run_sweep(
         RuntimeError: jobs failed, and all others are done; in a search, all of them failed.
     """
     overrides = read_overrides(settings.params, arguments, context)
-    jobs = Jobs(config, context, launcher)
-    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={jobs.folder}')} skip_finished=true"
     is_grid = settings.n_trials is None
+    jobs = Jobs(config, context, launcher, shared=not is_grid)
+    again = f"the same command with {shlex.quote(f'hydra.sweep.dir={jobs.folder}')} skip_finished=true"
     try:
         outcomes = jobs.run(combinations(overrides)) if is_grid else search(settings, overrides, jobs)
     except (KeyboardInterrupt, SystemExit):
-        log.warning("the sweep was stopped: %s continues it", again)
+        left = ", once its jobs have left the queue: scancel ends them" if is_submitit(launcher) else ""
+        log.warning("the sweep was stopped: %s continues it%s", again, left)
         raise
     finally:
         if any(folder.is_dir() for folder in jobs.folders.values()):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +23,22 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
-from msh.cli.arguments import by_key, flag_value, split_arguments
+from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
 from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
 from msh.errors import refuse_password
-from msh.runs.results import UNFINISHED
+from msh.files.atomic import write_text
+from msh.runs.results import FILE_NAME, UNFINISHED
 from msh.training.config import register, run_config
 from msh.training.settings import INCIDENTAL, on_disk
 
 log = logging.getLogger(__name__)
 
 WARNINGS: dict[str, type[Warning]] = {
+    # `msh.training.launch` says what is to be said of it, once.
+    r"The `srun` command is available on your system but is not used": PossibleUserWarning,
     # Epochs are logged, however few batches they have.
     r"The number of training batches \(\d+\) is smaller than the logging interval Trainer": PossibleUserWarning,
     # Batches are taken from memory by index: worker processes would only slow that down.
@@ -44,6 +49,9 @@ WARNINGS: dict[str, type[Warning]] = {
 }
 """Start of warnings that are not shown, to their category."""
 
+USERS_FOLDER: ContextVar[Path | None] = ContextVar("USERS_FOLDER", default=None)
+"""The run folder, if it existed before the command."""
+
 register()
 
 
@@ -53,11 +61,44 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
             return _run(config, folder)
-    return _run(config, folder)
+    with _failed_start_removed(folder):
+        return _run(config, folder)
+
+
+@contextmanager
+def _failed_start_removed(folder: Path) -> Iterator[None]:
+    """Where a start fails before the run begins, remove all that it wrote, and the folder unless it is the user's."""
+    before = set(folder.iterdir())  # Hydra has made the folder
+    try:
+        yield
+    except BaseException:
+        _remove_failed_start(folder, before)
+        raise
+
+
+def _remove_failed_start(folder: Path, before: set[Path]) -> None:
+    from msh.training.ranks import is_rank_zero
+    from msh.training.run import locked
+
+    if not is_rank_zero():
+        return
+    try:
+        with locked(folder):
+            if (folder / FILE_NAME).exists():
+                return
+            _leave_log_file()
+            for path in set(folder.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not before and folder.resolve() != USERS_FOLDER.get():
+            folder.rmdir()
+    except (RuntimeError, OSError) as error:  # another process works there
+        log.debug("%s was not removed: %s", folder, error)
 
 
 def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     """Resume the run in a folder with the config that is stored there."""
+    from msh.training.ranks import is_rank_zero
+
     given = by_key(overrides)
     ours = ("resume", "unsafe", "hydra.run.dir")
     overrides = [override for override in overrides if override.partition("=")[0] not in ours]
@@ -71,7 +112,8 @@ def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     try:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         _run(own, folder)
-        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+        if is_rank_zero():
+            (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
     finally:
         HydraConfig.instance().cfg = None
 
@@ -80,19 +122,28 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
-    from msh.training.ranks import is_rank_zero
+    from msh.training.launch import check_multi_node
+    from msh.training.ranks import agree, is_rank_zero
     from msh.training.run import locked, train
+    from msh.training.trainers import connect
 
     own = run_config(config)
+    if HydraConfig.get().runtime.choices.get("trainer") == "multi_node":
+        check_multi_node()
     _check_tasks_named_once(HydraConfig.get().overrides.task)
     quiet_lightning()
     _keep_bar_lines_off_the_terminal()
     if not is_rank_zero():
         _leave_words_to_the_first_process()
+    connect(own.trainer, folder)
     with ExitStack() as stack:
-        try:
+
+        def claim() -> str | None:
             stack.enter_context(locked(folder))
-            found = _found(config, folder)
+            return _found(config, folder)
+
+        try:
+            found = agree(claim)
         except (RuntimeError, ValueError):
             _leave_log_file()
             raise
@@ -120,8 +171,8 @@ def _found(config: DictConfig, folder: Path) -> str | None:
     found = on_disk(folder, config, INCIDENTAL)
     if found.what == "finished":
         return str(folder)
-    if not is_rank_zero():
-        return None
+    if not is_rank_zero():  # rank 0 has begun or resumed the run, and then started this process
+        return str(folder) if found.what == "unfinished" else None
     if found.what == "unfinished" and HydraConfig.get().mode == RunMode.MULTIRUN:
         check_same_run(config, folder)
         return str(folder)
@@ -142,10 +193,9 @@ def _store(config: DictConfig, folder: Path) -> None:
     Hydra itself would write it before it calls us: also into the folder of another run.
     """
     stored = folder / ".hydra"
-    stored.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, stored / "config.yaml")
-    OmegaConf.save({"hydra": HydraConfig.get()}, stored / "hydra.yaml")
-    OmegaConf.save(HydraConfig.get().overrides.task, stored / "overrides.yaml")
+    write_text(stored / "hydra.yaml", OmegaConf.to_yaml({"hydra": HydraConfig.get()}))
+    write_text(stored / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+    write_text(stored / "config.yaml", OmegaConf.to_yaml(config))  # last: with it, the folder is a run's
 
 
 def _leave_log_file() -> None:
@@ -153,6 +203,7 @@ def _leave_log_file() -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
         root.removeHandler(handler)
+        handler.close()
 
 
 def _write_report(folder: Path) -> None:
@@ -219,6 +270,8 @@ def main() -> None:
         if folder is not None:
             _resume(folder, flags, overrides)
         else:
+            chosen = Path(unquoted(given.get("hydra.run.dir", "")))
+            USERS_FOLDER.set(chosen.resolve() if "hydra.run.dir" in given and chosen.exists() else None)
             sys.argv[1:] = [*flags, *(override for override in overrides if not override.startswith("resume="))]
             _train()
 

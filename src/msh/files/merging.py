@@ -12,6 +12,51 @@ from msh.files.state_file import StateFile, read_state, task_names
 from msh.subnetworks import NetworkState
 
 
+class Merge:
+    """Merge tasks that were trained apart, in any order, into the network of a plan or of a network file.
+
+    Attributes:
+        base: the plan's path, or the network file's.
+        network: the base, with the tasks taken so far.
+
+    Args:
+        base: a plan with the tasks; or a network file, to which they are added.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.network = base, read_state(base, "plan", "network")
+        if self.network.kind == "plan":
+            check_plan(base, self.network)
+
+    @property
+    def planned(self) -> list[str]:
+        """List the tasks that the plan still waits for."""
+        return [task for task, entry in self.network.state.tasks.items() if entry.phase == "planned"]
+
+    def take(self, tasks: Sequence[tuple[Path, str]]) -> None:
+        """Take over the tasks of (subnetwork file, its task); the time does not depend on the tasks taken before.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or has another plan or backbone; a task is there twice; or two tasks own the
+                same weights. Nothing has changed then.
+        """
+        state = self.network.state
+        state.take(_parts(tasks, self.base, self.network), state.next_ids(task for _, task in tasks))
+
+    def result(self) -> StateFile:
+        """Return the content of the network file; weights planned for tasks that are missing are free in it."""
+        notes = notes_for_tasks(self.network) if self.network.kind == "plan" else self.network.notes
+        return replace(self.network, state=self.network.state.without_planned(), kind="network", notes=notes)
+
+    def write(self, out: Path) -> None:
+        """Write the network file."""
+        self.result().write(out)
+
+
 def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: bool = False) -> list[str]:
     """Merge tasks that were trained apart into one network file.
 
@@ -23,22 +68,29 @@ def merge_files(base: Path, files: Sequence[Path], out: Path, allow_missing: boo
     Returns:
         The network's tasks, in order.
     Raises:
+        FileNotFoundError, ValueError: as `merged`.
+    """
+    network = merged(base, files, allow_missing)
+    network.write(out)
+    return list(network.state.tasks)
+
+
+def merged(base: Path, files: Sequence[Path], allow_missing: bool = False) -> StateFile:
+    """Merge tasks that were trained apart into the content of a network file.
+
+    Args:
+        base, files, allow_missing: as in `merge_files`.
+    Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or has another plan or backbone; a task is missing or there twice; or two tasks
             own the same weights.
     """
     tasks = [(path, _task_in(path)) for path in files]
-    network = read_state(base, "plan", "network")
-    state, notes = network.state, network.notes
-    if network.kind == "plan":
-        check_plan(base, network)
-        notes = notes_for_tasks(network)
-        _check_complete(base, list(state.tasks), tasks, allow_missing)
-    state.take(_parts(tasks, base, network), state.next_ids(task for _, task in tasks))
-    for missing in [task for task, entry in state.tasks.items() if entry.phase == "planned"]:
-        state.release(missing)
-    replace(network, kind="network", notes=notes).write(out)
-    return list(state.tasks)
+    merge = Merge(base)
+    if merge.network.kind == "plan":
+        _check_complete(base, merge.planned, tasks, allow_missing)
+    merge.take(tasks)
+    return merge.result()
 
 
 def release_task(path: Path, task: str, out: Path) -> None:

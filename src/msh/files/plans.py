@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from msh.checked import parsed
 from msh.files.state_file import Size, StateFile, damages, read_state
 from msh.subnetworks import Allocation, MultiSubnetwork, NetworkState
 from msh.subnetworks.tensors import raw_bytes, same_bits
+
+MADE_WITH = "made_with"
 
 
 def start_of(network: MultiSubnetwork) -> str:
@@ -78,26 +81,40 @@ def input_shape_in(notes: Mapping[str, str], path: Path) -> tuple[int, ...]:
         return tuple(parsed(notes, "input_shape", list[Size]))
 
 
+class MadeWith(TypedDict):
+    """Config that a plan was made with, so that its tasks can train without another; see `make_plan_file`."""
+
+    config: dict[str, Any]
+    overrides: list[str]
+
+
 def make_plan_file(
-    state: NetworkState, settings: Mapping[str, Any], input_shape: Sequence[int], start: str
+    state: NetworkState,
+    settings: Mapping[str, Any],
+    input_shape: Sequence[int],
+    start: str,
+    made_with: MadeWith | None = None,
 ) -> StateFile:
     """Make a plan: planned tasks with owners and norms, which take bits, not bytes, per weight.
 
     The initial weights follow from the settings, so the plan has their digest only. Its note "plan" is a digest that
-    identifies it.
+    identifies it: plans with the same allocation have the same one, whatever else their tasks train with.
 
     Args:
         state: from `NetworkState.planned`.
         settings: the ones that decided the allocation, as JSON has them.
         input_shape: of the backbone.
         start: `start_of` the network before it had tasks.
+        made_with: the composed config, interpolations unresolved, and the overrides that it was composed from.
     """
     notes = {"settings": json.dumps(dict(settings), sort_keys=True), **notes_of(start, input_shape)}
+    if made_with is not None:
+        notes[MADE_WITH] = json.dumps(made_with)
     return replace(plan := StateFile(state, "plan", notes), notes=notes | {"plan": _digest(plan)})
 
 
 def _digest(plan: StateFile) -> str:
-    state, notes = plan.state, {key: value for key, value in plan.notes.items() if key != "plan"}
+    state, notes = plan.state, {key: value for key, value in plan.notes.items() if key not in ("plan", MADE_WITH)}
     header = [state.describe(), notes, state.tied, {name: list(owners.shape) for name, owners in state.owners.items()}]
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for tensors in (state.owners, state.norms, state.defaults):
@@ -129,6 +146,7 @@ def check_plan(path: Path, plan: StateFile) -> None:
         if any(entry.phase != "planned" for entry in plan.state.tasks.values()):
             raise ValueError("it has tasks that are not planned")
         settings_of(plan)
+        made_with(plan)
         if missing := [key for key in ("start", "plan") if key not in plan.notes]:
             raise ValueError(f"it has no note {missing[0]!r}")
         if plan.version > 1 and _digest(plan) != plan.notes["plan"]:
@@ -140,6 +158,12 @@ def settings_of(plan: StateFile) -> dict[str, Any]:
     """Read the settings that decided a plan's allocation."""
     settings: dict[str, Any] = parsed(plan.notes, "settings", dict[str, Any])
     return settings
+
+
+def made_with(plan: StateFile) -> MadeWith | None:
+    """Read the config that a plan was made with; None for plans of earlier releases, which lack it."""
+    found: MadeWith | None = parsed(plan.notes, MADE_WITH, MadeWith) if MADE_WITH in plan.notes else None
+    return found
 
 
 def notes_for_tasks(plan: StateFile) -> dict[str, str]:

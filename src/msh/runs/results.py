@@ -153,8 +153,8 @@ class Results:
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
     flush_denormal: bool | None = None
-    incomplete_trackers: list[str] = field(default_factory=list)
     computed_on: list[str] = field(default_factory=list)
+    incomplete_trackers: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def add_row(self, scores: dict[str, float]) -> None:

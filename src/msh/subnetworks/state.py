@@ -335,6 +335,13 @@ class NetworkState:
         empty = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         return replace(self, weights=empty, tasks=tasks, active=None)
 
+    def without_planned(self) -> NetworkState:
+        """Copy the state without its planned tasks: their weights are free."""
+        tasks = {task: entry for task, entry in self.tasks.items() if entry.phase != "planned"}
+        ids = torch.tensor([FREE, *(entry.owner for entry in tasks.values())])
+        owners = {name: only_at(belongs(ids_of, ids), ids_of) for name, ids_of in self.owners.items()}
+        return replace(self, owners=owners, tasks=tasks)
+
     def release(self, task: str) -> None:
         """Remove a task, in place: its weights become free and are overwritten with fresh random ones.
 
@@ -388,7 +395,8 @@ class NetworkState:
         for task in added:
             merged._check_taken(task, labels)
             merged.tasks[task].digest = None
-        merged.active = next((task for task in reversed(merged.tasks) if task in added), self.active)
+        trained = [task for task, entry in merged.tasks.items() if entry.phase != "planned"]
+        merged.active = trained[-1] if added else self.active
         vars(self).update(vars(merged))
 
     def _place(self, label: str, other: NetworkState, task: str, owner: int, labels: Mapping[str, str]) -> None:

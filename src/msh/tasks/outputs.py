@@ -53,8 +53,10 @@ class Outputs:
         return outputs
 
     def label(self, number: int) -> str:
-        """Return the name of a class, label or value; its number if it has none."""
-        return self.names[number] if self.names else str(number)
+        """Return the name of a class, label or value; without one, its number, or "value"."""
+        if self.names:
+            return self.names[number]
+        return "value" if self.kind == "regression" and self.number == 1 else str(number)
 
     def to_data(self) -> dict[str, Any]:
         """Convert to JSON values."""

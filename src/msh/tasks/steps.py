@@ -57,6 +57,7 @@ class Step(Protocol):
 
 
 Steps = tuple[Step, ...]
+"""The first step reads raw inputs; it has the `shape` of one example and the `dtype` that it returns."""
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -178,6 +179,16 @@ class Tokenize:
 
     tokenizer: str
     step: Literal["tokenize"] = "tokenize"
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Shape of one text: its tokens."""
+        return (self._built.padding["length"],)
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the token ids."""
+        return "int64"
 
     def __call__(self, inputs: Sequence[str]) -> Tensor:
         """Return the token ids of texts, int64 (texts, length).

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from msh.errors import invalid
-from msh.files.plans import make_plan_file
+from msh.files.plans import MadeWith, make_plan_file
 from msh.files.state_file import StateFile
 from msh.training import life
 from msh.training.config import RunConfig
@@ -14,7 +14,7 @@ from msh.training.origin import check_plannable, planned_settings
 from msh.training.prepare import build_module, prepare
 
 
-def make_plan(config: RunConfig, path: Path) -> StateFile:
+def make_plan(config: RunConfig, path: Path, made_with: MadeWith | None = None) -> StateFile:
     """Allocate weights to all tasks before any training, and write the plan file.
 
     Each task gets the weights that a sequential curriculum with pruning at initialisation would give it.
@@ -22,6 +22,7 @@ def make_plan(config: RunConfig, path: Path) -> StateFile:
     Args:
         config: names all tasks.
         path: the file's.
+        made_with: the same config as composed, which the plan stores for the runs of its tasks.
     Raises:
         ValueError: a setting or the data is invalid, or the tasks need more weights than there are.
         FileNotFoundError: data is missing.
@@ -38,6 +39,6 @@ def make_plan(config: RunConfig, path: Path) -> StateFile:
             life.pruner(prepared, stage, {task: prepared.wanted[task]}).prune_now(module)
             life.freeze(network, [task])  # frees its training state: there may be a thousand tasks
     start, shape = prepared.notes["start"], json.loads(prepared.notes["input_shape"])
-    plan = make_plan_file(network.state.planned(), planned_settings(config), shape, start)
+    plan = make_plan_file(network.state.planned(), planned_settings(config), shape, start, made_with)
     plan.write(path)
     return plan

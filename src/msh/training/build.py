@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from msh.errors import invalid
+from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe
 from msh.subnetworks import WEIGHTS, Granularity, MultiSubnetwork, Units, trace_units
 from msh.subnetworks.views import half_precision
@@ -174,7 +175,7 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
     kind = true_type(config)
     with drawing_in(kind):
         head, stem = task.build_head(backbone.features), task.build_stem(backbone.input_shape)
-    recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
+    recipe: Recipe = {"head": task.head_recipe(backbone.features), "stem": task.stem_recipe(backbone.input_shape)}
     if kind == "float64":  # in narrower types, head and stem stay float32
         recipe = {part: built and {**built, "_dtype_": kind} for part, built in recipe.items()}
         for module in filter(None, (head, stem)):
@@ -183,4 +184,11 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
-        network.add_task(task.name, head, stem, config.reuse, granularity, {**recipe, **task.data_recipe()})
+        recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task))}
+        network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
+
+
+def computing(config: RunConfig, task: Task) -> Computing:
+    """Return how a run evaluates a task."""
+    autocast = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(str(config.trainer.precision))
+    return Computing(config.evaluation.batch_size or task.batch_size, config.flush_denormal, autocast)  # type: ignore[arg-type]

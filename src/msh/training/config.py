@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Discriminator, Strict, Tag
 from pydantic.dataclasses import dataclass
 
-from msh.errors import invalid, refuse_password, suggestion
+from msh.errors import invalid, refuse_password, requirement, suggestion
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse, ScoreStart
 from msh.subnetworks.allocation import Scope
@@ -54,7 +54,19 @@ Density = Annotated[
 Weights = Annotated[Annotated[Count, Tag("<one>")] | Annotated[dict[str, Count], Tag("<each>")], Discriminator(_form)]
 Layers = Annotated[Annotated[Integer, Tag("<one>")] | Annotated[list[str], Tag("<each>")], Discriminator(_form)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
-Limit = Integer | Number
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value > 1 and value.is_integer() else value
+
+
+def _is_limit(value: float) -> bool:
+    return value >= 1 if isinstance(value, int) else 0.0 < value <= 1.0
+
+
+Limit = Annotated[
+    Integer | Number, BeforeValidator(_whole), bounded("a whole number >= 1 or a share in (0, 1]", _is_limit)
+]
 """A number of batches, or a share of them."""
 Block = dict[str, Any]
 """`_target_` and arguments, as Hydra instantiates them."""
@@ -223,15 +235,33 @@ class TrainerConfig:
     limit_train_batches: Limit | None = None
     limit_val_batches: Limit | None = None
     limit_test_batches: Limit | None = None
-    overfit_batches: Limit = 0.0
-    fast_dev_run: Flag | Integer = False
-    num_sanity_val_steps: Integer = 0
+    overfit_batches: Annotated[
+        Integer | Number,
+        BeforeValidator(_whole),
+        bounded("0, a whole number >= 1 or a share in (0, 1]", lambda x: x == 0 or _is_limit(x)),
+    ] = 0.0
+    fast_dev_run: Flag | Annotated[Integer, bounded(">= 0", lambda n: n >= 0)] = False
+    num_sanity_val_steps: Annotated[Integer, bounded(">= -1", lambda n: n >= -1)] = 0
     detect_anomaly: Flag = False
-    deterministic: Flag | str | None = None
+    deterministic: Flag | Literal["warn"] | None = None
     benchmark: Flag | None = None
     profiler: str | Block | None = None
     enable_progress_bar: Flag = True
     sync_batchnorm: Flag = False
+
+    def __post_init__(self) -> None:
+        """Refuse settings that others switch off."""
+        problems = []
+        if self.gradient_clip_algorithm is not None and self.gradient_clip_val is None:
+            problems.append(
+                requirement("trainer.gradient_clip_val", "a number with trainer.gradient_clip_algorithm", None)
+            )
+        for key in ("limit_train_batches", "limit_val_batches"):
+            if self.overfit_batches and getattr(self, key) is not None:
+                bound = f"null with trainer.overfit_batches = {self.overfit_batches:g}, which sets it"
+                problems.append(requirement(f"trainer.{key}", bound, getattr(self, key)))
+        if problems:
+            raise ConfigError(problems)
 
 
 def _as_stage(entry: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,16 +90,20 @@ def batches_per_epoch(tasks: Sequence[Task], uneven: Uneven) -> int:
     return LENGTHS[uneven](count_batches(len(task.splits["train"]), task.batch_size, task.repeat) for task in tasks)
 
 
-def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig) -> int:
-    """Count the batches in an epoch of tasks that train together, up to `trainer.limit_train_batches`.
+def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig, limited: bool = True) -> int:
+    """Count the batches in an epoch of tasks that train together, as the trainer's settings limit it.
 
     Args:
         tasks: those that train.
         uneven: as in `Fit`.
         config: the config's `trainer`.
+        limited: by `limit_train_batches` or `overfit_batches`.
     """
     batches, limit = batches_per_epoch(tasks, uneven), config.limit_train_batches
-    if limit is None:
+    if config.overfit_batches:  # batches in order, the last one smaller
+        limit = config.overfit_batches
+        batches = LENGTHS[uneven](math.ceil(len(task.splits["train"]) / task.batch_size) for task in tasks)
+    if limit is None or not limited:
         return batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 

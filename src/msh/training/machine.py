@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from msh.inference.computing import flushes_denormal
 from msh.training.config import RunConfig
 
 RESTRICTING = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
@@ -26,12 +27,6 @@ def set_up_torch(config: RunConfig) -> None:
     torch.set_flush_denormal(config.flush_denormal)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-
-
-def flushes_denormal() -> bool:
-    """Return true if this thread computes 0 for subnormal results, below 2**-126 in float32."""
-    smallest = torch.tensor([2.0**-126])
-    return float((smallest * torch.tensor([0.5])).view(torch.int32)) == 0
 
 
 @dataclass(frozen=True)

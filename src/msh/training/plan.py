@@ -86,8 +86,6 @@ def check_gate(
         if gate.maximum <= sparsity:
             bound = f"> {sparsity:.4g}, the sparsity of task {task!r} by its budget, from which the gate continues"
             raise invalid("pruning.gate.maximum", bound, gate.maximum)
-    if trainer.limit_val_batches is not None and not trainer.limit_val_batches:
-        raise invalid("trainer.limit_val_batches", "> 0 with pruning.gate.step", trainer.limit_val_batches)
     if trainer.check_val_every_n_epoch != 1:
         raise invalid("trainer.check_val_every_n_epoch", "1 with pruning.gate.step", trainer.check_val_every_n_epoch)
 
@@ -113,8 +111,11 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
     if pruning.rewind is not None and not 0 <= pruning.rewind <= dense:
         first = f"the epochs before the first cut of stage {stage.index} (pruning.begin x max_epochs)"
         raise invalid("pruning.rewind", f"in [0, {dense:g}], {first}", pruning.rewind)
-    end = pruning.gate.until if pruning.is_gated else pruning.end
-    pruned = min(stage.max_epochs, math.ceil(end * stage.max_epochs - 1e-9))
+    pruned = _epochs_until(pruning.gate.until if pruning.is_gated else pruning.end, stage)
+    to_budget = _epochs_until(pruning.end, stage)
+    if pruning.is_gated and pruned <= to_budget:
+        bound = f"> {to_budget / stage.max_epochs:.3g}, so that the gate has an epoch of stage {stage.index}"
+        raise invalid("pruning.gate.until", bound, pruning.gate.until)
     title = f"stage {stage.index + 1}/{stages} {'+'.join(stage.tasks)}"
     parts = [("prune", pruned), ("train", stage.max_epochs - pruned)]
     wanted = [(kind, epochs) for kind, epochs in parts if epochs > 0]
@@ -129,3 +130,8 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
         )
         for kind, epochs in wanted
     ]
+
+
+def _epochs_until(share: float, stage: Stage) -> int:
+    """Round a share of a stage's epochs up."""
+    return min(stage.max_epochs, math.ceil(share * stage.max_epochs - 1e-9))

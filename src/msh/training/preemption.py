@@ -1,24 +1,25 @@
 """End a run on a signal: a checkpoint is written first, and the run folder can be resumed.
 
 SIGTERM and Ctrl-C (SIGINT) end the run. So does SIGUSR1, which SLURM can be told to send before the time is up
-(`#SBATCH --signal=USR1@120`); within SLURM the job is then put back into the queue.
+(`#SBATCH --signal=USR1@120`), and SIGUSR2, which submitit has it send; the job is then put back into the queue.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from msh.training.launch import fate, requeue
 
 log = logging.getLogger(__name__)
 
-REQUEUE = signal.SIGUSR1
-SIGNALS = (signal.SIGTERM, signal.SIGINT, REQUEUE)
+REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *REQUEUE)
 
 
 class PreemptedError(SystemExit):
@@ -33,13 +34,15 @@ class Preemption:
     """The signals that this process received.
 
     Attributes:
-        received: the last one, or None.
+        received: the last one, or None; none replaces a signal after which the job goes back into the queue.
         postponed: whether a signal ends the run at its next checkpoint, instead of at once.
+        before: signal to the handler that it had before this run.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.postponed = False
+        self.before: dict[int, Any] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -48,12 +51,12 @@ class Preemption:
             yield
             return
         self.received, self.postponed = None, False
-        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        self.before = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self.listen()
         try:
             yield
         finally:
-            for signum, handler in before.items():
+            for signum, handler in self.before.items():
                 signal.signal(signum, handler)
 
     def listen(self) -> None:
@@ -64,9 +67,10 @@ class Preemption:
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         pressed_twice = signum == self.received == signal.SIGINT
-        self.received = signum
+        if self.received not in REQUEUE:  # SLURM sends SIGTERM soon after
+            self.received = signum
         if pressed_twice or not self.postponed:
-            raise PreemptedError(signum)
+            raise PreemptedError(self.received or signum)
         if signum == signal.SIGINT:
             log.warning("stopping at the next checkpoint; Ctrl-C again stops at once")
 
@@ -88,19 +92,25 @@ class Preemption:
         """
         raise PreemptedError(self.received or signal.SIGTERM)
 
+    def requeue(self, signum: int) -> bool:
+        """Put this SLURM job back into the queue if the signal asks for it, now that there is a checkpoint.
+
+        Args:
+            signum: the one that ended the run.
+        Returns:
+            Whether the queue starts the job again.
+        Raises:
+            BaseException: submitit, which started the job, puts it back: its handler of the signal counts timeouts, and
+                exits.
+        """
+        if signum not in REQUEUE:
+            return signum == signal.SIGTERM and fate() == "requeued"
+        for other in self.before:
+            signal.signal(other, signal.SIG_IGN)  # SLURM signals a requeued job at once: `scontrol` must not die of it
+        if callable(handler := self.before.get(signum)):
+            handler(signum, None)
+        return requeue()
+
 
 PREEMPTION = Preemption()
 """One for the whole process, as signals are."""
-
-
-def requeue() -> None:
-    """Put this SLURM job back into the queue; outside SLURM, do nothing."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if job is None:
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("job %s could not be put back into the queue: %s", job, error)

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any, cast
 
 from hydra.utils import instantiate
+from pytorch_lightning.callbacks import Callback
 
 from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of, start_of
 from msh.files.state_file import StateFile, fill_network
@@ -20,6 +21,7 @@ from msh.tasks import Task
 from msh.training.build import add_task, build_granularity, build_network, build_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
+from msh.training.effects import check_effects
 from msh.training.ensembles import check_members
 from msh.training.machine import set_up_torch
 from msh.training.module import SubnetworkModule
@@ -27,7 +29,7 @@ from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
-from msh.training.trainers import check_devices
+from msh.training.trainers import check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def prepare(config: RunConfig) -> Prepared:
         FileNotFoundError: data or a file is missing.
     """
     set_up_torch(config)
-    _check_classes(config)
+    callbacks = _check_classes(config)
     stages = stages_of(config)
     origin = read_origin(config, list(config.tasks))
     fits = _own_fits(config, stages, origin)
@@ -81,6 +83,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_monitors(build_callbacks(config), tasks, _fitted_together(config, fits, names))
     for stage in fits:
         tasks |= {name: replace(tasks[name], loss_weight=weight) for name, weight in stage.loss_weights}
+    check_effects(config, fits, tasks, callbacks)
     if origin is not None:
         config = config.with_input_shape(origin.input_shape)
     network, notes = _build_network(config, tasks, origin)
@@ -95,12 +98,18 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, tasks, network, fits, wanted, granularity, ensembles, plan, notes)
 
 
-def _check_classes(config: RunConfig) -> None:
-    """Build the optimizers, schedulers and callbacks that the config names, to see that they can be built."""
-    check_devices(config.trainer)
+def _check_classes(config: RunConfig) -> list[Callback]:
+    """Build the trainer, optimizers, schedulers and callbacks that the config names, to see that they can be built.
+
+    Returns:
+        The callbacks; each fit makes new ones.
+    """
+    check_trainer(config.trainer)
     check_precision(config)
-    check_callbacks(build_callbacks(config), config)
+    callbacks = build_callbacks(config)
+    check_callbacks(callbacks, config)
     check_optimizer(config)
+    return list(callbacks.values())
 
 
 def _fitted_together(config: RunConfig, stages: Iterable[Stage], names: Sequence[str]) -> list[Sequence[str]]:

@@ -1,10 +1,12 @@
-"""Agree on values across the processes of a distributed fit."""
+"""Agree on values across the processes of a distributed run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 T = TypeVar("T")
@@ -17,6 +19,33 @@ def from_rank_zero(module: pl.LightningModule, value: T) -> T:
     except RuntimeError:  # outside a fit
         return value
     return trainer.strategy.broadcast(value) if trainer.world_size > 1 else value
+
+
+def are_connected() -> bool:
+    """Return true if this is one of several processes that can exchange values."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def agree(decide: Callable[[], T]) -> T:
+    """Let rank 0 decide for all connected processes; an unconnected process decides for itself.
+
+    Args:
+        decide: called on rank 0 alone; its result is pickled.
+    Raises:
+        Exception: that `decide` raises, on every rank.
+    """
+    if not are_connected():
+        return decide()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast(T, outcome[0])
 
 
 def is_rank_zero() -> bool:

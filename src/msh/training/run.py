@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
@@ -36,13 +37,13 @@ from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
-from msh.training.machine import flushes_denormal, machine
+from msh.training.machine import machine
 from msh.training.plan import Fit, Stage
-from msh.training.preemption import PREEMPTION, REQUEUE, PreemptedError, requeue
+from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
-from msh.training.ranks import is_rank_zero
+from msh.training.ranks import agree, is_rank_zero
 from msh.training.state import Counted, RunState
-from msh.training.trainers import device_of
+from msh.training.trainers import connect, device_of
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +63,34 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
         RuntimeError: another process works in the folder.
         PreemptedError: a signal ended the run; it can be resumed.
     """
+    connect(config.trainer, folder)
     with locked(folder), PREEMPTION.watched():
         if config.resume is not None:
             results = Results.load(folder)
-            if results.status == "finished" and not results.missing(config.baselines):
+            complete = not results.missing(config.baselines) and not results.incomplete_trackers
+            if results.status == "finished" and complete:
                 log.info("%s is finished already: these are its results", folder)
                 if not results.incomplete_trackers:
                     return results
                 log.info("logging what they lack to %s", ", ".join(results.incomplete_trackers))
         log.info(announcement(config, folder))
-        prepared = prepare(config)
-        return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        try:
+            prepared = prepare(config)
+            return Run(prepared, folder, _results(prepared, folder), write_report).go()
+        except PreemptedError as stop:
+            if is_rank_zero():
+                _stopped(folder, stop.signum)
+            raise
+
+
+def _stopped(folder: Path, signum: int) -> None:
+    """Put the run's SLURM job back into the queue, if the signal asks for it; or say how to resume the run."""
+    PREEMPTION.postponed = True  # SLURM may send more signals
+    name = signal.Signals(signum).name
+    if PREEMPTION.requeue(signum):
+        log.warning("stopped by %s: the job is back in the queue, and continues the run", name)
+    elif (folder / FILE_NAME).exists():
+        log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={folder}"))
 
 
 def announcement(config: RunConfig, folder: Path) -> str:
@@ -168,14 +186,17 @@ class Run:
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
-        self._save_results()
+        agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
             self._learn_curriculum()
             self._evaluate_ensembles()
             self.baselines.learn(self.config.baselines)
-        except PreemptedError as stop:
-            self._stopped(stop)
+        except PreemptedError:
+            PREEMPTION.postponed = True  # SLURM may send more signals
+            self.results.status = "stopped"
+            self._save_results()
+            self._close_trackers("stopped")
             raise
         except Exception:
             self.results.status = "failed"
@@ -193,8 +214,6 @@ class Run:
     def _complete_trackers(self) -> None:
         """Log a finished run to the trackers that lack values."""
         names = self.results.incomplete_trackers
-        if not names:
-            return
         self.module.run_step = self._steps_after(-1)
         self._make_loggers(only=names)
         self.tracking.stage_ended(self.results, self.module.run_step)
@@ -219,17 +238,6 @@ class Run:
         """Record which of this session's trackers lack values; an earlier session may have had others."""
         others = [name for name in self.results.incomplete_trackers if name not in self.tracking.names]
         self.results.incomplete_trackers = [*others, *names]
-
-    def _stopped(self, stop: PreemptedError) -> None:
-        PREEMPTION.postponed = True  # a second signal must not interrupt what is left to do
-        self.results.status = "stopped"
-        self._save_results()
-        self._close_trackers("stopped")
-        if self.writes:
-            name = signal.Signals(stop.signum).name
-            log.warning("stopped by %s: %s continues the run", name, shlex.quote(f"resume={self.folder}"))
-            if stop.signum == REQUEUE:
-                requeue()
 
     # ---- stages
 

@@ -101,21 +101,21 @@ def identity(config: Any, leave_out: Sequence[str]) -> str:
 
 def compared(config: Any, leave_out: Sequence[str]) -> dict[str, Any]:
     """Map a config's dotted keys to their values, those that it lacks as `ADDED`; arguments as of `differences`."""
-    return {key: value for key, value in (ADDED | _flat(config)).items() if not is_under(key, leave_out)}
+    return {key: value for key, value in (ADDED | flat(config)).items() if not is_under(key, leave_out)}
 
 
 def lacking(config: Any) -> dict[str, Any]:
     """Return the settings that an earlier release's config lacks, with the values that reproduce that release."""
-    present = _flat(config)
+    present = flat(config)
     return {key: value for key, value in ADDED.items() if key not in present}
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Map dotted keys to values, with interpolations unresolved."""
     container = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     if not isinstance(container, dict):
         return {prefix: container}
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in container.items():
-        flat |= _flat(value, prefix + "." + str(key) if prefix else str(key))
-    return flat
+        leaves |= flat(value, prefix + "." + str(key) if prefix else str(key))
+    return leaves

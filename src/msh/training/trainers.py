@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -17,17 +21,19 @@ from msh.errors import invalid
 from msh.training.callbacks import EpochCheckpoint
 from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
+from msh.training.launch import check_start, is_in_slurm_job, is_under_torchrun, place_among_processes
 from msh.training.precision import TRUE
 
 
 def check_devices(config: TrainerConfig) -> None:
-    """Check that this machine has the trainer's accelerator, and that sharding supports its precision.
+    """Check the trainer's accelerator and devices against this machine and its processes, and sharding's precision.
 
     Args:
         config: the config's `trainer`.
     Raises:
         ValueError: naming the setting.
     """
+    check_start()
     available = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
     available["gpu"] = any(available.values())
     if not available.get(config.accelerator, True):
@@ -36,6 +42,46 @@ def check_devices(config: TrainerConfig) -> None:
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
         bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
         raise invalid("trainer.precision", bound, config.precision)
+    _, processes = place_among_processes()
+    devices = len(config.devices) if isinstance(config.devices, list) else config.devices
+    if processes > 1 and isinstance(devices, int) and devices != -1 and devices * config.num_nodes != processes:
+        bound = f"{processes} in all nodes together, the processes that were started, as trainer=multi_node makes it"
+        raise invalid("trainer.devices", bound, devices * config.num_nodes)
+
+
+def check_trainer(config: TrainerConfig) -> None:
+    """Check the devices, and that Lightning accepts the other settings.
+
+    Args:
+        config: the config's `trainer`.
+    Raises:
+        ValueError: naming the settings.
+    """
+    check_devices(config)
+    try:
+        build_trainer(config, Path.cwd(), config.max_epochs)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        usual = asdict(TrainerConfig())
+        changed = {key: value for key, value in asdict(config).items() if value != usual[key]}
+        raise ValueError(f"trainer cannot be built from {changed}: {error}") from error
+
+
+def connect(config: TrainerConfig, folder: Path) -> None:
+    """Connect the processes that torchrun or srun started, so that they can `agree` before the first fit.
+
+    Args:
+        config: the config's `trainer`.
+        folder: the run folder.
+    Raises:
+        ValueError: the trainer does not use these processes.
+    """
+    check_devices(config)
+    _, processes = place_among_processes()
+    if processes == 1 or torch.distributed.is_initialized():
+        return
+    build_trainer(config, folder, 1).strategy.setup_environment()
+    if not torch.distributed.is_initialized():
+        raise invalid("trainer.strategy", f"'ddp' or 'fsdp' for {processes} processes", config.strategy)
 
 
 def device_of(config: TrainerConfig) -> torch.device:
@@ -79,11 +125,14 @@ def build_trainer(
         settings |= {"strategy": ShardedStrategy(), "inference_mode": False}  # or gathered parameters could not train
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         settings["enable_progress_bar"] = False
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if is_in_slurm_job() and place_among_processes()[1] == 1 and not is_under_torchrun():
+        plugins.append(LightningEnvironment())  # Lightning would take the job's tasks for processes of this fit
     return pl.Trainer(
         **settings,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=folder,
         enable_checkpointing=any(isinstance(callback, EpochCheckpoint) for callback in callbacks),
         enable_model_summary=False,

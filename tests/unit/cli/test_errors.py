@@ -5,21 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
+from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 
 from helpers import make_network
 from msh.cli.configs import config_folder
-from msh.cli.errors import known_keys, message_of, user_errors
+from msh.cli.errors import LAUNCHERS, JobError, known_keys, message_of, recorded, user_errors
 from msh.errors import one_of, suggestion
 from msh.files.state_file import save_network
+from msh.runs.results import UNFINISHED
 from msh.training.config import register
+from msh.training.preemption import PreemptedError
 
 register()
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_known_keys_are_the_schemas_and_the_groups():
@@ -146,3 +153,41 @@ def test_one_of_names_key_value_what_is_allowed_and_the_nearest():
 def test_a_suggestion_is_near_or_none():
     assert suggestion("wnie", ["wine", "digits"]) == "; did you mean 'wine'?"
     assert suggestion("qqqq", ["wine", "digits"]) == ""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher, monkeypatch):
+    GlobalHydra.instance().clear()
+    Plugins.instance()  # adds the launchers that are installed
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{launcher}.yaml", raising=False)
+        with pytest.raises(MissingConfigException) as caught:
+            compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert f"pip install 'msh[{LAUNCHERS[launcher]}]'" in message_of(caught.value)
+
+
+def test_the_extras_of_launchers_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(LAUNCHERS.values()) <= extras.keys()
+
+
+@pytest.mark.parametrize(
+    ("executor", "fate", "signum", "expected"),
+    [
+        ("slurm", "cancelled", signal.SIGTERM, JobError),
+        ("slurm", "requeued", signal.SIGTERM, PreemptedError),
+        ("slurm", None, signal.SIGTERM, PreemptedError),
+        ("slurm", "cancelled", signal.SIGUSR2, PreemptedError),
+        (None, "cancelled", signal.SIGTERM, PreemptedError),
+    ],
+)
+def test_a_cancelled_job_of_submitit_has_a_result_and_a_requeued_one_none(
+    executor, fate, signum, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("msh.cli.errors.fate", lambda: fate)
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    if executor:
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    with pytest.raises(expected), recorded(tmp_path):
+        raise PreemptedError(signum)
+    assert (tmp_path / UNFINISHED).exists()

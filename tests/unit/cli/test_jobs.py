@@ -1,5 +1,6 @@
 """Jobs of a sweep, composed as real ones are, and done by a launcher that only writes what they would leave."""
 
+import sys
 from concurrent.futures import BrokenExecutor
 from copy import deepcopy
 from functools import cache
@@ -28,7 +29,7 @@ class FakeLauncher:
     or "kill once"."""
 
     def __init__(self, compose):
-        self.compose, self.acts, self.launched = compose, {}, []
+        self.compose, self.acts, self.launched, self.error = compose, {}, [], BrokenExecutor
 
     def launch(self, job_overrides, initial_job_idx):
         self.launched.append([list(overrides) for overrides in job_overrides])
@@ -51,7 +52,7 @@ class FakeLauncher:
         if act in ("fail", "kill"):
             (folder / UNFINISHED).write_text("it broke")
         if act == "kill":
-            raise BrokenExecutor("a worker was killed")
+            raise self.error("a worker was killed")
         result = JobReturn(overrides=overrides, status=JobStatus.FAILED if act == "fail" else JobStatus.COMPLETED)
         result.return_value = ValueError("it broke") if act == "fail" else 0.8
         return result
@@ -161,6 +162,34 @@ def test_a_job_whose_process_was_killed_once_goes_on(sweep):
     launcher.acts = {0.2: "kill once"}
     assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,)] * 3
     assert launched(launcher) == {"0.2": "1"}
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """A module with Ray's errors."""
+    exceptions = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+    exceptions.RayTaskError = type("RayTaskError", (exceptions.RayError,), {})
+    exceptions.WorkerCrashedError = type("WorkerCrashedError", (exceptions.RayError,), {})
+    stopped = []
+    ray = SimpleNamespace(exceptions=exceptions, shutdown=lambda: stopped.append(True), stopped=stopped)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_where_ray_gives_up_a_job_its_other_jobs_are_stopped_before_any_is_launched_again(sweep, ray):
+    jobs, launcher = sweep()
+    launcher.acts, launcher.error = {0.2: "kill once"}, ray.exceptions.WorkerCrashedError
+    assert [outcome.values for outcome in jobs.run(batch(*SWEPT))] == [(0.8,)] * 3
+    assert launched(launcher) == {"0.2": "1"}
+    assert ray.stopped == [True]
+
+
+def test_an_error_of_a_ray_task_itself_ends_the_sweep(sweep, ray):
+    jobs, launcher = sweep()
+    launcher.acts, launcher.error = {0.2: "kill"}, ray.exceptions.RayTaskError
+    with pytest.raises(ray.exceptions.RayTaskError):
+        jobs.run(batch(*SWEPT))
+    assert ray.stopped == []
 
 
 def test_a_damaged_job_gets_another_folder(sweep, tmp_path):

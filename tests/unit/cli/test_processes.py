@@ -1,29 +1,14 @@
-"""Processes that others have started: which of them this is, and whether they share a folder."""
+"""Processes that torchrun or srun started share a run folder."""
+
+import warnings
 
 import pytest
+import pytorch_lightning as pl
 
-from msh.cli.processes import check_shared_folder, place_among_processes
+from msh.cli.processes import check_shared_folder
+from msh.cli.train import quiet_lightning
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "4"}
-SRUN = {"SLURM_JOB_NAME": "train", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, (0, 1)),  # set by Lightning itself
-        (TORCHRUN, (1, 4)),
-        (SRUN, (3, 8)),
-        (SRUN | {"SLURM_JOB_NAME": "bash"}, (0, 1)),
-    ],
-)
-def test_the_place_is_that_of_torchrun_or_srun(environment, place, monkeypatch):
-    for name in {**TORCHRUN, **SRUN}:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert place_among_processes() == place
 
 
 def check(monkeypatch, **overrides):
@@ -43,3 +28,16 @@ def test_processes_with_a_common_folder_are_accepted(overrides, monkeypatch):
 def test_processes_without_a_common_folder_are_refused(overrides, monkeypatch):
     with pytest.raises(ValueError, match=r"4 processes need one run folder: hydra\.run\.dir=DIR"):
         check(monkeypatch, **overrides)
+
+
+def test_no_hint_of_lightning_at_srun_shows(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        pl.Trainer(accelerator="cpu", logger=False)
+        assert any("`srun` command is available" in str(warning.message) for warning in shown)
+        shown.clear()
+        quiet_lightning()
+        pl.Trainer(accelerator="cpu", logger=False)
+    assert not [warning for warning in shown if "srun" in str(warning.message)]

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from messages import says
 from msh.cli.search import read_directions, read_distribution, search
 
-SETTINGS = {"n_trials": 4, "n_jobs": 1, "n_startup_trials": 2, "seed": 3, "directions": None}
+SETTINGS = {"n_trials": 4, "n_jobs": 1, "n_startup_trials": 2, "seed": 3, "directions": None, "storage": None}
 
 
 def parse(*overrides):

@@ -20,10 +20,11 @@ from helpers import (
     make_network,
 )
 from messages import says
-from msh.files.merging import merge_files, release_task, split_task
+from msh.files.merging import Merge, merge_files, release_task, split_task
 from msh.files.plans import (
     allocation_in,
     explained_by_rounding,
+    made_with,
     make_plan_file,
     notes_for_tasks,
     notes_of,
@@ -110,6 +111,20 @@ def test_different_plans_have_different_digests(other):
     assert make_plan(**other).notes["plan"] != make_plan().notes["plan"]
 
 
+def test_a_plan_holds_the_config_it_was_made_with_outside_its_digest(tmp_path):
+    plan = make_plan()
+    config = {"config": {"seed": 0, "trainer": {"max_epochs": 3}}, "overrides": ["trainer.max_epochs=3"]}
+    with_config = make_plan_file(plan.state, {"seed": 0}, (4,), plan.notes["start"], config)
+    with_config.write(tmp_path / "plan")
+    assert made_with(read_plan(tmp_path / "plan")) == config
+    assert with_config.notes["plan"] == plan.notes["plan"]
+    assert made_with(plan) is None
+    tensors, metadata = open_safetensors(tmp_path / "plan")
+    save_file(tensors, tmp_path / "bad", {**metadata, "made_with": json.dumps(config | {"overrides": [1]})})
+    with pytest.raises(ValueError, match="bad is damaged: made_with: overrides"):
+        read_plan(tmp_path / "bad")
+
+
 def test_a_damaged_plan_is_refused(tmp_path, files):
     tensors, metadata = open_safetensors(files[0])
     name, described = f"owners.{PRUNABLE[0]}", json.loads(metadata["state"])
@@ -149,6 +164,33 @@ def test_merged_tasks_compute_as_in_their_own_runs(tmp_path, files):
         assert network.digest(entry.name) == entry.digest
     assert network.state.total().free == 3 + 10
     assert network(make_batch()[0], "a").shape == (6, 3)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_tasks_merged_one_by_one_in_any_order_give_the_same_bytes(order, tmp_path, files):
+    merge, done = Merge(files[0]), []
+    for place in order:
+        task = TASKS[place]
+        merge.take([(files[1][place], task)])
+        done.append(files[1][place])
+        merge.write(tmp_path / "one by one")
+        merge_files(files[0], done, tmp_path / "at once", allow_missing=True)
+        assert (tmp_path / "one by one").read_bytes() == (tmp_path / "at once").read_bytes()
+        assert merge.planned == [name for i, name in enumerate(TASKS) if i not in order[: len(done)]]
+
+
+def test_a_task_that_cannot_be_merged_leaves_the_others(tmp_path, files):
+    merge = Merge(files[0])
+    merge.take([(files[1][0], "a")])
+    make_file(files[1][1], make_plan(seed=1), "b", seed=1)
+    with pytest.raises(ValueError, match="task 'b' was not trained on the plan"):
+        merge.take([(files[1][1], "b")])
+    with pytest.raises(ValueError, match="both hold task 'a'"):
+        merge.take([(files[1][0], "a")])
+    merge.take([(files[1][2], "c")])
+    merge.write(tmp_path / "net")
+    merge_files(files[0], [files[1][0], files[1][2]], tmp_path / "expected", allow_missing=True)
+    assert (tmp_path / "net").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
 def test_a_missing_task_is_named_unless_allowed(tmp_path, files, refused):

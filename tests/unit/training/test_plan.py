@@ -64,7 +64,6 @@ def test_a_gate_needs_an_epoch_of_the_dense_network():
     ("kept", "trainer", "message"),
     [
         (2, {}, says("pruning.gate.maximum", value=0.98)),
-        (20, {"limit_val_batches": 0}, says("trainer.limit_val_batches", value=0)),
         (20, {"check_val_every_n_epoch": 2}, says("trainer.check_val_every_n_epoch", value=2)),
     ],
 )
@@ -72,6 +71,13 @@ def test_a_gate_that_cannot_pass_or_has_no_metric_is_refused(kept, trainer, mess
     config = TrainerConfig(**trainer)
     with pytest.raises(ValueError, match=message):
         check_gate(GateConfig(**GATE), {"a": {"": kept}}, {"x": 60, "y": 40}, config)
+
+
+def test_a_gate_needs_an_epoch_to_prune_in():
+    pruning = PruningConfig(begin=0.5, end=0.51, gate=GateConfig(**GATE))
+    with pytest.raises(ValueError, match=says("pruning.gate.until", "> 1, so that the gate has an epoch of stage 0")):
+        fits_of(Stage(0, ("wine",), 2), 1, pruning)
+    fits_of(Stage(0, ("wine",), 6), 1, pruning)
 
 
 def test_a_gate_keeps_pruning_until_its_own_end():

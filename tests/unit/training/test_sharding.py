@@ -17,7 +17,7 @@ from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import newest_readable
 from msh.training.config import TrainerConfig
 from msh.training.sharding import share_of
-from msh.training.trainers import check_devices
+from msh.training.trainers import check_trainer
 
 WANTED = {"a": {"2.weight": 3, "6.weight": 10}}
 
@@ -167,4 +167,4 @@ def test_a_missing_accelerator_or_unsupported_precision_is_named(settings, messa
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     config = TrainerConfig(**{"accelerator": "cpu"} | settings)
     with pytest.raises(ValueError, match=message):
-        check_devices(config)
+        check_trainer(config)

@@ -135,7 +135,7 @@ class IterativePruning(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the remaining cuts, if another callback or `trainer.max_time` has ended the fit before the last one."""
         assert isinstance(pl_module, SubnetworkModule)
-        if self.rounds_done < self.rounds:
+        if trainer.should_stop and self.rounds_done < self.rounds:
             log.warning(
                 "%s ended before the last of its cuts: the remaining %d are made at once",
                 *(pl_module.context.name, self.rounds - self.rounds_done),

@@ -1,0 +1,120 @@
+"""Answer the inputs that a command line names, with a trained network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+SOME_BAD = 3
+"""Exit code where some inputs were skipped."""
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="run folder, network file or subnetwork file")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="images: files, folders, patterns; tables: CSV, TSV, JSONL, Parquet, Excel; texts: one per line, or a "
+        "table with --column; arrays: NPY, or a JSON list per line; - is standard input",
+    )
+    parser.add_argument("--task", help="the task; may be left out if there is one only")
+    parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=f"file to write: {', '.join(FORMATS)}")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="show the K most probable classes")
+    parser.add_argument("--column", help="texts in a table: the column with the texts")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help=f"answer the inputs that can be read, name the others, and exit with {SOME_BAD}; by default, nothing is "
+        "answered if an input is bad",
+    )
+    parser.add_argument("--base", type=Path, help="network file with the tasks that a subnetwork file's task reads")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="inputs per batch; default: as the run evaluated")
+
+
+def predict(given: Namespace) -> None:
+    """Predict, and write or print the answers.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an argument, a file or an input is invalid.
+    """
+    from msh.errors import Problems, at_least, one_of
+    from msh.inference.inputs import read_inputs
+    from msh.inference.predictor import load
+
+    with Problems() as problems:
+        problems.check(at_least, "--top", 1, given.top)
+        if given.batch_size is not None:
+            problems.check(at_least, "--batch-size", 1, given.batch_size)
+        if given.out is not None:
+            problems.check(one_of, "-o: the suffix", given.out.suffix, FORMATS)
+    predictor = load(given.source, base=given.base, device=given.device)
+    task = predictor.task(given.task)
+    inputs = read_inputs(task.steps, given.inputs, given.column)
+    answers = predictor.predict(
+        task.name, inputs.examples, batch_size=given.batch_size, skip_bad=given.skip_bad, names=inputs.names
+    )
+    rows = [{"input": inputs.names[row.pop("index")], **row} for row in answers.to_rows(given.top)]
+    if given.out is not None:
+        _write(rows, given.out)
+        print(f"written: {given.out} ({len(rows)} rows)")
+    elif sys.stdout.isatty():
+        _show(rows, task.unit)
+    else:
+        _write_csv(rows, sys.stdout)
+    for index, reason in answers.errors.items():
+        print(f"skipped: {inputs.names[index]}: {reason}", file=sys.stderr)
+    if answers.errors:
+        sys.exit(SOME_BAD)
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
+    import io
+
+    from msh.files.atomic import write_bytes, write_text
+
+    if out.suffix == ".csv":
+        text = io.StringIO(newline="")
+        _write_csv(rows, text)
+        write_text(out, text.getvalue())
+    elif out.suffix == ".jsonl":
+        write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        import pandas as pd
+
+        content = io.BytesIO()
+        try:
+            pd.DataFrame(rows).to_parquet(content)
+        except ImportError as error:
+            raise ValueError(f"{out}: Parquet needs pyarrow: pip install 'msh[tables]'") from error
+        write_bytes(out, content.getvalue())
+
+
+def _write_csv(rows: list[dict[str, Any]], file: Any) -> None:
+    if rows:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _show(rows: list[dict[str, Any]], unit: str) -> None:
+    """Print a table that fits the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in rows[0] if rows else ():
+        is_text = column == "input" or column.startswith("label")
+        title = f"{column} ({unit})" if unit and not is_text else column
+        table.add_column(title, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,163 @@
+"""Read the raw inputs that a command line names: files, folders, patterns, tables, lines of text, or standard input."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msh.errors import Problems, invalid, one_of
+from msh.tasks.steps import Steps
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Raw inputs, and a name for each.
+
+    Attributes:
+        examples: a list, an array or a DataFrame, as the task's first step reads them.
+        names: where each came from: a file, or a file and its row, from 1.
+    """
+
+    examples: Any
+    names: list[str]
+
+
+def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None) -> Inputs:
+    """Read the inputs that sources name.
+
+    Args:
+        steps: the task's; its first step decides how sources are read.
+        sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
+            or Excel files. Texts: a text per line, or a file of a table with `column`. Arrays: NPY files of
+            examples, or JSONL files of lists.
+        column: texts: the column with the texts, in a table.
+    Raises:
+        FileNotFoundError: a source does not exist, or a folder has no image.
+        ValueError: a file cannot be read as its name says.
+    """
+    with Problems() as problems:
+        found = [problems.check(_files, source) for source in sources]
+    files = [file for paths in found if paths is not None for file in paths]
+    kind = steps[0].step
+    if kind == "images":
+        return _images(files)
+    readers: dict[str, Callable[[str], Any]] = {
+        "table": _table,
+        "tokenize": lambda file: _texts(file, column),
+        "arrays": _array,
+    }
+    one_of("the task's first step", kind, readers)
+    with Problems() as problems:
+        parts = [problems.check(readers[kind], file) for file in files]
+    names = [
+        f"{file}:{row}"
+        for file, part in zip(files, parts, strict=True)
+        for row in range(1, (0 if part is None else len(part)) + 1)
+    ]
+    return Inputs(_joined(parts), names)
+
+
+def _files(source: str) -> list[str]:
+    """Find the files of a source; a pattern or a folder may name several."""
+    if source == STDIN:
+        return [source]
+    path = Path(source).expanduser()
+    if not path.exists() and glob.has_magic(source):
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise FileNotFoundError(f"no file matches {source!r}")
+        return [file for match in found for file in ([match] if Path(match).is_file() else _files(match))]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    if path.is_dir():
+        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+        if not files:
+            raise FileNotFoundError(f"the folder {source} has no files")
+        return files
+    return [str(path)]
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+
+
+def _images(files: Sequence[str]) -> Inputs:
+    examples = [sys.stdin.buffer.read() if file == STDIN else Path(file) for file in files]
+    return Inputs(examples, list(files))
+
+
+def _text_of(file: str) -> str:
+    if file == STDIN:
+        return sys.stdin.read()
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8: {error}") from error
+
+
+def _lines(file: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of a JSONL file."""
+    for number, line in enumerate(_text_of(file).splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
+
+
+def _table(file: str) -> Any:
+    """Read rows of a table, with cells as written."""
+    import pandas as pd  # slow to import
+
+    if file.endswith((".jsonl", ".ndjson", ".json")) or (file == STDIN):
+        text = _text_of(file)
+        if text.lstrip()[:1] in ("{", "["):
+            rows = json.loads(text) if text.lstrip()[0] == "[" else [json.loads(line) for line in text.splitlines()]
+            return pd.DataFrame(rows)
+        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    raise NotImplementedError
+
+
+def _texts(file: str, column: str | None) -> list[str]:
+    if column is not None:
+        rows = _table(file)
+        one_of("--column", column, list(rows.columns))
+        return [str(text) for text in rows[column]]
+    if file.endswith((".csv", ".tsv", ".parquet", ".xlsx")):
+        raise invalid("--column", f"a column of {file}", None)
+    if file.endswith((".jsonl", ".ndjson")):
+        return [value for _, value in _lines(file)]
+    return [line for line in _text_of(file).splitlines() if line.strip()]
+
+
+def _array(file: str) -> Any:
+    if file.endswith(".npy"):
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} is not an array of numbers: {error}") from error
+    try:
+        return np.asarray([value for _, value in _lines(file)], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Put the examples of several files into one sequence, array or DataFrame."""
+    if len(parts) == 1:
+        return parts[0]
+    if hasattr(parts[0], "iloc"):
+        import pandas as pd
+
+        return pd.concat(parts, ignore_index=True)
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [text for part in parts for text in part]

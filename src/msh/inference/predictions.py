@@ -1,0 +1,141 @@
+"""Predictions: labels, probabilities and values with their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from torch import Tensor
+
+from msh.errors import at_least
+from msh.tasks.outputs import Outputs
+
+THRESHOLD = 0.5
+"""Probability from which a label of a multilabel task counts as present."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one input.
+
+    Attributes:
+        label: classification: the most probable class; multilabel: the labels whose probability is at least .5;
+            regression: None.
+        probabilities: class or label to its probability; {} in a regression.
+        values: a regression's values by name, in the target's unit; else {}.
+    """
+
+    label: str | tuple[str, ...] | None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers to several inputs, in their order.
+
+    Attributes:
+        task: the task's name.
+        outputs: names and unit of the task's outputs.
+        raw: what the head returned: logits or scaled values, float (inputs, outputs).
+        numbers: probabilities of the classes or labels, or values in the target's unit, float (inputs, outputs).
+        indices: position of each answered input among those that were passed in.
+        errors: position of each skipped input to the reason.
+    """
+
+    task: str
+    outputs: Outputs
+    raw: Tensor
+    numbers: Tensor
+    indices: tuple[int, ...]
+    errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, labels or values, in the order of the columns of `numbers`."""
+        return tuple(map(self.outputs.label, range(self.outputs.number)))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probabilities of the classes or labels, float (inputs, outputs).
+
+        Raises:
+            ValueError: the task is a regression.
+        """
+        if self.outputs.kind == "regression":
+            raise ValueError(f"task {self.task!r} is a regression: it has values, not probabilities")
+        return self.numbers
+
+    @property
+    def values(self) -> Tensor:
+        """A regression's values in the target's unit, float (inputs, outputs).
+
+        Raises:
+            ValueError: the task has classes or labels.
+        """
+        if self.outputs.kind != "regression":
+            raise ValueError(f"task {self.task!r} is a {self.outputs.kind}: it has probabilities, not values")
+        return self.numbers
+
+    @property
+    def labels(self) -> list[Any]:
+        """Each input's class, or tuple of labels; see `Prediction.label`."""
+        return [prediction.label for prediction in self]
+
+    def top(self, k: int) -> list[list[tuple[str, float]]]:
+        """Return each input's k most probable classes or labels with their probabilities, in falling order.
+
+        Raises:
+            ValueError: k < 1, or the task is a regression.
+        """
+        at_least("top", 1, k)
+        best, numbers = self.probabilities.topk(min(k, self.outputs.number))
+        rows = zip(numbers.tolist(), best.tolist(), strict=True)
+        return [[(self.outputs.label(n), p) for n, p in zip(row, values, strict=True)] for row, values in rows]
+
+    def to_rows(self, top: int = 1) -> list[dict[str, Any]]:
+        """Return a flat dictionary per input: "label" and "probability" ("label_2", ... up to `top`), or values.
+
+        Multilabel tasks have a column per label, with its probability. The input's position is "index".
+        """
+        if self.outputs.kind != "classification":
+            columns = [(name, self.numbers[:, i].tolist()) for i, name in enumerate(self.names)]
+            rows = [{name: values[i] for name, values in columns} for i in range(len(self))]
+        else:
+            rows = [
+                {
+                    f"{key}{'' if i == 0 else f'_{i + 1}'}": value
+                    for i, (label, probability) in enumerate(best)
+                    for key, value in (("label", label), ("probability", probability))
+                }
+                for best in self.top(top)
+            ]
+        return [{"index": index, **row} for index, row in zip(self.indices, rows, strict=True)]
+
+    def to_pandas(self, top: int = 1) -> Any:
+        """Return a pandas DataFrame of `to_rows`, indexed by the inputs' positions."""
+        import pandas as pd  # slow to import
+
+        return pd.DataFrame(self.to_rows(top)).set_index("index") if len(self) else pd.DataFrame()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prediction]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
+        """Return the answer to an input, or to several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
+        if self.outputs.kind == "regression":
+            return Prediction(None, values=numbers)
+        if self.outputs.kind == "multilabel":
+            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers)
+        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (self[i] for i in range(len(self)))

@@ -1,0 +1,151 @@
+"""Test exports of tasks against the network's own outputs."""
+
+import json
+
+import pytest
+import torch
+
+import msh
+from frozen import frozen
+from msh.files.state_file import save_network
+from msh.inference.exporting import export_file, export_task
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.tokens import Texts
+from msh.tasks.transforms import transformed
+
+TRANSFORMER = {"_target_": "msh.backbones.transformer.Transformer", "vocabulary": 30, "width": 8, "heads": 2}
+RESNET = {"_target_": "msh.backbones.resnet.ResNet18", "width": 4}
+BACKBONES = {
+    "mlp": ({"_target_": "msh.backbones.mlp.MLP", "width": 12, "depth": 3, "norm": True}, (1, 8, 8)),
+    "conv": ({"_target_": "msh.backbones.conv.PaperConv"}, (1, 11, 11)),
+    "resnet": (RESNET, (3, 12, 12)),
+    "resnet on grey": (RESNET, (1, 12, 12)),
+    "transformer": (TRANSFORMER, (6,)),
+}
+CASES = [
+    ("mlp", ()),
+    ("conv", ({"permute_pixels": 3},)),
+    ("resnet", ()),
+    ("resnet on grey", ({"repeat_channels": 3},)),
+    ("transformer", ()),
+]
+
+
+def data_of(shape, kind="classification"):
+    torch.manual_seed(1)
+    inputs = torch.rand(40, *shape) * 7
+    targets = torch.arange(40) % 3 if kind == "classification" else torch.randn(40, 1) * 50 + 1000
+    return RawData(kind, Split(inputs, targets), Split(inputs[:8], targets[:8]), 3 if kind == "classification" else 1)
+
+
+def build_for(backbone, transforms=(), kind="classification"):
+    recipe, shape = BACKBONES[backbone]
+    if backbone == "transformer":
+        words = Texts([f"word{i % 20} word{i % 7}" for i in range(40)], vocabulary=30, length=6)
+        rows = Split(torch.arange(40), torch.arange(40) % 2)
+        return {**recipe, "input_shape": [6]}, build_task("a", RawData("classification", rows, rows, 2, words))
+    task = build_task("a", transformed("a", data_of(shape, kind), transforms))
+    return {**recipe, "input_shape": list(task.input_shape)}, task
+
+
+def loaded(tmp_path, recipe, task, granularity="weight"):
+    save_network(tmp_path / "net", frozen(recipe, [task], granularity))
+    return msh.load(tmp_path / "net")
+
+
+def raw_inputs(predictor):
+    """Inputs as the first step of the preprocessing returns them, of another batch size than the example's."""
+    first = predictor.task().steps[0]
+    torch.manual_seed(5)
+    if first.step == "tokenize":
+        return torch.randint(0, 30, (5, 6))
+    return torch.rand(5, *first.shape) * 7
+
+
+@pytest.mark.parametrize(("backbone", "transforms"), CASES)
+def test_a_pt2_file_computes_the_predictors_answers(tmp_path, backbone, transforms):
+    predictor = loaded(tmp_path, *build_for(backbone, transforms))
+    export_task(predictor, "a", tmp_path / "a.pt2", "pt2")
+    notes = {"msh.json": ""}
+    program = torch.export.load(tmp_path / "a.pt2", extra_files=notes).module()
+    inputs = raw_inputs(predictor)
+    logits, probabilities = program(inputs)
+    assert torch.allclose(logits, expected_logits(predictor, inputs), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(probabilities, logits.softmax(1))
+    assert json.loads(json.loads(notes["msh.json"])["task"]) == "a"
+
+
+def expected_logits(predictor, inputs):
+    for step in predictor.task().steps[1:]:
+        inputs = step(inputs)
+    return predictor.module()(inputs)
+
+
+@pytest.mark.parametrize(("backbone", "transforms"), CASES)
+def test_an_onnx_file_computes_the_predictors_answers(tmp_path, backbone, transforms):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    predictor = loaded(tmp_path, *build_for(backbone, transforms))
+    export_task(predictor, "a", tmp_path / "a.onnx", "onnx")
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    assert [output.name for output in session.get_outputs()] == ["logits", "probabilities"]
+    inputs = raw_inputs(predictor)
+    logits, _ = session.run(None, {"inputs": inputs.numpy()})
+    expected = expected_logits(predictor, inputs)
+    assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["outputs"])["kind"] == "classification"
+
+
+def test_a_regression_is_exported_in_the_targets_unit(tmp_path):
+    predictor = loaded(tmp_path, *build_for("mlp", kind="regression"))
+    export_task(predictor, "a", tmp_path / "a.pt2", "pt2")
+    inputs = raw_inputs(predictor)
+    (values,) = torch.export.load(tmp_path / "a.pt2").module()(inputs)
+    assert torch.allclose(values, predictor.predict(inputs).values, rtol=1e-5)
+    assert abs(float(values.mean()) - 1000) < 500
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "conv"])
+def test_whole_units_are_exported_as_a_small_dense_network(tmp_path, backbone):
+    predictor = loaded(tmp_path, *build_for(backbone), granularity="channel" if backbone == "conv" else "neuron")
+    export_task(predictor, "a", tmp_path / "small.pt2", "pt2")
+    whole = loaded(tmp_path, *build_for(backbone))
+    export_task(whole, "a", tmp_path / "whole.pt2", "pt2")
+    sizes = {name: count(tmp_path / f"{name}.pt2") for name in ("small", "whole")}
+    assert sizes["small"] < 0.6 * sizes["whole"]
+    inputs = raw_inputs(predictor)
+    logits, _ = torch.export.load(tmp_path / "small.pt2").module()(inputs)
+    assert torch.allclose(logits, expected_logits(predictor, inputs), rtol=1e-4, atol=1e-5)
+
+
+def count(path):
+    return sum(tensor.numel() for tensor in torch.export.load(path).state_dict.values())
+
+
+def test_int8_weights_make_a_smaller_onnx_file(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    recipe, task = build_for("mlp")
+    predictor = loaded(tmp_path, {**recipe, "width": 128}, task)
+    for name, quantize in (("full", False), ("small", True)):
+        export_task(predictor, "a", tmp_path / name, "onnx", quantize)
+    assert (tmp_path / "small").stat().st_size < 0.5 * (tmp_path / "full").stat().st_size
+
+
+def test_a_step_that_no_format_expresses_is_refused(tmp_path):
+    predictor = loaded(tmp_path, *build_for("conv", [{"rotate": 30}]))
+    with pytest.raises(ValueError, match="task 'a' cannot be exported: its step 'rotate' needs msh predict"):
+        export_task(predictor, "a", tmp_path / "a.pt2", "pt2")
+
+
+def test_a_file_of_one_task_holds_it_alone(tmp_path):
+    recipe, shape = BACKBONES["mlp"]
+    tasks = [build_task(name, data_of(shape)) for name in "abc"]
+    save_network(tmp_path / "all", frozen({**recipe, "input_shape": list(shape)}, tasks))
+    export_file(tmp_path / "all", "b", tmp_path / "b")
+    alone, network = msh.load(tmp_path / "b"), msh.load(tmp_path / "all")
+    assert list(alone.tasks) == ["b"]
+    inputs = raw_inputs(alone)
+    assert torch.equal(alone.predict(inputs).raw, network.predict("b", inputs).raw)
+    with pytest.raises(ValueError, match="task must be one of a, b, c, got 'd'"):
+        export_file(tmp_path / "all", "d", tmp_path / "d")
