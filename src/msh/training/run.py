@@ -67,8 +67,7 @@ def train(config: RunConfig, folder: Path, write_report: Callable[[Path], object
     with locked(folder), PREEMPTION.watched():
         if config.resume is not None:
             results = Results.load(folder)
-            complete = not results.missing(config.baselines) and not results.incomplete_trackers
-            if results.status == "finished" and complete:
+            if results.status == "finished" and not results.missing(config.baselines):
                 log.info("%s is finished already: these are its results", folder)
                 if not results.incomplete_trackers:
                     return results
