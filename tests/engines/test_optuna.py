@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from disturbing import is_link_to
@@ -79,8 +80,15 @@ def storage(request, monkeypatch):
         )
     address = request.getfixturevalue("server")
     monkeypatch.setenv("STUDY_ADDRESS", address)
-    overrides = ["hydra.sweeper.storage=${oc.env:STUDY_ADDRESS}"]
-    return overrides, lambda jobs: optuna.load_study(study_name=str(jobs), storage=address)
+
+    def study_in(jobs):
+        opened = optuna.storages.RDBStorage(address)
+        study = SimpleNamespace(trials=optuna.load_study(study_name=str(jobs), storage=opened).trials)
+        opened.remove_session()
+        opened.engine.dispose()
+        return study
+
+    return ["hydra.sweeper.storage=${oc.env:STUDY_ADDRESS}"], study_in
 
 
 def folder_of(process, jobs):
