@@ -240,10 +240,11 @@ HYDRA = {
     "train": "Choose options of groups (GROUP=OPTION), set any key (KEY=VALUE), resume a run (resume=RUN_DIR; "
     "resume=auto: the newest unfinished one), or train all combinations (-m seed=1,2,3).",
     "plan": "The same GROUP=OPTION and KEY=VALUE as for the runs of the plan's tasks; -o PLAN names the file.",
-    "fleet": "PLAN is a file of `msh plan`, and holds the settings of its tasks. --launcher local|slurm|ray says where "
-    "jobs run (default: here), --jobs N how many at a time, -o FILE names the network file. Overrides may set what "
-    "does not change the result: hydra.launcher.KEY=VALUE, logger=NAME, paths.data_dir=DIR, hydra.sweep.dir=DIR. The "
-    "same command continues a fleet that was stopped, and repeats tasks that failed.",
+    "fleet": "usage: msh fleet PLAN [--launcher local|slurm|ray] [--jobs N] [-o FILE] [KEY=VALUE ...]. PLAN is a "
+    "file of `msh plan`, and holds the settings of its tasks. --launcher says where jobs run (default: "
+    "here), --jobs how many at a time, and -o names the network file. Overrides may set what does not "
+    "change the result: hydra.launcher.KEY=VALUE, logger=NAME, paths.data_dir=DIR, hydra.sweep.dir=DIR. "
+    "The same command continues a fleet that was stopped, and repeats tasks that failed.",
     "evaluate": "run=RUN_DIR names the run folder, paths.data_dir=DIR where its data is now; unsafe=true calls code "
     "that its config names outside msh, torch and Lightning: only for folders that you trust.",
 }
