@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
-from msh.cli.arguments import split_arguments
+from msh.cli.arguments import by_key, split_arguments
 from msh.cli.configs import config_folder
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
+from msh.errors import refuse_password
 from msh.files.plans import MadeWith
 from msh.training.config import register, run_config
 
@@ -41,6 +42,8 @@ def main() -> None:
     with user_errors():
         out, arguments = _take_output(sys.argv[1:])
         flags, overrides = split_arguments(arguments)
+        for key, value in by_key(overrides).items():  # the plan stores them
+            refuse_password(key, value)
         sys.argv[1:] = [*flags, *overrides, "hydra=no_folder"]
         plan()
 
