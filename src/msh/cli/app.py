@@ -193,7 +193,7 @@ COMMANDS = {
         _predict,
     ),
     "export": Command(
-        "write a task for other programs: ONNX, torch.export, or a network file of its own",
+        "write a task as ONNX, torch.export, or a network file of its own",
         "msh export RUN_DIR --task digits -o digits.onnx",
         _export_arguments,
         _export,

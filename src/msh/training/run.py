@@ -213,6 +213,8 @@ class Run:
     def _complete_trackers(self) -> None:
         """Log a finished run to the trackers that lack values."""
         names = self.results.incomplete_trackers
+        if not names:
+            return
         self.module.run_step = self._steps_after(-1)
         self._make_loggers(only=names)
         self.tracking.stage_ended(self.results, self.module.run_step)
