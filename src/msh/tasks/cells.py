@@ -126,7 +126,7 @@ def numbers_or_bad(cells: Any) -> tuple[np.ndarray, np.ndarray]:
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
-        values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        values = cells.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         bad = np.abs(values) > LARGEST
         return (np.where(bad, np.nan, values) if bad.any() else values), bad
     codes, texts = coded(cells)
@@ -200,10 +200,15 @@ def find_date_format(name: str, texts: list[str]) -> str | None:
     Raises:
         ValueError: both day first and month first fit.
     """
-    formats = [format for format in ("", *DATE_FORMATS) if (parse_dates(texts, format) != NO_DATE).all()]
-    if "" in formats:
+    if _fits(texts, ""):
         return ""
+    formats = [format for format in DATE_FORMATS if _fits(texts, format)]
     if len(formats) > 1:
         choice = " or ".join(f"{{{name}: date {format}}}" for format in formats)
         raise ValueError(f"column {name!r}: {texts[0]!r} may have several meanings: set source.columns={choice}")
     return formats[0] if formats else None
+
+
+def _fits(texts: list[str], format: str) -> bool:
+    """Tell whether all texts are dates of a format; the first few rule most formats out."""
+    return all((parse_dates(part, format) != NO_DATE).all() for part in (texts[:20], texts))

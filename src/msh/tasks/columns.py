@@ -243,7 +243,7 @@ class Date:
         absent = stamps == NO_DATE
         stamps = np.where(absent, self.fill, stamps)
         times = pd.DatetimeIndex(stamps.astype("datetime64[us]"))
-        parts = [(times.month.to_numpy() - 1) / 12, times.dayofweek.to_numpy() / 7]
+        parts = [(times.month.to_numpy() - 1) / 12, times.day_of_week.to_numpy() / 7]
         if self.times:
             parts.append((times.hour.to_numpy() + times.minute.to_numpy() / 60) / 24)
         features = [(stamps.astype(np.float64) - self.start) / MICROSECONDS_PER_DAY]

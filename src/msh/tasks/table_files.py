@@ -163,7 +163,8 @@ def _read_csv(
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         _check_rows(file, encoding, mark, len(names))
         raise ValueError(f"{file}: not a CSV file ({str(error).strip()})") from error
-    if not isinstance(frame.index, pd.RangeIndex) or frame.iloc[:, -1].isin(["", None]).any():
+    last = frame.iloc[:, -1]
+    if not isinstance(frame.index, pd.RangeIndex) or last.isna().any() or last.isin([""]).any():
         _check_rows(file, encoding, mark, len(names))  # pandas fills short rows, and moves the first long one
     if not len(frame):
         raise _empty(file)
@@ -232,6 +233,8 @@ def _header(file: Path, encoding: str, delimiter: str, given: bool) -> list[str]
     longer = {len(cells) - len(header) for cells in rows[1:]} == {1}
     if longer and any(cells[-1].strip() for cells in rows[1:]):
         header.insert(0, "")
+    if any(len(cells) != len(header) for cells in rows[1:]):
+        _check_rows(file, encoding, delimiter, len(header))
     return _checked_names(file, header)
 
 

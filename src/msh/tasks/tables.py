@@ -68,7 +68,8 @@ def table(
     by = _checked_split(split, test_fraction, test_seed, test_path, val_path)
     roles = dict(columns or {})
     files = {"train": path, "val": val_path, "test": test_path}
-    written = {target, *(name for name, role in roles.items() if role not in ("number", "drop"))}
+    written = {name for name, role in roles.items() if role not in ("number", "drop")}
+    written |= {target} if kind == "classification" and threshold is None else set()
     reserved = {target: "target"}
     if by is not None and by.by != "time":
         written.add(by.name)

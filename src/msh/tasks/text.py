@@ -58,7 +58,8 @@ def csv_text(
     """
     one_of("source.empty", empty, ("error", "drop"))
     files = [path] if test_path is None else [path, test_path]
-    tables = [read_table(file, encoding, delimiter, texts={text, label}) for file in files]
+    written = {text, label} if kind == "classification" and threshold is None else {text}
+    tables = [read_table(file, encoding, delimiter, texts=written) for file in files]
     targets = find_targets(tables[0], "source.label", label, kind, threshold, missing_labels)
     with Problems() as problems:
         problems.check(check_test_fraction, test_fraction, test_path is not None)
