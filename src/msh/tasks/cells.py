@@ -143,6 +143,8 @@ def numbers_or_bad(cells: Any) -> tuple[np.ndarray, np.ndarray]:
 def _hint(texts: list[str]) -> str:
     if any(THOUSANDS.fullmatch(text) for text in texts):
         return ": write it without thousands marks; source.decimal=',' reads decimal commas"
+    if any(NUMBER.fullmatch(text) for text in texts):
+        return f": it is beyond {LARGEST:.2g}, the largest that networks compute with"
     if any(DECIMAL_COMMA.fullmatch(text) for text in texts):
         return ": write a decimal point; source.decimal=',' reads decimal commas"
     return ""
