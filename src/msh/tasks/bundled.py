@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
+from msh.tasks.columns import Number
 from msh.tasks.outputs import Kind
+from msh.tasks.steps import Steps
+from msh.tasks.table_step import ReadTable
 from msh.tasks.task import Split
 
 DATA_SETS: dict[str, Kind] = {
@@ -34,7 +41,6 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
         problems.check(check_test_fraction, test_fraction)
     kind = DATA_SETS[name]
     loaded = getattr(datasets, f"load_{name}")()
-    inputs = torch.as_tensor(loaded.images[:, None] if name == "digits" else loaded.data, dtype=torch.float32)
     if kind == "classification":
         targets = torch.as_tensor(loaded.target, dtype=torch.int64)
         classes = tuple(map(str, loaded.target_names))
@@ -42,5 +48,19 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
     else:
         targets = torch.as_tensor(loaded.target, dtype=torch.float32)[:, None]
         classes, outputs = (), 1
-    train, test = hold_out(Split(inputs, targets), test_fraction, kind)
-    return RawData(kind, train, test, outputs, classes=classes)
+    halves = hold_out(Split(torch.arange(len(targets)), targets), test_fraction, kind)
+    rows = [cast(Tensor, half.inputs) for half in halves]
+    if name == "digits":
+        steps: Steps = ()
+        inputs = torch.as_tensor(loaded.images[:, None], dtype=torch.float32)
+    else:
+        step = _reading(loaded, rows[0])
+        steps, inputs = (step,), step(loaded.data)
+    train, test = (Split(inputs[part], targets[part]) for part in rows)
+    return RawData(kind, train, test, outputs, classes=classes, steps=steps)
+
+
+def _reading(loaded: Any, train: Tensor) -> ReadTable:
+    """Return the step that reads rows of a table; medians of the training rows replace missing numbers."""
+    medians = np.median(loaded.data[train.numpy()], axis=0).tolist()
+    return ReadTable(tuple(map(Number, map(str, loaded.feature_names), medians)), "float32")

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from msh.tasks.steps import Permute, ReadArrays, RepeatChannels, Rotate, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Rotate, Scale, Step, Steps, Tokenize
+from msh.tasks.table_step import ReadTable
 
-AnyStep = ReadArrays | Tokenize | Permute | Rotate | RepeatChannels | Scale
+AnyStep = ReadArrays | ReadTable | Tokenize | Permute | Rotate | RepeatChannels | Scale | Quantiles
 _STEPS: TypeAdapter[list[AnyStep]] = TypeAdapter(list[Annotated[AnyStep, Field(discriminator="step")]])
 
 

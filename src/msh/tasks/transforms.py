@@ -36,9 +36,9 @@ def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
     if len(set(numbers)) < len(numbers):
         raise invalid("split_classes", "a list of different classes", keep)
     classes = cast(list[int], numbers)
-    train, test = (_of_classes(split, classes) for split in (data.train, data.test))
+    data = data.map_splits(lambda split: _of_classes(split, classes))
     names = tuple(data.classes[number] for number in classes) if data.classes else ()
-    return replace(data, train=train, test=test, outputs=len(classes), classes=names)
+    return replace(data, outputs=len(classes), classes=names)
 
 
 def _class_number(key: str, label: Any, data: RawData) -> int:
@@ -46,7 +46,7 @@ def _class_number(key: str, label: Any, data: RawData) -> int:
     if isinstance(label, str) and data.classes:
         one_of(key, label, data.classes)
         number = data.classes.index(label)
-    for name, split in (("train", data.train), ("test", data.test)):
+    for name, split in data.splits.items():
         present = split.targets.unique().tolist()
         if type(number) is not int or number not in present:
             raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)
