@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import glob
-import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.steps import Steps
+from msh.tasks.table_files import EXCEL, PARQUET, read_table
 
 STDIN = "-"
+JSON = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None)
     with Problems() as problems:
         found = [problems.check(_files, source) for source in sources]
     files = [file for paths in found if paths is not None for file in paths]
-    kind = steps[0].step
+    first: Any = steps[0]
+    kind = first.step
     if kind == "images":
         return _images(files)
     readers: dict[str, Callable[[str], Any]] = {
-        "table": _table,
+        "table": lambda file: _table(file, [column.name for column in first.columns if column.role != "number"]),
         "tokenize": lambda file: _texts(file, column),
         "arrays": _array,
     }
@@ -115,27 +118,33 @@ def _lines(file: str) -> Iterator[tuple[int, Any]]:
                 raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
 
 
-def _table(file: str) -> Any:
-    """Read rows of a table, with cells as written."""
+def _table(file: str, as_written: Collection[str] | None) -> Any:
+    """Read rows of a table as training reads them; `as_written` names the columns that are not numbers, None: all."""
     import pandas as pd  # slow to import
 
-    if file.endswith((".jsonl", ".ndjson", ".json")) or (file == STDIN):
-        text = _text_of(file)
-        if text.lstrip()[:1] in ("{", "["):
-            rows = json.loads(text) if text.lstrip()[0] == "[" else [json.loads(line) for line in text.splitlines()]
-            return pd.DataFrame(rows)
-        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    raise NotImplementedError
+    if file == STDIN:
+        content = sys.stdin.buffer.read()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / ("input.jsonl" if content.lstrip()[:1] in (b"{", b"[") else "input.csv")
+            path.write_bytes(content)
+            return _table(str(path), as_written)
+    if not file.endswith(JSON):
+        return read_table(file, texts=as_written).frame
+    text = _text_of(file)
+    rows = json.loads(text) if text.lstrip()[:1] == "[" else [row for _, row in _lines(file)]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file}: a table needs an object with the columns per row")
+    return pd.DataFrame(rows)
 
 
 def _texts(file: str, column: str | None) -> list[str]:
     if column is not None:
-        rows = _table(file)
+        rows = _table(file, None)
         one_of("--column", column, list(rows.columns))
         return [str(text) for text in rows[column]]
-    if file.endswith((".csv", ".tsv", ".parquet", ".xlsx")):
+    if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
-    if file.endswith((".jsonl", ".ndjson")):
+    if file.endswith(JSON):
         return [value for _, value in _lines(file)]
     return [line for line in _text_of(file).splitlines() if line.strip()]
 
