@@ -6,7 +6,10 @@ import torch
 
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
+from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import Kind
+from msh.tasks.preprocessing import prepare
+from msh.tasks.steps import Scale, Steps
 from msh.tasks.task import Split
 
 DATA_SETS: dict[str, Kind] = {
@@ -34,7 +37,8 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
         problems.check(check_test_fraction, test_fraction)
     kind = DATA_SETS[name]
     loaded = getattr(datasets, f"load_{name}")()
-    inputs = torch.as_tensor(loaded.images[:, None] if name == "digits" else loaded.data, dtype=torch.float32)
+    steps = _digits_steps() if name == "digits" else ()
+    inputs = prepare(steps, loaded.images) if steps else torch.as_tensor(loaded.data, dtype=torch.float32)
     if kind == "classification":
         targets = torch.as_tensor(loaded.target, dtype=torch.int64)
         classes = tuple(map(str, loaded.target_names))
@@ -43,4 +47,9 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
         targets = torch.as_tensor(loaded.target, dtype=torch.float32)[:, None]
         classes, outputs = (), 1
     train, test = hold_out(Split(inputs, targets), test_fraction, kind)
-    return RawData(kind, train, test, outputs, classes=classes)
+    return RawData(kind, train, test, outputs, classes=classes, steps=steps)
+
+
+def _digits_steps() -> Steps:
+    """Read grey images of 8x8 pixels, 0 (black) to 16 (white) in scikit-learn's arrays, as numbers from 0 to 16."""
+    return ReadImages("L", (8, 8), range=(0, 16)), Scale(torch.zeros(()), torch.tensor(1 / 16))

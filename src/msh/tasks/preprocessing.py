@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import Permute, ReadArrays, RepeatChannels, Rotate, Scale, Step, Steps, Tokenize
 
-AnyStep = ReadArrays | Tokenize | Permute | Rotate | RepeatChannels | Scale
+AnyStep = ReadArrays | ReadImages | Tokenize | Permute | Rotate | RepeatChannels | Scale
 _STEPS: TypeAdapter[list[AnyStep]] = TypeAdapter(list[Annotated[AnyStep, Field(discriminator="step")]])
 
 
