@@ -99,7 +99,9 @@ class ReadImages:
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OUS":
             inputs = inputs.tolist()
         if isinstance(inputs, Tensor | np.ndarray):
-            return as_floats(_channels_first(self._of_array(_channels_last(inputs, axes=(3, 4)))))
+            pixels = self._of_array(_channels_last(inputs, axes=(3, 4)))
+            images = torch.empty(len(pixels), *self.shape)
+            return images.copy_(as_floats(_channels_first(pixels)))
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise invalid("inputs", "a sequence of images or an array of them", type(inputs).__name__)
         images = torch.empty(len(inputs), *self.shape)
@@ -289,7 +291,11 @@ def _channels_last(images: Tensor | np.ndarray, axes: tuple[int, int]) -> np.nda
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    """Return a contiguous tensor (images, channels, height, width)."""
+    """Return a tensor (images, channels, height, width).
+
+    Where an image has one channel, NumPy calls it contiguous whatever its strides, and torch may choose other kernels
+    by them: copy it to a new tensor.
+    """
     array = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 

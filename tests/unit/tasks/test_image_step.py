@@ -159,6 +159,16 @@ def test_a_batch_equals_its_images_one_by_one():
             assert torch.equal(step(pixels), step(torch.from_numpy(pixels)))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensors_are_laid_out_row_by_row(channels):
+    """Strides choose kernels, and so the last bits of a convolution."""
+    pixels = np.zeros((4, 5, 6, channels))
+    expected = torch.empty(4, channels, 5, 6).stride()
+    step = ReadImages("L" if channels == 1 else "RGB", (5, 6))
+    for images in (pixels, np.moveaxis(pixels, -1, 1), list(pixels), pixels.astype(np.uint8)):
+        assert step(images).stride() == expected
+
+
 def test_no_images_are_no_images():
     for inputs in ([], np.zeros((0, 4, 4), np.uint8), np.zeros((0, 9, 9), np.uint8)):
         assert ReadImages("L", (4, 4))(inputs).shape == (0, 1, 4, 4)
