@@ -99,9 +99,8 @@ class ReadImages:
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OUS":
             inputs = inputs.tolist()
         if isinstance(inputs, Tensor | np.ndarray):
-            pixels = self._of_array(_channels_last(inputs, axes=(3, 4)))
-            images = torch.empty(len(pixels), *self.shape)
-            return images.copy_(as_floats(_channels_first(pixels)))
+            batch = self._of_array(_channels_last(inputs, axes=(3, 4)))
+            return torch.empty(len(batch), *self.shape).copy_(as_floats(_channels_first(batch)))
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise invalid("inputs", "a sequence of images or an array of them", type(inputs).__name__)
         images = torch.empty(len(inputs), *self.shape)
