@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +18,14 @@ from msh.tasks.checks import check_fraction, check_image_shape
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.outputs import Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
-from msh.tasks.steps import Dtype, ReadArrays, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
 from msh.tasks.tokens import Texts
 
-Normalize = Literal["feature", "channel", "all", "minmax", "none"]
+Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
 """feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
-together; minmax: each input to [0, 1]."""
+together; minmax: each input to [0, 1]; robust: each input to median 0, interquartile range 1; quantile: each input to a
+normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
@@ -40,6 +42,7 @@ class RawData:
         texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
         classes: names of the classes or labels, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
+        val: the validation split; None: `build_task` holds it out from `train`.
     """
 
     kind: Kind
@@ -49,11 +52,22 @@ class RawData:
     texts: Texts | None = None
     classes: tuple[str, ...] = ()
     steps: Steps = ()
+    val: Split | None = None
+
+    @property
+    def splits(self) -> dict[SplitName, Split]:
+        """The splits that the source made: "train", "test" and perhaps "val"."""
+        splits: dict[SplitName, Split] = {"train": self.train, "test": self.test}
+        return splits if self.val is None else splits | {"val": self.val}
+
+    def map_splits(self, change: Callable[[Split], Split]) -> RawData:
+        """Change every split in the same way."""
+        changed = {name: change(split) for name, split in self.splits.items()}
+        return replace(self, train=changed["train"], test=changed["test"], val=changed.get("val"))
 
     def then(self, step: Step) -> RawData:
         """Append a step to the preprocessing, and compute it whenever inputs are read."""
-        train, test = self.train.then(step), self.test.then(step)
-        return replace(self, train=train, test=test, steps=(*self.raw_steps, step))
+        return replace(self.map_splits(lambda split: split.then(step)), steps=(*self.raw_steps, step))
 
     @property
     def raw_steps(self) -> Steps:
@@ -73,10 +87,12 @@ def check_data(name: str, data: RawData) -> None:
             single class to learn.
     """
     with Problems() as problems:
-        if data.train.inputs.shape[1:] != data.test.inputs.shape[1:]:
-            test, train = (tuple(split.inputs.shape[1:]) for split in (data.test, data.train))
-            problems.add(f"task {name!r}, test split: inputs have shape {test}, in the train split {train}")
-        for split_name, split in (("train", data.train), ("test", data.test)):
+        for split_name, split in data.splits.items():
+            shape, train = (tuple(s.inputs.shape[1:]) for s in (split, data.train))
+            if shape != train:
+                problems.add(
+                    f"task {name!r}, {split_name} split: inputs have shape {shape}, in the train split {train}"
+                )
             for problem in _problems_of(split, data):
                 problems.add(f"task {name!r}, {split_name} split: {problem}")
 
@@ -125,9 +141,9 @@ def build_task(
         name: the task's name.
         data: from a source.
         batch_size: examples per optimizer step, over all devices; at most the training split.
-        val_fraction: share of the training examples held out for validation, in (0, 1); the same for every seed.
+        val_fraction: share of the training examples to validate on, unless the data have a val split; in (0, 1).
         normalize: as in `Normalize`; None: "feature", "channel" for images on disk, or "none" for texts.
-        metric: a name in METRICS; None: the kind's default.
+        metric: a name in METRICS; None: the kind's.
         loss_weight: loss factor where several tasks train together, > 0.
         repeat: passes through the training examples per epoch.
         normalize_target: "minmax": scale a regression's target to [0, 1] and evaluate it so; None: keep its unit.
@@ -143,9 +159,8 @@ def build_task(
         _check_numbers(problems, f"tasks.{name}", batch_size, val_fraction, loss_weight, repeat)
         _check_names(problems, f"tasks.{name}", data, normalize, metric, normalize_target)
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
-    train, val = hold_out(data.train, val_fraction, data.kind)
-    splits: dict[SplitName, Split] = {"train": train, "val": val, "test": data.test}
-    target_range = _extent(train.targets) if normalize_target == "minmax" else None
+    splits = _all_splits(data, val_fraction)
+    target_range = _extent(splits["train"].targets) if normalize_target == "minmax" else None
     splits = {part: _target_scaled(split, target_range) for part, split in splits.items()}
     mean, std = _target_scale(splits["train"].targets, data)
     splits, steps = _prepared(splits, data, normalize)
@@ -155,7 +170,7 @@ def build_task(
         splits=splits,
         outputs=data.outputs,
         metric=metric,
-        batch_size=min(batch_size, len(train)),
+        batch_size=min(batch_size, len(splits["train"])),
         target_mean=mean,
         target_std=std,
         loss_weight=loss_weight,
@@ -175,6 +190,12 @@ def _usual(data: RawData) -> Normalize:
     return "channel" if is_stored(data.train.inputs) else "feature"
 
 
+def _all_splits(data: RawData, val_fraction: float) -> dict[SplitName, Split]:
+    """Return the splits; hold out the validation split if the data have none."""
+    train, val = hold_out(data.train, val_fraction, data.kind) if data.val is None else (data.train, data.val)
+    return {"train": train, "val": val, "test": data.test}
+
+
 def _check_numbers(
     problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int
 ) -> None:
@@ -189,6 +210,9 @@ def _check_names(
     problems: Problems, key: str, data: RawData, normalize: str, metric: str, normalize_target: str | None
 ) -> None:
     problems.check(one_of, f"{key}.normalize", normalize, get_args(Normalize) if data.texts is None else ("none",))
+    if is_stored(data.train.inputs) and normalize in ("robust", "quantile"):
+        bound = "feature, channel, all, minmax or none for images on disk (source.cache=memory allows others)"
+        problems.add(invalid(f"{key}.normalize", bound, normalize))
     if normalize == "channel":
         problems.check(check_image_shape, f"{key}.normalize=channel", data.train.inputs.shape[1:])
     problems.check(one_of, f"{key}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
@@ -248,8 +272,12 @@ def _prepared(
         tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
         tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
         return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
-    train = splits["train"].inputs
-    scale = Scale(*(_stored_scaling(train, normalize) if is_stored(train) else _scaling(train[:], normalize)))
+    inputs = splits["train"].inputs
+    scale: Quantiles | Scale
+    if is_stored(inputs):
+        scale = Scale(*_stored_scaling(inputs, normalize))
+    else:
+        scale = fit_quantiles(inputs[:]) if normalize == "quantile" else Scale(*_scaling(inputs[:], normalize))
     scaled = {
         split: s.then(scale) if isinstance(s.inputs, LazyInputs) else Split(scale(s.inputs), s.targets)
         for split, s in splits.items()
@@ -276,6 +304,9 @@ def _scaling(inputs: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
         return torch.zeros((), dtype=inputs.dtype), torch.ones((), dtype=inputs.dtype)
     if normalize == "minmax":
         return _extent(inputs)
+    if normalize == "robust":
+        low, middle, high = torch.from_numpy(np.quantile(inputs.numpy(), [0.25, 0.5, 0.75], axis=0)).to(inputs.dtype)
+        return middle, _nonzero(high - low, inputs.abs().amax(0))
     if normalize == "all":
         return inputs.mean(), _nonzero(inputs.std(correction=0), inputs.abs().amax())
     if normalize == "channel":

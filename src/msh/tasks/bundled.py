@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
+from msh.tasks.columns import Number
 from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import Kind
 from msh.tasks.preprocessing import prepare
 from msh.tasks.steps import Scale, Steps
+from msh.tasks.table_step import ReadTable
 from msh.tasks.task import Split
 
 DATA_SETS: dict[str, Kind] = {
@@ -37,8 +43,6 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
         problems.check(check_test_fraction, test_fraction)
     kind = DATA_SETS[name]
     loaded = getattr(datasets, f"load_{name}")()
-    steps = _digits_steps() if name == "digits" else ()
-    inputs = prepare(steps, loaded.images) if steps else torch.as_tensor(loaded.data, dtype=torch.float32)
     if kind == "classification":
         targets = torch.as_tensor(loaded.target, dtype=torch.int64)
         classes = tuple(map(str, loaded.target_names))
@@ -46,10 +50,20 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
     else:
         targets = torch.as_tensor(loaded.target, dtype=torch.float32)[:, None]
         classes, outputs = (), 1
-    train, test = hold_out(Split(inputs, targets), test_fraction, kind)
+    halves = hold_out(Split(torch.arange(len(targets)), targets), test_fraction, kind)
+    rows = [cast(Tensor, half.inputs) for half in halves]
+    steps = _digits_steps() if name == "digits" else (_reading(loaded, rows[0]),)
+    inputs = prepare(steps, loaded.images if name == "digits" else loaded.data)
+    train, test = (Split(inputs[part], targets[part]) for part in rows)
     return RawData(kind, train, test, outputs, classes=classes, steps=steps)
 
 
 def _digits_steps() -> Steps:
     """Read grey images of 8x8 pixels, 0 (black) to 16 (white) in scikit-learn's arrays, as numbers from 0 to 16."""
     return ReadImages("L", (8, 8), range=(0, 16)), Scale(torch.zeros(()), torch.tensor(1 / 16))
+
+
+def _reading(loaded: Any, train: Tensor) -> ReadTable:
+    """Return the step that reads rows of a table; medians of the training rows replace missing numbers."""
+    medians = np.median(loaded.data[train.numpy()], axis=0).tolist()
+    return ReadTable(tuple(map(Number, map(str, loaded.feature_names), medians)), "float32")

@@ -1,245 +1,288 @@
-"""Read CSV columns as numbers, classes or texts; errors name file, line, column and cell."""
+"""Turn columns of a table into features, by values fitted on training rows, as data that files carry."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from msh.errors import Problems, invalid, one_of
-from msh.tasks.build import TEST_FRACTION, RawData, check_test_fraction, empty_part, hold_out
-from msh.tasks.checks import existing
-from msh.tasks.outputs import Kind
-from msh.tasks.task import Split
+from msh.tasks.cells import MICROSECONDS_PER_DAY, NO_DATE, Where, coded, read_booleans, read_dates, read_numbers
+from msh.tasks.steps import CONFIG
 
-DELIMITERS = (",", ";", "\t", "|")
-"""The delimiters of most CSV files."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Buckets = Annotated[int, Field(ge=1, le=2**16)]
 
 
-@dataclass(frozen=True)
-class Table:
-    """The cells of a CSV file with a header.
-
-    Attributes:
-        path: the file's path.
-        cells: column name to its cells, as written.
-        lines: line number on which each row ends, from 1.
-    """
-
-    path: Path
-    cells: dict[str, list[str]]
-    lines: list[int]
-
-    def column(self, key: str, name: str) -> list[str]:
-        """Return a column's cells.
-
-        Raises:
-            ValueError: there is no such column; `key` is the setting that names it.
-        """
-        if name not in self.cells:
-            raise invalid(key, f"a column of {self.path} ({', '.join(map(repr, self.cells))})", name, self.cells)
-        return self.cells[name]
-
-    def numbers(self, key: str, names: Sequence[str]) -> Tensor:
-        """Return columns as numbers: float32, (rows, columns).
-
-        Raises:
-            ValueError: naming every column that is missing or has a cell that is not a finite number.
-        """
-        with Problems() as problems:
-            columns = [problems.check(self._numbers_of, key, name) for name in names]
-        return torch.from_numpy(np.stack([column for column in columns if column is not None], 1))
-
-    def _numbers_of(self, key: str, name: str) -> np.ndarray:
-        cells = self.column(key, name)
-        try:
-            with np.errstate(over="ignore"):
-                numbers = np.array(cells, dtype=np.float64).astype(np.float32)
-        except ValueError:
-            numbers = np.array([_number(cell) for cell in cells], dtype=np.float32)
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            raise self.error(name, int(bad[0]), "is not a finite number", len(bad))
-        return numbers
-
-    def error(self, name: str, row: int, problem: str, count: int = 1) -> ValueError:
-        """Build the error for a cell, the first of `count` with the same problem in its column."""
-        more = f" (first of {count} such rows)" if count > 1 else ""
-        return ValueError(
-            f"{self.path}, line {self.lines[row]}, column {name!r}: {self.cells[name][row]!r} {problem}{more}"
-        )
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")
-
-
-def read_table(path: str, encoding: str = "utf-8", delimiter: str = ",") -> Table:
-    """Read a CSV file with a header.
-
-    Args:
-        path: the file's path.
-        encoding: the file's encoding.
-        delimiter: character between cells.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another encoding, other delimiters, no rows, or rows with more or fewer cells than the
-            header; or the delimiter is not one character.
-    """
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"':
-        raise invalid("source.delimiter", "one character, such as ; or a tab", delimiter)
-    file = existing(path, "file")
-    content = _decoded(file, encoding)
-    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # the default limit is too small for texts
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if row:
-                rows.append(row)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: not a CSV file ({error})") from error
-    if len(rows) < 2:
-        raise ValueError(f"{file} has no rows: it needs a header and at least one row below it")
-    header = rows.pop(0)
-    if len(header) == 1 and (others := [mark for mark in DELIMITERS if mark != delimiter and mark in header[0]]):
-        raise ValueError(
-            f"{file}: with source.delimiter = {delimiter!r} the whole header, {header[0]!r}, is one column; "
-            f"try source.delimiter={others[0]!r}"
-        )
-    with Problems() as problems:
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
-            problems.add(f"{file}: the header names {', '.join(map(repr, repeated))} more than once")
-        uneven = [(line, len(row)) for row, line in zip(rows, lines[1:], strict=True) if len(row) != len(header)]
-        if uneven:
-            more = f" (first of {len(uneven)} such lines)" if len(uneven) > 1 else ""
-            line, cells = uneven[0]
-            problems.add(f"{file}, line {line}: {cells} cells, but the header names {len(header)} columns{more}")
-    return Table(file, dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)), lines[1:])
-
-
-def _decoded(file: Path, encoding: str) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode(encoding).removeprefix("\ufeff")
-    except UnicodeError as error:
-        cause = ""
-        if isinstance(error, UnicodeDecodeError):
-            line = content.count(b"\n", 0, error.start) + 1
-            cause = f": byte {error.start} (line {line}) is 0x{content[error.start]:02x}"
-        raise ValueError(
-            f"{file} is not in {encoding}{cause}; set source.encoding to its encoding, such as latin-1 or utf-16"
-        ) from error
-    except LookupError as error:
-        bound = "an encoding that Python knows, such as utf-8 or latin-1"
-        raise invalid("source.encoding", bound, encoding) from error
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Read a column as targets; the test file has the training file's classes.
-
-    Attributes:
-        column: its name.
-        kind: "classification" or "regression".
-        threshold: classification: class 1 above it, else class 0; None: a class per value.
-        classes: their values, in order; empty with a threshold and in regression.
-    """
-
-    column: str
-    kind: Kind
-    threshold: float | None
-    classes: tuple[str, ...]
+class Column(Protocol):
+    """A column of a table: its name, role and features."""
 
     @property
-    def outputs(self) -> int:
-        """The head's size."""
-        return 1 if self.kind == "regression" else len(self.classes) or 2
+    def name(self) -> str:
+        """Its name in the header."""
+        ...
 
-    def read(self, table: Table, key: str) -> Tensor:
-        """Return a classification's targets, int64 (rows,), or a regression's, float32 (rows, 1).
+    @property
+    def role(self) -> str:
+        """Its kind of values."""
+        ...
 
-        Raises:
-            ValueError: a cell is not a number, or not a class.
-        """
-        if self.kind == "regression":
-            return table.numbers(key, [self.column])
-        if self.threshold is not None:
-            return (table.numbers(key, [self.column])[:, 0] > self.threshold).long()
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        cells = table.column(key, self.column)
-        if unknown := [row for row, cell in enumerate(cells) if cell not in numbers]:
-            problem = f"is no class of the training file ({', '.join(self.classes)})"
-            raise table.error(self.column, unknown[0], problem, len(unknown))
-        return torch.tensor([numbers[cell] for cell in cells])
+    @property
+    def note(self) -> str:
+        """Explanation for the plan."""
+        ...
+
+    @property
+    def features(self) -> int:
+        """Number of features."""
+        ...
+
+    def read(self, cells: Any, where: Where, /) -> np.ndarray:
+        """Turn a Series (rows,) into features, float64 (rows, features)."""
+        ...
 
 
-def find_targets(table: Table, key: str, column: str, kind: Kind, threshold: float | None) -> Targets:
-    """Find the classes in the training file's column, in ascending order.
+@dataclass(frozen=True, config=CONFIG)
+class Dropped:
+    """A column that gives no features: the reason is "target", "identifier", "constant" and the like."""
 
-    Args:
-        table: the training file.
-        key: the setting that names the column.
-        column: its name.
-        kind: "classification" or "regression".
-        threshold: see `Targets`.
-    Raises:
-        ValueError: the column is missing or has an empty cell, or the kind or the threshold is invalid.
+    name: str
+    note: str
+    role: Literal["dropped"] = "dropped"
+
+    @property
+    def features(self) -> int:
+        """None."""
+        return 0
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return no features."""
+        return np.empty((len(cells), 0))
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Number:
+    """A column of numbers.
+
+    Attributes:
+        name: in the header.
+        fill: replaces missing numbers: the median of the training rows.
+        missing: add a feature that is 1 where the number is missing.
     """
-    with Problems() as problems:
-        problems.check(one_of, "source.kind", kind, ("classification", "regression"))
-        if threshold is not None and kind == "regression":
-            problems.add(f"source.threshold = {threshold} needs source.kind=classification, not {kind}")
-        cells = problems.check(table.column, key, column) or []
-        if "" in cells:
-            problems.add(table.error(column, cells.index(""), "is no target", cells.count("")))
-        names = sorted_names(cells) if kind == "classification" and threshold is None else ()
-        if len(names) == 1:
-            problems.add(f"{table.path}, column {column!r}: every row has {names[0]!r}; needs at least two classes")
-    return Targets(column, kind, threshold, names)
+
+    name: str
+    fill: Finite
+    missing: bool = False
+    role: Literal["number"] = "number"
+
+    @property
+    def features(self) -> int:
+        """One, and one for missing cells."""
+        return 1 + self.missing
+
+    @property
+    def note(self) -> str:
+        """Say how missing cells are filled."""
+        return f"missing: {self.fill:g}, with a feature" if self.missing else ""
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return the numbers."""
+        return _filled(read_numbers(cells, where, self.name), self.fill, self.missing)
 
 
-def sorted_names(values: Sequence[str]) -> tuple[str, ...]:
-    """Return the distinct values in ascending order: by number if all are numbers, else by letter."""
-    names = sorted(set(values))
-    return tuple(names if any(np.isnan(_number(name)) for name in names) else sorted(names, key=float))
+@dataclass(frozen=True, config=CONFIG)
+class Boolean:
+    """A column of words such as true and false, or yes and no: 1 and 0; missing cells as in `Number`."""
+
+    name: str
+    fill: Finite
+    missing: bool = False
+    role: Literal["boolean"] = "boolean"
+
+    @property
+    def features(self) -> int:
+        """One, and one for missing cells."""
+        return 1 + self.missing
+
+    @property
+    def note(self) -> str:
+        """Say how missing cells are filled."""
+        return f"missing: {self.fill:g}, with a feature" if self.missing else ""
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return 1 and 0."""
+        return _filled(read_booleans(cells, where, self.name), self.fill, self.missing)
 
 
-def with_test_split(
-    split: Split, tests: Split | None, targets: Targets, test_fraction: float | None, test_seed: int | None = None
-) -> RawData:
-    """Build raw data with the test split, or with a share of the examples as the test split.
+def _filled(values: np.ndarray, fill: float, missing: bool) -> np.ndarray:
+    """Fill NaN in (rows,); return (rows, 1), or (rows, 2) with a feature for the missing."""
+    absent = np.isnan(values)
+    values = np.where(absent, fill, values) if absent.any() else values
+    return np.stack([values, absent], 1) if missing else values[:, None]
 
-    Raises:
-        ValueError: a share or a seed is set beside a test split, or out of range.
+
+@dataclass(frozen=True, config=CONFIG)
+class Category:
+    """A column with few values: a feature for each.
+
+    Attributes:
+        name: in the header.
+        values: those with a feature, frequent in the training rows.
+        other: add a feature for rare values; it also stands for unknown ones, whose features are else all 0.
+        missing: add a feature for missing cells, whose features are else all 0.
     """
-    with Problems() as problems:
-        problems.check(check_test_fraction, test_fraction, tests is not None)
-        if test_seed is not None and not 0 <= test_seed < 2**32:
-            problems.add(invalid("source.test_seed", "in [0, 2**32)", test_seed))
-        if test_seed is not None and tests is not None:
-            problems.add(f"source.test_seed = {test_seed} cannot be set beside source.test_path: remove one")
-    if test_seed is not None:
-        split, tests = _last_shuffled(split, test_fraction or TEST_FRACTION, test_seed)
-    elif tests is None:
-        split, tests = hold_out(split, test_fraction, targets.kind)
-    return RawData(targets.kind, split, tests, targets.outputs, classes=targets.classes)
+
+    name: str
+    values: tuple[str, ...]
+    other: bool = False
+    missing: bool = False
+    role: Literal["category"] = "category"
+
+    @property
+    def features(self) -> int:
+        """One per value."""
+        return len(self.values) + self.other + self.missing
+
+    @property
+    def note(self) -> str:
+        """List the values."""
+        rest = ["(other)"] * self.other + ["(missing)"] * self.missing
+        return ", ".join([*self.values, *rest])
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return 1 for the cell's value, 0 for the others."""
+        codes, texts = coded(cells)
+        features = np.zeros((len(texts) + 1, self.features))  # the last row: missing
+        places = {value: place for place, value in enumerate(self.values)}
+        for code, text in enumerate(texts):
+            place = places.get(text, len(self.values) if self.other else None)
+            if place is not None:
+                features[code, place] = 1
+        if self.missing:
+            features[-1, -1] = 1
+        return np.asarray(features[codes])
 
 
-def _last_shuffled(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    order = np.random.RandomState(seed).permutation(len(split))
-    cut = int(len(split) * (1 - fraction))
-    if cut in (0, len(split)):
-        raise empty_part(fraction, len(split))
-    first, second = (split.take(torch.from_numpy(part)) for part in (order[:cut], order[cut:]))
-    return first, second
+@dataclass(frozen=True, config=CONFIG)
+class Hashed:
+    """A column with many values: each adds +1 or -1 to one of the features, chosen by its hash.
+
+    Attributes:
+        name: in the header.
+        buckets: number of features.
+        missing: add a feature for missing cells, whose features are else all 0.
+    Source: Weinberger et al. 2009, Feature hashing for large scale multitask learning.
+    """
+
+    name: str
+    buckets: Buckets
+    missing: bool = False
+    role: Literal["hashed"] = "hashed"
+
+    @property
+    def features(self) -> int:
+        """The buckets, and one for missing cells."""
+        return self.buckets + self.missing
+
+    @property
+    def note(self) -> str:
+        """Say that values are hashed."""
+        return f"many values, hashed to {self.buckets} features"
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return the hashed values."""
+        from sklearn.feature_extraction import FeatureHasher
+
+        codes, texts = coded(cells)
+        hashed = np.zeros((len(texts) + 1, self.features))
+        if texts:
+            hasher = FeatureHasher(n_features=self.buckets, input_type="string")
+            hashed[:-1, : self.buckets] = hasher.transform([[text] for text in texts]).toarray()
+        if self.missing:
+            hashed[-1, -1] = 1
+        return np.asarray(hashed[codes])
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Date:
+    """A column of dates: days since the first, and the position in the year, week and day as sine and cosine.
+
+    Attributes:
+        name: in the header.
+        start: microseconds from 1970 to the first date of the training rows, in UTC.
+        fill: replaces missing dates: the median of the training rows, likewise.
+        format: of `datetime.strptime`; "" for ISO 8601.
+        times: the dates have times of day.
+        missing: add a feature that is 1 where the date is missing.
+    """
+
+    name: str
+    start: int
+    fill: int
+    format: str = ""
+    times: bool = False
+    missing: bool = False
+    role: Literal["date"] = "date"
+
+    @property
+    def features(self) -> int:
+        """Days, month (2), weekday (2), hour (2) and missing."""
+        return 5 + 2 * self.times + self.missing
+
+    @property
+    def note(self) -> str:
+        """List the features."""
+        return "days, month, weekday" + ", hour" * self.times + (f"; format {self.format}" if self.format else "")
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return the dates' features."""
+        import pandas as pd
+
+        stamps = read_dates(cells, self.format, where, self.name)
+        absent = stamps == NO_DATE
+        stamps = np.where(absent, self.fill, stamps)
+        times = pd.DatetimeIndex(stamps.astype("datetime64[us]"))
+        parts = [(times.month.to_numpy() - 1) / 12, times.day_of_week.to_numpy() / 7]
+        if self.times:
+            parts.append((times.hour.to_numpy() + times.minute.to_numpy() / 60) / 24)
+        features = [(stamps.astype(np.float64) - self.start) / MICROSECONDS_PER_DAY]
+        features += [wave(2 * np.pi * part) for part in parts for wave in (np.sin, np.cos)]
+        return np.stack(features + [absent] * self.missing, 1)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Text:
+    """A column of texts: counts of hashed words, scaled to length 1.
+
+    Attributes:
+        name: in the header.
+        buckets: number of features.
+    """
+
+    name: str
+    buckets: Buckets
+    role: Literal["text"] = "text"
+
+    @property
+    def features(self) -> int:
+        """The buckets."""
+        return self.buckets
+
+    @property
+    def note(self) -> str:
+        """Say that words are hashed."""
+        return f"words, hashed to {self.buckets} features"
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return the hashed words."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        codes, texts = coded(cells)
+        words = np.zeros((len(texts) + 1, self.buckets))  # the last row: missing
+        if texts:
+            words[:-1] = HashingVectorizer(n_features=self.buckets).transform(texts).toarray()
+        return np.asarray(words[codes])
+
+
+AnyColumn = Annotated[Dropped | Number | Boolean | Category | Hashed | Date | Text, Field(discriminator="role")]

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.checks import existing
 from msh.tasks.image_step import ImageProblems
+from msh.tasks.labels import Classes, find_classes, read_labels
 from msh.tasks.outputs import Kind
 
 log = logging.getLogger(__name__)
@@ -118,23 +120,31 @@ def in_table(
     if kind == "multilabel" and not has_lists:
         return Labelled(files, _flags(table, cells, target), tuple(target))
     listed = [[name for part in row[0].split(";") if (name := part.strip())] for row in cells] if has_lists else cells
-    names = names or tuple(sorted({name for row in listed for name in row}))
-    flags = _memberships(table, listed, names)
-    return Labelled(files, flags if has_lists else flags.argmax(1), names)
+    numbers, names = _numbered(table, listed, names)
+    if not has_lists:
+        return Labelled(files, torch.tensor([number for (number,) in numbers]), names)
+    flags = torch.zeros(len(files), len(names))
+    for i, row in enumerate(numbers):
+        flags[i, row] = 1
+    return Labelled(files, flags, names)
 
 
-def _memberships(table: Path, listed: list[list[str]], names: tuple[str, ...]) -> Tensor:
-    """Return 1 where a row lists a name, else 0: (rows, names)."""
-    numbers = {name: number for number, name in enumerate(names)}
-    flags = torch.zeros(len(listed), len(names))
+def _numbered(
+    table: Path, listed: list[list[str]], names: tuple[str, ...] | None
+) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Return each row's labels by number, and the labels' names: those passed, or the ones in the file."""
+    cells = [name for row in listed for name in row]
+    classes = None if names is None else Classes(names, (0,) * len(names))
+    labels = read_labels(cells, classes)
+    classes = classes or find_classes(str(table), labels)
+    rows = [line for line, row in enumerate(listed, 2) for _ in row]
+    numbers = classes.number(labels).tolist()
     with ImageProblems() as problems:
-        for i, row in enumerate(listed):
-            for name in row:
-                if name in numbers:
-                    flags[i, numbers[name]] = 1
-                else:
-                    problems.add(f"{table}, row {i + 2}: {name!r} is no label of the training images")
-    return flags
+        for line, cell, number in zip(rows, cells, numbers, strict=True):
+            if number < 0:
+                problems.add(f"{table}, row {line}: {cell!r} is no label of the training images")
+    left = iter(numbers)
+    return [list(islice(left, len(row))) for row in listed], classes.names
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

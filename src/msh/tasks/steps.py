@@ -114,6 +114,42 @@ class Scale:
 
 
 @dataclass(frozen=True, config=CONFIG)
+class Quantiles:
+    """Map each feature to a normal distribution by its quantiles in the training split.
+
+    Attributes:
+        quantiles: float64 (quantiles, features), ascending.
+    """
+
+    quantiles: Array
+    step: Literal["quantiles"] = "quantiles"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return float32 of the inputs' shape (examples, *shape)."""
+        flat = inputs.flatten(1).double().numpy()
+        return torch.from_numpy(self._transformer.transform(flat)).float().view(inputs.shape)
+
+    @cached_property
+    def _transformer(self) -> Any:
+        from sklearn.preprocessing import QuantileTransformer  # slow to import
+
+        number, features = self.quantiles.shape
+        transformer = QuantileTransformer(n_quantiles=number, output_distribution="normal")
+        transformer.quantiles_, transformer.n_features_in_ = self.quantiles.numpy(), features
+        transformer.n_quantiles_, transformer.references_ = number, np.linspace(0, 1, number)
+        return transformer
+
+
+def fit_quantiles(inputs: Tensor) -> Quantiles:
+    """Fit `Quantiles` to a training split's inputs (examples, *shape): 1000 quantiles, or one per example."""
+    from sklearn.preprocessing import QuantileTransformer  # slow to import
+
+    transformer = QuantileTransformer(n_quantiles=min(1000, len(inputs)), random_state=0)
+    transformer.fit(inputs.flatten(1).double().numpy())
+    return Quantiles(torch.from_numpy(transformer.quantiles_))
+
+
+@dataclass(frozen=True, config=CONFIG)
 class Permute:
     """Permute pixels, each channel equally, or features.
 

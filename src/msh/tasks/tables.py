@@ -1,17 +1,28 @@
-"""Load tables of numbers from CSV files."""
+"""Load tables: CSV, Parquet and Excel files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from msh.errors import Problems, invalid
-from msh.tasks.build import RawData
-from msh.tasks.columns import find_targets, read_table, with_test_split
+from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.outputs import Kind
+from msh.tasks.table_files import Table, read_table
+from msh.tasks.table_plan import Wishes, describe, plan_columns
+from msh.tasks.table_splits import Rows, SplitBy, split_rows
+from msh.tasks.table_step import ReadTable
+from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
 
+log = logging.getLogger(__name__)
 
-def csv_table(
+
+def table(
     path: str,
     target: str,
     features: Sequence[str] | None = None,
@@ -21,34 +32,136 @@ def csv_table(
     test_fraction: float | None = None,
     test_seed: int | None = None,
     encoding: str = "utf-8",
-    delimiter: str = ",",
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    val_path: str | None = None,
+    split: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    exclude: Sequence[str] = (),
+    missing_labels: str = "drop",
 ) -> RawData:
-    """Load a table from a CSV file with a header.
+    """Load a table with a header, from CSV, Parquet or Excel, and log each column's role.
 
     Args:
         path: the training file.
-        target: column to predict; a classification's has names or numbers, and classes in ascending order.
-        features: numeric columns to predict it from; None: all others.
+        target: column to predict; a classification's has names or numbers, and classes in natural order.
+        features: columns to predict it from, even if they look like an index; None: all others.
         kind: classification or regression.
         threshold: splits a numeric column into two classes: class 1 is above it.
         test_path: the test split's file.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
-        test_seed: draw the test split as Keras does for its copy of Boston housing (with 113): numpy's RandomState
-            with this seed shuffles the rows, and the last ones are the test split. None: `hold_out`.
-        encoding: the files' encoding.
-        delimiter: character between cells.
+        test_seed: draw the test split as Keras draws Boston housing's (with 113): the last rows after numpy's
+            RandomState with this seed has shuffled them. None: `hold_out`.
+        encoding: a CSV file's encoding.
+        delimiter: character between a CSV file's cells; None: found from the first rows.
+        decimal: "," or "." in a CSV file's decimal numbers; None: found from the cells.
+        val_path: the validation split's file.
+        split: one of {column: NAME}, whose cells are train, val or test; {group: NAME}, whose values stay in one
+            split; {time: NAME}, whose latest rows are the test split.
+        columns: roles by column: number, boolean, category, date (or "date %d.%m.%Y"), text, drop.
+        exclude: columns to drop.
+        missing_labels: for rows without a target: "drop" drops and counts them, "error" raises.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a cell is not a number or class, or a setting is invalid.
+        ValueError: a column is missing, a cell fits neither its column's role nor the classes, or a setting is invalid.
     """
-    table = read_table(path, encoding, delimiter)
-    targets = find_targets(table, "source.target", target, kind, threshold)
-    names = list(features) if features is not None else [name for name in table.cells if name != target]
-    if not names or target in names:
-        raise invalid("source.features", f"at least one column besides the target {target!r}", names)
-    tables = [table] if test_path is None else [table, read_table(test_path, encoding, delimiter)]
+    by = _checked_split(split, test_fraction, test_seed, test_path, val_path)
+    roles = dict(columns or {})
+    files = {"train": path, "val": val_path, "test": test_path}
+    written = {name for name, role in roles.items() if role not in ("number", "drop")}
+    written |= {target} if kind == "classification" and threshold is None else set()
+    reserved = {target: "target"}
+    if by is not None and by.by != "time":
+        written.add(by.name)
+        reserved |= {} if by.name in {*roles, *(features or ())} else {by.name: f"split ({by.by})"}
+    wishes = Wishes(reserved, features, roles, exclude)
+    tables = {part: read_table(f, encoding, delimiter, decimal, written) for part, f in files.items() if f is not None}
+    targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
+    tables, values = _labelled(tables, targets, wishes)
+    rows = split_rows(tables["train"], values["train"], kind, by, test_fraction, test_seed, test_path is not None)
+    step = plan_columns(tables["train"].take(rows.fitted), wishes)
+    log.info("%s\n%s", path, describe(step))
+    train, test, val = _splits(step, tables, values, rows)
+    return RawData(kind, train, test, targets.outputs, classes=targets.names, steps=(step,), val=val)
+
+
+csv_table = table
+"""The name of earlier releases."""
+
+
+Places = tuple[Table, np.ndarray]
+"""A split's table, and its rows there."""
+
+
+def _checked_split(
+    split: Mapping[str, str] | None,
+    test_fraction: float | None,
+    test_seed: int | None,
+    test_path: str | None,
+    val_path: str | None,
+) -> SplitBy | None:
+    """Check the settings that choose the splits."""
     with Problems() as problems:
-        inputs = [problems.check(t.numbers, "source.features", names) for t in tables]
-        values = [problems.check(targets.read, t, "source.target") for t in tables]
-    splits = [Split(x, y) for x, y in zip(inputs, values, strict=True) if x is not None and y is not None]
-    return with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction, test_seed)
+        problems.check(check_test_fraction, test_fraction, test_path is not None)
+        if test_seed is not None and not 0 <= test_seed < 2**32:
+            problems.add(invalid("source.test_seed", "in [0, 2**32)", test_seed))
+        if test_seed is not None and test_path is not None:
+            problems.add(f"source.test_seed = {test_seed} cannot be set beside source.test_path: remove one")
+        others = {"test_path": test_path, "val_path": val_path, "test_seed": test_seed}
+        return problems.check(SplitBy.parse, split, others)
+
+
+def _labelled(
+    tables: Mapping[str, Table], targets: Targets, wishes: Wishes
+) -> tuple[dict[str, Table], dict[str, Tensor]]:
+    """Return the tables' rows that have a target, and the targets; check columns and their names too."""
+    with Problems() as problems:
+        problems.check(wishes.check, tables["train"])
+        read = {part: problems.check(targets.read, t, "source.target") for part, t in tables.items()}
+        if problems.problems:  # the columns' problems are reported with them
+            problems.check(plan_columns, tables["train"], wishes)
+    kept = {part: pair for part, pair in read.items() if pair is not None}
+    return {part: pair[0] for part, pair in kept.items()}, {part: pair[1] for part, pair in kept.items()}
+
+
+def _splits(
+    step: ReadTable, tables: Mapping[str, Table], values: Mapping[str, Tensor], rows: Rows
+) -> tuple[Split, Split, Split | None]:
+    """Read the features; take train, test and val from the training file, or whole from files of their own."""
+    with Problems() as problems:
+        inputs = {part: problems.check(step.read, t.frame, t.row) for part, t in tables.items()}
+    whole = {part: Split(x, values[part]) for part, x in inputs.items() if x is not None}
+    splits: dict[str, Split] = {}
+    places: dict[str, Places] = {}
+    for part, chosen in (("train", rows.train), ("val", rows.val), ("test", rows.test)):
+        if part != "train" and part in whole:
+            splits[part], places[part] = whole[part], (tables[part], np.arange(len(whole[part])))
+        elif chosen is not None:
+            splits[part], places[part] = whole["train"].take(torch.from_numpy(chosen)), (tables["train"], chosen)
+    _report_duplicates(splits, places)
+    return splits["train"], splits["test"], splits.get("val")
+
+
+def _report_duplicates(splits: Mapping[str, Split], places: Mapping[str, Places]) -> None:
+    """Warn of rows outside the training split that are also in it."""
+    for part in splits.keys() - {"train"}:
+        others: dict[bytes, int] = {}
+        for row, content in enumerate(_contents(splits[part])):
+            others.setdefault(content, row)
+        twins: dict[bytes, int] = {}
+        for row, content in enumerate(_contents(splits["train"])):
+            if content in others:
+                twins.setdefault(content, row)
+        if twins:
+            count = sum(content in twins for content in _contents(splits[part]))
+            content, row = next(iter(twins.items()))
+            (table, rows), (train, train_rows) = places[part], places["train"]
+            first, second = table.row(int(rows[others[content]])), train.row(int(train_rows[row]))
+            example = f"{first} is {second.removeprefix(f'{table.path}, ')}"
+            log.warning("%d of %d rows of the %s split are also training rows: %s", count, len(rows), part, example)
+
+
+def _contents(split: Split) -> list[bytes]:
+    assert isinstance(split.inputs, Tensor)
+    targets = split.targets.view(len(split), -1).double()
+    return [row.tobytes() for row in torch.cat([split.inputs, targets], 1).numpy()]

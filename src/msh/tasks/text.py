@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from msh.errors import Problems, one_of
-from msh.tasks.build import RawData
-from msh.tasks.columns import Table, find_targets, read_table, sorted_names, with_test_split
+from msh.tasks.build import RawData, check_test_fraction, hold_out
+from msh.tasks.cells import cell_error
+from msh.tasks.labels import find_classes, read_labels
 from msh.tasks.outputs import Kind
+from msh.tasks.table_files import Table, read_table
+from msh.tasks.targets import find_targets
 from msh.tasks.task import Split
 from msh.tasks.tokens import Texts
 
@@ -28,52 +30,56 @@ def csv_text(
     test_path: str | None = None,
     test_fraction: float | None = None,
     encoding: str = "utf-8",
-    delimiter: str = ",",
+    delimiter: str | None = None,
     empty: str = "error",
     vocabulary: int = 10_000,
     length: int = 128,
+    missing_labels: str = "drop",
 ) -> RawData:
-    """Load texts from a CSV file with a header.
+    """Load texts from a CSV, Parquet (.parquet) or Excel (.xlsx) file with a header.
 
     Args:
         path: the training file.
         text: column with the texts.
-        label: column to predict; a classification's has names or numbers, and classes in ascending order.
+        label: column to predict; a classification's has names or numbers, and classes in natural order.
         kind: classification or regression.
         threshold: splits a numeric column into two classes: class 1 is above it.
         test_path: the test split's file.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
         encoding: the files' encoding.
-        delimiter: character between cells.
+        delimiter: character between cells; None: found from the first rows.
         empty: rows without text: "error" raises, "drop" drops them and logs their number.
         vocabulary: number of token ids; see `Texts`.
         length: tokens per text.
+        missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file has another encoding, a column is missing, a text is empty, or a setting is invalid.
     """
     one_of("source.empty", empty, ("error", "drop"))
     files = [path] if test_path is None else [path, test_path]
-    tables = [_without_empty(read_table(file, encoding, delimiter), text, empty) for file in files]
-    targets = find_targets(tables[0], "source.label", label, kind, threshold)
-    texts = Texts([cell for table in tables for cell in table.cells[text]], vocabulary, length)
-    splits = _splits([targets.read(table, "source.label") for table in tables])
-    data = with_test_split(splits[0], splits[1] if test_path is not None else None, targets, test_fraction)
-    return replace(data, texts=texts)
+    written = {text, label} if kind == "classification" and threshold is None else {text}
+    tables = [read_table(file, encoding, delimiter, texts=written) for file in files]
+    targets = find_targets(tables[0], "source.label", label, kind, threshold, missing_labels)
+    with Problems() as problems:
+        problems.check(check_test_fraction, test_fraction, test_path is not None)
+        tables = [t for table in tables if (t := problems.check(_without_empty, table, text, empty)) is not None]
+        pairs = [pair for t in tables if (pair := problems.check(targets.read, t, "source.label")) is not None]
+    texts = Texts([str(cell) for table, _ in pairs for cell in table.column("source.text", text)], vocabulary, length)
+    splits = _splits([values for _, values in pairs])
+    train, test = splits if test_path is not None else hold_out(splits[0], test_fraction, kind)
+    return RawData(kind, train, test, targets.outputs, texts, targets.names)
 
 
 def _without_empty(table: Table, text: str, empty: str) -> Table:
     cells = table.column("source.text", text)
-    rows = [row for row, cell in enumerate(cells) if cell.strip()]
-    if len(rows) == len(cells):
+    blank = np.array([not str(cell).strip() for cell in cells])
+    if not blank.any():
         return table
-    dropped = len(cells) - len(rows)
-    if empty == "error" or not rows:
-        first = next(row for row, cell in enumerate(cells) if not cell.strip())
-        raise table.error(text, first, "is an empty text; source.empty=drop drops such rows", dropped)
-    log.warning("%s: dropped %d rows, their text is empty", table.path, dropped)
-    columns = {name: [column[row] for row in rows] for name, column in table.cells.items()}
-    return Table(table.path, columns, [table.lines[row] for row in rows])
+    if empty == "error" or blank.all():
+        raise cell_error(table.row, text, cells, blank, "is an empty text; source.empty=drop drops such rows")
+    log.warning("%s: dropped %d rows, their text is empty", table.path, int(blank.sum()))
+    return table.take(np.flatnonzero(~blank))
 
 
 def _splits(targets: list[Tensor]) -> list[Split]:
@@ -100,7 +106,7 @@ def hugging_face(
         name: the data set's name on the hub.
         root: folder for the library's files.
         text: field with the texts.
-        label: field with the classes, names or numbers, in ascending order.
+        label: field with the classes, names or numbers, in natural order.
         train: the training split's name.
         test: the test split's name.
         revision: the data set's revision; None: the newest.
@@ -126,14 +132,18 @@ def hugging_face(
         problems.check(one_of, "source.text", text, fields)
         problems.check(one_of, "source.label", label, fields)
     texts: list[list[str]] = [list(part[text]) for part in parts]
-    labels: list[list[Any]] = [[str(value) for value in part[label]] for part in parts]
-    numbers = {value: number for number, value in enumerate(sorted_names(labels[0]))}
+    labels = [read_labels(part[label]) for part in parts]
+    classes = find_classes(f"{name}, split {train}", labels[0])
+    targets = [classes.number(part) for part in labels]
     with Problems() as problems:
-        for part, cells in zip((train, test), texts, strict=True):
+        for part, cells, numbers in zip((train, test), texts, targets, strict=True):
             if empty := [row for row, cell in enumerate(cells) if not cell.strip()]:
                 problems.add(f"{name}, split {part}, row {empty[0]}: the text is empty (first of {len(empty)} rows)")
-        if unknown := sorted(set(labels[1]) - set(numbers)):
+            if part == train and (numbers < 0).any():
+                problems.add(f"{name}, split {part}: {(numbers < 0).sum()} rows have no label")
+        unknown = sorted({str(labels[1].texts[code]) for code in labels[1].codes[targets[1] < 0]})
+        if unknown:
             problems.add(f"{name}: classes of the split {test} are not in {train}: {', '.join(map(repr, unknown))}")
-    splits = _splits([torch.tensor([numbers[value] for value in values]) for values in labels])
+    splits = _splits([torch.from_numpy(numbers) for numbers in targets])
     both = Texts([*texts[0], *texts[1]], vocabulary, length)
-    return RawData("classification", splits[0], splits[1], len(numbers), both, tuple(numbers))
+    return RawData("classification", splits[0], splits[1], len(classes.names), both, classes.names)

@@ -37,14 +37,14 @@ def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
     if len(set(numbers)) < len(numbers):
         raise invalid("split_classes", "a list of different classes", keep)
     classes = cast(list[int], numbers)
-    train, test = (_of_classes(split, classes) for split in (data.train, data.test))
+    data = data.map_splits(lambda split: _of_classes(split, classes))
     names = tuple(data.classes[number] for number in classes) if data.classes else ()
-    return replace(data, train=train, test=test, outputs=len(classes), classes=names)
+    return replace(data, outputs=len(classes), classes=names)
 
 
 def _class_number(key: str, label: Any, data: RawData) -> int:
     number = _named(key, label, data.classes) if data.classes else label
-    for name, split in (("train", data.train), ("test", data.test)):
+    for name, split in data.splits.items():
         present = split.targets.unique().tolist()
         if type(number) is not int or number not in present:
             raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)

@@ -1,0 +1,237 @@
+"""Decide each column's role from the training rows: number, category, date and so on, or dropped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from msh.errors import Problems, invalid, one_of
+from msh.tasks.cells import (
+    NO_DATE,
+    NUMBER,
+    THOUSANDS,
+    cell_error,
+    coded,
+    find_date_format,
+    numbers_or_bad,
+    read_booleans,
+    read_dates,
+    read_numbers,
+)
+from msh.tasks.columns import Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
+from msh.tasks.table_files import NAMELESS, Table
+from msh.tasks.table_step import ReadTable
+
+ROLES = ("number", "category", "date", "boolean", "text", "drop")
+MOST_VALUES = 32
+"""Values of a column that get a feature each; with more frequent ones, they are hashed."""
+BUCKETS, TEXT_BUCKETS = 64, 256
+"""Features of a column whose values, or whose words, are hashed."""
+RARE = 5
+"""Values in fewer rows share a feature, in tables of 500 rows and more."""
+INDEX_NAME = re.compile(r"(index|id|idx|key|(row|record|obs)[ _.]?(id|names?|number|no|nr)?|.*[ _.]id|.*[a-z]I[dD])")
+"""Names of columns that number the rows, apart from columns without a name."""
+BOOLEANS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}, {"on", "off"})
+CODE = re.compile(r"0\d+")
+"""A number with a leading zero, as postal codes have, is a name."""
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.*)?")
+SHOWN = 40
+"""Columns that the plan shows; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Settings about a table's columns.
+
+    Attributes:
+        reserved: columns that are no features, with the reason, such as {"price": "target"}.
+        features: columns to use, in this order, even if they look like an index; None: all others.
+        columns: roles by name, one of ROLES; a date may name its format: "date %d.%m.%Y".
+        exclude: columns to drop.
+    """
+
+    reserved: Mapping[str, str]
+    features: Sequence[str] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    exclude: Collection[str] = ()
+
+    def check(self, table: Table) -> None:
+        """Raise if names or roles are unknown, or no column is left; all problems together."""
+        reasons = " and ".join(f"the {reason} {name!r}" for name, reason in self.reserved.items())
+        names = self.names(table)
+        with Problems() as problems:
+            if not names or self.reserved.keys() & set(names):
+                problems.add(invalid("source.features", f"at least one column besides {reasons}", names))
+            for key, group in (("features", names), ("columns", self.columns), ("exclude", self.exclude)):
+                for name in group:
+                    problems.check(table.column, f"source.{key}", name)
+            for name, role in self.columns.items():
+                problems.check(one_of, f"source.columns.{name}", str(role).partition(" ")[0], ROLES)
+                if name in self.exclude and role != "drop":
+                    problems.add(f"source.columns.{name} = {role}, but source.exclude names it too: remove one")
+
+    def names(self, table: Table) -> list[str]:
+        """Return the columns to plan."""
+        if self.features is not None:
+            return list(self.features)
+        return [name for name in table.frame.columns if name not in self.reserved]
+
+
+def plan_columns(table: Table, wishes: Wishes) -> ReadTable:
+    """Fit the step that reads a table.
+
+    Args:
+        table: the rows to fit on: all but the test split's.
+        wishes: settings; unknown columns are skipped, because `Wishes.check` reports them.
+    Raises:
+        ValueError: cells fit no role, or no column has features; all problems together.
+    """
+    names = [name for name in wishes.names(table) if name in table.frame.columns]
+    with Problems() as problems:
+        planned: list[Any] = []
+        for name in names:
+            role = "drop" if name in wishes.exclude else wishes.columns.get(name)
+            planned.append(problems.check(_plan, table, name, role, wishes.features is not None))
+    chosen = set(names)
+    unused = [name for name in table.frame.columns if name not in chosen]
+    step = ReadTable(
+        (*planned, *(Dropped(name, wishes.reserved.get(name, "not in source.features")) for name in unused))
+    )
+    if not step.inputs:
+        reasons = "; ".join(f"{column.name!r}: {column.note}" for column in step.columns)
+        raise ValueError(
+            f"{table.path} has no column to predict from ({reasons}): source.features keeps columns by name"
+        )
+    return step
+
+
+def describe(step: ReadTable) -> str:
+    """Describe the plan as text of at most 80 columns: each column with its role, number of features and a note."""
+    used = [column for column in step.columns if column.role != "dropped"]
+    dropped = [column for column in step.columns if column.role == "dropped"]
+    lines = [f"{'column':<24} {'role':<8} {'features':>8}  note"]
+    for group in (used, dropped):
+        for column in group[:SHOWN]:
+            line = f"{_cut(column.name, 24):<24} {column.role:<8} {column.features or '':>8}  {column.note}"
+            lines.append(_cut(line.rstrip(), 80))
+        if len(group) > SHOWN:
+            roles = Counter(column.role for column in group[SHOWN:])
+            lines.append(f"... and {', '.join(f'{count} more ({role})' for role, count in roles.items())}")
+    return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _plan(table: Table, name: str, role: str | None, kept: bool) -> Column:
+    """Plan one column; `kept` columns are not dropped for what they look like."""
+    cells = table.frame[name]
+    kind, _, wanted = (role or "").partition(" ")
+    if kind == "drop":
+        return Dropped(name, "source.exclude or source.columns")
+    if kind == "number":
+        return _number(name, read_numbers(cells, table.row, name))
+    if kind == "boolean":
+        return _boolean(name, read_booleans(cells, table.row, name))
+    if kind == "date":
+        return _date(table, name, wanted or find_date_format(name, coded(cells)[1]) or "")
+    if kind == "text":
+        return Text(name, TEXT_BUCKETS)
+    if kind == "category":
+        return _category(name, *coded(cells))
+    return _guess(table, name, kept)
+
+
+def _guess(table: Table, name: str, kept: bool) -> Column:
+    """Decide a column's role from its cells."""
+    import pandas as pd
+
+    cells = table.frame[name]
+    if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_bool_dtype(cells.dtype):
+        return _guess_number(name, read_numbers(cells, table.row, name), kept)
+    codes, texts = coded(cells)
+    present = int((codes >= 0).sum())
+    if not present:
+        return Dropped(name, "empty")
+    if len(texts) == 1 and present == len(codes) and not kept:
+        return Dropped(name, f"constant: {texts[0]}")
+    if {text.casefold() for text in texts} in BOOLEANS:
+        return _boolean(name, read_booleans(cells, table.row, name))
+    values, bad = numbers_or_bad(cells)
+    if not any(map(CODE.fullmatch, texts)):
+        if not bad.any():
+            return _guess_number(name, values, kept)
+        thousands = all(NUMBER.fullmatch(text) or THOUSANDS.fullmatch(text) for text in texts)
+        if thousands or 5 * int(bad.sum()) <= present:
+            raise _mixed(table, name, cells, bad, thousands)
+    if all(map(DATE.fullmatch, texts[:SHOWN])) and (format := find_date_format(name, texts)) is not None:
+        return _date(table, name, format)
+    words = sum(len(text.split()) for text in texts) / len(texts)
+    if words >= 3 and 2 * len(texts) > present:
+        return Text(name, TEXT_BUCKETS) if kept else Dropped(name, f"text: source.columns={{{name}: text}} reads it")
+    if len(texts) > max(9, 0.9 * present) and not kept:
+        return Dropped(name, "identifier: a value per row")
+    return _category(name, codes, texts)
+
+
+def _mixed(table: Table, name: str, cells: Any, bad: np.ndarray, thousands: bool) -> ValueError:
+    hint = ": write it without thousands marks" if thousands else ", as most cells of this column are"
+    problem = f"is not a finite number{hint}; source.columns={{{name}: category}} reads the column as categories"
+    return cell_error(table.row, name, cells, bad, problem)
+
+
+def _guess_number(name: str, values: np.ndarray, kept: bool) -> Column:
+    absent = np.isnan(values)
+    if absent.all():
+        return Dropped(name, "empty")
+    if not kept and not absent.any():
+        if values.min() == values.max():
+            return Dropped(name, f"constant: {values[0]:g}")
+        index = name.startswith(NAMELESS) or INDEX_NAME.fullmatch(name) or INDEX_NAME.fullmatch(name.casefold())
+        if index and (values == np.round(values)).all() and len(np.unique(values)) == len(values):
+            return Dropped(name, "identifier: numbers the rows")
+    return _number(name, values)
+
+
+def _number(name: str, values: np.ndarray) -> Column:
+    fill, missing = _median(name, values)
+    return Number(name, fill, missing)
+
+
+def _boolean(name: str, values: np.ndarray) -> Column:
+    fill, missing = _median(name, values)
+    return Boolean(name, fill, missing)
+
+
+def _median(name: str, values: np.ndarray) -> tuple[float, bool]:
+    """Return (the median of the present values, whether some are missing)."""
+    absent = np.isnan(values)
+    if absent.all():
+        raise ValueError(f"column {name!r}: every cell is missing; source.exclude drops the column")
+    return float(np.median(values[~absent] if absent.any() else values)), bool(absent.any())
+
+
+def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:
+    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    least = min(RARE, max(2, len(codes) // 100))
+    frequent = sorted(text for text, count in zip(texts, counts, strict=True) if count >= least)
+    missing = bool((codes < 0).any())
+    if not frequent or len(frequent) > MOST_VALUES:
+        return Hashed(name, BUCKETS, missing)
+    return Category(name, tuple(frequent), len(frequent) < len(texts), missing)
+
+
+def _date(table: Table, name: str, format: str) -> Column:
+    times = read_dates(table.frame[name], format, table.row, name)
+    present = np.sort(times[times != NO_DATE])
+    if not len(present):
+        raise ValueError(f"column {name!r}: every cell is missing; source.exclude drops the column")
+    with_times = bool((present % 86_400_000_000).any())
+    fill = int(present[len(present) // 2])
+    return Date(name, int(present[0]), fill, format, with_times, len(present) < len(times))

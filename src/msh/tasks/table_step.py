@@ -1,0 +1,86 @@
+"""Turn rows of a table into features: the first step of a table's preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from msh.errors import Problems, invalid, suggestion
+from msh.tasks.cells import Where, row_number
+from msh.tasks.columns import AnyColumn
+from msh.tasks.steps import CONFIG
+
+
+@dataclass(frozen=True, config=CONFIG)
+class ReadTable:
+    """Read rows of a table as features, column by column.
+
+    Attributes:
+        columns: all columns of the training file, in the order of their features; dropped ones have none.
+        dtype: of the features.
+    """
+
+    columns: tuple[AnyColumn, ...]
+    dtype: Literal["float32", "float64"] = "float64"
+    step: Literal["table"] = "table"
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the columns that rows need."""
+        return [column.name for column in self.columns if column.role != "dropped"]
+
+    def __call__(self, inputs: Any) -> Tensor:
+        """Return the features (rows, features) of a DataFrame, of dicts (one per row), or of an array (rows, inputs).
+
+        Additional columns are ignored. Arrays have the columns in `inputs`, in this order.
+
+        Raises:
+            ValueError: columns are missing, or a cell has a wrong value.
+        """
+        return self.read(self._framed(inputs), row_number)
+
+    def read(self, frame: Any, where: Where) -> Tensor:
+        """Return the features of a DataFrame; `where` names its rows in errors."""
+        at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
+        self._check_columns(at)
+        used = [column for column in self.columns if column.role != "dropped"]
+        features = np.empty((len(frame), sum(column.features for column in used)), dtype=self.dtype)
+        frame, start = frame.reset_index(drop=True), 0
+        with Problems() as problems:
+            for column in used:
+                values = problems.check(column.read, frame.iloc[:, at[column.name]], where)
+                if values is not None:
+                    features[:, start : start + column.features] = values
+                start += column.features
+        return torch.from_numpy(features)
+
+    def _check_columns(self, names: Mapping[str, Any]) -> None:
+        if missing := [name for name in self.inputs if name not in names]:
+            raise ValueError(
+                f"inputs: the columns {', '.join(map(repr, missing))} are missing; there are "
+                f"{', '.join(map(repr, names)) or 'none'}{suggestion(missing[0], names)}"
+            )
+
+    def _framed(self, inputs: Any) -> Any:
+        import pandas as pd
+
+        if isinstance(inputs, pd.DataFrame):
+            return inputs
+        if isinstance(inputs, Tensor | np.ndarray):
+            if inputs.ndim != 2 or inputs.shape[1] != len(self.inputs):
+                raise invalid("inputs: the shape", f"(rows, {len(self.inputs)})", tuple(inputs.shape))
+            return pd.DataFrame(np.asarray(inputs), columns=self.inputs)
+        if isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
+            with Problems() as problems:
+                for number, row in enumerate(inputs):
+                    with_prefix = Problems(f"{row_number(number)}: ")
+                    with_prefix.check(self._check_columns, {str(name).strip(): None for name in row})
+                    problems.problems += with_prefix.problems
+            rows = [{str(name).strip(): cell for name, cell in row.items()} for row in inputs]
+            return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in self.inputs})
+        raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)

@@ -1,0 +1,117 @@
+"""Read the column to predict: classes, or numbers in float64."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msh.errors import Problems, one_of
+from msh.tasks.cells import NUMBER, cell_error, read_numbers
+from msh.tasks.labels import MISSING_LABELS, Classes, find_classes, read_labels, shown_names
+from msh.tasks.outputs import Kind
+from msh.tasks.table_files import Table
+
+log = logging.getLogger(__name__)
+
+MOST_NUMERIC_CLASSES = 20
+"""Beyond it, a class for each of many different decimal numbers is taken for a mistake."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Read a column as targets; the test file has the training file's classes.
+
+    Attributes:
+        column: its name.
+        kind: "classification" or "regression".
+        threshold: classification: class 1 above it, else class 0; None: a class per value.
+        classes: of the training file; None with a threshold and in regression.
+        missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
+    """
+
+    column: str
+    kind: Kind
+    threshold: float | None
+    classes: Classes | None
+    missing_labels: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names; () if they have none."""
+        return self.classes.names if self.classes else ()
+
+    @property
+    def outputs(self) -> int:
+        """The head's size."""
+        return 1 if self.kind == "regression" else len(self.names) or 2
+
+    def read(self, table: Table, key: str) -> tuple[Table, Tensor]:
+        """Return the rows with a label; and a classification's targets, int64 (rows,), or float64 (rows, 1).
+
+        Raises:
+            ValueError: a cell is not a number, or not a class; or labels are missing.
+        """
+        cells = table.column(key, self.column)
+        if self.classes is None:
+            numbers = read_numbers(cells, table.row, self.column)
+            missing = np.isnan(numbers)
+            values = numbers[:, None] if self.threshold is None else (numbers > self.threshold).astype(np.int64)
+        else:
+            labels = read_labels(cells, self.classes)
+            values, missing = self.classes.number(labels), labels.missing
+            unknown = (values < 0) & ~missing
+            if unknown.any():
+                extra = sorted({labels.texts[code] for code in labels.codes[unknown]})
+                problem = f"is no class of the training file ({shown_names(self.names)})"
+                others = f"; others: {shown_names(extra[1:])}" if len(extra) > 1 else ""
+                raise cell_error(table.row, self.column, cells, unknown, problem + others)
+        if missing.any():
+            table, values = self._without(table, cells, missing), values[~missing]
+        return table, torch.from_numpy(values)
+
+    def _without(self, table: Table, cells: Any, missing: np.ndarray) -> Table:
+        count = int(missing.sum())
+        if self.missing_labels == "error" or count == len(cells):
+            problem = "is no target; source.missing_labels=drop drops such rows"
+            raise cell_error(table.row, self.column, cells, missing, problem if count < len(cells) else "is no target")
+        words = ", ".join(sorted({repr(str(word)) for word in cells[missing].drop_duplicates()}))
+        log.warning("%s: dropped %d rows without a target: %r is %s", table.path, count, self.column, words)
+        return table.take(np.flatnonzero(~missing))
+
+
+def find_targets(
+    table: Table, key: str, column: str, kind: Kind, threshold: float | None, missing_labels: str = "drop"
+) -> Targets:
+    """Find the classes in the training file's column, in natural order.
+
+    Args:
+        table: the training file.
+        key: the setting that names the column.
+        column: its name.
+        kind, threshold, missing_labels: see `Targets`.
+    Raises:
+        ValueError: the column is missing, has one class, or a class for each of many numbers; or a setting is invalid.
+    """
+    with Problems() as problems:
+        problems.check(one_of, "source.kind", kind, ("classification", "regression"))
+        problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
+        if threshold is not None and kind == "regression":
+            problems.add(f"source.threshold = {threshold} needs source.kind=classification, not {kind}")
+        cells: Any = problems.check(table.column, key, column)
+    if kind == "regression" or threshold is not None:
+        return Targets(column, kind, threshold, None, missing_labels)
+    classes = find_classes(f"{table.path}, column {column!r}", read_labels(cells))
+    names = classes.names
+    if len(names) == 1:
+        raise ValueError(f"{table.path}, column {column!r}: every row has {names[0]!r}; needs at least two classes")
+    if len(names) > MOST_NUMERIC_CLASSES and 2 * len(names) > len(cells) and all(map(NUMBER.fullmatch, names)):
+        raise ValueError(
+            f"{table.path}, column {column!r} has {len(names)} different numbers in {len(cells)} rows: "
+            "source.kind=regression predicts numbers, source.threshold makes two classes"
+        )
+    return Targets(column, kind, None, classes, missing_labels)

@@ -1,0 +1,154 @@
+"""Files of tables: CSV as several programs write it, Parquet, Excel; damage named with line and cell."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from messages import says
+from msh.tasks.table_files import read_table
+from msh.tasks.tables import table
+
+FRAME = pd.DataFrame(
+    {
+        "size": np.arange(40) * 0.1 + 1,
+        "rooms": np.arange(40) % 5,
+        "town": ["Ulm", "Bad, Ems", 'the "hill"', "two\nlines"] * 10,
+        "price": np.arange(40) * 3.7 + 0.123456789012345,
+    }
+)
+
+
+def read(path, **settings):
+    return table(str(path), target="price", kind="regression", **settings)
+
+
+@pytest.fixture
+def expected(tmp_path):
+    FRAME.to_csv(tmp_path / "plain.csv", index=False)
+    return read(tmp_path / "plain.csv")
+
+
+def same(data, expected):
+    assert data.train.inputs.equal(expected.train.inputs)
+    assert data.test.targets.equal(expected.test.targets)
+    assert data.steps == expected.steps
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sep": ";", "decimal": ","},
+        {"sep": "\t", "decimal": ","},
+        {"decimal": ",", "quoting": 1},
+        {"encoding": "utf-8-sig"},
+        {"encoding": "utf-16"},
+        {"quoting": 2, "lineterminator": "\r\n"},
+        {"sep": "|", "na_rep": "NA"},
+    ],
+    ids=str,
+)
+def test_a_csv_file_is_read_however_it_is_written(settings, tmp_path, expected):
+    FRAME.to_csv(tmp_path / "table.csv", index=False, **settings)
+    same(read(tmp_path / "table.csv"), expected)
+
+
+def test_the_index_that_pandas_writes_and_rs_row_names_are_dropped(tmp_path, expected):
+    FRAME.to_csv(tmp_path / "pandas.csv")
+    content = (tmp_path / "pandas.csv").read_text()
+    (tmp_path / "r.csv").write_text(content.removeprefix(","))  # R: the header is one cell short
+    for name in ("pandas.csv", "r.csv"):
+        data = read(tmp_path / name)
+        assert data.train.inputs.equal(expected.train.inputs)
+        index = next(column for column in data.steps[0].columns if column.name == "Unnamed: 0")
+        assert (index.role, index.note) == ("dropped", "identifier: numbers the rows")
+
+
+def test_parquet_and_excel_files_are_read(tmp_path, expected):
+    FRAME.to_excel(tmp_path / "table.xlsx", index=False)
+    FRAME.to_parquet(tmp_path / "table.parquet")
+    for suffix in ("xlsx", "parquet"):
+        data = read(tmp_path / f"table.{suffix}")
+        digits = {"rtol": 1e-15 if suffix == "xlsx" else 0, "atol": 0}  # Excel keeps 16 digits
+        torch.testing.assert_close(data.train.inputs, expected.train.inputs, **digits)
+        torch.testing.assert_close(data.train.targets, expected.train.targets, **digits)
+
+
+@pytest.mark.parametrize(("suffix", "module"), [("xlsx", "openpyxl"), ("parquet", "pyarrow")])
+def test_a_missing_library_and_a_damaged_file_are_named(suffix, module, tmp_path, monkeypatch):
+    path = tmp_path / f"table.{suffix}"
+    path.write_bytes(b"x,y\n1,2\n")
+    with pytest.raises(ValueError, match=f"table.{suffix} cannot be read"):
+        read_table(str(path))
+    error = ImportError(f"no {module}")
+    monkeypatch.setattr(pd, "read_excel" if suffix == "xlsx" else "read_parquet", lambda *a, **k: raising(error))
+    with pytest.raises(ValueError, match=r"pip install 'msh\[tables\]'"):
+        read_table(str(path))
+
+
+def raising(error):
+    raise error
+
+
+def test_excel_errors_name_the_line(tmp_path):
+    frame = FRAME.astype({"size": object})
+    frame.loc[3, "size"] = "big"
+    frame.to_excel(tmp_path / "table.xlsx", index=False)
+    with pytest.raises(ValueError, match=r"table.xlsx, line 5, column 'size': 'big' is not a finite number"):
+        read(tmp_path / "table.xlsx")
+    FRAME.rename(columns={"rooms": "size"}).to_excel(tmp_path / "table.xlsx", index=False)
+    with pytest.raises(ValueError, match="the header names 'size' more than once"):
+        read(tmp_path / "table.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no rows"),
+        ("x,y\n", "has no rows"),
+        ("\n\n", "has no rows"),
+        ("x,y\n1,2\n3\n", "line 3: 1 cells, but the header names 2 columns"),
+        ('x,y\n"a\nb",2\n3,4,5\n', "line 4: 3 cells"),
+        ("x,y\n1,2,\n3,4,\n", r"line 2: 3 cells, .*2 such lines"),
+        ("x,y\n" + "1,2\n" * 300 + "1,2,3\n", "line 302: 3 cells"),
+        ("x,y\n" + "1,2\n" * 300 + "1\n", "line 302: 1 cells"),
+        ('x,y\n1,2\n1,"2\n', "line 3: not a CSV file"),
+        ("x,y,x,z,z\n1,2,3,4,5\n", "names 'x', 'z' more than once"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_line(content, message, write):
+    with pytest.raises(ValueError, match=message):
+        read_table(write(content))
+
+
+NUMBERS = "x;y\n" + "".join(f"1,{i:03};{i % 2}\n" for i in range(20))
+
+
+def test_commas_that_may_mark_thousands_are_refused_unless_the_file_shows_their_meaning(write):
+    with pytest.raises(ValueError, match=r"column 'x': '1,000' has a decimal comma or marks thousands.*source.decimal"):
+        read_table(write(NUMBERS))
+    for content, decimal in ((NUMBERS, ","), (NUMBERS.replace("1,000", "1,0"), None)):
+        frame = read_table(write(content), decimal=decimal).frame
+        assert frame["x"].tolist() == [1 + i / 1000 for i in range(20)]
+    with pytest.raises(ValueError, match=says("source.decimal", "one of ., ,", ";")):
+        read_table(write(NUMBERS), decimal=";")
+
+
+@pytest.mark.parametrize("cell", ["1_000", "1'000", "1 000", '"1,234,567"', "1.234.567"])
+def test_thousands_marks_are_refused_with_a_hint(cell, write):
+    path = write("x,y\n" + "".join(f"{cell if i % 2 else i},{i % 2}\n" for i in range(20)))
+    with pytest.raises(ValueError, match=r"line 3, column 'x': .*without thousands marks.*first of 8"):
+        table(path, target="y")
+
+
+def test_numbers_of_a_csv_file_are_exact(write):
+    values = [0.1, 1 / 3, 2.5e-300, 123456789.123456789, 9007199254740993]
+    frame = read_table(write("x\n" + "".join(f"{value!r}\n" for value in values))).frame
+    assert frame["x"].tolist() == [float(value) for value in values]
+
+
+def test_a_table_of_many_columns_is_read(write):
+    width = 5000
+    rows = "".join(",".join(map(str, (np.arange(width) * k) % 97)) + f",{k % 2}\n" for k in range(10))
+    data = table(write(",".join(f"c{i}" for i in range(width)) + ",y\n" + rows), target="y")
+    assert data.train.inputs.shape[1] > 4000

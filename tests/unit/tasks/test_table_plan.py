@@ -1,0 +1,312 @@
+"""The plan of a table's columns, the step that it makes, splits, and features for raw rows."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from messages import says
+from msh.tasks import build_task
+from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
+from msh.tasks.table_files import Table
+from msh.tasks.table_plan import Wishes, plan_columns
+from msh.tasks.tables import table
+
+DAYS = pd.date_range("2024-01-01", periods=60).astype(str)
+PEOPLE = pd.DataFrame(
+    {
+        "id": np.arange(60) + 500,
+        "customer": [f"c{i:03}" for i in range(60)],
+        "age": [20.5 + i if i % 5 else None for i in range(60)],
+        "zip": [f"0{1000 + i % 4}" for i in range(60)],
+        "member": ["yes", "no"] * 30,
+        "since": DAYS,
+        "land": ["de", "fr", "NA"] * 20,
+        "street": [f"street{i // 2}" for i in range(60)],
+        "remark": [f"called {i} times" for i in range(60)],
+        "unit": ["m"] * 60,
+        "nothing": [None] * 60,
+        "bought": ["a", "b"] * 30,
+    }
+)
+
+
+@pytest.fixture
+def people(tmp_path):
+    def load(frame=PEOPLE, **settings):
+        frame.to_csv(tmp_path / "people.csv", index=False)
+        return table(str(tmp_path / "people.csv"), target="bought", **settings)
+
+    return load
+
+
+def roles(data):
+    return {column.name: column.role for column in data.steps[0].columns}
+
+
+def notes(data):
+    return {column.name: column.note for column in data.steps[0].columns if column.role == "dropped"}
+
+
+def through_json(steps):
+    return steps_from_data(json.loads(json.dumps(steps_to_data(steps))))
+
+
+def test_every_column_has_a_role(people, caplog):
+    with caplog.at_level(logging.INFO):
+        data = people()
+    assert {name: role for name, role in roles(data).items() if role != "dropped"} == {
+        "age": "number",
+        "zip": "category",
+        "member": "boolean",
+        "since": "date",
+        "land": "category",
+        "street": "hashed",
+    }
+    assert notes(data) == {
+        "id": "identifier: numbers the rows",
+        "customer": "identifier: a value per row",
+        "remark": "text: source.columns={remark: text} reads it",
+        "unit": "constant: m",
+        "nothing": "empty",
+        "bought": "target",
+    }
+    plan = caplog.messages[-1].splitlines()[1:]
+    assert len(plan) == 13
+    assert all(len(line) <= 80 for line in plan)
+    assert plan[1].startswith("age                      number          2  missing: ")
+
+
+def test_roles_can_be_set(people):
+    columns = {"id": "category", "customer": "drop", "remark": "text", "since": "category", "zip": "number"}
+    data = people(columns=columns, exclude=["street"])
+    found = roles(data)
+    assert (found["id"], found["customer"], found["remark"]) == ("hashed", "dropped", "text")
+    assert (found["since"], found["zip"], found["street"]) == ("hashed", "number", "dropped")
+
+
+def test_features_keep_columns_by_name_and_order(people):
+    data = people(features=["unit", "id", "age"])
+    assert data.steps[0].inputs == ["unit", "id", "age"]
+    assert data.train.inputs[:, 1].min() >= 500
+
+
+def test_wrong_names_and_roles_are_reported_together(people):
+    with pytest.raises(ValueError, match=says("source.columns", value="ages", meant="age")) as raised:
+        people(columns={"ages": "number", "age": "numbr", "zip": "text"}, exclude=["zip", "lend"])
+    raised.match(says("source.columns.age", value="numbr", meant="number"))
+    raised.match("source.columns.zip = text, but source.exclude names it too")
+    raised.match(says("source.exclude", value="lend", meant="land"))
+
+
+def test_features_have_the_right_values(people):
+    step = people(columns={"remark": "drop"}).steps[0]
+    row = {"age": None, "zip": "01002", "member": "YES", "since": "2024-01-31", "land": "it", "street": "street1"}
+    features = dict(zip(labels(step), step([row])[0].tolist(), strict=True))
+    medians = next(column.fill for column in step.columns if column.name == "age")
+    assert (features["age 0"], features["age 1"], features["member 0"]) == (medians, 1, 1)
+    assert [features[f"zip {i}"] for i in range(4)] == [0, 0, 1, 0]
+    assert [features[f"land {i}"] for i in range(3)] == [0, 0, 0]  # unknown; the third is for missing cells
+    start = next(column.start for column in step.columns if column.name == "since")
+    assert features["since 0"] == (pd.Timestamp("2024-01-31") - pd.Timestamp(start * 1000)).days
+    assert features["since 1"] == pytest.approx(0)  # the first month's sine
+    assert features["since 3"] == pytest.approx(np.sin(2 * np.pi * 2 / 7))  # a Wednesday
+    assert sorted(abs(features[f"street {i}"]) for i in range(64)) == [0] * 63 + [1]
+
+
+def labels(step):
+    return [f"{column.name} {i}" for column in step.columns for i in range(column.features)]
+
+
+def test_rare_values_share_a_feature_that_unknown_ones_get():
+    frame = PEOPLE.assign(land=["de", "fr", "it", "es"] * 14 + ["xx", "yy", "zz", "de"])
+    rare = plan_columns(Table(None, frame), Wishes({"bought": "target"}, ["land"])).columns[0]
+    assert (rare.values, rare.other) == (("de", "es", "fr", "it"), True)
+    assert rare.read(pd.Series(["xx", "never seen", "de"]), str).tolist() == [
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 1],
+        [1, 0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"age": 1}], r"row 0: inputs: the columns 'zip', 'member'.* are missing"),
+        (pd.DataFrame({"agee": [1]}), r"the columns 'age', 'zip'.* are missing; there are 'agee'; did you mean 'agee'"),
+        ({"age": "old"}, r"row 1, column 'age': 'old' is not a finite number"),
+        ({"age": "1,5"}, r"column 'age': '1,5' .*write a decimal point"),
+        ({"member": "perhaps"}, r"row 1, column 'member': 'perhaps' is neither true"),
+        ({"since": "yesterday"}, r"row 1, column 'since': 'yesterday' is not a date"),
+        (torch.zeros(2, 3), says("inputs: the shape", "(rows, 6)", (2, 3))),
+        ("text", says("inputs", value="str")),
+    ],
+)
+def test_wrong_inputs_are_refused_by_column_and_value(rows, message, people):
+    step = people().steps[0]
+    if isinstance(rows, dict):
+        rows = pd.DataFrame([PEOPLE.iloc[0].to_dict(), PEOPLE.iloc[1].to_dict() | rows])
+    with pytest.raises(ValueError, match=message):
+        step(rows)
+
+
+def test_the_test_split_changes_nothing_that_is_fitted(people):
+    first = people(split={"column": "part"}, frame=PEOPLE.assign(part=["train"] * 50 + ["test"] * 10))
+    changed = PEOPLE.assign(part=["train"] * 50 + ["test"] * 10, age=[*PEOPLE["age"][:50], *[9e9] * 10])
+    changed.loc[50:, ["land", "zip"]] = ["other", "99999"]
+    second = people(split={"column": "part"}, frame=changed)
+    assert steps_to_data(first.steps) == steps_to_data(second.steps)
+    assert first.train.inputs.equal(second.train.inputs)
+
+
+@pytest.mark.parametrize(
+    ("format", "days"),
+    [
+        ("%d.%m.%Y", range(1, 29)),
+        ("%m/%d/%Y", range(1, 29)),
+        ("%Y/%m/%d", range(1, 29)),
+        ("%Y-%m-%dT%H:%M:%S", range(1, 29)),
+    ],
+)
+def test_dates_are_recognized_in_any_format(format, days, write):
+    dates = [pd.Timestamp(2024, 3, day, 6).strftime(format) for day in days]
+    data = table(write("when,y\n" + "".join(f"{d},{i % 2}\n" for i, d in enumerate(dates))), target="y")
+    [column, _] = data.steps[0].columns
+    assert (column.role, column.times) == ("date", "H" in format)
+    assert len(data.train.inputs[:, 0].unique()) == len(data.train)
+
+
+def test_dates_of_two_meanings_need_a_format(write):
+    rows = "".join(f"{1 + i % 12:02}/{1 + i // 12:02}/2024,{i % 2}\n" for i in range(48))
+    with pytest.raises(ValueError, match=r"'when': '.*' may have several meanings: set .*{when: date %d/%m/%Y} or"):
+        table(write("when,y\n" + rows), target="y")
+    data = table(write("when,y\n" + rows), target="y", columns={"when": "date %m/%d/%Y"})
+    assert data.steps[0].columns[0].format == "%m/%d/%Y"
+
+
+# ---- splits
+
+
+def test_a_column_names_the_splits(people):
+    parts = ["train"] * 30 + ["Validation"] * 10 + ["TEST"] * 20
+    data = people(PEOPLE.assign(part=parts), split={"column": "part"})
+    assert [len(split) for split in (data.train, data.val, data.test)] == [30, 10, 20]
+    task = build_task("a", data)
+    assert [len(task.splits[name]) for name in ("train", "val", "test")] == [30, 10, 20]
+    assert notes(data)["part"] == "split (column)"
+    with pytest.raises(ValueError, match=r"line 3, column 'part': 'other' is no split"):
+        people(PEOPLE.assign(part=["train", "other"] * 30), split={"column": "part"})
+    with pytest.raises(ValueError, match="no row is of the test split"):
+        people(PEOPLE.assign(part=["train"] * 60), split={"column": "part"})
+
+
+def test_a_group_stays_in_one_split(people):
+    data = people(PEOPLE.assign(patient=np.arange(60) // 4), split={"group": "patient"}, features=["patient", "age"])
+    groups = [set(split.inputs[:, 0].tolist()) for split in (data.train, data.val, data.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 15
+    assert len(groups[2]) == 3
+
+
+@pytest.mark.parametrize("column", ["since", "id"])
+def test_the_latest_rows_are_the_test_split(column, people):
+    shuffled = PEOPLE.sample(frac=1, random_state=0)
+    data = people(shuffled, split={"time": column}, features=[column, "age"])
+    latest = [split.inputs[:, 0] for split in (data.train, data.val, data.test)]
+    assert [len(part) for part in latest] == [38, 10, 12]
+    assert latest[0].max() < latest[1].min()
+    assert latest[1].max() < latest[2].min()
+
+
+def test_a_validation_file_is_the_validation_split(people, tmp_path):
+    PEOPLE[:7].to_csv(tmp_path / "val.csv", index=False)
+    data = people(val_path=str(tmp_path / "val.csv"))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [48, 7, 12]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": {"groups": "id"}}, says("source.split", value="groups", meant="group")),
+        ({"split": {"group": "ids"}}, says("source.split.group", value="ids", meant="id")),
+        ({"split": "id"}, says("source.split", value="id")),
+        ({"split": {"group": "id"}, "test_seed": 3}, "source.split = .* cannot be set beside source.test_seed"),
+        ({"split": {"time": "member"}}, "column 'member': .* is not a date"),
+        ({"split": {"group": "unit"}}, "needs at least three groups"),
+        ({"split": {"group": "nothing"}}, "column 'nothing': .* is no group"),
+        ({"split": {"time": "age"}}, "column 'age': .* is no time"),
+    ],
+)
+def test_wrong_splits_are_refused(settings, message, people):
+    with pytest.raises(ValueError, match=message):
+        people(**settings)
+
+
+def test_rows_in_two_splits_are_reported(people, caplog):
+    frame = pd.concat([PEOPLE, PEOPLE[:10]], ignore_index=True)
+    parts = ["train"] * 60 + ["test"] * 10
+    people(frame.assign(part=parts), split={"column": "part"})
+    assert "10 of 10 rows of the test split are also training rows: " in caplog.text
+    assert "people.csv, line 62 is line 2" in caplog.text
+
+
+# ---- the same in training and prediction
+
+CELLS = {
+    "number": st.one_of(st.none(), st.integers(-(10**17), 10**17), st.floats(-1e30, 1e30, allow_subnormal=False)),
+    "category": st.one_of(st.none(), st.sampled_from(["a", "b", " a", "c\u00e9", "07"])),
+    "boolean": st.sampled_from(["yes", "no", "", "No "]),
+    "date": st.one_of(st.just(""), st.dates().map(str), st.datetimes().map(str)),
+    "text": st.text(max_size=20),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.fixed_dictionaries(CELLS), min_size=8, max_size=15), st.data())
+def test_rows_are_read_as_in_training_whatever_stands_beside_them(rows, draw):
+    always = [{"number": 1, "category": "a", "boolean": "yes", "date": "2024-01-01", "text": "some words"}]
+    frame = pd.DataFrame(rows + always * 2)
+    kinds = {name: name for name in CELLS}
+    step = plan_columns(Table(None, frame), Wishes({}, None, kinds))
+    trained = step.read(frame, str)
+    [again] = through_json((step,))
+    assert torch.equal(again(frame), trained)
+    some = draw.draw(st.lists(st.sampled_from(range(len(frame))), min_size=1))
+    dicts = [frame.iloc[row].to_dict() | {"more": 1} for row in some]
+    assert torch.equal(again(dicts), trained[some])
+    assert trained.isfinite().all()
+
+
+@pytest.mark.parametrize("normalize", ["feature", "robust", "quantile", "minmax"])
+def test_a_task_prepares_rows_of_its_file_bitwise_as_in_training(normalize, people, tmp_path):
+    data = people(split={"column": "part"}, frame=PEOPLE.assign(part=["train"] * 40 + ["test"] * 20))
+    task = build_task("a", data, normalize=normalize)
+    rows = pd.read_csv(tmp_path / "people.csv", dtype={"zip": str})[40:]
+    prepared = prepare(through_json(task.steps), rows)
+    assert prepared.dtype == torch.float32
+    assert torch.equal(prepared, task.splits["test"].inputs)
+    assert prepared.isfinite().all()
+
+
+def test_robust_and_quantile_scaling_resist_outliers(write):
+    values = [*range(99), 10**9]
+    path = write("x,y\n" + "".join(f"{v},{i % 2}\n" for i, v in enumerate(values)))
+    data = table(path, target="y", test_path=path)
+    for normalize, largest in (("robust", 2), ("quantile", 3)):
+        inputs = build_task("a", data, normalize=normalize).splits["train"].inputs.flatten().sort().values
+        assert inputs[1:-1].abs().max() < largest
+        assert inputs.median().abs() < 0.1
+
+
+def test_large_numbers_stay_distinct(write):
+    times = 1_700_000_000 + np.arange(200)
+    path = write("time,ident,const,y\n" + "".join(f"{t},{t * 1000 % 4999 + 10**11},17,{t % 2}\n" for t in times))
+    task = build_task("a", table(path, target="y", features=["time", "ident", "const"]))
+    inputs = task.splits["train"].inputs
+    assert [len(column.unique()) for column in inputs.T] == [len(inputs), len(inputs), 1]
+    assert (inputs[:, 2] == 0).all()
+    torch.testing.assert_close(inputs[:, 0].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
