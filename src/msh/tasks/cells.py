@@ -18,6 +18,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}([,.'_ \u00a0\u202f]\d{3})+([.,]\d+)?")
 """1,234 and the like: with a comma or a point it can also be a decimal number."""
+CODE = re.compile(r"0\d+")
+"""A number with a leading zero, as postal codes have, is a name."""
 LARGEST = float(np.finfo(np.float32).max)
 TRUE, FALSE = ("true", "yes", "t", "y", "on", "1"), ("false", "no", "f", "n", "off", "0")
 DATE_FORMATS = tuple(

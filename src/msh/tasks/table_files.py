@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.cells import DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, coded
+from msh.tasks.cells import CODE, DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, coded
 from msh.tasks.checks import existing
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -142,8 +142,8 @@ def _read_csv(
     csv.field_size_limit(max(csv.field_size_limit(), file.stat().st_size))  # the default limit is too small for texts
     try:
         mark = delimiter or _found_delimiter(file, encoding)
-        names = _header(file, encoding, mark, delimiter is not None)
-        as_written = set(names if texts is None else texts) & set(names)
+        names, codes = _header(file, encoding, mark, delimiter is not None)
+        as_written = codes | (set(names if texts is None else texts) & set(names))
         words = sorted(MISSING)
         frame = pd.read_csv(
             file,
@@ -214,8 +214,8 @@ def _found_delimiter(file: Path, encoding: str) -> str:
     return max(widths, key=lambda mark: widths[mark])
 
 
-def _header(file: Path, encoding: str, delimiter: str, given: bool) -> list[str]:
-    """Return the columns' names; a header that is one short, as R writes it, misses the name of the first."""
+def _header(file: Path, encoding: str, delimiter: str, given: bool) -> tuple[list[str], set[str]]:
+    """Return the columns' names, and those with codes such as 01; R's header misses the name of the first column."""
     with _opened(file, encoding) as opened:
         try:
             rows = [cells for cells, _ in itertools.islice(_rows(opened, delimiter), SAMPLE)]
@@ -235,7 +235,8 @@ def _header(file: Path, encoding: str, delimiter: str, given: bool) -> list[str]
         header.insert(0, "")
     if any(len(cells) != len(header) for cells in rows[1:]):
         _check_rows(file, encoding, delimiter, len(header))
-    return _checked_names(file, header)
+    names = _checked_names(file, header)
+    return names, {names[at] for cells in rows[1:] for at, cell in enumerate(cells) if CODE.fullmatch(cell.strip())}
 
 
 def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:

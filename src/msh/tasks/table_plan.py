@@ -12,6 +12,7 @@ import numpy as np
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.cells import (
+    CODE,
     NO_DATE,
     NUMBER,
     THOUSANDS,
@@ -37,8 +38,6 @@ RARE = 5
 INDEX_NAME = re.compile(r"(index|id|idx|key|(row|record|obs)[ _.]?(id|names?|number|no|nr)?|.*[ _.]id|.*[a-z]I[dD])")
 """Names of columns that number the rows, apart from columns without a name."""
 BOOLEANS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}, {"on", "off"})
-CODE = re.compile(r"0\d+")
-"""A number with a leading zero, as postal codes have, is a name."""
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.*)?")
 SHOWN = 40
 """Columns that the plan shows; the rest is counted."""

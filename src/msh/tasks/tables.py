@@ -144,24 +144,31 @@ def _splits(
 
 def _report_duplicates(splits: Mapping[str, Split], places: Mapping[str, Places]) -> None:
     """Warn of rows outside the training split that are also in it."""
-    for part in splits.keys() - {"train"}:
-        others: dict[bytes, int] = {}
-        for row, content in enumerate(_contents(splits[part])):
-            others.setdefault(content, row)
+    contents = {part: _contents(split) for part, split in splits.items()}
+    keys = {part: _keys(content) for part, content in contents.items()}
+    for part in sorted(splits.keys() - {"train"}):
         twins: dict[bytes, int] = {}
-        for row, content in enumerate(_contents(splits["train"])):
-            if content in others:
-                twins.setdefault(content, row)
-        if twins:
-            count = sum(content in twins for content in _contents(splits[part]))
-            content, row = next(iter(twins.items()))
+        for row in np.flatnonzero(np.isin(keys["train"], keys[part])):
+            twins.setdefault(contents["train"][row].tobytes(), int(row))
+        suspects = np.flatnonzero(np.isin(keys[part], keys["train"]))
+        pairs = [(row, twins[key]) for row in suspects if (key := contents[part][row].tobytes()) in twins]
+        if pairs:
             (table, rows), (train, train_rows) = places[part], places["train"]
-            first, second = table.row(int(rows[others[content]])), train.row(int(train_rows[row]))
+            first, second = table.row(int(rows[pairs[0][0]])), train.row(int(train_rows[pairs[0][1]]))
             example = f"{first} is {second.removeprefix(f'{table.path}, ')}"
-            log.warning("%d of %d rows of the %s split are also training rows: %s", count, len(rows), part, example)
+            log.warning(
+                "%d of %d rows of the %s split are also training rows: %s", len(pairs), len(rows), part, example
+            )
 
 
-def _contents(split: Split) -> list[bytes]:
+def _contents(split: Split) -> np.ndarray:
+    """Return the features and targets of each row, float64 (rows, columns)."""
     assert isinstance(split.inputs, Tensor)
-    targets = split.targets.view(len(split), -1).double()
-    return [row.tobytes() for row in torch.cat([split.inputs, targets], 1).numpy()]
+    return torch.cat([split.inputs, split.targets.view(len(split), -1).double()], 1).numpy()
+
+
+def _keys(contents: np.ndarray) -> np.ndarray:
+    """Hash each row to a number, int64 (rows,): equal rows have equal ones."""
+    factors = np.random.default_rng(0).integers(-(2**62), 2**62, contents.shape[1], dtype=np.int64)
+    keys: np.ndarray = contents.view(np.int64) @ factors  # modulo 2^64
+    return keys

@@ -148,7 +148,7 @@ def test_numbers_of_a_csv_file_are_exact(write):
 
 
 def test_a_table_of_many_columns_is_read(write):
-    width = 5000
+    width = 500
     rows = "".join(",".join(map(str, (np.arange(width) * k) % 97)) + f",{k % 2}\n" for k in range(10))
     data = table(write(",".join(f"c{i}" for i in range(width)) + ",y\n" + rows), target="y")
-    assert data.train.inputs.shape[1] > 4000
+    assert data.train.inputs.shape[1] > 400

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from messages import says
 from msh.tasks import build_task
+from msh.tasks.columns import Hashed
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.table_files import Table
 from msh.tasks.table_plan import Wishes, plan_columns
@@ -66,7 +67,7 @@ def test_every_column_has_a_role(people, caplog):
         "member": "boolean",
         "since": "date",
         "land": "category",
-        "street": "hashed",
+        "street": "category",
     }
     assert notes(data) == {
         "id": "identifier: numbers the rows",
@@ -88,6 +89,19 @@ def test_roles_can_be_set(people):
     found = roles(data)
     assert (found["id"], found["customer"], found["remark"]) == ("hashed", "dropped", "text")
     assert (found["since"], found["zip"], found["street"]) == ("hashed", "number", "dropped")
+
+
+def test_codes_keep_their_zeros_and_many_values_are_hashed(write):
+    rows = "".join(f"{i % 50:04},{i % 3},{i % 2}\n" for i in range(300))
+    frame = table(write("code,other,y\n" + rows), target="y")
+    code, other, _ = frame.steps[0].columns
+    assert (code.role, code.features, other.role) == ("hashed", 64, "number")
+    small = table(
+        write("zip,y\n" + rows.replace(",0,", ",").replace(",1,", ",").replace(",2,", ",")),
+        target="y",
+        columns={"zip": "number"},
+    )
+    assert small.steps[0].columns[0].role == "number"
 
 
 def test_features_keep_columns_by_name_and_order(people):
@@ -116,7 +130,9 @@ def test_features_have_the_right_values(people):
     assert features["since 0"] == (pd.Timestamp("2024-01-31") - pd.Timestamp(start * 1000)).days
     assert features["since 1"] == pytest.approx(0)  # the first month's sine
     assert features["since 3"] == pytest.approx(np.sin(2 * np.pi * 2 / 7))  # a Wednesday
-    assert sorted(abs(features[f"street {i}"]) for i in range(64)) == [0] * 63 + [1]
+    hashed = Hashed("street", 64, missing=True).read(pd.Series(["street1", None]), str)
+    assert sorted(np.abs(hashed[0])) == [0] * 64 + [1]
+    assert hashed[1].tolist() == [0] * 64 + [1]
 
 
 def labels(step):
