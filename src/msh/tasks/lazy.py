@@ -12,7 +12,7 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 """Maps inputs (batch, ...) to inputs (batch, ...), each example separately."""
-CHUNK = 256
+CHUNK = 64
 """Examples computed at once where a whole split is read."""
 
 

@@ -15,21 +15,22 @@ def mean_and_std(inputs: Inputs, dims: tuple[int, ...]) -> tuple[Tensor, Tensor,
         inputs: (examples, ...).
         dims: dimensions over which they are computed; kept, with size 1, besides that of the examples.
     """
+    near = inputs[:1].mean(dims, keepdim=True)  # values near 0 keep their digits when squared
     count, sums, squares, largest = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for chunk in chunks(inputs):
-        sums = sums + chunk.sum(dims, keepdim=True, dtype=torch.float64)
-        squares = squares + chunk.double().square().sum(dims, keepdim=True)
+        centred = chunk - near
+        sums = sums + centred.sum(dims, keepdim=True, dtype=torch.float64)
+        squares = squares + centred.square().sum(dims, keepdim=True, dtype=torch.float64)
         largest = torch.maximum(largest, chunk.abs().amax(dims, keepdim=True))
         count += chunk.numel() // sums.numel()
-    mean = sums / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
-    return mean[0].to(inputs.dtype), std[0].to(inputs.dtype), largest[0].to(inputs.dtype)
+    offset = sums / count
+    std = (squares / count - offset.square()).clamp(min=0).sqrt()
+    return (near + offset)[0].to(inputs.dtype), std[0].to(inputs.dtype), largest[0].to(inputs.dtype)
 
 
 def lowest_and_highest(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Compute each input's (lowest, highest) value over all examples."""
-    first, *_ = chunks(inputs)
-    low, high = first[0], first[0]
+    low = high = inputs[:1][0]
     for chunk in chunks(inputs):
         low, high = torch.minimum(low, chunk.amin(0)), torch.maximum(high, chunk.amax(0))
     return low, high
