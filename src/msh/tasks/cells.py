@@ -128,9 +128,11 @@ def numbers_or_bad(cells: Any) -> tuple[np.ndarray, np.ndarray]:
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
-        values = cells.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+        values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        if np.fmax.reduce(values, initial=0) <= LARGEST and np.fmin.reduce(values, initial=0) >= -LARGEST:
+            return values, np.zeros(len(values), dtype=bool)
         bad = np.abs(values) > LARGEST
-        return (np.where(bad, np.nan, values) if bad.any() else values), bad
+        return np.where(bad, np.nan, values), bad
     codes, texts = coded(cells)
     numbers = np.array([float(text) if NUMBER.fullmatch(text) else np.inf for text in texts] + [np.nan])
     wrong = np.abs(numbers) > LARGEST
@@ -141,6 +143,8 @@ def numbers_or_bad(cells: Any) -> tuple[np.ndarray, np.ndarray]:
 def _hint(texts: list[str]) -> str:
     if any(THOUSANDS.fullmatch(text) for text in texts):
         return ": write it without thousands marks; source.decimal=',' reads decimal commas"
+    if any(NUMBER.fullmatch(text) for text in texts):
+        return f": it is beyond {LARGEST:.2g}, the largest that networks compute with"
     if any(DECIMAL_COMMA.fullmatch(text) for text in texts):
         return ": write a decimal point; source.decimal=',' reads decimal commas"
     return ""

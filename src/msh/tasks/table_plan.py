@@ -213,7 +213,8 @@ def _median(name: str, values: np.ndarray) -> tuple[float, bool]:
     absent = np.isnan(values)
     if absent.all():
         raise ValueError(f"column {name!r}: every cell is missing; source.exclude drops the column")
-    return float(np.median(values[~absent] if absent.any() else values)), bool(absent.any())
+    present = values[~absent]  # a copy
+    return float(np.median(present, overwrite_input=True)), bool(absent.any())
 
 
 def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:

@@ -62,7 +62,6 @@ def table(
         exclude: columns to drop.
         missing_labels: for rows without a target: "drop" drops and counts them, "error" raises.
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: a column is missing, a cell fits neither its column's role nor the classes, or a setting is invalid.
     """
     by = _checked_split(split, test_fraction, test_seed, test_path, val_path)

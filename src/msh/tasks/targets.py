@@ -58,7 +58,7 @@ class Targets:
         """
         cells = table.column(key, self.column)
         if self.classes is None:
-            numbers = read_numbers(cells, table.row, self.column)
+            numbers = read_numbers(cells, table.row, self.column).copy()  # pandas' own memory is read-only
             missing = np.isnan(numbers)
             values = numbers[:, None] if self.threshold is None else (numbers > self.threshold).astype(np.int64)
         else:
