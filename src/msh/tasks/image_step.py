@@ -38,7 +38,7 @@ Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 @plain_dataclass(frozen=True)
 class Header:
-    """What an image file says about itself.
+    """The facts in an image file's header.
 
     Attributes:
         size: (height, width), upright.
