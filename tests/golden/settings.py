@@ -63,7 +63,7 @@ def options() -> list[list[str]]:
     found = [[f"{group}={name}"] for group, names in NAMED.items() for name in names]
     for path in sorted(CONF.rglob("*.yaml")):
         parts = path.relative_to(CONF).with_suffix("").parts
-        if len(parts) == 1 or parts[0] == "wandb_sweep":
+        if len(parts) == 1 or parts[0] == "wandb_sweep" or parts[-1] == "ray_cluster":  # needs Ray's launcher
             continue
         if OF_BOTH in path.parents:
             found.append([f"experiment={'/'.join(parts[1:-1])}", f"procedure={parts[-1]}"])

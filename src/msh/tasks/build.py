@@ -14,16 +14,18 @@ from torch import Tensor
 from msh.errors import Problems, at_least, invalid, one_of
 from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
-from msh.tasks.checks import check_fraction
-from msh.tasks.lazy import LazyInputs
+from msh.tasks.checks import check_fraction, check_image_shape
+from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.outputs import Kind
+from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
 from msh.tasks.tokens import Texts
 
-Normalize = Literal["feature", "all", "minmax", "none", "robust", "quantile"]
-"""feature: scale each input to mean 0, variance 1; all: all inputs together; minmax: each input to [0, 1];
-robust: each input to median 0, interquartile range 1; quantile: each input to a normal distribution."""
+Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
+"""feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
+together; minmax: each input to [0, 1]; robust: each input to median 0, interquartile range 1; quantile: each input to a
+normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
@@ -38,7 +40,7 @@ class RawData:
         test: the test split; if the data has none, the source makes one that is the same for every seed.
         outputs: number of classes, labels or regression outputs.
         texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
-        classes: names of a classification's classes, in the order of their numbers; () if they have none.
+        classes: names of the classes or labels, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
     """
@@ -101,7 +103,7 @@ def _problems_of(split: Split, data: RawData) -> Iterator[str]:
         return
     inputs = split.inputs.base if isinstance(split.inputs, LazyInputs) else split.inputs
     for part, tensor in (("inputs", inputs), ("targets", split.targets)):
-        if tensor.is_floating_point() and (count := _count_not_finite(tensor)):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and (count := _count_not_finite(tensor)):
             yield f"{count} {part} are NaN or infinite"
     if data.kind != "classification":
         if split.targets.shape[1:] != (data.outputs,):
@@ -140,7 +142,7 @@ def build_task(
         data: from a source.
         batch_size: examples per optimizer step, over all devices; at most the training split.
         val_fraction: share of the training examples to validate on, unless the data have a val split; in (0, 1).
-        normalize: as in `Normalize`; None: "feature", or "none" for texts.
+        normalize: as in `Normalize`; None: "feature", "channel" for images on disk, or "none" for texts.
         metric: a name in METRICS; None: the kind's.
         loss_weight: loss factor where several tasks train together, > 0.
         repeat: passes through the training examples per epoch.
@@ -150,7 +152,7 @@ def build_task(
     Raises:
         ValueError: naming every problem of the data and the settings.
     """
-    normalize = normalize or ("none" if data.texts else "feature")
+    normalize = normalize or _usual(data)
     metric = metric or DEFAULT_METRIC[data.kind]
     with Problems() as problems:
         problems.check(check_data, name, data)
@@ -180,6 +182,12 @@ def build_task(
     )
 
 
+def _usual(data: RawData) -> Normalize:
+    if data.texts is not None:
+        return "none"
+    return "channel" if is_stored(data.train.inputs) else "feature"
+
+
 def _all_splits(data: RawData, val_fraction: float) -> dict[SplitName, Split]:
     """Return the splits; hold out the validation split if the data have none."""
     train, val = hold_out(data.train, val_fraction, data.kind) if data.val is None else (data.train, data.val)
@@ -200,6 +208,11 @@ def _check_names(
     problems: Problems, key: str, data: RawData, normalize: str, metric: str, normalize_target: str | None
 ) -> None:
     problems.check(one_of, f"{key}.normalize", normalize, get_args(Normalize) if data.texts is None else ("none",))
+    if is_stored(data.train.inputs) and normalize in ("robust", "quantile"):
+        bound = "feature, channel, all, minmax or none for images on disk (source.cache=memory allows others)"
+        problems.add(invalid(f"{key}.normalize", bound, normalize))
+    if normalize == "channel":
+        problems.check(check_image_shape, f"{key}.normalize=channel", data.train.inputs.shape[1:])
     problems.check(one_of, f"{key}.metric", metric, [n for n, spec in METRICS.items() if data.kind in spec.kinds])
     if normalize_target is not None:
         problems.check(one_of, f"{key}.normalize_target", normalize_target, ("minmax",))
@@ -257,9 +270,12 @@ def _prepared(
         tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
         tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
         return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
-    inputs = splits["train"].inputs[:]
+    inputs = splits["train"].inputs
     scale: Quantiles | Scale
-    scale = fit_quantiles(inputs) if normalize == "quantile" else Scale(*_scaling(inputs, normalize))
+    if is_stored(inputs):
+        scale = Scale(*_stored_scaling(inputs, normalize))
+    else:
+        scale = fit_quantiles(inputs[:]) if normalize == "quantile" else Scale(*_scaling(inputs[:], normalize))
     scaled = {
         split: s.then(scale) if isinstance(s.inputs, LazyInputs) else Split(scale(s.inputs), s.targets)
         for split, s in splits.items()
@@ -294,7 +310,24 @@ def _scaling(inputs: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
         return middle, _nonzero(high - low, inputs.abs().amax(0))
     if normalize == "all":
         return inputs.mean(), _nonzero(inputs.std(correction=0), inputs.abs().amax())
+    if normalize == "channel":
+        dims = (0, 2, 3)
+        mean, std = inputs.mean(dims, keepdim=True), inputs.std(dims, correction=0, keepdim=True)
+        return mean[0], _nonzero(std[0], inputs.abs().amax(dims, keepdim=True)[0])
     return inputs.mean(0), _nonzero(inputs.std(0, correction=0), inputs.abs().amax(0))
+
+
+def _stored_scaling(inputs: Inputs, normalize: Normalize) -> tuple[Tensor, Tensor]:
+    """Return (shift, scale) as `_scaling` does, within rounding, of images in a file."""
+    if normalize == "none":
+        return _scaling(inputs[:0], normalize)
+    if normalize == "minmax":
+        return _extent(torch.stack(lowest_and_highest(inputs)))
+    dims = {"all": (0, 1, 2, 3), "channel": (0, 2, 3), "feature": (0,)}[normalize]
+    mean, std, largest = mean_and_std(inputs, dims)
+    if normalize == "all":
+        mean, std, largest = mean.squeeze(), std.squeeze(), largest.squeeze()
+    return mean, _nonzero(std, largest)
 
 
 def _extent(values: Tensor) -> tuple[Tensor, Tensor]:

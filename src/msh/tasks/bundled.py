@@ -11,8 +11,10 @@ from torch import Tensor
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.columns import Number
+from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import Kind
-from msh.tasks.steps import Steps
+from msh.tasks.preprocessing import prepare
+from msh.tasks.steps import Scale, Steps
 from msh.tasks.table_step import ReadTable
 from msh.tasks.task import Split
 
@@ -50,14 +52,15 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
         classes, outputs = (), 1
     halves = hold_out(Split(torch.arange(len(targets)), targets), test_fraction, kind)
     rows = [cast(Tensor, half.inputs) for half in halves]
-    if name == "digits":
-        steps: Steps = ()
-        inputs = torch.as_tensor(loaded.images[:, None], dtype=torch.float32)
-    else:
-        step = _reading(loaded, rows[0])
-        steps, inputs = (step,), step(loaded.data)
+    steps = _digits_steps() if name == "digits" else (_reading(loaded, rows[0]),)
+    inputs = prepare(steps, loaded.images if name == "digits" else loaded.data)
     train, test = (Split(inputs[part], targets[part]) for part in rows)
     return RawData(kind, train, test, outputs, classes=classes, steps=steps)
+
+
+def _digits_steps() -> Steps:
+    """Read grey images of 8x8 pixels, 0 (black) to 16 (white) in scikit-learn's arrays, as numbers from 0 to 16."""
+    return ReadImages("L", (8, 8), range=(0, 16)), Scale(torch.zeros(()), torch.tensor(1 / 16))
 
 
 def _reading(loaded: Any, train: Tensor) -> ReadTable:

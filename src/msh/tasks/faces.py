@@ -12,7 +12,10 @@ from torch import Tensor
 from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
-from msh.tasks.images import check_size, read_images
+from msh.tasks.image_cache import Cache, Unreadable
+from msh.tasks.image_files import is_litter
+from msh.tasks.image_step import ReadImages
+from msh.tasks.images import Reading, check_size
 from msh.tasks.lazy import LazyInputs
 from msh.tasks.task import Split
 
@@ -28,6 +31,9 @@ def utkface(
     size: int | tuple[int, int],
     test_fraction: float | None = None,
     strict: bool = True,
+    unreadable: Unreadable = "error",
+    cache: Cache = "auto",
+    cache_dir: str | None = None,
 ) -> RawData:
     """Load UTKFace: JPEGs named <age>_<gender>_<ethnicity>_<time>.jpg in one folder.
 
@@ -40,6 +46,7 @@ def utkface(
         size: resize images to (height, width), or to one number for both.
         test_fraction: the test split's share of the images, .2 if None.
         strict: raise on images that are damaged but can be decoded; False accepts the decoder's output.
+        unreadable, cache, cache_dir: as in `image_folder`.
     Returns:
         Inputs as float in [0, 1], (examples, 3, height, width).
     Raises:
@@ -47,28 +54,32 @@ def utkface(
         ValueError: an image is damaged, or a setting is invalid.
     Source: Zhang, Song and Qi 2017 (the data); Renn et al. 2022, experiment 9 (the classes of age).
     """
+    settings = Reading(None, "RGB", strict=strict, unreadable=unreadable, cache=cache, cache_dir=cache_dir)
     with Problems() as problems:
+        problems.check(settings.check)
         problems.check(one_of, "source.label", label, CLASSES)
         problems.check(check_test_fraction, test_fraction)
         height_width = problems.check(check_size, size)
     assert height_width is not None
-    pixels, labels = _read(existing(path, "folder"), height_width, strict)
-    inputs = LazyInputs(pixels, torch.arange(len(pixels)))  # shared by the three tasks
+    step = settings.step("RGB", height_width)
+    inputs, labels = _read(existing(path, "folder"), settings, step)  # shared by the three tasks
     everything = Split(inputs, labels[:, list(CLASSES).index(label)])
     train, test = hold_out(everything, test_fraction, "regression")  # not stratified: the same images for all labels
-    return RawData("classification", train, test, CLASSES[label])
+    return RawData("classification", train, test, CLASSES[label], steps=(step,))
 
 
 @lru_cache(maxsize=1)
-def _read(folder: Path, size: tuple[int, int], strict: bool) -> tuple[Tensor, Tensor]:
+def _read(folder: Path, settings: Reading, step: ReadImages) -> tuple[LazyInputs, Tensor]:
     """Read (images, labels (images, 3) in the order of CLASSES), once for the three tasks."""
-    files = sorted(folder.glob("*.jpg"))
+    files = sorted(file for file in folder.glob("*.jpg") if not is_litter(file.name))
     labels = {file: numbers for file in files if (numbers := _labels(file.name)) is not None}
     if not labels:
         raise FileNotFoundError(f"{folder} has no file named <age>_<gender>_<ethnicity>_<time>.jpg")
     if dropped := [file.name for file in files if file not in labels]:
         log.warning("%s: dropped %d files, their names miss a label, such as %s", folder, len(dropped), dropped[0])
-    return read_images(list(labels), size, "RGB", strict), torch.tensor(list(labels.values()))
+    images, kept = settings.load(list(labels), step)
+    inputs = images if isinstance(images, LazyInputs) else LazyInputs(images, torch.arange(len(images)))
+    return inputs, torch.tensor(list(labels.values()))[kept]
 
 
 def _labels(name: str) -> tuple[int, int, int] | None:

@@ -1,22 +1,32 @@
-"""Load images from folders, one per class."""
+"""Load images from folders, one per class, or with labels in a CSV file."""
 
 from __future__ import annotations
 
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from msh.checked import check_promised
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
+from msh.tasks.image_cache import Cache, Unreadable, cannot_be_read, load_images
+from msh.tasks.image_files import Labelled, in_class_folders, in_table
+from msh.tasks.image_step import LARGEST_SIDE, Fit, Mode, ReadImages, read_header
+from msh.tasks.lazy import Inputs
+from msh.tasks.outputs import Kind
 from msh.tasks.task import Split
 
-MODES = ("L", "RGB")
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Accepted image formats, whatever the file's suffix; Pillow would start other programs for some others."""
+log = logging.getLogger(__name__)
+
+LONGEST_SIDE = 256
+"""Longest side of images whose size nobody has set."""
 
 
 def image_folder(
@@ -24,43 +34,113 @@ def image_folder(
     test_path: str | None = None,
     test_fraction: float | None = None,
     size: int | tuple[int, int] | None = None,
-    mode: str | None = None,
+    mode: Mode | None = None,
     strict: bool = True,
+    fit: Fit = "stretch",
+    background: int = 255,
+    range: tuple[float, float] | None = None,
+    unreadable: Unreadable = "error",
+    cache: Cache = "auto",
+    cache_dir: str | None = None,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    file: str = "file",
+    target: str | Sequence[str] = "label",
+    kind: Kind = "classification",
 ) -> RawData:
-    """Load JPEG, PNG and other images from a folder that holds a folder per class.
+    """Load JPEG, PNG and other images, from a folder that holds a folder per class, or with labels in a CSV file.
+
+    Images are read as people see them: see `ReadImages`. Hidden files and folders, and those that systems create, are
+    ignored.
 
     Args:
-        path: the training folder; its folders, in the order of their names, are the classes.
+        path: the training folder; without `labels`, its folders, in the order of their names, are the classes.
         test_path: the test split's folder, with the same classes.
         test_fraction: without one, the test split's share of the images, .2 if None.
-        size: resize images to (height, width), or to one number for both; None: all must have one size.
-        mode: convert images to "L" (grey) or "RGB"; None: all must have one mode.
-        strict: raise on JPEGs that are damaged but can be decoded; False accepts the decoder's output.
+        size: resize images to (height, width), or to one number for both; None: the size that all training images
+            have, or the median of their sizes, which is logged.
+        mode: convert images to "L" (grey) or "RGB"; None: RGB if a training image has colours.
+        strict, fit, background, range: as in `ReadImages`.
+        unreadable: "error", or "skip": leave out images that cannot be read, and log their names.
+        cache, cache_dir: as in `load_images`.
+        labels: CSV file with a column of paths below `path`, and columns to predict.
+        test_labels: CSV file for the test split; its images are below `test_path`, or else `path`.
+        file: name of the column of paths.
+        target: name of the column to predict, or names.
+        kind: "classification", "multilabel" (columns of 0 and 1, or one with labels separated by ";"), "regression".
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
         FileNotFoundError: there is no such folder, or it has no class folders or one without images.
-        ValueError: an image is damaged, sizes or modes are mixed, or a setting is invalid.
+        ValueError: an image is damaged, a label is missing or invalid, or a setting is.
     """
+    settings = Reading(size, mode, fit, background, range, strict, unreadable, cache, cache_dir)
     with Problems() as problems:
-        problems.check(check_test_fraction, test_fraction, test_path is not None)
-        if mode is not None:
-            problems.check(one_of, "source.mode", mode, MODES)
-        height_width = None if size is None else problems.check(check_size, size)
-    folders = [_listed(existing(folder, "folder")) for folder in (path, test_path) if folder is not None]
-    classes = folders[0].classes
-    if len(folders) == 2 and folders[1].classes != classes:
-        unmatched = sorted(set(classes) ^ set(folders[1].classes))
-        raise ValueError(f"{path} and {test_path} need the same classes; only one has {', '.join(unmatched)}")
-    files = [(Path(file), target) for folder in folders for file, target in folder.samples]
-    pixels = read_images([file for file, _ in files], height_width, mode, strict)
-    everything = Split(pixels, torch.tensor([target for _, target in files]))
-    if test_path is None:
-        parts = hold_out(everything, test_fraction, "classification")
+        problems.check(check_test_fraction, test_fraction, (test_path or test_labels) is not None)
+        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        problems.check(settings.check)
+        _check_labels(problems, kind, labels, test_path, test_labels)
+    folders = [existing(folder, "folder") for folder in (path, test_path) if folder is not None]
+    if labels is None:
+        parts = _of_classes(folders)
     else:
-        count = len(folders[0].samples)
-        parts = (everything.take(torch.arange(count)), everything.take(torch.arange(count, len(files))))
-    return RawData("classification", *parts, len(classes), classes=tuple(classes))
+        columns = [target] if isinstance(target, str) else list(target)
+        parts = [in_table(labels, folders[0], kind, file, columns)]
+        if test_labels is not None:
+            parts.append(in_table(test_labels, folders[-1], kind, file, columns, parts[0].names))
+    return _read(parts, settings, test_fraction, kind)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Settings that all sources of image files share.
+
+    Attributes:
+        size, mode, unreadable: as in `image_folder`.
+        fit, background, range, strict: as in `ReadImages`.
+        cache, cache_dir: as in `load_images`.
+    """
+
+    size: int | Sequence[int] | None
+    mode: Mode | None
+    fit: Fit = "stretch"
+    background: int = 255
+    range: tuple[float, float] | None = None
+    strict: bool = True
+    unreadable: Unreadable = "error"
+    cache: Cache = "auto"
+    cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise unless all are valid."""
+        with Problems() as problems:
+            if self.size is not None:
+                problems.check(check_size, self.size)
+            if self.mode is not None:
+                problems.check(one_of, "source.mode", self.mode, get_args(Mode))
+            problems.check(one_of, "source.fit", self.fit, get_args(Fit))
+            problems.check(one_of, "source.unreadable", self.unreadable, get_args(Unreadable))
+            problems.check(one_of, "source.cache", self.cache, get_args(Cache))
+            if type(self.background) is not int or not 0 <= self.background <= 255:
+                problems.add(invalid("source.background", "a grey level from 0 to 255", self.background))
+            if self.range is not None and not _is_range(self.range):
+                bound = "[black, white], two numbers in ascending order"
+                problems.add(invalid("source.range", bound, self.range))
+
+    def step(self, mode: Mode, size: tuple[int, int]) -> ReadImages:
+        """Return the step that reads images as these settings say."""
+        return ReadImages(mode, size, self.fit, self.background, self.range, self.strict)
+
+    def load(self, files: Sequence[Path], step: ReadImages) -> tuple[Inputs, Tensor]:
+        """Read image files: see `load_images`."""
+        return load_images(files, step, self.unreadable, self.cache, self.cache_dir)
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    return numbers and value[0] < value[1]
 
 
 def check_size(size: Any) -> tuple[int, int]:
@@ -70,84 +150,81 @@ def check_size(size: Any) -> tuple[int, int]:
         ValueError: it is neither a number of pixels nor two.
     """
     pair = list(size) if isinstance(size, list | tuple) else [size, size]
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise invalid("source.size", "a number of pixels, or [height, width]", size)
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in pair):
+        raise invalid("source.size", f"a number of pixels up to {LARGEST_SIDE}, or [height, width]", size)
     return pair[0], pair[1]
 
 
-def _listed(folder: Path) -> Any:
-    from torchvision.datasets import ImageFolder  # slow to import, and only image tasks need it
-
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:  # names the class without images, but not the folder
-        raise FileNotFoundError(f"{folder}: {error}") from error
-
-
-def read_images(files: list[Path], size: tuple[int, int] | None, mode: str | None, strict: bool = True) -> torch.Tensor:
-    """Read image files.
-
-    Args:
-        files: at least one.
-        size: resize them to (height, width); None: all must have one size.
-        mode: convert them to one of MODES; None: all must have one mode.
-        strict: see `image_folder`.
-    Returns:
-        float in [0, 1], (images, channels, height, width).
-    Raises:
-        ValueError: an image is damaged, or sizes or modes are mixed.
-    """
-    first, images = None, None
-    for i, file in enumerate(files):
-        pixels, form = _image(file, size, mode, strict)
-        if images is None or first is None:
-            first, images = form, torch.empty(len(files), *pixels.shape)
-        if form != first:
-            raise ValueError(
-                f"{files[0]} is {_described(first)}, but {file} is {_described(form)}: "
-                "images need one size and one mode; source.size and source.mode convert them"
-            )
-        images[i] = pixels
-    assert images is not None
-    return images
+def _check_labels(
+    problems: Problems, kind: Kind, labels: str | None, test_path: str | None, test_labels: str | None
+) -> None:
+    if labels is None and kind != "classification":
+        problems.add(f"source.kind = {kind} needs source.labels, a CSV file: folders are classes")
+    if labels is None and test_labels is not None:
+        problems.add("source.test_labels needs source.labels")
+    if labels is not None and test_path is not None and test_labels is None:
+        problems.add("source.test_path with source.labels needs source.test_labels, a CSV file")
 
 
-def _image(
-    file: Path, size: tuple[int, int] | None, mode: str | None, strict: bool
-) -> tuple[torch.Tensor, tuple[int, int, str]]:
-    """Read a file: (float (channels, height, width) in [0, 1], (height, width, mode))."""
-    from PIL import Image
-
-    try:
-        with Image.open(file, formats=FORMATS) as opened:
-            check_promised(opened.width * opened.height, file.stat().st_size, "pixels")
-            opened.load()
-            jpeg_mode = opened.mode if opened.format == "JPEG" else None
-            image = opened if mode is None or opened.mode == mode else opened.convert(mode)
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image ({error})") from error
-    if strict and jpeg_mode is not None:
-        _check_jpeg(file, jpeg_mode)
-    if image.mode not in MODES:
-        raise ValueError(f"{file} has the mode {image.mode}: convert it with source.mode={' or '.join(MODES)}")
-    if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).float() / 255.0
-    channels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-    return channels, (image.height, image.width, image.mode)
+def _of_classes(folders: Sequence[Path]) -> list[Labelled]:
+    parts = [in_class_folders(folder) for folder in folders]
+    if parts[0].names != parts[-1].names:
+        unmatched = sorted(set(parts[0].names) ^ set(parts[-1].names))
+        raise ValueError(f"{folders[0]} and {folders[-1]} need the same classes; only one has {', '.join(unmatched)}")
+    return parts
 
 
-def _check_jpeg(file: Path, mode: str) -> None:
-    """Raise on damage that a decoder can skip: Pillow hides libjpeg's warnings about it."""
-    from simplejpeg import decode_jpeg
+def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | None, kind: Kind) -> RawData:
+    files = [file for part in parts for file in part.files]
+    rows = Split(torch.arange(len(files)), torch.cat([part.targets for part in parts]))
+    if len(parts) == 2:
+        train, test = torch.arange(len(files)).split([len(part.files) for part in parts])
+    else:
+        train, test = (cast(Tensor, part.inputs) for part in hold_out(rows, test_fraction, kind))
+    step = _chosen([files[row] for row in train.tolist()], settings)
+    inputs, kept = settings.load(files, step)
+    targets, names = rows.targets[kept], parts[0].names
+    if kind == "classification" and (lost := set(torch.arange(len(names)).tolist()) - set(targets.tolist())):
+        raise ValueError(f"no image of {', '.join(names[number] for number in sorted(lost))} can be read")
+    places = torch.full((len(files),), -1)
+    places[kept] = torch.arange(len(kept))
+    everything = Split(inputs, targets)
+    first, second = (everything.take(places[part][places[part] >= 0]) for part in (train, test))
+    return RawData(kind, first, second, len(names) or targets.shape[1], classes=names, steps=(step,))
 
-    try:
-        decode_jpeg(file.read_bytes(), colorspace="CMYK" if mode == "CMYK" else "GRAY", strict=True)
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): repair or delete it; source.strict=false accepts what can be decoded"
-        ) from error
+
+def _chosen(files: Sequence[Path], settings: Reading) -> ReadImages:
+    """Choose mode and size, where they are not set, from the training images' headers; log what is not obvious."""
+    headers, problems = [], []
+    for file in files:
+        try:
+            headers.append((file, read_header(file)))
+        except ValueError as error:  # listed or left out with all others that cannot be decoded
+            problems.append(str(error))
+    if not headers:
+        raise cannot_be_read(problems, len(files))
+    if animated := [file for file, header in headers if header.is_animated]:
+        log.info("%d images have several frames, such as %s: the first frame is read", len(animated), animated[0])
+    grey, mode, size = [file for file, header in headers if header.is_grey], settings.mode, settings.size
+    if mode is None:
+        mode = "L" if len(grey) == len(headers) else "RGB"
+        if 0 < len(grey) < len(headers):
+            text = "%d of %d images are grey, such as %s: all are read as RGB; source.mode changes that"
+            log.warning(text, len(grey), len(headers), grey[0])
+    return settings.step(mode, check_size(size or _usual_size([header.size for _, header in headers])))
 
 
-def _described(form: tuple[int, int, str]) -> str:
-    return f"{form[0]}x{form[1]} {form[2]}"
+def _usual_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the size of all images, or else the median height and width, reduced to LONGEST_SIDE."""
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    median = [statistics.median_low(sides) for sides in zip(*sizes, strict=True)]
+    factor = min(1.0, LONGEST_SIDE / max(median))
+    height, width = (max(1, round(side * factor)) for side in median)
+    text = (
+        "images have %d sizes (height x width), from %dx%d to %dx%d: all are resized to %dx%d, the median%s; "
+        "source.size and source.fit change that"
+    )
+    reduced = f" reduced to {LONGEST_SIDE} pixels" if factor < 1 else ""
+    log.warning(text, len(set(sizes)), *min(sizes, key=math.prod), *max(sizes, key=math.prod), height, width, reduced)
+    return height, width

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
-from msh.tasks.lazy import Function, LazyInputs
+from msh.tasks.lazy import Function, Inputs, LazyInputs
 from msh.tasks.outputs import Kind, Outputs
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Steps
@@ -52,7 +52,7 @@ class Split:
             regression: float, (examples, outputs), in the data's unit.
     """
 
-    inputs: Tensor | LazyInputs
+    inputs: Inputs
     targets: Tensor
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import yaml
 
 from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData
@@ -42,15 +43,44 @@ def split_classes(data: RawData, keep: Sequence[int | str]) -> RawData:
 
 
 def _class_number(key: str, label: Any, data: RawData) -> int:
-    number = label
-    if isinstance(label, str) and data.classes:
-        one_of(key, label, data.classes)
-        number = data.classes.index(label)
+    number = _named(key, label, data.classes) if data.classes else label
     for name, split in data.splits.items():
         present = split.targets.unique().tolist()
         if type(number) is not int or number not in present:
             raise invalid(key, f"a class of the {name} split ({', '.join(map(str, present))})", label)
     return int(number)
+
+
+def _named(key: str, label: Any, classes: Sequence[str]) -> Any:
+    """Find a class by its name, as written in a config; YAML reads names such as yes, on, 1 and 2.5 as other types.
+
+    Returns:
+        The class's number; a label without such a name unchanged, which is a number unless names are numbers.
+    Raises:
+        ValueError: no class or several have this name.
+    """
+    if isinstance(label, str):
+        one_of(key, label, classes)
+        return classes.index(label)
+    meanings = [_in_yaml(name) for name in classes]
+    numbers = [i for i, meaning in enumerate(meanings) if type(meaning) is type(label) and meaning == label]
+    if len(numbers) > 1:
+        names = " or ".join(repr(classes[i]) for i in numbers)
+        raise invalid(key, f"{names}, in quotation marks", label)
+    if numbers:
+        return numbers[0]
+    others = [meaning for i, meaning in enumerate(meanings) if type(meaning) is int and meaning != i]
+    if type(label) is not int or others:
+        raise invalid(key, f"one of {', '.join(classes)}", label)
+    return label
+
+
+def _in_yaml(name: str) -> Any:
+    """Read a class's name as YAML does."""
+    try:
+        return yaml.safe_load(name)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+        return name
 
 
 def _of_classes(split: Split, numbers: Sequence[int]) -> Split:

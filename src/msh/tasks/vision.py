@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msh.errors import one_of
 from msh.tasks.build import RawData
+from msh.tasks.image_step import ReadImages
 from msh.tasks.task import Split
 
 CLASSES = {
@@ -48,19 +49,26 @@ def vision(name: str, root: str, download: bool = True, split: str | None = None
         split = "balanced"
     folder = Path(root).expanduser()
     sets = [_open(name, folder, is_train, download, split) for is_train in (True, False)]
-    train, test = (_read(name, data, split) for data in sets)
+    pixels = [_pixels(name, data) for data in sets]  # uint8, (images, height, width) or (images, channels, ...)
+    height, width = pixels[0].shape[-2:]
+    step = ReadImages("L" if pixels[0].dim() == 3 else "RGB", (height, width))
+    train, test = (Split(step(x), _targets(name, data, split)) for x, data in zip(pixels, sets, strict=True))
     outputs = EMNIST_CLASSES[split] if split else CLASSES[name]
     names = tuple(getattr(sets[0], "classes", ()))[-outputs:]  # torchvision puts "N/A" before EMNIST's letters
-    return RawData("classification", train, test, outputs, classes=names)
+    return RawData("classification", train, test, outputs, classes=names, steps=(step,))
 
 
-def _read(name: str, data: Any, split: str | None) -> Split:
+def _pixels(name: str, data: Any) -> Tensor:
+    """Return the images as they look: uint8, (images, height, width) or (images, 3, height, width)."""
     pixels = torch.as_tensor(data.data)
-    targets = torch.as_tensor(data.labels if name == "SVHN" else data.targets, dtype=torch.int64)
     if name == "EMNIST":
         pixels = pixels.transpose(1, 2)  # its images are stored sideways
-        targets = targets - 1 if split == "letters" else targets  # its letters are numbered from 1
-    return Split(_channels_first(pixels).float() / 255.0, targets)
+    return pixels if pixels.dim() == 3 or pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2)
+
+
+def _targets(name: str, data: Any, split: str | None) -> Tensor:
+    targets = torch.as_tensor(data.labels if name == "SVHN" else data.targets, dtype=torch.int64)
+    return targets - 1 if split == "letters" else targets  # EMNIST's letters are numbered from 1
 
 
 def _open(name: str, root: Path, train: bool, download: bool, split: str | None) -> Any:
@@ -103,9 +111,3 @@ def _expected(kind: Any, root: Path, split: str | None) -> str:
         names = ", ".join(Path(file).stem for file, _ in kind.resources)
         return f"{root / kind.__name__ / 'raw'}: {names}"
     return f"{root / kind.base_folder}"
-
-
-def _channels_first(pixels: Tensor) -> Tensor:
-    if pixels.dim() == 3:
-        return pixels[:, None]
-    return pixels if pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2).contiguous()

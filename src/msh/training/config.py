@@ -93,9 +93,11 @@ class TaskConfig:
     """Random changes of the training images, each {name: argument}: flip: horizontal or shift: PIXELS."""
     variants: Any = None
     """{name of a transform: list of arguments}: a task for each, <task>_0, <task>_1, ...; N stands for 0 to N-1.
-    A number alone: so many tasks, all on the same data."""
+    A number alone: so many tasks, all on the same data. {path: "data/*"}: a task <task>_<name> for each file or folder,
+    which is its source.path; a * in other settings of the source stands for its name."""
     normalize: Normalize | None = None
-    """"feature", "all", "minmax" or "none"; "feature" when null, "none" for texts."""
+    """"feature", "channel", "all", "minmax" or "none"; "feature" when null, "channel" for images on disk, "none" for
+    texts."""
     normalize_target: Literal["minmax"] | None = None
     """"minmax": scale the target of a regression to [0, 1], and measure errors so; null: keep the data's unit."""
     stem: Block | None = None

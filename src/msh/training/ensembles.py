@@ -16,6 +16,7 @@ from msh.runs.results import EnsembleResult
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.tasks import Task
+from msh.tasks.lazy import equal
 from msh.tasks.task import SplitName
 from msh.training.config import RunConfig
 from msh.training.fitting import evaluate_tasks
@@ -46,7 +47,7 @@ def _same_data(one: Task, other: Task, split: SplitName = "test") -> bool:
     if any(getattr(one, key) != getattr(other, key) for key in ("kind", "outputs", "metric", "input_shape")):
         return False
     scales = [(one.target_mean, other.target_mean), (one.target_std, other.target_std), (a.targets, b.targets)]
-    return all(torch.equal(x, y) for x, y in scales) and (a is b or torch.equal(a.inputs[:], b.inputs[:]))
+    return all(torch.equal(x, y) for x, y in scales) and (a is b or equal(a.inputs, b.inputs))
 
 
 class Ensemble(nn.Module):

@@ -1,11 +1,16 @@
-"""Expand a block of the config into many tasks: one per argument of a transform, or several on the same data."""
+"""Expand a block of the config into many tasks: one per argument of a transform, one per folder, or several on the
+same data."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from glob import glob
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msh.errors import invalid, one_of
+from msh.tasks.image_files import is_litter
 from msh.tasks.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -53,10 +58,12 @@ def _variants(name: str, task: TaskConfig) -> dict[str, TaskConfig]:
         check_number(variants)
         return {f"{name}_{i}": replace(task, variants=None) for i in range(variants)}
     if not isinstance(variants, dict) or len(variants) != 1:
-        bound = "{transform: [argument, ...]} or a number of tasks on the same data, >= 1"
+        bound = "{transform: [argument, ...]}, {path: pattern} or a number of tasks on the same data, >= 1"
         raise invalid(key, bound, variants)
     ((transform, arguments),) = variants.items()
-    one_of(f"the transform of {key}", transform, TRANSFORMS)
+    if transform == "path":
+        return _per_match(name, task, f"{key}.path", arguments)
+    one_of(f"the transform of {key}", transform, [*TRANSFORMS, "path"])
     if _is_number(arguments):
         check_number(arguments)
         arguments = list(range(arguments))
@@ -66,6 +73,25 @@ def _variants(name: str, task: TaskConfig) -> dict[str, TaskConfig]:
         f"{name}_{i}": replace(task, variants=None, transforms=[*task.transforms, {transform: argument}])
         for i, argument in enumerate(arguments)
     }
+
+
+def _per_match(name: str, task: TaskConfig, key: str, pattern: Any) -> dict[str, TaskConfig]:
+    """Make a task from each file or folder that a pattern matches; its name has what stands for the *."""
+    if not isinstance(pattern, str) or pattern.count("*") != 1:
+        raise invalid(key, "a path with one *", pattern)
+    start, end = str(Path(pattern).expanduser()).split("*")
+    parts = {match: match[len(start) : len(match) - len(end)] for match in sorted(glob(f"{start}*{end}"))}
+    parts = {match: part for match, part in parts.items() if part and not is_litter(part)}
+    if not parts:
+        raise invalid(key, "a pattern that matches files or folders", pattern)
+    names = [f"{name}_{re.sub(r'[^0-9A-Za-z]+', '_', Path(part).stem).strip('_')}" for part in parts.values()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{key}: several matches of {pattern!r} would be the task {repeated[0]!r}: rename them")
+    tasks = {}
+    for task_name, (match, part) in zip(names, parts.items(), strict=True):
+        source = {k: value.replace("*", part) if isinstance(value, str) else value for k, value in task.source.items()}
+        tasks[task_name] = replace(task, variants=None, source={**source, "path": match})
+    return tasks
 
 
 def _is_number(value: Any) -> bool:

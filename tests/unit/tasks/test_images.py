@@ -1,5 +1,6 @@
 """Image folders: values read, and errors that name the file."""
 
+import logging
 import random
 import re
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from messages import says
+from msh.tasks import build_task
 from msh.tasks.images import image_folder
 
 
@@ -61,25 +63,38 @@ def test_images_are_converted_to_a_size_and_a_mode(folder):
         torch.testing.assert_close(bright[:, :, -1, 0] * 255, torch.full((len(bright), 3), 100.0), atol=1.5, rtol=0)
 
 
-def test_mixed_sizes_are_rejected_with_both_files(folder):
+def test_mixed_sizes_become_their_median_and_the_log_says_so(folder, caplog):
     path = folder()
-    Image.new("L", (4, 6)).save(path / "b" / "9.png")
-    with pytest.raises(ValueError, match=r"a/0.png is 4x6 L, but .*b/9.png is 6x4 L: .*source.size and source.mode"):
-        image_folder(str(path))
+    for i in range(4, 11):
+        Image.new("L", (30, 10 + i)).save(path / "b" / f"{i}.png")
+    data = image_folder(str(path), test_fraction=0.1)
+    height, width = data.train.inputs.shape[2:]
+    assert (width, 10 < height < 20) == (30, True)
+    assert f"from 4x6 to 20x30: all are resized to {height}x{width}, the median" in caplog.text
+    assert "source.size" in caplog.text
+    assert data.steps[0].size == (height, width)
 
 
-def test_mixed_modes_are_rejected_with_both_files(folder):
+def test_large_images_of_mixed_sizes_are_reduced(folder, caplog):
+    path = folder(size=(1000, 500))
+    Image.new("L", (1000, 400)).save(path / "b" / "9.png")
+    assert image_folder(str(path)).train.inputs.shape[2:] == (128, 256)
+    assert "the median reduced to 256 pixels" in caplog.text
+
+
+def test_test_images_do_not_choose_the_size(folder):
+    data = image_folder(str(folder()), test_path=str(folder("tests", size=(50, 50), mode="RGB")))
+    assert data.train.inputs.shape[1:] == data.test.inputs.shape[1:] == (1, 4, 6)
+
+
+def test_mixed_modes_become_rgb_and_the_log_says_so(folder, caplog):
     path = folder()
-    Image.new("RGB", (6, 4)).save(path / "b" / "9.png")
-    with pytest.raises(ValueError, match=r"a/0.png is 4x4 L, but .*b/9.png is 4x4 RGB"):
-        image_folder(str(path), size=4)
-
-
-def test_a_mode_that_is_neither_grey_nor_rgb_is_rejected(folder):
-    path = folder()
-    Image.new("P", (6, 4)).save(path / "a" / "0.png")
-    with pytest.raises(ValueError, match=r"a/0.png has the mode P: .*source.mode"):
-        image_folder(str(path))
+    for i in range(4, 14):
+        Image.new("RGB", (6, 4), (0, 0, 255)).save(path / "b" / f"{i}.png")
+    data = image_folder(str(path))
+    assert data.train.inputs.shape[1] == 3
+    assert "images are grey, such as" in caplog.text
+    assert "source.mode" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
@@ -142,9 +157,25 @@ def test_a_missing_folder_a_folder_without_classes_and_an_empty_class_are_named(
     with pytest.raises(FileNotFoundError, match=r"class folder in .*empty"):
         image_folder(str(tmp_path / "empty"))
     path = folder()
-    (path / "zero").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"images: .*no valid file for the classes zero"):
+    for name in ("zero", "none"):
+        (path / name).mkdir()
+    (path / "none" / ".hidden.png").write_bytes(b"never read")
+    with pytest.raises(FileNotFoundError, match=r"images: the class folders 'none', 'zero' have no images"):
         image_folder(str(path))
+
+
+def test_all_images_that_cannot_be_read_are_named(folder):
+    path = folder(each=15)
+    for i in range(15):
+        (path / "a" / f"{i}.png").write_bytes(b"no image")
+    (path / "b" / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"16 of 30 images cannot be read; source.unreadable=skip") as caught:
+        image_folder(str(path), size=4)
+    assert str(caught.value).count("png cannot be read: cut short") == 16
+    for i in range(15):
+        (path / "b" / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"24 of 24 (.*\n)*- and 4 more"):
+        image_folder(str(path), size=4, unreadable="skip")
 
 
 def test_other_classes_in_the_test_folder_are_rejected(folder):
@@ -160,8 +191,156 @@ def test_other_classes_in_the_test_folder_are_rejected(folder):
         ({"size": [3, 4, 5]}, says("source.size", value=[3, 4, 5])),
         ({"size": "wide"}, says("source.size", value="wide")),
         ({"test_fraction": 0.0}, says("source.test_fraction", "in (0, 1)", 0.0)),
+        ({"fit": "strech"}, says("source.fit", value="strech", meant="stretch")),
+        ({"background": 256}, says("source.background", value=256)),
+        ({"range": [1, 0]}, says("source.range", value=[1, 0])),
+        ({"unreadable": "ignore"}, says("source.unreadable", value="ignore")),
+        ({"cache": "dsik"}, says("source.cache", value="dsik", meant="disk")),
+        ({"kind": "regression"}, "source.kind = regression needs source.labels"),
+        ({"test_labels": "t.csv"}, "source.test_labels needs source.labels"),
     ],
 )
 def test_invalid_settings_are_rejected(settings, message, folder):
     with pytest.raises(ValueError, match=message):
         image_folder(str(folder()), **settings)
+
+
+# ---- files that are no images of a class
+
+
+@pytest.mark.parametrize("place", [".ipynb_checkpoints", "__MACOSX", "a/.ipynb_checkpoints", "a/__MACOSX", "a/x/.y"])
+@pytest.mark.parametrize("with_tests", [False, True])
+def test_hidden_folders_are_ignored_at_every_level(place, with_tests, folder):
+    path = folder()
+    (path / place).mkdir(parents=True)
+    Image.new("L", (6, 4)).save(path / place / "copy.png")
+    data = image_folder(str(path), test_path=str(folder("tests")) if with_tests else None)
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.test) == (16 if with_tests else 8)
+
+
+def test_system_files_are_ignored_and_other_files_are_named(folder, caplog):
+    path = folder()
+    for name in ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (path / "a" / name).write_bytes(b"never read")
+    data = image_folder(str(path))
+    assert len(data.train) + len(data.test) == 8
+    assert "1 files are no images, and ignored, such as" in caplog.text
+    assert "notes.txt" in caplog.text
+
+
+def test_unreadable_images_can_be_left_out(folder, caplog):
+    path = folder()
+    for name in ("a/1.png", "b/3.png"):
+        (path / name).write_bytes(b"never read")
+    data = image_folder(str(path), unreadable="skip")
+    assert len(data.train) + len(data.test) == 6
+    for split in (data.train, data.test):
+        torch.testing.assert_close(split.inputs[:, 0, 3, 0] * 255, 100.0 * split.targets)
+    assert "left out 2 of 8 images" in caplog.text
+    assert "b/3.png" in caplog.text
+
+
+def test_a_class_of_unreadable_images_is_named(folder):
+    path = folder()
+    for file in (path / "b").iterdir():
+        file.write_bytes(b"never read")
+    with pytest.raises(ValueError, match="no image of b can be read"):
+        image_folder(str(path), unreadable="skip")
+
+
+def test_an_animation_s_first_frame_is_read_and_the_log_says_so(folder, caplog):
+    path = folder()
+    frames = [Image.new("L", (6, 4), 255), Image.new("L", (6, 4), 0)]
+    for name in ("a/first.gif", "b/first.gif"):
+        frames[0].save(path / name, save_all=True, append_images=frames[1:], duration=9)
+    with caplog.at_level(logging.INFO):
+        data = image_folder(str(path), mode="L", test_path=str(folder("tests")))
+    assert (data.train.inputs.amin((1, 2, 3)) == 1).sum() == 2
+    assert "2 images have several frames" in caplog.text
+
+
+# ---- labels in a table
+
+
+def with_labels(folder, text):
+    path = folder()
+    (path / "labels.csv").write_text(text)
+    return {"path": str(path), "labels": str(path / "labels.csv"), "test_fraction": 0.5}
+
+
+FILES = ("a/0.png", "b/1.png", "a/2.png", "b/3.png")
+
+
+def by_file(data):
+    """Return both splits' targets in the order of FILES; a pixel holds each file's number."""
+    inputs = torch.cat([data.train.inputs, data.test.inputs])[:, 0, 0, 5]
+    return torch.cat([data.train.targets, data.test.targets])[inputs.argsort()].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "names", "targets"),
+    [
+        (["file,label", "bird", " cat", "cat ", "bird"], {}, ("bird", "cat"), [0, 1, 1, 0]),
+        (
+            ["file,label", "red;round", "round", "", "red ; big"],
+            {"kind": "multilabel"},
+            ("big", "red", "round"),
+            [[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]],
+        ),
+        (
+            ["file,red,big", "1,0", "0,0", "1,1", "0,1"],
+            {"kind": "multilabel", "target": ["red", "big"]},
+            ("red", "big"),
+            [[1, 0], [0, 0], [1, 1], [0, 1]],
+        ),
+        (
+            ["file,age", "1000000001", "2", "3.5", "-4"],
+            {"kind": "regression", "target": "age"},
+            (),
+            [[1000000001], [2], [3.5], [-4]],
+        ),
+    ],
+)
+def test_labels_are_read_from_a_table(rows, settings, names, targets, folder):
+    text = "\n".join([rows[0], *(f"{file},{row}" for file, row in zip(FILES, rows[1:], strict=True))])
+    data = image_folder(**with_labels(folder, text), **settings)
+    assert (data.kind, data.classes) == (settings.get("kind", "classification"), names)
+    assert by_file(data) == targets
+    task = build_task("a", data, val_fraction=0.5)
+    assert task.data_recipe()["outputs"]["number"] == (len(names) or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "messages"),
+    [
+        ("file,label\nc/0.png,x\na/1.png,\n", {}, ["row 2, column 'file': there is no file", "row 3, column 'label'"]),
+        ("file,class\na/0.png,x\n", {}, [says("source.target", value="label")]),
+        ("name,label\na/0.png,x\n", {}, [says("source.file", value="file")]),
+        ("file,label\na/0.png,x\n", {"kind": "regression"}, ["row 2, column 'label': 'x' is no number"]),
+        (
+            "file,a,b\na/0.png,1,2\n",
+            {"kind": "multilabel", "target": ["a", "b"]},
+            ["row 2, column 'b': '2' is neither"],
+        ),
+        ("file,label\na/0.png,1,2\n", {}, ["row 2: 3 cells, but the header names 2"]),
+        ("file,label\n", {}, ["has no rows"]),
+        ("", {}, ["has no rows"]),
+    ],
+)
+def test_wrong_tables_of_labels_are_refused(text, settings, messages, folder):
+    with pytest.raises(ValueError, match=messages[0]) as caught:
+        image_folder(**with_labels(folder, text), **settings)
+    for message in messages:
+        assert re.search(message, str(caught.value))
+
+
+def test_a_test_table_has_the_training_tables_labels(folder):
+    settings = with_labels(folder, "file,label\na/0.png,x\na/1.png,y\n") | {"test_fraction": None}
+    tests = folder("tests")
+    (tests / "t.csv").write_text("file,label\na/0.png,y\n")
+    data = image_folder(**settings, test_path=str(tests), test_labels=str(tests / "t.csv"))
+    assert data.test.targets.tolist() == [1]
+    (tests / "t.csv").write_text("file,label\na/0.png,z\n")
+    with pytest.raises(ValueError, match="row 2: 'z' is no label of the training images"):
+        image_folder(**settings, test_path=str(tests), test_labels=str(tests / "t.csv"))

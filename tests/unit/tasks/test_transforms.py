@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from messages import says
 from msh.tasks import RawData, Split, build_task
@@ -83,6 +84,42 @@ def test_classes_can_be_selected_by_name():
     assert torch.equal(by_name.train.targets, by_number.train.targets)
     assert apply(by_name, {"split_classes": ["dog", "3"]}).classes == ("dog", "3")
     assert apply(data, {"split_classes": [3, "cat"]}).classes == apply(data, {"split_classes": ["3", "cat"]}).classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "written", "expected"),
+    [
+        (("maybe", "no", "yes", "x", "z"), "[yes, no]", ("yes", "no")),
+        (("off", "on", "x", "y", "z"), "[on, off]", ("on", "off")),
+        (("false", "true", "x", "yy", "z"), "[true, false]", ("true", "false")),
+        (("null", "none", "x", "yy", "z"), "[null, none]", ("null", "none")),
+        (("1", "2", "3", "4", "5"), "[1, 2]", ("1", "2")),
+        (("1", "2", "3", "4", "5"), "['1', '2']", ("1", "2")),
+        (("10", "20", "30", "40", "x"), "[x, 10]", ("x", "10")),
+        (("001", "002", "003", "004", "5"), "[001, 003]", ("001", "003")),
+        (("0.5", "1.5", "2", "3", "4"), "[0.5, 2]", ("0.5", "2")),
+        (("2020-01-01", "2021-01-01", "x", "yy", "z"), "[2021-01-01, x]", ("2021-01-01", "x")),
+        (("0", "1", "2", "a", "b"), "[1, 3, 4]", ("1", "a", "b")),
+    ],
+)
+def test_names_are_taken_as_written(classes, written, expected):
+    data = apply(named(*classes), {"split_classes": yaml.safe_load(written)})
+    assert data.classes == expected
+    assert data.train.targets.bincount().tolist() == [10] * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("classes", "keep", "message"),
+    [
+        (("yes", "on", "no", "x", "z"), [True, "no"], says(f"{SPLIT}[0]", "'yes' or 'on', in quotation marks", True)),
+        (("1", "2", "3", "4", "5"), [0, 1], says(f"{SPLIT}[0]", "one of 1, 2, 3, 4, 5", 0)),
+        (("1", "01", "3", "4", "5"), [1, 3], says(f"{SPLIT}[0]", "'1' or '01', in quotation marks", 1)),
+        (("a", "b", "c", "d", "e"), [1.0, "b"], says(f"{SPLIT}[0]", value=1.0)),
+    ],
+)
+def test_labels_that_could_be_several_classes_or_none_are_rejected(classes, keep, message):
+    with pytest.raises(ValueError, match=message):
+        apply(named(*classes), {"split_classes": keep})
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,43 @@ def test_a_validation_share_of_the_run_replaces_the_tasks_own():
     assert [len(task.splits["val"]) for task in build_tasks(config).values()] == [10, 10]
 
 
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("big cats", "dogs", ".hidden", "__MACOSX"):
+        (tmp_path / name / "train").mkdir(parents=True)
+    (tmp_path / "readme").mkdir()
+    return tmp_path
+
+
+def test_each_folder_makes_a_task(folders):
+    source = {"_target_": f"{__name__}.source", "name": f"{folders}/*/test"}
+    config = config_of(many={"source": source, "variants": {"path": f"{folders}/*/train"}, "batch_size": 7}, last={})
+    assert list(config.tasks) == ["many_big_cats", "many_dogs", "last"]
+    task = config.tasks["many_big_cats"]
+    assert task.source == {**source, "path": f"{folders}/big cats/train", "name": f"{folders}/big cats/test"}
+    assert (task.batch_size, task.variants) == (7, None)
+
+
+def test_each_file_makes_a_task_named_without_its_suffix(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).touch()
+    assert list(config_of(many={"variants": {"path": f"{tmp_path}/*"}}).tasks) == ["many_a", "many_b"]
+
+
+@pytest.mark.parametrize("pattern", ["data", "data/*/*", 7, None])
+def test_a_path_without_one_asterisk_is_refused(pattern):
+    with pytest.raises(ValueError, match=says("tasks.many.variants.path", "a path with one *", pattern)):
+        config_of(many={"variants": {"path": pattern}})
+
+
+def test_paths_that_match_nothing_or_give_one_name_twice_are_refused(folders):
+    with pytest.raises(ValueError, match="must be a pattern that matches files or folders"):
+        config_of(many={"variants": {"path": f"{folders}/*/none"}})
+    (folders / "big-cats" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"several matches of .* would be the task 'many_big_cats': rename them"):
+        config_of(many={"variants": {"path": f"{folders}/*/train"}})
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
