@@ -107,7 +107,7 @@ def raw_inputs(folder, task):
     """Raw inputs of a task, as a user has them: (examples, the input column of texts or None)."""
     if task == "birds":
         return sorted(folder.rglob("*.png"))
-    rows = list(csv.DictReader((folder / f"{task}.csv").open()))
+    rows = list(csv.DictReader((folder / f"{task}.csv").read_text().splitlines()))
     return [row["message"] for row in rows] if task == "mails" else rows
 
 

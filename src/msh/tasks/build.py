@@ -40,7 +40,7 @@ class RawData:
         test: the test split; if the data has none, the source makes one that is the same for every seed.
         outputs: number of classes, labels or regression outputs.
         texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
-        classes: names of the classes or labels, in the order of their numbers; () if they have none.
+        classes: names of the classes, labels or values, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
     """

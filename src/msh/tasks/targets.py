@@ -42,8 +42,10 @@ class Targets:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names; () if they have none."""
-        return self.classes.names if self.classes else ()
+        """Names of the classes, or of the value: the column's."""
+        if self.classes is not None:
+            return self.classes.names
+        return (self.column,) if self.threshold is None else (f"<= {self.threshold:g}", f"> {self.threshold:g}")
 
     @property
     def outputs(self) -> int:
