@@ -54,6 +54,8 @@ def _empty_limits(config: RunConfig, fits: Mapping[Stage, Sequence[Fit]], tasks:
             examples = len(task.splits[split])
             every[split].append((f"the {split} split of task {name!r}", -(-examples // (size or task.batch_size))))
     for split, numbers in every.items():
+        if not numbers:  # a network that has all tasks already
+            continue
         key = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"
         limit, (where, batches) = getattr(trainer, key), min(numbers, key=lambda pair: pair[1])
         if isinstance(limit, float) and limit and batches and int(limit * batches) < 1:

@@ -123,6 +123,7 @@ class IterativePruning(pl.Callback):
         due = self.rounds_due(step, per_epoch)
         if is_trial(trainer):
             due = self.rounds
+            self._keep_earlier(pl_module, self.rewind_epoch)  # a trial ends before that epoch
         if due > self.rounds_done:
             with pl_module.whole():
                 self._cut_down_to(pl_module, due)
@@ -140,13 +141,12 @@ class IterativePruning(pl.Callback):
                 "%s ended before the last of its cuts: the remaining %d are made at once",
                 *(pl_module.context.name, self.rounds - self.rounds_done),
             )
-            if self.rewind_epoch is not None:
-                self._keep_earlier(pl_module, self.rewind_epoch)
+            self._keep_earlier(pl_module, self.rewind_epoch)
             with pl_module.whole():
                 self._cut_down_to(pl_module, self.rounds)
 
-    def _keep_earlier(self, module: SubnetworkModule, epoch: int) -> None:
-        if epoch == self.rewind_epoch and not self.earlier:
+    def _keep_earlier(self, module: SubnetworkModule, epoch: int | None) -> None:
+        if epoch is not None and epoch == self.rewind_epoch and not self.earlier:
             with module.whole():
                 self.earlier = {task: snapshot(module.network, task) for task in self.wanted}
 
