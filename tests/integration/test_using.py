@@ -189,3 +189,14 @@ def test_rows_without_a_column_are_refused_and_unseen_categories_are_not(used):
     assert len(predictor.predict("houses", row)) == 1
     with pytest.raises(ValueError, match=r"task 'houses'.*'built'"):
         predictor.predict("houses", {"rooms": 3, "street": "Park Row"})
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_an_export_computes_what_the_predictor_does(used, task, tmp_path):
+    folder, inputs, prepared, _ = used
+    predictor = msh.load(folder)
+    rows = test_rows(predictor, inputs, task, prepared)
+    here(app.main, "export", folder, "--task", task, "-o", tmp_path / "task.pt2", cwd=tmp_path)
+    first = predictor.tasks[task].steps[0]
+    found = torch.export.load(tmp_path / "task.pt2").module()(first(rows))[-1]
+    torch.testing.assert_close(found, predictor.predict(task, rows).numbers, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from msh.files.atomic import write_bytes
 from msh.files.state_file import network_file, read_state
 from msh.inference.export import sliced
 from msh.inference.predictor import Predictor, TaskInfo
-from msh.tasks.steps import Steps
+from msh.tasks.steps import Reader, Steps
 
 Format = Literal["onnx", "pt2", "safetensors"]
 OPSET = 20
@@ -70,7 +70,7 @@ def exported(predictor: Predictor, task: str) -> ExportedTask:
 
 def example_of(steps: Steps) -> Tensor:
     """Return inputs as the second step takes them, zeros (2, *shape)."""
-    first: Any = steps[0]
+    first = cast(Reader, steps[0])
     return torch.zeros(2, *first.shape, dtype=getattr(torch, first.dtype))
 
 

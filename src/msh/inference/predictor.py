@@ -188,14 +188,15 @@ def as_examples(steps: Steps, inputs: Any) -> Any:
         steps: the task's; the first one reads the inputs.
         inputs: one input (a path, text, bytes, image or dictionary; an array of an example's shape), or several.
     """
-    shape = getattr(steps[0], "shape", None)
+    first: Any = steps[0]
     if isinstance(inputs, str | bytes | Path | Mapping) or hasattr(inputs, "getexif"):
         return [inputs]
     if hasattr(inputs, "iloc"):
         return inputs.to_frame().T if inputs.ndim == 1 else inputs
-    if shape is not None and getattr(inputs, "ndim", -1) == len(shape):
-        return inputs[None]
-    return inputs if hasattr(inputs, "ndim") else list(inputs)
+    if not hasattr(inputs, "ndim"):
+        return list(inputs)
+    is_one = first.is_one(inputs) if hasattr(first, "is_one") else inputs.ndim == len(first.shape)
+    return inputs[None] if is_one else inputs
 
 
 def _part(examples: Any, part: slice) -> Any:

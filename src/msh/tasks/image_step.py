@@ -19,7 +19,7 @@ from torch import Tensor
 
 from msh.checked import check_promised
 from msh.errors import Problems, invalid
-from msh.tasks.steps import CONFIG
+from msh.tasks.steps import CONFIG, Dtype
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,6 +82,16 @@ class ReadImages:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of each result."""
         return (1 if self.mode == "L" else 3, *self.size)
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the pixels."""
+        return "float32"
+
+    def is_one(self, array: Any) -> bool:
+        """Tell one image's array from several: without a channel axis, or with as many channels as the task has."""
+        shape = tuple(array.shape)
+        return len(shape) == 2 or (len(shape) == 3 and self.shape[0] in (shape[0], shape[-1]))
 
     def __call__(self, inputs: Any) -> Tensor:
         """Read images.

@@ -56,8 +56,22 @@ class Step(Protocol):
         ...
 
 
+class Reader(Step, Protocol):
+    """A first step: it reads raw inputs."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example that it returns."""
+        ...
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the numbers that it returns."""
+        ...
+
+
 Steps = tuple[Step, ...]
-"""The first step reads raw inputs; it has the `shape` of one example and the `dtype` that it returns."""
+"""The first one is a `Reader`."""
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -34,6 +34,11 @@ class ReadTable:
         """Names of the columns that rows need."""
         return [column.name for column in self.columns if column.role != "dropped"]
 
+    @property
+    def shape(self) -> tuple[int]:
+        """Shape of one row: its features."""
+        return (sum(column.features for column in self.columns if column.role != "dropped"),)
+
     def __call__(self, inputs: Any) -> Tensor:
         """Return the features (rows, features) of a DataFrame, of dicts (one per row), or of an array (rows, inputs).
 
@@ -49,7 +54,7 @@ class ReadTable:
         at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
         self._check_columns(at)
         used = [column for column in self.columns if column.role != "dropped"]
-        features = np.empty((len(frame), sum(column.features for column in used)), dtype=self.dtype)
+        features = np.empty((len(frame), *self.shape), dtype=self.dtype)
         frame, start = frame.reset_index(drop=True), 0
         with Problems() as problems:
             for column in used:
