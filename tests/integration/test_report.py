@@ -101,8 +101,10 @@ def test_the_pages_code_for_loading_the_run_works(trained, capsys):
     exec(compile(python, "report.html", "exec"), {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == TASKS
     commands = [line.split("#")[0].split() for line in terminal.splitlines()]
-    assert [parts[1] for parts in commands] == ["evaluate", "inspect", "report"]
+    assert [parts[1] for parts in commands] == [*("predict" for _ in TASKS), "evaluate", "inspect", "report"]
+    assert [parts[4] for parts in commands[: len(TASKS)]] == TASKS
     assert all(str(trained) in parts[2] for parts in commands)
+    assert [line.split("'")[1] for line in python.splitlines() if line.startswith("# predictor.predict")] == TASKS
 
 
 def test_an_unfinished_run_is_reported_with_notes(trained, tmp_path, capsys):

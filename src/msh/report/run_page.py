@@ -25,18 +25,19 @@ NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
 TUNED = {"this network": NETWORKS["this network"], "fine-tuned": NETWORKS["finetune"]}
 LABEL, MOST_TASKS, MOST_COLUMNS = 20, 24, 12
 """Most letters of a stage's name in a matrix; most tasks of a matrix, and of capacity, as tables."""
-SNIPPET = """from pathlib import Path
+SNIPPET = """import msh
 
-from msh.training.evaluation import load_run
-
-config, tasks, network = load_run(Path({folder!r}))
-network.eval()
-for name in network.tasks:
-    size, test = config.evaluation.batch_size or tasks[name].batch_size, tasks[name].splits["test"]
-    examples, targets = test.inputs[:size], test.targets[:size]
-    outputs = tasks[name].predictions(network(examples, name))
-    print(name, outputs.shape, targets.shape)
+predictor = msh.load({folder!r})  # or a copy of its network.safetensors: neither data nor config is needed
+for task in predictor.tasks.values():
+    print(task.name, task.kind, ", ".join(task.names), task.unit)
 """
+INPUTS = {
+    "images": ("image.png", '["image.png"]'),
+    "table": ("rows.csv", 'pandas.read_csv("rows.csv")'),
+    "tokenize": ("texts.txt", '["a text"]'),
+    "arrays": ("examples.npy", 'numpy.load("examples.npy")'),
+}
+"""First step of a task's preprocessing to an input on the command line, and in Python."""
 
 
 def write_report(folder: Path, path: Path | None = None) -> RunFacts:
@@ -276,12 +277,23 @@ def _config(facts: RunFacts) -> Section | None:
 
 def _use(facts: RunFacts) -> Section:
     folder = str(facts.folder.absolute())
+    inputs = _inputs(facts)
+    predict = [f"msh predict '{folder}' --task {task} {file}" for task, (file, _) in inputs.items()]
+    python = [f"# predictor.predict({task!r}, {value}).labels" for task, (_, value) in inputs.items()]
     commands = "\n".join(
         (
+            *predict,
             f"msh evaluate run='{folder}'   # evaluate every task again: the same scores",
             f"msh inspect '{folder}'        # tasks, densities, sizes, capacity",
             f"msh report '{folder}'         # write this page again",
         )
     )
-    code = [Code("In a terminal", commands), Code("In Python", SNIPPET.format(folder=folder))]
-    return Section("use", "Load and evaluate", "", code=code)
+    code = [Code("In a terminal", commands), Code("In Python", SNIPPET.format(folder=folder) + "\n".join(python))]
+    return Section("use", "Predict, load and evaluate", "", code=code)
+
+
+def _inputs(facts: RunFacts) -> dict[str, tuple[str, str]]:
+    """Map tasks whose preprocessing the network file has to examples of inputs."""
+    recipes = {name: entry.recipe for name, entry in facts.ownership.tasks.items()} if facts.ownership else {}
+    first = {name: recipe["preprocessing"][0]["step"] for name, recipe in recipes.items() if "preprocessing" in recipe}
+    return {name: INPUTS[step] for name, step in [*first.items()][:MOST_TASKS] if step in INPUTS}
