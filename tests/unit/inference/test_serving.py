@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 import msh
 from frozen import frozen
 from messages import says
+from msh.cli import serve
 from msh.files.state_file import save_network
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.tables import table
@@ -311,3 +313,11 @@ def image_of(mode):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_images_of_other_sizes_and_modes_are_answered(client, mode):
     assert client.post("/predict/birds", json={"inputs": [encoded(image_of(mode))]}).status_code == 200
+
+
+def test_a_missing_package_is_named_with_the_extra(path, monkeypatch):
+    parser = ArgumentParser()
+    serve.arguments(parser)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ValueError, match=r"further packages \(uvicorn\): pip install 'msh\[serve\]'"):
+        serve.serve(parser.parse_args([str(path)]))
