@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from argparse import ArgumentParser, Namespace
 
 KEY = "MSH_API_KEY"
@@ -62,10 +63,10 @@ def serve(given: Namespace) -> None:
     app = make_app(predictor, limits, key)
     listening = _listen(given.host, given.port)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + GRACE)
+    # Before uvicorn listens for signals, and when it raises one again after the last answer.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"serving {', '.join(predictor.tasks)} on http://{host}:{listening.getsockname()[1]}", flush=True)
-    # uvicorn raises the signal again when all requests are answered: exit with 0 then.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 
