@@ -48,7 +48,10 @@ def test_the_readme_s_example_runs_and_forgets_nothing(capsys):
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES[1:] if blocks(path, "python")], ids=lambda path: path.name)
-def test_python_in_the_pages_runs(path):
+def test_python_in_the_pages_runs(path, train_here, tmp_path, monkeypatch):
+    if path.name == "using.md":
+        train_here("tasks=[digits]", "trainer.max_epochs=1", "hydra.run.dir=outputs/sequential/RUN", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
     for code in blocks(path, "python"):
         exec(compile(code, path.name, "exec"), {})
 

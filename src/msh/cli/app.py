@@ -158,6 +158,18 @@ def _export(given: Namespace) -> None:
     export(given)
 
 
+def _serve_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.serve import arguments
+
+    arguments(parser)
+
+
+def _serve(given: Namespace) -> None:
+    from msh.cli.serve import serve
+
+    serve(given)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
 
@@ -197,6 +209,12 @@ COMMANDS = {
         "msh export RUN_DIR --task digits -o digits.onnx",
         _export_arguments,
         _export,
+    ),
+    "serve": Command(
+        "answer requests over HTTP with a trained network",
+        "msh serve RUN_DIR --port 8000",
+        _serve_arguments,
+        _serve,
     ),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep

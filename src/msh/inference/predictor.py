@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msh.errors import at_least, one_of
+from msh.errors import at_least, invalid, one_of
 from msh.files.merging import merged
 from msh.files.state_file import network_file, read_state
 from msh.inference.computing import Computing, computing_from_data
@@ -76,13 +76,38 @@ class Predictor:
         """Prepare raw inputs as in training: (examples, *input shape).
 
         Raises:
-            ValueError: there is no such task, or an input is invalid.
+            ValueError: there is no such task, or inputs cannot be read: names the first of them, and why.
         """
         info = self.task(task)
-        try:
-            return prepare(info.steps, as_examples(info.steps, inputs))
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"task {task!r}: {error}") from error
+        with info.computing.applied(self._device):
+            prepared, bad = _prepared(info.steps, as_examples(info.steps, inputs))
+        if bad:
+            raise _refused(info.name, bad, None)
+        if prepared is None:
+            raise invalid("inputs", "at least one input", 0)
+        return prepared.clone()
+
+    def answer(self, task: str, prepared: Sequence[Tensor]) -> list[Predictions]:
+        """Answer the inputs of several requests together, in batches of the run's size.
+
+        Args:
+            task: the task's name.
+            prepared: of each request, from `prepare`: (examples, *input shape).
+        Raises:
+            ValueError: there is no such task.
+        """
+        info = self.task(task)
+        module, sizes = self.network.module(info.name), [len(inputs) for inputs in prepared]
+        with info.computing.applied(self._device):
+            batches = torch.cat(list(prepared)).split(info.computing.batch_size)
+            raw = torch.cat([module(batch.to(self._device)).cpu() for batch in batches])
+            numbers = info.outputs.values(raw)
+        parts = zip(raw.clone().split(sizes), numbers.clone().split(sizes), strict=True)
+        return [Predictions(info.name, info.outputs, own, values, tuple(range(len(own)))) for own, values in parts]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.network.weights()))[1].device
 
     def predict(
         self,
@@ -111,7 +136,7 @@ class Predictor:
         size = info.computing.batch_size if batch_size is None else batch_size
         at_least("batch_size", 1, size)
         examples = as_examples(info.steps, inputs)
-        module, device = self.network.module(info.name), next(iter(self.network.weights()))[1].device
+        module, device = self.network.module(info.name), self._device
         raw: list[Tensor] = []
         errors: dict[int, str] = {}
         with info.computing.applied(device):

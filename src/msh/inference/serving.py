@@ -1,0 +1,252 @@
+"""Serve a network's tasks over HTTP: predictions, facts about the tasks, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.datastructures import UploadFile
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import msh
+from msh.errors import Problems, at_least, invalid, requirement
+from msh.inference.batching import Batcher
+from msh.inference.predictions import Predictions
+from msh.inference.predictor import Predictor, TaskInfo
+from msh.inference.requests import describe_input, inputs_from_json
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server.
+
+    Attributes:
+        batch_milliseconds: how long a request waits for others of its task; 0: each is answered alone.
+        max_bytes: of a request's body.
+        max_inputs: of a request.
+        timeout: seconds until a request is given up.
+    """
+
+    batch_milliseconds: float = 5
+    max_bytes: int = 32 * 2**20
+    max_inputs: int = 1000
+    timeout: float = 30
+
+    def __post_init__(self) -> None:
+        with Problems() as problems:
+            if not 0 <= self.batch_milliseconds <= 60_000:
+                problems.add(requirement("batch_milliseconds", "from 0 to 60000", self.batch_milliseconds))
+            problems.check(at_least, "max_bytes", 1, self.max_bytes)
+            problems.check(at_least, "max_inputs", 1, self.max_inputs)
+            if not 0 < self.timeout <= 86_400:
+                problems.add(requirement("timeout", "above 0 and at most 86400", self.timeout))
+
+
+class Metrics:
+    """Counts for Prometheus, by task."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("msh_requests", "Requests for predictions", ["task"], registry=self.registry)
+        self.errors = Counter("msh_errors", "Requests refused or failed", ["task", "status"], registry=self.registry)
+        self.seconds = Histogram("msh_request_seconds", "Seconds per request", ["task"], registry=self.registry)
+        self.batches = Counter("msh_batches", "Batches computed", ["task"], registry=self.registry)
+
+
+class BodyLimit:
+    """Refuse bodies that are too large, without reading them to the end.
+
+    Args:
+        app: reads the bodies.
+        most: bytes of a body.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count its body's bytes."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.most:
+                raise HTTPException(413, f"the body must be at most {self.most} bytes")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+class Server:
+    """Answer requests with a predictor.
+
+    Args:
+        predictor: holds the tasks.
+        limits: of requests.
+    """
+
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self.predictor, self.limits, self.metrics = predictor, limits, Metrics()
+        self.computing = ThreadPoolExecutor(1, "compute")  # one: torch itself uses all cores for a batch
+        self.batchers = {name: self._batcher(info) for name, info in predictor.tasks.items()}
+
+    def _batcher(self, info: TaskInfo) -> Batcher:
+        batches = self.metrics.batches.labels(info.name)
+
+        def compute(prepared: Any) -> list[Predictions]:
+            batches.inc()
+            return self.predictor.answer(info.name, prepared)
+
+        return Batcher(compute, self.computing, info.computing.batch_size, self.limits.batch_milliseconds / 1000)
+
+    async def predict(self, task: str, request: Request, top: int | None) -> dict[str, Any]:
+        """Answer a request, and count it.
+
+        Raises:
+            HTTPException: the request is refused, or took too long.
+        """
+        if task not in self.predictor.tasks:
+            raise HTTPException(404, str(_unknown(task, list(self.predictor.tasks))))
+        info, started = self.predictor.tasks[task], time.perf_counter()
+        self.metrics.requests.labels(task).inc()
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                return await self._answered(info, request, top)
+        except TimeoutError as error:
+            self.metrics.errors.labels(task, "504").inc()
+            raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
+        except Exception as error:
+            self.metrics.errors.labels(task, str(getattr(error, "status_code", 500))).inc()
+            raise
+        finally:
+            self.metrics.seconds.labels(task).observe(time.perf_counter() - started)
+
+    async def _answered(self, info: TaskInfo, request: Request, top: int | None) -> dict[str, Any]:
+        if top is not None and info.kind == "regression":
+            raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
+        inputs = await self._inputs(info, request)
+        try:
+            prepared = await asyncio.to_thread(self._prepared, info, inputs)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        found = await self.batchers[info.name].answer(prepared)
+        finite = found.numbers.isfinite().all(1)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            raise HTTPException(422, f"task {info.name!r}, input {first}: its numbers are too large or not finite")
+        return {"task": info.name, "predictions": _as_json(found, top)}
+
+    async def _inputs(self, info: TaskInfo, request: Request) -> Any:
+        """Return the inputs of a request: JSON as bytes, or the content of uploaded images."""
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            return await request.body()
+        if kind != "multipart/form-data":
+            raise HTTPException(
+                415, f"content-type must be application/json or multipart/form-data, got {kind[:100]!r}"
+            )
+        if info.steps[0].step != "images":
+            raise HTTPException(415, f"task {info.name!r} reads no images: send application/json")
+        most = self.limits.max_inputs
+        async with request.form(max_files=most, max_fields=0, max_part_size=self.limits.max_bytes) as form:
+            return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+
+    def _prepared(self, info: TaskInfo, inputs: Any) -> torch.Tensor:
+        """Read and prepare a request's inputs, in a thread.
+
+        Raises:
+            ValueError: naming what is wrong with them.
+        """
+        raw = inputs_from_json(info.steps, inputs) if isinstance(inputs, bytes) else inputs
+        if not 1 <= len(raw) <= self.limits.max_inputs:
+            raise invalid("inputs", f"from 1 to {self.limits.max_inputs} inputs", len(raw))
+        return self.predictor.prepare(info.name, raw)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Describe the tasks."""
+        return [_described(info) for info in self.predictor.tasks.values()]
+
+
+def _unknown(task: str, tasks: list[str]) -> ValueError:
+    return invalid("task", f"one of {', '.join(tasks)}", task[:100], tasks)
+
+
+def _described(info: TaskInfo) -> dict[str, Any]:
+    facts = {"name": info.name, "kind": info.kind, "classes": list(info.names), "unit": info.unit}
+    return {**facts, "input": describe_input(info.steps)}
+
+
+def _as_json(found: Predictions, top: int | None) -> list[dict[str, Any]]:
+    if found.outputs.kind == "regression":
+        return [{"values": prediction.values} for prediction in found]
+    chosen = [prediction.probabilities for prediction in found] if top is None else map(dict, found.top(top))
+    return [{"label": p.label, "probabilities": c} for p, c in zip(found, chosen, strict=True)]
+
+
+def _examples(tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the OpenAPI description of bodies, with an example for each task."""
+    examples = {t["name"]: {"summary": t["name"], "value": {"inputs": [t["input"]["example"]]}} for t in tasks}
+    body = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array", "items": {}}}}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    content: dict[str, Any] = {"application/json": {"schema": body, "examples": examples}}
+    if any(task["input"]["kind"] == "images" for task in tasks):
+        content["multipart/form-data"] = {"schema": {"type": "object", "properties": {"files": files}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def make_app(predictor: Predictor, limits: Limits | None = None, api_key: str | None = None) -> FastAPI:
+    """Make the application that serves a predictor's tasks.
+
+    Args:
+        predictor: holds the tasks.
+        limits: of requests; None: the defaults.
+        api_key: what clients must send as X-API-Key, except for /health; None: nothing.
+    """
+    limits = limits or Limits()
+    server = Server(predictor, limits)
+    tasks = server.tasks()
+
+    def check_key(request: Request) -> None:
+        given = request.headers.get("x-api-key", "").encode("latin-1")  # the bytes that were sent
+        if api_key is not None and not hmac.compare_digest(given, api_key.encode()):
+            raise HTTPException(401, "the header X-API-Key must have the server's key")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        server.computing.shutdown()
+
+    pages = {} if api_key is None else {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(title="msh", version=msh.__version__, lifespan=lifespan, **pages)  # type: ignore[arg-type]
+    app.add_middleware(BodyLimit, most=limits.max_bytes)
+    routes = APIRouter(dependencies=[Depends(check_key)])
+
+    @routes.post("/predict/{task:path}", openapi_extra=_examples(tasks), summary="Answer inputs with a task")
+    async def predict(task: str, request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
+        return await server.predict(task, request, top)
+
+    @routes.get("/tasks", summary="Describe the tasks and their inputs")
+    async def list_tasks() -> list[dict[str, Any]]:
+        return tasks
+
+    @routes.get("/metrics", summary="Count requests, errors and seconds, for Prometheus")
+    async def metrics() -> Response:
+        return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/health", summary="Tell that the server runs")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    app.include_router(routes)
+    return app

@@ -1,0 +1,323 @@
+"""Serve over HTTP: the predictor's answers, batches of several requests, limits, and refusals of hostile requests."""
+
+import base64
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import msh
+from frozen import frozen
+from messages import says
+from msh.cli import serve
+from msh.files.state_file import save_network
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.tables import table
+from msh.tasks.tokens import Texts
+
+pytest.importorskip("fastapi", reason="needs msh[serve]")
+pytest.importorskip("httpx", reason="needs httpx")
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from msh.inference.serving import Limits, make_app
+from msh.tasks.images import image_folder
+
+BACKBONE = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 16, "depth": 2}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A network file with a task of each kind of input."""
+    folder = tmp_path_factory.mktemp("serving")
+    generator = torch.Generator().manual_seed(0)
+    inputs, rows = torch.randn(60, 4, generator=generator), torch.arange(60)
+    split = Split(inputs, rows % 3)
+    arrays = build_task("arrays", RawData("classification", split, split, 3, None, ("low", "mid", "high")))
+    values = Split(inputs, torch.randn(60, 1, generator=generator, dtype=torch.float64))
+    regression = build_task("regression", RawData("regression", values, values, 1, None, ()))
+    words = Texts([f"word{i % 9} word{i % 4}" for i in range(60)], vocabulary=20, length=5)
+    labels = Split(rows, rows % 2)
+    stem = {"_target_": "msh.tasks.stems.TokenStem", "width": 4, "pooling": "mean"}
+    texts = build_task("texts", RawData("classification", labels, labels, 2, words, ("no", "yes")), stem=stem)
+    numbers = np.random.default_rng(0)
+    for name in ("crow", "wren"):
+        (folder / "birds" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = numbers.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "birds" / name / f"{i}.png")
+    images = build_task("birds", image_folder(str(folder / "birds"), size=6))
+    frame = pd.DataFrame({"rooms": [i % 7 for i in range(60)], "heat": ["gas", "oil"] * 30})
+    frame["sold"] = [("no", "yes")[i % 5 > 2] for i in range(60)]
+    frame.to_csv(folder / "flats.csv", index=False)
+    flats = build_task("flats", table(str(folder / "flats.csv"), target="sold"))
+    save_network(folder / "network.safetensors", frozen(BACKBONE, [arrays, regression, texts, images, flats]))
+    return folder / "network.safetensors"
+
+
+@pytest.fixture(scope="module")
+def predictor(path):
+    return msh.load(path)
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    with TestClient(make_app(predictor, Limits(batch_milliseconds=0))) as client:
+        yield client
+
+
+def image_bytes(path, name="crow/3"):
+    return (path.parent / "birds" / f"{name}.png").read_bytes()
+
+
+def encoded(content):
+    return {"image": base64.b64encode(content).decode()}
+
+
+def raw_inputs(path):
+    """Task to (inputs in JSON, the same as the predictor takes them)."""
+    vectors = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)).double().tolist()
+    rows = [{"rooms": 3, "heat": "oil"}, {"rooms": None, "heat": "gas"}, {"rooms": 5.5, "heat": "new"}]
+    images = [image_bytes(path), image_bytes(path, "wren/1")]
+    return {
+        "arrays": (vectors, np.array(vectors)),
+        "regression": (vectors, np.array(vectors)),
+        "texts": (["word1 word3", "word8"], ["word1 word3", "word8"]),
+        "birds": ([encoded(image) for image in images], images),
+        "flats": (rows, rows),
+    }
+
+
+@pytest.mark.parametrize("task", ["arrays", "regression", "texts", "birds", "flats"])
+def test_answers_are_the_predictors_bitwise(client, predictor, path, task):
+    sent, raw = raw_inputs(path)[task]
+    answer = client.post(f"/predict/{task}", json={"inputs": sent}).json()
+    expected = predictor.predict(task, raw)
+    assert answer["task"] == task
+    if task == "regression":
+        assert answer["predictions"] == [{"values": one.values} for one in expected]
+    else:
+        assert answer["predictions"] == [{"label": one.label, "probabilities": one.probabilities} for one in expected]
+
+
+def test_uploads_are_answered_as_base64_is(client, path):
+    images = [image_bytes(path), image_bytes(path, "wren/1")]
+    sent = client.post("/predict/birds", json={"inputs": [encoded(image) for image in images]})
+    files = [("files", (f"{i}.png", image, "image/png")) for i, image in enumerate(images)]
+    assert client.post("/predict/birds", files=files).json() == sent.json()
+    assert client.post("/predict/arrays", files=files).status_code == 415
+
+
+def test_top_limits_classes_in_falling_order(client):
+    found = client.post("/predict/arrays?top=2", json={"inputs": [[1, 2, 3, 4]]}).json()["predictions"][0]
+    first, second = found["probabilities"].items()
+    assert (found["label"], first[1] >= second[1]) == (first[0], True)
+    assert client.post("/predict/regression?top=2", json={"inputs": [[1, 2, 3, 4]]}).status_code == 422
+    assert client.post("/predict/arrays?top=0", json={"inputs": [[1, 2, 3, 4]]}).status_code == 422
+
+
+def test_every_task_describes_an_input_with_an_example_that_it_answers(client):
+    tasks = client.get("/tasks").json()
+    examples = client.get("/openapi.json").json()["paths"]["/predict/{task}"]["post"]["requestBody"]["content"]
+    assert [task["name"] for task in tasks] == ["arrays", "regression", "texts", "birds", "flats"]
+    for task in tasks:
+        body = examples["application/json"]["examples"][task["name"]]["value"]
+        assert body == {"inputs": [task["input"]["example"]]}
+        assert client.post(f"/predict/{task['name']}", json=body).status_code == 200
+    assert tasks[0]["classes"] == ["low", "mid", "high"]
+    assert [column["name"] for column in tasks[4]["input"]["columns"]] == ["rooms", "heat"]
+
+
+def test_a_path_on_the_server_is_no_input(client, path):
+    image = str(path.parent / "birds" / "crow" / "3.png")
+    for inputs in ([image], [{"image": image}], [{"path": image}], [["/etc/passwd"]], image):
+        answer = client.post("/predict/birds", json={"inputs": inputs})
+        assert answer.status_code == 422
+        assert "crow" not in answer.json()["detail"]
+
+
+def test_an_unknown_task_is_answered_with_the_list(client):
+    answer = client.post("/predict/aray", json={"inputs": [[1]]})
+    assert answer.status_code == 404
+    for part in ("arrays, regression, texts, birds, flats", "did you mean 'arrays'"):
+        assert part in answer.json()["detail"]
+
+
+def test_a_bad_row_is_named_with_the_predictors_reason(client):
+    rows = [{"rooms": 3, "heat": "oil"}, {"rooms": "many", "heat": "oil"}]
+    answer = client.post("/predict/flats", json={"inputs": rows})
+    assert answer.status_code == 422
+    for part in ("input 1", "'rooms'", "'many'"):
+        assert part in answer.json()["detail"]
+
+
+def test_requests_that_arrive_together_are_one_batch_and_a_bad_one_harms_none(predictor):
+    vectors = np.random.default_rng(0).normal(size=(9, 4))
+    with TestClient(make_app(predictor, Limits(batch_milliseconds=300))) as client, ThreadPoolExecutor(9) as pool:
+        sent = [vector.tolist() for vector in vectors[:8]] + [["bad"]]
+        answers = list(pool.map(lambda one: client.post("/predict/arrays", json={"inputs": [one]}), sent))
+        metrics = client.get("/metrics").text
+    assert [answer.status_code for answer in answers] == [200] * 8 + [422]
+    expected = predictor.predict("arrays", vectors[:8]).probabilities
+    found = [list(answer.json()["predictions"][0]["probabilities"].values()) for answer in answers[:8]]
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=0)
+    batches = float(metrics.split('msh_batches_total{task="arrays"} ')[1].split()[0])
+    assert batches < 8
+    assert 'msh_requests_total{task="arrays"} 9.0' in metrics
+    assert 'msh_errors_total{status="422",task="arrays"} 1.0' in metrics
+
+
+def test_threads_get_their_own_answers(predictor):
+    vectors = np.random.default_rng(0).normal(size=(60, 4)) * 3
+    expected = predictor.predict("arrays", vectors).probabilities
+    with TestClient(make_app(predictor)) as client, ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda one: client.post("/predict/arrays", json={"inputs": [one]}), vectors.tolist())
+        found = [list(answer.json()["predictions"][0]["probabilities"].values()) for answer in answers]
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=0)
+
+
+def test_limits(predictor, monkeypatch):
+    with TestClient(make_app(predictor, Limits(0, max_bytes=500, max_inputs=3, timeout=0.2))) as client:
+        assert client.post("/predict/texts", json={"inputs": ["a" * 500]}).status_code == 413
+        assert client.post("/predict/texts", content=(b"a" * 100 for _ in range(9))).status_code == 413
+        assert client.post("/predict/texts", json={"inputs": ["a"] * 4}).status_code == 422
+        assert client.post("/predict/texts", json={"inputs": ["a"] * 3}).status_code == 200
+        monkeypatch.setattr(predictor, "answer", lambda *_: time.sleep(0.6))
+        assert client.post("/predict/texts", json={"inputs": ["a"]}).status_code == 504
+
+
+def test_wrong_limits_are_refused_together():
+    with pytest.raises(ValueError, match="4 problems") as error:
+        Limits(-1, 0, 0, float("nan"))
+    assert says("max_bytes", ">= 1", 0).replace("\\", "") in str(error.value).replace("\\", "")
+
+
+def test_a_key_is_asked_for_but_by_health(predictor):
+    with TestClient(make_app(predictor, api_key="ключ")) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        for given in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": "ä".encode()}):
+            assert client.get("/tasks", headers=given).status_code == 401
+            assert client.post("/predict/texts", json={"inputs": ["a"]}, headers=given).status_code == 401
+        assert client.get("/openapi.json").status_code == 404
+
+
+VALUES = [
+    None, True, 0, -1, 10**400, 1e308, -1e308, "", "a", "\ud800", "\x00", "NaN", "9" * 400, [], [[]], {}, {"a": {}},
+    [1, 2, 3, 4], [1, 2, 3, 10**400], [1e308] * 4, [[1, 2, 3, 4]], ["1", "2", "3", "4"], [None] * 4, [True] * 4,
+    {"image": ""}, {"image": "????"}, {"image": "aGFsbG8="}, {"image": None}, {"rooms": 10**400, "heat": "a"},
+    {"rooms": [1], "heat": {}}, {"rooms": True, "heat": False}, {"rooms": 1e308, "heat": "\x00"}, {"rooms": 1},
+    float("nan"), [float("inf")] * 4, {"rooms": float("nan"), "heat": float("inf")},
+]  # fmt: skip
+
+
+def hostile(task):
+    """Bodies, in bytes: wrong values, wrong JSON, deep JSON, damaged JSON."""
+    draw = random.Random(task)
+    yield from (json.dumps({"inputs": [value]}).encode() for value in VALUES)
+    yield from (json.dumps({"inputs": value}).encode() for value in VALUES)
+    yield from (json.dumps(value).encode() for value in VALUES)
+    yield from (b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"inputs":' * 9000, b'{"inputs": [1], "inputs": 2}')
+    whole = json.dumps({"inputs": [[1, 2, 3, 4], "text", {"rooms": 1, "heat": "oil"}]}).encode()
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        yield bytes(damaged)
+
+
+@pytest.mark.parametrize("task", ["arrays", "regression", "texts", "birds", "flats", "none", "../x", "%00"])
+def test_hostile_requests_are_refused_without_a_failure(client, task):
+    headers = {"content-type": "application/json"}
+    codes = [client.post(f"/predict/{task}", content=body, headers=headers).status_code for body in hostile(task)]
+    assert set(codes) <= {200, 400, 404, 413, 415, 422}
+
+
+def test_hostile_uploads_are_refused(client, path):
+    image = image_bytes(path)
+    contents = [b"", b"a", image[:40], image[: len(image) // 2], b"\x89PNG\r\n\x1a\n" + b"\xff" * 100]
+    codes = {client.post("/predict/birds", files={"files": ("a.png", content)}).status_code for content in contents}
+    kinds = [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=x",
+        "text/xml",
+        "ä",
+    ]
+    for kind in kinds:
+        headers = {"content-type": kind.encode()}
+        codes.add(client.post("/predict/birds", content=b"--x\r\nfoo\r\n", headers=headers).status_code)
+    assert codes <= {400, 415, 422}
+
+
+def test_the_command_serves_and_stops_after_the_requests_in_flight(path):
+    import httpx
+
+    command = [sys.executable, "-m", "msh.cli.app", "serve", str(path), "--port", "0", "--batch-milliseconds", "1500"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MSH_API_KEY": "key-of-test"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("serving arrays, regression, texts, birds, flats on http://127.0.0.1:")
+            url, codes, key = line.split()[-1], [], {"X-API-Key": "key-of-test"}
+            assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+            assert httpx.get(f"{url}/tasks", trust_env=False).status_code == 401
+
+            def ask():
+                body = {"inputs": ["word1"]}
+                codes.append(httpx.post(f"{url}/predict/texts", json=body, headers=key, trust_env=False).status_code)
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            time.sleep(0.5)
+            server.send_signal(signal.SIGTERM)
+            asking.join(30)
+            assert (server.wait(30), codes) == (0, [200]), server.stderr.read()
+        finally:
+            server.kill()
+
+
+def test_the_command_names_what_is_wrong_before_it_serves(path):
+    wrong = ["--port", "70000", "--max-inputs", "0"]
+    command = [sys.executable, "-m", "msh.cli.app", "serve", str(path), *wrong]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MSH_API_KEY": ""})
+    assert done.returncode == 1
+    for part in (
+        "3 problems",
+        "--port must be from 0 to 65535",
+        "max_inputs must be >= 1",
+        "MSH_API_KEY is set and empty",
+    ):
+        assert part in done.stderr
+
+
+def image_of(mode):
+    content = io.BytesIO()
+    Image.new(mode, (3, 9)).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_images_of_other_sizes_and_modes_are_answered(client, mode):
+    assert client.post("/predict/birds", json={"inputs": [encoded(image_of(mode))]}).status_code == 200
+
+
+def test_a_missing_package_is_named_with_the_extra(path, monkeypatch):
+    parser = ArgumentParser()
+    serve.arguments(parser)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ValueError, match=r"further packages \(uvicorn\): pip install 'msh\[serve\]'"):
+        serve.serve(parser.parse_args([str(path)]))
