@@ -50,7 +50,7 @@ def test_the_readme_s_example_runs_and_forgets_nothing(capsys):
 @pytest.mark.parametrize("path", [path for path in PAGES[1:] if blocks(path, "python")], ids=lambda path: path.name)
 def test_python_in_the_pages_runs(path, train_here, tmp_path, monkeypatch):
     if path.name == "using.md":
-        train_here("tasks=[digits]", "trainer.max_epochs=1", "hydra.run.dir=outputs/sequential/RUN", cwd=tmp_path)
+        train_here("+experiment=sequential", "tasks=[digits]", "trainer.max_epochs=1", folder="outputs/sequential/RUN")
     monkeypatch.chdir(tmp_path)
     for code in blocks(path, "python"):
         exec(compile(code, path.name, "exec"), {})
