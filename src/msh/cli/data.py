@@ -73,12 +73,16 @@ def _load(config: RunConfig) -> dict[str, Task]:
     try:
         return build_tasks(config)
     except (ValueError, OSError, InstantiationException):
+        told = set()  # a source's own problem is the same for all variants
         with Problems() as problems:
             for name in config.tasks:
                 try:
                     build_tasks(config, [name])
                 except (ValueError, OSError, InstantiationException) as error:
-                    problems.add(f"tasks.{name}: {message_of(error)}")
+                    message = message_of(error)
+                    if message not in told:
+                        problems.add(f"tasks.{name}: {message}")
+                    told.add(message)
         raise
 
 
