@@ -81,7 +81,8 @@ def _load(config: RunConfig) -> dict[str, Task]:
                 except (ValueError, OSError, InstantiationException) as error:
                     message = message_of(error)
                     if message not in told:
-                        problems.add(f"tasks.{name}: {message}")
+                        is_named = f"tasks.{name}." in message or f"task {name!r}" in message
+                        problems.add(message if is_named else f"tasks.{name}: {message}")
                     told.add(message)
         raise
 
