@@ -21,7 +21,19 @@ CONF = ROOT / "conf"
 OF_BOTH = CONF / "experiment_procedure"
 """Has <experiment>/<procedure>.yaml, composed where both are chosen."""
 OF_PLANS = ["plan", "fleet", "merge", "split", "release"]
-COMMANDS = ["train", "evaluate", "predict", "export", *OF_PLANS, "inspect", "report", "serve", "sweep", "dashboard"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "data",
+    "predict",
+    "export",
+    *OF_PLANS,
+    "inspect",
+    "report",
+    "serve",
+    "sweep",
+    "dashboard",
+]
 PLACEHOLDERS = {"foo.bar=", "group="}
 """In Hydra's own help: no settings."""
 INTERNAL = ("experiment_procedure", "wandb_sweep")

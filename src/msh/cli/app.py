@@ -219,6 +219,7 @@ COMMANDS = {
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep
     ),
+    "data": Command("show tasks' data as training would read them", "msh data digits wine -o data.html"),
     "plan": Command("plan which task will own which weight", "msh plan +experiment=sequential pruning=at_init -o PLAN"),
     "fleet": Command(
         "train every task of a plan as a job, and merge them as they finish", "msh fleet PLAN --launcher local --jobs 4"
@@ -258,6 +259,8 @@ HYDRA = {
     "train": "Choose options of groups (GROUP=OPTION), set any key (KEY=VALUE), resume a run (resume=RUN_DIR; "
     "resume=auto: the newest unfinished one), or train all combinations (-m seed=1,2,3).",
     "plan": "The same GROUP=OPTION and KEY=VALUE as for the runs of the plan's tasks; -o PLAN names the file.",
+    "data": "usage: msh data [--config-dir DIR] [-o FILE] TASK ... [KEY=VALUE ...]. Prints splits, shapes, columns and "
+    "class counts, and writes a page with samples (-o FILE, data.html by default). All problems are told at once.",
     "fleet": "usage: msh fleet PLAN [--launcher local|slurm|ray] [--jobs N] [-o FILE] [KEY=VALUE ...]. PLAN is a "
     "file of `msh plan`, and holds the settings of its tasks. --launcher says where jobs run (default: "
     "here), --jobs how many at a time, and -o names the network file. Overrides may set what does not "

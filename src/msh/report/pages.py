@@ -62,6 +62,8 @@ class Section:
     tables: Sequence[Table[Any]] = ()
     code: Sequence[Code] = ()
     maps: Sequence[Mapping[str, Any]] = ()
+    images: Sequence[tuple[str, str]] = ()
+    """(data URI, caption) of each."""
 
 
 @dataclass(frozen=True)
