@@ -35,7 +35,7 @@ def main() -> None:
         flags, words = split_arguments(arguments)
         if unknown := [flag for flag in flags[::2] if flag not in FLAGS]:
             raise ValueError(f"msh data has no option {unknown[0]}; it has {', '.join(FLAGS)}")
-        names = [word for word in words if "=" not in word]
+        names = list(dict.fromkeys(word for word in words if "=" not in word))
         overrides = [word for word in words if "=" in word]
         if names:
             overrides.append(f"tasks=[{','.join(names)}]")
