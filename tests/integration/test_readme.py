@@ -14,8 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
-from running import ROOT
+from running import ROOT, here
 
+from msh.cli import data
 from msh.cli.configs import config_folder
 from msh.training.config import NAMED, register, run_config
 
@@ -66,8 +67,10 @@ def test_the_readme_s_own_tasks_train(train_here, tmp_path):
             image = Image.new("RGB", (9, 8 + i), (60 * place, 10 * i, 0))
             image.save(tmp_path / "data" / "birds" / label / f"{i}.png")
     own_tasks(ROOT / "README.md", tmp_path / "my")
-    (command,) = (words for words in commands(ROOT / "README.md") if "--config-dir" in words)
-    assert command[2:4] == ["--config-dir", "my"]
+    look, command = (words for words in commands(ROOT / "README.md") if "--config-dir" in words)
+    assert (look[1], command[2:4]) == ("data", ["--config-dir", "my"])
+    here(data.main, *(word.replace("=DIR", "=data") for word in look[2:]), cwd=tmp_path)
+    assert "crow" in (tmp_path / "data.html").read_text()
     overrides = [word.replace("=DIR", "=data") for word in command[4:]]
     folder, _ = train_here(*overrides, "logger=none", "trainer.max_epochs=2", "--config-dir", "my")
     assert list(json.loads((folder / "results.json").read_text())["tasks"]) == ["birds", "houses"]
