@@ -67,7 +67,7 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
 
 @contextmanager
 def _failed_start_removed(folder: Path) -> Iterator[None]:
-    """Where a start fails before the run begins, remove all that it wrote, and the folder unless it is the user's."""
+    """If a start fails before the run begins, remove the files it wrote, and the folder unless it existed before."""
     before = set(folder.iterdir())  # Hydra has made the folder
     try:
         yield
