@@ -55,7 +55,7 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     assert_same_end(folder, undisturbed)
     run_id = json.loads((folder / "results.json").read_text())["run_id"]
     parts = sorted((folder / "wandb").glob("*offline-run-*/*.wandb"))
-    assert len(parts) == 2  # before the kill and after it
+    assert len(parts) == 2, printed  # before the kill and after it
     assert {part.parent.name.rsplit("-", 1)[1] for part in parts} == {run_id}
     assert_wandb_has_the_csv(folder)
 

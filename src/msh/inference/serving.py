@@ -122,7 +122,7 @@ class Server:
         self.metrics.requests.labels(task).inc()
         try:
             async with asyncio.timeout(self.limits.timeout):
-                return await self._answered(info, request, top)
+                return await self.answer(info, request, top)
         except TimeoutError as error:
             self.metrics.errors.labels(task, "504").inc()
             raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
@@ -132,7 +132,12 @@ class Server:
         finally:
             self.metrics.seconds.labels(task).observe(time.perf_counter() - started)
 
-    async def _answered(self, info: TaskInfo, request: Request, top: int | None) -> dict[str, Any]:
+    async def answer(self, info: TaskInfo, request: Request, top: int | None) -> dict[str, Any]:
+        """Answer a request to a known task.
+
+        Raises:
+            HTTPException: the request is refused.
+        """
         if top is not None and info.kind == "regression":
             raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
         inputs = await self._inputs(info, request)

@@ -12,7 +12,7 @@ from frozen import frozen
 from messages import says
 from msh.files.merging import split_task
 from msh.files.state_file import save_network
-from msh.inference.computing import Computing, computing_from_data
+from msh.inference.computing import Computing, computing_from_data, flushes_denormal
 from msh.inference.predictor import as_examples
 from msh.recipes import build
 from msh.subnetworks import MultiSubnetwork
@@ -169,13 +169,18 @@ def test_threads_share_a_predictor(predictor):
     assert wrong == []
 
 
-def test_a_predictor_computes_as_the_run_did_and_leaves_the_thread_as_it_was(monkeypatch):
-    before = torch.set_flush_denormal(False)
-    tiny = torch.tensor([2.0**-130])
-    with Computing(flush_denormal=True).applied(torch.device("cpu")):
-        assert (tiny * 0.5).item() == 0 or not before
-        assert not torch.is_grad_enabled()
-    assert (tiny * 0.5).item() > 0
+def test_a_predictor_computes_as_the_run_did_and_leaves_the_thread_as_it_was():
+    before = flushes_denormal()
+    try:
+        for state in (True, False):
+            torch.set_flush_denormal(state)
+            for setting in (True, False):
+                with Computing(flush_denormal=setting).applied(torch.device("cpu")):
+                    assert flushes_denormal() == setting
+                    assert not torch.is_grad_enabled()
+                assert flushes_denormal() == state
+    finally:
+        torch.set_flush_denormal(before)
     with Computing(autocast="bfloat16").applied(torch.device("cpu")):
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
 
