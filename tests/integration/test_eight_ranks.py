@@ -1,13 +1,9 @@
 """Eight processes on the CPU, for every kind of experiment, with DDP and with shards: a dry run on a few batches."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from running import SMALL
+from running import SMALL, run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
@@ -41,14 +37,7 @@ def folder(tmp_path_factory):
     """The folder of all runs, one after another: starting eight processes costs more than a run."""
     folder = tmp_path_factory.mktemp("eight")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    done = subprocess.run(
-        [*launch, str(Path(__file__).with_name("ranks.py")), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(folder, PROCESSES)
     return folder
 
 

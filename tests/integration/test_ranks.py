@@ -2,16 +2,13 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import end_of
-from running import SMALL
+from running import SMALL, run_ranks
 
 SETTINGS = [
     *(setting for setting in SMALL if not setting.startswith("trainer.")),
@@ -56,14 +53,7 @@ def start(folder, cases):
     """All these runs in two processes."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps({case: settings_of(case) for case in cases}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(Path(__file__).with_name("ranks.py")), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(folder, 2)
 
 
 @pytest.fixture(scope="module")

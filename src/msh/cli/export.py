@@ -28,7 +28,7 @@ def export(given: Namespace) -> None:
         ValueError: an argument or a file is invalid, or the task cannot be exported.
     """
     from msh.errors import Problems, one_of
-    from msh.inference.exporting import description, export_file, export_task, exported
+    from msh.inference.exporting import export_file, export_task
     from msh.inference.predictor import load
 
     with Problems() as problems:
@@ -42,7 +42,6 @@ def export(given: Namespace) -> None:
     if kind == "safetensors":
         export_file(given.source, task, given.out)
     else:
-        export_task(predictor, task, given.out, kind, given.quantize is not None)
-        for key, value in description(exported(predictor, task)).items():
+        for key, value in export_task(predictor, task, given.out, kind, given.quantize is not None).items():
             print(f"{key}: {value}")
     print(f"written: {given.out} ({given.out.stat().st_size:,} bytes)")

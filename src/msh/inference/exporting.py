@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -85,7 +86,7 @@ def description(module: ExportedTask) -> dict[str, str]:
     }
 
 
-def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quantize: bool = False) -> None:
+def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quantize: bool = False) -> dict[str, str]:
     """Write a task as an ONNX or PT2 file: inputs (batch, *shape) as the first step of preprocessing returns them.
 
     Args:
@@ -94,22 +95,26 @@ def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quanti
         out: file to write.
         kind: "onnx" or "pt2".
         quantize: ONNX: store weights as int8, which onnxruntime computes with.
+    Returns:
+        The file's metadata; see `description`.
     Raises:
         ValueError: the task cannot be exported, or a package is missing.
     """
     module = exported(predictor, task)
+    notes = description(module)
     example, batch = example_of(module.info.steps), torch.export.Dim("batch", min=1)
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     if kind == "pt2":
         content = io.BytesIO()
-        torch.export.save(program, content, extra_files={"msh.json": json.dumps(description(module))})
+        torch.export.save(program, content, extra_files={"msh.json": json.dumps(notes)})
         write_bytes(out, content.getvalue())
-        return
-    write_bytes(out, _onnx(program, module, quantize))
+    else:
+        write_bytes(out, _onnx(program, module.names, notes, quantize))
+    return notes
 
 
-def _onnx(program: torch.export.ExportedProgram, module: ExportedTask, quantize: bool) -> bytes:
+def _onnx(program: torch.export.ExportedProgram, names: Sequence[str], notes: dict[str, str], quantize: bool) -> bytes:
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter needs it
@@ -119,11 +124,11 @@ def _onnx(program: torch.export.ExportedProgram, module: ExportedTask, quantize:
     except ImportError as error:
         raise ValueError(f"ONNX needs further packages ({error.name}): pip install 'msh[onnx]'") from error
     exported_program = torch.onnx.export(
-        program, input_names=["inputs"], output_names=module.names, opset_version=OPSET, dynamo=True, verbose=False
+        program, input_names=["inputs"], output_names=names, opset_version=OPSET, dynamo=True, verbose=False
     )
     assert exported_program is not None
     model = exported_program.model_proto
-    onnx.helper.set_model_props(model, description(module))
+    onnx.helper.set_model_props(model, notes)
     if not quantize:
         return bytes(model.SerializeToString())
     import tempfile

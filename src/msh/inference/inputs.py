@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from msh.errors import Problems, invalid, one_of
+from msh.tasks.image_files import files_below
 from msh.tasks.steps import Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
 
@@ -83,15 +84,11 @@ def _files(source: str) -> list[str]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {source}")
     if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+        files = sorted(map(str, files_below(path)))
         if not files:
             raise FileNotFoundError(f"the folder {source} has no files")
         return files
     return [str(path)]
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
 
 
 def _images(files: Sequence[str]) -> Inputs:

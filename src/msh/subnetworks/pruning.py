@@ -101,7 +101,7 @@ def select_apart(
     """Select the weights of several masked tasks, such that each can end with a budget that no other task shares.
 
     First each task in turn reserves its best weights, as many as its budget, among those not yet reserved. Then each
-    keeps its best weights among those that no other task has reserved. Weights kept beyond the budget may overlap.
+    keeps the best weights that no other task has reserved. Weights kept beyond the budget may overlap.
 
     Args:
         scores: task to {tensor name: (*shape)}, higher is kept.

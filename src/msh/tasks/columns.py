@@ -62,19 +62,18 @@ class Dropped:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Number:
-    """A column of numbers.
+class Filled:
+    """A column whose values are a feature, and whose missing cells are filled.
 
     Attributes:
         name: in the header.
-        fill: replaces missing numbers: the median of the training rows.
-        missing: add a feature that is 1 where the number is missing.
+        fill: replaces missing values: the median of the training rows.
+        missing: add a feature that is 1 where the value is missing.
     """
 
     name: str
     fill: Finite
     missing: bool = False
-    role: Literal["number"] = "number"
 
     @property
     def features(self) -> int:
@@ -85,6 +84,13 @@ class Number:
     def note(self) -> str:
         """Say how missing cells are filled."""
         return f"missing: {self.fill:g}, with a feature" if self.missing else ""
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Number(Filled):
+    """A column of numbers."""
+
+    role: Literal["number"] = "number"
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the numbers."""
@@ -92,23 +98,10 @@ class Number:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Boolean:
-    """A column of words such as true and false, or yes and no: 1 and 0; missing cells as in `Number`."""
+class Boolean(Filled):
+    """A column of words such as true and false, or yes and no: 1 and 0."""
 
-    name: str
-    fill: Finite
-    missing: bool = False
     role: Literal["boolean"] = "boolean"
-
-    @property
-    def features(self) -> int:
-        """One, and one for missing cells."""
-        return 1 + self.missing
-
-    @property
-    def note(self) -> str:
-        """Say how missing cells are filled."""
-        return f"missing: {self.fill:g}, with a feature" if self.missing else ""
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return 1 and 0."""

@@ -60,7 +60,7 @@ def in_class_folders(folder: Path) -> Labelled:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
     if not classes:
         raise FileNotFoundError(f"there is no class folder in {folder}: images need a folder per class")
-    found = {name: list(_files(folder / name)) for name in classes}
+    found = {name: list(files_below(folder / name)) for name in classes}
     images = {name: [file for file in files if file.suffix.lower() in SUFFIXES] for name, files in found.items()}
     if empty := [name for name in classes if not images[name]]:
         raise FileNotFoundError(
@@ -72,7 +72,7 @@ def in_class_folders(folder: Path) -> Labelled:
     return Labelled([file for files in images.values() for file in files], torch.tensor(targets), tuple(classes))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and those below it, in order."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
