@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+import wandb
 from disturbing import args, assert_same_end, kill_when
 from running import finish, here, run, start
 from wandb_file import assert_wandb_has_the_csv
@@ -42,6 +43,7 @@ def test_killed_run_ends_like_an_undisturbed_one(moment, undisturbed, tmp_path):
 
 
 def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undisturbed, tmp_path):
+    wandb.setup()  # the runs inherit this process's service, which keeps those that are killed
     folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
     checkpoints = folder / "checkpoints" / "stage-000-prune"
     process = start("train.py", *args(folder, "default"), cwd=tmp_path)
@@ -56,7 +58,7 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     run_id = json.loads((folder / "results.json").read_text())["run_id"]
     parts = sorted((folder / "wandb").glob("*offline-run-*/*.wandb"))
     assert len(parts) == 2, printed  # before the kill and after it
-    assert {part.parent.name.rsplit("-", 1)[1] for part in parts} == {run_id}
+    assert {part.name for part in parts} == {f"run-{run_id}.wandb"}
     assert_wandb_has_the_csv(folder)
 
 

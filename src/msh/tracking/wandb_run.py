@@ -163,7 +163,7 @@ class RunWandbLogger(CatchesUp, WandbLogger):
 
         earlier = read_offline(self.folder / "wandb")
         try:
-            run = super().experiment
+            run = self._init()
         except AuthenticationError as error:
             raise ValueError(f"W&B refuses the login: {error}; `wandb login` makes a new one") from error
         except CommError as error:
@@ -191,6 +191,23 @@ class RunWandbLogger(CatchesUp, WandbLogger):
             self._logged = Logged(last=latest.get("_step", -1), before=latest.get(STEP, 0), latest=latest)
         self.points = self._logged.points
         log.info("W&B run: %s", f"offline; later: wandb sync {Path(run.dir).parent}" if run.offline else run.url)
+
+    def _init(self) -> Any:
+        """Start the W&B run, with a service of this process's own if the parent's still has the run.
+
+        A service that a process inherits, as from a notebook or an agent, never frees the runs of processes that were
+        killed.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except Exception as error:
+            if not str(error).endswith("is in use"):
+                raise
+            wandb.teardown()
+            os.environ.pop("WANDB_SERVICE", None)
+            return super().experiment
 
     def has(self, step: int, name: str, value: object) -> bool:
         """Return True for a value that W&B has."""
