@@ -17,6 +17,8 @@ def answer(operation, history):
     """What the server says to a GraphQL operation."""
     if operation == "UpsertBucket":
         return {"data": {"upsertBucket": {"bucket": run_of(history), "inserted": not history}}}
+    if operation == "Viewer":  # asked whether the key is valid, before a table is logged
+        return {"data": {"viewer": PROJECT["entity"] | {"username": "me", "entity": "me", "flags": "{}"}}}
     if operation != "RunResumeStatus":
         return {"data": {}, "errors": [{"message": f"this server has no {operation}"}]}
     if not history:

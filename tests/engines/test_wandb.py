@@ -114,9 +114,10 @@ def test_without_a_server_a_run_finishes_and_a_resume_uploads_the_rest(undisturb
     assert time.monotonic() - began < 240  # on a busy machine
     assert_same_end(folder, undisturbed)
     with serving() as (address, rows):
+        online["WANDB_FINISH_TIMEOUT"] = "60"
         code, printed = finish(launch(*again(folder), cwd=tmp_path, WANDB_BASE_URL=address, **online))
         assert code == 0, printed
-        assert "logged all values to wandb" in printed
+        assert "logged all values to wandb" in printed, printed
         logged = [(row["trainer/global_step"], k, v) for row in rows() for k, v in row.items()]
     assert set(curves(folder)) <= {(step, key, value) for step, key, value in logged if isinstance(value, float | int)}
 
