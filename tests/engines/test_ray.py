@@ -112,3 +112,16 @@ def test_a_job_whose_worker_is_killed_in_training_is_repeated_and_ends_as_undist
     for seed in "12":
         assert_same_end(tmp_path / "jobs" / seed, undisturbed / seed)
         assert not (tmp_path / "jobs" / seed / "unfinished.txt").exists()
+
+
+def test_a_fleet_on_ray_gives_the_bytes_of_one_process(tmp_path):
+    planned = [*args("run")[:-1], "pruning=at_init", "logger=none"]
+    msh = [sys.executable, "-m", "msh.cli.app"]
+    subprocess.run([*msh, "plan", *planned, "-o", "plan"], check=True, cwd=tmp_path)
+    run("train.py", *planned, "plan=plan", "hydra.run.dir=whole", cwd=tmp_path)
+    fleet = [*msh, "fleet", "plan", "hydra/launcher=ray_cluster", "hydra.sweep.dir=fleet"]
+    done = subprocess.run(fleet, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 tasks finished" in done.stdout
+    whole = (tmp_path / "whole" / "network.safetensors").read_bytes()
+    assert (tmp_path / "fleet" / "network.safetensors").read_bytes() == whole

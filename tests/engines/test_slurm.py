@@ -90,7 +90,8 @@ def go_back(cluster, job, command, restarts, folder):
     wait_until(lambda: cluster.show(job)["Restarts"] == restarts, SECONDS, lambda: printed(folder.parent))
     wait_until(lambda: cluster.state(job) == "PENDING", SECONDS, lambda: printed(folder.parent))
     assert status(folder) == "stopped"
-    cluster.run("scontrol", "update", f"job={job}", "StartTime=now")
+    # Not in this second: the node refuses a job whose credential is as old as the one it has revoked.
+    cluster.run("scontrol", "update", f"job={job}", "StartTime=now+3")
 
 
 def test_a_job_ends_as_outside_slurm_without_a_word_about_srun(cluster, undisturbed, tmp_path):
@@ -249,3 +250,28 @@ def test_a_cancelled_job_of_a_sweep_leaves_the_others(cluster, undisturbed, tmp_
     out, _ = again.communicate(timeout=SECONDS)
     assert again.returncode == 0, out
     assert_same_end(folder / "0", undisturbed)
+
+
+@needs_submitit
+def test_a_fleet_with_a_cancelled_job_is_continued_by_the_same_command_to_the_bytes_of_one_process(cluster, tmp_path):
+    planned = ["+experiment=sequential", *SETTINGS, "pruning=at_init", "logger=none"]
+    msh = [sys.executable, "-m", "msh.cli.app"]
+    plan, folder, whole = tmp_path / "plan", tmp_path / "fleet", tmp_path / "whole"
+    subprocess.run([*msh, "plan", *planned, "-o", plan], check=True, cwd=tmp_path, env=cluster.environment)
+    run(*planned, f"plan={plan}", f"hydra.run.dir={whole}", cwd=tmp_path)
+    fleet = [*msh, "fleet", plan, "--launcher", "slurm", f"hydra.sweep.dir={folder}"]
+    fleet += ["hydra.launcher.timeout_min=60", "hydra.launcher.cpus_per_task=1"]
+    started = {"cwd": tmp_path, "env": cluster.environment, "text": True}
+    process = subprocess.Popen(fleet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started)
+    job = f"{array_of(cluster, folder)}_0"
+    wait_until(lambda: trains(folder / "wine"), SECONDS, cluster.logs)
+    cluster.run("scancel", job)
+    out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, out
+    assert "1 of 2 tasks finished" in out
+    assert "the same command continues: msh fleet" in out
+    assert (status(folder / "wine"), status(folder / "iris")) == ("stopped", "finished")
+    done = subprocess.run(fleet, capture_output=True, timeout=SECONDS, **started)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 tasks finished" in done.stdout
+    assert (folder / "network.safetensors").read_bytes() == (whole / "network.safetensors").read_bytes()
