@@ -27,6 +27,7 @@ from benchmarks import (
     overhead,
     parallel,
     roofline,
+    serving,
     startup,
     steps,
     storage,
@@ -55,6 +56,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "13": growth.growth,
     "14": overhead.overhead,
     "15": subnormal.subnormal,
+    "16": serving.serving,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from msh.compat import version_of
-from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
@@ -93,23 +92,6 @@ def straight_through(sub: Subnetwork, name: str) -> Tensor:
     scores = sub.scores[name]
     passing = scores - scores.detach()
     return passing + (sub.chosen[name] if sub.kept else 1.0)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """Select a task's weights by its current scores.
-
-    Selects each time: fused optimizers change scores without changing their versions.
-
-    Args:
-        sub: masked, with scores that choose.
-        candidates: task to {tensor name: bool (*shape)}.
-    """
-    with torch.inference_mode(False), torch.no_grad():  # the choice outlives an inference pass
-        held = candidates(sub.task)
-        # the training loop reports a loss that is not finite: raise no error about scores here
-        for name, mask in choose_at_most(dict(sub.scores.items()), sub.kept, held).items():
-            sub.chosen.set(name, (mask | ~held[name]).to(sub.scores[name].dtype), persistent=False)
 
 
 def _values(sub: Subnetwork, name: str, pattern: Pattern) -> Tensor:

@@ -14,7 +14,7 @@ from msh.compat import Movable
 from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
-from msh.subnetworks.forms import prepare, shown_form, training_weight, update_choice
+from msh.subnetworks.forms import prepare, shown_form, training_weight
 from msh.subnetworks.initial import fresh_values, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
@@ -437,6 +437,8 @@ class MultiSubnetwork(Movable):
     def update_choice(self, sub: Subnetwork) -> None:
         """Select a task's weights by its current scores, if it has scores that choose."""
         if sub.kept:
+            from msh.subnetworks.choice import update_choice
+
             update_choice(sub, self.held)
 
     def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:

@@ -1,0 +1,28 @@
+"""Select a masked task's weights by its current scores. Imported when first used: it loads torch's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from msh.subnetworks.allocation import choose_at_most
+from msh.subnetworks.subnetwork import Subnetwork
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tensor]]) -> None:
+    """Select a task's weights by its current scores.
+
+    Selects each time: fused optimizers change scores without changing their versions.
+
+    Args:
+        sub: masked, with scores that choose.
+        candidates: task to {tensor name: bool (*shape)}.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # the choice outlives an inference pass
+        held = candidates(sub.task)
+        # the training loop reports a loss that is not finite: raise no error about scores here
+        for name, mask in choose_at_most(dict(sub.scores.items()), sub.kept, held).items():
+            sub.chosen.set(name, (mask | ~held[name]).to(sub.scores[name].dtype), persistent=False)
