@@ -23,6 +23,7 @@ from fuzz.formats import (
     hostile_tensors,
 )
 from fuzz.harness import Kind
+from fuzz.using import using_kinds
 from helpers import learn, load_network, make_head, make_network
 from msh.backbones import MLP
 from msh.cli.resume import compose_resumed
@@ -392,4 +393,5 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
     kinds = [*network_kinds(folder / "networks"), *plan_kinds(folder / "plans"), *earlier_kinds(folder / "earlier")]
     kinds += going_on_kinds(folder / "going_on")
     kinds += [*run_kinds(folder / "runs"), *table_kinds(), *image_kinds(), wandb_kind()]
+    kinds += using_kinds(folder / "using")
     return {kind.name: kind for kind in kinds}

@@ -63,6 +63,9 @@ def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None)
     one_of("the task's first step", kind, readers)
     with Problems() as problems:
         parts = [problems.check(readers[kind], file) for file in files]
+        for file, part in zip(files, parts, strict=True):
+            if part is not None and len(part) == 0:
+                problems.add(f"{file} has no inputs")
     names = [
         f"{file}:{row}"
         for file, part in zip(files, parts, strict=True)
@@ -109,10 +112,14 @@ def _lines(file: str) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) of a JSONL file."""
     for number, line in enumerate(_text_of(file).splitlines(), 1):
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
+            yield number, _json(line, f"{file}, line {number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
 
 
 def _table(file: str, as_written: Collection[str] | None) -> Any:
@@ -128,7 +135,7 @@ def _table(file: str, as_written: Collection[str] | None) -> Any:
     if not file.endswith(JSON):
         return read_table(file, texts=as_written).frame
     text = _text_of(file)
-    rows = json.loads(text) if text.lstrip()[:1] == "[" else [row for _, row in _lines(file)]
+    rows = _json(text, file) if text.lstrip()[:1] == "[" else [row for _, row in _lines(file)]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file}: a table needs an object with the columns per row")
     return pd.DataFrame(rows)

@@ -14,18 +14,13 @@ from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import msh
-from frozen import frozen
+from frozen import network_of_each_kind
 from messages import says
 from msh.cli import serve
-from msh.files.state_file import save_network
-from msh.tasks import RawData, Split, build_task
-from msh.tasks.tables import table
-from msh.tasks.tokens import Texts
 
 pytest.importorskip("fastapi", reason="needs msh[serve]")
 pytest.importorskip("httpx", reason="needs httpx")
@@ -33,38 +28,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from msh.inference.serving import Limits, make_app
-from msh.tasks.images import image_folder
-
-BACKBONE = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 16, "depth": 2}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A network file with a task of each kind of input."""
-    folder = tmp_path_factory.mktemp("serving")
-    generator = torch.Generator().manual_seed(0)
-    inputs, rows = torch.randn(60, 4, generator=generator), torch.arange(60)
-    split = Split(inputs, rows % 3)
-    arrays = build_task("arrays", RawData("classification", split, split, 3, None, ("low", "mid", "high")))
-    values = Split(inputs, torch.randn(60, 1, generator=generator, dtype=torch.float64))
-    regression = build_task("regression", RawData("regression", values, values, 1, None, ()))
-    words = Texts([f"word{i % 9} word{i % 4}" for i in range(60)], vocabulary=20, length=5)
-    labels = Split(rows, rows % 2)
-    stem = {"_target_": "msh.tasks.stems.TokenStem", "width": 4, "pooling": "mean"}
-    texts = build_task("texts", RawData("classification", labels, labels, 2, words, ("no", "yes")), stem=stem)
-    numbers = np.random.default_rng(0)
-    for name in ("crow", "wren"):
-        (folder / "birds" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = numbers.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "birds" / name / f"{i}.png")
-    images = build_task("birds", image_folder(str(folder / "birds"), size=6))
-    frame = pd.DataFrame({"rooms": [i % 7 for i in range(60)], "heat": ["gas", "oil"] * 30})
-    frame["sold"] = [("no", "yes")[i % 5 > 2] for i in range(60)]
-    frame.to_csv(folder / "flats.csv", index=False)
-    flats = build_task("flats", table(str(folder / "flats.csv"), target="sold"))
-    save_network(folder / "network.safetensors", frozen(BACKBONE, [arrays, regression, texts, images, flats]))
-    return folder / "network.safetensors"
+    return network_of_each_kind(tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="module")
