@@ -326,6 +326,28 @@ def test_image_folders_and_transforms_in_the_docs_train(train_here, tmp_path):
     assert list(results["tasks"]) == ["birds", "day_and_night_0", "day_and_night_1"]
 
 
+def test_the_data_module_in_the_docs_trains(train_here, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "data.md").read_text()
+    [code] = re.findall(r"```python\n# my_package.py\n(.*?)```", page, flags=re.S)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_package.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    states = torch.arange(100) % 2
+    signals = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)) + 3 * states[:, None]
+    (tmp_path / "data").mkdir()
+    torch.save({"signals": signals, "states": states}, tmp_path / "data" / "sensors.pt")
+    (tmp_path / "conf" / "tasks").mkdir(parents=True)
+    (tmp_path / "conf" / "tasks" / "sensors.yaml").write_text(yaml_examples()["sensors"])
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none", "tasks=[sensors,wine]"]
+    short = ["trainer.max_epochs=4", "tasks.sensors.batch_size=8", "--config-dir", str(tmp_path / "conf")]
+    scores = []
+    for seed in (0, 0):
+        folder, _ = train_here(*overrides, *short, f"seed={seed}", folder=str(len(scores)))
+        scores.append(json.loads((folder / "results.json").read_text())["tasks"]["sensors"]["test"])
+    assert scores[0] == scores[1] > 0.9
+    assert evaluate(folder, unsafe=True)[0]["score"] == scores[1]
+
+
 def yaml_examples():
     """The task configs in docs/data.md: name to text."""
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.S)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from msh.errors import Problems, invalid, one_of
+from msh.tasks.cells import as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
@@ -141,11 +142,11 @@ def _table(file: str, as_written: Collection[str] | None) -> Any:
     return pd.DataFrame(rows)
 
 
-def _texts(file: str, column: str | None) -> list[str]:
+def _texts(file: str, column: str | None) -> list[str | None]:
     if column is not None:
         rows = _table(file, None)
         one_of("--column", column, list(rows.columns))
-        return [str(text) for text in rows[column]]
+        return [cell if isinstance(cell, str) else as_text(cell, ()) for cell in rows[column]]  # None is refused later
     if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):

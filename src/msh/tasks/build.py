@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from msh.tasks.outputs import Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
-from msh.tasks.tokens import Texts
+from msh.tasks.tokens import PADDING, Texts, TokenCounts, count_tokens
+
+log = logging.getLogger(__name__)
 
 Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
 """feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
@@ -161,7 +164,12 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
-    splits, steps = _prepared(splits, data, normalize)
+    counts = None
+    if data.texts is not None:
+        splits, tokenize, counts = _tokenized(name, splits, data.texts)
+        steps: Steps = (tokenize,)
+    else:
+        splits, steps = _prepared(splits, data, normalize)
     return Task(
         name=name,
         kind=data.kind,
@@ -173,12 +181,14 @@ def build_task(
         target_std=std,
         loss_weight=loss_weight,
         repeat=repeat,
-        vocabulary=data.texts.vocabulary if data.texts else None,
+        vocabulary=data.texts.ids if data.texts else None,
+        padding=data.texts.padding if data.texts else PADDING,
         stem=stem,
         augmentation=augmentation,
         names=data.classes,
         target_range=target_range,
         steps=steps,
+        tokens=counts,
     )
 
 
@@ -261,15 +271,28 @@ def _can_stratify(targets: Tensor, fraction: float) -> bool:
     return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
 
 
+def _tokenized(
+    name: str, splits: dict[SplitName, Split], texts: Texts
+) -> tuple[dict[SplitName, Split], Tokenize, TokenCounts]:
+    """Tokenize texts with the training split's tokenizer; log how many are cut, and how much is unknown."""
+    rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
+    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str())
+    counts = count_tokens(tokenize.tokenizer, texts.take(torch.cat(list(rows.values()))))
+    log.info("task %r: %s", name, "; ".join(f"{fact}: {value}" for fact, value in counts.facts))
+    if 2 * counts.unknown > counts.tokens:
+        text = (
+            "task %r: most tokens are unknown: raise source.vocabulary, or set source.tokenizer to a tokenizer for the "
+            "texts' language; without one, words are parted by white space and punctuation"
+        )
+        log.warning(text, name)
+    tokens = {part: tokenize(texts.take(rows[part])) for part in splits}
+    return {part: Split(tokens[part], split.targets) for part, split in splits.items()}, tokenize, counts
+
+
 def _prepared(
     splits: dict[SplitName, Split], data: RawData, normalize: Normalize
 ) -> tuple[dict[SplitName, Split], Steps]:
     """Run the last step, fitted on the training split: return the splits, and all steps from raw inputs."""
-    if data.texts is not None:
-        rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
-        tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
-        tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
-        return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
     inputs = splits["train"].inputs
     scale: Quantiles | Scale
     if is_stored(inputs):

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.checks import existing
-from msh.tasks.image_step import ImageProblems
+from msh.tasks.checks import ListedProblems, existing
 from msh.tasks.labels import Classes, find_classes, read_labels
 from msh.tasks.outputs import Kind
 
@@ -57,10 +56,8 @@ def in_class_folders(folder: Path) -> Labelled:
     Raises:
         FileNotFoundError: it has no class folders, or some without images.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
-    if not classes:
-        raise FileNotFoundError(f"there is no class folder in {folder}: images need a folder per class")
-    found = {name: list(files_below(folder / name)) for name in classes}
+    found = class_folders(folder, "images")
+    classes = list(found)
     images = {name: [file for file in files if file.suffix.lower() in SUFFIXES] for name, files in found.items()}
     if empty := [name for name in classes if not images[name]]:
         raise FileNotFoundError(
@@ -70,6 +67,21 @@ def in_class_folders(folder: Path) -> Labelled:
         log.warning("%s: %d files are no images, and ignored, such as %s", folder, len(others), others[0])
     targets = [number for number, name in enumerate(classes) for _ in images[name]]
     return Labelled([file for files in images.values() for file in files], torch.tensor(targets), tuple(classes))
+
+
+def class_folders(folder: Path, what: str) -> dict[str, list[Path]]:
+    """Find the folders in a folder, and the files of each, at any depth; hidden ones are ignored.
+
+    Args:
+        folder: holds a folder per class.
+        what: the files hold, for the error.
+    Raises:
+        FileNotFoundError: it has no class folders.
+    """
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
+    if not classes:
+        raise FileNotFoundError(f"there is no class folder in {folder}: {what} need a folder per class")
+    return {name: list(files_below(folder / name)) for name in classes}
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -109,7 +121,7 @@ def in_table(
     files = [folder / row[file] for row in rows]
     cells = [[row[column] for column in target] for row in rows]
     has_lists = kind == "multilabel" and len(target) == 1
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, (image, labels) in enumerate(zip(files, cells, strict=True), 2):
             if not image.is_file():
                 problems.add(f"{table}, row {line}, column {file!r}: there is no file {image}")
@@ -139,7 +151,7 @@ def _numbered(
     classes = classes or find_classes(str(table), labels)
     rows = [line for line, row in enumerate(listed, 2) for _ in row]
     numbers = classes.number(labels).tolist()
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, cell, number in zip(rows, cells, numbers, strict=True):
             if number < 0:
                 problems.add(f"{table}, row {line}: {cell!r} is no label of the training images")
@@ -156,7 +168,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
         raise ValueError(f"{table} is not a CSV file in UTF-8 ({error})") from error
     if not rows:
         raise ValueError(f"{table} has no rows: it needs a header and at least one row below it")
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, row in enumerate(rows, 2):
             if len(row) != len(header):
                 problems.add(f"{table}, row {line}: {len(row)} cells, but the header names {len(header)} columns")
@@ -165,7 +177,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 def _numbers(table: Path, cells: list[list[str]], target: Sequence[str]) -> Tensor:
     numbers = torch.empty(len(cells), len(target), dtype=torch.float64)
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, row in enumerate(cells, 2):
             for i, (column, cell) in enumerate(zip(target, row, strict=True)):
                 try:
@@ -177,7 +189,7 @@ def _numbers(table: Path, cells: list[list[str]], target: Sequence[str]) -> Tens
 
 def _flags(table: Path, cells: list[list[str]], target: Sequence[str]) -> Tensor:
     flags = _numbers(table, cells, target).float()
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for i, j in ((flags != 0) & (flags != 1)).nonzero().tolist():
             problems.add(f"{table}, row {i + 2}, column {target[j]!r}: {cells[i][j]!r} is neither 0 nor 1")
     return flags

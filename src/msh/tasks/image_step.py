@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.checked import check_promised
-from msh.errors import Problems, invalid
+from msh.errors import invalid
+from msh.tasks.checks import ListedProblems
 from msh.tasks.steps import CONFIG, Dtype
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted image formats, whatever the file's suffix; Pillow would start other programs for some others."""
 LARGEST_SIDE = 2**14
 ORIENTATION = 0x0112  # EXIF tag
-SHOWN_PROBLEMS = 20
-"""Problems that an error lists; it counts the others."""
 
 Mode = Literal["L", "RGB"]
 Fit = Literal["stretch", "crop", "pad"]
@@ -114,7 +113,7 @@ class ReadImages:
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise invalid("inputs", "a sequence of images or an array of them", type(inputs).__name__)
         images = torch.empty(len(inputs), *self.shape)
-        with ImageProblems() as problems:
+        with ListedProblems() as problems:
             for i, image in enumerate(inputs):
                 pixels = problems.check(self.pixels, image, f"image {i}")
                 if pixels is not None:
@@ -230,15 +229,6 @@ class ReadImages:
 
 class NotUnderstoodError(ValueError):
     """An intact image whose meaning is unknown."""
-
-
-class ImageProblems(Problems):
-    """Collect the problems of many images; list the first ones, and count the others."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if (more := len(self.problems) - SHOWN_PROBLEMS) > 0:
-            self.problems = [*self.problems[:SHOWN_PROBLEMS], f"and {more} more"]
-        super().__exit__(kind, error, trace)
 
 
 def as_floats(pixels: Tensor) -> Tensor:

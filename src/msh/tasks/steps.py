@@ -219,6 +219,17 @@ class RepeatChannels:
         return inputs.expand(-1, self.number, -1, -1)
 
 
+def is_text(value: Any) -> bool:
+    """Tell whether a value is a text, without halves of surrogate pairs, as JSON that has been cut may have."""
+    if not isinstance(value, str) or value.isascii():
+        return isinstance(value, str)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, config=CONFIG)
 class Tokenize:
     """Turn texts into token ids.
@@ -246,9 +257,9 @@ class Tokenize:
         Raises:
             ValueError: an input is not a text.
         """
-        if wrong := [text for text in inputs if not isinstance(text, str)]:
+        if wrong := [text for text in inputs if not is_text(text)]:
             raise invalid("inputs", "texts", wrong[0])
-        encoded = self._built.encode_batch(list(inputs), add_special_tokens=False)
+        encoded = self._built.encode_batch(list(inputs))
         return torch.tensor([text.ids for text in encoded])
 
     @cached_property

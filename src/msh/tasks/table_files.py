@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,7 +61,7 @@ class Table:
 
     def take(self, rows: Any) -> Table:
         """Select rows by position; `row` still finds their lines."""
-        return Table(self.path, self.frame.iloc[rows], self.csv)
+        return replace(self, frame=self.frame.iloc[rows])
 
 
 def read_table(
@@ -138,7 +138,7 @@ def _read_csv(
 ) -> Table:
     import pandas as pd
 
-    encoding = _encoding(file, encoding)
+    encoding = encoding_of(file, encoding)
     csv.field_size_limit(max(csv.field_size_limit(), file.stat().st_size))  # the default limit is too small for texts
     try:
         mark = delimiter or _found_delimiter(file, encoding)
@@ -157,7 +157,7 @@ def _read_csv(
             low_memory=False,
         )
     except UnicodeError as error:
-        raise _wrong_encoding(file, encoding, error) from error
+        raise wrong_encoding(file, encoding, error) from error
     except csv.Error as error:
         raise ValueError(f"{file}: not a CSV file ({error})") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -171,8 +171,8 @@ def _read_csv(
     return Table(file, _with_decimal_points(file, frame, decimal, as_written), (encoding, mark))
 
 
-def _encoding(file: Path, encoding: str) -> str:
-    """Return the encoding; a byte order mark decides between kinds of Unicode."""
+def encoding_of(file: Path, encoding: str) -> str:
+    """Return a file's encoding: the one passed, unless a byte order mark decides between kinds of Unicode."""
     try:
         "".encode(encoding)
     except LookupError as error:
@@ -256,7 +256,8 @@ def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:
         raise ValueError(f"{file}, line {line}: {cells_there} cells, but the header names {width} columns{more}")
 
 
-def _wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError:
+def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError:
+    """Build the error for a file in another encoding: it names the first wrong byte, and its line."""
     cause, content = "", file.read_bytes()
     try:
         content.decode(encoding)

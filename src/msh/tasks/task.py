@@ -20,6 +20,7 @@ from msh.tasks.lazy import Function, Inputs, LazyInputs
 from msh.tasks.outputs import Kind, Outputs
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Steps
+from msh.tasks.tokens import PADDING, TokenCounts
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -113,13 +114,16 @@ class Task:
         loss_weight: loss factor where several tasks train together.
         repeat: passes through the training examples per epoch.
         vocabulary: number of token ids if inputs are tokens, else None.
-        stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` are added.
+        padding: the token id after short texts.
+        stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` and
+            a `padding` other than 0 are added.
             None: linear if the shapes differ, else no stem.
         augmentation: random changes to the training images in each batch.
         names: of the classes, labels or values, in order; () if they have none.
         unit: of a regression's values.
         target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
         steps: from raw inputs to the splits' inputs.
+        tokens: counts, if inputs are tokens.
     """
 
     name: str
@@ -133,12 +137,14 @@ class Task:
     loss_weight: float = 1.0
     repeat: int = 1
     vocabulary: int | None = None
+    padding: int = PADDING
     stem: Recipe | None = None
     augmentation: Augmentation | None = None
     names: tuple[str, ...] = ()
     unit: str = ""
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
+    tokens: TokenCounts | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -192,8 +198,10 @@ class Task:
         """Return the stem's recipe, from the task's input to the backbone's; None if none is needed."""
         if self.stem is not None:
             shapes = {"input_shape": list(self.input_shape), "output_shape": list(input_shape)}
-            vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
-            return {**self.stem, **shapes, **vocabulary}
+            tokens = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+            if self.padding != PADDING:
+                tokens["padding"] = self.padding
+            return {**self.stem, **shapes, **tokens}
         if self.input_shape == input_shape:
             return None
         size = math.prod(self.input_shape)

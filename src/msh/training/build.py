@@ -159,7 +159,13 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
     if words is not None and task.vocabulary is not None and task.vocabulary > words:
         raise ValueError(
             f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary is {words}: "
-            f"raise it, or lower tasks.{task.name}.source.vocabulary"
+            f"raise it, or lower tasks.{task.name}.source.vocabulary (a tokenizer file has its own number)"
+        )
+    padding = getattr(backbone, "padding", task.padding)
+    if words is not None and padding != task.padding:
+        raise ValueError(
+            f"task {task.name!r} pads texts with the token id {task.padding}, but backbone.padding is {padding}: "
+            f"set ++backbone.padding={task.padding}"
         )
     if words is not None and task.input_shape != tuple(cast(Any, backbone).input_shape):
         raise ValueError(
