@@ -32,6 +32,9 @@ normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
+EPOCH_BATCHES = 100
+"""Fewest batches of an epoch whose passes through the examples are counted by `build_task`."""
+
 
 @dataclass(frozen=True)
 class RawData:
@@ -133,7 +136,7 @@ def build_task(
     normalize: Normalize | None = None,
     metric: str | None = None,
     loss_weight: float = 1.0,
-    repeat: int = 1,
+    repeat: int | None = 1,
     normalize_target: Literal["minmax"] | None = None,
     stem: Recipe | None = None,
     augment: Sequence[Mapping[str, Any]] | None = None,
@@ -148,7 +151,7 @@ def build_task(
         normalize: as in `Normalize`; None: "feature", "channel" for images on disk, or "none" for texts.
         metric: a name in METRICS; None: the kind's.
         loss_weight: loss factor where several tasks train together, > 0.
-        repeat: passes through the training examples per epoch.
+        repeat: passes through the training examples per epoch; None: as many as give EPOCH_BATCHES batches.
         normalize_target: "minmax": scale a regression's target to [0, 1] and evaluate it so; None: keep its unit.
         stem: as in `Task`.
         augment: random changes to the training images, for `read_augmentation`.
@@ -164,6 +167,8 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
+    examples = len(splits["train"])
+    batch_size = min(batch_size, examples)
     counts = None
     if data.texts is not None:
         splits, tokenize, counts = _tokenized(name, splits, data.texts)
@@ -176,11 +181,11 @@ def build_task(
         splits=splits,
         outputs=data.outputs,
         metric=metric,
-        batch_size=min(batch_size, len(splits["train"])),
+        batch_size=batch_size,
         target_mean=mean,
         target_std=std,
         loss_weight=loss_weight,
-        repeat=repeat,
+        repeat=math.ceil(EPOCH_BATCHES * batch_size / examples) if repeat is None else repeat,
         vocabulary=data.texts.ids if data.texts else None,
         padding=data.texts.padding if data.texts else PADDING,
         stem=stem,
@@ -205,10 +210,10 @@ def _all_splits(data: RawData, val_fraction: float) -> dict[SplitName, Split]:
 
 
 def _check_numbers(
-    problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int
+    problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int | None
 ) -> None:
     problems.check(at_least, f"{key}.batch_size", 1, batch_size)
-    problems.check(at_least, f"{key}.repeat", 1, repeat)
+    problems.check(at_least, f"{key}.repeat", 1, 1 if repeat is None else repeat)
     problems.check(check_fraction, f"{key}.val_fraction", val_fraction)
     if not 0.0 < loss_weight < math.inf:
         problems.add(invalid(f"{key}.loss_weight", "> 0", loss_weight))

@@ -102,8 +102,9 @@ class TaskConfig:
     """"minmax": scale the target of a regression to [0, 1], and measure errors so; null: keep the data's unit."""
     stem: Block | None = None
     """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
-    repeat: Count = 1
-    """Passes through the training examples per epoch: more than one for small data sets."""
+    repeat: Count | None = 1
+    """Passes through the training examples per epoch: more than one for small data sets; as many as give 100 batches
+    when null."""
     metric: str | None = None
     """Name of the metric; the usual one for this kind of task when null."""
     loss_weight: Positive = 1.0
