@@ -162,7 +162,7 @@ def _array(file: str) -> Any:
             raise ValueError(f"{file} is not an array of numbers: {error}") from error
     try:
         return np.asarray([value for _, value in _lines(file)], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
 
 

@@ -493,10 +493,12 @@ def run_config(config: DictConfig) -> RunConfig:
     Interpolations are resolved, except in `logger`: these name the run folder, and are resolved when loggers are made.
 
     Raises:
-        ConfigError: a key is unknown, or a value is invalid.
+        ConfigError: a key is unknown or must be set, or a value is invalid.
         ValueError: a URL has a password, which a new run would store.
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError([f"{key} must be set: {key}=..." for key in missing])
     if config.get("resume") is None:
         for key, value in compared(config, ()).items():
             for text in value if isinstance(value, list) else [value]:

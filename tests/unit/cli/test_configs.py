@@ -13,6 +13,7 @@ from msh.cli.configs import config_folder
 from msh.cli.train import _check_tasks_named_once
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.config import NAMED, register, run_config
+from msh.training.typed import ConfigError
 
 register()
 FOLDER = Path(config_folder())
@@ -75,6 +76,8 @@ def test_every_option_composes_into_the_schema_and_names_what_exists(group, name
     if name == "ray_cluster":
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     config = composed(f"{group}={name}")
+    for key in OmegaConf.missing_keys(config):  # that the user must set
+        OmegaConf.update(config, key, "x")
     run_config(config)
     found = list(targets(config))
     assert len({node._target_ for node in found}) >= 2  # a backbone and an optimizer at least
@@ -204,3 +207,10 @@ def test_a_task_named_twice_is_refused(overrides):
 
 def test_tasks_named_once_are_accepted():
     assert _check_tasks_named_once(["tasks=[wine,digits]", "tasks.wine.batch_size=4", "tasks=bundled"]) is None
+
+
+def test_settings_that_must_be_set_are_named_together():
+    keys = ("tasks.table.source.path", "tasks.table.source.target")
+    with pytest.raises(ConfigError) as error:
+        run_config(composed("tasks=table"))
+    assert [line.split(" ")[0] for line in error.value.problems] == list(keys)
