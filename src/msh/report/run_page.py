@@ -150,7 +150,7 @@ def _curves(facts: RunFacts, colours: dict[str, str]) -> Section | None:
 
 def _matrix(facts: RunFacts) -> Section | None:
     results = facts.results
-    if not results.matrix:
+    if all(score is None for row in results.matrix for score in row):
         return None
     labels = [
         name if len(name) <= LABEL else listed(stage, 1)
