@@ -33,11 +33,12 @@ from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
 from msh.training.baselines import Baselines
-from msh.training.build import add_task
+from msh.training.build import add_task, computing
 from msh.training.callbacks import Freeze, Guarantee
 from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
+from msh.training.examples import write_examples
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import machine
 from msh.training.origin import ORIGIN
@@ -408,6 +409,9 @@ class Run:
         if not (self.writes and self.config.report and self.report):
             return
         try:
+            known = [task for task, row in self.results.tasks.items() if row.test is not None]
+            tasks = {task: (self.tasks[task], computing(self.config, self.tasks[task])) for task in known}
+            write_examples(self.folder, self.network, tasks)
             self.report(self.folder)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
