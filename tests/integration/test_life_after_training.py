@@ -16,6 +16,11 @@ from msh.cli import app, evaluate, train
 from msh.files.state_file import read_state
 from msh.training.run import Run
 
+pytest.importorskip("huggingface_hub", reason="needs msh[hub]")
+from hub import hub
+
+__all__ = ["hub"]
+
 NAMES = ("flats", "boats", "cars")
 SOURCE = """{name}:
   source:
@@ -109,6 +114,17 @@ def test_a_network_file_does_as_well_as_its_run_folder(place):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_network_on_the_hub_does_as_well(place, hub, capsys):
+    folder, _, _ = place
+    content = (folder / "archive" / "run of May" / "network.safetensors").read_bytes()
+    hub.put("me/houses", {"network.safetensors": content})
+    training(folder, "tasks=[cars]", "network=hf://me/houses", "report=false", "hydra.run.dir=from the hub")
+    files = [folder / name / "network.safetensors" for name in ("grown", "from the hub")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    message = error_of(capsys, folder, "network=hf://me/houses", "retrain=flats")
+    assert "retrain: hf://me/houses is no run folder" in message
+
+
 def test_a_violation_in_a_task_without_data_is_found(place, tmp_path, monkeypatch, capsys):
     folder, _, _ = place
     fit = Run._do_fit
@@ -175,7 +191,7 @@ def test_what_cannot_be_trained_again_is_named(place, capsys, tmp_path):
     assert "does not have the settings of 'flats'" in message
     assert "name tasks with their data: tasks=[boots,flats]" in message
     message = error_of(capsys, folder, "network=grown/network.safetensors", "retrain=[flats]")
-    assert "is a file, without the settings" in message
+    assert "is no run folder, and is without the settings" in message
     message = error_of(capsys, folder, "network=grown", "retrain=[flats]", "tasks=[cars]")
     assert "retrain = 'flats' needs its data: name it in tasks too" in message
     message = error_of(capsys, folder, "retrain=cars", "tasks=[cars]")

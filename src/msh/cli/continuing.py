@@ -15,8 +15,9 @@ from msh.cli.arguments import by_key, literal
 from msh.cli.configs import config_folder
 from msh.cli.resume import OVERLAYS, check_calls, trusted_calls
 from msh.errors import Problems, invalid, is_under, one_of
-from msh.files.state_file import network_file, task_names
+from msh.files.state_file import task_names
 from msh.files.yaml_files import read_config
+from msh.inference.hub import source_file
 from msh.recipes import is_known, targets_in
 from msh.training.settings import flat
 from msh.training.targets import is_safe
@@ -41,9 +42,9 @@ def continued(config: DictConfig) -> DictConfig:
 
     if config.get("network") is None:
         return config
-    network = Path(config.network)
+    network = str(config.network)
     overrides = list(HydraConfig.get().overrides.task)
-    values = determined(network_file(network))
+    values = determined(source_file(network))
     config = config.copy()
     with read_write(config), open_dict(config):
         _check_given(config, values, by_key(overrides), network)
@@ -59,7 +60,7 @@ def continued(config: DictConfig) -> DictConfig:
     return config
 
 
-def _check_given(config: DictConfig, values: Mapping[str, Any], given: Mapping[str, str], network: Path) -> None:
+def _check_given(config: DictConfig, values: Mapping[str, Any], given: Mapping[str, str], network: str) -> None:
     """Raise for settings that the command line, or an experiment that it names, sets to other values than the file."""
     usual: dict[str, Any] = {}
     if any(key in OVERLAYS for key in given):
@@ -101,7 +102,7 @@ def _trusted(overrides: Sequence[str]) -> set[str]:
     return trusted_calls([Path(config_folder()), *own], overrides)
 
 
-def _check_code(backbone: Mapping[str, Any], network: Path, trusted: set[str]) -> None:
+def _check_code(backbone: Mapping[str, Any], network: str, trusted: set[str]) -> None:
     """Raise where a file names a backbone of code that is not known, and that the command line does not name."""
     for key, target in targets_in(backbone, "backbone"):
         if not (is_safe(target) or is_known(str(target)) or target in trusted):
@@ -120,15 +121,15 @@ def _escaped(value: Any) -> Any:
     return literal(value) if isinstance(value, str) else value
 
 
-def _tasks_of_run(config: DictConfig, network: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _tasks_of_run(config: DictConfig, network: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings of the tasks to retrain from their run's folder, and take its folder of data."""
     from msh.training.config import plain_values, stored_config
 
     names = [config.retrain] if isinstance(config.retrain, str) else list(config.retrain)
     cure = f"name tasks with their data: tasks=[{','.join(map(str, names))}]"
-    if not network.is_dir():
-        raise ValueError(f"retrain: {network} is a file, without the settings of its tasks' data: {cure}")
-    path = network / ".hydra" / "config.yaml"
+    if not Path(network).is_dir():
+        raise ValueError(f"retrain: {network} is no run folder, and is without the settings of its tasks' data: {cure}")
+    path = Path(network) / ".hydra" / "config.yaml"
     stored = read_config(path)
     if "paths.data_dir" in by_key(overrides):
         OmegaConf.update(stored, "paths.data_dir", config.paths.data_dir)
@@ -136,7 +137,7 @@ def _tasks_of_run(config: DictConfig, network: Path, overrides: Sequence[str]) -
     check_calls(OmegaConf.masked_copy(stored, "tasks"), path, _trusted(overrides))
     written: Any = OmegaConf.to_container(stored.tasks)
     tasks = stored_config(plain_values(stored)).tasks
-    known = task_names(network_file(network), "network")
+    known = task_names(source_file(network), "network")
     with Problems() as problems:
         for name in names:
             problems.check(one_of, "retrain", name, known)

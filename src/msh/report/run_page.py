@@ -83,7 +83,7 @@ def page_of(facts: RunFacts) -> Page:
         tiles=_tiles(facts),
         sections=[section for section in sections if section],
         tasks=[*facts.ownership.tasks] if facts.ownership else [],
-        source=f" from {facts.folder.absolute()}",
+        source=f" from {facts.folder.name}",
     )
 
 

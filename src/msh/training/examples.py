@@ -62,6 +62,7 @@ def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, t
             }
             for number, answer in enumerate(answers)
         ]
+    network.forget_modules()  # memory does not grow with the number of tasks
     write_text(folder / FOLDER / INDEX, json.dumps(index, indent=1) + "\n")
 
 

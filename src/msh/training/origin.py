@@ -11,7 +11,8 @@ from typing import Any
 from msh.checked import parsed
 from msh.errors import Problems, invalid, one_of, suggestion
 from msh.files.plans import input_shape_in, read_plan, settings_of
-from msh.files.state_file import StateFile, damages, network_file, read_metadata, read_state
+from msh.files.state_file import StateFile, damages, read_metadata, read_state
+from msh.inference.hub import source_file
 from msh.training.config import RunConfig
 from msh.training.precision import precision_of
 from msh.training.settings import differences
@@ -63,19 +64,20 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
     if config.plan is not None and config.network is not None:
         raise ValueError("plan and network exclude each other: train on the plan, then `msh merge` into the network")
     if config.plan is not None:
-        path = _present(config, Path(config.plan))
+        path = _copy_of_run(config) or Path(config.plan)
         plan = read_plan(path)
         _check_plan(config, plan, names if config.task is None else [config.task])
         return Origin("plan", path, plan.notes["start"], input_shape_in(plan.notes, path), plan)
     if config.network is not None:
-        return _read_network(_present(config, network_file(Path(config.network))), names, config.retrain or [])
+        path = _copy_of_run(config) or source_file(config.network)
+        return _read_network(path, names, config.retrain or [])
     return None
 
 
-def _present(config: RunConfig, path: Path) -> Path:
-    """Return the file that a run starts from; its copy in the run folder for a run that is resumed."""
+def _copy_of_run(config: RunConfig) -> Path | None:
+    """Return the copy that the folder of a resumed run has of the file that the run started from; None without one."""
     copy = None if config.resume is None else Path(config.resume) / ORIGIN
-    return path if copy is None or not copy.is_file() else copy
+    return copy if copy is not None and copy.is_file() else None
 
 
 def determined(path: Path) -> dict[str, Any]:
