@@ -43,7 +43,7 @@ def flats(folder, columns=None, **more):
         }
     )
     frame.to_csv(folder / "flats.csv", index=False)
-    return build_task("flats", table(str(folder / "flats.csv"), target="price", columns=columns))
+    return build_task("flats", table(str(folder / "flats.csv"), target="price", kind="regression", columns=columns))
 
 
 def test_rows_are_read_as_the_test_splits_features(tmp_path):
