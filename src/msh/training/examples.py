@@ -21,7 +21,7 @@ from msh.runs.examples import FOLDER, INDEX, Example
 from msh.runs.words import quantity
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.tasks.columns import Boolean, Category, Date, Filled, Number
+from msh.tasks.columns import Boolean, Category, Date, Filled
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.steps import Scale
 
@@ -160,7 +160,7 @@ def _cell(column: Filled | Category | Date, values: list[float]) -> Any:
         return None
     if isinstance(column, Boolean):
         return bool(round(values[0]))
-    if isinstance(column, Number):
+    if isinstance(column, Filled):
         number = float(f"{values[0]:.9g}") if math.isfinite(values[0]) else None
         return int(number) if number is not None and number.is_integer() else number
     if isinstance(column, Category):
