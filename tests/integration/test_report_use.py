@@ -101,10 +101,12 @@ def test_examples_are_of_the_test_split_with_the_runs_answers(moved):
         for answer, example in zip(predictor.predict(task, raw).to_rows(), examples[task], strict=True):
             assert answer.get("label") == example["answer"].get("label")
             key = "price" if task == "houses" else "probability"
-            assert answer[key] == pytest.approx(example["answer"][key], rel=1e-3)
+            assert answer[key] == pytest.approx(example["answer"][key], rel=0.01)  # PNG has 256 levels
     files = [path for path in (folder / "examples").iterdir() if path.suffix == ".png"]
     assert len(files) == 8
-    assert max(max(Image.open(path).size) for path in files) <= 96
+    for path in files:
+        with Image.open(path) as image:
+            assert max(image.size) <= 96
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "buy gold" in page
