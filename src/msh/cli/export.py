@@ -10,14 +10,14 @@ SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="run folder, network file or subnetwork file")
+    parser.add_argument("source", metavar="SOURCE", help="run folder, network or subnetwork file, or hf://user/name")
     parser.add_argument("--task", help="the task; may be left out if there is one only")
     parser.add_argument(
         "--format", choices=[*SUFFIXES], help="onnx; pt2: torch.export; safetensors: a network file; default: of FILE"
     )
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", required=True, help="file to write")
     parser.add_argument("--quantize", choices=["int8"], help="ONNX: type of the weights")
-    parser.add_argument("--base", type=Path, help="network file with the tasks that a subnetwork file's task reads")
+    parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
 
 
 def export(given: Namespace) -> None:

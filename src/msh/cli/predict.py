@@ -16,7 +16,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="run folder, network file or subnetwork file")
+    parser.add_argument("source", metavar="SOURCE", help="run folder, network or subnetwork file, or hf://user/name")
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -34,7 +34,7 @@ def arguments(parser: ArgumentParser) -> None:
         help=f"answer the inputs that can be read, name the others, and exit with {SOME_BAD}; by default, nothing is "
         "answered if an input is bad",
     )
-    parser.add_argument("--base", type=Path, help="network file with the tasks that a subnetwork file's task reads")
+    parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
     parser.add_argument("--batch-size", type=int, metavar="N", help="inputs per batch; default: as the run evaluated")
 

@@ -170,7 +170,7 @@ def register_stored(
     """
     if not unsafe:
         folders = [Path(source) for source in (config_folder(), own) if source]
-        _check_calls(stored, path, _trusted(folders, overrides))
+        check_calls(stored, path, trusted_calls(folders, overrides))
     for key, value in lacking(stored).items():
         OmegaConf.update(stored, key, value, force_add=True)
     changes = list(_changes(path, stored, by_key(started), overrides))
@@ -199,7 +199,7 @@ def _changes(path: Path, stored: DictConfig, started: dict[str, str], overrides:
             yield f"+{override}" if override.startswith("+") and not override.startswith("++") else override
 
 
-def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
+def check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
     """Raise unless all code that a stored config calls is defined by msh, torch or Lightning, or trusted.
 
     Raises:
@@ -220,7 +220,7 @@ def _may_call(key: str, value: Any) -> bool:
     return bool(CREATES.search(str(value)))
 
 
-def _trusted(sources: Sequence[Path], overrides: Sequence[str]) -> set[str]:
+def trusted_calls(sources: Sequence[Path], overrides: Sequence[str]) -> set[str]:
     """Collect all that config files of the user, or the command line, name to be called."""
     files = [path for folder in sources for path in folder.rglob("*.yaml")]
     found = {value for path in files for value in _calls_in(path)}

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
 from msh.cli.configs import config_folder
+from msh.cli.continuing import continued
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
@@ -127,6 +128,8 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     from msh.training.run import locked, train
     from msh.training.trainers import connect
 
+    if config.resume is None:
+        config = continued(config)
     own = run_config(config)
     if HydraConfig.get().runtime.choices.get("trainer") == "multi_node":
         check_multi_node()

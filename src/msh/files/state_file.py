@@ -166,11 +166,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 # ---- reading
 
 
+def read_metadata(path: Path, *kinds: Kind) -> dict[str, str]:
+    """Read a state file's metadata alone; arguments and errors of `read_state`."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    _check_kind(metadata, path, kinds)
+    return metadata
+
+
 def task_names(path: Path, *kinds: Kind) -> list[str]:
     """List a network or subnetwork file's tasks, from its metadata alone; arguments and errors of `read_state`."""
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    _check_kind(metadata, path, kinds)
+    metadata = read_metadata(path, *kinds)
     with damages(path):
         if "state" not in metadata and "task" in metadata:
             return [metadata["task"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
-from msh.files.state_file import network_file, read_state
+from msh.files.state_file import read_state
 from msh.inference.export import sliced
+from msh.inference.hub import source_file
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.tasks.steps import Reader, Steps
 
@@ -139,14 +141,14 @@ def _onnx(program: torch.export.ExportedProgram, names: Sequence[str], notes: di
         return path.read_bytes()
 
 
-def export_file(source: Path, task: str, out: Path) -> None:
+def export_file(source: str | os.PathLike[str], task: str, out: Path) -> None:
     """Write a network file with one task and those whose weights it reads; `load` opens it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or has no such task.
     """
-    file = read_state(network_file(source), "network", "subnetwork")
+    file = read_state(source_file(source), "network", "subnetwork")
     tasks = file.state.tasks
     if task not in tasks:
         raise invalid("task", f"one of {', '.join(tasks)}", task)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from msh.errors import at_least, invalid, one_of
 from msh.files.merging import merged
-from msh.files.state_file import network_file, read_state
+from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
+from msh.inference.hub import source_file
 from msh.inference.predictions import Predictions
 from msh.inference.rebuilding import network_of
 from msh.recipes import Constructors
@@ -176,19 +177,20 @@ def load(
     """Load a trained network from its file alone: no config, data set or user code is needed.
 
     Args:
-        source: run folder, network file, or a task's subnetwork file.
-        base: network file or run folder with the tasks that a subnetwork file's task reads.
+        source: run folder, network file, a task's subnetwork file, or a repository on the Hugging Face hub,
+            "hf://user/name" or "hf://user/name@revision".
+        base: network file, run folder or repository with the tasks that a subnetwork file's task reads.
         device: where to compute.
         classes: constructors of modules outside msh, torch, torchvision, timm and transformers that the file names.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, names code that was not passed in, lacks a task that another one reads, or was
-            written by an earlier release, which stored no preprocessing.
+            written by an earlier release, which stored no preprocessing; or it cannot be downloaded.
     """
-    path = network_file(Path(source))
+    path = source_file(source)
     file = read_state(path, "network", "subnetwork")
     if base is not None:
-        file = merged(network_file(Path(base)), [path])
+        file = merged(source_file(base), [path])
     network = network_of(path, file, classes)
     tasks = {}
     for name, entry in file.state.tasks.items():

@@ -43,6 +43,8 @@ def print_results(results: Results, console: Console | None = None) -> None:
     console = console or new_console()
     names = ("task", "metric", "test", *BASELINES, "density", "weights", "forgetting")
     tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
+    if others := results.not_evaluated:
+        console.print(f"not evaluated, as this run does not have their data: {', '.join(others)}")
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     console.print(
         f"frozen tasks compared {comparison(results.guarantee)}: {checked} times, {violations} changed; "

@@ -48,6 +48,8 @@ class TaskResult:
         finetune: test score after the last task, from one dense network that learned task after task, or None.
         joint: test score from one dense network that learned all tasks at once, or None.
         train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
+        evaluated: false for a task of the network that the run started from whose data the run does not have: it has
+            no scores, and the guarantee compares its weights alone.
     """
 
     metric: str
@@ -66,6 +68,7 @@ class TaskResult:
     finetune: float | None = None
     joint: float | None = None
     train_seconds: float = 0.0
+    evaluated: bool = True
 
 
 Matrix = list[list[float | None]]
@@ -198,7 +201,13 @@ class Results:
     @property
     def learned(self) -> str:
         """Number of learned tasks: "2 of 3"."""
-        return f"{sum(task.test is not None for task in self.tasks.values())} of {len(self.tasks)}"
+        learned = sum(task.test is not None or not task.evaluated for task in self.tasks.values())
+        return f"{learned} of {len(self.tasks)}"
+
+    @property
+    def not_evaluated(self) -> list[str]:
+        """Names of the learned tasks whose data the run does not have."""
+        return [name for name, task in self.tasks.items() if not task.evaluated]
 
     @property
     def owned(self) -> float | None:
@@ -206,8 +215,9 @@ class Results:
         return self.capacity["owned"] / self.capacity["prunable"] if self.capacity else None
 
     def missing(self, baselines: Iterable[str]) -> list[str]:
-        """Select the baselines that lack a task's score."""
-        return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
+        """Select the baselines that lack the score of a task that the run has data of."""
+        tasks = [task for task in self.tasks.values() if task.evaluated]
+        return [name for name in baselines if any(getattr(task, name) is None for task in tasks)]
 
     def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
         """Return a task's column from its stage on, negated if lower is better."""

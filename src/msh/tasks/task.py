@@ -17,7 +17,7 @@ from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
-from msh.tasks.outputs import Kind, Outputs
+from msh.tasks.outputs import Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Steps
 from msh.tasks.tokens import PADDING, TokenCounts
@@ -96,6 +96,16 @@ METRICS: dict[str, MetricSpec] = {
     "r2": MetricSpec(lambda n: R2Score(), "max", ("regression",)),
 }
 DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "rmse"}
+
+
+def metric_in(recipe: Recipe) -> str:
+    """Return the metric that a task's recipe names; recipes of earlier releases have the usual one for their kind.
+
+    Raises:
+        ValueError: its outputs are invalid.
+    """
+    metric = recipe.get("metric")
+    return metric if metric in METRICS else DEFAULT_METRIC[outputs_from_data(recipe.get("outputs")).kind]
 
 
 @dataclass(frozen=True)

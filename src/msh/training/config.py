@@ -400,7 +400,11 @@ class RunConfig:
     task: str | None = None
     """With a plan: train this task alone. Its weights end as they do when all tasks train."""
     network: str | None = None
-    """Network file to start from: its tasks are learned already, and those that it lacks take free weights."""
+    """Network file or run folder to start from: its tasks are learned already, and need no data; new tasks take free
+    weights. The backbone, its precision and the seed are the file's."""
+    retrain: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    """Tasks of `network` to train again, a name or a list: their weights are released first. The folder of their run
+    has their data's settings; else choose them with `tasks`."""
     resume: str | None = None
     """Run folder to resume, or "auto" for the newest unfinished one of this experiment."""
     objective: Names | None = None
@@ -469,6 +473,8 @@ class RunConfig:
                 yield from _unknown_names(f"pruning.{key}", numbers, list(self.tasks), "not a task")
                 for task in self.tasks.keys() - numbers.keys():
                     yield f"pruning.{key} has no number for task {task!r}"
+        if self.retrain and self.network is None:
+            yield str(invalid("retrain", "null without network=RUN, which has the tasks", self.retrain))
         for name, members in self.ensembles.items():
             if name in self.tasks:
                 yield f"ensembles.{name}: there is a task of this name; choose another"

@@ -22,22 +22,26 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
+from msh.tasks.task import METRICS, metric_in
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
 from msh.training.baselines import Baselines
-from msh.training.build import add_task
+from msh.training.build import add_task, computing
 from msh.training.callbacks import Freeze, Guarantee
 from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
+from msh.training.examples import write_examples
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import machine
+from msh.training.origin import ORIGIN
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
@@ -126,18 +130,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _results(prepared: Prepared, folder: Path) -> Results:
-    config, tasks = prepared.config, prepared.tasks
+    config = prepared.config
     if config.resume is not None:
         return Results.load(folder)
     if is_rank_zero() and (folder / FILE_NAME).exists():
         raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
-    rows = {
-        name: TaskResult(metric=tasks[name].metric, direction=tasks[name].direction, stage=stage.index)
-        for stage in prepared.fits
-        for name in stage.tasks
-    }
+    rows = {name: _new_row(prepared, name, stage) for stage in prepared.fits for name in stage.tasks}
     curriculum = [list(stage.tasks) for stage in prepared.fits]
     return Results(config.name, config.seed, curriculum, rows, run_id=new_run_id())
+
+
+def _new_row(prepared: Prepared, name: str, stage: Stage) -> TaskResult:
+    evaluated = name in prepared.tasks
+    metric = prepared.tasks[name].metric if evaluated else metric_in(prepared.network.subnetwork(name).recipe)
+    return TaskResult(metric, METRICS[metric].direction, stage.index, evaluated=evaluated)
 
 
 class Run:
@@ -174,7 +180,7 @@ class Run:
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
         self.baselines = Baselines(
-            config, folder, self.tasks, list(self.fits), results, self._save_results, self.writes
+            config, folder, self.tasks, prepared.trained_on, results, self._save_results, self.writes
         )
 
     def go(self) -> Results:
@@ -185,6 +191,7 @@ class Run:
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
+        agree(self._copy_origin)
         agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
@@ -336,12 +343,13 @@ class Run:
 
     def _evaluate_and_write(self, stage: Stage) -> None:
         """Evaluate every task trained so far, and write the stage's files."""
-        learned = self.network.tasks
-        val = evaluate_tasks(self.module, stage.tasks, "val", self.config, self.folder)
+        learned = [task for task in self.network.tasks if task in self.tasks]
+        new = [task for task in stage.tasks if task in self.tasks]
+        val = evaluate_tasks(self.module, new, "val", self.config, self.folder)
         test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.tracking.loggers)
         capacity = self.network.state.total()
         for task in stage.tasks:
-            self._describe(task, val[task], capacity)
+            self._describe(task, val.get(task), capacity)
             if self.writes:
                 path = self.folder / "subnetworks" / f"{task}.safetensors"
                 save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
@@ -353,8 +361,10 @@ class Run:
             save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._save_results()
-        for task in stage.tasks:
+        for task in new:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
+        if not stage.index and (others := self.results.not_evaluated):
+            log.info("without data, so not evaluated, and compared by their digests: %s", ", ".join(others))
 
     def _evaluate_ensembles(self) -> None:
         if not self.results.ensemble:
@@ -363,10 +373,10 @@ class Run:
             )
             self._save_results()
 
-    def _describe(self, task: str, val: float, capacity: Capacity) -> None:
+    def _describe(self, task: str, val: float | None, capacity: Capacity) -> None:
         result = self.results.tasks[task]
         result.val = val
-        if result.direction == "min":
+        if result.direction == "min" and result.evaluated:
             result.val_constant = self.tasks[task].constant_score("val")
         result.weights = capacity.owned[task]
         result.density = result.weights / capacity.size
@@ -375,6 +385,13 @@ class Run:
         result.weights_private = private_count(self.network.subnetwork(task).as_state())
 
     # ---- results and logs
+
+    def _copy_origin(self) -> None:
+        """Copy the file that the run starts from into the run folder, from which it may be resumed elsewhere."""
+        origin, copy = self.prepared.origin, self.folder / ORIGIN
+        if self.writes and origin is not None and not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(copy, origin.path.read_bytes())
 
     def _name_machine(self) -> None:
         """Note which machine works on the run from here on."""
@@ -392,6 +409,9 @@ class Run:
         if not (self.writes and self.config.report and self.report):
             return
         try:
+            known = [task for task, row in self.results.tasks.items() if row.test is not None]
+            tasks = {task: (self.tasks[task], computing(self.config, self.tasks[task])) for task in known}
+            write_examples(self.folder, self.network, tasks)
             self.report(self.folder)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
