@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.state_file import network_file, read_state
-from msh.inference.export import sliced
+from msh.inference.export import is_sliceable, sliced
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.tasks.steps import Reader, Steps
 
@@ -60,8 +60,8 @@ def exported(predictor: Predictor, task: str) -> ExportedTask:
     Raises:
         ValueError: there is no such task, or it cannot be exported.
     """
-    info, sub = predictor.task(task), predictor.network.subnetwork(task)
-    if sub.granularity == "weight" or sub.reads:
+    info = predictor.task(task)
+    if not is_sliceable(predictor.network, task):
         return ExportedTask(predictor.module(task), info).eval()
     small = sliced(predictor.network, task)
     for tensor in [*small.parameters(), *small.buffers()]:

@@ -161,6 +161,7 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
+    texts = {} if data.texts is None else {p: data.texts.take(cast(Tensor, s.inputs)) for p, s in splits.items()}
     splits, steps = _prepared(splits, data, normalize)
     return Task(
         name=name,
@@ -179,6 +180,7 @@ def build_task(
         names=data.classes,
         target_range=target_range,
         steps=steps,
+        texts=texts,
     )
 
 
