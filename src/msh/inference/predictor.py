@@ -34,7 +34,7 @@ LISTED = 5
 """Bad inputs that an error names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskInfo:
     """Facts about a task that can be asked.
 
