@@ -55,6 +55,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "13": growth.growth,
     "14": overhead.overhead,
     "15": subnormal.subnormal,
+    "16": inference.all_tasks,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -90,8 +90,8 @@ class MaskedTask(nn.Module):
     def __init__(self, network: MultiSubnetwork, task: str) -> None:
         super().__init__()
         names, state = network.names, network.view(task)
-        nothing = {name: (weight.new_zeros(()).expand(weight.shape), None) for name, weight in network.weights()}
-        self.tree = frozen_network(network, network.subnetwork(task), nothing)
+        replaced = {name: (weight.new_zeros(1), None) for name, weight in network.weights()}  # in `forward`
+        self.tree = frozen_network(network, network.subnetwork(task), replaced)
         self.places = {name: [name] for name in names.prunable}
         for again, name in names.tied.items():
             if name in self.places:
@@ -110,7 +110,7 @@ class MaskedTask(nn.Module):
             weights: tensor name to (*shape), of all tasks.
             owners: tensor name to each weight's owner, int (*shape).
         """
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, places in self.places.items():
             mask = owners[name] == self.ids[0]
             for other in self.ids[1:]:
