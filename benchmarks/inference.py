@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import nn
 
-from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, frozen
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, dense, drawn, frozen
 from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.inference.computing import Computing
@@ -44,7 +45,8 @@ def all_tasks(settings: Settings) -> Iterator[Record]:
     share = {name: len(weight) // TASKS for name, weight in network.weights()}
     names = [str(number) for number in range(TASKS)]
     for name in names:
-        begun(network, name)
+        network.add_task(name, nn.Linear(network.backbone.features, CLASSES), granularity="neuron")
+        network.begin(name)
         prune(network, name, share, granularity=units)
         network.freeze(name)
     outputs, shape = Outputs("classification", CLASSES), SHAPES[FC]

@@ -66,6 +66,7 @@ class Answers:
     Attributes:
         info: the task.
         raw: what the head returned, float (inputs, outputs).
+        numbers: as in `Predictions`.
         confidence: by the task's route, float64 (inputs,), where it was asked for.
         indices: position of each answered input among all.
         errors: position of each other input to the reason.
@@ -74,6 +75,7 @@ class Answers:
 
     info: TaskInfo
     raw: Tensor
+    numbers: Tensor
     confidence: Tensor | None
     indices: tuple[int, ...]
     errors: dict[int, str]
@@ -81,10 +83,8 @@ class Answers:
 
     def predictions(self) -> Predictions:
         """Convert to the task's predictions."""
-        with self.info.computing.applied(self.raw.device):
-            numbers = self.info.outputs.values(self.raw)
-        info, raw = self.info, self.raw.clone()
-        return Predictions(info.name, info.outputs, raw, numbers.clone(), self.indices, dict(self.errors))
+        info, raw, numbers = self.info, self.raw.clone(), self.numbers.clone()
+        return Predictions(info.name, info.outputs, raw, numbers, self.indices, dict(self.errors))
 
 
 class Predictor:
@@ -98,7 +98,8 @@ class Predictor:
     def __init__(self, network: MultiSubnetwork, tasks: Mapping[str, TaskInfo]) -> None:
         self.network = network
         self.tasks = dict(tasks)
-        # Tasks with equal first steps read raw inputs in the same way.
+        # Tasks with equal steps prepare raw inputs in the same way; with equal first steps, they read them so.
+        self._steps = {name: json.dumps(steps_to_data(info.steps)) for name, info in self.tasks.items()}
         self._readers = {name: json.dumps(steps_to_data(info.steps[:1])) for name, info in self.tasks.items()}
         self._small: dict[str, TaskNetwork] = {}
         self._lock = Lock()
@@ -335,24 +336,22 @@ class Predictor:
                 errors |= {start + row: reason for row, reason in bad.items()}
                 if errors and strict is not None:
                     raise _refused(infos[0].name, errors, strict or None)
+                batches: dict[str, Tensor] = {}  # tasks with equal steps share theirs
                 for info in infos if read is not None else ():
                     module = self._small_module(info) if small else self.network.module(info.name)
-                    batch = prepare(info.steps[1:], read).to(device)
-                    outputs, confidence = _answered(module, batch, info if routed else None)
+                    if (steps := self._steps[info.name]) not in batches:
+                        batches[steps] = prepare(info.steps[1:], read).to(device)
+                    outputs, confidence = _answered(module, batches[steps], info if routed else None)
                     raw[info.name].append(outputs.cpu())
                     confidences[info.name] += [] if confidence is None else [confidence.cpu()]
-        indices = tuple(row for row in range(len(examples)) if row not in errors)
-        return [
-            Answers(
-                info,
-                torch.cat(raw[info.name]) if indices else torch.empty(0, info.outputs.number),
-                torch.cat(confidences[info.name]) if confidences[info.name] else None,
-                indices,
-                errors,
-                len(examples),
-            )
-            for info in infos
-        ]
+            indices = tuple(row for row in range(len(examples)) if row not in errors)
+            found = []
+            for info in infos:
+                joined = torch.cat(raw[info.name]) if indices else torch.empty(0, info.outputs.number)
+                confident = torch.cat(confidences[info.name]) if confidences[info.name] else None
+                numbers = info.outputs.values(joined)
+                found.append(Answers(info, joined, numbers, confident, indices, errors, len(examples)))
+        return found
 
     def _small_module(self, info: TaskInfo) -> nn.Module:
         """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
