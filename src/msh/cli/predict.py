@@ -63,8 +63,9 @@ def predict(given: Namespace) -> None:
     tasks = [*predictor.tasks.values()] if given.task is None else [predictor.task(given.task)]
     inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column)
     how = {"batch_size": given.batch_size, "skip_bad": given.skip_bad, "names": inputs.names}
+    readers = [task.name for task in tasks if task.steps[0].step == inputs.kind]
     answers: AnyPredictions = (
-        predictor.predict(inputs.examples, **how)
+        predictor.predict(inputs.examples, among=readers, **how)
         if given.task is None
         else predictor.predict(given.task, inputs.examples, **how)
     )

@@ -29,10 +29,12 @@ class Inputs:
     Attributes:
         examples: a list, an array or a DataFrame, as the task's first step reads them.
         names: where each came from: a file, or a file and its row, from 1.
+        kind: the first step that reads them.
     """
 
     examples: Any
     names: list[str]
+    kind: str
 
 
 def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | None = None) -> Inputs:
@@ -71,7 +73,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         for file, part in zip(files, parts, strict=True)
         for row in range(1, (0 if part is None else len(part)) + 1)
     ]
-    return Inputs(_joined(parts), names)
+    return Inputs(_joined(parts), names, kind)
 
 
 def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> str:
@@ -113,7 +115,7 @@ def _files(source: str) -> list[str]:
 
 def _images(files: Sequence[str]) -> Inputs:
     examples = [sys.stdin.buffer.read() if file == STDIN else Path(file) for file in files]
-    return Inputs(examples, list(files))
+    return Inputs(examples, list(files), "images")
 
 
 def _text_of(file: str) -> str:

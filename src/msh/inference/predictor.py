@@ -168,6 +168,7 @@ class Predictor:
         batch_size: int | None = None,
         skip_bad: bool = False,
         names: Sequence[str] | None = None,
+        among: Sequence[str] | None = None,
     ) -> AnyPredictions: ...
     def predict(
         self,
@@ -177,6 +178,7 @@ class Predictor:
         batch_size: int | None = None,
         skip_bad: bool = False,
         names: Sequence[str] | None = None,
+        among: Sequence[str] | None = None,
     ) -> AnyPredictions:
         """Answer raw inputs, in batches.
 
@@ -188,6 +190,7 @@ class Predictor:
             batch_size: inputs per batch; None: as in the run's evaluation, so that outputs are bitwise the run's.
             names: of the inputs, for messages; None: their positions.
             skip_bad: leave out inputs that cannot be read, and keep the reasons in `Predictions.errors`.
+            among: without a task, the tasks to choose between; None: all.
         Returns:
             `Predictions` of the task, or `RoutedPredictions` if the router chose between several.
         Raises:
@@ -199,7 +202,7 @@ class Predictor:
         if batch_size is not None:
             at_least("batch_size", 1, batch_size)
         if task is None and len(self.tasks) > 1:
-            return self._routed(inputs, batch_size, skip_bad, names)
+            return self._routed(inputs, batch_size, skip_bad, names, among)
         info = self.task(task)
         examples = as_examples(info.steps, inputs)
         [found] = self._computed([info], examples, batch_size, None if skip_bad else names or ())
@@ -228,10 +231,15 @@ class Predictor:
         return {answers.info.name: answers.predictions() for answers in found}
 
     def _routed(
-        self, inputs: Any, batch_size: int | None, skip_bad: bool, names: Sequence[str] | None
+        self,
+        inputs: Any,
+        batch_size: int | None,
+        skip_bad: bool,
+        names: Sequence[str] | None,
+        among: Sequence[str] | None,
     ) -> RoutedPredictions:
         """Let the most confident task answer each input."""
-        found = self._fitting(inputs, batch_size, names, routed=True)
+        found = self._fitting(inputs, batch_size, names, among, routed=True)
         number = found[0].number
         confidence = torch.full((len(found), number), -math.inf, dtype=torch.float64)
         fits = torch.zeros(len(found), number, dtype=torch.bool)
@@ -274,6 +282,7 @@ class Predictor:
         inputs: Any,
         batch_size: int | None,
         names: Sequence[str] | None,
+        among: Sequence[str] | None = None,
         small: bool = False,
         routed: bool = False,
     ) -> list[Answers]:
@@ -284,17 +293,18 @@ class Predictor:
         """
         if isinstance(inputs, Sequence) and not inputs:
             raise invalid("inputs", "at least one input", 0)
+        infos = [*self.tasks.values()] if among is None else [self.task(name) for name in among]
         passes: dict[tuple[str, Computing], list[TaskInfo]] = {}
-        for name, info in self.tasks.items():
+        for info in infos:
             if may_read(info.steps[0], inputs):
-                passes.setdefault((self._readers[name], info.computing), []).append(info)
+                passes.setdefault((self._readers[info.name], info.computing), []).append(info)
         if not passes:
-            forms = ", ".join(f"{info.name} ({info.steps[0].step})" for info in self.tasks.values())
+            forms = ", ".join(f"{info.name} ({info.steps[0].step})" for info in infos)
             raise invalid("inputs", f"such as a task reads: {forms}", type(inputs).__name__)
         found: list[Answers] = []
-        for infos in passes.values():
-            examples = as_examples(infos[0].steps, inputs)
-            found += self._computed(infos, examples, batch_size, None, small, routed)
+        for group in passes.values():
+            examples = as_examples(group[0].steps, inputs)
+            found += self._computed(group, examples, batch_size, None, small, routed)
         fitting = [answers for answers in found if answers.indices]
         if not fitting:
             if not any(answers.number for answers in found):

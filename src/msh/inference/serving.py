@@ -177,20 +177,22 @@ class Server:
         return {"predictions": [{"task": answer.task, **_as_json(answer, top)} for answer in found]}
 
     def _answered(self, inputs: Any) -> AnyPredictions:
-        """Read the inputs as the first of the tasks whose form they have, and answer them, in a thread."""
-        raw, refused = inputs, None
+        """Read inputs as the first kind that they can be, and answer them with its tasks, in a thread."""
+        kinds: dict[str, list[TaskInfo]] = {}
+        for info in self.predictor.tasks.values():
+            kinds.setdefault(info.steps[0].step, []).append(info)
+        raw, kind, reasons = inputs, "images", []
         if isinstance(inputs, bytes):
-            for steps in {info.steps[0].step: info.steps for info in self.predictor.tasks.values()}.values():
+            for kind, infos in kinds.items():
                 try:
-                    raw = inputs_from_json(steps, inputs)
+                    raw = inputs_from_json(infos[0].steps, inputs)
                     break
                 except ValueError as error:
-                    refused = refused or error
+                    reasons.append(f"{kind}: {error}")
             else:
-                assert refused is not None
-                raise refused
+                raise ValueError("\n".join(reasons))
         self._check_number(raw)
-        return self.predictor.predict(raw)
+        return self.predictor.predict(raw, among=[info.name for info in kinds[kind]])
 
     async def _inputs(self, infos: Sequence[TaskInfo], request: Request) -> Any:
         """Return the inputs of a request: JSON as bytes, or the content of uploaded images."""
