@@ -157,7 +157,7 @@ class Task:
         return METRICS[self.metric].build(self.outputs)
 
     def as_read(self, split: SplitName, rows: Tensor) -> Tensor | None:
-        """Return examples as the preprocessing's first step returns them, within rounding.
+        """Return examples as the preprocessing's first step returns them, within rounding and the range of quantiles.
 
         Args:
             split: the examples'.
