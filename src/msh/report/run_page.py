@@ -91,11 +91,13 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
     """Make the tiles; a dash stands for values that results.json lacks."""
     results = facts.results
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
+    routed = results.router and [("of inputs without a task find it", f"{results.router['accuracy']:.1%}")]
     return [
         ("tasks learned", results.learned if results.tasks else "–"),
         ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
         (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
         ("of the network is owned", "–" if results.owned is None else f"{results.owned:.1%}"),
+        *(routed or []),
     ]
 
 

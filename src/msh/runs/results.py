@@ -105,6 +105,28 @@ class Guarantee(TypedDict):
     """Of outputs in these, relative to the largest output."""
 
 
+class RouterForm(TypedDict):
+    """The router of the tasks whose inputs have the same form."""
+
+    candidates: list[str]
+    rule: str
+    """The one with the best accuracy in `validation`."""
+    validation: dict[str, float]
+    """How often each rule found the right task in validation data."""
+
+
+class RouterResult(TypedDict):
+    """How often inputs without a task find it, in the test splits of tasks whose inputs have the same form."""
+
+    accuracy: float
+    """Mean over these tasks."""
+    class_incremental: float | None
+    """Share of examples with the right task and the right class, mean over the classifications; None without any."""
+    tasks: dict[str, float]
+    """Accuracy of each task."""
+    forms: list[RouterForm]
+
+
 def comparison(guarantee: Guarantee) -> str:
     """Say how frozen tasks were compared: "bitwise", unless some were on another machine than their record's."""
     if not (rounded := guarantee.get("rounded", 0)):
@@ -133,6 +155,8 @@ class Results:
         finetune: matrix, forgetting and bwt for one dense network that learned task after task (row i: after task i).
         ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
             validation data.
+        router: how often inputs without a task find it; None before the end, or if no tasks have the same form of
+            input.
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
         computed_on: the machines that worked on the run, in order; empty in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
@@ -155,6 +179,7 @@ class Results:
     guarantee: Guarantee = field(default_factory=lambda: Guarantee(checked=0, violations=0))
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
+    router: RouterResult | None = None
     flush_denormal: bool | None = None
     computed_on: list[str] = field(default_factory=list)
     incomplete_trackers: list[str] = field(default_factory=list)
@@ -259,6 +284,7 @@ class Results:
                     "which this release reads"
                 )
             added: dict[str, Any] = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None}
+            added |= {"router": None}
             content = added | {"incomplete_trackers": [], "computed_on": []} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
@@ -274,6 +300,7 @@ class Results:
         """Raise a ValueError if a task without a result is named, or a matrix has more or fewer tasks."""
         named = [task for stage in self.curriculum for task in stage]
         named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
+        named += list(self.router["tasks"]) if self.router else []
         if unknown := [task for task in named if task not in self.tasks]:
             raise ValueError(f"task {unknown[0]!r} is named, and has no result")
         for matrix in (self.matrix, self.finetune["matrix"]):

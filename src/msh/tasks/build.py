@@ -169,6 +169,7 @@ def build_task(
     mean, std = _target_scale(splits["train"].targets, data)
     examples = len(splits["train"])
     batch_size = min(batch_size, examples)
+    texts = {} if data.texts is None else {p: data.texts.take(cast(Tensor, s.inputs)) for p, s in splits.items()}
     counts = None
     if data.texts is not None:
         splits, tokenize, counts = _tokenized(name, splits, data.texts)
@@ -194,6 +195,7 @@ def build_task(
         target_range=target_range,
         steps=steps,
         tokens=counts,
+        texts=texts,
     )
 
 

@@ -127,6 +127,10 @@ class Scale:
         scaled = (inputs - self.shift) / self.scale
         return scaled.float() if scaled.dtype == torch.float64 else scaled
 
+    def undo(self, scaled: Tensor) -> Tensor:
+        """Return what was scaled, within rounding: (examples, *shape)."""
+        return scaled * self.scale + self.shift
+
 
 @dataclass(frozen=True, config=CONFIG)
 class Quantiles:
@@ -143,6 +147,11 @@ class Quantiles:
         """Return float32 of the inputs' shape (examples, *shape)."""
         flat = inputs.flatten(1).double().numpy()
         return torch.from_numpy(self._transformer.transform(flat)).float().view(inputs.shape)
+
+    def undo(self, mapped: Tensor) -> Tensor:
+        """Return what was mapped, within rounding and the range of the quantiles: float64 (examples, *shape)."""
+        flat = mapped.flatten(1).double().numpy()
+        return torch.from_numpy(self._transformer.inverse_transform(flat)).view(mapped.shape)
 
     @cached_property
     def _transformer(self) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
 from msh.tasks.outputs import Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
-from msh.tasks.steps import Steps
+from msh.tasks.steps import Quantiles, Scale, Steps
 from msh.tasks.tokens import PADDING, TokenCounts
 
 SplitName = Literal["train", "val", "test"]
@@ -134,6 +134,7 @@ class Task:
         target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
         steps: from raw inputs to the splits' inputs.
         tokens: counts, if inputs are tokens.
+        texts: split to its raw inputs, where these are texts.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Task:
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
     tokens: TokenCounts | None = None
+    texts: Mapping[SplitName, Sequence[str]] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -169,6 +171,29 @@ class Task:
     def build_metric(self) -> Metric:
         """Build a metric, to be updated with `predictions` and targets."""
         return METRICS[self.metric].build(self.outputs)
+
+    def as_read(self, split: SplitName, rows: Tensor) -> Tensor | None:
+        """Return examples as the preprocessing's first step returns them, within rounding and the range of quantiles.
+
+        Args:
+            split: the examples'.
+            rows: int64, (examples,).
+        Returns:
+            (examples, *shape of the first step); None if a later step's inputs are unknown, and it cannot be undone.
+        """
+        inputs, steps = self.splits[split].inputs, list(self.steps[1:])
+        if isinstance(inputs, LazyInputs):
+            functions = list(inputs.functions)
+            while functions and steps and functions[-1] is steps[-1]:
+                functions.pop()
+                steps.pop()
+            inputs = LazyInputs(inputs.base, inputs.rows, tuple(functions))
+        read = inputs[rows]
+        for step in reversed(steps):
+            if not isinstance(step, Scale | Quantiles):
+                return None
+            read = step.undo(read)
+        return read
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return a batch's mean loss, a scalar.

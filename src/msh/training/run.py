@@ -46,6 +46,7 @@ from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import agree, is_rank_zero
+from msh.training.routing import fit_router
 from msh.training.state import Counted, RunState
 from msh.training.trainers import connect, device_of
 
@@ -197,6 +198,7 @@ class Run:
         try:
             self._learn_curriculum()
             self._evaluate_ensembles()
+            self._fit_router()
             self.baselines.learn(self.config.baselines)
         except PreemptedError:
             PREEMPTION.postponed = True  # SLURM may send more signals
@@ -356,9 +358,7 @@ class Run:
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.size, "owned": capacity.taken, "free": capacity.free}
         self.results.guarantee = self.guarantee.counts
-        if self.writes:
-            path = self.folder / "network.safetensors"
-            save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
+        self._save_network()
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._save_results()
         for task in new:
@@ -371,6 +371,16 @@ class Run:
             self.results.ensemble = evaluate_ensembles(
                 self.prepared.ensembles, self.network, self.tasks, self.config, self.folder
             )
+            self._save_results()
+
+    def _fit_router(self) -> None:
+        """Choose how inputs without a task find it, evaluate that, and write it into the network file."""
+        done = self.results.router is not None or self.config.trainer.fast_dev_run
+        if done or set(self.network.tasks) != set(self.results.tasks):  # in a resumed run, checkpoints may be gone
+            return
+        self.results.router = agree(lambda: fit_router(self.network, self.tasks, self.config))
+        if self.results.router is not None:
+            self._save_network()
             self._save_results()
 
     def _describe(self, task: str, val: float | None, capacity: Capacity) -> None:
@@ -398,6 +408,11 @@ class Run:
         here = str(machine(device_of(self.config.trainer)))
         if self.results.computed_on[-1:] != [here]:
             self.results.computed_on.append(here)
+
+    def _save_network(self) -> None:
+        if self.writes:
+            path = self.folder / "network.safetensors"
+            save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
 
     def _save_results(self) -> None:
         if self.writes:
