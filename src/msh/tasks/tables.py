@@ -81,7 +81,7 @@ def table(
     step = plan_columns(tables["train"].take(rows.fitted), wishes)
     log.info("%s\n%s", path, describe(step))
     train, test, val = _splits(step, tables, values, rows)
-    return RawData(kind, train, test, targets.outputs, classes=targets.names, steps=(step,), val=val)
+    return RawData(kind, train, test, targets.outputs, None, targets.names, (step,), val, tables["train"].reread)
 
 
 csv_table = table
@@ -129,7 +129,8 @@ def _splits(
     """Read the features; take train, test and val from the training file, or whole from files of their own."""
     with Problems() as problems:
         inputs = {part: problems.check(step.read, t.frame, t.row) for part, t in tables.items()}
-    whole = {part: Split(x, values[part]) for part, x in inputs.items() if x is not None}
+    labels = {"train": torch.tensor(tables["train"].frame.index.to_numpy())}
+    whole = {part: Split(x, values[part], labels.get(part)) for part, x in inputs.items() if x is not None}
     splits: dict[str, Split] = {}
     places: dict[str, Places] = {}
     for part, chosen in (("train", rows.train), ("val", rows.val), ("test", rows.test)):
