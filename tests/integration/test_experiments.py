@@ -13,12 +13,14 @@ from PIL import Image
 from running import ROOT
 from sources import instead_of
 
+import msh
 from messages import says
 from msh.files.state_file import read_state
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
 from msh.training.shared import SharedNetwork
+from tokenizer_files import byte_pairs
 
 register()
 
@@ -324,6 +326,28 @@ def test_image_folders_and_transforms_in_the_docs_train(train_here, tmp_path):
     folder, _ = train_here(*overrides, "tasks=[birds,day_and_night]", "trainer.max_epochs=2", *config_dir)
     results = json.loads((folder / "results.json").read_text())
     assert list(results["tasks"]) == ["birds", "day_and_night_0", "day_and_night_1"]
+
+
+def test_a_folder_of_texts_in_the_docs_trains_and_predicts_without_its_tokenizer(train_here, tmp_path):
+    texts = {}
+    for number in range(30):
+        for label, words in (("good", "a fine film"), ("bad", "a dull one")):
+            path = tmp_path / "data" / "reviews" / label / f"{number}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{words}, number {number}")
+            texts[path.read_text()] = label
+    tokenizer = tmp_path / "data" / "tokenizer.json"
+    byte_pairs(tmp_path / "data")
+    (tmp_path / "conf" / "tasks").mkdir(parents=True)
+    (tmp_path / "conf" / "tasks" / "reviews.yaml").write_text(yaml_examples()["reviews"])
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none", "tasks=[reviews]"]
+    short = ["trainer.max_epochs=8", "tasks.reviews.batch_size=4", "tasks.reviews.repeat=12"]
+    folder, _ = train_here(*overrides, *short, "--config-dir", str(tmp_path / "conf"))
+    assert json.loads((folder / "results.json").read_text())["tasks"]["reviews"]["test"] > 0.9
+    tokenizer.unlink()
+    answers = msh.load(folder).predict("reviews", list(texts))
+    right = [answer == label for answer, label in zip(answers.labels, texts.values(), strict=True)]
+    assert sum(right) > 0.9 * len(right)
 
 
 def test_the_data_module_in_the_docs_trains(train_here, tmp_path, monkeypatch):

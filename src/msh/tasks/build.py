@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -20,8 +21,8 @@ from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.outputs import Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
-from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
-from msh.tasks.tokens import PADDING, Texts, TokenCounts, count_tokens
+from msh.tasks.task import DEFAULT_METRIC, METRICS, SAMPLES, Split, SplitName, Task
+from msh.tasks.tokens import Texts, TokenCounts, count_tokens
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class RawData:
         classes: names of the classes, labels or values, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
+        read_rows: reads rows of the training file as written, by the numbers in `Split.rows`.
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class RawData:
     classes: tuple[str, ...] = ()
     steps: Steps = ()
     val: Split | None = None
+    read_rows: Callable[[Sequence[int]], Any] | None = None
 
     @property
     def splits(self) -> dict[SplitName, Split]:
@@ -170,12 +173,7 @@ def build_task(
     examples = len(splits["train"])
     batch_size = min(batch_size, examples)
     texts = {} if data.texts is None else {p: data.texts.take(cast(Tensor, s.inputs)) for p, s in splits.items()}
-    counts = None
-    if data.texts is not None:
-        splits, tokenize, counts = _tokenized(name, splits, data.texts)
-        steps: Steps = (tokenize,)
-    else:
-        splits, steps = _prepared(splits, data, normalize)
+    splits, steps, counts = _prepared(name, splits, data, normalize)
     return Task(
         name=name,
         kind=data.kind,
@@ -188,7 +186,6 @@ def build_task(
         loss_weight=loss_weight,
         repeat=math.ceil(EPOCH_BATCHES * batch_size / examples) if repeat is None else repeat,
         vocabulary=data.texts.ids if data.texts else None,
-        padding=data.texts.padding if data.texts else PADDING,
         stem=stem,
         augmentation=augmentation,
         names=data.classes,
@@ -196,7 +193,17 @@ def build_task(
         steps=steps,
         tokens=counts,
         texts=texts,
+        read_samples=_samples(data, splits["train"]),
     )
+
+
+def _samples(data: RawData, train: Split) -> Callable[[], Any] | None:
+    """Return a function that reads the raw inputs of the first training examples, without the others' memory."""
+    if train.rows is None:
+        return None
+    if data.texts is not None:
+        return partial(list, data.texts.take(train.rows[:SAMPLES]))
+    return None if data.read_rows is None else partial(data.read_rows, train.rows[:SAMPLES].tolist())
 
 
 def _usual(data: RawData) -> Normalize:
@@ -293,13 +300,20 @@ def _tokenized(
         )
         log.warning(text, name)
     tokens = {part: tokenize(texts.take(rows[part])) for part in splits}
-    return {part: Split(tokens[part], split.targets) for part, split in splits.items()}, tokenize, counts
+    return {part: Split(tokens[part], split.targets, rows[part]) for part, split in splits.items()}, tokenize, counts
 
 
 def _prepared(
-    splits: dict[SplitName, Split], data: RawData, normalize: Normalize
-) -> tuple[dict[SplitName, Split], Steps]:
-    """Run the last step, fitted on the training split: return the splits, and all steps from raw inputs."""
+    name: str, splits: dict[SplitName, Split], data: RawData, normalize: Normalize
+) -> tuple[dict[SplitName, Split], Steps, TokenCounts | None]:
+    """Run the last step, fitted on the training split.
+
+    Returns:
+        The splits, all steps from raw inputs, and the tokens' counts if inputs are texts.
+    """
+    if data.texts is not None:
+        splits, tokenize, counts = _tokenized(name, splits, data.texts)
+        return splits, (tokenize,), counts
     inputs = splits["train"].inputs
     scale: Quantiles | Scale
     if is_stored(inputs):
@@ -307,10 +321,10 @@ def _prepared(
     else:
         scale = fit_quantiles(inputs[:]) if normalize == "quantile" else Scale(*_scaling(inputs[:], normalize))
     scaled = {
-        split: s.then(scale) if isinstance(s.inputs, LazyInputs) else Split(scale(s.inputs), s.targets)
+        split: s.then(scale) if isinstance(s.inputs, LazyInputs) else replace(s, inputs=scale(s.inputs))
         for split, s in splits.items()
     }
-    return scaled, (*data.raw_steps, scale)
+    return scaled, (*data.raw_steps, scale), None
 
 
 def _with_scaled_targets(
@@ -320,7 +334,7 @@ def _with_scaled_targets(
     if not minmax:
         return splits, None
     low, extent = _extent(splits["train"].targets)
-    return {part: Split(s.inputs, (s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
+    return {part: replace(s, targets=(s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
 
 
 def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:

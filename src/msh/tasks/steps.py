@@ -256,6 +256,11 @@ class Tokenize:
         return (self._built.padding["length"],)
 
     @property
+    def padding(self) -> int:
+        """The token id that fills short texts."""
+        return int(self._built.padding["pad_id"])
+
+    @property
     def dtype(self) -> Dtype:
         """Type of the token ids."""
         return "int64"
@@ -270,6 +275,10 @@ class Tokenize:
             raise invalid("inputs", "texts", wrong[0])
         encoded = self._built.encode_batch(list(inputs))
         return torch.tensor([text.ids for text in encoded])
+
+    def names(self, tokens: Tensor) -> list[str]:
+        """Return the tokens of a text, int64 (length,), without padding."""
+        return [self._built.id_to_token(token) for token in tokens.tolist() if token != self.padding]
 
     @cached_property
     def _built(self) -> Any:

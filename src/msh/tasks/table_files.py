@@ -6,8 +6,9 @@ import csv
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,6 +66,11 @@ class Table:
                 return f"{self.path}, line {line}"
         return f"{self.path}, row {label}"
 
+    @property
+    def reread(self) -> Callable[[Sequence[int]], Any]:
+        """Return a function that reads rows again as written, and does not keep the table in memory."""
+        return partial(written_rows, self.path, self.csv)
+
     def take(self, rows: Any) -> Table:
         """Select rows by position; `row` still finds their lines."""
         return replace(self, frame=self.frame.iloc[rows])
@@ -99,6 +105,27 @@ def read_table(
     if suffix in PARQUET + EXCEL:
         return Table(file, _read_typed(file, suffix))
     return _read_csv(file, encoding, delimiter, decimal, texts)
+
+
+def written_rows(file: Path, csv: tuple[str, str] | None, rows: Sequence[int]) -> Any:
+    """Read a few rows of a table that has been read before, as a DataFrame of texts, as written.
+
+    Args:
+        file: the table's path.
+        csv: (encoding, delimiter) of a CSV file.
+        rows: their numbers, from 0, ascending.
+    """
+    import pandas as pd
+
+    if csv is None:
+        frame: Any = _read_typed(file, file.suffix.lower()).iloc[list(rows)].astype(object)
+        return frame.where(frame.notna(), "").map(str)
+    names, _ = _header(file, *csv, given=True)
+    wanted = set(rows)
+    with _opened(file, csv[0]) as opened:
+        below = itertools.islice(_rows(opened, csv[1]), 1, max(rows, default=0) + 2)
+        cells = [line for row, (line, _) in enumerate(below) if row in wanted]
+    return pd.DataFrame(cells, columns=names)
 
 
 def _read_typed(file: Path, suffix: str) -> Any:

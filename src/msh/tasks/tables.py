@@ -83,7 +83,9 @@ def table(
     step = plan_columns(tables["train"], wishes, rows.fitted)
     log.info("%s\n%s", path, describe(step))
     train, test, val = _splits(step, tables, values, rows)
-    return RawData(targets.kind, train, test, targets.outputs, classes=targets.names, steps=(step,), val=val)
+    return RawData(
+        targets.kind, train, test, targets.outputs, None, targets.names, (step,), val, tables["train"].reread
+    )
 
 
 csv_table = table
@@ -145,7 +147,12 @@ def _splits(
             there = {part: place.rows for part, place in places.items() if place.file == file}
             read = problems.check(step.read_parts, table.frame, table.row, list(there.values()))
             inputs |= dict(zip(there, read or [], strict=bool(read)))
-    splits = {part: Split(inputs[part], values[p.file][torch.from_numpy(p.rows)]) for part, p in places.items()}
+    labels = {"train": torch.tensor(tables["train"].frame.index.to_numpy())}
+    splits: dict[str, Split] = {}
+    for part, place in places.items():
+        rows_there, written = torch.from_numpy(place.rows), labels.get(place.file)
+        own = None if written is None else written[rows_there]
+        splits[part] = Split(inputs[part], values[place.file][rows_there], own)
     _report_duplicates(splits, places)
     return splits["train"], splits["test"], splits.get("val")
 

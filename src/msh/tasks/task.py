@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
 from msh.tasks.outputs import Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
-from msh.tasks.steps import Quantiles, Scale, Steps
+from msh.tasks.steps import Quantiles, Scale, Steps, Tokenize
 from msh.tasks.tokens import PADDING, TokenCounts
 
 SplitName = Literal["train", "val", "test"]
+SAMPLES = 8
+"""Training examples that people see before training."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -51,10 +53,12 @@ class Split:
         inputs: float, or int64 token ids, (examples, *input shape); indexed by tensors and slices.
         targets: classification: int64, (examples,); multilabel: float 0 or 1, (examples, labels);
             regression: float, (examples, outputs), in the data's unit.
+        rows: int64, (examples,), rows of the source's training file; None if there is none.
     """
 
     inputs: Inputs
     targets: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -62,14 +66,14 @@ class Split:
     def take(self, rows: Tensor) -> Split:
         """Select the examples at these rows, int64 (examples,)."""
         inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
-        return Split(inputs, self.targets[rows])
+        return Split(inputs, self.targets[rows], None if self.rows is None else self.rows[rows])
 
     def then(self, function: Function) -> Split:
         """Pass the inputs through a function, batch by batch, on each access."""
         inputs = self.inputs
         if isinstance(inputs, Tensor):
             inputs = LazyInputs(inputs, torch.arange(len(inputs)))
-        return Split(inputs.then(function), self.targets)
+        return replace(self, inputs=inputs.then(function))
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,6 @@ class Task:
         loss_weight: loss factor where several tasks train together.
         repeat: passes through the training examples per epoch.
         vocabulary: number of token ids if inputs are tokens, else None.
-        padding: the token id after short texts.
         stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` and
             a `padding` other than 0 are added.
             None: linear if the shapes differ, else no stem.
@@ -135,6 +138,8 @@ class Task:
         steps: from raw inputs to the splits' inputs.
         tokens: counts, if inputs are tokens.
         texts: split to its raw inputs, where these are texts.
+        read_samples: reads the raw inputs of the first training examples, at most SAMPLES: texts, or rows of a table as
+            a DataFrame of texts, as written; None for other data.
     """
 
     name: str
@@ -148,7 +153,6 @@ class Task:
     loss_weight: float = 1.0
     repeat: int = 1
     vocabulary: int | None = None
-    padding: int = PADDING
     stem: Recipe | None = None
     augmentation: Augmentation | None = None
     names: tuple[str, ...] = ()
@@ -157,11 +161,18 @@ class Task:
     steps: Steps = ()
     tokens: TokenCounts | None = None
     texts: Mapping[SplitName, Sequence[str]] = field(default_factory=dict)
+    read_samples: Callable[[], Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """One example's shape."""
         return tuple(self.splits["train"].inputs.shape[1:])
+
+    @property
+    def padding(self) -> int:
+        """The token id that fills short texts."""
+        first = self.steps[0] if self.steps else None
+        return first.padding if isinstance(first, Tokenize) else PADDING
 
     @property
     def direction(self) -> Literal["max", "min"]:

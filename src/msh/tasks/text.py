@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from msh.tasks.labels import find_classes, read_labels
 from msh.tasks.outputs import Kind
 from msh.tasks.table_files import Table
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
-from msh.tasks.targets import find_targets
+from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
 from msh.tasks.text_files import read_texts, texts_of
 from msh.tasks.tokens import Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
@@ -57,15 +57,13 @@ def texts(
         encoding: the files' encoding.
         delimiter: character between a CSV file's cells; None: found from the first rows.
         empty: rows without text: "error" raises, "drop" drops them and logs their number.
-        vocabulary: number of token ids; see `Texts`.
-        length: tokens per text.
+        vocabulary, length: number of token ids, and tokens per text; see `Texts`.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
         val_path: the validation split's file or folder.
         split: as in `msh.tasks.tables.table`.
         tokenizer: path of a tokenizer.json of Hugging Face's library; None: the training split's words are the tokens.
         unicode: form to which texts are normalized, or "none".
     Raises:
-        FileNotFoundError: there is no such file or folder.
         ValueError: a file has another encoding, a column is missing, a text is empty, or a setting is invalid.
     """
     with Problems() as problems:
@@ -77,26 +75,15 @@ def texts(
     written |= set() if by is None or by.by == "time" else {by.name}
     paths = {part: p for part, p in (("train", path), ("val", val_path), ("test", test_path)) if p is not None}
     with Problems() as problems:
-        read = {
-            part: problems.check(read_texts, p, text, label, encoding, delimiter, written) for part, p in paths.items()
-        }
-    whole = {part: table for part, table in read.items() if table is not None}
-    with Problems() as problems:
-        whole = {part: problems.check(texts_of, t, "source.text", text, empty) or t for part, t in whole.items()}
-        targets: Any = problems.check(
-            find_targets, whole["train"], "source.label", label, kind, threshold, missing_labels
-        )
-        pairs = [problems.check(targets.read, t, "source.label") for t in whole.values() if targets is not None]
-    tables = dict(zip(whole, [pair[0] for pair in pairs if pair is not None], strict=True))
-    cells = {part: table.frame[text].to_numpy() for part, table in tables.items()}
-    values = [pair[1] for pair in pairs if pair is not None]
+        read = [problems.check(read_texts, p, text, label, encoding, delimiter, written) for p in paths.values()]
+    whole = {part: table for part, table in zip(paths, read, strict=True) if table is not None}
+    tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
     rows = split_rows(tables["train"], values[0], targets.kind, by, test_fraction, None, test_path is not None)
     splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
-    _report_duplicates(splits, tables, np.concatenate(list(cells.values())))
-    tokens = Texts([cell for column in cells.values() for cell in column], vocabulary, length, file, unicode)
-    return RawData(
-        targets.kind, splits["train"], splits["test"], targets.outputs, tokens, targets.names, val=splits.get("val")
-    )
+    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
+    _report_duplicates(splits, tables, cells)
+    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
+    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
 
 
 csv_text = texts
@@ -108,6 +95,26 @@ def _tokenizer(path: str | None, vocabulary: int | None, length: int, unicode: s
     file = None if path is None else read_tokenizer(path)
     check_tokens(vocabulary, length, file, unicode)
     return file
+
+
+def _labelled(
+    tables: Mapping[str, Table],
+    text: str,
+    label: str,
+    empty: str,
+    kind: Kind,
+    threshold: float | None,
+    missing_labels: str,
+) -> tuple[dict[str, Table], list[Tensor], Targets]:
+    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`."""
+    with Problems() as problems:
+        whole = {part: problems.check(texts_of, t, "source.text", text, empty) or t for part, t in tables.items()}
+        targets: Any = problems.check(
+            find_targets, whole["train"], "source.label", label, kind, threshold, missing_labels
+        )
+        pairs = [problems.check(targets.read, t, "source.label") for t in whole.values() if targets is not None]
+    read = [pair for pair in pairs if pair is not None]
+    return dict(zip(whole, [table for table, _ in read], strict=True)), [values for _, values in read], targets
 
 
 def _chosen(wholes: Mapping[str, Split], rows: Rows) -> dict[str, Split]:
@@ -144,6 +151,20 @@ def _splits(targets: list[Tensor]) -> list[Split]:
     return [Split(*pair) for pair in zip(rows, targets, strict=True)]
 
 
+def _load_parts(name: str, config: str | None, parts: Sequence[str], root: str, revision: str | None) -> list[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ValueError(f"{name} comes through Hugging Face's datasets: pip install 'msh[text]'") from error
+    loaded = []
+    for part in parts:
+        try:
+            loaded.append(load_dataset(name, config, split=part, cache_dir=root, revision=revision))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}, split {part}, cannot be loaded into {root}: {error}") from error
+    return loaded
+
+
 def hugging_face(
     name: str,
     root: str,
@@ -176,17 +197,8 @@ def hugging_face(
         ValueError: the library is not installed, the data set cannot be loaded, a field is missing, a text is empty, or
             a class is in the test split only.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"{name} comes through Hugging Face's datasets: pip install 'msh[text]'") from error
     file = _tokenizer(tokenizer, vocabulary, length, unicode)
-    parts = []
-    for part in (train, test):
-        try:
-            parts.append(load_dataset(name, config, split=part, cache_dir=root, revision=revision))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name}, split {part}, cannot be loaded into {root}: {error}") from error
+    parts = _load_parts(name, config, (train, test), root, revision)
     fields = [field for field in parts[0].column_names if field in parts[1].column_names]
     with Problems() as problems:
         problems.check(one_of, "source.text", text, fields)

@@ -503,8 +503,6 @@ def run_config(config: DictConfig) -> RunConfig:
         ValueError: a URL has a password, which a new run would store.
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError([f"{key} must be set: {key}=..." for key in missing])
     if config.get("resume") is None:
         for key, value in compared(config, ()).items():
             for text in value if isinstance(value, list) else [value]:
@@ -530,8 +528,14 @@ def stored_config(values: dict[str, Any]) -> RunConfig:
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
-    """Resolve a config into plain values, except in `logger`: see `run_config`."""
+    """Resolve a config into plain values, except in `logger`: see `run_config`.
+
+    Raises:
+        ConfigError: settings that must be set are not.
+    """
     others = OmegaConf.masked_copy(config, [str(key) for key in config if key != "logger"])
+    if missing := sorted(OmegaConf.missing_keys(others)):
+        raise ConfigError([f"{key} must be set: {key}=..." for key in missing])
     values = cast(dict[str, Any], OmegaConf.to_container(others, resolve=True, throw_on_missing=True))
     if "logger" in config:
         values["logger"] = OmegaConf.to_container(config.logger, resolve=False)
