@@ -41,7 +41,8 @@ MARGIN = 0.02
 COLUMNS = ("table", "from", "target", "rows", "columns", "roles", "metric", "tested", "msh", "dense", "boosting")
 HEAD = """# Tables
 
-Twenty tables from packages that ship data, each written to a CSV file as people have it, with its index or row names:
+Twenty tables come with packages that ship data. Each is written to a CSV file as people have it, with its index or
+row names:
 
 ```sh
 msh train tasks=table tasks.table.source.path=FILE tasks.table.source.target=COLUMN baseline=dense
@@ -191,6 +192,8 @@ def write_document(folder: Path, records: Mapping[str, dict[str, Any]]) -> None:
     boosting = [row["table"] for row in rows if row["boosting"] > row["msh"] + MARGIN]
     ahead = f" Boosting is more than .02 ahead of msh on {', '.join(boosting)}." if boosting else ""
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    absent = [name for name in TABLES if name not in {row["table"] for row in rows}]
+    ahead += f" Not measured yet: {', '.join(absent)}." if absent else ""
     text = f"{machine('cpu')} Seeds: {', '.join(map(str, seeds))}. Met: {met} of {len(rows)}.{ahead}"
     put_section(folder / "tables.md", HEAD, "tables", "Scores", f"{text}\n\n{table(shown, columns)}")
 

@@ -33,7 +33,7 @@ normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
-EPOCH_BATCHES = 100
+EPOCH_BATCHES = 40
 """Fewest batches of an epoch whose passes through the examples are counted by `build_task`."""
 
 

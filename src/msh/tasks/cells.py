@@ -175,7 +175,10 @@ def numbers_or_bad(
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
-        values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        if isinstance(cells.dtype, np.dtype):  # NaN stands for missing cells already
+            values = cells.to_numpy().astype(np.float64, copy=False)
+        else:
+            values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
         if np.fmax.reduce(values, initial=0) <= LARGEST and np.fmin.reduce(values, initial=0) >= -LARGEST:
             return values, np.zeros(len(values), dtype=bool)
         bad = np.abs(values) > LARGEST

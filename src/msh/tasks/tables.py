@@ -78,8 +78,7 @@ def table(
     tables = {part: read_table(f, encoding, delimiter, decimal, written) for part, f in files.items() if f is not None}
     targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
     tables, values = _labelled(tables, targets, wishes)
-    tested = test_path is not None
-    rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, tested)
+    rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, "test" in tables)
     step = plan_columns(tables["train"], wishes, rows.fitted)
     log.info("%s\n%s", path, describe(step))
     train, test, val = _splits(step, tables, values, rows)

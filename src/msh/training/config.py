@@ -103,7 +103,7 @@ class TaskConfig:
     stem: Block | None = None
     """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
     repeat: Count | None = 1
-    """Passes through the training examples per epoch: more than one for small data sets; as many as give 100 batches
+    """Passes through the training examples per epoch: more than one for small data sets; as many as give 40 batches
     when null."""
     metric: str | None = None
     """Name of the metric; the usual one for this kind of task when null."""

@@ -79,3 +79,16 @@ def test_texts_are_shown_with_their_tokens_and_what_is_cut(run, tmp_path, capsys
     assert "a film for bad" in page
     assert "people" in page
     assert "&lt;s&gt; a" in page
+
+
+def test_a_table_needs_only_its_file_and_target(run, tmp_path, capsys):
+    file = tmp_path / "houses (1), new.csv"
+    file.write_text("area,town,asking price\n" + "".join(f"{i},{'ab'[i % 2]},{i * 3 % 71}.5\n" for i in range(90)))
+    key = "tasks.table.source"
+    run("table", f"{key}.path={file}", f"{key}.target=asking price")
+    printed = capsys.readouterr().out
+    assert "asking price" in printed
+    assert "rmse" in printed or "regression" in printed
+    with pytest.raises(SystemExit, match="1"):
+        run("table", f"{key}.path={file}")
+    assert "tasks.table.source.target" in capsys.readouterr().err

@@ -201,8 +201,8 @@ def test_a_batch_has_at_most_the_training_splits_examples():
 
 def test_passes_per_epoch_are_counted_for_small_data():
     assert build_task("a", make_data(), batch_size=32).repeat == 1
-    assert build_task("a", make_data(), batch_size=32, repeat=None).repeat == 40  # x 80 / 32 = 100 batches
-    assert build_task("a", make_data(), batch_size=1000, repeat=None).repeat == 100
+    assert build_task("a", make_data(), batch_size=32, repeat=None).repeat == 16  # x 80 / 32 = 40 batches
+    assert build_task("a", make_data(), batch_size=1000, repeat=None).repeat == 40
     assert build_task("a", make_data(examples=800), batch_size=1, repeat=None).repeat == 1
 
 
