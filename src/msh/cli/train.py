@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
-from msh.cli.configs import config_folder
+from msh.cli.configs import config_folder, drop_inherited
 from msh.cli.errors import recorded, user_errors
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
@@ -58,6 +59,7 @@ register()
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
 def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    drop_inherited(config, cast(DictConfig, HydraConfig.get()))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
             return _run(config, folder)

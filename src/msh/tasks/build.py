@@ -267,7 +267,7 @@ def _prepared(
     """Run the last step, fitted on the training split: return the splits, and all steps from raw inputs."""
     if data.texts is not None:
         rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
-        tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
+        tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str(), data.texts.fitted is not None)
         tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
         return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
     inputs = splits["train"].inputs

@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.nn import functional
 
 from msh.errors import invalid
 
@@ -220,14 +221,35 @@ class RepeatChannels:
 
 
 @dataclass(frozen=True, config=CONFIG)
+class Resize:
+    """Resize images.
+
+    Attributes:
+        size: (height, width) of the result.
+        mode: "bilinear" or "bicubic", both with antialiasing where images become smaller.
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=2**14)], Annotated[int, Field(ge=1, le=2**14)]]
+    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    step: Literal["resize"] = "resize"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Resize images (examples, channels, height, width)."""
+        smaller = any(new < old for new, old in zip(self.size, inputs.shape[2:], strict=True))
+        return functional.interpolate(inputs, self.size, mode=self.mode, antialias=smaller)
+
+
+@dataclass(frozen=True, config=CONFIG)
 class Tokenize:
     """Turn texts into token ids.
 
     Attributes:
         tokenizer: a fitted `tokenizers.Tokenizer`, which pads and truncates to a fixed length, as JSON.
+        special: add the tokenizer's own tokens, such as those at the start and the end.
     """
 
     tokenizer: str
+    special: bool = False
     step: Literal["tokenize"] = "tokenize"
 
     @property
@@ -248,7 +270,7 @@ class Tokenize:
         """
         if wrong := [text for text in inputs if not isinstance(text, str)]:
             raise invalid("inputs", "texts", wrong[0])
-        encoded = self._built.encode_batch(list(inputs), add_special_tokens=False)
+        encoded = self._built.encode_batch(list(inputs), add_special_tokens=self.special)
         return torch.tensor([text.ids for text in encoded])
 
     @cached_property

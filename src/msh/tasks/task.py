@@ -21,6 +21,8 @@ from msh.tasks.outputs import Kind, Outputs
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Steps
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (batch, outputs) and targets to a scalar."""
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -120,6 +122,8 @@ class Task:
         unit: of a regression's values.
         target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
         steps: from raw inputs to the splits' inputs.
+        own_metric: instead of the one in METRICS; `metric` is then its name.
+        own_loss: of (outputs, targets), instead of the kind's; a regression's targets are scaled for it.
     """
 
     name: str
@@ -139,6 +143,8 @@ class Task:
     unit: str = ""
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
+    own_metric: MetricSpec | None = None
+    own_loss: Loss | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -148,11 +154,15 @@ class Task:
     @property
     def direction(self) -> Literal["max", "min"]:
         """Return "max" if a higher metric is better, or "min"."""
-        return METRICS[self.metric].direction
+        return self._metric.direction
+
+    @property
+    def _metric(self) -> MetricSpec:
+        return METRICS[self.metric] if self.own_metric is None else self.own_metric
 
     def build_metric(self) -> Metric:
         """Build a metric, to be updated with `predictions` and targets."""
-        return METRICS[self.metric].build(self.outputs)
+        return self._metric.build(self.outputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return a batch's mean loss, a scalar.
@@ -161,14 +171,28 @@ class Task:
             outputs: from the head, (batch, outputs).
             targets: as in `Split`.
         """
+        if self.own_loss is not None:
+            return self._own_loss(outputs, targets)
         if self.kind == "classification":
             return F.cross_entropy(outputs, targets)
         if outputs.dtype == torch.float64:
             targets = targets.to(outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
+        return F.mse_loss(outputs, self._scaled(outputs, targets))
+
+    def _own_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.own_loss is not None
+        if isinstance(self.own_loss, nn.Module):
+            self.own_loss.to(outputs.device)
+        if targets.is_floating_point() and outputs.dtype == torch.float64:
+            targets = targets.to(outputs)
+        return self.own_loss(outputs, self._scaled(outputs, targets) if self.kind == "regression" else targets)
+
+    def _scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Scale a regression's targets, in the outputs' precision."""
         scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
-        return F.mse_loss(outputs, scaled.float() if outputs.dtype != torch.float64 else scaled)
+        return scaled.float() if outputs.dtype != torch.float64 else scaled
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Convert the head's outputs (batch, outputs) for the metric: a regression's to the data's unit."""

@@ -21,6 +21,8 @@ class Texts:
         texts: not empty.
         vocabulary: number of token ids: padding, unknown, and the training split's most frequent words.
         length: tokens per text; longer texts are cut, shorter ones padded.
+        fitted: a `tokenizers.Tokenizer` as JSON, to be used instead of one made of the texts.
+        padding: its padding id.
     Raises:
         ValueError: vocabulary or length is too small.
     """
@@ -28,6 +30,8 @@ class Texts:
     texts: list[str]
     vocabulary: int
     length: int
+    fitted: str | None = None
+    padding: int = PADDING
 
     def __post_init__(self) -> None:
         with Problems() as problems:
@@ -40,7 +44,7 @@ class Texts:
         Args:
             rows: int64, (examples,), indices of `texts`.
         Returns:
-            A `tokenizers.Tokenizer`: lower case, split at white space and punctuation.
+            A `tokenizers.Tokenizer`: `fitted`, or lower case, split at white space and punctuation.
         """
         from tokenizers import (  # slow to import, and only texts need it
             Tokenizer,
@@ -50,6 +54,13 @@ class Texts:
             trainers,
         )
 
+        if self.fitted is not None:
+            tokenizer = Tokenizer.from_str(self.fitted)
+            tokenizer.enable_truncation(self.length)
+            tokenizer.enable_padding(
+                length=self.length, pad_id=self.padding, pad_token=tokenizer.id_to_token(self.padding) or "[PAD]"
+            )
+            return tokenizer
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

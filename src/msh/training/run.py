@@ -100,7 +100,8 @@ def announcement(config: RunConfig, folder: Path) -> str:
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    block = config.backbone
+    backbone = str(block.get("name") or block.get("target") or block.get("_target_")).rpartition(".")[2]
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return (
         f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
