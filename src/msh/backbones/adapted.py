@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ class Adapted(nn.Module):
         input_shape: shape of one example.
         pool: makes a vector of outputs (batch, tokens, width) or (batch, channels, *positions). "mean": over tokens
             that are no padding, or over positions; "cls": the first token; "last": the last token that is no padding;
-            "none": all of them, flattened. Outputs (batch, features) stay as they are.
+            "none": all of them, flattened. Outputs (batch, features) stay as they are; None: they have this form.
         vocabulary: number of token ids, if the inputs are tokens.
         padding: id of the token that fills short texts.
         features: number of features; None: found by a forward pass, and parameters that have no part in it are frozen.
@@ -42,14 +43,15 @@ class Adapted(nn.Module):
         self,
         model: nn.Module,
         input_shape: Sequence[int],
-        pool: str = "mean",
+        pool: str | None = "mean",
         vocabulary: int | None = None,
         padding: int = 0,
         features: int | None = None,
     ) -> None:
         super().__init__()
         with Problems() as problems:
-            problems.check(one_of, "backbone.pool", pool, POOLS)
+            if pool is not None:
+                problems.check(one_of, "backbone.pool", pool, POOLS)
             for size in input_shape:
                 problems.check(at_least, "backbone.input_shape", 1, size)
         self.model, self.input_shape, self.pool, self.padding = model, tuple(input_shape), pool, padding
@@ -61,6 +63,9 @@ class Adapted(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (batch, *input_shape) to features (batch, features)."""
+        if self.pool is None and not self.takes_mask:  # as it is: exporters and tracers follow it
+            vectors: Tensor = self.model(inputs)
+            return vectors
         if self.takes_mask:
             return self._pooled(_tensor_in(self.model(inputs, attention_mask=self._seen(inputs).long())), inputs)
         return self._pooled(_tensor_in(self.model(inputs)), inputs)
@@ -72,7 +77,7 @@ class Adapted(nn.Module):
         return seen | (first & ~seen.any(1, keepdim=True))
 
     def _pooled(self, outputs: Tensor, inputs: Tensor) -> Tensor:
-        if outputs.dim() == 2:
+        if outputs.dim() == 2 or self.pool is None:
             return outputs
         if outputs.dim() < 2 or (outputs.dim() > 3 and self.pool in ("cls", "last")):
             bound = "(batch, features), (batch, tokens, width)"
@@ -98,9 +103,10 @@ class Adapted(nn.Module):
     def _probe(self) -> int:
         """Run a forward and a backward pass on two examples; return the number of features.
 
-        Random numbers, buffers, gradients and modes are as before; parameters without a gradient are frozen.
+        A copy computes, which shares only the parameters: the model stays as it was, but for parameters without a
+        gradient, which are frozen.
         """
-        with torch.random.fork_rng(devices=[]), _unchanged(self.model):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), _copied(self):
             torch.manual_seed(0)
             inputs = self._example()
             try:
@@ -119,6 +125,10 @@ class Adapted(nn.Module):
                     "dimension must be the batch (batch_first=True in torch's recurrent and transformer layers)"
                 )
             self._freeze_unused(features)
+            with torch.no_grad():
+                alone = None if self.takes_mask else self.model(inputs[:1])
+            if isinstance(alone, Tensor) and alone.dim() == 2:
+                self.pool = None
         return int(features.shape[1])
 
     def _example(self) -> Tensor:
@@ -144,24 +154,19 @@ class Adapted(nn.Module):
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Compute in evaluation mode with gradients inside the context; restore modes and buffers after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in model.modules()]
-    values = [(b, b.clone()) for _, own in buffers for b in own.values()]
-    model.eval()
+def _copied(adapted: Adapted) -> Iterator[None]:
+    """Replace the model inside the context by a copy in evaluation mode, which has the same parameters."""
+    model = adapted.model
     try:
-        with torch.enable_grad():
-            yield
+        adapted.model = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+    except Exception as error:  # an attribute may raise any type
+        raise ValueError(
+            f"backbone {type(model).__name__} cannot be copied, and each task needs a copy of its structure: {error}"
+        ) from error
+    try:
+        yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for module, own in buffers:
-            for name, buffer in own.items():
-                setattr(module, name, buffer)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
+        adapted.model = model
 
 
 def _tensor_in(outputs: Any) -> Tensor:

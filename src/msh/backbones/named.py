@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from msh.backbones.libraries import LIBRARIES, Images, Inputs, Tokens
 from msh.errors import Problems, invalid, one_of
-from msh.recipes import Recipe
 
 log = logging.getLogger(__name__)
 
 GIVEN: dict[str, Callable[..., nn.Module]] = {}
 """Name to constructor of modules that were passed to `msh.train`."""
+Recipe = dict[str, Any]
+"""See `msh.recipes`, which builds it."""
 ADAPTED = "msh.backbones.Adapted"
 DEFAULT = "default"
 WRAPPERS = r"^(?:module|model|backbone|encoder|base_model|_orig_mod)\."

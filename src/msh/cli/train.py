@@ -62,9 +62,9 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     drop_inherited(config, cast(DictConfig, HydraConfig.get()))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
-            return _run(config, folder)
+            return run_composed(config, folder)
     with _failed_start_removed(folder):
-        return _run(config, folder)
+        return run_composed(config, folder)
 
 
 @contextmanager
@@ -113,14 +113,14 @@ def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     HydraConfig.instance().set_config(config)
     try:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
-        _run(own, folder)
+        run_composed(own, folder)
         if is_rank_zero():
             (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
     finally:
         HydraConfig.instance().cfg = None
 
 
-def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
+def run_composed(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives

@@ -178,7 +178,7 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
     recipe, master = backbone_recipe(config, tasks), config.master_weights
     backbone = build_backbone(config, tasks, recipe)
     if isinstance(backbone, Adapted):
-        recipe = {**recipe, "features": backbone.features}
+        recipe = {**recipe, "features": backbone.features, "pool": backbone.pool}
     network = MultiSubnetwork(backbone, prunable, recipe, master_weights=master)
     if half := half_precision(weight for _, weight in network.weights()):
         log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
