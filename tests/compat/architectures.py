@@ -125,10 +125,6 @@ ARCHITECTURES = {
         _torchvision("mnasnet0_5"),
         _torchvision("resnet18"),
         _torchvision("regnet_y_400mf"),
-        _torchvision("efficientnet_b0"),
-        _torchvision("densenet121"),
-        _torchvision("googlenet"),
-        _torchvision("convnext_tiny", 64),
     ],
     "timm": [
         _timm("test_resnet", quick=True),
@@ -140,9 +136,6 @@ ARCHITECTURES = {
         _timm("vit_tiny_patch16_224", depth=1),
         _timm("cait_xxs24_224", depth=1, depth_token_only=1),
         _timm("xcit_nano_12_p8_224", depth=1),
-        _timm("mixer_s32_224"),
-        _timm("poolformer_s12"),
-        _timm("levit_128s"),
         _timm("mobilevitv2_050"),
     ],
     "transformers": [
