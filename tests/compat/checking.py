@@ -63,7 +63,7 @@ def expected_prunable(backbone: nn.Module) -> set[int]:
     for path, module in backbone.named_modules():
         kinds = {kind.__name__ for kind in type(module).__mro__}
         is_position = any(word in path.lower() for word in ("position", "token_type", "relative_attention", "wpe"))
-        if isinstance(module, LAYERS) or kinds & {"Conv1D", "MixtralExperts"}:
+        if isinstance(module, LAYERS) or kinds & {"Conv1D", "MixtralExperts", "MixtralTopKRouter"}:
             own = module.named_parameters(recurse=False)
             weights |= {id(p) for name, p in own if "bias" not in name and p.dim() > 1}
         elif isinstance(module, nn.Embedding) and not is_position:
