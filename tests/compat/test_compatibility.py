@@ -10,6 +10,7 @@ EVERY = [architecture for several in ARCHITECTURES.values() for architecture in 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch.export, of recurrent layers
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param(one, marks=[] if one.quick else [pytest.mark.slow]) for one in EVERY],

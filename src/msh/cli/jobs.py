@@ -17,7 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.cli.arguments import quoted
-from msh.cli.configs import drop_inherited
+from msh.cli.inherited import drop_inherited
 from msh.cli.submitit_jobs import tolerate_lost_jobs
 from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives

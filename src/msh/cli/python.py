@@ -14,7 +14,8 @@ from torch import nn
 
 from msh.backbones.named import GIVEN
 from msh.cli.arguments import by_key, literal
-from msh.cli.configs import config_folder, drop_inherited
+from msh.cli.configs import config_folder
+from msh.cli.inherited import drop_inherited
 from msh.cli.train import run_composed
 from msh.runs.results import Results
 

@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
-from msh.cli.configs import config_folder, drop_inherited
+from msh.cli.configs import config_folder
 from msh.cli.errors import recorded, user_errors
+from msh.cli.inherited import drop_inherited
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
 from msh.errors import refuse_password

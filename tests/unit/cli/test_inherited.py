@@ -5,7 +5,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from msh.cli.configs import config_folder, drop_inherited
+from msh.cli.configs import config_folder
+from msh.cli.inherited import drop_inherited
 from msh.training.config import register, run_config
 
 
