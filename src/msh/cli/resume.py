@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from msh.cli.arguments import by_key, literal, quoted, unquoted
 from msh.cli.configs import config_folder
 from msh.files.yaml_files import read_config, read_overrides
+from msh.recipes import OWN
 from msh.runs.results import FILE_NAME, Results
 from msh.training.config import NAMED
 from msh.training.settings import differences, lacking
@@ -215,7 +216,7 @@ def check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
 
 def _may_call(key: str, value: Any) -> bool:
     """Tell whether a value can lead to a call of code that is not msh's, torch's or Lightning's."""
-    if key.endswith("_target_"):
+    if key.endswith("_target_") or key == OWN:
         return "$" in str(value) or not is_safe(value)
     return bool(CREATES.search(str(value)))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from msh.checked import check_promised, parsed
+from msh.compat import with_versions
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owners
@@ -338,6 +339,6 @@ def fill_network(path: Path, network: MultiSubnetwork, file: StateFile) -> None:
         tensors = state.state_dict()
         if file.kind == "subnetwork":
             tensors = {k: t for k, t in network.state_dict().items() if k.startswith("backbone.")} | tensors
-        network.load_state_dict(tensors)
+        network.load_state_dict(with_versions(tensors, network))
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error

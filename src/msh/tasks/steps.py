@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.nn import functional
 
 from msh.errors import invalid
 
@@ -237,6 +238,25 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Resize:
+    """Resize images.
+
+    Attributes:
+        size: (height, width) of the result.
+        mode: "bilinear" or "bicubic", both with antialiasing where images become smaller.
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=2**14)], Annotated[int, Field(ge=1, le=2**14)]]
+    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    step: Literal["resize"] = "resize"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Resize images (examples, channels, height, width)."""
+        smaller = any(new < old for new, old in zip(self.size, inputs.shape[2:], strict=True))
+        return functional.interpolate(inputs, self.size, mode=self.mode, antialias=smaller)
 
 
 @dataclass(frozen=True, config=CONFIG)

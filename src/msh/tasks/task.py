@@ -22,6 +22,8 @@ from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Quantiles, Scale, Steps, Tokenize
 from msh.tasks.tokens import PADDING, TokenCounts
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (batch, outputs) and targets to a scalar."""
 SplitName = Literal["train", "val", "test"]
 SAMPLES = 8
 """Training examples that people see before training."""
@@ -140,6 +142,8 @@ class Task:
         texts: split to its raw inputs, where these are texts.
         read_samples: reads the raw inputs of the first training examples, at most SAMPLES: texts, or rows of a table as
             a DataFrame of texts, as written; None for other data.
+        own_metric: instead of the one in METRICS; `metric` is then its name.
+        own_loss: of (outputs, targets), instead of the kind's; a regression's targets are scaled for it.
     """
 
     name: str
@@ -162,6 +166,8 @@ class Task:
     tokens: TokenCounts | None = None
     texts: Mapping[SplitName, Sequence[str]] = field(default_factory=dict)
     read_samples: Callable[[], Any] | None = None
+    own_metric: MetricSpec | None = None
+    own_loss: Loss | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -177,11 +183,15 @@ class Task:
     @property
     def direction(self) -> Literal["max", "min"]:
         """Return "max" if a higher metric is better, or "min"."""
-        return METRICS[self.metric].direction
+        return self._metric.direction
+
+    @property
+    def _metric(self) -> MetricSpec:
+        return METRICS[self.metric] if self.own_metric is None else self.own_metric
 
     def build_metric(self) -> Metric:
         """Build a metric, to be updated with `predictions` and targets."""
-        return METRICS[self.metric].build(self.outputs)
+        return self._metric.build(self.outputs)
 
     def as_read(self, split: SplitName, rows: Tensor) -> Tensor | None:
         """Return examples as the preprocessing's first step returns them, within rounding and the range of quantiles.
@@ -213,14 +223,28 @@ class Task:
             outputs: from the head, (batch, outputs).
             targets: as in `Split`.
         """
+        if self.own_loss is not None:
+            return self._own_loss(outputs, targets)
         if self.kind == "classification":
             return F.cross_entropy(outputs, targets)
         if outputs.dtype == torch.float64:
             targets = targets.to(outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
+        return F.mse_loss(outputs, self._scaled(outputs, targets))
+
+    def _own_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.own_loss is not None
+        if isinstance(self.own_loss, nn.Module):
+            self.own_loss.to(outputs.device)
+        if targets.is_floating_point() and outputs.dtype == torch.float64:
+            targets = targets.to(outputs)
+        return self.own_loss(outputs, self._scaled(outputs, targets) if self.kind == "regression" else targets)
+
+    def _scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Scale a regression's targets, in the outputs' precision."""
         scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
-        return F.mse_loss(outputs, scaled.float() if outputs.dtype != torch.float64 else scaled)
+        return scaled.float() if outputs.dtype != torch.float64 else scaled
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Convert the head's outputs (batch, outputs) for the metric: a regression's to the data's unit."""

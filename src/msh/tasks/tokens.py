@@ -56,15 +56,25 @@ def read_tokenizer(path: str) -> TokenizerFile:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no other type
         raise ValueError(f"source.tokenizer: {file} is no tokenizer.json of Hugging Face ({error})") from error
-    tokens = tokenizer.get_vocab()
-    if not tokens:
+    if not tokenizer.get_vocab():
         raise ValueError(f"source.tokenizer: {file} has no tokens: train it first")
+    return described_tokenizer(tokenizer)
+
+
+def described_tokenizer(tokenizer: Any, padding: int | None = None) -> TokenizerFile:
+    """Describe a `tokenizers.Tokenizer`, without random merges (dropout).
+
+    Args:
+        tokenizer: has tokens.
+        padding: the padding's token id; None: the tokenizer's, or the id after its last one.
+    """
+    tokens = tokenizer.get_vocab()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None
     after = max(tokens.values()) + 1
-    if tokenizer.padding is not None:
+    if padding is None and tokenizer.padding is not None:
         padding = int(tokenizer.padding["pad_id"])
-    else:
+    elif padding is None:
         padding = next((tokens[name] for name in PADDING_TOKENS if name in tokens), after)
     special = tokenizer.num_special_tokens_to_add(False)
     return TokenizerFile(tokenizer.to_str(), max(after, padding + 1), padding, special)

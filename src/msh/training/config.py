@@ -105,8 +105,10 @@ class TaskConfig:
     repeat: Count | None = 1
     """Passes through the training examples per epoch: more than one for small data sets; as many as give 40 batches
     when null."""
-    metric: str | None = None
-    """Name of the metric; the usual one for this kind of task when null."""
+    metric: str | Block | None = None
+    """Name of the metric, or `_target_` and arguments of a torchmetrics class; the kind's usual one when null."""
+    loss: Block | None = None
+    """`_target_` and arguments of a loss: a module's class, or a function of (outputs, targets); null: the kind's."""
     loss_weight: Positive = 1.0
     """Factor of the loss where several tasks train together."""
 
@@ -542,6 +544,9 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
     return values
 
 
+OmegaConf.register_new_resolver(
+    "start_of", lambda weights: "fresh" if weights is None else "backbone", replace=True
+)  # of `pruning`, in conf/backbone
 SCHEMA = hydra_schema(RunConfig)
 """Of `RunConfig`, for Hydra."""
 

@@ -20,7 +20,7 @@ from msh.inference.rebuilding import add_task_of
 from msh.runs.results import Results, comparison
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.training.build import add_task, build_network, build_tasks
+from msh.training.build import add_task, build_network, build_tasks, fit_tasks
 from msh.training.callbacks.guarantee import RECORDS, Guarantee
 from msh.training.config import RunConfig, plain_values, stored_config
 from msh.training.ensembles import evaluate_ensembles
@@ -85,6 +85,7 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     tasks = build_tasks(config, None if config.task is None else [config.task])
     if "input_shape" in file.notes:
         config = config.with_input_shape(input_shape_in(file.notes, path))
+    tasks = fit_tasks(config, tasks)
     network = build_network(config, tasks, list(file.state.owners))
     for task, entry in file.state.tasks.items():
         if task in tasks:

@@ -19,7 +19,7 @@ from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks
+from msh.training.build import add_task, build_granularity, build_network, build_tasks, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -97,6 +97,7 @@ def prepare(config: RunConfig) -> Prepared:
     check_effects(config, fits, tasks, callbacks)
     if origin is not None:
         config = config.with_input_shape(origin.input_shape)
+    tasks = fit_tasks(config, tasks)
     network, notes = _build_network(config, tasks, origin)
     granularity = build_granularity(config, network)
     prepared = Prepared(config, tasks, network, fits, {}, granularity, ensembles, origin, notes)

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from msh.compat import with_versions
 from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
@@ -105,7 +106,8 @@ def announcement(config: RunConfig, folder: Path) -> str:
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    block = config.backbone
+    backbone = str(block.get("name") or block.get("target") or block.get("_target_")).rpartition(".")[2]
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return (
         f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
@@ -284,7 +286,7 @@ class Run:
             for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
-            self.network.load_state_dict(file.state.state_dict())
+            self.network.load_state_dict(with_versions(file.state.state_dict(), self.network))
         self.module.run_step = int(counted.get("step", 0))
         self.guarantee.counts = cast(Any, {"checked": 0, "violations": 0} | counted)
         return ended
