@@ -20,8 +20,9 @@ from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import Quantiles, Scale, Tokenize
 from msh.tasks.table_plan import describe
 from msh.tasks.table_step import ReadTable
-from msh.tasks.task import SAMPLES
 
+SAMPLES = 8
+"""Training examples on the page."""
 SHOWN_FEATURES = 12
 """Features of an example on the page."""
 SHOWN_ROWS, SHOWN_COLUMNS = 2, 40
@@ -118,19 +119,20 @@ def samples_of(task: Task, examples: int, letters: int = SHOWN_LETTERS) -> Table
         examples: their number, at most SAMPLES.
         letters: of a text that are shown.
     """
-    if task.read_samples is None:
+    split = task.splits["train"]
+    if split.raw is None:
         return None
-    raw, split = task.read_samples(), task.splits["train"]
+    raw = split.raw[:examples]
     if isinstance(step := task.steps[0], Tokenize):
         rows = [
             (_target(task, target), _cut(text, letters), _listed(step.names(tokens), letters // 5, " "))
-            for text, tokens, target in zip(raw[:examples], split.inputs[:examples], split.targets, strict=False)
+            for text, tokens, target in zip(raw, split.inputs[:examples], split.targets, strict=False)
         ]
         names = ("class" if task.kind == "classification" else "target", "text", "tokens")
         columns = [Column[Any](name, itemgetter(i), words=True, wraps=True) for i, name in enumerate(names)]
         return Table("First training examples, as written and as tokens", columns, rows)
     assert isinstance(step, ReadTable)
-    return _cells(task, step, raw[:examples])
+    return _cells(task, step, raw)
 
 
 def _cells(task: Task, step: ReadTable, raw: Any) -> Table[Any]:

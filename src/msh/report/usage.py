@@ -71,7 +71,7 @@ class Usage:
             return "from PIL import Image\n\n", f'Image.new("{first.mode}", {tuple(first.size[::-1])})'
         if self.reads == "table":
             if self.file is not None:
-                return "import pandas as pd\n\n", f"pd.read_csv({self.file!r})"
+                return "import pandas as pd\n\n", f"pd.read_csv({self.file!r}, dtype=str)"
             return "", repr(example_input(self.steps))
         if self.reads == "tokenize":
             if self.file is not None:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -21,7 +20,7 @@ from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.outputs import Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
-from msh.tasks.task import DEFAULT_METRIC, METRICS, SAMPLES, Split, SplitName, Task
+from msh.tasks.task import DEFAULT_METRIC, METRICS, RawInputs, Split, SplitName, Task
 from msh.tasks.tokens import Texts, TokenCounts, count_tokens
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class RawData:
         classes: names of the classes, labels or values, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
-        read_rows: reads rows of the training file as written, by the numbers in `Split.rows`.
     """
 
     kind: Kind
@@ -61,7 +59,6 @@ class RawData:
     classes: tuple[str, ...] = ()
     steps: Steps = ()
     val: Split | None = None
-    read_rows: Callable[[Sequence[int]], Any] | None = None
 
     @property
     def splits(self) -> dict[SplitName, Split]:
@@ -170,9 +167,7 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
-    examples = len(splits["train"])
-    batch_size = min(batch_size, examples)
-    texts = {} if data.texts is None else {p: data.texts.take(cast(Tensor, s.inputs)) for p, s in splits.items()}
+    batch_size = min(batch_size, len(splits["train"]))
     splits, steps, counts = _prepared(name, splits, data, normalize)
     return Task(
         name=name,
@@ -184,7 +179,7 @@ def build_task(
         target_mean=mean,
         target_std=std,
         loss_weight=loss_weight,
-        repeat=math.ceil(EPOCH_BATCHES * batch_size / examples) if repeat is None else repeat,
+        repeat=math.ceil(EPOCH_BATCHES * batch_size / len(splits["train"])) if repeat is None else repeat,
         vocabulary=data.texts.ids if data.texts else None,
         stem=stem,
         augmentation=augmentation,
@@ -192,18 +187,7 @@ def build_task(
         target_range=target_range,
         steps=steps,
         tokens=counts,
-        texts=texts,
-        read_samples=_samples(data, splits["train"]),
     )
-
-
-def _samples(data: RawData, train: Split) -> Callable[[], Any] | None:
-    """Return a function that reads the raw inputs of the first training examples, without the others' memory."""
-    if train.rows is None:
-        return None
-    if data.texts is not None:
-        return partial(list, data.texts.take(train.rows[:SAMPLES]))
-    return None if data.read_rows is None else partial(data.read_rows, train.rows[:SAMPLES].tolist())
 
 
 def _usual(data: RawData) -> Normalize:
@@ -299,8 +283,11 @@ def _tokenized(
             "texts' language; without one, words are parted by white space and punctuation"
         )
         log.warning(text, name)
-    tokens = {part: tokenize(texts.take(rows[part])) for part in splits}
-    return {part: Split(tokens[part], split.targets, rows[part]) for part, split in splits.items()}, tokenize, counts
+    tokenized = {
+        part: Split(tokenize(texts.take(rows[part])), split.targets, RawInputs(texts.take, rows[part]))
+        for part, split in splits.items()
+    }
+    return tokenized, tokenize, counts
 
 
 def _prepared(

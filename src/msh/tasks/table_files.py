@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from torch import Tensor
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.cells import CODE, DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, coded
+from msh.tasks.cells import CODE, DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, as_text, coded
 from msh.tasks.checks import existing
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -67,7 +68,7 @@ class Table:
         return f"{self.path}, row {label}"
 
     @property
-    def reread(self) -> Callable[[Sequence[int]], Any]:
+    def reread(self) -> Callable[[Tensor], Any]:
         """Return a function that reads rows again as written, and does not keep the table in memory."""
         return partial(written_rows, self.path, self.csv)
 
@@ -107,25 +108,39 @@ def read_table(
     return _read_csv(file, encoding, delimiter, decimal, texts)
 
 
-def written_rows(file: Path, csv: tuple[str, str] | None, rows: Sequence[int]) -> Any:
+def written_rows(file: Path, csv_form: tuple[str, str] | None, rows: Tensor) -> Any:
     """Read a few rows of a table that has been read before, as a DataFrame of texts, as written.
 
     Args:
         file: the table's path.
-        csv: (encoding, delimiter) of a CSV file.
-        rows: their numbers, from 0, ascending.
+        csv_form: (encoding, delimiter) of a CSV file.
+        rows: int64 (rows,), their numbers, from 0.
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it has changed, so that it has no such rows, or is no table.
     """
     import pandas as pd
 
-    if csv is None:
-        frame: Any = _read_typed(file, file.suffix.lower()).iloc[list(rows)].astype(object)
-        return frame.where(frame.notna(), "").map(str)
-    names, _ = _header(file, *csv, given=True)
-    wanted = set(rows)
-    with _opened(file, csv[0]) as opened:
-        below = itertools.islice(_rows(opened, csv[1]), 1, max(rows, default=0) + 2)
-        cells = [line for row, (line, _) in enumerate(below) if row in wanted]
-    return pd.DataFrame(cells, columns=names)
+    wanted, last = rows.tolist(), int(rows.max()) if len(rows) else 0
+    chosen = frozenset(wanted)
+    if csv_form is None:
+        frame: Any = _read_typed(file, file.suffix.lower())
+        _check_long_enough(file, last, len(frame))
+        return frame.iloc[wanted].astype(object).map(lambda cell: as_text(cell, ()) or "")
+    try:
+        names, _ = _header(file, *csv_form, given=True)
+        with _opened(file, csv_form[0]) as opened:
+            below = enumerate(cells for cells, _ in itertools.islice(_rows(opened, csv_form[1]), 1, last + 2))
+            found = {row: cells for row, cells in below if row in chosen}
+    except csv.Error as error:
+        raise ValueError(f"{file}: not a CSV file ({error})") from error
+    _check_long_enough(file, last, max(found, default=-1) + 1)
+    return pd.DataFrame([found[row] for row in wanted], columns=names)
+
+
+def _check_long_enough(file: Path, row: int, rows: int) -> None:
+    if row >= rows:
+        raise ValueError(f"{file} has changed: there is no row {row} any more")
 
 
 def _read_typed(file: Path, suffix: str) -> Any:

@@ -18,7 +18,7 @@ from msh.tasks.table_plan import Wishes, describe, plan_columns
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
 from msh.tasks.table_step import CHUNK, ReadTable
 from msh.tasks.targets import Targets, find_targets
-from msh.tasks.task import Split
+from msh.tasks.task import RawInputs, Split
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,7 @@ def table(
     step = plan_columns(tables["train"], wishes, rows.fitted)
     log.info("%s\n%s", path, describe(step))
     train, test, val = _splits(step, tables, values, rows)
-    return RawData(
-        targets.kind, train, test, targets.outputs, None, targets.names, (step,), val, tables["train"].reread
-    )
+    return RawData(targets.kind, train, test, targets.outputs, None, targets.names, (step,), val)
 
 
 csv_table = table
@@ -146,12 +144,10 @@ def _splits(
             there = {part: place.rows for part, place in places.items() if place.file == file}
             read = problems.check(step.read_parts, table.frame, table.row, list(there.values()))
             inputs |= dict(zip(there, read or [], strict=bool(read)))
-    labels = {"train": torch.tensor(tables["train"].frame.index.to_numpy())}
     splits: dict[str, Split] = {}
     for part, place in places.items():
-        rows_there, written = torch.from_numpy(place.rows), labels.get(place.file)
-        own = None if written is None else written[rows_there]
-        splits[part] = Split(inputs[part], values[place.file][rows_there], own)
+        raw = RawInputs(place.table.reread, torch.from_numpy(place.table.frame.index.to_numpy()[place.rows]))
+        splits[part] = Split(inputs[part], values[place.file][torch.from_numpy(place.rows)], raw)
     _report_duplicates(splits, places)
     return splits["train"], splits["test"], splits.get("val")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,8 +25,6 @@ from msh.tasks.tokens import PADDING, TokenCounts
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs (batch, outputs) and targets to a scalar."""
 SplitName = Literal["train", "val", "test"]
-SAMPLES = 8
-"""Training examples that people see before training."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -48,6 +46,24 @@ def skill_score(score: float, direction: str, constant: float | None) -> float:
 
 
 @dataclass(frozen=True)
+class RawInputs:
+    """A split's raw inputs, which are read when they are indexed.
+
+    Attributes:
+        read: maps rows of the source, int64 (rows,) in any order, to the inputs of a task's first step: texts, or a
+            DataFrame of texts.
+        rows: int64, (examples,), the examples' rows.
+    """
+
+    read: Callable[[Tensor], Any]
+    rows: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Any:
+        """Read the raw inputs of the examples at an index."""
+        return self.read(self.rows[index])
+
+
+@dataclass(frozen=True)
 class Split:
     """A split's examples.
 
@@ -55,12 +71,12 @@ class Split:
         inputs: float, or int64 token ids, (examples, *input shape); indexed by tensors and slices.
         targets: classification: int64, (examples,); multilabel: float 0 or 1, (examples, labels);
             regression: float, (examples, outputs), in the data's unit.
-        rows: int64, (examples,), rows of the source's training file; None if there is none.
+        raw: the inputs as written in the source's file, for texts and tables.
     """
 
     inputs: Inputs
     targets: Tensor
-    rows: Tensor | None = None
+    raw: RawInputs | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -68,7 +84,8 @@ class Split:
     def take(self, rows: Tensor) -> Split:
         """Select the examples at these rows, int64 (examples,)."""
         inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
-        return Split(inputs, self.targets[rows], None if self.rows is None else self.rows[rows])
+        raw = None if self.raw is None else replace(self.raw, rows=self.raw.rows[rows])
+        return Split(inputs, self.targets[rows], raw)
 
     def then(self, function: Function) -> Split:
         """Pass the inputs through a function, batch by batch, on each access."""
@@ -139,9 +156,6 @@ class Task:
         target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
         steps: from raw inputs to the splits' inputs.
         tokens: counts, if inputs are tokens.
-        texts: split to its raw inputs, where these are texts.
-        read_samples: reads the raw inputs of the first training examples, at most SAMPLES: texts, or rows of a table as
-            a DataFrame of texts, as written; None for other data.
         own_metric: instead of the one in METRICS; `metric` is then its name.
         own_loss: of (outputs, targets), instead of the kind's; a regression's targets are scaled for it.
     """
@@ -164,8 +178,6 @@ class Task:
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
     tokens: TokenCounts | None = None
-    texts: Mapping[SplitName, Sequence[str]] = field(default_factory=dict)
-    read_samples: Callable[[], Any] | None = None
     own_metric: MetricSpec | None = None
     own_loss: Loss | None = None
 

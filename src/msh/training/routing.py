@@ -28,6 +28,7 @@ from msh.subnetworks.views import TaskNetwork
 from msh.tasks import Task
 from msh.tasks.lazy import CHUNK
 from msh.tasks.preprocessing import prepare, steps_to_data
+from msh.tasks.steps import Tokenize
 from msh.tasks.task import SplitName
 from msh.training.build import computing
 from msh.training.config import RunConfig
@@ -120,8 +121,9 @@ def inputs_for(source: Task, reader: Task, split: SplitName, rows: Tensor) -> Te
     """
     if source is reader:
         return source.splits[split].inputs[rows]
-    if source.texts:
-        return prepare(reader.steps, [source.texts[split][row] for row in rows.tolist()])
+    raw = source.splits[split].raw
+    if raw is not None and isinstance(source.steps[0], Tokenize):
+        return prepare(reader.steps, raw[rows])
     read = source.as_read(split, rows)
     first, other = cast(Any, reader.steps[0]), source.steps[0]
     if read is None:

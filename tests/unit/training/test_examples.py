@@ -11,15 +11,23 @@ from PIL import Image
 
 from frozen import frozen
 from msh.inference.computing import Computing
+from msh.inference.inputs import read_inputs
 from msh.inference.predictor import as_examples
 from msh.runs.examples import file_of, read_examples
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.images import image_folder
+from msh.tasks.preprocessing import prepare
 from msh.tasks.tables import table
 from msh.tasks.task import Task
+from msh.tasks.tokens import Texts
 from msh.training.examples import LARGEST, NUMBER, write_examples
 
 BACKBONE = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 8, "depth": 1}
+
+
+def places(task):
+    """The test examples that are written."""
+    return torch.linspace(0, len(task.splits["test"]) - 1, NUMBER).round().long()
 
 
 def written(folder, *tasks):
@@ -50,21 +58,66 @@ def test_rows_are_read_as_the_test_splits_features(tmp_path):
     task: Task = flats(tmp_path)
     examples = written(tmp_path, task)["flats"]
     assert len(examples) == NUMBER
-    again = pd.read_csv(tmp_path / file_of(examples))
-    features = task.steps[0](again)
-    for step in task.steps[1:]:
-        features = step(features)
-    places = torch.linspace(0, len(task.splits["test"]) - 1, NUMBER).round().long()
-    torch.testing.assert_close(features, task.splits["test"].inputs[places], rtol=1e-4, atol=1e-4)
-    assert all(row["size"] * 4 % 1 == 0 and isinstance(row["rooms"], int) for row in (e["input"] for e in examples))
+    again = pd.read_csv(tmp_path / file_of(examples), dtype=str)
+    assert torch.equal(prepare(task.steps, again), task.splits["test"].inputs[places(task)])
+    lines = (tmp_path / "flats.csv").read_text().splitlines()[1:]
+    for example in examples:
+        assert any(line.startswith(",".join(cell or "" for cell in example["input"].values())) for line in lines)
 
 
-def test_a_table_whose_words_are_hashed_has_answers_and_no_file(tmp_path):
-    names = [f"street {i % 33} of the town" for i in range(80)]
-    examples = written(tmp_path, flats(tmp_path, {"street": "text"}, street=names))["flats"]
-    assert {example["file"] for example in examples} == {None}
+@pytest.mark.parametrize("suffix", ["csv", "xlsx", "parquet"])
+def test_rows_of_a_test_file_of_any_kind_are_read_again(suffix, tmp_path):
+    pytest.importorskip({"xlsx": "openpyxl", "parquet": "pyarrow"}.get(suffix, "pandas"), reason="needs msh[tables]")
+    frame = pd.DataFrame({"code": [f"0{i % 4}" for i in range(60)], "share": [i / 4 for i in range(60)]})
+    frame["note"], frame["day"] = [f"a note {i % 9}, of many" for i in range(60)], pd.Timestamp("2024-02-03")
+    frame["day"] += pd.to_timedelta(range(60), "D")
+    frame["odd"] = [("no", "yes")[i % 2] for i in range(60)]
+    files = {}
+    for part, rows in (("path", frame), ("test_path", frame[::-1])):
+        files[part] = str(tmp_path / f"{part}.{suffix}")
+        {"csv": rows.to_csv, "xlsx": rows.to_excel, "parquet": rows.to_parquet}[suffix](files[part], index=False)
+    task = build_task("odd", table(target="odd", columns={"note": "text", "code": "category"}, **files))
+    examples = written(tmp_path, task)["odd"]
+    read = read_inputs([task.steps], [str(tmp_path / file_of(examples))]).examples
+    assert torch.equal(prepare(task.steps, read), task.splits["test"].inputs[places(task)])
+    assert [float(example["input"]["share"]) for example in examples] == [14.75, 9.75, 5, 0]
+    assert examples[0]["input"]["note"] == "a note 5, of many"
+
+
+def test_decimal_commas_are_written_as_points(tmp_path):
+    rows = "".join(f"{i},250;{i % 2}\n" for i in range(60))
+    (tmp_path / "commas.csv").write_text("size;odd\n" + rows)
+    task = build_task("commas", table(str(tmp_path / "commas.csv"), "odd", decimal=","))
+    examples = written(tmp_path, task)["commas"]
+    assert all(example["input"]["size"].endswith(".250") for example in examples)
+    read = read_inputs([task.steps], [str(tmp_path / file_of(examples))]).examples
+    assert torch.equal(prepare(task.steps, read), task.splits["test"].inputs[places(task)])
+
+
+def test_texts_are_those_of_the_data_on_a_line_each(tmp_path):
+    words = [f"A Film no. {i}\nof words that are NEVER\u2028in the vocabulary" for i in range(40)]
+    labels = Split(torch.arange(40), torch.arange(40) % 2)
+    stem = {"_target_": "msh.tasks.stems.TokenStem", "width": 4, "pooling": "mean"}
+    task = build_task("films", RawData("classification", labels, labels, 2, Texts(words, 5, 4)), stem=stem)
+    examples = written(tmp_path, task)["films"]
+    assert examples[0]["input"] == "A Film no. 0 of words that are NEVER in the vocabulary"
+    lines = (tmp_path / file_of(examples)).read_text().splitlines()
+    assert lines == [example["input"] for example in examples]
+
+
+@pytest.mark.parametrize("change", ["other cells", "fewer rows", "gone"])
+def test_data_that_has_changed_is_shown_without_inputs_and_named(change, tmp_path, caplog):
+    task, file = flats(tmp_path), tmp_path / "flats.csv"
+    lines = file.read_text().splitlines()
+    if change == "gone":
+        file.unlink()
+    else:
+        kept = [lines[0], *reversed(lines[1:])] if change == "other cells" else lines[:9]
+        file.write_text("\n".join(kept) + "\n")
+    examples = written(tmp_path, task)["flats"]
+    assert {(example["file"], example["input"]) for example in examples} == {(None, None)}
     assert all(example["answer"]["price"] == pytest.approx(1e6, rel=0.1) for example in examples)
-    assert [path.name for path in (tmp_path / "examples").iterdir()] == ["index.json"]
+    assert "task 'flats': the report shows no inputs of its examples" in caplog.text
 
 
 @pytest.mark.parametrize(("mode", "side"), [("L", 8), ("RGB", 8), ("RGB", 150)])
