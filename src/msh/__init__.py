@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +13,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """Import `load` or `train` when it is used: torch takes a second, and commands need none."""
-    if name == "train":
-        from msh.cli.python import train
+def importer(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package's `__getattr__`, which imports a name when it is used.
 
-        return train
-    if name != "load":
-        raise AttributeError(f"module 'msh' has no attribute {name!r}")
-    from msh.inference.predictor import load
+    Args:
+        package: the package's name.
+        modules: name to the module that defines it.
+    """
 
-    return load
+    def import_name(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    return import_name
+
+
+# torch takes a second, and commands need none
+__getattr__ = importer(__name__, {"load": "msh.inference.predictor", "train": "msh.cli.python"})

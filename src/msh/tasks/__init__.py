@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msh import importer
 
 if TYPE_CHECKING:
     from msh.tasks.build import RawData as RawData
@@ -11,17 +13,14 @@ if TYPE_CHECKING:
     from msh.tasks.task import Split as Split
     from msh.tasks.task import Task as Task
 
-BUILD, TASK = ("RawData", "build_task"), ("METRICS", "Split", "Task")
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is used: metrics take a second and 150 MB, and predicting needs none."""
-    if name in BUILD:
-        from msh.tasks import build
-
-        return getattr(build, name)
-    if name in TASK:
-        from msh.tasks import task
-
-        return getattr(task, name)
-    raise AttributeError(f"module 'msh.tasks' has no attribute {name!r}")
+# metrics take a second and 150 MB, and predicting needs none
+__getattr__ = importer(
+    __name__,
+    {
+        "RawData": "msh.tasks.build",
+        "build_task": "msh.tasks.build",
+        "METRICS": "msh.tasks.task",
+        "Split": "msh.tasks.task",
+        "Task": "msh.tasks.task",
+    },
+)

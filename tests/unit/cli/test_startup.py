@@ -5,7 +5,13 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+import torch
+
 import msh
+from frozen import frozen
+from msh.files.state_file import save_network
+from msh.tasks import RawData, Split, build_task
 
 MODULES = [module.name for module in pkgutil.walk_packages(msh.__path__, "msh.")]
 UNUSED = ["wandb", "matplotlib", "plotly", "seaborn", "pandas", "sklearn", "torchvision", "tensorboard", "optuna"]
@@ -27,6 +33,14 @@ unused = sorted(set(unused) & (set(sys.modules) - before))
 print(json.dumps([early, core, unused, "msh.training.run" in sys.modules, drawing]))
 """
 
+LOAD = """
+import sys
+import msh
+predictor = msh.load(sys.argv[1])
+predictor.predict("task", [[0.0, 0.0, 0.0, 0.0]])
+print(sorted({"torchvision", "torch._dynamo", "torchmetrics"} & set(sys.modules)))
+"""
+
 
 def test_importing_msh_loads_no_more_than_it_uses():
     command = [sys.executable, "-c", LOOK, json.dumps([MODULES, UNUSED])]
@@ -37,3 +51,20 @@ def test_importing_msh_loads_no_more_than_it_uses():
     assert core == [], "the core needs torch alone"
     assert unused == []
     assert not drawing, "training draws nothing before its report"
+
+
+@pytest.mark.parametrize("name", ["msh.backbones.MLP", "msh.backbones.mlp.MLP"])
+def test_predicting_loads_neither_other_backbones_nor_metrics_nor_the_compiler(name, tmp_path):
+    split = Split(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2)
+    task = build_task("task", RawData("classification", split, split, 2))
+    save_network(tmp_path / "network", frozen({"_target_": name, "input_shape": [4], "width": 8, "depth": 1}, [task]))
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "network")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("package", "name"), [("msh", "load"), ("msh.tasks", "Task"), ("msh.backbones", "ResNet18")])
+def test_packages_import_names_when_they_are_used(package, name):
+    assert pkgutil.resolve_name(f"{package}.{name}").__name__ == name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'x'"):
+        pkgutil.resolve_name(f"{package}.x")
