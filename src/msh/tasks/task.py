@@ -121,14 +121,17 @@ METRICS: dict[str, MetricSpec] = {
 DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "rmse"}
 
 
-def metric_in(recipe: Recipe) -> str:
-    """Return the metric that a task's recipe names; recipes of earlier releases have the usual one for their kind.
+def metric_in(recipe: Recipe) -> tuple[str, Literal["max", "min"]]:
+    """Return (name, direction) of a task's metric; recipes of earlier releases have the usual one for their kind.
 
     Raises:
         ValueError: its outputs are invalid.
     """
-    metric = recipe.get("metric")
-    return metric if metric in METRICS else DEFAULT_METRIC[outputs_from_data(recipe.get("outputs")).kind]
+    match recipe.get("metric"):
+        case {"name": str(name), "direction": "max" | "min" as direction}:
+            return name, direction
+    name = DEFAULT_METRIC[outputs_from_data(recipe.get("outputs")).kind]
+    return name, METRICS[name].direction
 
 
 @dataclass(frozen=True)

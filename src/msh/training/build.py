@@ -287,7 +287,8 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
-        recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": task.metric}
+        metric = {"name": task.metric, "direction": task.direction}
+        recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": metric}
         network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
 
 

@@ -29,7 +29,7 @@ from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
-from msh.tasks.task import METRICS, metric_in
+from msh.tasks.task import metric_in
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
@@ -145,8 +145,11 @@ def _results(prepared: Prepared, folder: Path) -> Results:
 
 def _new_row(prepared: Prepared, name: str, stage: Stage) -> TaskResult:
     evaluated = name in prepared.tasks
-    metric = prepared.tasks[name].metric if evaluated else metric_in(prepared.network.subnetwork(name).recipe)
-    return TaskResult(metric, METRICS[metric].direction, stage.index, evaluated=evaluated)
+    if evaluated:
+        metric, direction = prepared.tasks[name].metric, prepared.tasks[name].direction
+    else:
+        metric, direction = metric_in(prepared.network.subnetwork(name).recipe)
+    return TaskResult(metric, direction, stage.index, evaluated=evaluated)
 
 
 class Run:

@@ -45,6 +45,7 @@ def option(path):
 
 NEEDED = {name: ["backbone.name=resnet18"] for name in ("timm", "torchvision", "hf")}
 NEEDED |= {"module": ["backbone.target=torch.nn.Linear"]}
+NEEDED |= {"table": ["tasks.table.source.path=x", "tasks.table.source.target=y"]}
 """Settings that options leave to the user."""
 OF_BOTH = FOLDER / "experiment_procedure"
 """Holds <experiment>/<procedure>.yaml, composed where both are chosen."""
@@ -80,8 +81,6 @@ def test_every_option_composes_into_the_schema_and_names_what_exists(group, name
     if name == "ray_cluster":
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     config = composed(f"{group}={name}", *NEEDED.get(name, ()))
-    for key in OmegaConf.missing_keys(OmegaConf.masked_copy(config, ["tasks"])):  # that the user must set
-        OmegaConf.update(config, key, "x")
     run_config(config)
     found = list(targets(config))
     assert len({node._target_ for node in found}) >= 2  # a backbone and an optimizer at least
