@@ -103,23 +103,41 @@ def _split(given: Namespace) -> None:
 
 
 def _inspect_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="RUN_DIR|FILE", help="run folder; or one of its files, or a plan")
+    path = "run folder; or one of its files, or a plan; or a setting as for `msh train`, such as backbone=resnet18"
+    parser.add_argument("path", metavar="RUN_DIR|FILE|KEY=VALUE", help=path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="more settings, such as backbone.width=32")
     parser.add_argument("--all", action="store_true", help="show every layer and task; else similar neighbours are one")
+    parser.add_argument(
+        "--modules",
+        action="store_true",
+        help="show for each module of the backbone its role, weights, granularities, and the FLOPs of one example, as "
+        "it is shown for settings",
+    )
     parser.add_argument(
         "--parameters",
         action="store_true",
         help="show for each tensor of the backbone whether tasks share it weight by weight (prunable), have their own "
         "(private), or all use the same (shared), and why",
     )
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configs, with settings")
 
 
 def _inspect(given: Namespace) -> None:
-    from msh.report.inspection import print_folder_or_file, print_parameters
+    from msh.report.inspection import print_folder_or_file, print_modules, print_parameters
 
-    if given.parameters:
-        print_parameters(given.path)
+    path = Path(given.path)
+    if "=" in given.path and not path.exists():
+        from msh.cli.inspecting import inspect_settings
+
+        inspect_settings([given.path, *given.overrides], given.config_dir, given.parameters)
+    elif given.overrides:
+        raise ValueError(f"settings belong to no folder or file: leave out {given.path} or {given.overrides[0]}")
+    elif given.parameters:
+        print_parameters(path)
+    elif given.modules:
+        print_modules(path)
     else:
-        print_folder_or_file(given.path, given.all)
+        print_folder_or_file(path, given.all)
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
@@ -255,7 +273,10 @@ COMMANDS = {
         _release,
     ),
     "inspect": Command(
-        "show the content of a run folder or a file", "msh inspect RUN_DIR --all", _inspect_arguments, _inspect
+        "show the content of a run folder or a file, or the modules of a backbone",
+        "msh inspect RUN_DIR --all",
+        _inspect_arguments,
+        _inspect,
     ),
     "report": Command(
         "write a run's report, or compare runs", "msh report RUN_DIR [RUN_DIR ...]", _report_arguments, _report

@@ -38,8 +38,12 @@ def by_key(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:
-    """Return the value of a flag, None where it is not given."""
-    return next((flags[i + 1] for i, flag in enumerate(flags[:-1]) if flag in names), None)
+    """Return the value of a flag, `--flag VALUE` or `--flag=VALUE`; None where it is not given."""
+    for flag, after in zip(flags, [*flags[1:], None], strict=True):
+        name, written, value = flag.partition("=")
+        if name in names:
+            return value if written else after
+    return None
 
 
 def unquoted(text: str) -> str:

@@ -6,16 +6,15 @@ import logging
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 
 from msh.cli.app import show_help
-from msh.cli.arguments import flag_value, quoted, split_arguments
-from msh.cli.configs import config_folder
+from msh.cli.arguments import flag_value, split_arguments
+from msh.cli.configs import compose_config
 from msh.cli.errors import message_of, user_errors
 from msh.errors import Problems
 from msh.tasks import Task
-from msh.training.config import RunConfig, register, run_config
+from msh.training.config import RunConfig
 
 FLAGS = ("--config-dir", "-cd", "-o")
 
@@ -39,18 +38,13 @@ def main() -> None:
         overrides = [word for word in words if "=" in word]
         if names:
             overrides.append(f"tasks=[{','.join(names)}]")
-        if own := flag_value(flags, "--config-dir", "-cd"):
-            overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
-        _show(overrides, out)
+        _show(compose_config(overrides, flag_value(flags, "--config-dir", "-cd")), out)
 
 
-def _show(overrides: list[str], out: Path) -> None:
+def _show(config: RunConfig, out: Path) -> None:
     from msh.report.data_page import print_data, write_data_page
     from msh.report.terminal import new_console
 
-    register()
-    with initialize_config_dir(config_folder(), job_name="data", version_base="1.3"):
-        config = run_config(compose("config", overrides))
     kept = _Kept()
     logging.getLogger("msh").addHandler(kept)
     try:

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.app import leave_pipe
+from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
 from msh.errors import suggestion, without_secrets
 from msh.files.atomic import write_text
@@ -27,6 +28,8 @@ from msh.training.preemption import PreemptedError
 log = logging.getLogger(__name__)
 
 FULL = "HYDRA_FULL_ERROR"
+NEAR = "did you mean"
+"""In messages that suggest a name already."""
 EXPECTED = (ValueError, FileNotFoundError, OSError, RuntimeError, HydraException, OmegaConfBaseException)
 LAUNCHERS = {
     "joblib": "joblib",
@@ -117,7 +120,8 @@ def message_of(error: BaseException) -> str:
         cause = str(error.__cause__).strip() if error.__cause__ is not None else ""
         text = text if not cause or cause.splitlines()[0] in text else f"{text}\n{cause}"
         return text + _nearest_key(text)
-    return text
+    unknown = re.fullmatch(r"there is no setting ([^;\s]+);.*", text)
+    return text + suggestion(unknown[1], _groups_in(_own_folders())) if unknown and NEAR not in text else text
 
 
 def _nearest_option(text: str) -> str:
@@ -129,7 +133,9 @@ def _nearest_option(text: str) -> str:
     if group == "hydra/launcher" and name in LAUNCHERS:
         return f"\nThis launcher is not installed: pip install 'msh[{LAUNCHERS[name]}]'"
     listed = re.findall(r"^\s+(\S+)$", text, flags=re.M)  # a message about a list of options has none
-    return suggestion(name, [*listed, *(path.stem for path in (Path(config_folder()) / (group or "")).glob("*.yaml"))])
+    folders = [config_folder(), *re.findall(r"path=file://(.+)$", text, flags=re.M)]  # of the search path
+    options = (path.stem for folder in folders for path in (Path(folder) / (group or "")).glob("*.yaml"))
+    return suggestion(name, [*listed, *options])
 
 
 def _nearest_key(text: str) -> str:
@@ -151,7 +157,7 @@ def _nearest_key(text: str) -> str:
 
 
 def known_keys() -> list[str]:
-    """List all keys of the schema, dotted, and all config groups."""
+    """List all keys of the schema, dotted, and all config groups, the user's too."""
     from msh.training.config import NAMED, SCHEMA
 
     def walk(node: object, prefix: str) -> Iterator[str]:
@@ -160,6 +166,16 @@ def known_keys() -> list[str]:
                 yield f"{prefix}{key}"
                 yield from walk(value, f"{prefix}{key}.")
 
-    folder = Path(config_folder())
-    groups = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()]
+    groups = _groups_in([Path(config_folder()), *_own_folders()])
     return [*walk(OmegaConf.to_container(OmegaConf.structured(SCHEMA)), ""), *groups, *NAMED]
+
+
+def _own_folders() -> list[Path]:
+    """List the folders of the user's configs that the command line names."""
+    own = flag_value(sys.argv[1:], "--config-dir", "-cd")
+    return [Path(own)] if own else []
+
+
+def _groups_in(folders: Sequence[Path]) -> list[str]:
+    """List the config groups in folders."""
+    return [path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()]

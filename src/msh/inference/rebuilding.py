@@ -37,16 +37,31 @@ def network_of(path: Path, file: StateFile, classes: Constructors | None = None)
     for entry in state.tasks.values():
         if missing := [other for other in entry.reads if other not in state.tasks]:
             raise ValueError(f"{path}: task {entry.name!r} reads task {missing[0]!r}: use the network file of both")
-    with torch.random.fork_rng(devices=[]):
-        backbone = rebuild(state.recipe, f"{path}: the backbone", _numbers(state), classes)
-        with damages(path):
-            for name in state.shared:
-                backbone.get_parameter(name).requires_grad_(False)
-            network = MultiSubnetwork(backbone, list(state.owners), state.recipe)
-        for task in state.tasks.values():
-            add_task_of(path, network, state, task, classes)
+    backbone = backbone_of(path, state, classes)
+    with damages(path):
+        network = MultiSubnetwork(backbone, list(state.owners), state.recipe)
+    for task in state.tasks.values():
+        add_task_of(path, network, state, task, classes)
     fill_network(path, network, file)
     return network.eval()
+
+
+def backbone_of(path: Path, state: NetworkState, classes: Constructors | None = None) -> nn.Module:
+    """Build a file's backbone, without the values of its tensors.
+
+    Args:
+        path: the file's, for messages.
+        state: the file's; it has a recipe.
+        classes: constructors of other code that the file names.
+    Raises:
+        ValueError: the file is damaged, or names code that was not passed in.
+    """
+    with torch.random.fork_rng(devices=[]):
+        backbone = rebuild(state.recipe, f"{path}: the backbone", _numbers(state), classes)
+    with damages(path):
+        for name in state.shared:
+            backbone.get_parameter(name).requires_grad_(False)
+    return backbone
 
 
 def add_task_of(
@@ -77,5 +92,5 @@ def add_task_of(
 def _numbers(state: NetworkState) -> int:
     """Count the numbers in a file."""
     private = [tensor for entry in state.tasks.values() for tensor in entry.private.values()]
-    tensors: list[Tensor] = [*state.weights.values(), *state.defaults.values(), *private]
+    tensors: list[Tensor] = [*state.owners.values(), *state.defaults.values(), *private]
     return sum(tensor.numel() for tensor in tensors)

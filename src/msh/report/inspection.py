@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.tree import Tree
 
 from msh.files.plans import read_plan
 from msh.files.state_file import read_state
+from msh.inference.rebuilding import backbone_of
 from msh.recipes import outline
 from msh.report.terminal import new_console
 from msh.runs.colours import colours_of
@@ -21,8 +22,9 @@ from msh.runs.facts import RunFacts, read_run
 from msh.runs.groups import in_groups
 from msh.runs.ownership import private_count, used_by_task
 from msh.runs.tables import Column, Table
-from msh.runs.words import number, shape_of, share
+from msh.runs.words import abbreviated, number, shape_of, share
 from msh.subnetworks import Capacity, NetworkState
+from msh.subnetworks.modules import BackboneFacts, ModuleFacts, describe_modules
 from msh.subnetworks.roles import find_roles
 
 LAYERS, TASKS = 20, 8
@@ -65,14 +67,70 @@ def print_parameters(path: Path, console: Console | None = None) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or has another kind.
     """
-    state = read_state(path / "network.safetensors" if path.is_dir() else path).state
+    print_table(tensors_table(_roles(_read(path))), console=console)
+
+
+def print_modules(path: Path, console: Console | None = None) -> None:
+    """Print each backbone module's role, weights, granularities and FLOPs.
+
+    Args:
+        path: run folder; or network, subnetwork or plan file.
+        console: to print on.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has another kind, or does not say how to build its backbone.
+    """
+    facts = modules_in(_read(path), path)
+    print_table(modules_table(facts), facts.refusal, console)
+
+
+def print_table(table: Table[Any], note: str = "", console: Console | None = None) -> None:
+    """Print a table in 80 columns or more, and a note below it."""
+    console = console or new_console()
+    table.print(console)
+    if note:
+        console.print(note, markup=False, highlight=False)
+
+
+def _read(path: Path) -> NetworkState:
+    return read_state(path / "network.safetensors" if path.is_dir() else path).state
+
+
+def tensors_table(rows: Iterable[tuple[str, Sequence[int], str, str]]) -> Table[Any]:
+    """Make a table of a backbone's tensors: (name, shape, role, reason) of each."""
     columns: list[Column[Any]] = [
         Column("tensor", lambda row: row[0], words=True),
         Column("shape", lambda row: shape_of(row[1]) or "1", words=True),
         Column("role", lambda row: row[2], words=True),
         Column("why", lambda row: row[3], words=True),
     ]
-    Table("tensors", columns, list(_roles(state))).print(console or new_console())
+    return Table("tensors", columns, list(rows))
+
+
+def modules_table(facts: BackboneFacts, summary: str = "") -> Table[ModuleFacts]:
+    """Make a table of a backbone's modules, with the sums; a page folds it under a summary."""
+    columns: list[Column[ModuleFacts]] = [
+        Column("module", lambda row: row.name, words=True),
+        Column("role", lambda row: row.role, words=True),
+        Column("weights", lambda row: row.weights or None, ","),
+        Column("private", lambda row: row.private or None, ","),
+        Column("shared", lambda row: row.shared or None, ",", optional=True),
+        Column("granularity", lambda row: ", ".join(row.granularities), words=True),
+        Column("flops", lambda row: row.flops or None, abbreviated, "FLOPs"),
+    ]
+    return Table("modules", columns, [*facts.modules, facts.total], summary=summary)
+
+
+def modules_in(state: NetworkState, path: Path) -> BackboneFacts:
+    """Describe the modules of a state's backbone.
+
+    Args:
+        state: has the backbone's recipe.
+        path: its file, for messages.
+    Raises:
+        ValueError: it has no recipe, or one of other code.
+    """
+    return describe_modules(backbone_of(path, state), list(state.owners))
 
 
 def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from msh.report.inspection import modules_in, modules_table
 from msh.report.pages import Code, Legend, Page, Section, legend_of, write_page
 from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
 from msh.report.usage import Usage, usage_of
@@ -66,6 +67,7 @@ def page_of(facts: RunFacts) -> Page:
         _curves(facts, colours),
         _matrix(facts),
         *_ownership(facts, colours),
+        _modules(facts),
         _sparsity(facts, colours),
         _forgetting(results, colours),
         _baselines(results),
@@ -196,6 +198,21 @@ def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
         plots = [chart_plot(overlap_chart(state))]
     sections.append(Section("overlap", "Mask overlap", lead, plots=plots))
     return sections
+
+
+def _modules(facts: RunFacts) -> Section | None:
+    state = facts.ownership
+    if state is None or not state.recipe:  # a file of an early release
+        return None
+    lead = "The backbone's modules: their weights, which tasks share one by one, the values of which each task has its "
+    lead += "own, and the FLOPs of a forward pass of one example; an addition and a multiplication count as two."
+    try:
+        described = modules_in(state, Path("network.safetensors"))
+    except ValueError as error:
+        return Section("modules", "Modules", f"The backbone's modules are unknown: {error}.")
+    if described.refusal:
+        lead += f" Whole units: {described.refusal}."
+    return Section("modules", "Modules", lead, tables=[modules_table(described, "Modules, as a table")])
 
 
 def _sparsity(facts: RunFacts, colours: dict[str, str]) -> Section | None:

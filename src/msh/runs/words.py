@@ -20,6 +20,14 @@ def quantity(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
+def abbreviated(value: float) -> str:
+    """Format a large number in three digits: "1.81 G"."""
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g} {unit}"
+    return f"{value:.3g}"
+
+
 def share(part: float, whole: float) -> str:
     """Format a share, in percent."""
     return f"{part / whole:.1%}" if whole else "0.0%"

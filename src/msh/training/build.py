@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
@@ -158,6 +159,38 @@ def _image_steps(task: Task, expected: Images, shape: tuple[int, ...], pretraine
 def _reads_pixels(steps: Steps) -> bool:
     """Tell whether steps return pixels in [0, 1], which a library's mean and deviation are for."""
     return isinstance(steps[0], ReadImages) and not any(isinstance(step, Scale) for step in steps)
+
+
+def find_input_shape(config: RunConfig) -> tuple[tuple[int, ...], str]:
+    """Find the shape of an example that the backbone reads in a run, from as little data as possible.
+
+    Returns:
+        (the shape, its origin in words).
+    Raises:
+        ValueError: no setting, library or data says it.
+    """
+    chosen = named(config.backbone)
+    expected = None if chosen is None else chosen.inputs()
+    if (given := config.backbone.get("input_shape")) is not None:
+        return tuple(given), "of backbone.input_shape"
+    if chosen is None or expected is None or not chosen.weights or isinstance(expected, Tokens):
+        for name in config.tasks:
+            try:
+                (task,) = build_tasks(config, [name]).values()
+            except (OSError, InstantiationException) as error:
+                if not isinstance(error.__cause__ or error, OSError):
+                    raise
+                continue  # its data is not here
+            is_text = task.vocabulary is not None and task.stem is None
+            if isinstance(expected, Images) and len(task.input_shape) == 3:
+                assert chosen is not None
+                return chosen.shape(expected, [task.input_shape]), f"as task {name} has them"
+            if not isinstance(expected, Images) and (is_text or not isinstance(expected, Tokens)):
+                return task.input_shape, f"as task {name} has them"
+    if isinstance(expected, Images):
+        return expected.shape, "as the library says"
+    needed = "[tokens]" if isinstance(expected, Tokens) else "the shape of one example"
+    raise invalid("backbone.input_shape", f"{needed}, as the data of no task is here that has such inputs", None)
 
 
 def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:

@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 
 from helpers import make_network
+from msh.cli import train
 from msh.cli.configs import config_folder
 from msh.cli.errors import LAUNCHERS, JobError, known_keys, message_of, recorded, user_errors
 from msh.errors import one_of, suggestion
@@ -191,3 +192,29 @@ def test_a_cancelled_job_of_submitit_has_a_result_and_a_requeued_one_none(
     with pytest.raises(expected), recorded(tmp_path):
         raise PreemptedError(signum)
     assert (tmp_path / UNFINISHED).exists()
+
+
+# ---- the user's own options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["tasks=bird"], "birds"),
+        (["tasks=[wine,bird]"], "birds"),
+        (["+experiment=migratio"], "migration"),
+        (["+zoo=pengin"], "penguin"),
+        (["zooo=penguin"], "zoo"),
+        (["+zooo=penguin"], "zoo"),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config-dir {}", "--config-dir={}", "-cd {}"])
+def test_names_in_the_users_folder_are_suggested(arguments, nearest, form, tmp_path, monkeypatch, capsys):
+    for path in ("tasks/birds.yaml", "experiment/migration.yaml", "zoo/penguin.yaml"):
+        (tmp_path / "own" / path).parent.mkdir(parents=True)
+        (tmp_path / "own" / path).write_text("seed: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments, *form.format("own").split()])
+    with pytest.raises(SystemExit, match="1"):
+        train.main()
+    assert capsys.readouterr().err.strip().endswith(f"did you mean {nearest!r}?")

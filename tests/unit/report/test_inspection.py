@@ -1,6 +1,7 @@
 """Printed content of folders and files."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from made_runs import write_run
 from msh.files.plans import make_plan_file
 from msh.files.state_file import save_network, save_subnetwork
 from msh.recipes import build
-from msh.report.inspection import print_folder_or_file, print_parameters
+from msh.report.inspection import print_folder_or_file, print_modules, print_parameters
+from msh.report.run_page import page_of
+from msh.runs.facts import RunFacts
+from msh.runs.results import Results
 from msh.subnetworks import Allocation, MultiSubnetwork
 
 
@@ -130,3 +134,36 @@ def test_a_role_that_prunable_chose_has_that_reason(tmp_path):
 def test_roles_of_a_backbone_of_other_code_are_shown_without_reasons(network, tmp_path):
     save_network(tmp_path / "net", network)
     assert cells(shown_parameters(tmp_path / "net"), "2.weight") == ["2.weight", "4 × 1 × 3", "prunable", ""]
+
+
+# ---- modules
+
+
+def test_modules_of_a_file_are_shown_in_80_columns_and_in_the_report(tmp_path):
+    recipe = {"_target_": "msh.backbones.resnet.ResNet18", "input_shape": [3, 32, 32], "width": 64}
+    network = MultiSubnetwork(build(recipe), recipe=recipe)
+    save_network(tmp_path / "net", network)
+    console = Console(file=io.StringIO(), width=80)
+    print_modules(tmp_path / "net", console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    line = next(line for line in text.splitlines() if "layers.8.conv1" in line)
+    assert [part for part in re.split(r"[│\s]+", line) if part] == [
+        *("layers.8.conv1", "prunable", "589,824", "weight", "75.5", "M"),
+    ]
+    assert "operation 'add': its effect on units is not known" in " ".join(text.split())
+    facts = RunFacts(tmp_path, Results("made", 0, [], {}, ""), [], network.state, None)
+    (section,) = [section for section in page_of(facts).sections if section.key == "modules"]
+    assert section.tables[0].summary
+    assert [column.cell(section.tables[0].rows[-1]) for column in section.tables[0].columns][:3] == [
+        *("total", "", f"{network.state.total().size:,}"),
+    ]
+
+
+def test_a_report_says_why_modules_are_unknown(network, tmp_path):
+    network.recipe = {"_target_": "my_package.Net"}
+    facts = RunFacts(tmp_path, Results("made", 0, [], {}, ""), [], network.state, None)
+    network.recipe = {}
+    (section,) = [section for section in page_of(facts).sections if section.key == "modules"]
+    assert "my_package.Net" in section.lead
+    assert not section.tables
