@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 targets = sed -nE 's/^([a-z-]+):.*$(1) (.*)/\1|\2/p' Makefile | awk -F '|' '{printf "  %-17s %s\n", $$1, $$2}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults test-distributed test-engines fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
+.PHONY: help setup demo test test-all test-faults test-distributed test-engines compat fuzz lint format type bench bench-quick reproduce reproduce-all docs clean
 
 help: ##+ List the targets.
 	@$(call targets,##)
@@ -52,6 +52,9 @@ test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow, PostgreSQL; installs 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
 		--override $(ENGINES)/overrides.txt --requirement $(ENGINES)/requirements.txt
 	$(BIN)/python -m pytest -m engines $(ENGINES)
+
+compat: $(READY) ##+ Check 41 architectures; writes docs/compatibility.md: about 5 minutes.
+	cd tests && ../$(BIN)/python -m compat.write
 
 fuzz: $(READY) ##+ Read 10,000 hostile files: each must be read or refused by name, without harm.
 	cd tests && ../$(BIN)/python -m fuzz --inputs 10000

@@ -57,6 +57,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "14": overhead.overhead,
     "15": subnormal.subnormal,
     "16": serving.serving,
+    "17": inference.all_tasks,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

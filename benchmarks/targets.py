@@ -30,4 +30,5 @@ TARGETS: dict[str, float] = {
     "13-share": 0.05,
     "14-overhead": 1.03,
     "14-calls": 0.03,
+    **{f"16-all-batch{batch}": 1.50 for batch in (1, 32, 512)},
 }

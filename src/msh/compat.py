@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,14 @@ def version_of(tensor: Tensor) -> int:
 def hook_registries(module: nn.Module) -> list[Any]:
     """List the dicts in which a module holds hooks: copies share them."""
     return [value for key, value in vars(module).items() if "_hooks" in key]
+
+
+def with_versions(tensors: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return tensors as a state dict of a module, with its modules' versions: some refuse to load without theirs."""
+    state: Any = OrderedDict(tensors)
+    own: Any = module.state_dict()
+    state._metadata = own._metadata
+    return cast("OrderedDict[str, Tensor]", state)
 
 
 FLAT_WEIGHTS = "_flat_weights"

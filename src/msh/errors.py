@@ -16,7 +16,7 @@ T = TypeVar("T")
 USER_INFO = re.compile(r"(?:(?<=://)(?=[^/\s'\"@]*:)|(?<=https://)|(?<=http://))[^/\s'\"]+@")
 """User name and password in a URL, or a token before the host of a web address."""
 INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
-SECRETS = ("MSH_API_KEY", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+SECRETS = ("MSH_API_KEY", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
 """Variables whose values are shown nowhere."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from msh.errors import one_of
 
@@ -23,23 +24,33 @@ KEYWORDS = ("_target_", "_dtype_")
 
 LIBRARIES = ("msh.backbones.", "msh.tasks.stems.", "torch.nn.", "torchvision.models.", "timm.", "transformers.")
 """Prefixes of the constructors that a file may name; the caller passes any others."""
-FUNCTIONS = ("msh.tasks.stems.linear",)
+FUNCTIONS = (
+    "msh.tasks.stems.linear",
+    *(f"msh.backbones.libraries.{library}_model" for library in ("torchvision", "timm", "hf")),
+)
 """Allowed constructors that are functions, not classes."""
+OWN = "backbone.target"
+"""Key in a config, besides every `_target_`, that names what is called."""
+LONGEST_RANGE = 2**16
+"""Numbers in a range that is computed while a structure is built without memory."""
 SPARE = 4
 """Most numbers in a rebuilt module, as a multiple of the numbers in its file."""
 
 
-def build(recipe: Mapping[str, Any]) -> nn.Module:
+Constructors = Mapping[str, Callable[..., nn.Module]]
+"""Dotted name to constructor, for modules outside msh, torch, torchvision, timm and transformers."""
+
+
+def build(recipe: Mapping[str, Any], classes: Constructors | None = None) -> nn.Module:
     """Build a module from a trusted recipe, such as the user's config.
 
+    Args:
+        recipe: names a module that can be imported, or one of `classes`.
+        classes: further constructors.
     Raises:
         ValueError: the constructor returns no module.
     """
-    return _make(recipe, {})
-
-
-Constructors = Mapping[str, Callable[..., nn.Module]]
-"""Dotted name to constructor, for modules outside msh, torch, torchvision, timm and transformers."""
+    return _make(recipe, dict(classes or {}))
 
 
 def rebuild(recipe: Mapping[str, Any], part: str, numbers: int, classes: Constructors | None = None) -> nn.Module:
@@ -75,10 +86,21 @@ def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None =
                 f"the constructor, classes={{{target!r}: ...}}"
             )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _RealNumbers():
             return _make(recipe, classes)
     except Exception as error:  # a constructor may raise any type
         raise ValueError(f"{part} cannot be rebuilt by {recipe.get('_target_')!r}: {error}") from error
+
+
+class _RealNumbers(TorchFunctionMode):
+    """Keep short ranges, and numbers from Python, on the CPU: constructors compute sizes and rates with them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.linspace, torch.arange, torch.tensor) and kwargs.get("device") is None:
+            numbers = 0 if func is torch.tensor else func(*args, **kwargs | {"device": "meta"}).numel()
+            kwargs["device"] = "cpu" if numbers <= LONGEST_RANGE else None
+        return func(*args, **kwargs)
 
 
 def is_known(target: str) -> bool:
@@ -117,10 +139,10 @@ def _argument(value: Any, classes: Constructors) -> Any:
 
 
 def targets_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of every `_target_` at or below a value, which `key` names."""
+    """Yield (dotted key, value) of every name to be called at or below a value, which `key` names."""
     children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in children:
-        if name == "_target_":
+        if name == "_target_" or f"{key}.{name}" == OWN:
             yield f"{key}.{name}", inner
         else:
             yield from targets_in(inner, f"{key}.{name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from disturbing import args, assert_same_end, kill_worker
-from running import finish, run, start
+from running import SMALL, finish, run, start
 
 pytest.importorskip("ray", reason="needs Ray: `make test-engines` installs it")
 pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs hydra-ray-launcher: `make test-engines`")
@@ -115,7 +115,8 @@ def test_a_job_whose_worker_is_killed_in_training_is_repeated_and_ends_as_undist
 
 
 def test_a_fleet_on_ray_gives_the_bytes_of_one_process(tmp_path):
-    planned = [*args("run")[:-1], "pruning=at_init", "logger=none"]
+    planned = ["+experiment=sequential", *SMALL, "tasks=[digits,wine,iris]", "pruning=at_init", "logger=none"]
+    planned.append("trainer.max_epochs=6")
     msh = [sys.executable, "-m", "msh.cli.app"]
     subprocess.run([*msh, "plan", *planned, "-o", "plan"], check=True, cwd=tmp_path)
     run("train.py", *planned, "plan=plan", "hydra.run.dir=whole", cwd=tmp_path)

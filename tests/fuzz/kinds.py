@@ -1,6 +1,7 @@
 """List the kinds of file that the program reads, each with a small valid file and a reader."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
 from msh.tasks.tables import csv_table
 from msh.tasks.text import csv_text
+from msh.tasks.tokens import Texts
 from msh.tracking.loggers import RunCSVLogger
 from msh.tracking.wandb_file import read_offline
 from msh.training.callbacks.checkpoint import newest_readable
@@ -354,9 +356,15 @@ def wandb_kind() -> Kind:
 def table_kinds() -> list[Kind]:
     table = "size,age,price\n" + "".join(f"{i},{i * 0.5},{i % 3}\n" for i in range(12))
     texts = "text,label\n" + "".join(f'"a film, number {i}",{"good" if i % 2 else "bad"}\n' for i in range(12))
+    rows = json.dumps([{"text": f"a film, number {i}", "label": i} for i in range(12)])
+    tokenizer = Texts(["a film"], 9, 4).tokenizer(torch.tensor([0])).to_str()
+    of_json = {"texts.json": rows.encode(), "tokenizer.json": tokenizer.encode()}
 
     def read_texts(folder: Path) -> None:
         csv_text(str(folder / "texts.csv"), "text", "label")
+
+    def read_json(folder: Path) -> None:
+        csv_text(str(folder / "texts.json"), kind="regression", tokenizer=str(folder / "tokenizer.json"))
 
     def read_table(folder: Path) -> None:
         path = str(folder / "table.csv")
@@ -366,6 +374,8 @@ def table_kinds() -> list[Kind]:
     return [
         Kind("CSV table", {"table.csv": table.encode()}, "table.csv", (hostile_csv,), read_table),
         Kind("CSV of texts", {"texts.csv": texts.encode()}, "texts.csv", (hostile_csv,), read_texts),
+        Kind("JSON of texts", of_json, "texts.json", (hostile_json,), read_json),
+        Kind("tokenizer", of_json, "tokenizer.json", (hostile_json,), read_json),
     ]
 
 

@@ -27,6 +27,7 @@ COMMANDS = [
     "data",
     "predict",
     "export",
+    "push",
     *OF_PLANS,
     "inspect",
     "report",

@@ -177,10 +177,10 @@ def test_a_plan_with_an_empty_layer_needs_allow_empty_layers(tmp_path, capsys):
         (["plan=plan", "backbone.width=33"], ["was made with backbone.width=32, .* 33"]),
         (["network=plan"], ["plan is not a network file: a plan file"]),
         (
-            ["network=merged", "tasks=[wine,digits]"],
-            ["has task 'breast_cancer', but tasks has not"],
+            ["network=merged", "tasks=[wine,digits]", "retrain=iris"],
+            ["retrain must be one of .*, got .iris."],
         ),
-        (["network=merged", "seed=1"], ["network merged starts from other weights .* seed=1"]),
+        (["network=merged", "seed=1"], ["seed must be 0, as in the network merged, got 1"]),
         (
             ["network=merged", f"tasks=[iris,{','.join(TASKS)}]", "pruning.density=0.7"],
             ["task 'iris' wants .* weights of layer .*, but only .* are free"],

@@ -13,12 +13,14 @@ from PIL import Image
 from running import ROOT
 from sources import instead_of
 
+import msh
 from messages import says
 from msh.files.state_file import read_state
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
 from msh.training.shared import SharedNetwork
+from tokenizer_files import byte_pairs
 
 register()
 
@@ -324,6 +326,50 @@ def test_image_folders_and_transforms_in_the_docs_train(train_here, tmp_path):
     folder, _ = train_here(*overrides, "tasks=[birds,day_and_night]", "trainer.max_epochs=2", *config_dir)
     results = json.loads((folder / "results.json").read_text())
     assert list(results["tasks"]) == ["birds", "day_and_night_0", "day_and_night_1"]
+
+
+def test_a_folder_of_texts_in_the_docs_trains_and_predicts_without_its_tokenizer(train_here, tmp_path):
+    texts = {}
+    for number in range(30):
+        for label, words in (("good", "a fine film"), ("bad", "a dull one")):
+            path = tmp_path / "data" / "reviews" / label / f"{number}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{words}, number {number}")
+            texts[path.read_text()] = label
+    tokenizer = tmp_path / "data" / "tokenizer.json"
+    byte_pairs(tmp_path / "data")
+    (tmp_path / "conf" / "tasks").mkdir(parents=True)
+    (tmp_path / "conf" / "tasks" / "reviews.yaml").write_text(yaml_examples()["reviews"])
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none", "tasks=[reviews]"]
+    short = ["trainer.max_epochs=8", "tasks.reviews.batch_size=4", "tasks.reviews.repeat=12"]
+    folder, _ = train_here(*overrides, *short, "--config-dir", str(tmp_path / "conf"))
+    assert json.loads((folder / "results.json").read_text())["tasks"]["reviews"]["test"] > 0.9
+    tokenizer.unlink()
+    answers = msh.load(folder).predict("reviews", list(texts))
+    right = [answer == label for answer, label in zip(answers.labels, texts.values(), strict=True)]
+    assert sum(right) > 0.9 * len(right)
+
+
+def test_the_data_module_in_the_docs_trains(train_here, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "data.md").read_text()
+    [code] = re.findall(r"```python\n# my_package.py\n(.*?)```", page, flags=re.S)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_package.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    states = torch.arange(100) % 2
+    signals = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)) + 3 * states[:, None]
+    (tmp_path / "data").mkdir()
+    torch.save({"signals": signals, "states": states}, tmp_path / "data" / "sensors.pt")
+    (tmp_path / "conf" / "tasks").mkdir(parents=True)
+    (tmp_path / "conf" / "tasks" / "sensors.yaml").write_text(yaml_examples()["sensors"])
+    overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none", "tasks=[sensors,wine]"]
+    short = ["trainer.max_epochs=4", "tasks.sensors.batch_size=8", "--config-dir", str(tmp_path / "conf")]
+    scores = []
+    for seed in (0, 0):
+        folder, _ = train_here(*overrides, *short, f"seed={seed}", folder=str(len(scores)))
+        scores.append(json.loads((folder / "results.json").read_text())["tasks"]["sensors"]["test"])
+    assert scores[0] == scores[1] > 0.9
+    assert evaluate(folder, unsafe=True)[0]["score"] == scores[1]
 
 
 def yaml_examples():

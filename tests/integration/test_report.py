@@ -95,16 +95,14 @@ def test_report_and_terminal_show_the_numbers_of_results_json(trained, tmp_path,
     assert f"{results.capacity['prunable']:,} weights, {share} owned" in printed
 
 
-def test_the_pages_code_for_loading_the_run_works(trained, capsys):
-    texts = re.findall(r"<pre>(.*?)</pre>", (trained / "report.html").read_text(), flags=re.S)
-    terminal, python = (unescape(text) for text in texts[-2:])
-    exec(compile(python, "report.html", "exec"), {})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == TASKS
-    commands = [line.split("#")[0].split() for line in terminal.splitlines()]
+def test_the_page_has_a_program_and_a_command_for_each_task(trained):
+    page = (trained / "report.html").read_text()
+    assert re.findall(r"<summary>(\w+), in Python</summary>", page) == TASKS
+    terminal = next(text for text in re.findall(r"<pre>(.*?)</pre>", page, flags=re.S) if "msh evaluate" in text)
+    commands = [line.split("#")[0].split() for line in unescape(terminal).splitlines()]
     assert [parts[1] for parts in commands] == [*("predict" for _ in TASKS), "evaluate", "inspect", "report"]
     assert [parts[4] for parts in commands[: len(TASKS)]] == TASKS
-    assert all(str(trained) in parts[2] for parts in commands)
-    assert [line.split("'")[1] for line in python.splitlines() if line.startswith("# predictor.predict")] == TASKS
+    assert str(trained) not in page  # the folder may be moved
 
 
 def test_an_unfinished_run_is_reported_with_notes(trained, tmp_path, capsys):

@@ -55,6 +55,10 @@ def test_a_module_has_the_registry(name):
     assert hasattr(nn.Linear(2, 2), name), gone(f"torch.nn.Module.{name}", "torch")
 
 
+def test_a_state_dict_holds_its_modules_versions():
+    assert hasattr(nn.Linear(2, 2).state_dict(), "_metadata"), gone("state_dict()._metadata", "torch")
+
+
 @pytest.mark.parametrize("name", ["_flat_weights", "_flat_weights_names"])
 def test_a_recurrent_layer_lists_its_weights(name):
     assert hasattr(nn.GRU(2, 2), name), gone(f"torch.nn.RNNBase.{name}", "torch")

@@ -14,7 +14,7 @@ from msh.errors import Problems, at_least, invalid, one_of
 class Transformer(nn.Module):
     """Token and position embeddings, encoder blocks, and the mean or maximum over the tokens.
 
-    Token 0 is padding: no token attends to it, and pooling ignores it.
+    No token attends to padding, and pooling ignores it.
 
     Args:
         input_shape: (tokens per text,).
@@ -25,6 +25,7 @@ class Transformer(nn.Module):
         depth: number of blocks.
         dropout: probability, after each layer, in [0, 1).
         pooling: "mean" or "max".
+        padding: token id that stands for no token.
     Raises:
         ValueError: the input has another number of dimensions, or a setting is invalid.
 
@@ -41,6 +42,7 @@ class Transformer(nn.Module):
         depth: int = 1,
         dropout: float = 0.1,
         pooling: str = "mean",
+        padding: int = 0,
     ) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
@@ -53,7 +55,8 @@ class Transformer(nn.Module):
             if heads > 0 and width % heads:
                 problems.add(invalid("width", f"a multiple of heads = {heads}", width))
             problems.check(one_of, "pooling", pooling, ("mean", "max"))
-        self.vocabulary, self.features, self.pooling = vocabulary, width, pooling
+            problems.check(at_least, "padding", 0, padding)
+        self.vocabulary, self.features, self.pooling, self.padding = vocabulary, width, pooling, padding
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(self.input_shape[0], width)
         for embedding in (self.tokens, self.places):
@@ -63,8 +66,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens, int64 (batch, tokens) in [0, vocabulary), to features (batch, width)."""
-        seen = tokens != 0  # (batch, tokens)
-        seen[:, 0] = True  # or a text that is all padding has nothing to attend to
+        seen = tokens != self.padding  # (batch, tokens)
+        seen[:, 0] |= ~seen.any(1)  # a text that is all padding needs something to attend to
         features: Tensor = self.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]])
         for block in self.blocks:
             features = block(features, seen)

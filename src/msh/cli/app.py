@@ -170,6 +170,18 @@ def _serve(given: Namespace) -> None:
     serve(given)
 
 
+def _push_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.push import arguments
+
+    arguments(parser)
+
+
+def _push(given: Namespace) -> None:
+    from msh.cli.push import push
+
+    push(given)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="folder that has the jobs' run folders in it")
 
@@ -215,6 +227,12 @@ COMMANDS = {
         "msh serve RUN_DIR --port 8000",
         _serve_arguments,
         _serve,
+    ),
+    "push": Command(
+        "share a network, with a model card: on the hub, or as a folder",
+        "msh push RUN_DIR user/name --license mit",
+        _push_arguments,
+        _push,
     ),
     "sweep": Command(
         "show the results of a sweep so far, and write its files", "msh sweep SWEEP_DIR", _sweep_arguments, _sweep

@@ -12,6 +12,8 @@ FLAGS_WITH_VALUE = {
 }
 PATHS = ("run", "network", "plan", "paths.data_dir")
 """Settings that take any existing path as it is, although Hydra's grammar gives some characters a meaning."""
+SOURCE = re.compile(r"tasks\.[^.]+\.source\.(path|test_path|val_path|target)")
+"""A source's files, which are like `PATHS`, and the column to predict, which may have any name."""
 LISTED = re.compile(r"^\+(experiment|procedure|debug|hparams_search)=")
 """Groups that stand in the defaults list before others, which win: `+experiment=NAME` means `experiment=NAME`."""
 
@@ -59,5 +61,7 @@ def literal(text: str) -> str:
 
 def _quoted_path(override: str) -> str:
     key, _, value = override.partition("=")
-    is_path = key in PATHS and (Path(unquoted(value)).exists() or (key == "run" and "${" not in value))
-    return f"{key}={quoted(unquoted(value))}" if is_path else override
+    source = SOURCE.fullmatch(key)
+    is_path = (key in PATHS or source) and (Path(unquoted(value)).exists() or (key == "run" and "${" not in value))
+    is_name = source and source[1] == "target" and not value.startswith(("[", "{")) and "${" not in value
+    return f"{key}={quoted(unquoted(value))}" if is_path or is_name else override

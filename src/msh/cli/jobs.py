@@ -17,6 +17,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.cli.arguments import quoted
+from msh.cli.inherited import drop_inherited
 from msh.cli.submitit_jobs import tolerate_lost_jobs
 from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives
@@ -80,6 +81,7 @@ class Jobs:
             HydraException: it cannot be composed.
         """
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        drop_inherited(config, config.hydra)
         own = run_config(without_hydra(config))
         read_objectives(own.objective, list(own.tasks) if own.task is None else [own.task])
         return config

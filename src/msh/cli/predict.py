@@ -16,7 +16,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="run folder, network file or subnetwork file")
+    parser.add_argument("source", metavar="SOURCE", help="run folder, network or subnetwork file, or hf://user/name")
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -24,7 +24,9 @@ def arguments(parser: ArgumentParser) -> None:
         help="images: files, folders, patterns; tables: CSV, TSV, JSONL, Parquet, Excel; texts: one per line, or a "
         "table with --column; arrays: NPY, or a JSON list per line; - is standard input",
     )
-    parser.add_argument("--task", help="the task; may be left out if there is one only")
+    parser.add_argument(
+        "--task", help="the task; without it, the most confident of the tasks that read such inputs answers each"
+    )
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=f"file to write: {', '.join(FORMATS)}")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="show the K most probable classes")
     parser.add_argument("--column", help="texts in a table: the column with the texts")
@@ -34,7 +36,7 @@ def arguments(parser: ArgumentParser) -> None:
         help=f"answer the inputs that can be read, name the others, and exit with {SOME_BAD}; by default, nothing is "
         "answered if an input is bad",
     )
-    parser.add_argument("--base", type=Path, help="network file with the tasks that a subnetwork file's task reads")
+    parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
     parser.add_argument("--batch-size", type=int, metavar="N", help="inputs per batch; default: as the run evaluated")
 
@@ -48,6 +50,7 @@ def predict(given: Namespace) -> None:
     """
     from msh.errors import Problems, at_least, one_of
     from msh.inference.inputs import read_inputs
+    from msh.inference.predictions import AnyPredictions
     from msh.inference.predictor import load
 
     with Problems() as problems:
@@ -57,17 +60,21 @@ def predict(given: Namespace) -> None:
         if given.out is not None:
             problems.check(one_of, "-o: the suffix", given.out.suffix, FORMATS)
     predictor = load(given.source, base=given.base, device=given.device)
-    task = predictor.task(given.task)
-    inputs = read_inputs(task.steps, given.inputs, given.column)
-    answers = predictor.predict(
-        task.name, inputs.examples, batch_size=given.batch_size, skip_bad=given.skip_bad, names=inputs.names
+    tasks = [*predictor.tasks.values()] if given.task is None else [predictor.task(given.task)]
+    inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column)
+    how = {"batch_size": given.batch_size, "skip_bad": given.skip_bad, "names": inputs.names}
+    readers = [task.name for task in tasks if task.steps[0].step == inputs.kind]
+    answers: AnyPredictions = (
+        predictor.predict(inputs.examples, among=readers, **how)
+        if given.task is None
+        else predictor.predict(given.task, inputs.examples, **how)
     )
     rows = [{"input": inputs.names[row.pop("index")], **row} for row in answers.to_rows(given.top)]
     if given.out is not None:
         _write(rows, given.out)
         print(f"written: {given.out} ({len(rows)} rows)")
     elif sys.stdout.isatty():
-        _show(rows, task.unit)
+        _show(rows, tasks[0].unit if len(tasks) == 1 else "")
     else:
         _write_csv(rows, sys.stdout)
     for index, reason in answers.errors.items():
@@ -100,7 +107,8 @@ def _write(rows: list[dict[str, Any]], out: Path) -> None:
 
 def _write_csv(rows: list[dict[str, Any]], file: Any) -> None:
     if rows:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in rows for name in row))  # several tasks may have several
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -111,10 +119,12 @@ def _show(rows: list[dict[str, Any]], unit: str) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in rows[0] if rows else ():
-        is_text = column == "input" or column.startswith("label")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for column in columns:
+        is_text = column in ("input", "task") or column.startswith("label")
         title = f"{column} ({unit})" if unit and not is_text else column
         table.add_column(title, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        cells = [row.get(column, "") for column in columns]
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in cells))
     Console().print(table)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from msh.cli.arguments import by_key, literal, quoted, unquoted
 from msh.cli.configs import config_folder
 from msh.files.yaml_files import read_config, read_overrides
+from msh.recipes import OWN
 from msh.runs.results import FILE_NAME, Results
 from msh.training.config import NAMED
 from msh.training.settings import differences, lacking
@@ -170,7 +171,7 @@ def register_stored(
     """
     if not unsafe:
         folders = [Path(source) for source in (config_folder(), own) if source]
-        _check_calls(stored, path, _trusted(folders, overrides))
+        check_calls(stored, path, trusted_calls(folders, overrides))
     for key, value in lacking(stored).items():
         OmegaConf.update(stored, key, value, force_add=True)
     changes = list(_changes(path, stored, by_key(started), overrides))
@@ -199,7 +200,7 @@ def _changes(path: Path, stored: DictConfig, started: dict[str, str], overrides:
             yield f"+{override}" if override.startswith("+") and not override.startswith("++") else override
 
 
-def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
+def check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
     """Raise unless all code that a stored config calls is defined by msh, torch or Lightning, or trusted.
 
     Raises:
@@ -215,12 +216,12 @@ def _check_calls(config: DictConfig, path: Path, trusted: set[str]) -> None:
 
 def _may_call(key: str, value: Any) -> bool:
     """Tell whether a value can lead to a call of code that is not msh's, torch's or Lightning's."""
-    if key.endswith("_target_"):
+    if key.endswith("_target_") or key == OWN:
         return "$" in str(value) or not is_safe(value)
     return bool(CREATES.search(str(value)))
 
 
-def _trusted(sources: Sequence[Path], overrides: Sequence[str]) -> set[str]:
+def trusted_calls(sources: Sequence[Path], overrides: Sequence[str]) -> set[str]:
     """Collect all that config files of the user, or the command line, name to be called."""
     files = [path for folder in sources for path in folder.rglob("*.yaml")]
     found = {value for path in files for value in _calls_in(path)}

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
 from msh.cli.configs import config_folder
+from msh.cli.continuing import continued
 from msh.cli.errors import recorded, user_errors
+from msh.cli.inherited import drop_inherited
 from msh.cli.processes import check_shared_folder
 from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
 from msh.errors import refuse_password
@@ -58,11 +61,12 @@ register()
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
 def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    drop_inherited(config, cast(DictConfig, HydraConfig.get()))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
-            return _run(config, folder)
+            return run_composed(config, folder)
     with _failed_start_removed(folder):
-        return _run(config, folder)
+        return run_composed(config, folder)
 
 
 @contextmanager
@@ -111,14 +115,14 @@ def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     HydraConfig.instance().set_config(config)
     try:
         configure_log(config.hydra.job_logging, config.hydra.verbose)
-        _run(own, folder)
+        run_composed(own, folder)
         if is_rank_zero():
             (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
     finally:
         HydraConfig.instance().cfg = None
 
 
-def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
+def run_composed(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     """Train, unless the folder holds the results already; returns the objectives."""
     from msh.report.terminal import print_results
     from msh.runs.objectives import objective_values, read_objectives
@@ -127,6 +131,8 @@ def _run(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     from msh.training.run import locked, train
     from msh.training.trainers import connect
 
+    if config.resume is None:
+        config = continued(config)
     own = run_config(config)
     if HydraConfig.get().runtime.choices.get("trainer") == "multi_node":
         check_multi_node()

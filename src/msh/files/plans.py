@@ -71,6 +71,11 @@ def notes_of(start: str, input_shape: Sequence[int]) -> dict[str, str]:
     return {"start": start, "input_shape": json.dumps(list(input_shape))}
 
 
+def notes_of_run(start: str, input_shape: Sequence[int], seed: int) -> dict[str, str]:
+    """Write the notes of a run's files: `notes_of`, and the seed from which the initial weights are drawn again."""
+    return {**notes_of(start, input_shape), "seed": str(seed)}
+
+
 def input_shape_in(notes: Mapping[str, str], path: Path) -> tuple[int, ...]:
     """Read the input shape that `notes_of` wrote.
 
@@ -167,8 +172,10 @@ def made_with(plan: StateFile) -> MadeWith | None:
 
 
 def notes_for_tasks(plan: StateFile) -> dict[str, str]:
-    """Write the notes that tie files of networks and tasks to their plan."""
-    return {key: plan.notes[key] for key in ("start", "input_shape", "plan")}
+    """Write the notes that tie files of networks and tasks to their plan, and the seed of the initial weights."""
+    notes = {key: plan.notes[key] for key in ("start", "input_shape", "plan")}
+    seed = settings_of(plan).get("seed")
+    return notes if seed is None else {**notes, "seed": str(seed)}
 
 
 def allocation_in(plan: StateFile, task: str) -> Allocation:

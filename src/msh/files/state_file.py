@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from msh.checked import check_promised, parsed
+from msh.compat import with_versions
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owners
@@ -166,11 +167,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 # ---- reading
 
 
+def read_metadata(path: Path, *kinds: Kind) -> dict[str, str]:
+    """Read a state file's metadata alone; arguments and errors of `read_state`."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    _check_kind(metadata, path, kinds)
+    return metadata
+
+
 def task_names(path: Path, *kinds: Kind) -> list[str]:
     """List a network or subnetwork file's tasks, from its metadata alone; arguments and errors of `read_state`."""
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    _check_kind(metadata, path, kinds)
+    metadata = read_metadata(path, *kinds)
     with damages(path):
         if "state" not in metadata and "task" in metadata:
             return [metadata["task"]]
@@ -332,6 +339,6 @@ def fill_network(path: Path, network: MultiSubnetwork, file: StateFile) -> None:
         tensors = state.state_dict()
         if file.kind == "subnetwork":
             tensors = {k: t for k, t in network.state_dict().items() if k.startswith("backbone.")} | tensors
-        network.load_state_dict(tensors)
+        network.load_state_dict(with_versions(tensors, network))
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error

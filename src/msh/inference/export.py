@@ -17,6 +17,12 @@ from msh.subnetworks.units import columns, owned_units
 from msh.subnetworks.views import cast_type
 
 
+def is_sliceable(network: MultiSubnetwork, task: str) -> bool:
+    """Tell whether a task owns whole units and reads no other task's weights, so that `sliced` can copy it."""
+    sub = network.subnetwork(task)
+    return sub.granularity != "weight" and not sub.reads and type(sub.head) is nn.Linear
+
+
 @torch.no_grad()
 def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -> TaskNetwork:
     """Copy a task that was allocated in whole units into a smaller dense network, in evaluation mode.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from msh.errors import Problems, invalid, one_of
+from msh.tasks.cells import as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
@@ -29,17 +30,20 @@ class Inputs:
     Attributes:
         examples: a list, an array or a DataFrame, as the task's first step reads them.
         names: where each came from: a file, or a file and its row, from 1.
+        kind: the first step that reads them.
     """
 
     examples: Any
     names: list[str]
+    kind: str
 
 
-def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None) -> Inputs:
+def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | None = None) -> Inputs:
     """Read the inputs that sources name.
 
     Args:
-        steps: the task's; its first step decides how sources are read.
+        tasks: the task's steps, or those of all tasks among which the router chooses. Their first steps decide how
+            sources are read; where these differ, the files' suffixes choose between them.
         sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
             or Excel files. Texts: a text per line, or a file of a table with `column`. Arrays: NPY files of
             examples, or JSONL files of lists.
@@ -51,12 +55,14 @@ def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None)
     with Problems() as problems:
         found = [problems.check(_files, source) for source in sources]
     files = [file for paths in found if paths is not None for file in paths]
-    first: Any = steps[0]
-    kind = first.step
+    firsts: list[Any] = [steps[0] for steps in tasks]
+    kinds = sorted({first.step for first in firsts})
+    kind = kinds[0] if len(kinds) == 1 else _kind_of(files, kinds, column)
     if kind == "images":
         return _images(files)
+    columns = [one for first in firsts if first.step == "table" for one in first.columns]
     readers: dict[str, Callable[[str], Any]] = {
-        "table": lambda file: _table(file, [column.name for column in first.columns if column.role != "number"]),
+        "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
         "tokenize": lambda file: _texts(file, column),
         "arrays": _array,
     }
@@ -71,7 +77,24 @@ def read_inputs(steps: Steps, sources: Sequence[str], column: str | None = None)
         for file, part in zip(files, parts, strict=True)
         for row in range(1, (0 if part is None else len(part)) + 1)
     ]
-    return Inputs(_joined(parts), names)
+    return Inputs(_joined(parts), names, kind)
+
+
+def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> str:
+    """Choose between kinds of input by the files' suffixes.
+
+    Raises:
+        ValueError: the suffixes leave it open, or no task reads such files.
+    """
+    tables = ".csv", ".tsv", *PARQUET, *EXCEL
+    by_suffix = dict.fromkeys(tables, "table" if column is None else "tokenize")
+    by_suffix |= {".npy": "arrays", ".txt": "tokenize", STDIN: "", **dict.fromkeys(JSON, "")}
+    found = {by_suffix.get(file if file == STDIN else Path(file).suffix, "images") for file in files}
+    if len(found) != 1 or not found <= set(kinds):
+        raise ValueError(
+            f"--task: name the task, as its tasks read {', '.join(kinds)}, and the files' names do not say which"
+        )
+    return found.pop()
 
 
 def _files(source: str) -> list[str]:
@@ -96,7 +119,7 @@ def _files(source: str) -> list[str]:
 
 def _images(files: Sequence[str]) -> Inputs:
     examples = [sys.stdin.buffer.read() if file == STDIN else Path(file) for file in files]
-    return Inputs(examples, list(files))
+    return Inputs(examples, list(files), "images")
 
 
 def _text_of(file: str) -> str:
@@ -141,11 +164,11 @@ def _table(file: str, as_written: Collection[str] | None) -> Any:
     return pd.DataFrame(rows)
 
 
-def _texts(file: str, column: str | None) -> list[str]:
+def _texts(file: str, column: str | None) -> list[str | None]:
     if column is not None:
         rows = _table(file, None)
         one_of("--column", column, list(rows.columns))
-        return [str(text) for text in rows[column]]
+        return [cell if isinstance(cell, str) else as_text(cell, ()) for cell in rows[column]]  # None is refused later
     if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):
@@ -161,7 +184,7 @@ def _array(file: str) -> Any:
             raise ValueError(f"{file} is not an array of numbers: {error}") from error
     try:
         return np.asarray([value for _, value in _lines(file)], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
 
 

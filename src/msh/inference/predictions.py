@@ -24,11 +24,13 @@ class Prediction:
             regression: None.
         probabilities: class or label to its probability; {} in a regression.
         values: a regression's values by name, in the target's unit; else {}.
+        task: the task that answered.
     """
 
     label: str | tuple[str, ...] | None
     probabilities: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,11 @@ class Predictions:
     numbers: Tensor
     indices: tuple[int, ...]
     errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task that answered each input: always the same one."""
+        return (self.task,) * len(self)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,10 +139,66 @@ class Predictions:
             return [self[i] for i in range(*index.indices(len(self)))]
         numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
         if self.outputs.kind == "regression":
-            return Prediction(None, values=numbers)
+            return Prediction(None, values=numbers, task=self.task)
         if self.outputs.kind == "multilabel":
-            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers)
-        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers)
+            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers, task=self.task)
+        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers, task=self.task)
 
     def __iter__(self) -> Iterator[Prediction]:
         return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedPredictions:
+    """The answers to several inputs, each by the task that the router chose.
+
+    Attributes:
+        parts: task to its predictions for all inputs that it can read; the rows of inputs that it was chosen for are
+            the answers.
+        tasks: the task that answered each input.
+        indices: position of each answered input among those that were passed in.
+        errors: position of each skipped input to the reason.
+    """
+
+    parts: dict[str, Predictions]
+    tasks: tuple[str, ...]
+    indices: tuple[int, ...]
+    errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[Any]:
+        """Each input's class, or tuple of labels; see `Prediction.label`."""
+        return [prediction.label for prediction in self]
+
+    def to_rows(self, top: int = 1) -> list[dict[str, Any]]:
+        """Return a flat dictionary per input: "index", "task", and what its task's `Predictions.to_rows` has."""
+        rows = {
+            task: {row["index"]: row for row in part.to_rows(top)}
+            for task, part in self.parts.items()
+            if task in self.tasks
+        }
+        found = zip(self.indices, self.tasks, strict=True)
+        return [{"index": index, "task": task} | rows[task][index] for index, task in found]
+
+    def to_pandas(self, top: int = 1) -> Any:
+        """Return a pandas DataFrame of `to_rows`, indexed by the inputs' positions."""
+        import pandas as pd  # slow to import
+
+        return pd.DataFrame(self.to_rows(top)).set_index("index") if len(self) else pd.DataFrame()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Prediction:
+        """Return the answer to an input."""
+        part = self.parts[self.tasks[index]]
+        return part[part.indices.index(self.indices[index])]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        places = {task: {row: place for place, row in enumerate(part.indices)} for task, part in self.parts.items()}
+        for index, task in zip(self.indices, self.tasks, strict=True):
+            yield self.parts[task][places[task][index]]
+
+
+AnyPredictions = Predictions | RoutedPredictions
+"""Of one task, or of those that the router chose."""

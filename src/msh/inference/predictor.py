@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from msh.errors import at_least, invalid, one_of
 from msh.files.merging import merged
-from msh.files.state_file import network_file, read_state
+from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
-from msh.inference.predictions import Predictions
+from msh.inference.export import is_sliceable, sliced
+from msh.inference.hub import source_file
+from msh.inference.predictions import AnyPredictions, Predictions, RoutedPredictions
 from msh.inference.rebuilding import network_of
+from msh.inference.router import Route, form_of, may_read, route_from_data
 from msh.recipes import Constructors
-from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.tasks.outputs import Kind, Outputs, outputs_from_data
-from msh.tasks.preprocessing import prepare, steps_from_data
+from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
 
 SHOWN_BATCHES = 50
@@ -29,7 +35,7 @@ LISTED = 5
 """Bad inputs that an error names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskInfo:
     """Facts about a task that can be asked.
 
@@ -41,6 +47,7 @@ class TaskInfo:
         steps: from raw inputs to the network's; the first one reads raw inputs.
         outputs: how answers are computed from the head's numbers.
         computing: how the run evaluated the task.
+        route: how confident it is of inputs that come without a task; None where the file does not say.
     """
 
     name: str
@@ -50,6 +57,35 @@ class TaskInfo:
     steps: Steps
     outputs: Outputs
     computing: Computing
+    route: Route | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A task's answers to those of several inputs that it can read.
+
+    Attributes:
+        info: the task.
+        raw: what the head returned, float (inputs, outputs).
+        numbers: as in `Predictions`.
+        confidence: by the task's route, float64 (inputs,), where it was asked for.
+        indices: position of each answered input among all.
+        errors: position of each other input to the reason.
+        number: of all inputs.
+    """
+
+    info: TaskInfo
+    raw: Tensor
+    numbers: Tensor
+    confidence: Tensor | None
+    indices: tuple[int, ...]
+    errors: dict[int, str]
+    number: int
+
+    def predictions(self) -> Predictions:
+        """Convert to the task's predictions."""
+        info, raw, numbers = self.info, self.raw.clone(), self.numbers.clone()
+        return Predictions(info.name, info.outputs, raw, numbers, self.indices, dict(self.errors))
 
 
 class Predictor:
@@ -63,6 +99,11 @@ class Predictor:
     def __init__(self, network: MultiSubnetwork, tasks: Mapping[str, TaskInfo]) -> None:
         self.network = network
         self.tasks = dict(tasks)
+        # Tasks with equal steps prepare raw inputs in the same way; with equal first steps, they read them so.
+        self._steps = {name: json.dumps(steps_to_data(info.steps)) for name, info in self.tasks.items()}
+        self._readers = {name: json.dumps(steps_to_data(info.steps[:1])) for name, info in self.tasks.items()}
+        self._small: dict[str, TaskNetwork] = {}
+        self._lock = Lock()
 
     def module(self, task: str | None = None) -> nn.Module:
         """Return a task's module: prepared tensors (batch, *input shape) to the head's outputs (batch, outputs).
@@ -109,6 +150,27 @@ class Predictor:
     def _device(self) -> torch.device:
         return next(iter(self.network.weights()))[1].device
 
+    @overload
+    def predict(
+        self,
+        task: str,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        skip_bad: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> Predictions: ...
+    @overload
+    def predict(
+        self,
+        task: Any,
+        inputs: None = None,
+        *,
+        batch_size: int | None = None,
+        skip_bad: bool = False,
+        names: Sequence[str] | None = None,
+        among: Sequence[str] | None = None,
+    ) -> AnyPredictions: ...
     def predict(
         self,
         task: Any,
@@ -117,40 +179,199 @@ class Predictor:
         batch_size: int | None = None,
         skip_bad: bool = False,
         names: Sequence[str] | None = None,
-    ) -> Predictions:
+        among: Sequence[str] | None = None,
+    ) -> AnyPredictions:
         """Answer raw inputs, in batches.
 
         Args:
-            task: the task's name; a network with a single task takes the inputs in its place.
+            task: the task's name. Without it, inputs take its place, and the router chooses a task for each of them:
+                the most confident of those that can read it. Answers are bitwise those of that task.
             inputs: one or several, as the task's first step reads them: paths or images, rows of a table as a
                 DataFrame or dictionaries, texts, arrays.
             batch_size: inputs per batch; None: as in the run's evaluation, so that outputs are bitwise the run's.
             names: of the inputs, for messages; None: their positions.
             skip_bad: leave out inputs that cannot be read, and keep the reasons in `Predictions.errors`.
+            among: without a task, the tasks to choose between; None: all.
+        Returns:
+            `Predictions` of the task, or `RoutedPredictions` if the router chose between several.
         Raises:
-            ValueError: there is no such task, or inputs cannot be read: names the first of them, and why.
+            ValueError: there is no such task, or inputs cannot be read: names the first of them, and why. Or the file
+                does not say how to choose between the tasks that read the inputs.
         """
         if inputs is None:
             task, inputs = None, task
+        if batch_size is not None:
+            at_least("batch_size", 1, batch_size)
+        if task is None and len(self.tasks) > 1:
+            return self._routed(inputs, batch_size, skip_bad, names, among)
         info = self.task(task)
-        size = info.computing.batch_size if batch_size is None else batch_size
-        at_least("batch_size", 1, size)
         examples = as_examples(info.steps, inputs)
-        module, device = self.network.module(info.name), self._device
-        raw: list[Tensor] = []
+        [found] = self._computed([info], examples, batch_size, None if skip_bad else names or ())
+        return found.predictions()
+
+    def predict_all(
+        self, inputs: Any, *, batch_size: int | None = None, skip_bad: bool = False, names: Sequence[str] | None = None
+    ) -> dict[str, Predictions]:
+        """Answer raw inputs with every task that can read them.
+
+        Tasks of whole units compute as small dense networks: their answers equal those of `predict` up to rounding,
+        the others' bitwise.
+
+        Args:
+            inputs, batch_size, skip_bad, names: as in `predict`; without `skip_bad`, each task that can read some of
+                the inputs must read all.
+        Returns:
+            Task to its predictions.
+        Raises:
+            ValueError: no task can read the inputs, or one cannot read all of them.
+        """
+        found = self._fitting(inputs, batch_size, names, small=True)
+        for answers in found if not skip_bad else ():
+            if answers.errors:
+                raise _refused(answers.info.name, answers.errors, names)
+        return {answers.info.name: answers.predictions() for answers in found}
+
+    def _routed(
+        self,
+        inputs: Any,
+        batch_size: int | None,
+        skip_bad: bool,
+        names: Sequence[str] | None,
+        among: Sequence[str] | None,
+    ) -> RoutedPredictions:
+        """Let the most confident task answer each input."""
+        found = self._fitting(inputs, batch_size, names, among, routed=True)
+        number = found[0].number
+        confidence = torch.full((len(found), number), -math.inf, dtype=torch.float64)
+        fits = torch.zeros(len(found), number, dtype=torch.bool)
+        for place, answers in enumerate(found):
+            indices = torch.tensor(answers.indices)
+            fits[place, indices] = True
+            if answers.confidence is not None:
+                confidence[place, indices] = answers.confidence
+        errors = {
+            row: "; ".join(f"task {answers.info.name!r}: {answers.errors[row]}" for answers in found)
+            for row in (~fits.any(0)).nonzero().flatten().tolist()
+        }
+        if errors and not skip_bad:
+            raise _refused(None, errors, names)
+        self._check_routes({tuple(column.nonzero().flatten().tolist()) for column in fits.T}, found)
+        # A confidence of NaN, from huge inputs, counts as the lowest; where there is one task, it is chosen anyway.
+        confidence = confidence.nan_to_num(nan=-math.inf, neginf=-math.inf)
+        chosen = torch.where(fits, confidence.clamp_min(-torch.finfo(torch.float64).max), -math.inf).argmax(0)
+        rows = tuple(row for row in range(number) if row not in errors)
+        parts = {answers.info.name: answers.predictions() for answers in found}
+        return RoutedPredictions(parts, tuple(found[int(chosen[row])].info.name for row in rows), rows, errors)
+
+    def _check_routes(self, sets: set[tuple[int, ...]], found: Sequence[Answers]) -> None:
+        """Raise unless the tasks between which the router must choose were compared in training."""
+        for places in sets:
+            infos = [found[place].info for place in places]
+            if len(infos) < 2:
+                continue
+            listed = ", ".join(info.name for info in infos)
+            if len({form_of(info.steps) for info in infos}) > 1:
+                raise ValueError(f"name the task: the inputs fit tasks that were trained on different inputs: {listed}")
+            routes = [info.route for info in infos]
+            if any(route is None for route in routes) or len({route.tasks for route in routes if route}) > 1:
+                raise ValueError(
+                    f"name the task: the inputs fit {listed}, and the file has no router for these tasks together"
+                )
+
+    def _fitting(
+        self,
+        inputs: Any,
+        batch_size: int | None,
+        names: Sequence[str] | None,
+        among: Sequence[str] | None = None,
+        small: bool = False,
+        routed: bool = False,
+    ) -> list[Answers]:
+        """Answer inputs with all tasks that can read some of them.
+
+        Raises:
+            ValueError: no task can, or tasks count the inputs differently.
+        """
+        if isinstance(inputs, Sequence) and not inputs:
+            raise invalid("inputs", "at least one input", 0)
+        infos = [*self.tasks.values()] if among is None else [self.task(name) for name in among]
+        passes: dict[tuple[str, Computing], list[TaskInfo]] = {}
+        for info in infos:
+            if may_read(info.steps[0], inputs):
+                passes.setdefault((self._readers[info.name], info.computing), []).append(info)
+        if not passes:
+            forms = ", ".join(f"{info.name} ({info.steps[0].step})" for info in infos)
+            raise invalid("inputs", f"such as a task reads: {forms}", type(inputs).__name__)
+        found: list[Answers] = []
+        for group in passes.values():
+            examples = as_examples(group[0].steps, inputs)
+            found += self._computed(group, examples, batch_size, None, small, routed)
+        fitting = [answers for answers in found if answers.indices]
+        if not fitting:
+            if not any(answers.number for answers in found):
+                raise invalid("inputs", "at least one input", 0)
+            reasons = {row: f"task {a.info.name!r}: {reason}" for a in found for row, reason in a.errors.items()}
+            raise _refused(None, reasons, names)
+        if len({answers.number for answers in fitting}) > 1:
+            listed = ", ".join(answers.info.name for answers in fitting)
+            raise ValueError(f"name the task: {listed} read different numbers of inputs in these")
+        return fitting
+
+    def _computed(
+        self,
+        infos: Sequence[TaskInfo],
+        examples: Any,
+        batch_size: int | None,
+        strict: Sequence[str] | None,
+        small: bool = False,
+        routed: bool = False,
+    ) -> list[Answers]:
+        """Compute the answers of tasks that read inputs in the same way, in batches; each batch is read once.
+
+        Args:
+            infos: tasks with the same first step, that compute with the same settings.
+            examples: several.
+            batch_size: as in `predict`.
+            strict: names of the examples, to raise where one cannot be read; () for positions; None: never raise.
+            small: compute tasks of whole units as small dense networks.
+            routed: compute confidences too, for tasks with a route.
+        """
+        settings, device = infos[0].computing, self._device
+        size = settings.batch_size if batch_size is None else batch_size
+        raw: dict[str, list[Tensor]] = {info.name: [] for info in infos}
+        confidences: dict[str, list[Tensor]] = {info.name: [] for info in infos}
         errors: dict[int, str] = {}
-        with info.computing.applied(device):
+        with settings.applied(device):
             for start in _shown(range(0, len(examples), size)):
-                batch, bad = _prepared(info.steps, _part(examples, slice(start, start + size)))
+                read, bad = _prepared(infos[0].steps[:1], _part(examples, slice(start, start + size)))
                 errors |= {start + row: reason for row, reason in bad.items()}
-                if errors and not skip_bad:
-                    raise _refused(info.name, errors, names)
-                if batch is not None:
-                    raw.append(module(batch.to(device)).cpu())
-            outputs = torch.cat(raw) if raw else torch.empty(0, info.outputs.number)
-            numbers = info.outputs.values(outputs)
-        indices = tuple(row for row in range(len(examples)) if row not in errors)
-        return Predictions(info.name, info.outputs, outputs.clone(), numbers.clone(), indices, errors)
+                if errors and strict is not None:
+                    raise _refused(infos[0].name, errors, strict or None)
+                batches: dict[str, Tensor] = {}  # tasks with equal steps share theirs
+                for info in infos if read is not None else ():
+                    module = self._small_module(info) if small else self.network.module(info.name)
+                    if (steps := self._steps[info.name]) not in batches:
+                        batches[steps] = prepare(info.steps[1:], read).to(device)
+                    outputs, confidence = _answered(module, batches[steps], info if routed else None)
+                    raw[info.name].append(outputs.cpu())
+                    confidences[info.name] += [] if confidence is None else [confidence.cpu()]
+            indices = tuple(row for row in range(len(examples)) if row not in errors)
+            found = []
+            for info in infos:
+                joined = torch.cat(raw[info.name]) if indices else torch.empty(0, info.outputs.number)
+                confident = torch.cat(confidences[info.name]) if confidences[info.name] else None
+                numbers = info.outputs.values(joined)
+                found.append(Answers(info, joined, numbers, confident, indices, errors, len(examples)))
+        return found
+
+    def _small_module(self, info: TaskInfo) -> nn.Module:
+        """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
+        if not is_sliceable(self.network, info.name):
+            return self.network.module(info.name)
+        with self._lock:
+            if info.name not in self._small:
+                self._small[info.name] = sliced(self.network, info.name)
+            return self._small[info.name]
 
     def task(self, name: str | None = None) -> TaskInfo:
         """Return the facts about a task; None: the only one.
@@ -176,19 +397,20 @@ def load(
     """Load a trained network from its file alone: no config, data set or user code is needed.
 
     Args:
-        source: run folder, network file, or a task's subnetwork file.
-        base: network file or run folder with the tasks that a subnetwork file's task reads.
+        source: run folder, network file, a task's subnetwork file, or a repository on the Hugging Face hub,
+            "hf://user/name" or "hf://user/name@revision".
+        base: network file, run folder or repository with the tasks that a subnetwork file's task reads.
         device: where to compute.
         classes: constructors of modules outside msh, torch, torchvision, timm and transformers that the file names.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, names code that was not passed in, lacks a task that another one reads, or was
-            written by an earlier release, which stored no preprocessing.
+            written by an earlier release, which stored no preprocessing; or it cannot be downloaded.
     """
-    path = network_file(Path(source))
+    path = source_file(source)
     file = read_state(path, "network", "subnetwork")
     if base is not None:
-        file = merged(network_file(Path(base)), [path])
+        file = merged(source_file(base), [path])
     network = network_of(path, file, classes)
     tasks = {}
     for name, entry in file.state.tasks.items():
@@ -200,10 +422,32 @@ def load(
         try:
             steps, outputs = steps_from_data(entry.recipe["preprocessing"]), outputs_from_data(entry.recipe["outputs"])
             computing = computing_from_data(entry.recipe.get("evaluation", {}))
+            route = _route(entry.recipe.get("router"), network.subnetwork(name).head)
         except ValueError as error:
             raise ValueError(f"{path}: task {name!r}: {error}") from error
-        tasks[name] = TaskInfo(name, outputs.kind, outputs.names, outputs.unit, steps, outputs, computing)
+        tasks[name] = TaskInfo(name, outputs.kind, outputs.names, outputs.unit, steps, outputs, computing, route)
     return Predictor(network.to(device), tasks)
+
+
+def _route(data: Any, head: nn.Module) -> Route | None:
+    """Read a task's route, and check that its means fit the head's inputs."""
+    if data is None:
+        return None
+    route = route_from_data(data)
+    features = getattr(head, "in_features", None)
+    if route.means is not None and features is not None and route.means.centers.shape[1] != features:
+        raise ValueError(f"the router's means have {route.means.centers.shape[1]} features, and the head {features}")
+    return route
+
+
+def _answered(module: nn.Module, batch: Tensor, routed: TaskInfo | None) -> tuple[Tensor, Tensor | None]:
+    """Compute outputs (batch, outputs), and for a task with a route the confidence (batch,)."""
+    if routed is None or routed.route is None:
+        return module(batch), None
+    assert isinstance(module, TaskNetwork)
+    features = module.features(batch)
+    outputs = module.answers(features)
+    return outputs, routed.route.confidence(routed.kind, outputs, features.flatten(1))
 
 
 def as_examples(steps: Steps, inputs: Any) -> Any:
@@ -246,12 +490,13 @@ def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str
     return torch.cat(good) if good else None, bad
 
 
-def _refused(task: str, errors: Mapping[int, str], names: Sequence[str] | None) -> ValueError:
+def _refused(task: str | None, errors: Mapping[int, str], names: Sequence[str] | None) -> ValueError:
     """Build the error for inputs that cannot be read: a line per reason."""
     found: dict[str, list[str]] = {}
     for row, reason in errors.items():
         found.setdefault(reason, []).append(f"input {row}" if names is None else names[row])
-    lines = [f"task {task!r}, {_listed(inputs)}: {reason}" for reason, inputs in list(found.items())[:LISTED]]
+    start = "" if task is None else f"task {task!r}, "
+    lines = [f"{start}{_listed(inputs)}: {reason}" for reason, inputs in list(found.items())[:LISTED]]
     more = [f"and {len(found) - LISTED} more problems"] if len(found) > LISTED else []
     return ValueError("\n".join([*lines, *more]))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msh.files.state_file import StateFile, damages, fill_network, read_state
 from msh.recipes import Constructors, Recipe, rebuild
-from msh.subnetworks import MultiSubnetwork, NetworkState
+from msh.subnetworks import MultiSubnetwork, NetworkState, TaskState
 
 
 def rebuild_network(path: Path, classes: Constructors | None = None) -> MultiSubnetwork:
@@ -37,25 +37,45 @@ def network_of(path: Path, file: StateFile, classes: Constructors | None = None)
     for entry in state.tasks.values():
         if missing := [other for other in entry.reads if other not in state.tasks]:
             raise ValueError(f"{path}: task {entry.name!r} reads task {missing[0]!r}: use the network file of both")
-    numbers = sum(tensor.numel() for tensor in _tensors(state))
-
-    def built(recipe: Recipe | None, part: str) -> nn.Module | None:
-        return None if recipe is None else rebuild(recipe, f"{path}: {part}", numbers, classes)
-
     with torch.random.fork_rng(devices=[]):
-        backbone = built(state.recipe, "the backbone")
-        assert backbone is not None
+        backbone = rebuild(state.recipe, f"{path}: the backbone", _numbers(state), classes)
         with damages(path):
             for name in state.shared:
                 backbone.get_parameter(name).requires_grad_(False)
             network = MultiSubnetwork(backbone, list(state.owners), state.recipe)
-        for task, entry in state.tasks.items():
-            head, stem = (built(entry.recipe.get(part), f"the {part} of task {task!r}") for part in ("head", "stem"))
-            network.add_task(task, head, stem)
+        for task in state.tasks.values():
+            add_task_of(path, network, state, task, classes)
     fill_network(path, network, file)
     return network.eval()
 
 
-def _tensors(state: NetworkState) -> list[Tensor]:
+def add_task_of(
+    path: Path, network: MultiSubnetwork, state: NetworkState, task: TaskState, classes: Constructors | None = None
+) -> None:
+    """Add a file's task to a network, with a new head and stem; `fill_network` gives them their values.
+
+    Args:
+        path: the file's, for messages.
+        network: has the file's backbone.
+        state: the file's.
+        task: one of its tasks.
+        classes: constructors of other code that the file names.
+    Raises:
+        ValueError: the task has no recipe, names other code, or asks for too much memory.
+    """
+
+    def built(part: str) -> nn.Module | None:
+        recipe: Recipe | None = task.recipe.get(part)
+        where = f"{path}: the {part} of task {task.name!r}"
+        return None if recipe is None else rebuild(recipe, where, _numbers(state), classes)
+
+    with torch.random.fork_rng(devices=[]):
+        head, stem = built("head"), built("stem")
+    network.add_task(task.name, head, stem)
+
+
+def _numbers(state: NetworkState) -> int:
+    """Count the numbers in a file."""
     private = [tensor for entry in state.tasks.values() for tensor in entry.private.values()]
-    return [*state.weights.values(), *state.defaults.values(), *private]
+    tensors: list[Tensor] = [*state.weights.values(), *state.defaults.values(), *private]
+    return sum(tensor.numel() for tensor in tensors)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import msh
 from msh.errors import Problems, at_least, invalid, requirement
 from msh.inference.batching import Batcher
-from msh.inference.predictions import Predictions
+from msh.inference.predictions import AnyPredictions, Prediction, Predictions
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.inference.requests import describe_input, inputs_from_json
 
@@ -118,11 +119,22 @@ class Server:
         """
         if task not in self.predictor.tasks:
             raise HTTPException(404, str(_unknown(task, list(self.predictor.tasks))))
-        info, started = self.predictor.tasks[task], time.perf_counter()
+        return await self._counted(task, self.answer(self.predictor.tasks[task], request, top))
+
+    async def route(self, request: Request, top: int | None) -> dict[str, Any]:
+        """Answer a request without a task, each input by the task that the router chooses, and count it.
+
+        Raises:
+            HTTPException: the request is refused, or took too long.
+        """
+        return await self._counted("", self._routed(request, top))
+
+    async def _counted(self, task: str, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        started = time.perf_counter()
         self.metrics.requests.labels(task).inc()
         try:
             async with asyncio.timeout(self.limits.timeout):
-                return await self.answer(info, request, top)
+                return await answer
         except TimeoutError as error:
             self.metrics.errors.labels(task, "504").inc()
             raise HTTPException(504, f"no answer within {self.limits.timeout:g} seconds") from error
@@ -140,19 +152,49 @@ class Server:
         """
         if top is not None and info.kind == "regression":
             raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
-        inputs = await self._inputs(info, request)
+        inputs = await self._inputs([info], request)
         try:
             prepared = await asyncio.to_thread(self._prepared, info, inputs)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         found = await self.batchers[info.name].answer(prepared)
-        finite = found.numbers.isfinite().all(1)
-        if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
-            raise HTTPException(422, f"task {info.name!r}, input {first}: its numbers are too large or not finite")
-        return {"task": info.name, "predictions": _as_json(found, top)}
+        _check_finite(found)
+        return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
 
-    async def _inputs(self, info: TaskInfo, request: Request) -> Any:
+    async def _routed(self, request: Request, top: int | None) -> dict[str, Any]:
+        """Answer a request without a task, apart from others.
+
+        Raises:
+            HTTPException: the request is refused.
+        """
+        inputs = await self._inputs([*self.predictor.tasks.values()], request)
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self.computing, self._answered, inputs)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        _check_finite(found)
+        return {"predictions": [{"task": answer.task, **_as_json(answer, top)} for answer in found]}
+
+    def _answered(self, inputs: Any) -> AnyPredictions:
+        """Read inputs as the first kind that they can be, and answer them with its tasks, in a thread."""
+        kinds: dict[str, list[TaskInfo]] = {}
+        for info in self.predictor.tasks.values():
+            kinds.setdefault(info.steps[0].step, []).append(info)
+        raw, kind, reasons = inputs, "images", []
+        if isinstance(inputs, bytes):
+            for kind, infos in kinds.items():
+                try:
+                    raw = inputs_from_json(infos[0].steps, inputs)
+                    break
+                except ValueError as error:
+                    reasons.append(f"{kind}: {error}")
+            else:
+                raise ValueError("\n".join(reasons))
+        self._check_number(raw)
+        return self.predictor.predict(raw, among=[info.name for info in kinds[kind]])
+
+    async def _inputs(self, infos: Sequence[TaskInfo], request: Request) -> Any:
         """Return the inputs of a request: JSON as bytes, or the content of uploaded images."""
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind == "application/json":
@@ -161,8 +203,8 @@ class Server:
             raise HTTPException(
                 415, f"content-type must be application/json or multipart/form-data, got {kind[:100]!r}"
             )
-        if info.steps[0].step != "images":
-            raise HTTPException(415, f"task {info.name!r} reads no images: send application/json")
+        if not any(info.steps[0].step == "images" for info in infos):
+            raise HTTPException(415, f"task {infos[0].name!r} reads no images: send application/json")
         most = self.limits.max_inputs
         async with request.form(max_files=most, max_fields=0, max_part_size=self.limits.max_bytes) as form:
             return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
@@ -174,9 +216,12 @@ class Server:
             ValueError: naming what is wrong with them.
         """
         raw = inputs_from_json(info.steps, inputs) if isinstance(inputs, bytes) else inputs
+        self._check_number(raw)
+        return self.predictor.prepare(info.name, raw)
+
+    def _check_number(self, raw: Any) -> None:
         if not 1 <= len(raw) <= self.limits.max_inputs:
             raise invalid("inputs", f"from 1 to {self.limits.max_inputs} inputs", len(raw))
-        return self.predictor.prepare(info.name, raw)
 
     def tasks(self) -> list[dict[str, Any]]:
         """Describe the tasks."""
@@ -192,11 +237,19 @@ def _described(info: TaskInfo) -> dict[str, Any]:
     return {**facts, "input": describe_input(info.steps)}
 
 
-def _as_json(found: Predictions, top: int | None) -> list[dict[str, Any]]:
-    if found.outputs.kind == "regression":
-        return [{"values": prediction.values} for prediction in found]
-    chosen = [prediction.probabilities for prediction in found] if top is None else map(dict, found.top(top))
-    return [{"label": p.label, "probabilities": c} for p, c in zip(found, chosen, strict=True)]
+def _check_finite(found: AnyPredictions) -> None:
+    """Refuse answers that JSON cannot hold."""
+    for number, answer in enumerate(found):
+        if not all(map(math.isfinite, (*answer.probabilities.values(), *answer.values.values()))):
+            reason = "its numbers are too large or not finite"
+            raise HTTPException(422, f"task {answer.task!r}, input {number}: {reason}")
+
+
+def _as_json(answer: Prediction, top: int | None) -> dict[str, Any]:
+    if answer.values:
+        return {"values": answer.values}
+    falling = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+    return {"label": answer.label, "probabilities": answer.probabilities if top is None else dict(falling[:top])}
 
 
 def _examples(tasks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -240,6 +293,10 @@ def make_app(predictor: Predictor, limits: Limits | None = None, api_key: str | 
     @routes.post("/predict/{task:path}", openapi_extra=_examples(tasks), summary="Answer inputs with a task")
     async def predict(task: str, request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
         return await server.predict(task, request, top)
+
+    @routes.post("/predict", openapi_extra=_examples(tasks), summary="Answer inputs, each with the task it fits best")
+    async def route(request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
+        return await server.route(request, top)
 
     @routes.get("/tasks", summary="Describe the tasks and their inputs")
     async def list_tasks() -> list[dict[str, Any]]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from msh.report.pages import Code, Legend, Page, Section, legend_of, write_page
 from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
+from msh.report.usage import Usage, usage_of
 from msh.runs.colours import CHANGES, FEW, colours_of
+from msh.runs.examples import FOLDER as EXAMPLES
+from msh.runs.examples import Example, file_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.ownership import used_by_task
 from msh.runs.results import Results, comparison
 from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
-from msh.runs.words import duration, listed, number
+from msh.runs.tables import Column, Table
+from msh.runs.words import duration, listed, number, quantity, shortened
 from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
 FILE_NAME = "report.html"
@@ -25,19 +32,12 @@ NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
 TUNED = {"this network": NETWORKS["this network"], "fine-tuned": NETWORKS["finetune"]}
 LABEL, MOST_TASKS, MOST_COLUMNS = 20, 24, 12
 """Most letters of a stage's name in a matrix; most tasks of a matrix, and of capacity, as tables."""
-SNIPPET = """import msh
-
-predictor = msh.load({folder!r})  # or a copy of its network.safetensors: neither data nor config is needed
-for task in predictor.tasks.values():
-    print(task.name, task.kind, ", ".join(task.names), task.unit)
-"""
-INPUTS = {
-    "images": ("image.png", '["image.png"]'),
-    "table": ("rows.csv", 'pandas.read_csv("rows.csv")'),
-    "tokenize": ("texts.txt", '["a text"]'),
-    "arrays": ("examples.npy", 'numpy.load("examples.npy")'),
-}
-"""First step of a task's preprocessing to an input on the command line, and in Python."""
+HERE = "."
+"""The run folder, for code that runs in it: the folder may be moved."""
+MOST_LETTERS, MOST_CELLS = 60, 6
+"""Most letters of an example's text or cell, and most cells of its row, on the page."""
+MOST_BYTES = 2**16
+"""Of an example's image; a run's own are thumbnails."""
 
 
 def write_report(folder: Path, path: Path | None = None) -> RunFacts:
@@ -69,6 +69,7 @@ def page_of(facts: RunFacts) -> Page:
         _sparsity(facts, colours),
         _forgetting(results, colours),
         _baselines(results),
+        _examples(facts),
         _config(facts),
         _use(facts),
     ]
@@ -82,7 +83,7 @@ def page_of(facts: RunFacts) -> Page:
         tiles=_tiles(facts),
         sections=[section for section in sections if section],
         tasks=[*facts.ownership.tasks] if facts.ownership else [],
-        source=f" from {facts.folder.absolute()}",
+        source=f" from {facts.folder.name}",
     )
 
 
@@ -90,11 +91,13 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str]]:
     """Make the tiles; a dash stands for values that results.json lacks."""
     results = facts.results
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
+    routed = results.router and [("of inputs without a task find it", f"{results.router['accuracy']:.1%}")]
     return [
         ("tasks learned", results.learned if results.tasks else "–"),
         ("mean forgetting", "–" if results.forgetting is None else f"{results.forgetting:g}"),
         (f"violations in {checked:,} comparisons", f"{violations:,}" if results.tasks else "–"),
         ("of the network is owned", "–" if results.owned is None else f"{results.owned:.1%}"),
+        *(routed or []),
     ]
 
 
@@ -150,7 +153,7 @@ def _curves(facts: RunFacts, colours: dict[str, str]) -> Section | None:
 
 def _matrix(facts: RunFacts) -> Section | None:
     results = facts.results
-    if not results.matrix:
+    if all(score is None for row in results.matrix for score in row):
         return None
     labels = [
         name if len(name) <= LABEL else listed(stage, 1)
@@ -275,25 +278,87 @@ def _config(facts: RunFacts) -> Section | None:
     return Section("config", "Config", code=[Code("The composed config", text, Markup(keys), open=False)])
 
 
+def _examples(facts: RunFacts) -> Section | None:
+    """Show examples of the test split with the network's answers: images with captions, others in a table per task."""
+    images: list[tuple[str, str]] = []
+    tables: list[Table[Any]] = []
+    for task, examples in facts.examples.items():
+        pictures = [_picture(facts.folder, example) for example in examples]
+        if all(pictures):
+            captions = [f"{task}: {_answer(example)} ({example['target'] or 'none'})" for example in examples]
+            images += zip(filter(None, pictures), captions, strict=True)
+        elif examples:
+            tables.append(_example_rows(task, examples))
+    if not images and not tables:
+        return None
+    lead = "From the test split: what the network answers, and the right answer" + (" in brackets." if images else ".")
+    return Section("examples", "Example predictions", lead, tables=tables, images=images)
+
+
+def _picture(folder: Path, example: Example) -> str | None:
+    """Return an example's image as a data URI; None if it is none, or its file is missing."""
+    path = folder / EXAMPLES / str(example["file"])
+    if path.suffix != ".png" or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _example_rows(task: str, examples: Sequence[Example]) -> Table[Any]:
+    first = examples[0]["input"]
+    names = list(first)[:MOST_CELLS] if isinstance(first, dict) else [] if first is None else ["input"]
+    rows = [
+        (str(number), *_cells(example["input"], names), _answer(example), example["target"] or "none")
+        for number, example in enumerate(examples, start=1)
+    ]
+    columns = [Column[Any](name, itemgetter(place), words=True) for place, name in enumerate([task, *names])]
+    columns += [Column[Any](name, itemgetter(place), words=True) for name, place in (("answer", -2), ("target", -1))]
+    return Table(task, columns, rows)
+
+
+def _cells(shown: Any, names: Sequence[str]) -> list[str]:
+    values = [shown.get(name) for name in names] if isinstance(shown, dict) else [shown]
+    return ["" if value is None else shortened(str(value), MOST_LETTERS) for value in values]
+
+
+def _answer(example: Example) -> str:
+    """Say an answer: "wren 93 %", a label per line with its probability, or values."""
+    answer = example["answer"]
+    if "label" in answer:
+        return f"{answer['label']} {float(answer['probability']):.0%}"
+    values = {name: quantity(float(value)) for name, value in answer.items()}
+    return ", ".join(f"{name} {value}" if len(values) > 1 else value for name, value in values.items())
+
+
 def _use(facts: RunFacts) -> Section:
-    folder = str(facts.folder.absolute())
-    inputs = _inputs(facts)
-    predict = [f"msh predict '{folder}' --task {task} {file}" for task, (file, _) in inputs.items()]
-    python = [f"# predictor.predict({task!r}, {value}).labels" for task, (_, value) in inputs.items()]
-    commands = "\n".join(
-        (
-            *predict,
-            f"msh evaluate run='{folder}'   # evaluate every task again: the same scores",
-            f"msh inspect '{folder}'        # tasks, densities, sizes, capacity",
-            f"msh report '{folder}'         # write this page again",
+    usages = _usages(facts)
+    commands = [command for usage in usages if (command := usage.command(HERE)) is not None]
+    requests = [request for usage in usages if (request := usage.request()) is not None]
+    again = [
+        "msh evaluate run=.   # evaluate every task again: the same scores",
+        "msh inspect .        # tasks, densities, sizes, capacity",
+        "msh report .         # write this page again",
+    ]
+    code = [Code(f"{usage.task}, in Python", usage.python(HERE), open=not i) for i, usage in enumerate(usages)]
+    code.append(Code("In a terminal", "\n".join([*commands, *again]) + "\n"))
+    if requests:
+        code.append(
+            Code("Serve all tasks, and ask from another terminal", "\n".join(["msh serve .", *requests]) + "\n")
         )
-    )
-    code = [Code("In a terminal", commands), Code("In Python", SNIPPET.format(folder=folder) + "\n".join(python))]
-    return Section("use", "Predict, load and evaluate", "", code=code)
+    lead = "Run this in the folder of this page, wherever it is. The folder, or a copy of its network.safetensors, is "
+    lead += "enough: neither data nor config is needed."
+    return Section("use", "Load, predict and serve", lead, code=code)
 
 
-def _inputs(facts: RunFacts) -> dict[str, tuple[str, str]]:
-    """Map tasks whose preprocessing the network file has to examples of inputs."""
-    recipes = {name: entry.recipe for name, entry in facts.ownership.tasks.items()} if facts.ownership else {}
-    first = {name: recipe["preprocessing"][0]["step"] for name, recipe in recipes.items() if "preprocessing" in recipe}
-    return {name: INPUTS[step] for name, step in [*first.items()][:MOST_TASKS] if step in INPUTS}
+def _usages(facts: RunFacts) -> list[Usage]:
+    """List how tasks are used whose preprocessing the network file has."""
+    tasks = [*facts.ownership.tasks.items()][:MOST_TASKS] if facts.ownership else []
+    found = []
+    for name, entry in tasks:
+        file = file_of(facts.examples.get(name))
+        try:
+            usage = usage_of(name, entry.recipe, file if file and (facts.folder / file).is_file() else None)
+        except ValueError as error:
+            facts.notes.append(f"How {name} is used is unknown: {error}.")
+            continue
+        found += [usage] if usage is not None else []
+    return found

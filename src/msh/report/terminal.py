@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from msh.runs.results import Results, comparison
+from msh.runs.results import Results, RouterResult, comparison
 from msh.runs.score_tables import BASELINES, tasks_table
 from msh.runs.tables import Column, Table
 
@@ -43,10 +43,24 @@ def print_results(results: Results, console: Console | None = None) -> None:
     console = console or new_console()
     names = ("task", "metric", "test", *BASELINES, "density", "weights", "forgetting")
     tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
+    if others := results.not_evaluated:
+        console.print(f"not evaluated, as this run does not have their data: {', '.join(others)}")
+    if results.router is not None:
+        console.print(router_line(results.router))
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     console.print(
         f"frozen tasks compared {comparison(results.guarantee)}: {checked} times, {violations} changed; "
         f"network used: {results.owned:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
+    )
+
+
+def router_line(router: RouterResult) -> str:
+    """Say how often inputs without a task find it."""
+    both = router["class_incremental"]
+    return (
+        f"inputs without a task: {router['accuracy']:.1%} find the right one of those with such inputs"
+        + ("" if both is None else f", {both:.1%} the right class too")
+        + f" (router: {'; '.join(form['rule'] for form in router['forms'])})"
     )
 
 

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from msh.errors import without_secrets
 from msh.files.state_file import read_state
 from msh.files.yaml_files import read_config
+from msh.runs.examples import Example, read_examples
 from msh.runs.metrics import read_rows
-from msh.runs.results import FILE_NAME, LaterVersionError, Results
+from msh.runs.results import FILE_NAME, LaterVersionError, Results, TaskResult
 from msh.runs.words import counted
 from msh.subnetworks import NetworkState
 
@@ -57,6 +58,7 @@ class RunFacts:
         config: the composed config, or None.
         notes: a sentence for each missing, damaged or unfinished part.
         files: path in the folder to bytes: the network and the subnetworks.
+        examples: of the test splits, by task, with the network's answers.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class RunFacts:
     config: DictConfig | None
     notes: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -114,7 +117,16 @@ def read_run(folder: Path) -> RunFacts:
     ownership = _read_network(folder, results, notes)
     paths = [folder / "network.safetensors", *sorted((folder / "subnetworks").glob("*.safetensors"))]
     files = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
-    return RunFacts(folder, results, _read_curves(folder, notes), ownership, config, notes, files)
+    curves, examples = _read_curves(folder, notes), _read_examples(folder, notes)
+    return RunFacts(folder, results, curves, ownership, config, notes, files, examples)
+
+
+def _read_examples(folder: Path, notes: list[str]) -> dict[str, list[Example]]:
+    try:
+        return read_examples(folder)
+    except ValueError as error:
+        notes.append(f"Example predictions are left out: {_line(error)}.")
+        return {}
 
 
 def _read_config(folder: Path, notes: list[str]) -> DictConfig | None:
@@ -138,6 +150,11 @@ def _read_results(folder: Path, config: Mapping[Any, Any] | None, notes: list[st
         known = config or {}
         return Results(str(known.get("name", folder.name)), int(known.get("seed", 0)), [], {}, "", UNKNOWN)
     learned = len(results.matrix)
+    if others := results.not_evaluated:
+        notes.append(
+            f"Not evaluated, as this run does not have their data: {', '.join(others)}; their weights were compared by "
+            "their digests."
+        )
     if results.status != "finished":
         done = f"{learned} of {len(results.curriculum)} stages are learned and evaluated"
         waiting = [task for stage in results.curriculum[learned:] for task in stage]
@@ -159,11 +176,15 @@ def _read_network(folder: Path, results: Results, notes: list[str]) -> NetworkSt
         if results.matrix or results.status == UNKNOWN or path.is_file():
             notes.append(f"The owners of weights are unknown: {_line(error)}.")
         return None
-    if ahead := [t for t in ownership.tasks if t in results.tasks and results.tasks[t].test is None]:
+    if ahead := [t for t in ownership.tasks if t in results.tasks and _lacks_score(results.tasks[t])]:
         notes.append(f"{path.name} holds {', '.join(ahead)}, without a test score in {FILE_NAME}.")
     if behind := [t for t, row in results.tasks.items() if row.test is not None and t not in ownership.tasks]:
         notes.append(f"{path.name} does not hold {', '.join(behind)}, which have a test score in {FILE_NAME}.")
     return ownership
+
+
+def _lacks_score(task: TaskResult) -> bool:
+    return task.evaluated and task.test is None
 
 
 def _read_curves(folder: Path, notes: list[str]) -> list[Curve]:

@@ -62,7 +62,7 @@ def mean_score(results: Results) -> float:
 
     An error, where lower is better, counts as its skill score (`msh.tasks.task.skill_score`).
     """
-    scores = [_skill(task) for task in results.tasks.values()]
+    scores = [_skill(task) for task in results.tasks.values() if task.evaluated]
     return sum(scores) / len(scores) if scores else math.nan
 
 

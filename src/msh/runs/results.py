@@ -48,6 +48,8 @@ class TaskResult:
         finetune: test score after the last task, from one dense network that learned task after task, or None.
         joint: test score from one dense network that learned all tasks at once, or None.
         train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
+        evaluated: false for a task of the network that the run started from whose data the run does not have: it has
+            no scores, and the guarantee compares its weights alone.
     """
 
     metric: str
@@ -66,6 +68,7 @@ class TaskResult:
     finetune: float | None = None
     joint: float | None = None
     train_seconds: float = 0.0
+    evaluated: bool = True
 
 
 Matrix = list[list[float | None]]
@@ -102,6 +105,28 @@ class Guarantee(TypedDict):
     """Of outputs in these, relative to the largest output."""
 
 
+class RouterForm(TypedDict):
+    """The router of the tasks whose inputs have the same form."""
+
+    candidates: list[str]
+    rule: str
+    """The one with the best accuracy in `validation`."""
+    validation: dict[str, float]
+    """How often each rule found the right task in validation data."""
+
+
+class RouterResult(TypedDict):
+    """How often inputs without a task find it, in the test splits of tasks whose inputs have the same form."""
+
+    accuracy: float
+    """Mean over these tasks."""
+    class_incremental: float | None
+    """Share of examples with the right task and the right class, mean over the classifications; None without any."""
+    tasks: dict[str, float]
+    """Accuracy of each task."""
+    forms: list[RouterForm]
+
+
 def comparison(guarantee: Guarantee) -> str:
     """Say how frozen tasks were compared: "bitwise", unless some were on another machine than their record's."""
     if not (rounded := guarantee.get("rounded", 0)):
@@ -130,6 +155,8 @@ class Results:
         finetune: matrix, forgetting and bwt for one dense network that learned task after task (row i: after task i).
         ensemble: its name to metric, direction, tasks, test score, and validation score if the members share their
             validation data.
+        router: how often inputs without a task find it; None before the end, or if no tasks have the same form of
+            input.
         flush_denormal: subnormal numbers were computed as 0; None in runs by earlier releases.
         computed_on: the machines that worked on the run, in order; empty in runs by earlier releases.
         run_id: names the run in trackers, also after a resume.
@@ -152,6 +179,7 @@ class Results:
     guarantee: Guarantee = field(default_factory=lambda: Guarantee(checked=0, violations=0))
     finetune: Finetune = field(default_factory=_no_finetune)
     ensemble: dict[str, EnsembleResult] = field(default_factory=dict)
+    router: RouterResult | None = None
     flush_denormal: bool | None = None
     computed_on: list[str] = field(default_factory=list)
     incomplete_trackers: list[str] = field(default_factory=list)
@@ -198,7 +226,13 @@ class Results:
     @property
     def learned(self) -> str:
         """Number of learned tasks: "2 of 3"."""
-        return f"{sum(task.test is not None for task in self.tasks.values())} of {len(self.tasks)}"
+        learned = sum(task.test is not None or not task.evaluated for task in self.tasks.values())
+        return f"{learned} of {len(self.tasks)}"
+
+    @property
+    def not_evaluated(self) -> list[str]:
+        """Names of the learned tasks whose data the run does not have."""
+        return [name for name, task in self.tasks.items() if not task.evaluated]
 
     @property
     def owned(self) -> float | None:
@@ -206,8 +240,9 @@ class Results:
         return self.capacity["owned"] / self.capacity["prunable"] if self.capacity else None
 
     def missing(self, baselines: Iterable[str]) -> list[str]:
-        """Select the baselines that lack a task's score."""
-        return [name for name in baselines if any(getattr(task, name) is None for task in self.tasks.values())]
+        """Select the baselines that lack the score of a task that the run has data of."""
+        tasks = [task for task in self.tasks.values() if task.evaluated]
+        return [name for name in baselines if any(getattr(task, name) is None for task in tasks)]
 
     def _oriented(self, matrix: list[list[float | None]], task: str) -> list[float]:
         """Return a task's column from its stage on, negated if lower is better."""
@@ -249,6 +284,7 @@ class Results:
                     "which this release reads"
                 )
             added: dict[str, Any] = {"finetune": _no_finetune(), "ensemble": {}, "flush_denormal": None}
+            added |= {"router": None}
             content = added | {"incomplete_trackers": [], "computed_on": []} | content
             results = TypeAdapter(cls).validate_python({name: content[name] for name in cls.__dataclass_fields__})
             results._check()
@@ -264,6 +300,7 @@ class Results:
         """Raise a ValueError if a task without a result is named, or a matrix has more or fewer tasks."""
         named = [task for stage in self.curriculum for task in stage]
         named += [task for ensemble in self.ensemble.values() for task in ensemble["tasks"]]
+        named += list(self.router["tasks"]) if self.router else []
         if unknown := [task for task in named if task not in self.tasks]:
             raise ValueError(f"task {unknown[0]!r} is named, and has no result")
         for matrix in (self.matrix, self.finetune["matrix"]):

@@ -15,6 +15,11 @@ def number(score: float | None) -> str:
     return "" if score is None else format(score, SCORE)
 
 
+def quantity(value: float) -> str:
+    """Format a value of any size: four digits, and all before the point."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
 def share(part: float, whole: float) -> str:
     """Format a share, in percent."""
     return f"{part / whole:.1%}" if whole else "0.0%"

@@ -57,6 +57,9 @@ WEIGHT_NAME = r"weight|kernel|\w+_weight|weight_\w+"
 NO_LAYER = ("Scale", "Gate")
 """Parts of class names whose parameters are not a layer's weights."""
 
+EXPERTS = "Experts"
+"""End of class names of layers in transformers that hold the projections of all experts, (experts, outputs, inputs)."""
+
 NO_WEIGHT = {"scale", "norm", "bias", "mask"}
 """Words that exclude a weight, as in `weight_scale`."""
 
@@ -314,6 +317,8 @@ def _decide_layer(place: _Place) -> Decision:
         and not any(part in cls for part in NO_LAYER for cls in classes)
         and sum(size > 1 for size in parameter.shape) >= 2
     ):
+        return "prunable", f"{name} of {layer}"
+    if layer.endswith(EXPERTS) and parameter.dim() == 3 and name.endswith("_proj"):
         return "prunable", f"{name} of {layer}"
     return "private", f"{name} of {layer}, not a layer's weight"
 

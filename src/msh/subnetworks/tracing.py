@@ -112,10 +112,11 @@ def trace_units(
     """
     one_of("granularity", granularity, GRANULARITIES[1:])
     backbone, example = network.backbone, example_inputs(network, example)
+    symbolic = _Tracer()
     try:
-        graph = fx.Tracer().trace(backbone)
+        graph = symbolic.trace(backbone)
     except Exception as error:  # symbolic values may raise any type
-        raise _refusal(granularity, type(backbone).__name__, f"it cannot be traced by torch.fx: {error}") from error
+        raise _refusal(granularity, symbolic.inside(backbone), f"it cannot be traced by torch.fx: {error}") from error
     tracer = _UnitTracer(fx.GraphModule(backbone, graph), set(network.names.prunable), granularity)
     with evaluating(backbone), torch.no_grad():
         tracer.run(example)
@@ -143,6 +144,28 @@ def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> T
 
 def _refusal(granularity: str, part: str, why: str) -> ValueError:
     return ValueError(f"granularity {granularity!r} does not work for this backbone: {part}: {why}")
+
+
+class _Tracer(fx.Tracer):
+    """Trace a module, and remember which of its parts is being traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[tuple[str, str]] = []
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace a part; after an error it stays the last one."""
+        self.parts.append((self.path_of_module(m), type(m).__name__))
+        result = super().call_module(m, forward, args, kwargs)
+        self.parts.pop()
+        return result
+
+    def inside(self, backbone: nn.Module) -> str:
+        """Name the part at which an error stopped the tracing."""
+        if not self.parts:
+            return type(backbone).__name__
+        path, kind = self.parts[-1]
+        return f"module {path!r} ({kind})"
 
 
 class _UnitTracer(fx.Interpreter):

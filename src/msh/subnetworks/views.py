@@ -100,10 +100,21 @@ class TaskNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
+        return self.answers(self.features(inputs))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """(batch, *the task's input shape) to the head's inputs, (batch, features)."""
         if not torch.jit.is_scripting() and self.cast_type is not None:  # type: ignore[attr-defined]
-            features = cast_features(in_own_type(self.stem, inputs), self.cast_type)
-            return in_own_type(self.head, self.backbone(features))
-        outputs: Tensor = self.head(self.backbone(self.stem(inputs)))
+            cast: Tensor = self.backbone(cast_features(in_own_type(self.stem, inputs), self.cast_type))
+            return cast
+        features: Tensor = self.backbone(self.stem(inputs))
+        return features
+
+    def answers(self, features: Tensor) -> Tensor:
+        """(batch, features) to (batch, *the head's outputs)."""
+        if not torch.jit.is_scripting() and self.cast_type is not None:  # type: ignore[attr-defined]
+            return in_own_type(self.head, features)
+        outputs: Tensor = self.head(features)
         return outputs
 
 

@@ -1,21 +1,38 @@
-"""Load arrays and sequences: NumPy files, and data sets of torch."""
+"""Load arrays and sequences: NumPy files, data sets of torch, and data modules of Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
 from msh.tasks.outputs import Kind
 from msh.tasks.task import Split
+
+log = logging.getLogger(__name__)
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""Methods of a data module that change batches."""
 
 
 def arrays(
@@ -82,10 +99,163 @@ def dataset(
         problems.check(check_test_fraction, test_fraction)
         if test is not None and test_fraction is not None:
             problems.add(f"source.test_fraction = {test_fraction} cannot be set beside source.test: remove one")
-        items = problems.check(_stacked, "source.train", train)
-        test_items = None if test is None else problems.check(_stacked, "source.test", test)
+        with _seeded():
+            items = problems.check(_stacked, "source.train", train)
+            test_items = None if test is None else problems.check(_stacked, "source.test", test)
     assert items is not None
     return _raw(items, test_items, ("source.train", "source.test"), test_fraction, kind, classes)
+
+
+def data_module(
+    module: Any, test_fraction: float | None = None, kind: Kind = "classification", classes: Sequence[str] = ()
+) -> RawData:
+    """Load a data module of Lightning: the data sets of its loaders are read once, and stacked.
+
+    As in a Trainer, `prepare_data` is called by one process of each machine (of all, without
+    `prepare_data_per_node`), then `setup` by every process; their draws are the same for every seed, so that all
+    processes, and a resumed run, have the same splits. The task's settings decide on batch size and order.
+
+    Args:
+        module: a LightningDataModule with a `train_dataloader`, and perhaps a `val_dataloader` and `test_dataloader`,
+            each of one loader whose batches are (inputs, targets).
+        test_fraction: without a `test_dataloader`, the test split's share of the examples, .2 if None.
+        kind, classes: as in `arrays`.
+    Raises:
+        ValueError: it is no such module, or does something that msh would not: samples by weights, changes batches on
+            their way to the device, has several loaders, or pads each batch to another shape.
+    """
+    from pytorch_lightning import LightningDataModule  # slow to import
+
+    if not isinstance(module, LightningDataModule):
+        raise invalid("source.module", "a LightningDataModule", type(module).__name__)
+    with Problems() as problems:
+        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        for hook in HOOKS:
+            if getattr(type(module), hook) is not getattr(LightningDataModule, hook):
+                name = f"{type(module).__name__}.{hook}"
+                problems.add(f"source.module: {name} would not be called; change items in the data set, or set augment")
+        problems.check(check_test_fraction, test_fraction)
+    with _seeded():
+        _prepare(module)
+    with _seeded(), Problems() as problems:
+        pairs = _of_stage(problems, module, "fit", ("train", "val"))
+        pairs |= _of_stage(problems, module, "test", ("test",))
+        if "test" in pairs and test_fraction is not None:
+            problems.add(f"source.test_fraction = {test_fraction} cannot be set beside a test_dataloader")
+        if not problems.problems and "train" not in pairs:
+            problems.add("source.module has no train_dataloader")
+    origins = {part: f"source.module: {part}_dataloader" for part in pairs}
+    return _raw_of_parts(pairs, origins, test_fraction, kind, classes)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let code of the user's draw the same numbers in every process and run; the program's own draws do not notice."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _prepare(module: Any) -> None:
+    """Call `prepare_data` in one process of each machine, or of all; the others wait, and learn of its error."""
+    import torch.distributed as dist
+
+    is_connected = dist.is_available() and dist.is_initialized()
+    rank = dist.get_rank() if is_connected else 0
+    if module.prepare_data_per_node and is_connected:
+        rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", rank)))
+    error: Exception | None = None
+    if rank == 0:
+        try:
+            module.prepare_data()
+        except Exception as raised:
+            error = raised
+    errors = [error]
+    if is_connected:
+        errors = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+    for problem in errors:
+        if problem is not None:
+            raise problem
+
+
+def _of_stage(problems: Problems, module: Any, stage: str, parts: Sequence[str]) -> dict[str, Pair]:
+    """Set a data module up, and read the loaders of some parts that it has."""
+    module.setup(stage=stage)
+    pairs: dict[str, Pair] = {}
+    for part in parts:
+        loader = _loader(module, f"{part}_dataloader")
+        if loader is not None:
+            pair = problems.check(_of_loader, f"source.module: {part}_dataloader", loader)
+            pairs |= {} if pair is None else {part: pair}
+    module.teardown(stage=stage)
+    return pairs
+
+
+def _loader(module: Any, method: str) -> Any:
+    from pytorch_lightning import LightningDataModule
+
+    own = method in vars(module) or getattr(type(module), method) is not getattr(LightningDataModule, method)
+    loader = getattr(module, method)() if own else None
+    return loader[0] if isinstance(loader, list | tuple) and len(loader) == 1 else loader
+
+
+def _of_loader(key: str, loader: Any) -> Pair:
+    """Read all examples of a loader in the data set's order."""
+    if not isinstance(loader, DataLoader):
+        found = f"{len(loader)} loaders" if isinstance(loader, list | tuple | Mapping) else type(loader).__name__
+        raise invalid(key, "one DataLoader", found)
+    plain = (RandomSampler, SequentialSampler, DistributedSampler)
+    if isinstance(loader.dataset, IterableDataset):
+        raise invalid(f"{key}: the data set", "a map-style torch.utils.data.Dataset", type(loader.dataset).__name__)
+    if loader.batch_size is None:
+        raise ValueError(f"{key}: its loader has no batch size: the task batches examples, by tasks.NAME.batch_size")
+    sampler: Any = loader.sampler
+    draws_all = type(sampler) in plain and not getattr(sampler, "replacement", False)
+    if not draws_all or (isinstance(sampler, RandomSampler) and sampler.num_samples != len(sampler.data_source)):
+        bound = "one that takes each example once; torch.utils.data.Subset selects examples"
+        raise invalid(f"{key}: the sampler", bound, type(sampler).__name__)
+    if loader.collate_fn is default_collate:
+        return _stacked(key, loader.dataset)
+    return _collated(key, loader)
+
+
+def _collated(key: str, loader: DataLoader[Any]) -> Pair:
+    """Read a loader's batches, as its collate_fn makes them, in the data set's order."""
+    size = int(loader.batch_size or 1)
+    batches: list[Pair] = []
+    for start in range(0, len(loader.dataset), size):  # type: ignore[arg-type]
+        items = [loader.dataset[row] for row in range(start, min(start + size, len(loader.dataset)))]  # type: ignore[arg-type]
+        batch = loader.collate_fn(items)
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise invalid(f"{key}: a batch of its collate_fn", "(inputs, targets)", type(batch).__name__)
+        inputs, targets = (np.asarray(part) for part in batch)
+        if inputs.shape[:1] != (len(items),) or targets.shape[:1] != (len(items),):
+            shapes = f"{inputs.shape} and {targets.shape}"
+            raise invalid(f"{key}: the shapes of a batch of {len(items)} items", "(items, ...), one row each", shapes)
+        batches.append((inputs, targets))
+        if start == 0:
+            _warn_of_draws(key, batches[0], loader.collate_fn(items))
+        for what, first, array in zip(("inputs", "targets"), batches[0], batches[-1], strict=True):
+            if array.shape[1:] != first.shape[1:]:
+                bound = f"{first.shape[1:]}, as in the first batch: pad all to one length"
+                raise invalid(f"{key}: the shape of the {what} in a batch of its collate_fn", bound, array.shape[1:])
+    if not batches:
+        raise invalid(f"{key}: the number of items", ">= 1", 0)
+    return np.concatenate([pair[0] for pair in batches]), np.concatenate([pair[1] for pair in batches])
+
+
+def _warn_of_draws(key: str, first: Sequence[np.ndarray], again: Any) -> None:
+    """Warn if examples are others when they are read again: they stay as they were read first."""
+    if not all(np.array_equal(one, np.asarray(other)) for one, other in zip(first, again, strict=True)):
+        log.warning("%s: examples change at random; they are read once, and augment changes images in each batch", key)
 
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -150,6 +320,7 @@ def _stacked(key: str, items: Any) -> Pair:
         pairs.append(tuple(np.asarray(part) for part in item))
     if not pairs:
         raise invalid(f"{key}: the number of items", ">= 1", 0)
+    _warn_of_draws(key, pairs[0], items[0])
     for part, what in enumerate(("input", "target")):
         shape = pairs[0][part].shape
         uneven = [number for number, pair in enumerate(pairs) if pair[part].shape != shape]
@@ -167,19 +338,31 @@ def _raw(
     kind: Kind,
     classes: Sequence[str],
 ) -> RawData:
+    pairs = {"train": train} | ({} if test is None else {"test": test})
+    return _raw_of_parts(pairs, dict(zip(("train", "test"), origins, strict=True)), test_fraction, kind, classes)
+
+
+def _raw_of_parts(
+    pairs: Mapping[str, Pair],
+    origins: Mapping[str, str],
+    test_fraction: float | None,
+    kind: Kind,
+    classes: Sequence[str],
+) -> RawData:
+    """Build the data from the arrays of "train", and perhaps "val" and "test"; `origins` names them in errors."""
     with Problems() as problems:
-        first = problems.check(_split, origins[0], train, kind)
-        second = None if test is None else problems.check(_split, origins[1], test, kind)
-    assert first is not None
+        splits = {part: problems.check(_split, origins[part], pair, kind) for part, pair in pairs.items()}
+    train, test = splits["train"], splits.get("test")
+    assert train is not None
     if kind == "classification":
-        outputs = len(classes) or int(first.targets.max()) + 1
+        outputs = len(classes) or int(train.targets.max()) + 1
     else:
-        outputs = first.targets.shape[1]
+        outputs = train.targets.shape[1]
         if classes and len(classes) != outputs:
             raise invalid("source.classes", f"{outputs} names, one for each target", list(classes))
-    if second is None:
-        first, second = hold_out(first, test_fraction, kind)
-    return RawData(kind, first, second, outputs, classes=tuple(map(str, classes)))
+    if test is None:
+        train, test = hold_out(train, test_fraction, kind)
+    return RawData(kind, train, test, outputs, classes=tuple(map(str, classes)), val=splits.get("val"))
 
 
 def _split(origin: str, pair: Pair, kind: Kind) -> Split:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -19,8 +21,10 @@ from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.outputs import Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
-from msh.tasks.task import DEFAULT_METRIC, METRICS, Split, SplitName, Task
-from msh.tasks.tokens import Texts
+from msh.tasks.task import DEFAULT_METRIC, METRICS, SAMPLES, Split, SplitName, Task
+from msh.tasks.tokens import Texts, TokenCounts, count_tokens
+
+log = logging.getLogger(__name__)
 
 Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
 """feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
@@ -28,6 +32,9 @@ together; minmax: each input to [0, 1]; robust: each input to median 0, interqua
 normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
+
+EPOCH_BATCHES = 40
+"""Fewest batches of an epoch whose passes through the examples are counted by `build_task`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class RawData:
         classes: names of the classes, labels or values, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
+        read_rows: reads rows of the training file as written, by the numbers in `Split.rows`.
     """
 
     kind: Kind
@@ -53,6 +61,7 @@ class RawData:
     classes: tuple[str, ...] = ()
     steps: Steps = ()
     val: Split | None = None
+    read_rows: Callable[[Sequence[int]], Any] | None = None
 
     @property
     def splits(self) -> dict[SplitName, Split]:
@@ -130,7 +139,7 @@ def build_task(
     normalize: Normalize | None = None,
     metric: str | None = None,
     loss_weight: float = 1.0,
-    repeat: int = 1,
+    repeat: int | None = 1,
     normalize_target: Literal["minmax"] | None = None,
     stem: Recipe | None = None,
     augment: Sequence[Mapping[str, Any]] | None = None,
@@ -145,7 +154,7 @@ def build_task(
         normalize: as in `Normalize`; None: "feature", "channel" for images on disk, or "none" for texts.
         metric: a name in METRICS; None: the kind's.
         loss_weight: loss factor where several tasks train together, > 0.
-        repeat: passes through the training examples per epoch.
+        repeat: passes through the training examples per epoch; None: as many as give EPOCH_BATCHES batches.
         normalize_target: "minmax": scale a regression's target to [0, 1] and evaluate it so; None: keep its unit.
         stem: as in `Task`.
         augment: random changes to the training images, for `read_augmentation`.
@@ -161,25 +170,40 @@ def build_task(
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
     mean, std = _target_scale(splits["train"].targets, data)
-    splits, steps = _prepared(splits, data, normalize)
+    examples = len(splits["train"])
+    batch_size = min(batch_size, examples)
+    texts = {} if data.texts is None else {p: data.texts.take(cast(Tensor, s.inputs)) for p, s in splits.items()}
+    splits, steps, counts = _prepared(name, splits, data, normalize)
     return Task(
         name=name,
         kind=data.kind,
         splits=splits,
         outputs=data.outputs,
         metric=metric,
-        batch_size=min(batch_size, len(splits["train"])),
+        batch_size=batch_size,
         target_mean=mean,
         target_std=std,
         loss_weight=loss_weight,
-        repeat=repeat,
-        vocabulary=data.texts.vocabulary if data.texts else None,
+        repeat=math.ceil(EPOCH_BATCHES * batch_size / examples) if repeat is None else repeat,
+        vocabulary=data.texts.ids if data.texts else None,
         stem=stem,
         augmentation=augmentation,
         names=data.classes,
         target_range=target_range,
         steps=steps,
+        tokens=counts,
+        texts=texts,
+        read_samples=_samples(data, splits["train"]),
     )
+
+
+def _samples(data: RawData, train: Split) -> Callable[[], Any] | None:
+    """Return a function that reads the raw inputs of the first training examples, without the others' memory."""
+    if train.rows is None:
+        return None
+    if data.texts is not None:
+        return partial(list, data.texts.take(train.rows[:SAMPLES]))
+    return None if data.read_rows is None else partial(data.read_rows, train.rows[:SAMPLES].tolist())
 
 
 def _usual(data: RawData) -> Normalize:
@@ -195,10 +219,10 @@ def _all_splits(data: RawData, val_fraction: float) -> dict[SplitName, Split]:
 
 
 def _check_numbers(
-    problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int
+    problems: Problems, key: str, batch_size: int, val_fraction: float, loss_weight: float, repeat: int | None
 ) -> None:
     problems.check(at_least, f"{key}.batch_size", 1, batch_size)
-    problems.check(at_least, f"{key}.repeat", 1, repeat)
+    problems.check(at_least, f"{key}.repeat", 1, 1 if repeat is None else repeat)
     problems.check(check_fraction, f"{key}.val_fraction", val_fraction)
     if not 0.0 < loss_weight < math.inf:
         problems.add(invalid(f"{key}.loss_weight", "> 0", loss_weight))
@@ -261,15 +285,35 @@ def _can_stratify(targets: Tensor, fraction: float) -> bool:
     return int(counts.min()) > 1 and min(second, len(targets) - second) >= len(counts)
 
 
+def _tokenized(
+    name: str, splits: dict[SplitName, Split], texts: Texts
+) -> tuple[dict[SplitName, Split], Tokenize, TokenCounts]:
+    """Tokenize texts with the training split's tokenizer; log how many are cut, and how much is unknown."""
+    rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
+    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str())
+    counts = count_tokens(tokenize.tokenizer, texts.take(torch.cat(list(rows.values()))))
+    log.info("task %r: %s", name, "; ".join(f"{fact}: {value}" for fact, value in counts.facts))
+    if 2 * counts.unknown > counts.tokens:
+        text = (
+            "task %r: most tokens are unknown: raise source.vocabulary, or set source.tokenizer to a tokenizer for the "
+            "texts' language; without one, words are parted by white space and punctuation"
+        )
+        log.warning(text, name)
+    tokens = {part: tokenize(texts.take(rows[part])) for part in splits}
+    return {part: Split(tokens[part], split.targets, rows[part]) for part, split in splits.items()}, tokenize, counts
+
+
 def _prepared(
-    splits: dict[SplitName, Split], data: RawData, normalize: Normalize
-) -> tuple[dict[SplitName, Split], Steps]:
-    """Run the last step, fitted on the training split: return the splits, and all steps from raw inputs."""
+    name: str, splits: dict[SplitName, Split], data: RawData, normalize: Normalize
+) -> tuple[dict[SplitName, Split], Steps, TokenCounts | None]:
+    """Run the last step, fitted on the training split.
+
+    Returns:
+        The splits, all steps from raw inputs, and the tokens' counts if inputs are texts.
+    """
     if data.texts is not None:
-        rows = {split: cast(Tensor, s.inputs) for split, s in splits.items()}
-        tokenize = Tokenize(data.texts.tokenizer(rows["train"]).to_str())
-        tokens = {split: tokenize(data.texts.take(rows[split])) for split in splits}
-        return {split: Split(tokens[split], s.targets) for split, s in splits.items()}, (tokenize,)
+        splits, tokenize, counts = _tokenized(name, splits, data.texts)
+        return splits, (tokenize,), counts
     inputs = splits["train"].inputs
     scale: Quantiles | Scale
     if is_stored(inputs):
@@ -277,10 +321,10 @@ def _prepared(
     else:
         scale = fit_quantiles(inputs[:]) if normalize == "quantile" else Scale(*_scaling(inputs[:], normalize))
     scaled = {
-        split: s.then(scale) if isinstance(s.inputs, LazyInputs) else Split(scale(s.inputs), s.targets)
+        split: s.then(scale) if isinstance(s.inputs, LazyInputs) else replace(s, inputs=scale(s.inputs))
         for split, s in splits.items()
     }
-    return scaled, (*data.raw_steps, scale)
+    return scaled, (*data.raw_steps, scale), None
 
 
 def _with_scaled_targets(
@@ -290,7 +334,7 @@ def _with_scaled_targets(
     if not minmax:
         return splits, None
     low, extent = _extent(splits["train"].targets)
-    return {part: Split(s.inputs, (s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
+    return {part: replace(s, targets=(s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
 
 
 def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:

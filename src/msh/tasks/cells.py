@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import date
 from typing import Any
 
@@ -18,6 +18,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}([,.'_ \u00a0\u202f]\d{3})+([.,]\d+)?")
 """1,234 and the like: with a comma or a point it can also be a decimal number."""
+MARKS = ("%", "$", "€", "£", "¥")
+"""Signs that stand before or behind the numbers of a whole column."""
 CODE = re.compile(r"0\d+")
 """A number with a leading zero, as postal codes have, is a name."""
 LARGEST = float(np.finfo(np.float32).max)
@@ -100,9 +102,10 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     """
     import pandas as pd
 
-    values = cells.to_numpy(dtype=object)
-    if pd.api.types.infer_dtype(values, skipna=True) == "string":  # else True, 1 and 1.0 count as one value
-        first, distinct = pd.factorize(values)
+    strings = isinstance(cells.dtype, pd.StringDtype)
+    values = cells if strings else cells.to_numpy(dtype=object)
+    if strings or pd.api.types.infer_dtype(values, skipna=True) == "string":
+        first, distinct = pd.factorize(values)  # for others, True, 1 and 1.0 would count as one value
         texts = [as_text(value, missing) for value in distinct]
     else:
         texts, first = [as_text(value, missing) for value in values], np.arange(len(values))
@@ -111,36 +114,85 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     return codes[first], list(numbers)  # factorize numbers missing cells -1, the last code
 
 
-def read_numbers(cells: Any, where: Where, name: str) -> np.ndarray:
+def read_numbers(cells: Any, where: Where, name: str, mark: str = "") -> np.ndarray:
     """Read a column as numbers, float64 (rows,), NaN where missing.
 
+    Args:
+        cells: a pandas Series (rows,).
+        where: names the row.
+        name: the column's.
+        mark: a sign that numbers may have.
     Raises:
         ValueError: a cell is not a finite number.
     """
-    values, bad = numbers_or_bad(cells)
+    values, bad = numbers_or_bad(cells, mark=mark)
     if bad.any():
-        raise cell_error(where, name, cells, bad, f"is not a finite number{_hint(coded(cells[bad])[1])}")
+        raise cell_error(where, name, cells, bad, f"is not a finite number{_hint(coded(cells[bad])[1], mark)}")
     return values
 
 
-def numbers_or_bad(cells: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read a column as (float64 (rows,), NaN where missing; bool (rows,), True where a cell is no finite number)."""
+def unmarked(text: str, mark: str) -> str:
+    """Remove a sign before or behind a number, after a minus if there is one."""
+    before, found, behind = text.partition(mark) if mark else (text, "", "")
+    if not found or (before.strip() not in ("", "+", "-") and behind.strip()):
+        return text
+    return before.strip() + behind.strip()
+
+
+def find_mark(cells: Any, texts: Sequence[str] | None = None) -> str:
+    """Return the percent or currency sign that nearly all numbers of a column have, "" if there is none.
+
+    Args:
+        cells: a pandas Series (rows,).
+        texts: its different texts, if they are known already.
+    """
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        return ""
+    texts = coded(cells)[1] if texts is None else texts
+    for mark in MARKS:
+        if any(mark in text for text in texts[:20]):
+            numbers = [number for text in texts if (number := unmarked(text, mark)) != text]
+            written = sum(any(kind.fullmatch(n) for kind in (NUMBER, THOUSANDS, DECIMAL_COMMA)) for n in numbers)
+            if 5 * written >= 4 * len(texts):
+                return mark
+    return ""
+
+
+def numbers_or_bad(
+    cells: Any, known: tuple[np.ndarray, list[str]] | None = None, mark: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a column as numbers.
+
+    Args:
+        cells: a pandas Series (rows,).
+        known: `coded(cells)`, if it is known already.
+        mark: a sign that numbers may have.
+    Returns:
+        (float64 (rows,), NaN where missing; bool (rows,), True where a cell is no finite number).
+    """
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
-        values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        if isinstance(cells.dtype, np.dtype):  # NaN stands for missing cells already
+            values = cells.to_numpy().astype(np.float64, copy=False)
+        else:
+            values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
         if np.fmax.reduce(values, initial=0) <= LARGEST and np.fmin.reduce(values, initial=0) >= -LARGEST:
             return values, np.zeros(len(values), dtype=bool)
         bad = np.abs(values) > LARGEST
         return np.where(bad, np.nan, values), bad
-    codes, texts = coded(cells)
+    codes, texts = known or coded(cells)
+    texts = [unmarked(text, mark) for text in texts] if mark else texts
     numbers = np.array([float(text) if NUMBER.fullmatch(text) else np.inf for text in texts] + [np.nan])
     wrong = np.abs(numbers) > LARGEST
     values = np.where(wrong, np.nan, numbers)[codes]
     return values, np.asarray(wrong[codes])
 
 
-def _hint(texts: list[str]) -> str:
+def _hint(texts: list[str], mark: str = "") -> str:
+    texts = [unmarked(text, mark) for text in texts]
     if any(THOUSANDS.fullmatch(text) for text in texts):
         return ": write it without thousands marks; source.decimal=',' reads decimal commas"
     if any(NUMBER.fullmatch(text) for text in texts):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from msh.errors import invalid
+from msh.errors import Problems, invalid
+
+SHOWN_PROBLEMS = 20
+"""Problems of many files or rows that an error lists; it counts the others."""
 
 
 def check_fraction(key: str, value: float) -> None:
@@ -45,3 +48,12 @@ def existing(path: str, kind: str) -> Path:
     if not (expanded.is_file() if kind == "file" else expanded.is_dir()):
         raise FileNotFoundError(f"there is no {kind} {expanded}: paths.data_dir=DIR sets the folder of the data")
     return expanded
+
+
+class ListedProblems(Problems):
+    """Collect the problems of many files or rows; list the first ones, and count the others."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if (more := len(self.problems) - SHOWN_PROBLEMS) > 0:
+            self.problems = [*self.problems[:SHOWN_PROBLEMS], f"and {more} more"]
+        super().__exit__(kind, error, trace)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from msh.tasks.cells import MICROSECONDS_PER_DAY, NO_DATE, Where, coded, read_booleans, read_dates, read_numbers
+from msh.tasks.cells import MARKS, MICROSECONDS_PER_DAY, NO_DATE, Where, coded, read_booleans, read_dates, read_numbers
 from msh.tasks.steps import CONFIG
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -95,6 +95,27 @@ class Number(Filled):
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the numbers."""
         return _filled(read_numbers(cells, where, self.name), self.fill, self.missing)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Amount(Filled):
+    """A column of numbers with a sign: 12 % or $ 3.50.
+
+    Attributes:
+        mark: the sign; numbers without it are accepted.
+    """
+
+    mark: str = Field(default=MARKS[0], min_length=1, max_length=1)
+    role: Literal["amount"] = "amount"
+
+    @property
+    def note(self) -> str:
+        """Name the sign."""
+        return "; ".join(filter(None, (f"in {self.mark}", super().note)))
+
+    def read(self, cells: Any, where: Where) -> np.ndarray:
+        """Return the numbers."""
+        return _filled(read_numbers(cells, where, self.name, self.mark), self.fill, self.missing)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -278,4 +299,6 @@ class Text:
         return np.asarray(words[codes])
 
 
-AnyColumn = Annotated[Dropped | Number | Boolean | Category | Hashed | Date | Text, Field(discriminator="role")]
+AnyColumn = Annotated[
+    Dropped | Number | Amount | Boolean | Category | Hashed | Date | Text, Field(discriminator="role")
+]

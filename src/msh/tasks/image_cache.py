@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msh.tasks.image_step import SHOWN_PROBLEMS, ReadImages, as_floats
+from msh.tasks.checks import SHOWN_PROBLEMS
+from msh.tasks.image_step import ReadImages, as_floats
 from msh.tasks.lazy import Inputs, LazyInputs, StoredTensor
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.checks import existing
-from msh.tasks.image_step import ImageProblems
+from msh.tasks.cells import as_text
+from msh.tasks.checks import ListedProblems, existing
 from msh.tasks.labels import Classes, find_classes, read_labels
 from msh.tasks.outputs import Kind
 
@@ -57,10 +57,8 @@ def in_class_folders(folder: Path) -> Labelled:
     Raises:
         FileNotFoundError: it has no class folders, or some without images.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
-    if not classes:
-        raise FileNotFoundError(f"there is no class folder in {folder}: images need a folder per class")
-    found = {name: list(files_below(folder / name)) for name in classes}
+    found = class_folders(folder, "images")
+    classes = list(found)
     images = {name: [file for file in files if file.suffix.lower() in SUFFIXES] for name, files in found.items()}
     if empty := [name for name in classes if not images[name]]:
         raise FileNotFoundError(
@@ -70,6 +68,21 @@ def in_class_folders(folder: Path) -> Labelled:
         log.warning("%s: %d files are no images, and ignored, such as %s", folder, len(others), others[0])
     targets = [number for number, name in enumerate(classes) for _ in images[name]]
     return Labelled([file for files in images.values() for file in files], torch.tensor(targets), tuple(classes))
+
+
+def class_folders(folder: Path, what: str) -> dict[str, list[Path]]:
+    """Find the folders in a folder, and the files of each, at any depth; hidden ones are ignored.
+
+    Args:
+        folder: holds a folder per class.
+        what: the files hold, for the error.
+    Raises:
+        FileNotFoundError: it has no class folders.
+    """
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
+    if not classes:
+        raise FileNotFoundError(f"there is no class folder in {folder}: {what} need a folder per class")
+    return {name: list(files_below(folder / name)) for name in classes}
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -83,7 +96,13 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def in_table(
-    path: str, folder: Path, kind: Kind, file: str, target: Sequence[str], names: tuple[str, ...] | None = None
+    path: str,
+    folder: Path,
+    kind: Kind,
+    file: str,
+    target: Sequence[str],
+    names: tuple[str, ...] | None = None,
+    missing_labels: str = "drop",
 ) -> Labelled:
     """Read labels from a CSV file with a header.
 
@@ -95,6 +114,7 @@ def in_table(
         file: column with the images' paths, below `folder`.
         target: columns to predict.
         names: of the training split's classes or labels; None: found in the file, sorted.
+        missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
     Raises:
         FileNotFoundError: there is no such CSV file.
         ValueError: columns, cells or images are missing or invalid; all are reported.
@@ -106,45 +126,73 @@ def in_table(
             problems.check(one_of, f"source.{key}", column, rows[0])
         if kind == "classification" and len(target) > 1:
             problems.add(invalid("source.target", "one column in a classification", list(target)))
-    files = [folder / row[file] for row in rows]
-    cells = [[row[column] for column in target] for row in rows]
     has_lists = kind == "multilabel" and len(target) == 1
-    with ImageProblems() as problems:
-        for line, (image, labels) in enumerate(zip(files, cells, strict=True), 2):
-            if not image.is_file():
+    cells = {line: [row[column] for column in target] for line, row in enumerate(rows, 2)}
+    with ListedProblems() as problems:
+        for line, named in enumerate(rows, 2):
+            if not (image := folder / named[file]).is_file():
                 problems.add(f"{table}, row {line}, column {file!r}: there is no file {image}")
-            if "" in labels and not has_lists:
-                problems.add(f"{table}, row {line}, column {target[labels.index('')]!r}: the label is missing")
+        if not has_lists:  # an empty list is a list
+            cells = problems.check(_labelled, table, cells, target, kind, names, missing_labels) or cells
+    files = [folder / rows[line - 2][file] for line in cells]
     if kind == "regression":
         return Labelled(files, _numbers(table, cells, target), ())
     if kind == "multilabel" and not has_lists:
         return Labelled(files, _flags(table, cells, target), tuple(target))
-    listed = [[name for part in row[0].split(";") if (name := part.strip())] for row in cells] if has_lists else cells
-    numbers, names = _numbered(table, listed, names)
+    if has_lists:
+        cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
+    numbers, names = _numbered(table, cells, names)
     if not has_lists:
         return Labelled(files, torch.tensor([number for (number,) in numbers]), names)
     flags = torch.zeros(len(files), len(names))
-    for i, row in enumerate(numbers):
-        flags[i, row] = 1
+    for i, labels in enumerate(numbers):
+        flags[i, labels] = 1
     return Labelled(files, flags, names)
 
 
-def _numbered(
-    table: Path, listed: list[list[str]], names: tuple[str, ...] | None
-) -> tuple[list[list[int]], tuple[str, ...]]:
+Cells = dict[int, list[str]]
+"""A CSV file's cells by row."""
+
+
+def _labelled(
+    table: Path, cells: Cells, target: Sequence[str], kind: Kind, names: tuple[str, ...] | None, missing_labels: str
+) -> Cells:
+    """Return the rows with all labels; the others are dropped and counted, or an error."""
+    classes = None if names is None else Classes(names, (0,) * len(names))
+    columns = [[row[at] for row in cells.values()] for at in range(len(target))]
+    is_class = kind == "classification"
+    absent = [read_labels(column, classes).missing if is_class else _absent(column) for column in columns]
+    missing = {line: flags.index(True) for line, *flags in zip(cells, *absent, strict=True) if any(flags)}
+    if not missing:
+        return cells
+    if missing_labels == "error" or len(missing) == len(cells):
+        cure = "; source.missing_labels=drop drops such rows" if len(missing) < len(cells) else ""
+        with ListedProblems() as problems:
+            for line, at in missing.items():
+                cell = cells[line][at]
+                problems.add(f"{table}, row {line}, column {target[at]!r}: the label is missing, {cell!r}{cure}")
+    log.warning("%s: dropped %d rows without a label, such as row %d", table, len(missing), next(iter(missing)))
+    return {line: row for line, row in cells.items() if line not in missing}
+
+
+def _absent(column: list[str]) -> list[bool]:
+    return [as_text(cell) is None for cell in column]
+
+
+def _numbered(table: Path, listed: Cells, names: tuple[str, ...] | None) -> tuple[list[list[int]], tuple[str, ...]]:
     """Return each row's labels by number, and the labels' names: those passed, or the ones in the file."""
-    cells = [name for row in listed for name in row]
+    cells = [name for row in listed.values() for name in row]
     classes = None if names is None else Classes(names, (0,) * len(names))
     labels = read_labels(cells, classes)
     classes = classes or find_classes(str(table), labels)
-    rows = [line for line, row in enumerate(listed, 2) for _ in row]
+    rows = [line for line, row in listed.items() for _ in row]
     numbers = classes.number(labels).tolist()
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, cell, number in zip(rows, cells, numbers, strict=True):
             if number < 0:
                 problems.add(f"{table}, row {line}: {cell!r} is no label of the training images")
     left = iter(numbers)
-    return [list(islice(left, len(row))) for row in listed], classes.names
+    return [list(islice(left, len(row))) for row in listed.values()], classes.names
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
@@ -156,28 +204,29 @@ def _rows(table: Path) -> list[dict[str, str]]:
         raise ValueError(f"{table} is not a CSV file in UTF-8 ({error})") from error
     if not rows:
         raise ValueError(f"{table} has no rows: it needs a header and at least one row below it")
-    with ImageProblems() as problems:
+    with ListedProblems() as problems:
         for line, row in enumerate(rows, 2):
             if len(row) != len(header):
                 problems.add(f"{table}, row {line}: {len(row)} cells, but the header names {len(header)} columns")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def _numbers(table: Path, cells: list[list[str]], target: Sequence[str]) -> Tensor:
+def _numbers(table: Path, cells: Cells, target: Sequence[str]) -> Tensor:
     numbers = torch.empty(len(cells), len(target), dtype=torch.float64)
-    with ImageProblems() as problems:
-        for line, row in enumerate(cells, 2):
+    with ListedProblems() as problems:
+        for place, (line, row) in enumerate(cells.items()):
             for i, (column, cell) in enumerate(zip(target, row, strict=True)):
                 try:
-                    numbers[line - 2, i] = float(cell)
+                    numbers[place, i] = float(cell)
                 except ValueError:
                     problems.add(f"{table}, row {line}, column {column!r}: {cell!r} is no number")
     return numbers
 
 
-def _flags(table: Path, cells: list[list[str]], target: Sequence[str]) -> Tensor:
-    flags = _numbers(table, cells, target).float()
-    with ImageProblems() as problems:
+def _flags(table: Path, cells: Cells, target: Sequence[str]) -> Tensor:
+    flags, lines = _numbers(table, cells, target).float(), list(cells)
+    with ListedProblems() as problems:
         for i, j in ((flags != 0) & (flags != 1)).nonzero().tolist():
-            problems.add(f"{table}, row {i + 2}, column {target[j]!r}: {cells[i][j]!r} is neither 0 nor 1")
+            line = lines[i]
+            problems.add(f"{table}, row {line}, column {target[j]!r}: {cells[line][j]!r} is neither 0 nor 1")
     return flags

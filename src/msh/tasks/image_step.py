@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.checked import check_promised
-from msh.errors import Problems, invalid
+from msh.errors import invalid
+from msh.tasks.checks import ListedProblems
 from msh.tasks.steps import CONFIG, Dtype
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted image formats, whatever the file's suffix; Pillow would start other programs for some others."""
 LARGEST_SIDE = 2**14
 ORIENTATION = 0x0112  # EXIF tag
-SHOWN_PROBLEMS = 20
-"""Problems that an error lists; it counts the others."""
 
 Mode = Literal["L", "RGB"]
 Fit = Literal["stretch", "crop", "pad"]
@@ -44,11 +43,13 @@ class Header:
         size: (height, width), upright.
         is_grey: it has no colours.
         is_animated: it has more than one frame.
+        profile: name of its colour profile; "" for none, and for sRGB.
     """
 
     size: tuple[int, int]
     is_grey: bool
     is_animated: bool
+    profile: str
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -114,7 +115,7 @@ class ReadImages:
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise invalid("inputs", "a sequence of images or an array of them", type(inputs).__name__)
         images = torch.empty(len(inputs), *self.shape)
-        with ImageProblems() as problems:
+        with ListedProblems() as problems:
             for i, image in enumerate(inputs):
                 pixels = problems.check(self.pixels, image, f"image {i}")
                 if pixels is not None:
@@ -148,7 +149,9 @@ class ReadImages:
             held = len(source) if isinstance(source, bytes) else source.stat().st_size
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as opened:
                 check_promised(opened.width * opened.height, held, "pixels")
+                tiles = str(opened.tile)  # empty once loaded
                 opened.load()
+                _check_transparency(opened, tiles)
                 jpeg_mode = opened.mode if opened.format == "JPEG" else None
                 pixels = self._of_pillow(_upright(opened))
         except NotUnderstoodError as error:
@@ -164,13 +167,21 @@ class ReadImages:
 
         if image.mode == "F" or image.mode.startswith("I"):
             has_16_bits = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
-            return np.asarray(self._of_levels(np.array(image)[None, ..., None], has_16_bits)[0])
+            return np.asarray(self._of_levels(self._opaque(image)[None, ..., None], has_16_bits)[0])
         if image.has_transparency_data:
             canvas = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
             image = Image.alpha_composite(canvas, image.convert("RGBA"))
         image = self._fitted(image if image.mode == self.mode else image.convert(self.mode), self.background)
         pixels = np.array(image)
         return pixels.reshape(*pixels.shape[:2], -1)
+
+    def _opaque(self, image: Image) -> np.ndarray:
+        """Return the levels of a deep grey image; its transparent level, if it names one, becomes the background."""
+        levels, clear = np.array(image), image.info.get("transparency")
+        if image.format == "PNG" and isinstance(clear, int):
+            low, high = self.range or (0, 2**16 - 1)
+            levels = np.where(levels == clear, round(low + (high - low) * self.background / 255), levels)
+        return levels
 
     def _fitted(self, image: Image, background: float) -> Image:
         from PIL import Image, ImageOps
@@ -232,15 +243,6 @@ class NotUnderstoodError(ValueError):
     """An intact image whose meaning is unknown."""
 
 
-class ImageProblems(Problems):
-    """Collect the problems of many images; list the first ones, and count the others."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if (more := len(self.problems) - SHOWN_PROBLEMS) > 0:
-            self.problems = [*self.problems[:SHOWN_PROBLEMS], f"and {more} more"]
-        super().__exit__(kind, error, trace)
-
-
 def as_floats(pixels: Tensor) -> Tensor:
     """Convert pixels to float in [0, 1]: uint8 by 255; floats are in it."""
     return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
@@ -259,9 +261,23 @@ def read_header(file: Path) -> Header:
             is_turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
             size = (image.width, image.height) if is_turned else (image.height, image.width)
             is_grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-            return Header(size, is_grey, getattr(image, "is_animated", False))
+            return Header(size, is_grey, getattr(image, "is_animated", False), _profile(image))
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image ({error})") from error
+
+
+def _profile(image: Image) -> str:
+    """Return the name of an image's colour profile (ICC), "" for none and for sRGB."""
+    from PIL import ImageCms
+
+    content = image.info.get("icc_profile")
+    if not content:
+        return ""
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(content))).strip() or "no name"
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        name = "unreadable"
+    return "" if "srgb" in name.lower() else name
 
 
 def _upright(image: Any) -> Image:
@@ -273,6 +289,17 @@ def _upright(image: Any) -> Image:
     upright = ImageOps.exif_transpose(image)
     upright.format = form
     return upright
+
+
+def _check_transparency(image: Image, tiles: str) -> None:
+    """Raise for colours of 16 bits one of which is transparent: Pillow cuts them to 8 bits before it compares.
+
+    Args:
+        image: loaded.
+        tiles: its form in the file.
+    """
+    if image.mode == "RGB" and "transparency" in image.info and "16B" in tiles:
+        raise NotUnderstoodError("one of its colours of 16 bits is transparent: save it with an alpha channel")
 
 
 def _channels_last(images: Tensor | np.ndarray, axes: tuple[int, int]) -> np.ndarray:

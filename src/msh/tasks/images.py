@@ -19,6 +19,7 @@ from msh.tasks.checks import existing
 from msh.tasks.image_cache import Cache, Unreadable, cannot_be_read, load_images
 from msh.tasks.image_files import Labelled, in_class_folders, in_table
 from msh.tasks.image_step import LARGEST_SIDE, Fit, Mode, ReadImages, read_header
+from msh.tasks.labels import MISSING_LABELS
 from msh.tasks.lazy import Inputs
 from msh.tasks.outputs import Kind
 from msh.tasks.task import Split
@@ -47,6 +48,7 @@ def image_folder(
     file: str = "file",
     target: str | Sequence[str] = "label",
     kind: Kind = "classification",
+    missing_labels: str = "drop",
 ) -> RawData:
     """Load JPEG, PNG and other images, from a folder that holds a folder per class, or with labels in a CSV file.
 
@@ -68,6 +70,7 @@ def image_folder(
         file: name of the column of paths.
         target: name of the column to predict, or names.
         kind: "classification", "multilabel" (columns of 0 and 1, or one with labels separated by ";"), "regression".
+        missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
@@ -79,15 +82,13 @@ def image_folder(
         problems.check(check_test_fraction, test_fraction, (test_path or test_labels) is not None)
         problems.check(one_of, "source.kind", kind, get_args(Kind))
         problems.check(settings.check)
+        problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
         _check_labels(problems, kind, labels, test_path, test_labels)
     folders = [existing(folder, "folder") for folder in (path, test_path) if folder is not None]
     if labels is None:
         parts = _of_classes(folders)
     else:
-        columns = [target] if isinstance(target, str) else list(target)
-        parts = [in_table(labels, folders[0], kind, file, columns)]
-        if test_labels is not None:
-            parts.append(in_table(test_labels, folders[-1], kind, file, columns, parts[0].names))
+        parts = _of_tables([labels, test_labels], folders, kind, file, target, missing_labels)
     return _read(parts, settings, test_fraction, kind)
 
 
@@ -174,6 +175,22 @@ def _of_classes(folders: Sequence[Path]) -> list[Labelled]:
     return parts
 
 
+def _of_tables(
+    tables: Sequence[str | None],
+    folders: Sequence[Path],
+    kind: Kind,
+    file: str,
+    target: str | Sequence[str],
+    missing_labels: str,
+) -> list[Labelled]:
+    columns, parts = [target] if isinstance(target, str) else list(target), list[Labelled]()
+    for table, folder in zip(tables, (folders[0], folders[-1]), strict=True):
+        names = parts[0].names if parts else None
+        if table is not None:
+            parts.append(in_table(table, folder, kind, file, columns, names, missing_labels))
+    return parts
+
+
 def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | None, kind: Kind) -> RawData:
     files = [file for part in parts for file in part.files]
     rows = Split(torch.arange(len(files)), torch.cat([part.targets for part in parts]))
@@ -205,6 +222,9 @@ def _chosen(files: Sequence[Path], settings: Reading) -> ReadImages:
         raise cannot_be_read(problems, len(files))
     if animated := [file for file, header in headers if header.is_animated]:
         log.info("%d images have several frames, such as %s: the first frame is read", len(animated), animated[0])
+    if foreign := [(file, header.profile) for file, header in headers if header.profile]:
+        text = "%d images have colour profiles other than sRGB, such as %s (%s): their colours are read as sRGB's"
+        log.warning(text, len(foreign), *foreign[0])
     grey, mode, size = [file for file, header in headers if header.is_grey], settings.mode, settings.size
     if mode is None:
         mode = "L" if len(grey) == len(headers) else "RGB"

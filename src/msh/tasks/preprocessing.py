@@ -13,10 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from msh.tasks.image_step import ReadImages
-from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Rotate, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Resize, Rotate, Scale, Step, Steps, Tokenize
 from msh.tasks.table_step import ReadTable
 
-AnyStep = ReadArrays | ReadImages | ReadTable | Tokenize | Permute | Rotate | RepeatChannels | Scale | Quantiles
+AnyStep = (
+    ReadArrays | ReadImages | ReadTable | Tokenize | Permute | Rotate | RepeatChannels | Resize | Scale | Quantiles
+)
 _STEPS: TypeAdapter[list[AnyStep]] = TypeAdapter(list[Annotated[AnyStep, Field(discriminator="step")]])
 
 

@@ -32,6 +32,7 @@ class TokenStem(nn.Module):
         vocabulary: number of token ids.
         width: size of a token's vector.
         pooling: "none" (flattened: a token's position counts) or "mean".
+        padding: token id that stands for no token.
     Raises:
         ValueError: the width is < 1, or the pooling is unknown.
     Source: Renn et al. 2022, experiment 4 (IMDB: 10,000 words, length 128, width 2, flattened).
@@ -44,23 +45,24 @@ class TokenStem(nn.Module):
         vocabulary: int,
         width: int = 2,
         pooling: str = "none",
+        padding: int = PADDING,
     ) -> None:
         super().__init__()
         with Problems() as problems:
             problems.check(at_least, "stem.width", 1, width)
             problems.check(one_of, "stem.pooling", pooling, ("none", "mean"))
-        self.pooling = pooling
-        self.embedding = nn.Embedding(vocabulary, width, padding_idx=PADDING)
+        self.pooling, self.padding = pooling, padding
+        self.embedding = nn.Embedding(vocabulary, width, padding_idx=padding)
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         with torch.no_grad():
-            self.embedding.weight[PADDING] = 0.0
+            self.embedding.weight[padding] = 0.0
         self.linear = linear(width if pooling == "mean" else math.prod(input_shape) * width, output_shape)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens, int64 (batch, tokens), to (batch, *output_shape)."""
         vectors: Tensor = self.embedding(tokens)  # (batch, tokens, width)
         if self.pooling == "mean":
-            count = (tokens != PADDING).sum(1, keepdim=True).clamp(min=1)  # (batch, 1)
+            count = (tokens != self.padding).sum(1, keepdim=True).clamp(min=1)  # (batch, 1)
             vectors = vectors.sum(1) / count  # (batch, width)
         outputs: Tensor = self.linear(vectors)
         return outputs

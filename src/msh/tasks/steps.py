@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.nn import functional
 
 from msh.errors import invalid
 
@@ -127,6 +128,10 @@ class Scale:
         scaled = (inputs - self.shift) / self.scale
         return scaled.float() if scaled.dtype == torch.float64 else scaled
 
+    def undo(self, scaled: Tensor) -> Tensor:
+        """Return what was scaled, within rounding: (examples, *shape)."""
+        return scaled * self.scale + self.shift
+
 
 @dataclass(frozen=True, config=CONFIG)
 class Quantiles:
@@ -143,6 +148,11 @@ class Quantiles:
         """Return float32 of the inputs' shape (examples, *shape)."""
         flat = inputs.flatten(1).double().numpy()
         return torch.from_numpy(self._transformer.transform(flat)).float().view(inputs.shape)
+
+    def undo(self, mapped: Tensor) -> Tensor:
+        """Return what was mapped, within rounding and the range of the quantiles: float64 (examples, *shape)."""
+        flat = mapped.flatten(1).double().numpy()
+        return torch.from_numpy(self._transformer.inverse_transform(flat)).view(mapped.shape)
 
     @cached_property
     def _transformer(self) -> Any:
@@ -219,6 +229,36 @@ class RepeatChannels:
         return inputs.expand(-1, self.number, -1, -1)
 
 
+def is_text(value: Any) -> bool:
+    """Tell whether a value is a text, without halves of surrogate pairs, as JSON that has been cut may have."""
+    if not isinstance(value, str) or value.isascii():
+        return isinstance(value, str)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Resize:
+    """Resize images.
+
+    Attributes:
+        size: (height, width) of the result.
+        mode: "bilinear" or "bicubic", both with antialiasing where images become smaller.
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=2**14)], Annotated[int, Field(ge=1, le=2**14)]]
+    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    step: Literal["resize"] = "resize"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Resize images (examples, channels, height, width)."""
+        smaller = any(new < old for new, old in zip(self.size, inputs.shape[2:], strict=True))
+        return functional.interpolate(inputs, self.size, mode=self.mode, antialias=smaller)
+
+
 @dataclass(frozen=True, config=CONFIG)
 class Tokenize:
     """Turn texts into token ids.
@@ -236,6 +276,11 @@ class Tokenize:
         return (self._built.padding["length"],)
 
     @property
+    def padding(self) -> int:
+        """The token id that fills short texts."""
+        return int(self._built.padding["pad_id"])
+
+    @property
     def dtype(self) -> Dtype:
         """Type of the token ids."""
         return "int64"
@@ -246,10 +291,14 @@ class Tokenize:
         Raises:
             ValueError: an input is not a text.
         """
-        if wrong := [text for text in inputs if not isinstance(text, str)]:
+        if wrong := [text for text in inputs if not is_text(text)]:
             raise invalid("inputs", "texts", wrong[0])
-        encoded = self._built.encode_batch(list(inputs), add_special_tokens=False)
+        encoded = self._built.encode_batch(list(inputs))
         return torch.tensor([text.ids for text in encoded])
+
+    def names(self, tokens: Tensor) -> list[str]:
+        """Return the tokens of a text, int64 (length,), without padding."""
+        return [self._built.id_to_token(token) for token in tokens.tolist() if token != self.padding]
 
     @cached_property
     def _built(self) -> Any:

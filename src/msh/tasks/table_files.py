@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.cells import CODE, DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, coded
@@ -18,6 +23,8 @@ DELIMITERS = (",", ";", "\t", "|")
 PARQUET, EXCEL = (".parquet", ".pq"), (".xlsx", ".xlsm", ".xls")
 SAMPLE = 200
 """Rows from which a CSV file's delimiter is found."""
+LARGE = 2**27
+"""Bytes of a CSV file from which it is parsed in chunks; for smaller files, of many columns, this is slower."""
 NAMELESS = "Unnamed: "
 """Start of the name that pandas gives a column without one; its number follows."""
 
@@ -59,9 +66,14 @@ class Table:
                 return f"{self.path}, line {line}"
         return f"{self.path}, row {label}"
 
+    @property
+    def reread(self) -> Callable[[Sequence[int]], Any]:
+        """Return a function that reads rows again as written, and does not keep the table in memory."""
+        return partial(written_rows, self.path, self.csv)
+
     def take(self, rows: Any) -> Table:
         """Select rows by position; `row` still finds their lines."""
-        return Table(self.path, self.frame.iloc[rows], self.csv)
+        return replace(self, frame=self.frame.iloc[rows])
 
 
 def read_table(
@@ -95,6 +107,27 @@ def read_table(
     return _read_csv(file, encoding, delimiter, decimal, texts)
 
 
+def written_rows(file: Path, csv: tuple[str, str] | None, rows: Sequence[int]) -> Any:
+    """Read a few rows of a table that has been read before, as a DataFrame of texts, as written.
+
+    Args:
+        file: the table's path.
+        csv: (encoding, delimiter) of a CSV file.
+        rows: their numbers, from 0, ascending.
+    """
+    import pandas as pd
+
+    if csv is None:
+        frame: Any = _read_typed(file, file.suffix.lower()).iloc[list(rows)].astype(object)
+        return frame.where(frame.notna(), "").map(str)
+    names, _ = _header(file, *csv, given=True)
+    wanted = set(rows)
+    with _opened(file, csv[0]) as opened:
+        below = itertools.islice(_rows(opened, csv[1]), 1, max(rows, default=0) + 2)
+        cells = [line for row, (line, _) in enumerate(below) if row in wanted]
+    return pd.DataFrame(cells, columns=names)
+
+
 def _read_typed(file: Path, suffix: str) -> Any:
     """Read a file whose cells have types."""
     import pandas as pd
@@ -125,7 +158,7 @@ def _checked_names(file: Path, header: Sequence[str]) -> list[str]:
     """Return the header; columns without a name are named as pandas names them."""
     names = [name or f"{NAMELESS}{place}" for place, name in enumerate(header)]
     if len(set(names)) < len(names):
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         raise ValueError(f"{file}: the header names {', '.join(map(repr, repeated))} more than once")
     return names
 
@@ -138,41 +171,87 @@ def _read_csv(
 ) -> Table:
     import pandas as pd
 
-    encoding = _encoding(file, encoding)
+    encoding = encoding_of(file, encoding)
     csv.field_size_limit(max(csv.field_size_limit(), file.stat().st_size))  # the default limit is too small for texts
     try:
         mark = delimiter or _found_delimiter(file, encoding)
         names, codes = _header(file, encoding, mark, delimiter is not None)
         as_written = codes | (set(names if texts is None else texts) & set(names))
-        words = sorted(MISSING)
-        frame = pd.read_csv(
-            file,
-            sep=mark,
-            header=0,
-            names=names,
-            dtype=dict.fromkeys(as_written, str),
-            keep_default_na=False,
-            na_values={name: words for name in names if name not in as_written},
-            encoding=encoding,
-            low_memory=False,
-        )
+        frame = _parsed(file, encoding, mark, names, as_written)
     except UnicodeError as error:
-        raise _wrong_encoding(file, encoding, error) from error
+        raise wrong_encoding(file, encoding, error) from error
     except csv.Error as error:
         raise ValueError(f"{file}: not a CSV file ({error})") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         _check_rows(file, encoding, mark, len(names))
         raise ValueError(f"{file}: not a CSV file ({str(error).strip()})") from error
     last = frame.iloc[:, -1]
-    if not isinstance(frame.index, pd.RangeIndex) or last.isna().any() or last.isin([""]).any():
-        _check_rows(file, encoding, mark, len(names))  # pandas fills short rows, and moves the first long one
+    may_be_short = last.isna().any() or last.isin([""]).any()  # pandas fills short rows, and moves the first long one
+    if not isinstance(frame.index, pd.RangeIndex) or (
+        may_be_short and not _surely_even(file, encoding, mark, len(names), len(frame))
+    ):
+        _check_rows(file, encoding, mark, len(names))
     if not len(frame):
         raise _empty(file)
     return Table(file, _with_decimal_points(file, frame, decimal, as_written), (encoding, mark))
 
 
-def _encoding(file: Path, encoding: str) -> str:
-    """Return the encoding; a byte order mark decides between kinds of Unicode."""
+def _parsed(file: Path, encoding: str, delimiter: str, names: Sequence[str], texts: Collection[str]) -> Any:
+    """Parse a CSV file; a large one in chunks, which takes much less memory than at once.
+
+    Columns whose chunks differ in kind, such as numbers with a word far below, are parsed again, as texts.
+    """
+    import pandas as pd
+
+    words = sorted(MISSING)
+
+    def parse(columns: Sequence[str], written: Collection[str]) -> Any:
+        return pd.read_csv(
+            file,
+            sep=delimiter,
+            header=0,
+            names=list(names),
+            usecols=None if columns is names else list(columns),
+            dtype=dict.fromkeys(written, str),
+            keep_default_na=False,
+            na_values={name: words for name in columns if name not in texts},
+            encoding=encoding,
+            low_memory=file.stat().st_size > LARGE,
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        frame = parse(names, texts)
+    objects = [name for name, dtype in frame.dtypes.items() if pd.api.types.is_object_dtype(dtype)]
+    mixed = [name for name in objects if pd.api.types.infer_dtype(frame[name], skipna=True) != "boolean"]
+    if mixed:
+        again = parse(mixed, mixed)
+        for name in mixed:
+            frame[name] = again[name]
+    return frame
+
+
+def _surely_even(file: Path, encoding: str, delimiter: str, width: int, rows: int) -> bool:
+    """Tell by the number of delimiters that no row is short, given that none is long; far faster than reading rows."""
+    if encoding.replace("_", "-").lower().startswith("utf-16") or not delimiter.isascii():
+        return False
+    with _opened(file, encoding) as opened:
+        first, _ = next(_rows(opened, delimiter))
+    mark, count, quoted = delimiter.encode(), 0, 0
+    with file.open("rb") as content:
+        while block := content.read(2**22):
+            if b'"' not in block and not quoted:
+                count += block.count(mark)
+                continue
+            characters = np.frombuffer(block, dtype=np.uint8)
+            inside = (quoted + np.cumsum(characters == ord('"'))) % 2
+            count += int(((characters == ord(mark)) & (inside == 0)).sum())
+            quoted = int(inside[-1])
+    return count == len(first) - 1 + rows * (width - 1)
+
+
+def encoding_of(file: Path, encoding: str) -> str:
+    """Return a file's encoding: the one passed, unless a byte order mark decides between kinds of Unicode."""
     try:
         "".encode(encoding)
     except LookupError as error:
@@ -236,7 +315,8 @@ def _header(file: Path, encoding: str, delimiter: str, given: bool) -> tuple[lis
     if any(len(cells) != len(header) for cells in rows[1:]):
         _check_rows(file, encoding, delimiter, len(header))
     names = _checked_names(file, header)
-    return names, {names[at] for cells in rows[1:] for at, cell in enumerate(cells) if CODE.fullmatch(cell.strip())}
+    zeros = ((at, cell.strip()) for cells in rows[1:] for at, cell in enumerate(cells) if cell.lstrip()[:1] == "0")
+    return names, {names[at] for at, cell in zeros if CODE.fullmatch(cell)}
 
 
 def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:
@@ -256,7 +336,8 @@ def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:
         raise ValueError(f"{file}, line {line}: {cells_there} cells, but the header names {width} columns{more}")
 
 
-def _wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError:
+def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError:
+    """Build the error for a file in another encoding: it names the first wrong byte, and its line."""
     cause, content = "", file.read_bytes()
     try:
         content.decode(encoding)
@@ -281,6 +362,8 @@ def _with_decimal_points(file: Path, frame: Any, decimal: str | None, as_written
     certain, doubtful = [], []
     for name in [] if decimal == "." else frame.select_dtypes(exclude=["number", "bool"]).columns:
         if name in as_written:
+            continue
+        if not all(map(DECIMAL_COMMA.fullmatch, coded(frame[name].head(SAMPLE))[1])):
             continue
         texts = coded(frame[name])[1]
         if not texts or not all(map(DECIMAL_COMMA.fullmatch, texts)):

@@ -16,15 +16,18 @@ from msh.tasks.cells import (
     NO_DATE,
     NUMBER,
     THOUSANDS,
+    Where,
     cell_error,
     coded,
     find_date_format,
+    find_mark,
     numbers_or_bad,
     read_booleans,
     read_dates,
     read_numbers,
+    unmarked,
 )
-from msh.tasks.columns import Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
+from msh.tasks.columns import Amount, Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
 from msh.tasks.table_files import NAMELESS, Table
 from msh.tasks.table_step import ReadTable
 
@@ -81,21 +84,24 @@ class Wishes:
         return [name for name in table.frame.columns if name not in self.reserved]
 
 
-def plan_columns(table: Table, wishes: Wishes) -> ReadTable:
+def plan_columns(table: Table, wishes: Wishes, rows: np.ndarray | None = None) -> ReadTable:
     """Fit the step that reads a table.
 
     Args:
-        table: the rows to fit on: all but the test split's.
+        table: with a header.
         wishes: settings; unknown columns are skipped, because `Wishes.check` reports them.
+        rows: to fit on, int64 (rows,): all but the test split's; None: all of the table.
     Raises:
         ValueError: cells fit no role, or no column has features; all problems together.
     """
     names = [name for name in wishes.names(table) if name in table.frame.columns]
+    where: Where = table.row if rows is None else lambda row: table.row(int(rows[row]))
     with Problems() as problems:
         planned: list[Any] = []
         for name in names:
             role = "drop" if name in wishes.exclude else wishes.columns.get(name)
-            planned.append(problems.check(_plan, table, name, role, wishes.features is not None))
+            cells = table.frame[name] if rows is None else table.frame[name].take(rows)  # one column at a time
+            planned.append(problems.check(_plan, cells, where, name, role, wishes.features is not None))
     chosen = set(names)
     unused = [name for name in table.frame.columns if name not in chosen]
     step = ReadTable(
@@ -128,32 +134,31 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _plan(table: Table, name: str, role: str | None, kept: bool) -> Column:
+def _plan(cells: Any, where: Where, name: str, role: str | None, kept: bool) -> Column:
     """Plan one column; `kept` columns are not dropped for what they look like."""
-    cells = table.frame[name]
     kind, _, wanted = (role or "").partition(" ")
     if kind == "drop":
         return Dropped(name, "source.exclude or source.columns")
     if kind == "number":
-        return _number(name, read_numbers(cells, table.row, name))
+        mark = find_mark(cells)
+        return _number(name, read_numbers(cells, where, name, mark), mark)
     if kind == "boolean":
-        return _boolean(name, read_booleans(cells, table.row, name))
+        return _boolean(name, read_booleans(cells, where, name))
     if kind == "date":
-        return _date(table, name, wanted or find_date_format(name, coded(cells)[1]) or "")
+        return _date(cells, where, name, wanted or find_date_format(name, coded(cells)[1]) or "")
     if kind == "text":
         return Text(name, TEXT_BUCKETS)
     if kind == "category":
         return _category(name, *coded(cells))
-    return _guess(table, name, kept)
+    return _guess(cells, where, name, kept)
 
 
-def _guess(table: Table, name: str, kept: bool) -> Column:
+def _guess(cells: Any, where: Where, name: str, kept: bool) -> Column:
     """Decide a column's role from its cells."""
     import pandas as pd
 
-    cells = table.frame[name]
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_bool_dtype(cells.dtype):
-        return _guess_number(name, read_numbers(cells, table.row, name), kept)
+        return _guess_number(name, read_numbers(cells, where, name), kept)
     codes, texts = coded(cells)
     present = int((codes >= 0).sum())
     if not present:
@@ -161,16 +166,17 @@ def _guess(table: Table, name: str, kept: bool) -> Column:
     if len(texts) == 1 and present == len(codes) and not kept:
         return Dropped(name, f"constant: {texts[0]}")
     if {text.casefold() for text in texts} in BOOLEANS:
-        return _boolean(name, read_booleans(cells, table.row, name))
-    values, bad = numbers_or_bad(cells)
+        return _boolean(name, read_booleans(cells, where, name))
+    mark = find_mark(cells, texts)
+    values, bad = numbers_or_bad(cells, (codes, texts), mark)
     if not any(map(CODE.fullmatch, texts)):
         if not bad.any():
-            return _guess_number(name, values, kept)
-        thousands = all(NUMBER.fullmatch(text) or THOUSANDS.fullmatch(text) for text in texts)
-        if thousands or 5 * int(bad.sum()) <= present:
-            raise _mixed(table, name, cells, bad, thousands)
+            return _guess_number(name, values, kept, mark)
+        thousands = all(NUMBER.fullmatch(n) or THOUSANDS.fullmatch(n) for n in (unmarked(t, mark) for t in texts))
+        if mark or thousands or 5 * int(bad.sum()) <= present:
+            raise _mixed(where, name, cells, bad, bool(mark) or thousands)
     if all(map(DATE.fullmatch, texts[:SHOWN])) and (format := find_date_format(name, texts)) is not None:
-        return _date(table, name, format)
+        return _date(cells, where, name, format)
     words = sum(len(text.split()) for text in texts) / len(texts)
     if words >= 3 and 2 * len(texts) > present:
         return Text(name, TEXT_BUCKETS) if kept else Dropped(name, f"text: source.columns={{{name}: text}} reads it")
@@ -179,13 +185,14 @@ def _guess(table: Table, name: str, kept: bool) -> Column:
     return _category(name, codes, texts)
 
 
-def _mixed(table: Table, name: str, cells: Any, bad: np.ndarray, thousands: bool) -> ValueError:
-    hint = ": write it without thousands marks" if thousands else ", as most cells of this column are"
+def _mixed(where: Where, name: str, cells: Any, bad: np.ndarray, punctuated: bool) -> ValueError:
+    written = ": write it without thousands marks, with a decimal point"
+    hint = written if punctuated else ", as most cells of this column are"
     problem = f"is not a finite number{hint}; source.columns={{{name}: category}} reads the column as categories"
-    return cell_error(table.row, name, cells, bad, problem)
+    return cell_error(where, name, cells, bad, problem)
 
 
-def _guess_number(name: str, values: np.ndarray, kept: bool) -> Column:
+def _guess_number(name: str, values: np.ndarray, kept: bool, mark: str = "") -> Column:
     absent = np.isnan(values)
     if absent.all():
         return Dropped(name, "empty")
@@ -195,12 +202,12 @@ def _guess_number(name: str, values: np.ndarray, kept: bool) -> Column:
         index = name.startswith(NAMELESS) or INDEX_NAME.fullmatch(name) or INDEX_NAME.fullmatch(name.casefold())
         if index and (values == np.round(values)).all() and len(np.unique(values)) == len(values):
             return Dropped(name, "identifier: numbers the rows")
-    return _number(name, values)
+    return _number(name, values, mark)
 
 
-def _number(name: str, values: np.ndarray) -> Column:
+def _number(name: str, values: np.ndarray, mark: str = "") -> Column:
     fill, missing = _median(name, values)
-    return Number(name, fill, missing)
+    return Amount(name, fill, missing, mark) if mark else Number(name, fill, missing)
 
 
 def _boolean(name: str, values: np.ndarray) -> Column:
@@ -227,8 +234,8 @@ def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:
     return Category(name, tuple(frequent), len(frequent) < len(texts), missing)
 
 
-def _date(table: Table, name: str, format: str) -> Column:
-    times = read_dates(table.frame[name], format, table.row, name)
+def _date(cells: Any, where: Where, name: str, format: str) -> Column:
+    times = read_dates(cells, format, where, name)
     present = np.sort(times[times != NO_DATE])
     if not len(present):
         raise ValueError(f"column {name!r}: every cell is missing; source.exclude drops the column")

@@ -15,6 +15,11 @@ from msh.tasks.cells import Where, row_number
 from msh.tasks.columns import AnyColumn
 from msh.tasks.steps import CONFIG
 
+CHUNK = 4096
+"""Rows that features are written for at a time: as many as a processor's cache holds."""
+GROUP = 16
+"""Features, at least, that are read before they are written."""
+
 
 @dataclass(frozen=True, config=CONFIG)
 class ReadTable:
@@ -51,18 +56,32 @@ class ReadTable:
 
     def read(self, frame: Any, where: Where) -> Tensor:
         """Return the features of a DataFrame; `where` names its rows in errors."""
+        return self.read_parts(frame, where, [np.arange(len(frame))])[0]
+
+    def read_parts(self, frame: Any, where: Where, parts: Sequence[np.ndarray]) -> list[Tensor]:
+        """Return the features of some rows of a DataFrame, without those of all rows in memory.
+
+        Args:
+            frame: pandas DataFrame (rows, columns).
+            where: names its rows in errors.
+            parts: rows of each part, int64 (rows,).
+        """
         at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
         self._check_columns(at)
         used = [column for column in self.columns if column.role != "dropped"]
-        features = np.empty((len(frame), *self.shape), dtype=self.dtype)
-        frame, start = frame.reset_index(drop=True), 0
+        features = [np.empty((len(rows), *self.shape), dtype=self.dtype) for rows in parts]
+        frame, end = frame.reset_index(drop=True), 0
+        group: dict[int, np.ndarray] = {}  # first feature to values
         with Problems() as problems:
             for column in used:
                 values = problems.check(column.read, frame.iloc[:, at[column.name]], where)
                 if values is not None:
-                    features[:, start : start + column.features] = values
-                start += column.features
-        return torch.from_numpy(features)
+                    group[end] = values
+                end += column.features
+                if end - min(group, default=end) >= GROUP or column is used[-1]:
+                    _write(group, parts, features)
+                    group = {}
+        return [torch.from_numpy(part) for part in features]
 
     def _check_columns(self, names: Mapping[str, Any]) -> None:
         if missing := [name for name in self.inputs if name not in names]:
@@ -89,3 +108,18 @@ class ReadTable:
             rows = [{str(name).strip(): cell for name, cell in row.items()} for row in inputs]
             return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in self.inputs})
         raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
+
+
+def _write(group: Mapping[int, np.ndarray], parts: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> None:
+    """Copy columns into the parts' features, a chunk of rows at a time: whole columns would pass the cache each time.
+
+    Args:
+        group: first feature to the columns' values (rows, features).
+        parts: rows of each part, int64 (rows,).
+        features: of each part (rows, features).
+    """
+    for rows, part in zip(parts, features, strict=True):
+        for first in range(0, len(rows), CHUNK):
+            chosen, out = rows[first : first + CHUNK], part[first : first + CHUNK]
+            for start, values in group.items():
+                out[:, start : start + values.shape[1]] = values[chosen]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from msh.tasks.outputs import Kind
 from msh.tasks.table_files import Table, read_table
 from msh.tasks.table_plan import Wishes, describe, plan_columns
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
-from msh.tasks.table_step import ReadTable
+from msh.tasks.table_step import CHUNK, ReadTable
 from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
 
@@ -26,7 +27,7 @@ def table(
     path: str,
     target: str,
     features: Sequence[str] | None = None,
-    kind: Kind = "classification",
+    kind: Kind | Literal["auto"] = "classification",
     threshold: float | None = None,
     test_path: str | None = None,
     test_fraction: float | None = None,
@@ -46,7 +47,7 @@ def table(
         path: the training file.
         target: column to predict; a classification's has names or numbers, and classes in natural order.
         features: columns to predict it from, even if they look like an index; None: all others.
-        kind: classification or regression.
+        kind: classification, regression, or auto: regression for decimal numbers, and for more than 20 whole ones.
         threshold: splits a numeric column into two classes: class 1 is above it.
         test_path: the test split's file.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
@@ -77,19 +78,25 @@ def table(
     tables = {part: read_table(f, encoding, delimiter, decimal, written) for part, f in files.items() if f is not None}
     targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
     tables, values = _labelled(tables, targets, wishes)
-    rows = split_rows(tables["train"], values["train"], kind, by, test_fraction, test_seed, test_path is not None)
-    step = plan_columns(tables["train"].take(rows.fitted), wishes)
+    rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, "test" in tables)
+    step = plan_columns(tables["train"], wishes, rows.fitted)
     log.info("%s\n%s", path, describe(step))
     train, test, val = _splits(step, tables, values, rows)
-    return RawData(kind, train, test, targets.outputs, classes=targets.names, steps=(step,), val=val)
+    return RawData(
+        targets.kind, train, test, targets.outputs, None, targets.names, (step,), val, tables["train"].reread
+    )
 
 
 csv_table = table
 """The name of earlier releases."""
 
 
-Places = tuple[Table, np.ndarray]
-"""A split's table, and its rows there."""
+class Place(NamedTuple):
+    """The rows of a split: the file's name among the settings, its table, and rows there, int64 (rows,)."""
+
+    file: str
+    table: Table
+    rows: np.ndarray
 
 
 def _checked_split(
@@ -127,47 +134,66 @@ def _splits(
     step: ReadTable, tables: Mapping[str, Table], values: Mapping[str, Tensor], rows: Rows
 ) -> tuple[Split, Split, Split | None]:
     """Read the features; take train, test and val from the training file, or whole from files of their own."""
-    with Problems() as problems:
-        inputs = {part: problems.check(step.read, t.frame, t.row) for part, t in tables.items()}
-    whole = {part: Split(x, values[part]) for part, x in inputs.items() if x is not None}
-    splits: dict[str, Split] = {}
-    places: dict[str, Places] = {}
-    for part, chosen in (("train", rows.train), ("val", rows.val), ("test", rows.test)):
-        if part != "train" and part in whole:
-            splits[part], places[part] = whole[part], (tables[part], np.arange(len(whole[part])))
+    places = {"train": Place("train", tables["train"], rows.train)}
+    for part, chosen in (("val", rows.val), ("test", rows.test)):
+        if part in tables:
+            places[part] = Place(part, tables[part], np.arange(len(values[part])))
         elif chosen is not None:
-            splits[part], places[part] = whole["train"].take(torch.from_numpy(chosen)), (tables["train"], chosen)
+            places[part] = Place("train", tables["train"], chosen)
+    inputs: dict[str, Tensor] = {}
+    with Problems() as problems:
+        for file, table in tables.items():
+            there = {part: place.rows for part, place in places.items() if place.file == file}
+            read = problems.check(step.read_parts, table.frame, table.row, list(there.values()))
+            inputs |= dict(zip(there, read or [], strict=bool(read)))
+    labels = {"train": torch.tensor(tables["train"].frame.index.to_numpy())}
+    splits: dict[str, Split] = {}
+    for part, place in places.items():
+        rows_there, written = torch.from_numpy(place.rows), labels.get(place.file)
+        own = None if written is None else written[rows_there]
+        splits[part] = Split(inputs[part], values[place.file][rows_there], own)
     _report_duplicates(splits, places)
     return splits["train"], splits["test"], splits.get("val")
 
 
-def _report_duplicates(splits: Mapping[str, Split], places: Mapping[str, Places]) -> None:
+def _report_duplicates(splits: Mapping[str, Split], places: Mapping[str, Place]) -> None:
     """Warn of rows outside the training split that are also in it."""
-    contents = {part: _contents(split) for part, split in splits.items()}
-    keys = {part: _keys(content) for part, content in contents.items()}
+    keys = {part: _keys(split) for part, split in splits.items()}
     for part in sorted(splits.keys() - {"train"}):
-        twins: dict[bytes, int] = {}
-        for row in np.flatnonzero(np.isin(keys["train"], keys[part])):
-            twins.setdefault(contents["train"][row].tobytes(), int(row))
-        suspects = np.flatnonzero(np.isin(keys[part], keys["train"]))
-        pairs = [(row, twins[key]) for row in suspects if (key := contents[part][row].tobytes()) in twins]
-        if pairs:
-            (table, rows), (train, train_rows) = places[part], places["train"]
-            first, second = table.row(int(rows[pairs[0][0]])), train.row(int(train_rows[pairs[0][1]]))
-            example = f"{first} is {second.removeprefix(f'{table.path}, ')}"
+        rows, twins = _twins(splits, keys, part)
+        if len(rows):
+            place, train = places[part], places["train"]
+            first, second = place.table.row(int(place.rows[rows[0]])), train.table.row(int(train.rows[twins[0]]))
+            example = f"{first} is {second.removeprefix(f'{place.table.path}, ')}"
             log.warning(
-                "%d of %d rows of the %s split are also training rows: %s", len(pairs), len(rows), part, example
+                "%d of %d rows of the %s split are also training rows: %s", len(rows), len(place.rows), part, example
             )
 
 
-def _contents(split: Split) -> np.ndarray:
-    """Return the features and targets of each row, float64 (rows, columns)."""
-    assert isinstance(split.inputs, Tensor)
-    return torch.cat([split.inputs, split.targets.view(len(split), -1).double()], 1).numpy()
+def _twins(splits: Mapping[str, Split], keys: Mapping[str, np.ndarray], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows of a split that are also training rows, for each the first such row), int64 (rows,) both."""
+    import pandas as pd
+
+    suspects = np.flatnonzero(pd.Series(keys["train"]).isin(keys[part]))
+    first = pd.Series(suspects, index=keys["train"][suspects])
+    first = first[~first.index.duplicated()]
+    rows = np.flatnonzero(pd.Series(keys[part]).isin(first.index))
+    twins = first.loc[keys[part][rows]].to_numpy(copy=True)
+    same = [np.zeros(0, dtype=bool)]
+    for start in range(0, len(rows), CHUNK):
+        some, others = (torch.from_numpy(indices[start : start + CHUNK]) for indices in (rows, twins))
+        a, b = splits[part].take(some), splits["train"].take(others)
+        equal = (a.inputs[:] == b.inputs[:]).all(1) & (a.targets == b.targets).view(len(some), -1).all(1)
+        same.append(equal.numpy())
+    certain = np.concatenate(same)
+    return rows[certain], twins[certain]
 
 
-def _keys(contents: np.ndarray) -> np.ndarray:
-    """Hash each row to a number, int64 (rows,): equal rows have equal ones."""
-    factors = np.random.default_rng(0).integers(-(2**62), 2**62, contents.shape[1], dtype=np.int64)
-    keys: np.ndarray = contents.view(np.int64) @ factors  # modulo 2^64
+def _keys(split: Split) -> np.ndarray:
+    """Hash each row's features and targets to a number, int64 (rows,): equal rows have equal ones."""
+    contents = split.inputs[:], split.targets.view(len(split), -1).double()
+    factors = np.random.default_rng(0).integers(-(2**62), 2**62, sum(c.shape[1] for c in contents), dtype=np.int64)
+    inputs, targets = (content.numpy().view(np.int64) for content in contents)  # of the same bits
+    keys: np.ndarray = inputs @ factors[: inputs.shape[1]]  # modulo 2^64
+    keys += targets @ factors[inputs.shape[1] :]
     return keys

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from msh.errors import Problems, one_of
-from msh.tasks.cells import NUMBER, cell_error, read_numbers
-from msh.tasks.labels import MISSING_LABELS, Classes, find_classes, read_labels, shown_names
+from msh.tasks.cells import NUMBER, cell_error, find_mark, numbers_or_bad, read_numbers
+from msh.tasks.labels import MISSING_LABELS, Classes, Labels, find_classes, read_labels, shown_names
 from msh.tasks.outputs import Kind
 from msh.tasks.table_files import Table
 
 log = logging.getLogger(__name__)
 
 MOST_NUMERIC_CLASSES = 20
-"""Beyond it, a class for each of many different decimal numbers is taken for a mistake."""
+"""More different numbers are taken for a regression's."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Targets:
         """
         cells = table.column(key, self.column)
         if self.classes is None:
-            numbers = read_numbers(cells, table.row, self.column).copy()  # pandas' own memory is read-only
+            numbers = read_numbers(cells, table.row, self.column, find_mark(cells))
+            numbers = numbers.copy()  # pandas' own memory is read-only
             missing = np.isnan(numbers)
             values = numbers[:, None] if self.threshold is None else (numbers > self.threshold).astype(np.int64)
         else:
@@ -87,9 +88,14 @@ class Targets:
 
 
 def find_targets(
-    table: Table, key: str, column: str, kind: Kind, threshold: float | None, missing_labels: str = "drop"
+    table: Table,
+    key: str,
+    column: str,
+    kind: Kind | Literal["auto"],
+    threshold: float | None,
+    missing_labels: str = "drop",
 ) -> Targets:
-    """Find the classes in the training file's column, in natural order.
+    """Find the classes in the training file's column, in natural order; with kind "auto", find the kind first.
 
     Args:
         table: the training file.
@@ -100,14 +106,17 @@ def find_targets(
         ValueError: the column is missing, has one class, or a class for each of many numbers; or a setting is invalid.
     """
     with Problems() as problems:
-        problems.check(one_of, "source.kind", kind, ("classification", "regression"))
+        problems.check(one_of, "source.kind", kind, ("classification", "regression", "auto"))
         problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
         if threshold is not None and kind == "regression":
             problems.add(f"source.threshold = {threshold} needs source.kind=classification, not {kind}")
         cells: Any = problems.check(table.column, key, column)
-    if kind == "regression" or threshold is not None:
-        return Targets(column, kind, threshold, None, missing_labels)
-    classes = find_classes(f"{table.path}, column {column!r}", read_labels(cells))
+    if threshold is not None:
+        return Targets(column, "classification", threshold, None, missing_labels)
+    origin, labels = f"{table.path}, column {column!r}", read_labels(cells)
+    if kind == "regression" or (kind == "auto" and _is_measured(origin, cells, labels)):
+        return Targets(column, "regression", None, None, missing_labels)
+    classes = find_classes(origin, labels)
     names = classes.names
     if len(names) == 1:
         raise ValueError(f"{table.path}, column {column!r}: every row has {names[0]!r}; needs at least two classes")
@@ -116,4 +125,17 @@ def find_targets(
             f"{table.path}, column {column!r} has {len(names)} different numbers in {len(cells)} rows: "
             "source.kind=regression predicts numbers, source.threshold makes two classes"
         )
-    return Targets(column, kind, None, classes, missing_labels)
+    return Targets(column, "classification", None, classes, missing_labels)
+
+
+def _is_measured(origin: str, cells: Any, labels: Labels) -> bool:
+    """Tell whether a column has decimal numbers, amounts, or more than a few whole numbers; log the reason."""
+    mark = find_mark(cells, labels.texts)
+    numbers, bad = numbers_or_bad(cells, (labels.codes, labels.texts), mark)
+    values = np.unique(numbers[~labels.missing])
+    decimal = bool((values != np.round(values)).any())
+    if not mark and (bad.any() or (len(values) <= MOST_NUMERIC_CLASSES and not decimal)):
+        return False
+    what = "decimal numbers" if decimal else f"{len(values)} different numbers"
+    log.info("%s: a regression, because there are %s (source.kind=classification makes them classes)", origin, what)
+    return True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,16 @@ from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
-from msh.tasks.outputs import Kind, Outputs
+from msh.tasks.outputs import Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
-from msh.tasks.steps import Steps
+from msh.tasks.steps import Quantiles, Scale, Steps, Tokenize
+from msh.tasks.tokens import PADDING, TokenCounts
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (batch, outputs) and targets to a scalar."""
 SplitName = Literal["train", "val", "test"]
+SAMPLES = 8
+"""Training examples that people see before training."""
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
@@ -50,10 +55,12 @@ class Split:
         inputs: float, or int64 token ids, (examples, *input shape); indexed by tensors and slices.
         targets: classification: int64, (examples,); multilabel: float 0 or 1, (examples, labels);
             regression: float, (examples, outputs), in the data's unit.
+        rows: int64, (examples,), rows of the source's training file; None if there is none.
     """
 
     inputs: Inputs
     targets: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -61,14 +68,14 @@ class Split:
     def take(self, rows: Tensor) -> Split:
         """Select the examples at these rows, int64 (examples,)."""
         inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
-        return Split(inputs, self.targets[rows])
+        return Split(inputs, self.targets[rows], None if self.rows is None else self.rows[rows])
 
     def then(self, function: Function) -> Split:
         """Pass the inputs through a function, batch by batch, on each access."""
         inputs = self.inputs
         if isinstance(inputs, Tensor):
             inputs = LazyInputs(inputs, torch.arange(len(inputs)))
-        return Split(inputs.then(function), self.targets)
+        return replace(self, inputs=inputs.then(function))
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,16 @@ METRICS: dict[str, MetricSpec] = {
 DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "rmse"}
 
 
+def metric_in(recipe: Recipe) -> str:
+    """Return the metric that a task's recipe names; recipes of earlier releases have the usual one for their kind.
+
+    Raises:
+        ValueError: its outputs are invalid.
+    """
+    metric = recipe.get("metric")
+    return metric if metric in METRICS else DEFAULT_METRIC[outputs_from_data(recipe.get("outputs")).kind]
+
+
 @dataclass(frozen=True)
 class Task:
     """A data set with its loss and metric, apart from any network.
@@ -113,13 +130,20 @@ class Task:
         loss_weight: loss factor where several tasks train together.
         repeat: passes through the training examples per epoch.
         vocabulary: number of token ids if inputs are tokens, else None.
-        stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` are added.
+        stem: the stem's recipe; `input_shape`, `output_shape` (the backbone's) and, for tokens, `vocabulary` and
+            a `padding` other than 0 are added.
             None: linear if the shapes differ, else no stem.
         augmentation: random changes to the training images in each batch.
         names: of the classes, labels or values, in order; () if they have none.
         unit: of a regression's values.
         target_range: (lowest training target (outputs,), extent (outputs,)) if targets are scaled to [0, 1].
         steps: from raw inputs to the splits' inputs.
+        tokens: counts, if inputs are tokens.
+        texts: split to its raw inputs, where these are texts.
+        read_samples: reads the raw inputs of the first training examples, at most SAMPLES: texts, or rows of a table as
+            a DataFrame of texts, as written; None for other data.
+        own_metric: instead of the one in METRICS; `metric` is then its name.
+        own_loss: of (outputs, targets), instead of the kind's; a regression's targets are scaled for it.
     """
 
     name: str
@@ -139,6 +163,11 @@ class Task:
     unit: str = ""
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
+    tokens: TokenCounts | None = None
+    texts: Mapping[SplitName, Sequence[str]] = field(default_factory=dict)
+    read_samples: Callable[[], Any] | None = None
+    own_metric: MetricSpec | None = None
+    own_loss: Loss | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -146,13 +175,46 @@ class Task:
         return tuple(self.splits["train"].inputs.shape[1:])
 
     @property
+    def padding(self) -> int:
+        """The token id that fills short texts."""
+        first = self.steps[0] if self.steps else None
+        return first.padding if isinstance(first, Tokenize) else PADDING
+
+    @property
     def direction(self) -> Literal["max", "min"]:
         """Return "max" if a higher metric is better, or "min"."""
-        return METRICS[self.metric].direction
+        return self._metric.direction
+
+    @property
+    def _metric(self) -> MetricSpec:
+        return METRICS[self.metric] if self.own_metric is None else self.own_metric
 
     def build_metric(self) -> Metric:
         """Build a metric, to be updated with `predictions` and targets."""
-        return METRICS[self.metric].build(self.outputs)
+        return self._metric.build(self.outputs)
+
+    def as_read(self, split: SplitName, rows: Tensor) -> Tensor | None:
+        """Return examples as the preprocessing's first step returns them, within rounding and the range of quantiles.
+
+        Args:
+            split: the examples'.
+            rows: int64, (examples,).
+        Returns:
+            (examples, *shape of the first step); None if a later step's inputs are unknown, and it cannot be undone.
+        """
+        inputs, steps = self.splits[split].inputs, list(self.steps[1:])
+        if isinstance(inputs, LazyInputs):
+            functions = list(inputs.functions)
+            while functions and steps and functions[-1] is steps[-1]:
+                functions.pop()
+                steps.pop()
+            inputs = LazyInputs(inputs.base, inputs.rows, tuple(functions))
+        read = inputs[rows]
+        for step in reversed(steps):
+            if not isinstance(step, Scale | Quantiles):
+                return None
+            read = step.undo(read)
+        return read
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return a batch's mean loss, a scalar.
@@ -161,14 +223,28 @@ class Task:
             outputs: from the head, (batch, outputs).
             targets: as in `Split`.
         """
+        if self.own_loss is not None:
+            return self._own_loss(outputs, targets)
         if self.kind == "classification":
             return F.cross_entropy(outputs, targets)
         if outputs.dtype == torch.float64:
             targets = targets.to(outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
+        return F.mse_loss(outputs, self._scaled(outputs, targets))
+
+    def _own_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.own_loss is not None
+        if isinstance(self.own_loss, nn.Module):
+            self.own_loss.to(outputs.device)
+        if targets.is_floating_point() and outputs.dtype == torch.float64:
+            targets = targets.to(outputs)
+        return self.own_loss(outputs, self._scaled(outputs, targets) if self.kind == "regression" else targets)
+
+    def _scaled(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Scale a regression's targets, in the outputs' precision."""
         scaled = (targets - self.target_mean.to(targets)) / self.target_std.to(targets)
-        return F.mse_loss(outputs, scaled.float() if outputs.dtype != torch.float64 else scaled)
+        return scaled.float() if outputs.dtype != torch.float64 else scaled
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Convert the head's outputs (batch, outputs) for the metric: a regression's to the data's unit."""
@@ -192,8 +268,10 @@ class Task:
         """Return the stem's recipe, from the task's input to the backbone's; None if none is needed."""
         if self.stem is not None:
             shapes = {"input_shape": list(self.input_shape), "output_shape": list(input_shape)}
-            vocabulary = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
-            return {**self.stem, **shapes, **vocabulary}
+            tokens = {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
+            if self.padding != PADDING:
+                tokens["padding"] = self.padding
+            return {**self.stem, **shapes, **tokens}
         if self.input_shape == input_shape:
             return None
         size = math.prod(self.input_shape)

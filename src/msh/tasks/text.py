@@ -1,30 +1,33 @@
-"""Load labelled texts from CSV files and from Hugging Face."""
+"""Load labelled texts: from files, folders and Hugging Face."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from msh.errors import Problems, one_of
-from msh.tasks.build import RawData, check_test_fraction, hold_out
-from msh.tasks.cells import cell_error
+from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.labels import find_classes, read_labels
 from msh.tasks.outputs import Kind
-from msh.tasks.table_files import Table, read_table
-from msh.tasks.targets import find_targets
+from msh.tasks.table_files import Table
+from msh.tasks.table_splits import Rows, SplitBy, split_rows
+from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
-from msh.tasks.tokens import Texts
+from msh.tasks.text_files import read_texts, texts_of
+from msh.tasks.tokens import Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
 
 log = logging.getLogger(__name__)
 
 
-def csv_text(
+def texts(
     path: str,
-    text: str,
-    label: str,
+    text: str = "text",
+    label: str = "label",
     kind: Kind = "classification",
     threshold: float | None = None,
     test_path: str | None = None,
@@ -32,60 +35,134 @@ def csv_text(
     encoding: str = "utf-8",
     delimiter: str | None = None,
     empty: str = "error",
-    vocabulary: int = 10_000,
+    vocabulary: int | None = None,
     length: int = 128,
     missing_labels: str = "drop",
+    val_path: str | None = None,
+    split: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
+    unicode: Unicode = "NFC",
 ) -> RawData:
-    """Load texts from a CSV, Parquet (.parquet) or Excel (.xlsx) file with a header.
+    """Load texts from a table (CSV, TSV, Parquet, Excel), JSON Lines, or a folder with a folder of files per class.
 
     Args:
-        path: the training file.
+        path: the training file or folder; a file's suffix says which kind (.parquet, .xlsx, .jsonl, .json).
         text: column with the texts.
-        label: column to predict; a classification's has names or numbers, and classes in natural order.
+        label: column to predict; a classification's has names or numbers, and classes in natural order. In a folder,
+            labels are the names of the folders.
         kind: classification or regression.
         threshold: splits a numeric column into two classes: class 1 is above it.
-        test_path: the test split's file.
+        test_path: the test split's file or folder.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
         encoding: the files' encoding.
-        delimiter: character between cells; None: found from the first rows.
+        delimiter: character between a CSV file's cells; None: found from the first rows.
         empty: rows without text: "error" raises, "drop" drops them and logs their number.
-        vocabulary: number of token ids; see `Texts`.
-        length: tokens per text.
+        vocabulary, length: number of token ids, and tokens per text; see `Texts`.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
+        val_path: the validation split's file or folder.
+        split: as in `msh.tasks.tables.table`.
+        tokenizer: path of a tokenizer.json of Hugging Face's library; None: the training split's words are the tokens.
+        unicode: form to which texts are normalized, or "none".
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has another encoding, a column is missing, a text is empty, or a setting is invalid.
+        ValueError: a file has another encoding, a column is missing, a text is empty, or a setting is invalid.
     """
-    one_of("source.empty", empty, ("error", "drop"))
-    files = [path] if test_path is None else [path, test_path]
-    written = {text, label} if kind == "classification" and threshold is None else {text}
-    tables = [read_table(file, encoding, delimiter, texts=written) for file in files]
-    targets = find_targets(tables[0], "source.label", label, kind, threshold, missing_labels)
     with Problems() as problems:
+        problems.check(one_of, "source.empty", empty, ("error", "drop"))
         problems.check(check_test_fraction, test_fraction, test_path is not None)
-        tables = [t for table in tables if (t := problems.check(_without_empty, table, text, empty)) is not None]
-        pairs = [pair for t in tables if (pair := problems.check(targets.read, t, "source.label")) is not None]
-    texts = Texts([str(cell) for table, _ in pairs for cell in table.column("source.text", text)], vocabulary, length)
-    splits = _splits([values for _, values in pairs])
-    train, test = splits if test_path is not None else hold_out(splits[0], test_fraction, kind)
-    return RawData(kind, train, test, targets.outputs, texts, targets.names)
+        by = problems.check(SplitBy.parse, split, {"test_path": test_path, "val_path": val_path})
+        file = problems.check(_tokenizer, tokenizer, vocabulary, length, unicode)
+    written = {text} | ({label} if kind == "classification" and threshold is None else set())
+    written |= set() if by is None or by.by == "time" else {by.name}
+    paths = {part: p for part, p in (("train", path), ("val", val_path), ("test", test_path)) if p is not None}
+    with Problems() as problems:
+        read = [problems.check(read_texts, p, text, label, encoding, delimiter, written) for p in paths.values()]
+    whole = {part: table for part, table in zip(paths, read, strict=True) if table is not None}
+    tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
+    rows = split_rows(tables["train"], values[0], targets.kind, by, test_fraction, None, test_path is not None)
+    splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
+    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
+    _report_duplicates(splits, tables, cells)
+    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
+    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
 
 
-def _without_empty(table: Table, text: str, empty: str) -> Table:
-    cells = table.column("source.text", text)
-    blank = np.array([not str(cell).strip() for cell in cells])
-    if not blank.any():
-        return table
-    if empty == "error" or blank.all():
-        raise cell_error(table.row, text, cells, blank, "is an empty text; source.empty=drop drops such rows")
-    log.warning("%s: dropped %d rows, their text is empty", table.path, int(blank.sum()))
-    return table.take(np.flatnonzero(~blank))
+csv_text = texts
+"""The name of earlier releases."""
+
+
+def _tokenizer(path: str | None, vocabulary: int | None, length: int, unicode: str) -> TokenizerFile | None:
+    """Read the tokenizer, and check the settings of `Texts`, before any text is read."""
+    file = None if path is None else read_tokenizer(path)
+    check_tokens(vocabulary, length, file, unicode)
+    return file
+
+
+def _labelled(
+    tables: Mapping[str, Table],
+    text: str,
+    label: str,
+    empty: str,
+    kind: Kind,
+    threshold: float | None,
+    missing_labels: str,
+) -> tuple[dict[str, Table], list[Tensor], Targets]:
+    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`."""
+    with Problems() as problems:
+        whole = {part: problems.check(texts_of, t, "source.text", text, empty) or t for part, t in tables.items()}
+        targets: Any = problems.check(
+            find_targets, whole["train"], "source.label", label, kind, threshold, missing_labels
+        )
+        pairs = [problems.check(targets.read, t, "source.label") for t in whole.values() if targets is not None]
+    read = [pair for pair in pairs if pair is not None]
+    return dict(zip(whole, [table for table, _ in read], strict=True)), [values for _, values in read], targets
+
+
+def _chosen(wholes: Mapping[str, Split], rows: Rows) -> dict[str, Split]:
+    """Take train, test and val from the training file, or whole from files of their own."""
+    splits = {part: split for part, split in wholes.items() if part != "train"}
+    for part, chosen in (("train", rows.train), ("val", rows.val), ("test", rows.test)):
+        if chosen is not None and part not in splits:
+            splits[part] = wholes["train"].take(torch.from_numpy(chosen))
+    return splits
+
+
+def _report_duplicates(splits: Mapping[str, Split], tables: Mapping[str, Table], cells: np.ndarray) -> None:
+    """Warn of texts outside the training split that are also in it.
+
+    Args:
+        splits: with indices of `cells` as inputs.
+        tables: the splits' files, in the order of their cells.
+        cells: the texts of all tables.
+    """
+    place = [(table, row) for table in tables.values() for row in range(len(table.frame))]
+    training = {cells[row]: row for row in reversed(splits["train"].inputs[:].tolist())}
+    for part in sorted(splits.keys() - {"train"}):
+        twins = [(row, training[cells[row]]) for row in splits[part].inputs[:].tolist() if cells[row] in training]
+        if twins:
+            (table, row), (train, first) = (place[at] for at in twins[0])
+            example = f"{table.row(row)} is {train.row(first).removeprefix(f'{table.path}, ')}"
+            count = f"{len(twins)} of {len(splits[part])}"
+            log.warning("%s texts of the %s split are also training texts: %s", count, part, example)
 
 
 def _splits(targets: list[Tensor]) -> list[Split]:
     """Build splits whose inputs are indices of texts: one file's follow the other's."""
     rows = torch.arange(sum(map(len, targets))).split([len(values) for values in targets])
     return [Split(*pair) for pair in zip(rows, targets, strict=True)]
+
+
+def _load_parts(name: str, config: str | None, parts: Sequence[str], root: str, revision: str | None) -> list[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ValueError(f"{name} comes through Hugging Face's datasets: pip install 'msh[text]'") from error
+    loaded = []
+    for part in parts:
+        try:
+            loaded.append(load_dataset(name, config, split=part, cache_dir=root, revision=revision))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}, split {part}, cannot be loaded into {root}: {error}") from error
+    return loaded
 
 
 def hugging_face(
@@ -96,9 +173,11 @@ def hugging_face(
     train: str = "train",
     test: str = "test",
     revision: str | None = None,
-    vocabulary: int = 10_000,
+    vocabulary: int | None = None,
     length: int = 128,
     config: str | None = None,
+    tokenizer: str | None = None,
+    unicode: Unicode = "NFC",
 ) -> RawData:
     """Load texts with a class each from the Hugging Face Hub; needs `pip install 'msh[text]'`.
 
@@ -113,30 +192,23 @@ def hugging_face(
         vocabulary: number of token ids; see `Texts`.
         length: tokens per text.
         config: the data set's configuration, if it has several.
+        tokenizer, unicode: as in `texts`.
     Raises:
         ValueError: the library is not installed, the data set cannot be loaded, a field is missing, a text is empty, or
             a class is in the test split only.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"{name} comes through Hugging Face's datasets: pip install 'msh[text]'") from error
-    parts = []
-    for part in (train, test):
-        try:
-            parts.append(load_dataset(name, config, split=part, cache_dir=root, revision=revision))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name}, split {part}, cannot be loaded into {root}: {error}") from error
+    file = _tokenizer(tokenizer, vocabulary, length, unicode)
+    parts = _load_parts(name, config, (train, test), root, revision)
     fields = [field for field in parts[0].column_names if field in parts[1].column_names]
     with Problems() as problems:
         problems.check(one_of, "source.text", text, fields)
         problems.check(one_of, "source.label", label, fields)
-    texts: list[list[str]] = [list(part[text]) for part in parts]
+    columns: list[list[str]] = [list(part[text]) for part in parts]
     labels = [read_labels(part[label]) for part in parts]
     classes = find_classes(f"{name}, split {train}", labels[0])
     targets = [classes.number(part) for part in labels]
     with Problems() as problems:
-        for part, cells, numbers in zip((train, test), texts, targets, strict=True):
+        for part, cells, numbers in zip((train, test), columns, targets, strict=True):
             if empty := [row for row, cell in enumerate(cells) if not cell.strip()]:
                 problems.add(f"{name}, split {part}, row {empty[0]}: the text is empty (first of {len(empty)} rows)")
             if part == train and (numbers < 0).any():
@@ -145,5 +217,5 @@ def hugging_face(
         if unknown:
             problems.add(f"{name}: classes of the split {test} are not in {train}: {', '.join(map(repr, unknown))}")
     splits = _splits([torch.from_numpy(numbers) for numbers in targets])
-    both = Texts([*texts[0], *texts[1]], vocabulary, length)
+    both = Texts([*columns[0], *columns[1]], vocabulary, length, file, unicode)
     return RawData("classification", splits[0], splits[1], len(classes.names), both, classes.names)

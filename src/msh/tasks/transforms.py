@@ -86,7 +86,7 @@ def _in_yaml(name: str) -> Any:
 def _of_classes(split: Split, numbers: Sequence[int]) -> Split:
     wanted = torch.tensor(numbers)
     part = split.take(torch.isin(split.targets, wanted).nonzero().squeeze(1))
-    return Split(part.inputs, (part.targets[:, None] == wanted).int().argmax(1))
+    return replace(part, targets=(part.targets[:, None] == wanted).int().argmax(1))
 
 
 def permute_pixels(data: RawData, seed: int) -> RawData:

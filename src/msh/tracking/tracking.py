@@ -237,4 +237,6 @@ def outcome(results: Results) -> dict[str, Any]:
         scores |= {"dense": task.dense, "finetune": task.finetune, "joint": task.joint}
         values |= {f"{kind}/{name}": value for kind, value in scores.items()}
     values |= {f"ensemble/{name}": row["test"] for name, row in results.ensemble.items()}
+    if results.router is not None:
+        values |= {f"router/{key}": results.router[key] for key in ("accuracy", "class_incremental")}
     return {key: value for key, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -12,15 +12,23 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from msh.backbones import Adapted
+from msh.backbones.libraries import Images, Tokens
+from msh.backbones.named import GIVEN, named
 from msh.errors import invalid
 from msh.inference.computing import Computing
-from msh.recipes import DTYPES, Recipe
+from msh.recipes import DTYPES, Recipe, build
 from msh.subnetworks import WEIGHTS, Granularity, MultiSubnetwork, Units, trace_units
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
+from msh.tasks.build import Normalize
+from msh.tasks.image_step import ReadImages
+from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
+from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps
+from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
-from msh.training.config import RunConfig
+from msh.training.config import RunConfig, TaskConfig
 from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
@@ -63,27 +71,104 @@ def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[st
         source = json.dumps(task.source, sort_keys=True)
         if source not in loaded:
             loaded[source] = _load(name, task.source)
-        tasks[name] = built[settings] = build_task(
+        data, normalize = _for_library(transformed(name, loaded[source], task.transforms), task, config)
+        own = isinstance(task.metric, dict)
+        made = build_task(
             name,
-            transformed(name, loaded[source], task.transforms),
+            data,
             batch_size=task.batch_size,
             val_fraction=config.val_fraction or task.val_fraction,
-            normalize=task.normalize,
-            metric=task.metric,
+            normalize=normalize,
+            metric=None if own else cast(Any, task.metric),
             loss_weight=task.loss_weight,
             repeat=task.repeat,
             normalize_target=task.normalize_target,
             stem=task.stem or None,
             augment=task.augment,
         )
+        tasks[name] = built[settings] = with_own(made, task.metric, task.loss)
     return tasks
 
 
-def backbone_recipe(config: RunConfig, tasks: dict[str, Task]) -> Recipe:
-    """Return the backbone's recipe; its `input_shape` is the first task's unless the config sets one."""
+def _for_library(data: RawData, task: TaskConfig, config: RunConfig) -> tuple[RawData, Normalize | None]:
+    """Give texts the tokenizer of the backbone's library; leave scaling of images to a pretrained model's."""
+    chosen = named(config.backbone)
+    expected = None if chosen is None else chosen.inputs()
+    if isinstance(expected, Tokens) and expected.tokenizer is not None and data.texts is not None and not task.stem:
+        if data.texts.file is None:  # one that the user has named stays
+            from tokenizers import Tokenizer  # slow to import
+
+            file = described_tokenizer(Tokenizer.from_str(expected.tokenizer), expected.padding)
+            texts = replace(data.texts, vocabulary=None, file=file, unicode="none")
+            data = replace(data, texts=texts)
+        return data, task.normalize
+    is_image = len(data.train.inputs.shape) == 4 and not task.stem
+    if chosen is not None and chosen.weights and isinstance(expected, Images) and is_image:
+        return data, "none" if _reads_pixels(data.raw_steps) else task.normalize or "channel"
+    return data, task.normalize or ("channel" if isinstance(expected, Images) and is_image else None)
+
+
+def fit_tasks(config: RunConfig, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Append the steps that make tasks' images those that a model from a library reads.
+
+    Args:
+        config: the run's.
+        tasks: from `build_tasks`.
+    Returns:
+        The tasks; those whose inputs the backbone can read as they are, or through a stem, unchanged.
+    """
+    chosen = named(config.backbone)
+    expected = None if chosen is None else chosen.inputs()
+    if chosen is None or not isinstance(expected, Images):
+        return dict(tasks)
+    shape = chosen.shape(expected, [task.input_shape for task in tasks.values()])
+    fitted = {}
+    for name, task in tasks.items():
+        steps = _image_steps(task, expected, shape, chosen.weights is not None)
+        if steps:
+            words = " and ".join(step.step.replace("_", " ") for step in steps)
+            log.info("task %s: its images %s fit the backbone's %s by %s", name, task.input_shape, shape, words)
+        splits = dict(task.splits)
+        for step in steps:
+            splits = {part: split.then(step) for part, split in splits.items()}
+        fitted[name] = replace(task, splits=splits, steps=(*task.steps, *steps))
+    return fitted
+
+
+def _image_steps(task: Task, expected: Images, shape: tuple[int, ...], pretrained: bool) -> list[Step]:
+    steps: list[Step] = []
+    if task.stem is not None or len(task.input_shape) != 3 or len(shape) != 3:
+        return steps
+    if task.input_shape[0] not in (1, shape[0]):
+        raise ValueError(
+            f"task {task.name!r} has images with {task.input_shape[0]} channels, and the backbone reads {shape[0]}: "
+            f"set backbone.input_shape=[{task.input_shape[0]}, height, width] or read them as grey images "
+            f"(tasks.{task.name}.source.mode=L)"
+        )
+    if task.input_shape[0] != shape[0]:
+        steps.append(RepeatChannels(shape[0]))
+    if task.input_shape[1:] != shape[1:]:
+        steps.append(Resize((shape[1], shape[2]), "bicubic" if expected.interpolation == "bicubic" else "bilinear"))
+    if pretrained and _reads_pixels(task.steps[:-1]):
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (expected.mean, expected.std))
+        steps.append(Scale(mean, std))
+    return steps
+
+
+def _reads_pixels(steps: Steps) -> bool:
+    """Tell whether steps return pixels in [0, 1], which a library's mean and deviation are for."""
+    return isinstance(steps[0], ReadImages) and not any(isinstance(step, Scale) for step in steps)
+
+
+def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
+    """Return the backbone's recipe; its `input_shape` is the first task's unless config or library set one."""
     settings: Recipe = dict(config.backbone)
-    if settings.get("input_shape") is None:
-        settings["input_shape"] = list(next(iter(tasks.values())).input_shape)
+    shapes = [task.input_shape for task in tasks.values()]
+    if chosen := named(settings):
+        inputs = chosen.inputs()
+        settings = chosen.recipe(chosen.shape(inputs, shapes), inputs)
+    elif settings.get("input_shape") is None:
+        settings["input_shape"] = list(shapes[0])
     kind = true_type(config)
     return settings if kind is None else {**settings, "_dtype_": kind}
 
@@ -97,19 +182,31 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
         prunable: names of the prunable tensors, where a file lists them; None: found by the layers' roles.
     """
     recipe, master = backbone_recipe(config, tasks), config.master_weights
-    network = MultiSubnetwork(build_backbone(config, tasks), prunable, recipe, master_weights=master)
+    backbone = build_backbone(config, tasks, recipe)
+    if isinstance(backbone, Adapted):
+        recipe = {**recipe, "features": backbone.features, "pool": backbone.pool}
+    network = MultiSubnetwork(backbone, prunable, recipe, master_weights=master)
     if half := half_precision(weight for _, weight in network.weights()):
         log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
     return network
 
 
-def build_backbone(config: RunConfig, tasks: dict[str, Task]) -> nn.Module:
-    """Build the backbone, with initial weights drawn from the run's seed."""
-    settings = backbone_recipe(config, tasks)
+def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe | None = None) -> nn.Module:
+    """Build the backbone, with initial weights drawn from the run's seed, or pretrained ones.
+
+    Args:
+        config: the run's.
+        tasks: by name.
+        recipe: from `backbone_recipe`, if it is known.
+    """
+    settings = dict(backbone_recipe(config, tasks) if recipe is None else recipe)
     kind = settings.pop("_dtype_", None)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
+    chosen = named(config.backbone)
     with drawing_in(kind):
-        backbone: nn.Module = instantiate(settings, _convert_="all")
+        backbone: nn.Module = build(settings, GIVEN) if chosen else instantiate(settings, _convert_="all")
+    if chosen is not None:
+        chosen.load(cast(Any, backbone).model)
     for name in ("input_shape", "features"):
         if not hasattr(backbone, name):
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/backbones.md")
@@ -159,7 +256,13 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
     if words is not None and task.vocabulary is not None and task.vocabulary > words:
         raise ValueError(
             f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary is {words}: "
-            f"raise it, or lower tasks.{task.name}.source.vocabulary"
+            f"raise it, or lower tasks.{task.name}.source.vocabulary (a tokenizer file has its own number)"
+        )
+    padding = getattr(backbone, "padding", task.padding)
+    if words is not None and padding != task.padding:
+        raise ValueError(
+            f"task {task.name!r} pads texts with the token id {task.padding}, but backbone.padding is {padding}: "
+            f"set ++backbone.padding={task.padding}"
         )
     if words is not None and task.input_shape != tuple(cast(Any, backbone).input_shape):
         raise ValueError(
@@ -184,7 +287,7 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
-        recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task))}
+        recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": task.metric}
         network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
 
 

@@ -102,10 +102,13 @@ class TaskConfig:
     """"minmax": scale the target of a regression to [0, 1], and measure errors so; null: keep the data's unit."""
     stem: Block | None = None
     """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
-    repeat: Count = 1
-    """Passes through the training examples per epoch: more than one for small data sets."""
-    metric: str | None = None
-    """Name of the metric; the usual one for this kind of task when null."""
+    repeat: Count | None = 1
+    """Passes through the training examples per epoch: more than one for small data sets; as many as give 40 batches
+    when null."""
+    metric: str | Block | None = None
+    """Name of the metric, or `_target_` and arguments of a torchmetrics class; the kind's usual one when null."""
+    loss: Block | None = None
+    """`_target_` and arguments of a loss: a module's class, or a function of (outputs, targets); null: the kind's."""
     loss_weight: Positive = 1.0
     """Factor of the loss where several tasks train together."""
 
@@ -400,7 +403,11 @@ class RunConfig:
     task: str | None = None
     """With a plan: train this task alone. Its weights end as they do when all tasks train."""
     network: str | None = None
-    """Network file to start from: its tasks are learned already, and those that it lacks take free weights."""
+    """Network file or run folder to start from: its tasks are learned already, and need no data; new tasks take free
+    weights. The backbone, its precision and the seed are the file's."""
+    retrain: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    """Tasks of `network` to train again, a name or a list: their weights are released first. The folder of their run
+    has their data's settings; else choose them with `tasks`."""
     resume: str | None = None
     """Run folder to resume, or "auto" for the newest unfinished one of this experiment."""
     objective: Names | None = None
@@ -469,6 +476,8 @@ class RunConfig:
                 yield from _unknown_names(f"pruning.{key}", numbers, list(self.tasks), "not a task")
                 for task in self.tasks.keys() - numbers.keys():
                     yield f"pruning.{key} has no number for task {task!r}"
+        if self.retrain and self.network is None:
+            yield str(invalid("retrain", "null without network=RUN, which has the tasks", self.retrain))
         for name, members in self.ensembles.items():
             if name in self.tasks:
                 yield f"ensembles.{name}: there is a task of this name; choose another"
@@ -493,7 +502,7 @@ def run_config(config: DictConfig) -> RunConfig:
     Interpolations are resolved, except in `logger`: these name the run folder, and are resolved when loggers are made.
 
     Raises:
-        ConfigError: a key is unknown, or a value is invalid.
+        ConfigError: a key is unknown or must be set, or a value is invalid.
         ValueError: a URL has a password, which a new run would store.
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
@@ -522,14 +531,23 @@ def stored_config(values: dict[str, Any]) -> RunConfig:
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
-    """Resolve a config into plain values, except in `logger`: see `run_config`."""
+    """Resolve a config into plain values, except in `logger`: see `run_config`.
+
+    Raises:
+        ConfigError: settings that must be set are not.
+    """
     others = OmegaConf.masked_copy(config, [str(key) for key in config if key != "logger"])
+    if missing := sorted(OmegaConf.missing_keys(others)):
+        raise ConfigError([f"{key} must be set: {key}=..." for key in missing])
     values = cast(dict[str, Any], OmegaConf.to_container(others, resolve=True, throw_on_missing=True))
     if "logger" in config:
         values["logger"] = OmegaConf.to_container(config.logger, resolve=False)
     return values
 
 
+OmegaConf.register_new_resolver(
+    "start_of", lambda weights: "fresh" if weights is None else "backbone", replace=True
+)  # of `pruning`, in conf/backbone
 SCHEMA = hydra_schema(RunConfig)
 """Of `RunConfig`, for Hydra."""
 

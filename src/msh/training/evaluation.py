@@ -16,10 +16,11 @@ from msh.files.atomic import write_text
 from msh.files.plans import input_shape_in
 from msh.files.state_file import fill_network, read_state
 from msh.files.yaml_files import read_config
+from msh.inference.rebuilding import add_task_of
 from msh.runs.results import Results, comparison
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.training.build import add_task, build_network, build_tasks
+from msh.training.build import add_task, build_network, build_tasks, fit_tasks
 from msh.training.callbacks.guarantee import RECORDS, Guarantee
 from msh.training.config import RunConfig, plain_values, stored_config
 from msh.training.ensembles import evaluate_ensembles
@@ -84,9 +85,13 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     tasks = build_tasks(config, None if config.task is None else [config.task])
     if "input_shape" in file.notes:
         config = config.with_input_shape(input_shape_in(file.notes, path))
+    tasks = fit_tasks(config, tasks)
     network = build_network(config, tasks, list(file.state.owners))
-    for task in file.state.tasks:
-        add_task(network, tasks[task], config)
+    for task, entry in file.state.tasks.items():
+        if task in tasks:
+            add_task(network, tasks[task], config)
+        else:  # of the network that the run started from
+            add_task_of(path, network, file.state, entry)
     fill_network(path, network, file)
     return tasks, network
 
@@ -106,7 +111,10 @@ def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) ->
     set_up_torch(config)  # before tensors are made
     tasks, network = _rebuild(folder, config)
     module = SubnetworkModule(network, tasks, lambda parameters: None, config.seed)  # type: ignore[arg-type,return-value]
-    scores = evaluate_tasks(module, network.tasks, "test", config, folder)
+    known = [task for task in network.tasks if task in tasks]
+    scores = evaluate_tasks(module, known, "test", config, folder)
+    if others := [task for task in network.tasks if task not in tasks]:
+        log.info("without data in this run, so not evaluated, and compared by their digests: %s", ", ".join(others))
     rows = [{"task": name, "metric": tasks[name].metric, "score": score} for name, score in scores.items()]
     learned = {name: members for name, members in config.ensembles.items() if set(members) <= set(network.tasks)}
     for name, row in evaluate_ensembles(learned, network, tasks, config, folder).items():

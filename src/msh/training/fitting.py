@@ -192,6 +192,8 @@ def evaluate_tasks(
     Returns:
         Task to score, in the metric's unit.
     """
+    if not tasks:
+        return {}
     module.evaluated = list(tasks)
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate

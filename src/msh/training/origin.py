@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msh.errors import invalid, one_of, suggestion
+from msh.checked import parsed
+from msh.errors import Problems, invalid, one_of, suggestion
 from msh.files.plans import input_shape_in, read_plan, settings_of
-from msh.files.state_file import StateFile, network_file, read_state
+from msh.files.state_file import StateFile, damages, read_metadata, read_state
+from msh.inference.hub import source_file
 from msh.training.config import RunConfig
+from msh.training.precision import precision_of
 from msh.training.settings import differences
 
 PLANNED = ("density", "weights", "share", "scope", "granularity", "start", "criterion", "sample", "rescale", "rewind")
 """Settings of `pruning` that determine an allocation made before any training."""
+ORIGIN = Path("checkpoints", "origin.safetensors")
+"""Copy of the file that a run starts from, below its run folder, so that the run resumes without the file itself."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,39 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
     if config.plan is not None and config.network is not None:
         raise ValueError("plan and network exclude each other: train on the plan, then `msh merge` into the network")
     if config.plan is not None:
-        plan = read_plan(Path(config.plan))
+        path = _copy_of_run(config) or Path(config.plan)
+        plan = read_plan(path)
         _check_plan(config, plan, names if config.task is None else [config.task])
-        shape = input_shape_in(plan.notes, Path(config.plan))
-        return Origin("plan", Path(config.plan), plan.notes["start"], shape, plan)
+        return Origin("plan", path, plan.notes["start"], input_shape_in(plan.notes, path), plan)
     if config.network is not None:
-        return _read_network(network_file(Path(config.network)), names)
+        path = _copy_of_run(config) or source_file(config.network)
+        return _read_network(path, names, config.retrain or [])
     return None
+
+
+def _copy_of_run(config: RunConfig) -> Path | None:
+    """Return the copy that the folder of a resumed run has of the file that the run started from; None without one."""
+    copy = None if config.resume is None else Path(config.resume) / ORIGIN
+    return copy if copy is not None and copy.is_file() else None
+
+
+def determined(path: Path) -> dict[str, Any]:
+    """Read the settings that a network file determines: "backbone", "trainer.precision" and "seed", as far as known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not a network file.
+    """
+    metadata = read_metadata(path, "network")
+    settings: dict[str, Any] = {}
+    with damages(path):
+        recipe = parsed(metadata, "recipe", dict[str, Any]) if "recipe" in metadata else {}
+        if recipe:
+            settings["trainer.precision"] = precision_of(recipe.pop("_dtype_", None))
+            settings["backbone"] = recipe
+        if "seed" in metadata:
+            settings["seed"] = parsed(metadata, "seed", int)
+    return settings
 
 
 def _check_plan(config: RunConfig, plan: StateFile, tasks: Sequence[str]) -> None:
@@ -116,15 +147,25 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _read_network(path: Path, names: Sequence[str]) -> Origin:
+def _read_network(path: Path, names: Sequence[str], retrain: Sequence[str]) -> Origin:
+    """Read a trained network, and release the tasks that are trained again."""
     file = read_state(path, "network")
-    for task, entry in file.state.tasks.items():
-        if entry.phase != "frozen":
-            raise ValueError(
-                f"network {path} has task {task!r} still in training ({entry.phase}): resume its run first"
-            )
-        if task not in names:
-            raise ValueError(f"network {path} has task {task!r}, but tasks has not: add it there, with its data")
-    if "start" not in file.notes:
-        raise ValueError(f"network {path} does not name its initial weights: use a network file from a run folder")
+    state, last_first = file.state, [*reversed(file.state.tasks)]
+    with Problems(f"network {path}: ") as problems:
+        for task, entry in state.tasks.items():
+            if entry.phase != "frozen":
+                problems.add(f"task {task!r} is still in training ({entry.phase}): resume its run first")
+            elif task not in names and not {"head", "outputs"} <= entry.recipe.keys():
+                problems.add(f"an earlier release wrote task {task!r} without a recipe: add it to tasks, with its data")
+        if "start" not in file.notes:
+            problems.add("it does not name its initial weights: use a network file from a run folder")
+        for task in retrain:
+            problems.check(one_of, "retrain", task, state.tasks)
+            if task in state.tasks and task not in names:
+                problems.add(f"retrain = {task!r} needs its data: name it in tasks too")
+            for reader in state.readers(task) if task in state.tasks else ():
+                if reader not in retrain:
+                    problems.add(f"retrain = {task!r}: task {reader!r} reads its weights, so retrain {reader!r} too")
+    for task in sorted(set(retrain), key=last_first.index):  # readers before the tasks that they read
+        state.release(task)
     return Origin("network", path, file.notes["start"], input_shape_in(file.notes, path), file)

@@ -22,7 +22,17 @@ def true_type(config: RunConfig) -> str | None:
     Args:
         config: the run's.
     """
-    return TRUE.get(str(config.trainer.precision))
+    return type_of(config.trainer.precision)
+
+
+def type_of(precision: int | str | None) -> str | None:
+    """Name the type that a value of `trainer.precision` gives the whole backbone; None: the backbone's own."""
+    return TRUE.get(str(precision))
+
+
+def precision_of(kind: str | None) -> str | None:
+    """Return the `trainer.precision` that gives the whole backbone this type; None where it keeps its own."""
+    return next((precision for precision, of in TRUE.items() if of == kind), None)
 
 
 def check_precision(config: RunConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, cast
@@ -11,14 +11,15 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback
 
-from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of, start_of
+from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of_run, start_of
 from msh.files.state_file import StateFile, fill_network
+from msh.inference.rebuilding import add_task_of
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks
+from msh.training.build import add_task, build_granularity, build_network, build_tasks, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -40,13 +41,13 @@ class Prepared:
 
     Attributes:
         config: with the backbone's `input_shape` filled in, if a file has it.
-        tasks: by name.
+        tasks: by name, those whose data the run has.
         network: holds the tasks that the run's network file has trained, frozen.
         fits: stage to its fits, in order; a stage that is trained already has none.
         wanted: task without an allocation, to its budget: tensor name, or "" for all, to number of elements.
         granularity: elements that tasks keep as one.
         ensembles: those whose tasks are all in this run.
-        plan: its allocation holds for the tasks; or None.
+        origin: the plan or network file that the run starts from, or None.
         notes: origin of the run, written into its files.
     """
 
@@ -57,8 +58,18 @@ class Prepared:
     wanted: dict[str, dict[str, int]]
     granularity: Granularity
     ensembles: dict[str, list[str]]
-    plan: StateFile | None
+    origin: Origin | None
     notes: dict[str, str]
+
+    @property
+    def plan(self) -> StateFile | None:
+        """The plan whose allocation holds for the tasks, or None."""
+        return self.origin.file if self.origin is not None and self.origin.key == "plan" else None
+
+    @property
+    def trained_on(self) -> list[Stage]:
+        """List the stages as far as the run has their tasks' data."""
+        return _with_data(self.fits, self.tasks)
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -75,7 +86,7 @@ def prepare(config: RunConfig) -> Prepared:
     stages = stages_of(config)
     origin = read_origin(config, list(config.tasks))
     fits = _own_fits(config, stages, origin)
-    names = [task for stage in fits for task in stage.tasks]
+    names = [task for stage in _with_data(fits, config.tasks) for task in stage.tasks]
     read_objectives(config.objective, names)
     ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(names)}
     tasks = build_tasks(config, names)
@@ -86,16 +97,23 @@ def prepare(config: RunConfig) -> Prepared:
     check_effects(config, fits, tasks, callbacks)
     if origin is not None:
         config = config.with_input_shape(origin.input_shape)
+    tasks = fit_tasks(config, tasks)
     network, notes = _build_network(config, tasks, origin)
     granularity = build_granularity(config, network)
-    plan = origin.file if origin is not None and origin.key == "plan" else None
-    if plan is not None and not config.pruning.allow_empty_layers:
-        _check_plan_layers(plan, names)
-    coming = [stage for stage, parts in fits.items() if parts and plan is None]
+    prepared = Prepared(config, tasks, network, fits, {}, granularity, ensembles, origin, notes)
+    if prepared.plan is not None and not config.pruning.allow_empty_layers:
+        _check_plan_layers(prepared.plan, names)
+    coming = [stage for stage, parts in fits.items() if parts and prepared.plan is None]
     wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
         check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
-    return Prepared(config, tasks, network, fits, wanted, granularity, ensembles, plan, notes)
+    return replace(prepared, wanted=wanted)
+
+
+def _with_data(stages: Iterable[Stage], tasks: Container[str]) -> list[Stage]:
+    """Restrict stages to these tasks, and leave out those without any."""
+    restricted = [replace(stage, tasks=tuple(task for task in stage.tasks if task in tasks)) for stage in stages]
+    return [stage for stage in restricted if stage.tasks]
 
 
 def _check_classes(config: RunConfig) -> list[Callback]:
@@ -114,7 +132,7 @@ def _check_classes(config: RunConfig) -> list[Callback]:
 
 def _fitted_together(config: RunConfig, stages: Iterable[Stage], names: Sequence[str]) -> list[Sequence[str]]:
     """List the tasks of every fit of the run, with its baselines."""
-    together: list[Sequence[str]] = [stage.tasks for stage in stages]
+    together: list[Sequence[str]] = [stage.tasks for stage in _with_data(stages, names)]
     together += [names] if "joint" in config.baselines else []
     return together + [[name] for name in names if {"dense", "finetune"} & set(config.baselines)]
 
@@ -149,7 +167,7 @@ def _build_network(
     network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:
-        return network, notes_of(start, cast(Any, network.backbone).input_shape)
+        return network, notes_of_run(start, cast(Any, network.backbone).input_shape, config.seed)
     if origin.start != start:
         if not explained_by_rounding(origin.file.state, network.state):
             raise ValueError(
@@ -163,10 +181,14 @@ def _build_network(
         )
     if origin.key == "plan":
         return network, notes_for_tasks(origin.file)
+    state = origin.file.state
     for task in origin.learned:
-        add_task(network, tasks[task], config)
+        if task in tasks:
+            add_task(network, tasks[task], config)
+        else:
+            add_task_of(origin.path, network, state, state.task(task))
     fill_network(origin.path, network, origin.file)
-    return network, notes_of(origin.start, origin.input_shape)
+    return network, notes_of_run(origin.start, origin.input_shape, config.seed)
 
 
 # ---- budgets

@@ -22,26 +22,32 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from msh.compat import with_versions
+from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
+from msh.tasks.task import METRICS, metric_in
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
 from msh.training.baselines import Baselines
-from msh.training.build import add_task
+from msh.training.build import add_task, computing
 from msh.training.callbacks import Freeze, Guarantee
 from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
+from msh.training.examples import write_examples
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import machine
+from msh.training.origin import ORIGIN
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import agree, is_rank_zero
+from msh.training.routing import fit_router
 from msh.training.state import Counted, RunState
 from msh.training.trainers import connect, device_of
 
@@ -100,7 +106,8 @@ def announcement(config: RunConfig, folder: Path) -> str:
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    backbone = str(config.backbone.get("_target_")).rpartition(".")[2]
+    block = config.backbone
+    backbone = str(block.get("name") or block.get("target") or block.get("_target_")).rpartition(".")[2]
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return (
         f"{'resuming' if config.resume else 'training'} {config.name}: {some}; {stages} stage{'s' * (stages > 1)}, "
@@ -126,18 +133,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _results(prepared: Prepared, folder: Path) -> Results:
-    config, tasks = prepared.config, prepared.tasks
+    config = prepared.config
     if config.resume is not None:
         return Results.load(folder)
     if is_rank_zero() and (folder / FILE_NAME).exists():
         raise ValueError(f"{folder} holds a run already: resume it (resume={folder}), or choose another hydra.run.dir")
-    rows = {
-        name: TaskResult(metric=tasks[name].metric, direction=tasks[name].direction, stage=stage.index)
-        for stage in prepared.fits
-        for name in stage.tasks
-    }
+    rows = {name: _new_row(prepared, name, stage) for stage in prepared.fits for name in stage.tasks}
     curriculum = [list(stage.tasks) for stage in prepared.fits]
     return Results(config.name, config.seed, curriculum, rows, run_id=new_run_id())
+
+
+def _new_row(prepared: Prepared, name: str, stage: Stage) -> TaskResult:
+    evaluated = name in prepared.tasks
+    metric = prepared.tasks[name].metric if evaluated else metric_in(prepared.network.subnetwork(name).recipe)
+    return TaskResult(metric, METRICS[metric].direction, stage.index, evaluated=evaluated)
 
 
 class Run:
@@ -174,7 +183,7 @@ class Run:
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
         self.baselines = Baselines(
-            config, folder, self.tasks, list(self.fits), results, self._save_results, self.writes
+            config, folder, self.tasks, prepared.trained_on, results, self._save_results, self.writes
         )
 
     def go(self) -> Results:
@@ -185,11 +194,13 @@ class Run:
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
+        agree(self._copy_origin)
         agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
             self._learn_curriculum()
             self._evaluate_ensembles()
+            self._fit_router()
             self.baselines.learn(self.config.baselines)
         except PreemptedError:
             PREEMPTION.postponed = True  # SLURM may send more signals
@@ -275,7 +286,7 @@ class Run:
             for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
-            self.network.load_state_dict(file.state.state_dict())
+            self.network.load_state_dict(with_versions(file.state.state_dict(), self.network))
         self.module.run_step = int(counted.get("step", 0))
         self.guarantee.counts = cast(Any, {"checked": 0, "violations": 0} | counted)
         return ended
@@ -336,25 +347,26 @@ class Run:
 
     def _evaluate_and_write(self, stage: Stage) -> None:
         """Evaluate every task trained so far, and write the stage's files."""
-        learned = self.network.tasks
-        val = evaluate_tasks(self.module, stage.tasks, "val", self.config, self.folder)
+        learned = [task for task in self.network.tasks if task in self.tasks]
+        new = [task for task in stage.tasks if task in self.tasks]
+        val = evaluate_tasks(self.module, new, "val", self.config, self.folder)
         test = evaluate_tasks(self.module, learned, "test", self.config, self.folder, self.tracking.loggers)
         capacity = self.network.state.total()
         for task in stage.tasks:
-            self._describe(task, val[task], capacity)
+            self._describe(task, val.get(task), capacity)
             if self.writes:
                 path = self.folder / "subnetworks" / f"{task}.safetensors"
                 save_subnetwork(path, self.network, task, DTYPES[self.config.files.dtype], self.prepared.notes)
         self.results.add_row(test)
         self.results.capacity = {"prunable": capacity.size, "owned": capacity.taken, "free": capacity.free}
         self.results.guarantee = self.guarantee.counts
-        if self.writes:
-            path = self.folder / "network.safetensors"
-            save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
+        self._save_network()
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._save_results()
-        for task in stage.tasks:
+        for task in new:
             log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
+        if not stage.index and (others := self.results.not_evaluated):
+            log.info("without data, so not evaluated, and compared by their digests: %s", ", ".join(others))
 
     def _evaluate_ensembles(self) -> None:
         if not self.results.ensemble:
@@ -363,10 +375,20 @@ class Run:
             )
             self._save_results()
 
-    def _describe(self, task: str, val: float, capacity: Capacity) -> None:
+    def _fit_router(self) -> None:
+        """Choose how inputs without a task find it, evaluate that, and write it into the network file."""
+        done = self.results.router is not None or self.config.trainer.fast_dev_run
+        if done or set(self.network.tasks) != set(self.results.tasks):  # in a resumed run, checkpoints may be gone
+            return
+        self.results.router = agree(lambda: fit_router(self.network, self.tasks, self.config))
+        if self.results.router is not None:
+            self._save_network()
+            self._save_results()
+
+    def _describe(self, task: str, val: float | None, capacity: Capacity) -> None:
         result = self.results.tasks[task]
         result.val = val
-        if result.direction == "min":
+        if result.direction == "min" and result.evaluated:
             result.val_constant = self.tasks[task].constant_score("val")
         result.weights = capacity.owned[task]
         result.density = result.weights / capacity.size
@@ -376,11 +398,23 @@ class Run:
 
     # ---- results and logs
 
+    def _copy_origin(self) -> None:
+        """Copy the file that the run starts from into the run folder, from which it may be resumed elsewhere."""
+        origin, copy = self.prepared.origin, self.folder / ORIGIN
+        if self.writes and origin is not None and not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(copy, origin.path.read_bytes())
+
     def _name_machine(self) -> None:
         """Note which machine works on the run from here on."""
         here = str(machine(device_of(self.config.trainer)))
         if self.results.computed_on[-1:] != [here]:
             self.results.computed_on.append(here)
+
+    def _save_network(self) -> None:
+        if self.writes:
+            path = self.folder / "network.safetensors"
+            save_network(path, self.network, self.prepared.notes, self.config.files.free_weights)
 
     def _save_results(self) -> None:
         if self.writes:
@@ -392,6 +426,9 @@ class Run:
         if not (self.writes and self.config.report and self.report):
             return
         try:
+            known = [task for task, row in self.results.tasks.items() if row.test is not None]
+            tasks = {task: (self.tasks[task], computing(self.config, self.tasks[task])) for task in known}
+            write_examples(self.folder, self.network, tasks)
             self.report(self.folder)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

@@ -10,7 +10,10 @@ from hydra.utils import get_object
 from msh.errors import requirement
 from msh.recipes import targets_in
 
-SAFE = ("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
+SAFE = (
+    *("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers."),
+    *("torchmetrics.classification.", "torchmetrics.regression."),
+)
 """Prefixes of names that may be called."""
 CALLED = ("tasks", "backbone", "optimizer")
 """Parts of a run's config whose targets are called when it is evaluated again."""

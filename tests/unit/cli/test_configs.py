@@ -9,15 +9,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from msh.backbones.named import named
 from msh.cli.configs import config_folder
 from msh.cli.train import _check_tasks_named_once
 from msh.subnetworks import CRITERIA, SCHEDULES
 from msh.training.config import NAMED, register, run_config
+from msh.training.typed import ConfigError
 
 register()
 FOLDER = Path(config_folder())
 EXPECTED = {
-    "backbone": {"mlp", "paper_conv", "resnet18", "transformer"},
+    "backbone": {"mlp", "paper_conv", "resnet18", "transformer", "torchvision", "timm", "hf", "module"},
     "callbacks": {"default", "none"},
     "debug": {"fdr", "limit", "overfit", "profiler"},
     "experiment": {"sequential"},
@@ -41,6 +43,9 @@ def option(path):
     return "/".join(parts[:cut]), "/".join(parts[cut:])
 
 
+NEEDED = {name: ["backbone.name=resnet18"] for name in ("timm", "torchvision", "hf")}
+NEEDED |= {"module": ["backbone.target=torch.nn.Linear"]}
+"""Settings that options leave to the user."""
 OF_BOTH = FOLDER / "experiment_procedure"
 """Holds <experiment>/<procedure>.yaml, composed where both are chosen."""
 FILES = [p for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.name != "wandb_sweep"]
@@ -74,11 +79,15 @@ def test_the_groups_that_users_rely_on_are_there(group):
 def test_every_option_composes_into_the_schema_and_names_what_exists(group, name):
     if name == "ray_cluster":
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
-    config = composed(f"{group}={name}")
+    config = composed(f"{group}={name}", *NEEDED.get(name, ()))
+    for key in OmegaConf.missing_keys(OmegaConf.masked_copy(config, ["tasks"])):  # that the user must set
+        OmegaConf.update(config, key, "x")
     run_config(config)
     found = list(targets(config))
     assert len({node._target_ for node in found}) >= 2  # a backbone and an optimizer at least
     for node in found:
+        if named(OmegaConf.to_container(node)) is not None:  # made from these settings, not called with them
+            continue
         arguments = {str(key) for key in node} - {"_target_", "_partial_"}
         inspect.signature(get_object(node._target_)).bind_partial(**dict.fromkeys(arguments))
 
@@ -204,3 +213,10 @@ def test_a_task_named_twice_is_refused(overrides):
 
 def test_tasks_named_once_are_accepted():
     assert _check_tasks_named_once(["tasks=[wine,digits]", "tasks.wine.batch_size=4", "tasks=bundled"]) is None
+
+
+def test_settings_that_must_be_set_are_named_together():
+    keys = ("tasks.table.source.path", "tasks.table.source.target")
+    with pytest.raises(ConfigError) as error:
+        run_config(composed("tasks=table"))
+    assert [line.split(" ")[0] for line in error.value.problems] == list(keys)

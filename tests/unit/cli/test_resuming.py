@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from msh.cli.arguments import by_key, split_arguments
@@ -111,6 +112,17 @@ def test_flags_are_separated_from_overrides_in_every_order():
 def test_a_plus_before_groups_of_the_defaults_list_is_taken_off():
     _, found = split_arguments(["+experiment=paper/a", "+procedure=paper", "+debug=fdr", "+trainer.x=1", "seed=3"])
     assert found == ["experiment=paper/a", "procedure=paper", "debug=fdr", "+trainer.x=1", "seed=3"]
+
+
+def test_a_sources_file_and_target_are_taken_as_they_are(tmp_path):
+    file = tmp_path / "a (1), b=2.csv"
+    file.write_text("x\n")
+    key = "tasks.table.source"
+    given = [f"{key}.path={file}", f"{key}.target=price (€), 1999", f"{key}.target=2000", f"{key}.target='a b'"]
+    _, found = split_arguments([*given, f"{key}.target=[a,b]", f"{key}.path=${{paths.data_dir}}/a.csv"])
+    values = [override.value() for override in OverridesParser.create().parse_overrides(found)]
+    assert values[:4] == [str(file), "price (€), 1999", "2000", "a b"]
+    assert found[4:] == [f"{key}.target=[a,b]", f"{key}.path=${{paths.data_dir}}/a.csv"]
 
 
 def test_a_run_is_new_or_resumed(tmp_path):

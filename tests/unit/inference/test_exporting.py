@@ -8,7 +8,7 @@ import torch
 import msh
 from frozen import frozen
 from msh.files.state_file import save_network
-from msh.inference.exporting import export_file, export_task
+from msh.inference.exporting import export_all, export_file, export_task
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.tokens import Texts
 from msh.tasks.transforms import transformed
@@ -149,3 +149,106 @@ def test_a_file_of_one_task_holds_it_alone(tmp_path):
     assert torch.equal(alone.predict(inputs).raw, network.predict("b", inputs).raw)
     with pytest.raises(ValueError, match="task must be one of a, b, c, got 'd'"):
         export_file(tmp_path / "all", "d", tmp_path / "d")
+
+
+# ---- all tasks in one file
+
+
+def many(tmp_path, backbone, granularity="weight", density=0.2, number=3):
+    """A predictor with tasks "a", "a_b", ...: same inputs, of which each scales its own examples."""
+    recipe, shape = BACKBONES[backbone]
+    kinds = ["classification", "classification", "regression"]
+    tasks = [
+        build_task(
+            "a" + "_b" * place, data_of(shape, kind).map_splits(lambda s, p=place: Split(s.inputs + p, s.targets))
+        )
+        for place, kind in enumerate(kinds[:number])
+    ]
+    recipe = {**recipe, "input_shape": list(tasks[0].input_shape)}
+    save_network(tmp_path / "net", frozen(recipe, tasks, granularity, density))
+    return msh.load(tmp_path / "net")
+
+
+def found_in(path, kind, inputs):
+    """The outputs of an exported file, by name, and its description."""
+    if kind == "pt2":
+        notes = {"msh.json": ""}
+        outputs = torch.export.load(path, extra_files=notes).module()(inputs)
+        about = json.loads(notes["msh.json"])
+        names = [name for task in json.loads(about["tasks"]) for name in task["names"]]
+    else:
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(path)
+        outputs = map(torch.from_numpy, session.run(None, {"inputs": inputs.numpy()}))
+        about = session.get_modelmeta().custom_metadata_map
+        names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, outputs, strict=True)), about
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize(
+    ("backbone", "granularity", "density"),
+    [("mlp", "weight", 0.2), ("conv", "weight", 0.2), ("resnet", "weight", 0.2), ("mlp", "neuron", 0.1)],
+)
+def test_one_file_computes_all_tasks(tmp_path, backbone, granularity, density, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    predictor = many(tmp_path, backbone, granularity, density)
+    notes = export_all(predictor, tmp_path / "all", kind)
+    inputs = torch.rand(5, *predictor.tasks["a"].steps[0].shape) * 7
+    found, about = found_in(tmp_path / "all", kind, inputs)
+    assert list(found) == ["a_logits", "a_probabilities", "a_b_logits", "a_b_probabilities", "a_b_b_values"]
+    for name in ("a", "a_b"):
+        expected = predictor.predict(name, inputs)
+        scale = 1e-5 * float(expected.raw.abs().max())
+        torch.testing.assert_close(found[f"{name}_logits"].detach(), expected.raw, rtol=1e-5, atol=scale)
+        torch.testing.assert_close(
+            found[f"{name}_probabilities"].detach(), expected.probabilities, rtol=1e-4, atol=1e-5
+        )
+    values = predictor.predict("a_b_b", inputs).values
+    torch.testing.assert_close(found["a_b_b_values"].detach(), values, rtol=1e-5, atol=1e-2)
+    assert json.loads(about["tasks"]) == json.loads(notes["tasks"])
+    assert [task["names"] for task in json.loads(notes["tasks"])][2] == ["a_b_b_values"]
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_shared_weights_are_stored_once(tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    BACKBONES["wide"] = ({"_target_": "msh.backbones.mlp.MLP", "width": 700, "depth": 3}, (64,))
+    sizes = {}
+    for number in (1, 3):
+        predictor = many(tmp_path, "wide", number=number)
+        export_all(predictor, tmp_path / "all", kind)
+        sizes[number] = (tmp_path / "all").stat().st_size
+    weights = sum(weight.numel() for _, weight in predictor.network.weights())
+    assert 4 * weights < sizes[1] < sizes[3] < sizes[1] * 1.1
+
+
+def test_a_task_that_reads_others_computes_with_their_weights(tmp_path):
+    predictor = many(tmp_path, "mlp")
+    network, kept = predictor.network, {}
+    for name, weight in network.weights():
+        kept[name] = weight.clone()
+    network.subnetwork("a_b").reads = ("a",)
+    network.forget_modules()
+    export_all(predictor, tmp_path / "all", "pt2")
+    inputs = torch.rand(5, 1, 8, 8)
+    found, _ = found_in(tmp_path / "all", "pt2", inputs)
+    expected = predictor.predict("a_b", inputs).raw
+    torch.testing.assert_close(
+        found["a_b_logits"].detach(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
+    )
+
+
+def test_tasks_with_other_inputs_are_exported_apart(tmp_path):
+    recipe, task = build_for("mlp")
+    other = build_task("other", data_of((5,)))
+    save_network(tmp_path / "net", frozen(recipe, [task, other]))
+    with pytest.raises(ValueError, match="tasks 'a' and 'other' read different inputs, and a file has one input"):
+        export_all(msh.load(tmp_path / "net"), tmp_path / "all", "pt2")
+    export_file(tmp_path / "net", None, tmp_path / "all.safetensors")
+    again = msh.load(tmp_path / "all.safetensors")
+    inputs = torch.rand(3, 5)
+    assert list(again.tasks) == ["a", "other"]
+    assert torch.equal(again.predict("other", inputs).raw, msh.load(tmp_path / "net").predict("other", inputs).raw)

@@ -103,9 +103,9 @@ def test_one_input_needs_no_list(predictor):
         assert predictor.predict("classification", one).labels == predictor.predict("classification", raw[3:4]).labels
 
 
-def test_the_task_may_be_left_out_only_where_there_is_one(predictor, path, tmp_path):
+def test_the_task_may_be_left_out_where_there_is_one_or_a_router(predictor, path, tmp_path):
     raw = vectors("classification")[0][:2]
-    with pytest.raises(ValueError, match="name the task, as there are 4: classification, multilabel"):
+    with pytest.raises(ValueError, match="name the task: the inputs fit classification, multilabel, regression, and"):
         predictor.predict(raw)
     split_task(path, "classification", tmp_path / "one.safetensors")
     alone = msh.load(tmp_path / "one.safetensors")

@@ -289,3 +289,58 @@ def test_a_missing_package_is_named_with_the_extra(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ValueError, match=r"further packages \(uvicorn\): pip install 'msh\[serve\]'"):
         serve.serve(parser.parse_args([str(path)]))
+
+
+# ---- without a task
+
+
+@pytest.mark.parametrize("name", ["texts", "flats", "birds"])
+def test_inputs_without_a_task_are_answered_by_the_one_that_reads_them(client, name):
+    tasks = {task["name"]: task for task in client.get("/tasks").json()}
+    body = {"inputs": [tasks[name]["input"]["example"]] * 2}
+    alone = client.post(f"/predict/{name}", json=body).json()["predictions"]
+    found = client.post("/predict", json=body).json()
+    assert found == {"predictions": [{"task": name, **answer} for answer in alone]}
+    top = client.post("/predict?top=1", json=body).json()["predictions"][0]
+    assert list(top["probabilities"]) == [top["label"]]
+
+
+def test_uploads_without_a_task_are_answered(client, path):
+    content = (path.parent / "birds" / "crow" / "0.png").read_bytes()
+    found = client.post("/predict", files={"files": content}).json()["predictions"]
+    assert [answer["task"] for answer in found] == ["birds"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "reason"),
+    [
+        ('{"inputs": [[0, 0, 0, 0]]}', 422, "name the task: the inputs fit arrays, regression, and"),
+        ('{"inputs": [[0, 0]]}', 422, "the shape must be"),
+        ('{"inputs": []}', 422, "at least 1"),
+        ('{"inputs": [{"rooms": 1}]}', 422, "missing"),
+        ("{", 422, "JSON"),
+        ('{"inputs": ["a", 1]}', 422, ""),
+        ('{"inputs": [null]}', 422, ""),
+        ('{"inputs": [[1e999, 0, 0, 0]]}', 422, ""),
+    ],
+)
+def test_requests_without_a_task_are_refused_with_the_reason(client, content, status, reason):
+    found = client.post("/predict", content=content, headers={"content-type": "application/json"})
+    assert found.status_code == status, found.text
+    assert reason in found.text
+
+
+def test_hostile_requests_without_a_task_are_refused(client):
+    numbers = random.Random(1)
+    bodies = [
+        b"\xff\xfe",
+        b"[]",
+        b'{"inputs": {}}',
+        b'{"inputs": [[[[]]]]}',
+        b'{"inputs": [true]}',
+        b'{"inputs": [{}]}',
+    ]
+    bodies += [bytes(numbers.randrange(256) for _ in range(50)) for _ in range(20)]
+    for body in bodies:
+        found = client.post("/predict", content=body, headers={"content-type": "application/json"})
+        assert 400 <= found.status_code < 500, (body, found.text)

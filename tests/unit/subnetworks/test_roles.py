@@ -127,6 +127,17 @@ def test_unknown_classes_that_are_layers_are_prunable(name):
     assert names(of_class(name, weight=(3, 4))) == ["weight"]
 
 
+def test_the_projections_of_all_experts_in_one_parameter_are_prunable():
+    class TinyExperts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down_proj = nn.Parameter(torch.ones(2, 3, 4))
+            self.gate_up_proj_bias = nn.Parameter(torch.ones(2, 3))
+
+    kinds = {role.name: role.kind for role in find_roles(TinyExperts())}
+    assert kinds == {"down_proj": "prunable", "gate_up_proj_bias": "private"}
+
+
 def test_a_subclass_of_a_known_layer_has_its_role_under_any_name():
     class GatedNormLinear(nn.Linear):
         def __init__(self):

@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
 
 from messages import says
 from msh.tasks import build_task
-from msh.tasks.arrays import arrays, dataset
+from msh.tasks.arrays import arrays, data_module, dataset
 from msh.tasks.preprocessing import prepare
 
 INPUTS = np.random.default_rng(0).normal(size=(30, 5, 3)).astype(np.float32)
@@ -111,3 +121,160 @@ def test_uneven_items_items_without_a_target_and_iterable_data_sets_are_refused(
 
     with pytest.raises(ValueError, match=says("source.train", value="Stream")):
         dataset(Stream())
+
+
+# ---- data modules
+
+
+class Module(LightningDataModule):
+    """Splits at random, without a generator, as many modules do; notes the calls."""
+
+    def __init__(self, **loader):
+        super().__init__()
+        self.calls, self.loader = [], loader
+
+    def prepare_data(self):
+        self.calls.append("prepare")
+
+    def setup(self, stage):
+        self.calls.append(stage)
+        whole = TensorDataset(torch.from_numpy(INPUTS), torch.from_numpy(CLASSES))
+        parts = random_split(whole, [0.6, 0.2, 0.2])
+        if stage == "fit":
+            self.train, self.val, _ = parts
+        else:
+            self.test = parts[2]
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=4, shuffle=True, drop_last=True, **self.loader)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, batch_size=4)
+
+    def test_dataloader(self):
+        return [DataLoader(self.test)]
+
+    def teardown(self, stage):
+        self.calls.append(f"end of {stage}")
+
+
+def test_a_data_module_is_set_up_as_in_a_trainer_and_read_whole():
+    module = Module()
+    data = data_module(module, classes=["a", "b", "c"])
+    assert module.calls == ["prepare", "fit", "end of fit", "test", "end of test"]
+    assert [len(split) for split in data.splits.values()] == [18, 6, 6]
+    assert data.classes == ("a", "b", "c")
+    assert torch.equal(data.train.inputs, torch.stack([x for x, _ in module.train]))
+    task = build_task("a", data)
+    assert torch.equal(prepare(task.steps, data.val.inputs.numpy()), task.splits["val"].inputs)
+
+
+@pytest.mark.parametrize(
+    ("per_node", "rank", "local", "prepares"),
+    [(True, 0, 0, True), (True, 2, 0, True), (True, 1, 1, False), (False, 0, 0, True), (False, 2, 0, False)],
+)
+def test_one_process_of_each_machine_prepares_and_all_learn_of_its_error(per_node, rank, local, prepares, monkeypatch):
+    def gather(errors, own):
+        errors[:] = [own, OSError("the disk is full"), None, None]
+
+    for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", 4)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    module = Module()
+    module.prepare_data_per_node = per_node
+    with pytest.raises(OSError, match="the disk is full"):
+        data_module(module)
+    assert module.calls == (["prepare"] if prepares else [])
+
+
+def test_a_data_modules_draws_are_the_same_in_all_processes_and_not_the_programs():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = data_module(Module())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    other = data_module(Module())
+    assert all(torch.equal(one.splits[part].inputs, other.splits[part].inputs) for part in one.splits)
+
+
+def test_a_module_without_val_and_test_loaders_is_split_by_the_task():
+    class Plain(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(torch.from_numpy(INPUTS), torch.from_numpy(CLASSES)))
+
+    data = data_module(Plain(), test_fraction=0.5)
+    assert (len(data.train), len(data.test), data.val) == (15, 15, None)
+    made = LightningDataModule.from_datasets(TensorDataset(torch.rand(20, 3), torch.arange(20) % 2), batch_size=5)
+    assert len(data_module(made).train) == 16
+
+
+def test_a_collate_function_makes_the_examples():
+    def doubled(items):
+        return torch.stack([2 * x for x, _ in items]), torch.tensor([y for _, y in items])
+
+    module = Module(collate_fn=doubled)
+    data = data_module(module)
+    assert torch.equal(data.train.inputs, 2 * torch.stack([x for x, _ in module.train]))
+    assert data.train.targets.tolist() == [int(y) for _, y in module.train]
+
+
+def uneven(items):
+    uneven.calls += 1
+    return torch.stack([x[: 1 + uneven.calls] for x, _ in items]), torch.tensor([y for _, y in items])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"collate_fn": lambda items: {"x": items}}, says("a batch of its collate_fn", "(inputs, targets)", "dict")),
+        ({"collate_fn": lambda items: (torch.zeros(3), torch.zeros(3))}, "the shapes of a batch of 4 items"),
+        ({"collate_fn": uneven}, "the shape of the inputs in a batch of its collate_fn must be .*pad all to one"),
+    ],
+)
+def test_batches_that_cannot_be_stacked_are_refused_with_the_reason(settings, message):
+    uneven.calls = 0
+    with pytest.raises(ValueError, match=f"source.module: train_dataloader.*{message}"):
+        data_module(Module(**settings))
+
+
+def with_loader(make, base=Module):
+    class Other(base):
+        def train_dataloader(self):
+            return make(self.train)
+
+    return Other()
+
+
+def test_loaders_that_choose_examples_themselves_are_refused():
+    weights = torch.ones(18)
+    for sampler in (WeightedRandomSampler(weights, 18), SubsetRandomSampler([0, 1])):
+        with pytest.raises(ValueError, match=says("source.module: train_dataloader: the sampler")):
+            data_module(with_loader(lambda items, sampler=sampler: DataLoader(items, sampler=sampler)))
+    with pytest.raises(ValueError, match=says("source.module: train_dataloader: the sampler")):
+        data_module(with_loader(lambda items: DataLoader(items, sampler=RandomSampler(items, True))))
+    with pytest.raises(ValueError, match="has no batch size"):
+        data_module(with_loader(lambda items: DataLoader(items, batch_size=None)))
+    with pytest.raises(ValueError, match=says("source.module: train_dataloader", "one DataLoader", "2 loaders")):
+        data_module(with_loader(lambda items: {"a": DataLoader(items), "b": DataLoader(items)}))
+
+
+def test_hooks_that_would_not_be_called_are_refused_with_other_problems():
+    class Mixing(Module):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+    with pytest.raises(ValueError, match="2 problems") as caught:
+        data_module(Mixing(), kind="classes")
+    assert "Mixing.on_after_batch_transfer would not be called" in str(caught.value)
+    with pytest.raises(ValueError, match=says("source.module", "a LightningDataModule", "dict")):
+        data_module({})
+
+
+def test_random_items_are_warned_of(caplog):
+    class Noisy(Items):
+        def __getitem__(self, number):
+            return torch.rand(3), number % 2
+
+    dataset(Noisy(range(20)))
+    assert "source.train: examples change at random" in caplog.text

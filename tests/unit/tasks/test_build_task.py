@@ -199,6 +199,13 @@ def test_a_batch_has_at_most_the_training_splits_examples():
     assert build_task("a", make_data(), batch_size=7).batch_size == 7
 
 
+def test_passes_per_epoch_are_counted_for_small_data():
+    assert build_task("a", make_data(), batch_size=32).repeat == 1
+    assert build_task("a", make_data(), batch_size=32, repeat=None).repeat == 16  # x 80 / 32 = 40 batches
+    assert build_task("a", make_data(), batch_size=1000, repeat=None).repeat == 40
+    assert build_task("a", make_data(examples=800), batch_size=1, repeat=None).repeat == 1
+
+
 def test_all_problems_of_data_and_settings_are_reported_together():
     data = make_data("regression")
     data.train.inputs[0, 0] = data.train.targets[0, 0] = data.test.inputs[0, 0] = float("nan")

@@ -2,16 +2,17 @@
 
 import io
 import json
+import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from messages import says
 from msh.tasks.bundled import bundled
-from msh.tasks.image_step import ReadImages
+from msh.tasks.image_step import ReadImages, read_header
 from msh.tasks.images import image_folder
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 
@@ -291,3 +292,43 @@ def test_headers_that_promise_too_many_pixels_are_refused(width, height, tmp_pat
     for image in (bomb(width, height), tmp_path / "bomb.png"):
         with pytest.raises(ValueError, match="cannot be read: cut short or damaged, or not an image"):
             ReadImages("L", (4, 4))([image])
+
+
+def deep_png(path, kind, clear, levels):
+    """Write a PNG of one row, 16 bits deep, in which a grey level or colour is transparent."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    width = len(levels) // len(clear)
+    header = struct.pack(">IIBBBBB", width, 1, 16, kind, 0, 0, 0)
+    rows = zlib.compress(b"\0" + struct.pack(f">{len(levels)}H", *levels))
+    parts = ((b"IHDR", header), (b"tRNS", struct.pack(f">{len(clear)}H", *clear)), (b"IDAT", rows), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+def test_a_transparent_level_of_16_bits_is_the_background(tmp_path):
+    path = deep_png(tmp_path / "a.png", 0, [1000], [1000, 1001, 65535])
+    pixels = ReadImages("L", (1, 3))([path])
+    assert pixels.flatten().tolist() == pytest.approx([1.0, 1001 / 65535, 1.0])
+    dark = ReadImages("L", (1, 3), background=51, range=(0, 10_000))([path])
+    assert dark.flatten().tolist() == pytest.approx([0.2, 0.1001, 1.0])
+
+
+def test_a_transparent_colour_of_16_bits_is_refused_by_name(tmp_path):
+    path = deep_png(tmp_path / "b.png", 2, [1000, 2000, 3000], [1000, 2000, 3000, 4000, 5000, 6000])
+    with pytest.raises(ValueError, match=r"b\.png cannot be read: one of its colours of 16 bits is transparent"):
+        ReadImages("RGB", (1, 2))([path])
+
+
+def test_headers_name_colour_profiles_other_than_srgb(tmp_path):
+    for name, profile in (("lab", ImageCms.createProfile("LAB")), ("srgb", ImageCms.createProfile("sRGB"))):
+        content = ImageCms.ImageCmsProfile(profile).tobytes()
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png", icc_profile=content)
+    Image.new("RGB", (2, 2)).save(tmp_path / "damaged.png", icc_profile=b"no profile")
+    names = {name: read_header(tmp_path / f"{name}.png").profile for name in ("lab", "srgb", "damaged")}
+    assert names["srgb"] == ""
+    assert "Lab" in names["lab"]
+    assert names["damaged"] == "unreadable"

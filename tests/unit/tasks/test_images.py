@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from messages import says
 from msh.tasks import build_task
@@ -312,9 +312,41 @@ def test_labels_are_read_from_a_table(rows, settings, names, targets, folder):
 
 
 @pytest.mark.parametrize(
+    ("rows", "settings", "targets"),
+    [
+        (["file,label", "cat", " NA", "bird", "cat"], {}, [1, 0, 1]),
+        (["file,age", "1", "", "2", "3"], {"kind": "regression", "target": "age"}, [[1], [2], [3]]),
+        (
+            ["file,a,b", "1,0", "0,?", "1,1", "0,1"],
+            {"kind": "multilabel", "target": ["a", "b"]},
+            [[1, 0], [1, 1], [0, 1]],
+        ),
+    ],
+)
+def test_images_without_a_label_are_dropped_and_counted(rows, settings, targets, folder, caplog):
+    text = "\n".join([rows[0], *(f"{file},{row}" for file, row in zip(FILES, rows[1:], strict=True))])
+    assert by_file(image_folder(**with_labels(folder, text), **settings)) == targets
+    assert "labels.csv: dropped 1 rows without a label, such as row 3" in caplog.text
+
+
+def test_colour_profiles_other_than_srgb_are_warned_of(folder, caplog):
+    path, profile = folder(), ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    Image.new("RGB", (6, 6)).save(path / "a" / "0.png", icc_profile=profile)
+    image_folder(str(path), size=6, test_path=str(folder("tests")))
+    assert "1 images have colour profiles other than sRGB, such as " in caplog.text
+    assert "a/0.png (" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("text", "settings", "messages"),
     [
-        ("file,label\nc/0.png,x\na/1.png,\n", {}, ["row 2, column 'file': there is no file", "row 3, column 'label'"]),
+        (
+            "file,label\nc/0.png,x\na/1.png,\na/0.png,NA\na/2.png,y\n",
+            {"missing_labels": "error"},
+            ["row 2, column 'file': there is no file", "row 3, column 'label': .*missing, ''.*drop", "row 4, .*'NA'"],
+        ),
+        ("file,label\na/0.png,\n", {}, ["row 2, column 'label': the label is missing"]),
+        ("file,label\na/0.png,x\n", {"missing_labels": "skip"}, [says("source.missing_labels", value="skip")]),
         ("file,class\na/0.png,x\n", {}, [says("source.target", value="label")]),
         ("name,label\na/0.png,x\n", {}, [says("source.file", value="file")]),
         ("file,label\na/0.png,x\n", {"kind": "regression"}, ["row 2, column 'label': 'x' is no number"]),

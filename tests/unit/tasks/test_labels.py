@@ -87,3 +87,27 @@ def test_many_numbers_are_no_classes(write):
     path = write("x,y\n" + "".join(f"{i % 7},{i * 0.1:.1f}\n" for i in range(40)))
     with pytest.raises(ValueError, match=r"40 different numbers in 40 rows: source.kind=regression"):
         table(path, target="y")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["yes", "no"], "classification"),
+        ([1, 2, 3], "classification"),
+        (["1", "2", ""], "classification"),
+        (list(range(20)), "classification"),
+        (list(range(21)), "regression"),
+        ([0.5, 1, 2], "regression"),
+        (["1,5", "2,5", "3"], "regression"),
+        ([*range(50), "many"], "classification"),
+    ],
+)
+def test_auto_finds_the_kind_from_the_target(values, kind, write, caplog):
+    caplog.set_level("INFO")
+    path = write("x;y\n" + "".join(f"{i % 7};{values[i % len(values)]}\n" for i in range(200)))
+    data = table(path, target="y", kind="auto")
+    explicit = table(path, target="y", kind=kind)
+    assert data.kind == kind
+    assert data.classes == explicit.classes
+    assert data.train.targets.equal(explicit.train.targets)
+    assert ("a regression, because" in caplog.text) == (kind == "regression")

@@ -52,6 +52,8 @@ def test_texts_are_prepared_bitwise_as_in_training():
     assert torch.equal(prepare(steps, texts.texts[30:]), task.splits["test"].inputs)
     with pytest.raises(ValueError, match=says("inputs", "texts", 7)):
         prepare(steps, ["word1", 7])
+    with pytest.raises(ValueError, match=says("inputs", "texts", "\ud83d")):
+        prepare(steps, ["word1", "\ud83d"])
 
 
 def test_large_numbers_are_centred_before_they_lose_precision():

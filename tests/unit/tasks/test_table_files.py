@@ -1,11 +1,14 @@
 """Files of tables: CSV as several programs write it, Parquet, Excel; damage named with line and cell."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from messages import says
+from msh.tasks.preprocessing import steps_from_data, steps_to_data
 from msh.tasks.table_files import read_table
 from msh.tasks.tables import table
 
@@ -152,3 +155,118 @@ def test_a_table_of_many_columns_is_read(write):
     rows = "".join(",".join(map(str, (np.arange(width) * k) % 97)) + f",{k % 2}\n" for k in range(10))
     data = table(write(",".join(f"c{i}" for i in range(width)) + ",y\n" + rows), target="y")
     assert data.train.inputs.shape[1] > 400
+
+
+# ---- files of office programs
+
+
+def columns_of(data):
+    return {column.name: column for column in data.steps[0].columns}
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark", "values"),
+    [
+        (["12%", "7.5 %", "-3%"], "%", [12, 7.5, -3]),
+        (["$1200.50", "-$3", "$ 0.5"], "$", [1200.5, -3, 0.5]),
+        (["4.5 €", "12 €", "€7"], "€", [4.5, 12, 7]),
+        (["£9", "£1e3", "£-1"], "£", [9, 1000, -1]),
+    ],
+)
+def test_percent_and_currency_signs_are_read(cells, mark, values, write):
+    path = write("x,y\n" + "".join(f"{cells[i % 3]},{i % 2}\n" for i in range(30)))
+    data = table(path, target="y", test_path=path)
+    column = columns_of(data)["x"]
+    assert (column.role, column.mark) == ("amount", mark)
+    assert data.train.inputs.flatten()[:3].tolist() == values
+    again = steps_from_data(json.loads(json.dumps(steps_to_data(data.steps))))
+    assert again == data.steps
+    assert again[0]([{"x": cells[0]}, {"x": values[1]}]).flatten().tolist() == values[:2]
+    as_target = table(path, target="x", features=["y"], kind="auto", test_path=path)
+    assert as_target.kind == "regression"
+    assert as_target.train.targets.flatten()[:3].tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ('"$1,200.50"', "without thousands marks"),
+        ('"12,5 %"', "with a decimal point"),
+        ("5 % of 7", "is not a finite number"),
+        ("£5", "is not a finite number"),
+    ],
+)
+def test_signs_with_other_marks_are_one_clear_error(cell, message, write):
+    sign = "%" if "%" in cell else "$"
+    path = write("x,y\n" + "".join(f"{cell if i == 7 else f'{i}{sign}'},{i % 2}\n" for i in range(30)))
+    with pytest.raises(ValueError, match=rf"line 9, column 'x': .*{message}"):
+        table(path, target="y")
+
+
+def test_excels_dates_numbers_and_booleans_keep_their_types(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "day": pd.date_range("2024-01-30", periods=40),
+            "share": np.arange(40) / 100,  # shown as percent
+            "paid": [True, False] * 20,
+            "code": ["007", "7", None, "n/a"] * 10,
+            "y": ["a", "b"] * 20,
+        }
+    )
+    frame.to_excel(tmp_path / "table.xlsx", index=False)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    data, written = (table(str(tmp_path / f"table.{suffix}"), target="y") for suffix in ("xlsx", "csv"))
+    roles = {name: column.role for name, column in columns_of(data).items()}
+    assert roles == {"day": "date", "share": "number", "paid": "boolean", "code": "category", "y": "dropped"}
+    assert columns_of(data)["code"].values == ("007", "7")
+    assert data.train.inputs.equal(written.train.inputs)
+
+
+@pytest.mark.parametrize("cells", [[31, 30], ["x", None]])
+def test_an_excel_sheet_without_rows_or_header_is_refused(cells, tmp_path):
+    pd.DataFrame(columns=cells).to_excel(tmp_path / "table.xlsx", index=False)
+    with pytest.raises(ValueError, match=r"table.xlsx has no rows"):
+        read_table(str(tmp_path / "table.xlsx"))
+
+
+def test_a_file_of_one_column_has_nothing_to_predict_from(write):
+    with pytest.raises(ValueError, match=says("source.features", "at least one column besides the target 'y'", [])):
+        table(write("y\n" + "a\nb\n" * 9), target="y")
+
+
+def test_rs_row_names_of_words_are_identifiers(write):
+    path = write('"x","y"\n' + "".join(f'"Mazda {i}",{i % 7},"{"ab"[i % 2]}"\n' for i in range(40)))
+    column = columns_of(table(path, target="y"))["Unnamed: 0"]
+    assert (column.role, column.note) == ("dropped", "identifier: a value per row")
+
+
+def test_a_large_file_is_read_in_chunks_with_the_same_result(tmp_path, monkeypatch):
+    rows = 60_000
+    frame = pd.DataFrame(
+        {
+            "number": np.arange(rows) / 7,
+            "late word": [*["1"] * (rows - 1), "one"],
+            "late code": [*["7"] * (rows - 1), "07"],
+            "late decimal": [*["1"] * (rows - 1), "1.5"],
+            "flag": ["True", "False"] * (rows // 2),
+            "late flag": [*["0"] * (rows - 2), "TRUE", "false"],
+            "sparse": [*[""] * (rows - 1), "found"],
+            "y": np.arange(rows) % 2,
+        }
+    )
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    whole = read_table(str(tmp_path / "table.csv")).frame
+    monkeypatch.setattr("msh.tasks.table_files.LARGE", 0)
+    pd.testing.assert_frame_equal(read_table(str(tmp_path / "table.csv")).frame, whole)
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_missing_last_cells_are_no_short_rows(quote, end, write, monkeypatch):
+    name = f"{quote}a,b{quote}" if quote else "ab"
+    lines = [f"x,{quote}y{quote},z", *(f"{i},{name},{'' if i % 3 else i}" for i in range(50))]
+    even, short = end.join([*lines, ""]), end.join([*lines, "50,a", ""])
+    with pytest.raises(ValueError, match="line 52: 2 cells"):
+        read_table(write(short))
+    monkeypatch.setattr("msh.tasks.table_files._check_rows", lambda *a: pytest.fail("read row by row"))
+    assert len(read_table(write(even)).frame) == 50

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from messages import says
 from msh.tasks import build_task
 from msh.tasks.columns import Hashed
+from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.table_files import Table
 from msh.tasks.table_plan import Wishes, plan_columns
@@ -277,17 +279,32 @@ CELLS = {
     "category": st.one_of(st.none(), st.sampled_from(["a", "b", " a", "c\u00e9", "07"])),
     "boolean": st.sampled_from(["yes", "no", "", "No "]),
     "date": st.one_of(st.just(""), st.dates().map(str), st.datetimes().map(str)),
-    "text": st.text(max_size=20),
+    "text": st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20),
+    "amount": st.floats(-1e6, 1e6, allow_subnormal=False).map("{} %".format),
 }
+ROLES = {name: name for name in CELLS} | {"many values": "category", "amount": "number", "constant": "drop"}
+FIRST = {"number": 1, "category": "a", "boolean": "yes", "date": "2024-01-01", "text": "some words", "amount": "3 %"}
+TARGETS = {
+    "classification": st.sampled_from(["a", " a", "b", "01", "1.0", "1"]),
+    "regression": st.one_of(st.none(), st.integers(-(10**15), 10**15), st.floats(-1e9, 1e9, allow_subnormal=False)),
+}
+
+
+def as_value(label):
+    return label if label in ("a", "b") else float(label)
+
+
+def with_fixed_columns(rows):
+    """Add columns with a value per row, which is hashed, and with one value."""
+    numbered = {"many values": [None if i % 7 == 3 else f"v{i}" for i in range(len(rows))]}
+    return pd.DataFrame(rows).assign(constant="m", **numbered)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.fixed_dictionaries(CELLS), min_size=8, max_size=15), st.data())
 def test_rows_are_read_as_in_training_whatever_stands_beside_them(rows, draw):
-    always = [{"number": 1, "category": "a", "boolean": "yes", "date": "2024-01-01", "text": "some words"}]
-    frame = pd.DataFrame(rows + always * 2)
-    kinds = {name: name for name in CELLS}
-    step = plan_columns(Table(None, frame), Wishes({}, None, kinds))
+    frame = with_fixed_columns([*rows, FIRST, FIRST])
+    step = plan_columns(Table(None, frame), Wishes({}, None, ROLES))
     trained = step.read(frame, str)
     [again] = through_json((step,))
     assert torch.equal(again(frame), trained)
@@ -295,6 +312,41 @@ def test_rows_are_read_as_in_training_whatever_stands_beside_them(rows, draw):
     dicts = [frame.iloc[row].to_dict() | {"more": 1} for row in some]
     assert torch.equal(again(dicts), trained[some])
     assert trained.isfinite().all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from(["classification", "regression"]),
+    st.sampled_from(["feature", "robust", "quantile", "minmax", "none"]),
+    st.lists(st.fixed_dictionaries(CELLS), min_size=12, max_size=20),
+    st.data(),
+)
+def test_a_files_recipe_gives_training_inputs_and_targets_bitwise(kind, normalize, rows, draw):
+    """Rows of the file, as dicts, with columns of every role; and the targets from the recipe's names and scales."""
+    first = {"classification": ["a", "b", "a", "b"], "regression": [1.5, -2, 3, 4]}[kind]
+    targets = [*first, *draw.draw(st.lists(TARGETS[kind], min_size=len(rows), max_size=len(rows)))]
+    frame = with_fixed_columns([FIRST] * 4 + rows).assign(target=pd.Series(targets, dtype=object))
+    frame["part"] = ["train", "train", "val", "test", *(["train", "val", "test"] * len(rows))[: len(rows)]]
+    part = {"split": {"column": "part"}, "delimiter": ",", "decimal": "."}
+    with tempfile.TemporaryDirectory() as folder:
+        frame.to_csv(f"{folder}/table.csv")
+        data = table(f"{folder}/table.csv", "target", kind=kind, columns=ROLES, **part)
+    made = {column.role for column in data.steps[0].columns}
+    assert made == {"dropped", "number", "amount", "boolean", "category", "hashed", "date", "text"}
+    task = build_task("a", data, normalize=normalize)
+    outputs = outputs_from_data(json.loads(json.dumps(task.data_recipe()["outputs"])))
+    for part, split in task.splits.items():
+        raw = frame[(frame["part"] == part) & frame["target"].notna()]
+        prepared = prepare(through_json(task.steps), raw.drop(columns=["target", "part"]).to_dict("records"))
+        assert torch.equal(prepared, split.inputs)
+        if kind == "regression":
+            expected = torch.tensor([float(cell) for cell in raw["target"]], dtype=torch.float64)
+            assert torch.equal(split.targets, expected[:, None])
+            assert torch.equal(outputs.mean, task.target_mean)
+            assert torch.equal(outputs.std, task.target_std)
+        else:
+            named = [outputs.names[number] for number in split.targets]
+            assert [as_value(name) for name in named] == [as_value(cell.strip()) for cell in raw["target"]]
 
 
 @pytest.mark.parametrize("normalize", ["feature", "robust", "quantile", "minmax"])

@@ -11,6 +11,7 @@ from toys import make_run, make_split
 
 from messages import says
 from msh.tasks import RawData
+from msh.training.callbacks.allowed import build_callbacks
 from msh.training.run import train
 
 LIGHTNING = "pytorch_lightning.callbacks"
@@ -164,6 +165,34 @@ def test_a_fit_that_a_callback_ends_early_is_pruned_to_its_budget(tmp_path, capl
     assert [task["weights"] for task in results["tasks"].values()] == pytest.approx([budget, budget], abs=2)
     assert re.search(r"the remaining 2 are made at once", caplog.text)
     assert results["guarantee"] == {"checked": 1, "violations": 0}
+
+
+def from_elsewhere(base):
+    raise ModuleNotFoundError("No module named 'lightning'", name="lightning")
+
+
+def test_a_callback_that_imports_a_missing_lightning_says_what_to_import(tmp_path):
+    config = make_run(["digits"], callbacks={"mine": {"_target_": f"{__name__}.from_elsewhere", "base": 1}})
+    with pytest.raises(ValueError, match=says("callbacks.mine._target_") + ".*") as error:
+        build_callbacks(config)
+    assert "imports from pytorch_lightning.callbacks" in str(error.value)
+
+
+def test_callbacks_of_the_package_lightning_are_those_that_the_trainer_knows():
+    block = {"_target_": "lightning.pytorch.callbacks.Timer", "duration": "00:01:00:00"}
+    callback = build_callbacks(make_run(["digits"], callbacks={"timer": block}))["timer"]
+    assert type(callback) is pl.callbacks.Timer
+
+
+def test_a_callback_may_extend_the_one_of_the_package_lightning_but_no_other():
+    theirs = type("Callback", (), {"__module__": "lightning.pytorch.callbacks.callback"})
+    stopping = type("EarlyStopping", (theirs,), {"__module__": "lightning.pytorch.callbacks.early_stopping"})
+    made = {"Plain": type("Plain", (theirs,), {}), "Stops": type("Stops", (stopping,), {})}
+    globals().update(made)
+    blocks = {"mine": {"_target_": f"{__name__}.Plain"}}
+    assert isinstance(build_callbacks(make_run(["digits"], callbacks=blocks))["mine"], theirs)
+    with pytest.raises(ValueError, match=r"extends pytorch_lightning\.callbacks\.EarlyStopping"):
+        build_callbacks(make_run(["digits"], callbacks={"mine": {"_target_": f"{__name__}.Stops"}}))
 
 
 def test_device_statistics_need_psutil(tmp_path, monkeypatch):

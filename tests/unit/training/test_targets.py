@@ -49,6 +49,12 @@ def test_other_code_is_refused_by_key_and_name(target, place):
         check_targets(changed, "run")
 
 
+def test_the_constructor_of_an_own_module_is_among_the_targets():
+    settings = config(backbone={"_target_": "msh.backbones.Adapted", "target": "os.system"})
+    with pytest.raises(ValueError, match=says("backbone.target", value="os.system")):
+        check_targets(settings, "config.yaml")
+
+
 def test_interpolated_targets_are_checked():
     made = plain_values(OmegaConf.create(config(first="os", backbone={"_target_": "${first}.system"})))
     with pytest.raises(ValueError, match=says("backbone._target_", value="os.system")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
@@ -32,6 +33,8 @@ REFUSED: dict[type[pl.Callback], str] = {
     lightning.ModelPruning: "null; use the settings under pruning, as this one replaces parameters of the backbone",
 }
 """Lightning's callbacks that cannot work here, to what a config may have instead, and why."""
+UNIFIED = "lightning.pytorch."
+"""Package that has Lightning's classes, too; they are others than those of pytorch_lightning."""
 NEED_LOGGER = (lightning.LearningRateMonitor, lightning.DeviceStatsMonitor)
 
 
@@ -41,7 +44,39 @@ def build_callbacks(config: RunConfig) -> dict[str, pl.Callback]:
     Args:
         config: the run's.
     """
-    return {name: instantiate(callback, _convert_="all") for name, callback in config.callbacks.items() if callback}
+    return {name: _build(f"callbacks.{name}", callback) for name, callback in config.callbacks.items() if callback}
+
+
+def _build(key: str, block: Mapping[str, Any]) -> pl.Callback:
+    """Build a callback; Lightning's own from the package `lightning` are replaced by those that the trainer knows.
+
+    Raises:
+        ValueError: it imports `lightning`, which is not installed, or extends a callback of it.
+    """
+    target = str(block.get("_target_"))
+    if target.startswith(UNIFIED):
+        block = {**block, "_target_": "pytorch_lightning." + target.removeprefix(UNIFIED)}
+    try:
+        callback: pl.Callback = instantiate(block, _convert_="all")
+    except Exception as error:
+        if _lacks_lightning(error):
+            bound = "a callback that imports from pytorch_lightning.callbacks, as lightning is not installed here"
+            raise invalid(f"{key}._target_", bound, target) from error
+        raise
+    for kind in type(callback).__mro__:
+        if kind.__module__.startswith(f"{UNIFIED}callbacks") and kind.__name__ not in ("Callback", "Checkpoint"):
+            bound = f"a callback that extends pytorch_lightning.callbacks.{kind.__name__}, the trainer's own"
+            raise invalid(f"{key}._target_", bound, target)
+    return callback
+
+
+def _lacks_lightning(error: BaseException | None) -> bool:
+    """Tell whether an error comes from an import of the package `lightning`, which is missing."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "lightning":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_callbacks(callbacks: Mapping[str, pl.Callback], config: RunConfig) -> None:

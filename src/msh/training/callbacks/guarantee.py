@@ -41,13 +41,13 @@ class Record:
     """A task at the time it was frozen.
 
     Attributes:
-        outputs: (examples, outputs), on the CPU.
+        outputs: (examples, outputs), on the CPU; None for a task whose data the run did not have.
         digest: over all its weights and private tensors.
         machine: the one that computed the outputs.
         batch_size: examples per batch for the outputs; None: all in one batch, as in earlier releases.
     """
 
-    outputs: Tensor
+    outputs: Tensor | None
     digest: str
     machine: Machine
     batch_size: int | None = None
@@ -67,7 +67,7 @@ def read_record(path: Path) -> Record:
     batch_size = None if size is None else int(size)
     try:
         computed_on = Machine(metadata["computed_on"], metadata.get("processor"))
-        return Record(tensors["outputs"], metadata["digest"], computed_on, batch_size)
+        return Record(tensors.get("outputs"), metadata["digest"], computed_on, batch_size)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: {error} is missing") from error
 
@@ -76,6 +76,7 @@ class Guarantee(pl.Callback):
     """Record each task when it is frozen; compare all earlier tasks with their records after every later stage.
 
     A record has the outputs on validation examples, a digest over all weights and private tensors, and the machine.
+    Tasks whose data the run does not have are recorded and compared by their digests alone.
 
     Args:
         folder: for the records, which a resumed run reads again.
@@ -130,12 +131,14 @@ class Guarantee(pl.Callback):
     def record(self, module: SubnetworkModule, task: str) -> None:
         """Write a task's outputs and digest."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        size = self.batch_size or module.tasks[task].batch_size
         here = machine(module.device)
         metadata = {"digest": module.network.digest(task)}
         metadata |= {"computed_on": here.setting, "processor": str(here.processor)}
-        tensors = {"outputs": self._outputs(module, task, size)}
-        write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata | {"batch_size": str(size)}))
+        tensors = {}
+        if task in module.tasks:
+            size = self.batch_size or module.tasks[task].batch_size
+            tensors, metadata["batch_size"] = {"outputs": self._outputs(module, task, size)}, str(size)
+        write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata))
 
     def has(self, task: str) -> bool:
         """Return true if there is a record for a task."""
@@ -153,9 +156,10 @@ class Guarantee(pl.Callback):
             problems = []
             if module.network.digest(task) != record.digest:
                 problems.append("its weights")
-            outputs = self._outputs(module, task, record.batch_size)
-            if not same_bits(outputs, record.outputs):
-                problems += self._judge(task, outputs, record, module)
+            if task in module.tasks and record.outputs is not None:
+                outputs = self._outputs(module, task, record.batch_size)
+                if not same_bits(outputs, record.outputs):
+                    problems += self._judge(task, outputs, record, module)
             module.network.forget_modules(task)  # memory does not grow with the number of tasks
             self.checked += 1
             if problems:
@@ -171,6 +175,7 @@ class Guarantee(pl.Callback):
         if here == record.machine:
             return ["its outputs"]
         allowed = tolerance(module.network, record.machine, here)
+        assert record.outputs is not None
         difference = relative_difference(outputs, record.outputs)
         if not difference <= allowed:
             return [f"its outputs, by {difference:.1e} of the largest one, and rounding explains {allowed:.1e}"]

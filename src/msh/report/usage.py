@@ -1,0 +1,111 @@
+"""Show how a task of a trained network is used: code and commands that run as they stand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from msh.inference.requests import example_input
+from msh.recipes import Recipe
+from msh.runs.words import listed, shape_of
+from msh.tasks.outputs import Outputs, outputs_from_data
+from msh.tasks.preprocessing import steps_from_data
+from msh.tasks.steps import Steps
+
+ADDRESS = "http://127.0.0.1:8000"
+SHORT = 64
+"""Most numbers of an array that a command has in it."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A task, as others use it.
+
+    Attributes:
+        task: its name.
+        steps: its preprocessing; the first step reads raw inputs.
+        outputs: its answers.
+        file: path of a file with inputs, where the code runs; None: the code makes an input.
+    """
+
+    task: str
+    steps: Steps
+    outputs: Outputs
+    file: str | None = None
+
+    @property
+    def reads(self) -> str:
+        """Name of the first step: "images", "table", "tokenize" or "arrays"."""
+        return self.steps[0].step
+
+    @property
+    def reads_what(self) -> str:
+        """Describe an input for people: columns, texts, or a shape."""
+        first: Any = self.steps[0]
+        if self.reads == "table":
+            return listed(first.inputs)
+        if self.reads == "tokenize":
+            return "texts"
+        return f"{self.reads}, {shape_of(first.shape)}"
+
+    def python(self, source: str) -> str:
+        """Write a program that loads the network and answers inputs.
+
+        Args:
+            source: as `msh.load` takes it.
+        """
+        imports, inputs = self._inputs()
+        return (
+            f"{imports}import msh\n\npredictor = msh.load({source!r})\n"
+            f"answers = predictor.predict({self.task!r}, {inputs})\nprint(answers.to_pandas())\n"
+        )
+
+    def _inputs(self) -> tuple[str, str]:
+        """Return (imports, the expression of the inputs)."""
+        first: Any = self.steps[0]
+        if self.reads == "images":
+            if self.file is not None:
+                return "", repr([self.file])
+            return "from PIL import Image\n\n", f'Image.new("{first.mode}", {tuple(first.size[::-1])})'
+        if self.reads == "table":
+            if self.file is not None:
+                return "import pandas as pd\n\n", f"pd.read_csv({self.file!r})"
+            return "", repr(example_input(self.steps))
+        if self.reads == "tokenize":
+            if self.file is not None:
+                return "from pathlib import Path\n\n", f"Path({self.file!r}).read_text().splitlines()"
+            return "", repr(example_input(self.steps))
+        if self.file is not None:
+            return "import numpy as np\n\n", f"np.load({self.file!r})"
+        return "import numpy as np\n\n", f"np.zeros({(1, *first.shape)}, dtype={first.dtype!r})"
+
+    def command(self, source: str) -> str | None:
+        """Write the command that answers the inputs of the file; None without a file."""
+        if self.file is None:
+            return None
+        return f"msh predict {shlex.quote(source)} --task {self.task} {shlex.quote(self.file)}"
+
+    def request(self) -> str | None:
+        """Write the command that asks a server of `msh serve`; None where an input is too long for one."""
+        address = f"{ADDRESS}/predict/{self.task}"
+        if self.reads == "images" and self.file is not None:
+            return f"curl {address} -F files=@{shlex.quote(self.file)}"
+        if self.reads == "images":
+            return None
+        if self.reads == "arrays" and len(str(example_input(self.steps)).split(",")) > SHORT:
+            return None
+        body = json.dumps({"inputs": [example_input(self.steps)]})
+        return f"curl {address} -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def usage_of(task: str, recipe: Recipe, file: str | None = None) -> Usage | None:
+    """Read how a task is used from its recipe; None for a task of an earlier release, without preprocessing.
+
+    Raises:
+        ValueError: the recipe is damaged.
+    """
+    if not {"preprocessing", "outputs"} <= recipe.keys():
+        return None
+    return Usage(task, steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"]), file)

@@ -1,0 +1,125 @@
+"""Build a task's own metric or loss from a config block: `_target_` and arguments."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from msh.errors import invalid, one_of
+from msh.tasks.outputs import Kind
+from msh.tasks.task import METRICS, Loss, MetricSpec, Task
+
+DIRECTIONS = ("max", "min")
+SIZES: dict[Kind, dict[str, Any]] = {
+    "classification": {"num_classes": None, "task": "multiclass"},
+    "multilabel": {"num_labels": None, "task": "multilabel"},
+    "regression": {},
+}
+"""Kind of task to the arguments that metrics have for it; None stands for the number of outputs."""
+TRIED = 4
+"""Examples that a metric or loss is tried with."""
+
+
+def with_own(task: Task, metric: Any, loss: Any) -> Task:
+    """Give a task its own metric and loss, and try both on a few examples.
+
+    Args:
+        task: with a metric of msh.
+        metric: a block with the `_target_` of a torchmetrics class and its arguments, and perhaps `name`; with
+            `direction` where the class does not say which scores are better. The number of classes or labels
+            is filled in. Anything else: the task's metric stays.
+        loss: a block with the `_target_` of a module's class or a function of (outputs, targets), and its arguments;
+            lists of numbers become tensors. None: the usual loss.
+    Raises:
+        ValueError: naming the setting, and what is wrong with it.
+    """
+    if isinstance(metric, Mapping):
+        name, spec = _read_metric(f"tasks.{task.name}.metric", metric, task)
+        task = replace(task, metric=name, own_metric=spec)
+    if loss is not None:
+        task = replace(task, own_loss=_read_loss(f"tasks.{task.name}.loss", loss))
+        _try_loss(f"tasks.{task.name}.loss", task)
+    return task
+
+
+def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, MetricSpec]:
+    args = {name: value for name, value in block.items() if name not in ("_target_", "name", "direction")}
+    kind = _located(key, block)
+    if not inspect.isclass(kind) or not issubclass(kind, Metric):
+        raise invalid(f"{key}._target_", "a torchmetrics.Metric class", block.get("_target_"))
+    taken = inspect.signature(kind).parameters
+    sizes = {name: task.outputs if value is None else value for name, value in SIZES[task.kind].items()}
+    args = {name: value for name, value in sizes.items() if name in taken} | args
+    try:
+        built = kind(**args)
+        higher = getattr(built, "higher_is_better", None)
+        targets = task.splits["train"].targets[:TRIED]
+        built.update(task.predictions(torch.zeros(len(targets), task.outputs)), targets)
+    except Exception as error:  # each metric raises its own types
+        raise ValueError(f"{key} cannot be computed with {dict(block)}: {error}") from error
+    usual = None if higher is None else "max" if higher else "min"
+    direction = block.get("direction", usual)
+    if direction is None:
+        raise invalid(f"{key}.direction", "max or min, as the class does not say which scores are better", None)
+    one_of(f"{key}.direction", direction, DIRECTIONS)
+    name = str(block.get("name") or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower())
+    if name in METRICS:
+        raise invalid(f"{key}.name", f"another name than msh's metrics ({', '.join(METRICS)})", name)
+    return name, MetricSpec(lambda _: kind(**args), cast(Literal["max", "min"], direction), (task.kind,))
+
+
+def _read_loss(key: str, block: Any) -> Loss:
+    if not isinstance(block, Mapping):
+        raise invalid(key, "a block with _target_ and arguments, such as {_target_: torch.nn.CrossEntropyLoss}", block)
+    args = {name: _tensor(value) for name, value in block.items() if name != "_target_"}
+    target = _located(key, block)
+    if not inspect.isclass(target):
+        return cast(Loss, partial(target, **args))
+    if not issubclass(target, nn.Module):
+        raise invalid(f"{key}._target_", "a torch.nn.Module class or a function", block["_target_"])
+    try:
+        module = target(**args)
+    except Exception as error:  # a constructor may raise any type
+        raise ValueError(f"{key} cannot be built from {dict(block)}: {error}") from error
+    if any(True for _ in module.parameters()):
+        raise invalid(f"{key}._target_", "a module without parameters, which none would train", block["_target_"])
+    return module
+
+
+def _try_loss(key: str, task: Task) -> None:
+    targets = task.splits["train"].targets[:TRIED]
+    outputs = torch.zeros(len(targets), task.outputs, requires_grad=True)
+    try:
+        loss = task.loss(outputs, targets)
+    except Exception as error:  # a loss may raise any type
+        raise ValueError(
+            f"{key} cannot be computed from outputs {list(outputs.shape)} and targets {list(targets.shape)} of type "
+            f"{targets.dtype}: {error}"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise invalid(key, "a loss that returns a scalar tensor, the batch's mean, with a gradient", got)
+
+
+def _located(key: str, block: Mapping[str, Any]) -> Callable[..., Any]:
+    target = block.get("_target_")
+    try:
+        located = pkgutil.resolve_name(str(target))
+    except Exception as error:  # importing a module may raise any type
+        raise invalid(f"{key}._target_", f"a class or function that can be imported ({error})", target) from error
+    if not callable(located):
+        raise invalid(f"{key}._target_", "a class or function", target)
+    return cast(Callable[..., Any], located)
+
+
+def _tensor(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, list) and value and isinstance(value[0], int | float) else value

@@ -1,0 +1,159 @@
+"""Read texts and their labels from tables, JSON Lines, and folders with a file per text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msh.tasks.cells import as_text, cell_error
+from msh.tasks.checks import ListedProblems, existing
+from msh.tasks.image_files import class_folders, is_litter
+from msh.tasks.steps import is_text
+from msh.tasks.table_files import Table, encoding_of, read_table, wrong_encoding
+
+log = logging.getLogger(__name__)
+
+JSON = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True)
+class NamedRows(Table):
+    """A table whose rows have names.
+
+    Attributes:
+        names: of the rows before any were dropped: a file each, or a number.
+        unit: that the numbers count.
+    """
+
+    names: Sequence[Path | int] = ()
+    unit: str = "line"
+
+    def row(self, row: int) -> str:
+        """Name the file, or the file and the line."""
+        name = self.names[int(self.frame.index[row])]
+        return f"{self.path}, {self.unit} {name}" if isinstance(name, int) else str(name)
+
+
+def read_texts(
+    path: str, text: str, label: str, encoding: str, delimiter: str | None, as_written: Collection[str]
+) -> Table:
+    """Read texts: by suffix a table or JSON Lines (.jsonl, .ndjson, .json), or a folder with a folder per class.
+
+    Args:
+        path: of the file or folder.
+        text: column with the texts; a folder's get this name.
+        label: column with the labels; a folder's get this name.
+        encoding: of a CSV file, of JSON, or of all files in a folder; a byte order mark is recognized.
+        delimiter: as in `read_table`.
+        as_written: likewise, its `texts`.
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no class folder.
+        ValueError: a file is damaged, or has another encoding.
+    """
+    if Path(path).expanduser().is_dir():
+        return _read_folder(existing(path, "folder"), text, label, encoding)
+    if Path(path).suffix.lower() in JSON:
+        return _read_json(existing(path, "file"), encoding)
+    return read_table(path, encoding, delimiter, texts=as_written)
+
+
+def _read_folder(folder: Path, text: str, label: str, encoding: str) -> Table:
+    import pandas as pd
+
+    found = class_folders(folder, "texts")
+    if empty := [name for name, files in found.items() if not files]:
+        raise FileNotFoundError(
+            f"{folder}: the class folders {', '.join(map(repr, empty))} have no texts: add some, or delete the folders"
+        )
+    if others := [file for file in folder.iterdir() if file.is_file() and not is_litter(file.name)]:
+        log.warning("%s: %d files are in no class folder, and ignored, such as %s", folder, len(others), others[0])
+    files = [file for group in found.values() for file in group]
+    with ListedProblems() as problems:
+        texts = [problems.check(_decoded, file, encoding) for file in files]
+    labels = [name for name, group in found.items() for _ in group]
+    return NamedRows(folder, pd.DataFrame({text: texts, label: labels}, dtype=object), names=files)
+
+
+def _decoded(file: Path, encoding: str) -> str:
+    """Read a text file; line ends become newlines."""
+    encoding = encoding_of(file, encoding)
+    try:
+        content = file.read_text(encoding=encoding)
+    except UnicodeError as error:
+        raise wrong_encoding(file, encoding, error) from error
+    if "\0" in content:
+        raise ValueError(f"{file} is not a text: it has bytes of 0; move files of other kinds out of the class folders")
+    return content
+
+
+def _read_json(file: Path, encoding: str) -> Table:
+    """Read a table from JSON Lines, or from a list of objects."""
+    import pandas as pd
+
+    content = _decoded(file, encoding)
+    with ListedProblems() as problems:
+        if content.lstrip()[:1] == "[":
+            unit, values = "item", list(enumerate(_parsed(file, content), 1))
+        else:
+            lines = enumerate(content.split("\n"), 1)  # splitlines splits at more characters
+            read = [problems.check(_line, file, number, line) for number, line in lines if line.strip()]
+            unit, values = "line", [pair for pair in read if pair is not None]
+        for number, value in values:
+            if not isinstance(value, dict):
+                problems.add(f"{file}, {unit} {number}: must be an object with the columns, {{...}}")
+    if not values:
+        raise ValueError(f"{file} has no rows: it needs an object with the columns on each line")
+    frame = pd.DataFrame([value for _, value in values], dtype=object)
+    return NamedRows(file, frame, names=[number for number, _ in values], unit=unit)
+
+
+def _parsed(place: Path | str, content: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON ({error})") from error
+
+
+def _line(file: Path, number: int, content: str) -> tuple[int, Any]:
+    return number, _parsed(f"{file}, line {number}", content)
+
+
+def texts_of(table: Table, key: str, column: str, empty: str) -> Table:
+    """Replace a column's cells by texts, as written; missing ones are empty.
+
+    Args:
+        table: with any cells.
+        key: the setting that names the column.
+        column: its name.
+        empty: for rows without text: "error" raises, "drop" drops them and logs their number.
+    Raises:
+        ValueError: there is no such column, a cell is no text, or texts are empty.
+    """
+    cells = table.column(key, column)
+    texts = np.array([cell if isinstance(cell, str) else _written(cell) for cell in cells] + [None], dtype=object)[:-1]
+    wrong = np.array([not is_text(text) for text in texts])
+    if wrong.any():
+        raise cell_error(table.row, column, cells, wrong, "is no text")
+    blank = np.array([not text.strip() for text in texts])
+    table = replace(table, frame=table.frame.assign(**{column: texts}))
+    if not blank.any():
+        return table
+    if empty == "error" or blank.all():
+        raise cell_error(table.row, column, cells, blank, "is an empty text; source.empty=drop drops such rows")
+    log.warning("%s: dropped %d rows, their text is empty", table.path, int(blank.sum()))
+    return table.take(np.flatnonzero(~blank))
+
+
+def _written(cell: Any) -> str | None:
+    """Write a number or a date as text; a missing cell is empty; None for lists, bytes and the like."""
+    import pandas as pd
+
+    if pd.api.types.is_scalar(cell) and not isinstance(cell, bytes):  # None, too
+        return as_text(cell, ()) or ""
+    return None

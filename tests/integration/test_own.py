@@ -1,0 +1,151 @@
+"""The user's own module, metric, loss, optimizer and callback, by `_target_`, in runs; a module passed from Python."""
+
+import json
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from running import here
+from torch import nn
+
+import msh
+from msh.cli import evaluate, train
+
+SETTINGS = ["trainer.max_epochs=2", "logger=none", "report=false", "threads=1", "trainer.accelerator=cpu"]
+
+
+class Net(nn.Module):
+    """The user's network: a recurrent layer over the rows of an image, whose outputs are a tuple."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.rows = nn.GRU(8, width, batch_first=True)
+
+    def forward(self, images):
+        return self.rows(images.flatten(1).unflatten(1, (8, 8)))
+
+
+class Counting(pl.Callback):
+    epochs = 0
+
+    def on_train_epoch_end(self, trainer, module):
+        Counting.epochs += 1
+
+
+def distance(outputs, targets, power=2.0):
+    return (outputs.softmax(1) - nn.functional.one_hot(targets, outputs.shape[1])).abs().pow(power).mean()
+
+
+def test_everything_of_the_users_is_named_by_its_target(tmp_path, capsys):
+    own = [
+        *("backbone=module", f"backbone.target={__name__}.Net", "+backbone.args.width=24", "tasks=[digits]"),
+        f"tasks.digits.loss={{_target_: {__name__}.distance, power: 1.5}}",
+        "tasks.digits.metric={_target_: torchmetrics.classification.MulticlassAUROC, name: auroc}",
+        *("optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.003"),
+        f"+callbacks.count._target_={__name__}.Counting",
+        "callbacks=none",
+    ]
+    Counting.epochs = 0
+    folder = tmp_path / "run"
+    here(train.main, *own, *SETTINGS, f"hydra.run.dir={folder}", cwd=tmp_path)
+    results = json.loads((folder / "results.json").read_text())["tasks"]["digits"]
+    assert (results["metric"], results["direction"]) == ("auroc", "max")
+    assert Counting.epochs == 2
+    here(evaluate.main, f"run={folder}", "unsafe=true", cwd=tmp_path)
+    assert json.loads((folder / "evaluation.json").read_text())[0]["score"] == results["test"]
+    predictor = msh.load(folder, classes={f"{__name__}.Net": Net})
+    assert len(predictor.predict("digits", torch.zeros(2, 8, 8).numpy()).labels) == 2
+    with pytest.raises(ValueError, match="pass the constructor"):
+        msh.load(folder)
+
+
+def test_a_module_is_trained_from_python_and_not_changed(tmp_path):
+    torch.manual_seed(1)
+    module = Net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    folder, results = msh.train("tasks=[digits]", *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}", backbone=module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert results.status == "finished"
+    free = msh.load(folder, classes={"given": lambda: Net()})
+    assert free.network.backbone.model.rows.weight_hh_l0.shape == (48, 16)
+
+
+def test_images_of_other_sizes_are_read_as_the_model_does_without_its_library_data(tmp_path):
+    settings = ["backbone=timm", "backbone.name=test_resnet", "backbone.input_shape=[3,16,16]", "tasks=[digits,iris]"]
+    folder = tmp_path / "run"
+    here(train.main, *settings, *SETTINGS, f"hydra.run.dir={folder}", cwd=tmp_path)
+    predictor = msh.load(folder)
+    assert [step.step for step in predictor.tasks["digits"].steps][-2:] == ["repeat_channels", "resize"]
+    assert predictor.prepare("digits", torch.zeros(8, 8).numpy()).shape == (1, 3, 16, 16)
+    here(evaluate.main, f"run={folder}", cwd=tmp_path)
+
+
+USERS = ["--config-dir", "my"]
+
+
+def write_task(folder, name, target, **source):
+    """Write a task into the user's config folder."""
+    (folder / "my" / "tasks").mkdir(parents=True)
+    task = {name: {"source": {"_target_": target} | source, "batch_size": 8}}
+    (folder / "my" / "tasks" / f"{name}.yaml").write_text(json.dumps(task))
+
+
+def write_model(folder):
+    """Write a small BERT with its tokenizer, as transformers saves them; returns its weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "buy", "gold", "milk", "item"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=24, max_position_embeddings=16)
+    model = BertModel(config)
+    model.save_pretrained(folder)
+    return model.state_dict()
+
+
+def test_a_pretrained_model_in_a_folder_brings_its_weights_and_its_tokenizer(tmp_path):
+    weights = write_model(tmp_path / "bert")
+    rows = [f"buy {('milk', 'gold')[i % 2]} item {i},{('ham', 'spam')[i % 2]}" for i in range(40)]
+    (tmp_path / "mails.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    write_task(tmp_path, "mails", "msh.tasks.text.csv_text", path="mails.csv", text="text", label="label", length=6)
+    folder = tmp_path / "run"
+    own = ["backbone=hf", f"backbone.name={tmp_path / 'bert'}", "backbone.weights=default", "backbone.pool=cls"]
+    here(train.main, *USERS, "tasks=mails", *own, *SETTINGS, f"hydra.run.dir={folder}", cwd=tmp_path)
+    predictor = msh.load(folder)
+    assert predictor.prepare("mails", "buy gold").tolist() == [[2, 4, 5, 3, 0, 0]]
+    free = predictor.network.state.free()["model.encoder.layer.0.output.dense.weight"]
+    file = predictor.network.backbone.get_buffer("model.embeddings.position_embeddings.weight")
+    assert torch.equal(file, weights["embeddings.position_embeddings.weight"])
+    assert bool(free.any())
+    config = (folder / ".hydra" / "config.yaml").read_text()
+    assert "start: ${start_of:${backbone.weights}}" in config
+    here(evaluate.main, f"run={folder}", cwd=tmp_path)
+
+
+def test_images_for_pretrained_weights_are_scaled_as_the_library_does(tmp_path):
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    from msh.backbones.libraries import timm_model
+
+    for i in range(24):
+        place = tmp_path / "birds" / ("crow", "wren")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * i, 120, 60)).save(place / f"{i}.png")
+    save_file(timm_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    write_task(tmp_path, "birds", "msh.tasks.images.image_folder", path="birds", size=8)
+    own = ["backbone=timm", "backbone.name=test_resnet.r160_in1k", f"backbone.weights={tmp_path / 'w.safetensors'}"]
+    folder = tmp_path / "run"
+    here(train.main, *USERS, "tasks=birds", *own, *SETTINGS, f"hydra.run.dir={folder}", cwd=tmp_path)
+    steps = msh.load(folder).tasks["birds"].steps
+    assert [step.step for step in steps] == ["images", "scale", "resize", "scale"]
+    assert steps[2].size == (160, 160)
+    assert [round(float(value), 3) for value in steps[3].shift.flatten()] == [0.5, 0.5, 0.5]

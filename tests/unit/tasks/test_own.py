@@ -1,0 +1,106 @@
+"""A task's own metric and loss, by `_target_`: used as msh's are, and tried before training."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from messages import says
+from msh.tasks import RawData, Split, build_task
+from msh.tasks.own import with_own
+
+
+def make_task(kind="classification", outputs=3):
+    targets = {
+        "classification": torch.arange(40) % outputs,
+        "multilabel": (torch.arange(40 * outputs).view(40, outputs) % 2).float(),
+        "regression": torch.arange(40.0 * outputs).view(40, outputs),
+    }[kind]
+    split = Split(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), targets)
+    return build_task("a", RawData(kind, split, split, outputs))
+
+
+CLASSES = [
+    ("classification", "torchmetrics.classification.MulticlassAUROC", "multiclass_auroc", "max"),
+    ("classification", "torchmetrics.F1Score", "multiclass_f1_score", "max"),
+    ("multilabel", "torchmetrics.classification.MultilabelF1Score", "multilabel_f1_score", "max"),
+    ("regression", "torchmetrics.regression.MeanAbsoluteError", "mean_absolute_error", "min"),
+]
+
+
+@pytest.mark.parametrize(("kind", "target", "name", "direction"), CLASSES)
+def test_any_torchmetrics_class_can_be_a_tasks_metric(kind, target, name, direction):
+    task = with_own(make_task(kind), {"_target_": target, "name": name}, None)
+    assert (task.metric, task.direction) == (name, direction)
+    metric = task.build_metric()
+    split = task.splits["val"]
+    metric.update(task.predictions(torch.randn(len(split), 3)), split.targets)
+    assert torch.isfinite(metric.compute())
+    assert isinstance(task.constant_score("val"), float)
+
+
+def test_a_metric_has_its_classs_name_and_direction():
+    task = with_own(make_task("regression"), {"_target_": "torchmetrics.MeanAbsoluteError"}, None)
+    assert task.metric == "mean_absolute_error"
+    block = {"_target_": "torchmetrics.MeanAbsoluteError", "name": "error", "direction": "max"}
+    assert with_own(make_task("regression"), block, None).direction == "max"
+
+
+WRONG_METRICS = [
+    ({"_target_": "torch.nn.ReLU"}, says("tasks.a.metric._target_", "a torchmetrics.Metric class", "torch.nn.ReLU")),
+    ({"_target_": "torchmetrics.Nothing"}, says("tasks.a.metric._target_")),
+    ({"_target_": "torchmetrics.MeanAbsoluteError"}, "tasks.a.metric cannot be computed"),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassAUROC", "name": "f1"},
+        says("tasks.a.metric.name", value="f1"),
+    ),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassAUROC", "direction": "up"},
+        says("tasks.a.metric.direction", value="up"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("block", "message"), WRONG_METRICS)
+def test_wrong_metrics_are_refused_before_training(block, message):
+    with pytest.raises(ValueError, match=message):
+        with_own(make_task(), block, None)
+
+
+def absolute(outputs, targets, factor=1.0):
+    return factor * (outputs - targets).abs().mean()
+
+
+def test_a_loss_may_be_a_modules_class_or_a_function():
+    task = with_own(make_task(), None, {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.2})
+    outputs, targets = torch.randn(6, 3), torch.arange(6) % 3
+    assert task.loss(outputs, targets) == functional.cross_entropy(outputs, targets, label_smoothing=0.2)
+    weighted = with_own(make_task(), None, {"_target_": "torch.nn.CrossEntropyLoss", "weight": [1.0, 2.0, 3.0]})
+    assert weighted.loss(outputs, targets) == functional.cross_entropy(outputs, targets, torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_a_regressions_own_loss_gets_scaled_targets():
+    task = with_own(make_task("regression"), None, {"_target_": f"{__name__}.absolute", "factor": 2.0})
+    targets = task.splits["val"].targets
+    scaled = (targets - task.target_mean) / task.target_std
+    assert torch.equal(task.loss(torch.zeros_like(targets), targets), 2 * scaled.abs().mean())
+
+
+def vector(outputs, targets):
+    return outputs.sum(1)
+
+
+WRONG_LOSSES = [
+    ("cross_entropy", says("tasks.a.loss", value="cross_entropy")),
+    ({"_target_": "torch.nn.Nothing"}, says("tasks.a.loss._target_")),
+    ({"_target_": "torch.nn.CrossEntropyLoss", "smoothing": 1}, r"tasks\.a\.loss cannot be built"),
+    ({"_target_": "torch.nn.MSELoss"}, r"tasks\.a\.loss cannot be computed|tasks\.a\.loss must be"),
+    ({"_target_": f"{__name__}.vector"}, says("tasks.a.loss", value="a tensor of shape (4,)")),
+    ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, says("tasks.a.loss._target_")),
+    ({"_target_": "builtins.dict"}, says("tasks.a.loss._target_")),
+]
+
+
+@pytest.mark.parametrize(("block", "message"), WRONG_LOSSES)
+def test_wrong_losses_are_refused_before_training(block, message):
+    with pytest.raises(ValueError, match=message):
+        with_own(make_task(), None, block)
