@@ -1,4 +1,4 @@
-"""Row 11: inference with an exported subnetwork of whole units, against the dense network."""
+"""Row 11: training and inference of a subnetwork of whole units, against the dense network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.networks import BACKBONES, SHAPES, begun, dense, drawn
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.inference.export import sliced
@@ -33,6 +33,43 @@ def structured(settings: Settings) -> Iterator[Record]:
             model = model.to(memory_format=torch.channels_last)
             what = f"the dense network with its channels last in memory too, {name}"
             yield _against(settings, name, what, "11-conv-channels-last", model, exported)
+    for name in GRANULARITY:
+        yield from _steps(settings, name)
+
+
+def _steps(settings: Settings, name: str) -> Iterator[Record]:
+    """Measure a training step, and the frozen task's forward pass as it is, with granularity "unit"."""
+    rounds = settings.rounds(40 if name == FC else 10)
+    for batch in settings.cases((32, 128, 512), (128,)):
+        drawn_batch, network = drawn(SHAPES[name], batch, settings.device), _of_units(settings, name)
+        model = dense(BACKBONES[name](), settings.device)
+        steps = training_step(model, drawn_batch), training_step(network, drawn_batch)
+        what = (
+            f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: unit) / of the dense "
+            f"network, {name}, batch {batch}"
+        )
+        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds)
+        if batch == 32 or settings.quick:
+            network.freeze("task")
+            module, inputs = network.eval().module("task"), drawn_batch[0]
+            what = (
+                f"forward of a frozen subnetwork of {DENSITY:.0%} of the weights (granularity: unit), not exported / "
+                f"of the dense network, {name}, batch {batch}"
+            )
+            with torch.no_grad():
+                compute = partial(model.eval(), inputs), partial(module, inputs)
+                yield settings.against(f"11-{SHORT[name]}-frozen{batch}", what, *compute, rounds, 4)
+
+
+def _of_units(settings: Settings, name: str) -> MultiSubnetwork:
+    """Build a network with a compact task of whole units."""
+    network = MultiSubnetwork(BACKBONES[name]()).to(settings.device)
+    network.add_task("task", nn.Linear(network.backbone.features, CLASSES), granularity="unit")
+    network.begin("task")
+    units = Units(trace_units(network))
+    prune(network, "task", plan_units(units.graph, {"task": Budget(density=DENSITY)})["task"], granularity=units)
+    network.compact("task")
+    return network
 
 
 def _against(settings: Settings, name: str, whom: str, id: str, model: nn.Module, exported: nn.Module) -> Record:

@@ -128,7 +128,7 @@ def test_a_stopped_run_from_a_network_resumes_to_the_same_end(folder, grown, tmp
 
 def test_a_plan_by_gradients_for_whole_units_is_followed(tmp_path):
     how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning.criterion=weight_gradient"]
-    how += ["pruning.granularity=neuron", "pruning.density=0.05"]
+    how += ["pruning.granularity=unit", "pruning.density=0.05"]
     here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
     here(train.main, *COMMON, *how, "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path)
     here(train.main, *COMMON, *how, "hydra.run.dir=usual", cwd=tmp_path)

@@ -23,7 +23,7 @@ RUNS = {
     "learned": [*MIXED, "pruning=learned", "reuse=learned", "trainer.max_epochs=2"],
     "lottery": ["+experiment=sequential", "pruning=lottery", "pruning.rewind=0", "trainer.max_epochs=2"],
     "at_init": [*MIXED, "pruning=at_init", "pruning.scope=erk"],
-    "units": ["+experiment=sequential", "pruning.granularity=neuron"],
+    "units": ["+experiment=sequential", "pruning.granularity=unit"],
 }
 CASES = {
     f"{name}-{how}": [*SETTINGS, *overrides, *strategy]

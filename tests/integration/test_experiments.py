@@ -398,7 +398,7 @@ def test_runs_with_equal_seeds_are_bitwise_equal_and_others_differ(train_here):
 
 @pytest.mark.parametrize("pruning", ["gradual", "at_init"])
 def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
-    settings = ["pruning.granularity=neuron", "pruning.density=0.3", "pruning.criterion=weight_gradient"]
+    settings = ["pruning.granularity=unit", "pruning.density=0.3", "pruning.criterion=weight_gradient"]
     results, folder = learned(*settings, f"pruning={pruning}")
     state = read_state(folder / "network.safetensors", "network").state
     wanted, prunable = results["capacity"]["prunable"] * 0.3, results["capacity"]["prunable"]

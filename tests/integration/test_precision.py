@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(finished, tmp_path):
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_whole_units_can_be_sliced_out(precision, tmp_path):
-    settings = ["tasks=[wine]", "pruning.granularity=neuron", "pruning.density=0.2", f"trainer.precision={precision}"]
+    settings = ["tasks=[wine]", "pruning.granularity=unit", "pruning.density=0.2", f"trainer.precision={precision}"]
     folder = run(tmp_path / "run", *TINY, *settings)
     _, tasks, network = load_run(folder)
     inputs = tasks["wine"].splits["test"].inputs[torch.arange(8)]

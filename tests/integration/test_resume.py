@@ -92,6 +92,19 @@ def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_pa
     assert logged[0] == logged[1]
 
 
+def test_a_stopped_task_of_whole_units_ends_like_an_undisturbed_one(train_here, tmp_path, monkeypatch):
+    settings = ["+experiment=sequential", "tasks=[wine]", "pruning.granularity=unit", "pruning.density=0.2"]
+    settings += ["backbone.norm=true", "checkpoint.min_seconds=0", "trainer.max_epochs=6", "logger=csv"]
+    whole, _ = train_here(*settings, folder="whole")
+    compact = tmp_path / "run" / "checkpoints" / "stage-000-train"
+    monkeypatch.setattr(EpochCheckpoint, "_is_signalled", lambda *_: any(compact.glob("epoch-00001.*")))
+    with pytest.raises(AssertionError, match="exit code 143"):
+        train_here(*settings)
+    monkeypatch.undo()
+    train_here(f"resume={tmp_path / 'run'}")
+    assert_same_end(tmp_path / "run", whole)
+
+
 def test_a_job_is_put_back_into_the_queue_and_goes_on_by_the_same_command(undisturbed, tmp_path, monkeypatch):
     folder, queue = tmp_path / "run", tmp_path / "bin" / "scontrol"
     queue.parent.mkdir()

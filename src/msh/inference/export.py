@@ -47,7 +47,7 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     if type(sub.head) is not nn.Linear:
         raise ValueError(f"task {task!r} has a head of type {type(sub.head).__name__}: only a Linear one is exported")
     masks = network.masks(task)
-    graph = trace_units(network, "channel", example)
+    graph = trace_units(network, example=example)
     units = owned_units(graph, task, masks)
     constants = _constants(network, task, graph, example_inputs(network, example))
     memo: dict[int, object] = {}

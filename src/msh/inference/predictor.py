@@ -25,6 +25,7 @@ from msh.inference.rebuilding import network_of
 from msh.inference.router import Route, form_of, may_read, route_from_data
 from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
+from msh.subnetworks.small import computes_small
 from msh.tasks.outputs import Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
@@ -366,7 +367,7 @@ class Predictor:
 
     def _small_module(self, info: TaskInfo) -> nn.Module:
         """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
-        if not is_sliceable(self.network, info.name):
+        if computes_small(self.network.subnetwork(info.name)) or not is_sliceable(self.network, info.name):
             return self.network.module(info.name)
         with self._lock:
             if info.name not in self._small:

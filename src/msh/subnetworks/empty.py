@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from msh.errors import requirement
 from msh.subnetworks.allocation import EmptyLayerError
-from msh.subnetworks.network import MultiSubnetwork
+
+if TYPE_CHECKING:
+    from msh.subnetworks.network import MultiSubnetwork
 
 ALLOW = "allow empty layers with pruning.allow_empty_layers=true (in Python allow_empty=True)"
 DIGITS = 4

@@ -18,6 +18,7 @@ from msh.subnetworks.forms import prepare, shown_form, training_weight
 from msh.subnetworks.initial import fresh_values, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
+from msh.subnetworks.small import SmallTensors, computes_small
 from msh.subnetworks.sparse import SparseForm
 from msh.subnetworks.state import Masks, NetworkState, Phase, check_task_name
 from msh.subnetworks.subnetwork import Subnetwork
@@ -203,7 +204,7 @@ class MultiSubnetwork(Movable):
             stem: from the task's input to the backbone's; identity when None.
             reuse: "none" reads no other task's weights; "all" reads the weights of every frozen task; with "learned"
                 they are candidates like its own, and pruning selects among both.
-            granularity: pruned as one: "weight", "neuron" or "channel".
+            granularity: pruned as one: see `GRANULARITIES`.
             recipe: how to rebuild head and stem, and other facts about the task for its files.
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
@@ -430,8 +431,15 @@ class MultiSubnetwork(Movable):
         features = cast_features(in_own_type(sub.stem, inputs), cast)
         return in_own_type(sub.head, functional_call(self.backbone, tensors, (features,), tie_weights=False))
 
-    def training_weights(self, sub: Subnetwork) -> dict[str, Tensor | SparseForm]:
-        """Compute a masked or compact task's weights by tensor name; gradients reach the task's values."""
+    def training_weights(self, sub: Subnetwork, small: SmallTensors | None = None) -> dict[str, Tensor | SparseForm]:
+        """Compute a masked or compact task's weights by tensor name; gradients reach the task's values.
+
+        Args:
+            sub: the task's subnetwork.
+            small: a compact task's slices, for the weights of its units alone.
+        """
+        if small is not None:
+            return {name: small.weight(name, sub.values[name].to(weight.dtype)) for name, weight in self.weights()}
         return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
 
     def update_choice(self, sub: Subnetwork) -> None:
@@ -446,6 +454,11 @@ class MultiSubnetwork(Movable):
             state = self.view(sub.task)
             owned = {} if sub.reads else state.owned(sub.task)
             weights: dict[str, tuple[Tensor, SparseForm | None]] = {}
+            if computes_small(sub):
+                small = SmallTensors(self, sub.task)
+                for name, weight in state.weights.items():
+                    weights[name] = small.weight(name, weight[owned[name]]), None
+                return frozen_network(self, sub, weights, small), sum(each.nbytes for each, _ in weights.values())
             for name in self.names.prunable:
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
                 weights[name] = dense, shown_form(dense, owned[name]) if owned else None

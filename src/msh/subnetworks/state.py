@@ -75,7 +75,7 @@ class TaskState:
         scores: while masked, tensor name to a score per weight (*shape), if scores are learned.
         kept: while scores choose, tensor name (or "" for all) to its number of selected weights.
         norms: while planned, tensor name to the Euclidean norm its weights will start with.
-        granularity: pruned as one: "weight", "neuron" or "channel".
+        granularity: pruned as one: see `GRANULARITIES`.
         recipe: how to rebuild "stem" and "head", and the task's "preprocessing" and "outputs", where known.
         digest: `NetworkState.digest` in the network that the task was copied from, if it was.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,15 @@ from torch import Tensor, fx, nn
 
 from msh.compat import BatchNormBase, DropoutBase
 from msh.errors import one_of, requirement
-from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import evaluating
 
-GranularityName = Literal["weight", "neuron", "channel"]
-GRANULARITIES: tuple[GranularityName, ...] = ("weight", "neuron", "channel")
-"""Tasks keep single weights, whole units in linear layers, or whole units in convolutions and linear layers."""
+if TYPE_CHECKING:
+    from msh.subnetworks.network import MultiSubnetwork
+
+GranularityName = Literal["weight", "unit", "neuron", "channel"]
+GRANULARITIES: tuple[GranularityName, ...] = ("weight", "unit", "neuron", "channel")
+"""Tasks keep single weights; whole units of linear layers and convolutions; or, as in earlier releases, whole units of
+linear layers alone ("neuron") or of both ("channel"), computed with matrices of full size."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (
@@ -96,19 +99,18 @@ class UnitGraph:
 
 
 def trace_units(
-    network: MultiSubnetwork, granularity: GranularityName = "channel", example: Tensor | None = None
+    network: MultiSubnetwork, granularity: GranularityName = "unit", example: Tensor | None = None
 ) -> UnitGraph:
     """Find a backbone's units.
 
     Args:
         network: in any phase; not changed.
-        granularity: "neuron" for backbones whose prunable layers are all linear; "channel" for those with
-            convolutions too.
+        granularity: "unit" or "channel"; or "neuron" for backbones whose prunable layers are all linear.
         example: (batch, *input shape) for the backbone; zeros with its `input_shape` when None.
     Raises:
         ValueError: the backbone cannot be traced, or has a module with an unknown effect on units.
     """
-    one_of("granularity", granularity, ("neuron", "channel"))
+    one_of("granularity", granularity, GRANULARITIES[1:])
     backbone, example = network.backbone, example_inputs(network, example)
     symbolic = _Tracer()
     try:
@@ -219,7 +221,7 @@ class _UnitTracer(fx.Interpreter):
         where, tensor = str(n.target), f"{n.target}.weight"
         if isinstance(module, CONVOLUTIONS):
             if self.granularity == "neuron":
-                raise self._unknown(n, "a convolution's units are channels: use 'channel'")
+                raise self._unknown(n, "a convolution's units are channels: use 'unit'")
             if module.groups != 1:
                 raise self._unknown(n, requirement("groups", "1", module.groups))
         expected = _dimensions(module) + 2

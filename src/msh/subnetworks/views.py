@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.compat import hook_registries, own_buffers
+from msh.subnetworks.small import SmallTensors, computes_small
 from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
 from msh.subnetworks.tensors import TensorNames, put_tensor
 
@@ -142,7 +143,10 @@ def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def frozen_network(
-    network: MultiSubnetwork, sub: Subnetwork, weights: Mapping[str, tuple[Tensor, SparseForm | None]]
+    network: MultiSubnetwork,
+    sub: Subnetwork,
+    weights: Mapping[str, tuple[Tensor, SparseForm | None]],
+    small: SmallTensors | None = None,
 ) -> TaskNetwork:
     """Build a frozen task's module.
 
@@ -150,6 +154,7 @@ def frozen_network(
         network: holds the task.
         sub: the task's subnetwork, frozen.
         weights: tensor name to its weight (*shape), and the sparse form where that may cost less.
+        small: slices private tensors, where the weights are those of the task's units alone.
     """
     tree = copy_structure(network.backbone)
     places = find_places(tree, network.names)
@@ -159,7 +164,13 @@ def frozen_network(
             if form is not None and _is_linear_weight(place):
                 place[0].__class__ = SparseLinear
                 vars(place[0])["form"] = form
-    for name, tensor in sub.private.items():
+    private = dict(sub.private.items())
+    if small is not None:
+        for name in network.names.buffers:  # unchanged ones are the backbone's
+            private.setdefault(name, network.backbone.get_buffer(name))
+        small.widen_last(tree, network, private)
+        private = {name: small.private(name, tensor) for name, tensor in private.items()}
+    for name, tensor in private.items():
         for place in places[name]:
             put_tensor(*place, tensor)
     cast = cast_type(dense for dense, _ in weights.values())
@@ -193,6 +204,7 @@ class TrainingNetwork(nn.Module):
         self._modes = list(zip(network.backbone.modules(), self.backbone.modules(), strict=True))
         self._checkpoints = uses_checkpoints(self.backbone)
         self._cast = cast_type(weight for _, weight in network.weights())
+        self._slices: SmallTensors | None = None
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -205,7 +217,8 @@ class TrainingNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
         self._network[0].update_choice(self.subnetwork)
-        self._take(self._network[0].training_weights(self.subnetwork))
+        small = self._small()
+        self._take(self._network[0].training_weights(self.subnetwork, small), small)
         stem, head = self.subnetwork.stem, self.subnetwork.head
         features = stem(inputs) if self._cast is None else in_own_type(stem, inputs)
         if self._checkpoints and torch.is_grad_enabled() and features.is_floating_point():
@@ -214,10 +227,19 @@ class TrainingNetwork(nn.Module):
             outputs: Tensor = head(self.backbone(features))
         else:
             outputs = in_own_type(head, self.backbone(cast_features(features, self._cast)))
-        self._give_back()
+        self._give_back(small)
         return outputs
 
-    def _take(self, weights: Mapping[str, Weight]) -> None:
+    def _small(self) -> SmallTensors | None:
+        """Return the slices of a compact task of whole units."""
+        sub = self.subnetwork
+        if sub.phase != "compact" or not computes_small(sub):
+            return None
+        if self._slices is None:
+            self._slices = SmallTensors(self._network[0], sub.task)
+        return self._slices
+
+    def _take(self, weights: Mapping[str, Weight], small: SmallTensors | None) -> None:
         for source, copied in self._modes:
             copied.training = source.training
         for name, weight in weights.items():
@@ -226,20 +248,29 @@ class TrainingNetwork(nn.Module):
                     vars(holder)["form"] = weight  # not registered: it is no parameter of the layer
                 else:
                     put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
-        for name, tensor in self.subnetwork.private.items():
-            if self._cast is not None and isinstance(tensor, nn.Parameter):
-                tensor = tensor.to(self._network[0].backbone.get_buffer(name).dtype)
+        private = dict(self.subnetwork.private.items())
+        if self._cast is not None:
+            for name in self._network[0].names.parameters:
+                private[name] = private[name].to(self._network[0].backbone.get_buffer(name).dtype)
+        if small is not None:
+            small.widen_last(self.backbone, self._network[0], private)
+            private = {name: small.private(name, tensor) for name, tensor in private.items()}
+        for name, tensor in private.items():
             for place in self._places[name]:
                 put_tensor(*place, tensor)
 
-    def _give_back(self) -> None:
-        """Store buffers that the forward pass assigned, rather than changed in place."""
+    def _give_back(self, small: SmallTensors | None) -> None:
+        """Store buffers that the forward pass assigned, rather than changed in place; and changed slices."""
         private = self.subnetwork.private
         for name in self._network[0].names.buffers:
             for holder, leaf in self._places[name]:
                 now = own_buffers(holder)[leaf]
-                if now is not None and now is not private[name]:
+                if now is None or now is private[name]:
+                    continue
+                if small is None:
                     private.set(name, now.detach())
+                else:
+                    small.put_back(name, private[name], now.detach())
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -20,6 +21,8 @@ from msh.runs.results import Results
 from msh.runs.tables import Table
 from msh.tracking.bitmaps import Bitmaps
 from msh.tracking.catching_up import CatchesUp
+
+log = logging.getLogger(__name__)
 
 RUN_TAG = "msh.run_id"
 STORE = "MLFLOW_TRACKING_URI"
@@ -60,12 +63,16 @@ class RunTensorBoardLogger(CatchesUp, TensorBoardLogger):
         super().__init__(save_dir=directory, name="tensorboard", version="", default_hp_metric=False)
         self.folder = Path(directory)
         self.resumed, self.points = False, set()
+        if threading.excepthook is not hide_writer_error:
+            others.append(threading.excepthook)
+            threading.excepthook = hide_writer_error
         if any(Path(self.log_dir).glob("events.*")):
             self.resumed, self.points = True, _scalars(self.log_dir)
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
         """Log scalars."""
-        TensorBoardLogger.log_metrics(self, values, step)
+        for name, value in values.items():
+            self.experiment.add_scalar(name, value, step)
 
     @rank_zero_only
     def rewind_to(self, step: int, evaluations: bool = True) -> None:
@@ -101,6 +108,18 @@ class RunTensorBoardLogger(CatchesUp, TensorBoardLogger):
     def close(self, status: str) -> None:
         """Write buffered rows, and close the file."""
         super().finalize(status)
+
+
+others: list[Callable[[threading.ExceptHookArgs], object]] = []
+"""The hooks for errors in threads that were set before `hide_writer_error`."""
+
+
+def hide_writer_error(error: threading.ExceptHookArgs) -> None:
+    """Print no traceback for TensorBoard's thread, as on a full disk: the next value to be logged raises its error."""
+    if type(error.thread).__module__.startswith("tensorboard."):
+        log.debug("TensorBoard's writer has stopped: %s", error.exc_value)
+    else:
+        others[-1](error)
 
 
 def _scalars(folder: str) -> set[tuple[int, str]]:

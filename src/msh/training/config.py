@@ -143,8 +143,9 @@ class PruningConfig:
     """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
     granularity: GranularityName = "weight"
-    """"weight": single weights; "neuron": whole units of linear layers; "channel": whole units of convolutions and
-    linear layers. Whole units make a subnetwork a smaller dense network; a budget is then met from below."""
+    """"weight": single weights; "unit": whole units of linear layers and channels of convolutions. Whole units make a
+    subnetwork a smaller dense network, which trains and predicts at its own cost; a budget is then met from below.
+    "neuron" (linear layers alone) and "channel" are those of earlier releases, computed at the whole network's cost."""
     start: Literal["fresh", "backbone"] = "fresh"
     """A task's weights before training: "fresh", drawn for each task, as large as the backbone's own; "backbone", those
     of the backbone, as a pretrained one needs it."""

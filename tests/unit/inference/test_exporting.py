@@ -107,7 +107,7 @@ def test_a_regression_is_exported_in_the_targets_unit(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["mlp", "conv"])
 def test_whole_units_are_exported_as_a_small_dense_network(tmp_path, backbone):
-    predictor = loaded(tmp_path, *build_for(backbone), granularity="channel" if backbone == "conv" else "neuron")
+    predictor = loaded(tmp_path, *build_for(backbone), granularity="unit")
     export_task(predictor, "a", tmp_path / "small.pt2", "pt2")
     whole = loaded(tmp_path, *build_for(backbone))
     export_task(whole, "a", tmp_path / "whole.pt2", "pt2")
@@ -188,7 +188,7 @@ def found_in(path, kind, inputs):
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 @pytest.mark.parametrize(
     ("backbone", "granularity", "density"),
-    [("mlp", "weight", 0.2), ("conv", "weight", 0.2), ("resnet", "weight", 0.2), ("mlp", "neuron", 0.1)],
+    [("mlp", "weight", 0.2), ("conv", "weight", 0.2), ("resnet", "weight", 0.2), ("mlp", "unit", 0.1)],
 )
 def test_one_file_computes_all_tasks(tmp_path, backbone, granularity, density, kind):
     if kind == "onnx":

@@ -294,6 +294,14 @@ def test_all_tasks_of_whole_units_answer_as_small_networks(tmp_path):
         assert isinstance(small, nn.Module)
 
 
+def test_all_tasks_of_units_answer_bitwise_as_each_does(tmp_path):
+    predictor = write(tmp_path / "network.safetensors", {}, "unit", 0.1)
+    for name, answers in predictor.predict_all(vectors(1.0)).items():
+        assert torch.equal(answers.raw, predictor.predict(name, vectors(1.0)).raw)
+        module = predictor.network.module(name)
+        assert sum(b.numel() for n, b in module.backbone.named_buffers() if n.endswith("weight")) < 16 * 16
+
+
 def test_inputs_that_a_task_cannot_read_are_named(predictor):
     rows = [np.zeros(4), np.zeros(5)]
     with pytest.raises(ValueError, match="task 'a', second: inputs: the shape"):

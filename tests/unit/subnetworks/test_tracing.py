@@ -129,12 +129,12 @@ def test_unknown_modules_and_operations_are_refused_by_name(backbone, shape, mes
 
 
 def test_neurons_of_a_convolution_are_channels():
-    with pytest.raises(ValueError, match=r"granularity 'neuron' .* module 'layers.0' \(Conv2d\).*use 'channel'"):
+    with pytest.raises(ValueError, match=r"granularity 'neuron' .* module 'layers.0' \(Conv2d\).*use 'unit'"):
         trace_units(MultiSubnetwork(PaperConv((1, 12, 12))), "neuron")
 
 
 def test_single_weights_are_no_units():
-    with pytest.raises(ValueError, match=r"granularity must be one of neuron, channel.*, got 'weight'"):
+    with pytest.raises(ValueError, match=r"granularity must be one of unit, neuron, channel.*, got 'weight'"):
         trace(MLP((4,), 3, 1), "weight")
 
 

@@ -1,0 +1,141 @@
+"""Compute a task of whole units as the smaller dense network that it is: every layer has its units alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from msh.subnetworks.sparse import TrainedLinear
+from msh.subnetworks.tracing import trace_units
+from msh.subnetworks.units import columns, owned_units
+
+if TYPE_CHECKING:
+    from msh.subnetworks.network import MultiSubnetwork
+    from msh.subnetworks.subnetwork import Subnetwork
+
+
+class SmallTensors:
+    """Slice a task's tensors to its units.
+
+    The features behind the last layer keep their full width, since the head reads all of them: the last layer writes
+    its units' outputs between the biases of the others, and what follows it stays whole.
+
+    Attributes:
+        shapes: tensor name to the shape (units, columns, *kernel) of the task's weights there.
+        rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
+        last: name of the last layer's module.
+        last_rows: indices of its units.
+
+    Args:
+        network: holds the task.
+        task: a compact or frozen one that owns whole units.
+    Raises:
+        ValueError: the task does not own whole units, or the backbone's units are not known.
+    """
+
+    def __init__(self, network: MultiSubnetwork, task: str) -> None:
+        graph = trace_units(network)
+        units = owned_units(graph, task, network.masks(task))
+        self.shapes = {}
+        self.rows: dict[str, Tensor] = {}
+        for name, layer in graph.layers.items():
+            width = int(columns(layer.source, units, layer.shape[1], units[name].device).sum())
+            self.shapes[name] = (int(units[name].sum()), width, *layer.shape[2:])
+            self.rows[layer.module] = units[name].nonzero().squeeze(1)
+        self.last = graph.layers[graph.output.layer].module
+        self.last_rows = self.rows[self.last]
+        for where, source in graph.norms.items():
+            if source.layer != graph.output.layer:
+                passed = columns(source, units, 0, self.last_rows.device)
+                self.rows[where] = passed.nonzero().squeeze(1)
+
+    def weight(self, name: str, values: Tensor) -> Tensor:
+        """Shape a task's values in a tensor, (k,), as its small weight: (units, columns, *kernel), without a copy."""
+        return values.view(self.shapes[name])
+
+    def private(self, name: str, tensor: Tensor) -> Tensor:
+        """Slice a private tensor to the units of its module; the gradient reaches the whole tensor."""
+        rows = self.rows.get(name.rpartition(".")[0])
+        return tensor if rows is None or tensor.dim() == 0 else tensor.index_select(0, rows)
+
+    def put_back(self, name: str, whole: Tensor, small: Tensor) -> None:
+        """Write a buffer's entries of the task's units, in place."""
+        rows = self.rows.get(name.rpartition(".")[0])
+        if rows is None or whole.dim() == 0:
+            whole.copy_(small)
+        else:
+            whole.index_copy_(0, rows, small)
+
+    def widen_last(self, tree: nn.Module, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> None:
+        """Make the last layer of a backbone's copy write into outputs of full width.
+
+        Args:
+            tree: the copy; the layer has, or gets later, the small weight and bias.
+            network: holds the task.
+            private: the task's private tensors, whole.
+        Raises:
+            ValueError: the layer is of a type whose units are not known.
+        """
+        layer, weight = tree.get_submodule(self.last), network.backbone.get_buffer(f"{self.last}.weight")
+        if not isinstance(layer, Widened):
+            if type(layer) not in WIDE:
+                raise ValueError(f"{self.last!r} is a {type(layer).__name__}, whose units are not known")
+            layer.__class__ = WIDE[type(layer)]
+        bias = private.get(f"{self.last}.bias")
+        vars(layer)["rows"] = self.last_rows
+        vars(layer)["others"] = weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def computes_small(sub: Subnetwork) -> bool:
+    """Return True for a task that computes as a smaller dense network once its weights are final."""
+    return sub.granularity == "unit" and not sub.reads
+
+
+class Widened(nn.Module):
+    """A layer of some units whose outputs have the width of all: the others' outputs are their biases.
+
+    Attributes:
+        rows: int64 (units,), indices of its units.
+        others: the biases of all units (width,), or zeros.
+    """
+
+    rows: Tensor
+    others: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer, with the outputs of all units along its channels."""
+        small = super().forward(input)
+        dim = 1 if isinstance(self, nn.Conv1d | nn.Conv2d | nn.Conv3d) else small.dim() - 1
+        shape = [*small.shape[:dim], len(self.others), *small.shape[dim + 1 :]]
+        others = self.others.to(small.dtype).view(-1, *[1] * (small.dim() - dim - 1)).expand(shape)
+        wide: Tensor = others.index_copy(dim, self.rows, small)
+        return wide
+
+
+class WideLinear(Widened, nn.Linear):
+    """Such a linear layer."""
+
+
+class WideTrainedLinear(Widened, TrainedLinear):
+    """Such a linear layer in training."""
+
+
+class WideConv1d(Widened, nn.Conv1d):
+    """Such a convolution."""
+
+
+class WideConv2d(Widened, nn.Conv2d):
+    """Such a convolution."""
+
+
+class WideConv3d(Widened, nn.Conv3d):
+    """Such a convolution."""
+
+
+WIDE: Mapping[type, type] = {
+    cls: wide
+    for wide in (WideLinear, WideTrainedLinear, WideConv1d, WideConv2d, WideConv3d)
+    for cls in wide.__bases__[1:]
+}

@@ -1,0 +1,177 @@
+"""A task of whole units trains and predicts as the smaller dense network that it is."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from helpers import load_network
+from msh.backbones import MLP, PaperConv
+from msh.files.state_file import save_network
+from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
+
+
+class NoBias(nn.Module):
+    """A convolution, its norm and two linear layers, of which the last has no bias."""
+
+    input_shape, features = (2, 6, 6), 12
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.rest = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 12, bias=False))
+        self.after = nn.BatchNorm1d(12)
+
+    def forward(self, inputs):
+        return self.after(self.rest(self.body(inputs)))
+
+
+class EndsInChannels(nn.Sequential):
+    """Convolutions whose last one feeds the head."""
+
+    input_shape, features = (2, 6, 6), 10
+
+    def __init__(self):
+        pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3), nn.ReLU(), *pool)
+
+
+BACKBONES = {
+    "linear": lambda: MLP((9,), 20, 3),
+    "norm": lambda: MLP((9,), 20, 3, norm=True),
+    "conv": lambda: PaperConv((1, 28, 28)),
+    "no bias": NoBias,
+    "channels": EndsInChannels,
+}
+
+
+def make(backbone, granularity, tasks=("a",), dtype=torch.float64, density=0.2):
+    """Make a network with compact tasks of whole units."""
+    torch.manual_seed(0)
+    network = MultiSubnetwork(BACKBONES[backbone]().to(dtype))
+    for number, task in enumerate(tasks):
+        units = Units(trace_units(network))
+        plan = plan_units(units.graph, {task: Budget(density=density)})
+        head = nn.Linear(network.backbone.features, 3).to(dtype)
+        network.add_task(task, head, granularity=granularity)
+        network.begin(task, generator=torch.Generator().manual_seed(number))
+        prune(network, task, plan[task], granularity=units)
+        network.compact(task)
+    return network
+
+
+def batch(network, size=6):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(size, *network.backbone.input_shape, generator=generator, dtype=torch.float64)
+    return inputs, torch.randint(0, 3, (size,), generator=generator)
+
+
+def train(network, task, steps=3):
+    """Train with plain gradient descent; return the outputs of each step."""
+    inputs, labels = batch(network)
+    network.train()
+    optimizer, outputs = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        outputs.append(network(inputs, task))
+        functional.cross_entropy(outputs[-1], labels).backward()
+        optimizer.step()
+    return torch.stack(outputs).detach()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_it_trains_as_with_matrices_of_full_size(backbone):
+    small, whole = make(backbone, "unit"), make(backbone, "channel")
+    torch.testing.assert_close(train(small, "a"), train(whole, "a"), rtol=0, atol=1e-12)
+    values = {name: dict(network.named_parameters()) for name, network in (("small", small), ("whole", whole))}
+    for name, value in values["whole"].items():
+        torch.testing.assert_close(values["small"][name], value, rtol=0, atol=1e-12, msg=name)
+    inputs, _ = batch(small)
+    for network in (small, whole):
+        network.eval()
+    torch.testing.assert_close(small(inputs, "a"), whole(inputs, "a"), rtol=0, atol=1e-12)
+    for network in (small, whole):
+        network.freeze("a")
+    torch.testing.assert_close(small(inputs, "a"), whole(inputs, "a"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_step_computes_with_the_units_alone(backbone):
+    network = make(backbone, "unit")
+    inputs, _ = batch(network)
+    seen = {}
+    module = network.module("a")
+    for name, layer in module.backbone.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_hook(lambda layer, *_, name=name: seen.update({name: layer.weight.numel()}))
+    network(inputs, "a")
+    owned = {name.rpartition(".")[0]: int(mask.sum()) for name, mask in network.masks("a").items()}
+    assert {name: seen[name] for name in owned} == owned
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_frozen_task_holds_its_units_alone_and_stays_bitwise_the_same(backbone, tmp_path):
+    network = make(backbone, "unit")
+    train(network, "a")
+    network.freeze("a")
+    inputs, _ = batch(network)
+    before = network(inputs, "a")
+    kept = {name: tensor.clone() for name, tensor in network.module("a").state_dict().items()}
+    owned = sum(int(mask.sum()) for mask in network.masks("a").values())
+    weights = [f"backbone.{name}" for name in network.names.prunable]
+    assert sum(kept[name].numel() for name in weights) == owned
+    units = Units(trace_units(network))
+    free = {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in network.masks("a").items()}
+    plan = plan_units(units.graph, {"b": Budget(density=0.1)}, free)
+    network.add_task("b", nn.Linear(network.backbone.features, 3).double(), granularity="unit")
+    network.begin("b", generator=torch.Generator().manual_seed(5))
+    prune(network, "b", plan["b"], granularity=units)
+    network.compact("b")
+    train(network, "b")
+    network.freeze("b")
+    assert torch.equal(network(inputs, "a"), before)
+    path = tmp_path / "network.safetensors"
+    save_network(path, network)
+    loaded = MultiSubnetwork(BACKBONES[backbone]().double())
+    for task in "ab":
+        loaded.add_task(task, nn.Linear(network.backbone.features, 3).double())
+    load_network(path, loaded)
+    assert torch.equal(loaded.eval()(inputs, "a"), before)
+    assert torch.equal(copy.deepcopy(network)(inputs, "a"), before)
+
+
+def test_running_statistics_of_the_units_are_stored_and_others_stay():
+    network = make("norm", "unit")
+    before = {name: tensor.clone() for name, tensor in network.subnetwork("a").private.items()}
+    train(network, "a", steps=1)
+    private, masks = dict(network.subnetwork("a").private.items()), network.masks("a")
+    rows = masks["layers.1.weight"].any(1)
+    mean = private["layers.2.running_mean"]
+    assert bool((mean[rows] != before["layers.2.running_mean"][rows]).all())
+    assert torch.equal(mean[~rows], before["layers.2.running_mean"][~rows])
+    assert int(private["layers.2.num_batches_tracked"]) == 1
+
+
+def test_a_half_precision_backbone_computes_in_its_type():
+    network = make("linear", "unit", dtype=torch.bfloat16)
+    inputs, _ = batch(network)
+    assert network(inputs.bfloat16(), "a").dtype == torch.bfloat16
+    network.freeze("a")
+    assert network.module("a").backbone.layers[1].weight.dtype == torch.bfloat16
+    assert torch.isfinite(network(inputs.bfloat16(), "a")).all()
+
+
+@pytest.mark.parametrize("backbone", ["linear", "conv"])
+def test_mixed_precision_and_compilation_compute_the_same_task(backbone):
+    network = make(backbone, "unit", dtype=torch.float32)
+    inputs = batch(network)[0].float()
+    expected = network.eval()(inputs, "a")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(network(inputs, "a").float(), expected, rtol=0.1, atol=0.05)
+    compiled = torch.compile(network, backend="eager")
+    torch.testing.assert_close(compiled(inputs, "a"), expected)
+    network.freeze("a")
+    exported = torch.export.export(network.module("a"), (inputs,)).module()
+    torch.testing.assert_close(exported(inputs), expected)
