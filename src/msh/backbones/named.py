@@ -195,16 +195,21 @@ def named(settings: Mapping[str, Any]) -> Named | None:
     return Named(**values)
 
 
-def _without_input_shape(target: str, settings: Mapping[str, Any]) -> Named | None:
-    """Read a `_target_` that takes no `input_shape`, as `backbone=module` would; None: it takes one."""
+def arguments_of(target: str) -> set[str] | None:
+    """Name the arguments that a constructor takes; None: any, or unknown."""
     try:
         parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
     except Exception:  # what is wrong with it is said where it is called
         return None
-    if any(p.name == "input_shape" or p.kind == p.VAR_KEYWORD for p in parameters):
+    return None if any(p.kind == p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+
+
+def _without_input_shape(target: str, settings: Mapping[str, Any]) -> Named | None:
+    """Read a `_target_` that takes no `input_shape`, as `backbone=module` would; None: it takes one."""
+    taken = arguments_of(target)
+    if taken is None or "input_shape" in taken:
         return None
     ours = ("input_shape", "pool", "weights", "vocabulary", "padding")
-    taken = {p.name for p in parameters}
     args = {key: value for key, value in settings.items() if key != "_target_" and (key not in ours or key in taken)}
     values = {key: value for key, value in settings.items() if key in ours and key not in taken}
     return Named(target=target, args=args, **values)

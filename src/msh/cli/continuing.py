@@ -44,17 +44,18 @@ def continued(config: DictConfig) -> DictConfig:
         return config
     network = str(config.network)
     overrides = list(HydraConfig.get().overrides.task)
+    given, trusted = by_key(overrides), _trusted(overrides)
     values = determined(source_file(network))
     config = config.copy()
     with read_write(config), open_dict(config):
-        _check_given(config, values, by_key(overrides), network)
-        _check_code(values.get("backbone", {}), network, _trusted(overrides))
+        _check_given(config, values, given, network)
+        _check_code(values.get("backbone", {}), network, trusted)
         for key, value in values.items():
             if key == "trainer.precision" and not _differs(config, key, value):
                 continue  # mixed precision computes in other types, and keeps the network's
             OmegaConf.update(config, key, _escaped(value), merge=False)
-        if config.get("retrain") and "tasks" not in by_key(overrides):
-            tasks = _tasks_of_run(config, network, overrides)
+        if config.get("retrain") and "tasks" not in given:
+            tasks = _tasks_of_run(config, network, given, trusted)
             config.tasks = {}
             OmegaConf.update(config, "tasks", tasks)
     return config
@@ -121,7 +122,7 @@ def _escaped(value: Any) -> Any:
     return literal(value) if isinstance(value, str) else value
 
 
-def _tasks_of_run(config: DictConfig, network: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _tasks_of_run(config: DictConfig, network: str, given: Mapping[str, str], trusted: set[str]) -> dict[str, Any]:
     """Return the settings of the tasks to retrain from their run's folder, and take its folder of data."""
     from msh.training.config import plain_values, stored_config
 
@@ -131,10 +132,10 @@ def _tasks_of_run(config: DictConfig, network: str, overrides: Sequence[str]) ->
         raise ValueError(f"retrain: {network} is no run folder, and is without the settings of its tasks' data: {cure}")
     path = Path(network) / ".hydra" / "config.yaml"
     stored = read_config(path)
-    if "paths.data_dir" in by_key(overrides):
+    if "paths.data_dir" in given:
         OmegaConf.update(stored, "paths.data_dir", config.paths.data_dir)
     config.paths.data_dir = OmegaConf.select(stored, "paths.data_dir")
-    check_calls(OmegaConf.masked_copy(stored, "tasks"), path, _trusted(overrides))
+    check_calls(OmegaConf.masked_copy(stored, "tasks"), path, trusted)
     written: Any = OmegaConf.to_container(stored.tasks)
     tasks = stored_config(plain_values(stored)).tasks
     known = task_names(source_file(network), "network")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +9,7 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from msh.backbones.named import arguments_of
 from msh.cli.configs import config_folder
 
 TARGETED = ("backbone", "optimizer", "scheduler", "prune_scheduler")
@@ -37,7 +36,7 @@ def drop_inherited(config: DictConfig, hydra: DictConfig) -> None:
         target = block.get("_target_")
         if target == option.get("_target_"):
             continue
-        taken = _taken(str(target))
+        taken = arguments_of(str(target))
         anew = group == "backbone" and f"{group}._target_" in written
         for key, value in option.items():
             inherited = f"{group}.{key}" not in written and block.get(key) == value and key not in KEPT
@@ -55,12 +54,3 @@ def _written(overrides: Sequence[str]) -> set[str]:
         if isinstance(value, dict):
             keys |= {f"{override.key_or_group}.{key}" for key in value}
     return keys
-
-
-def _taken(target: str) -> set[str] | None:
-    """Name the arguments that a constructor takes; None: any, or unknown."""
-    try:
-        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
-    except Exception:  # what is wrong with it is said where it is called
-        return None
-    return None if any(p.kind == p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import msh
@@ -109,7 +110,7 @@ def _page(
         parts += [f"### {usage.task}", f"```python\n{usage.python(source)}```"]
     parts += [
         "On the command line, and over HTTP:",
-        f"```sh\nmsh predict {source} --task {usages[0].task} INPUT ...\nmsh serve {source}\n```",
+        f"```sh\n{usages[0].command(source)}\nmsh serve {shlex.quote(source)}\n```",
         "## Licence",
         licence or "The authors state no licence.",
         f"Written by msh {msh.__version__}.",

@@ -348,7 +348,7 @@ def _answer(example: Example) -> str:
 
 def _use(facts: RunFacts) -> Section:
     usages = _usages(facts)
-    commands = [command for usage in usages if (command := usage.command(HERE)) is not None]
+    commands = [usage.command(HERE) for usage in usages if usage.file is not None]
     requests = [request for usage in usages if (request := usage.request()) is not None]
     again = [
         "msh evaluate run=.   # evaluate every task again: the same scores",

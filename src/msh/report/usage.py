@@ -81,11 +81,10 @@ class Usage:
             return "import numpy as np\n\n", f"np.load({self.file!r})"
         return "import numpy as np\n\n", f"np.zeros({(1, *first.shape)}, dtype={first.dtype!r})"
 
-    def command(self, source: str) -> str | None:
-        """Write the command that answers the inputs of the file; None without a file."""
-        if self.file is None:
-            return None
-        return f"msh predict {shlex.quote(source)} --task {self.task} {shlex.quote(self.file)}"
+    def command(self, source: str) -> str:
+        """Write the command that answers the inputs of the file; without one, INPUT stands for it."""
+        file = "INPUT ..." if self.file is None else shlex.quote(self.file)
+        return f"msh predict {shlex.quote(source)} --task {self.task} {file}"
 
     def request(self) -> str | None:
         """Write the command that asks a server of `msh serve`; None where an input is too long for one."""
