@@ -266,13 +266,14 @@ def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor
         _SparseLinear.apply(flat, values, bias, pattern)
         if torch.is_grad_enabled()
         else _sparse_product(flat, values, bias, pattern)
-    )
+    ).t()  # here, not in the function: the next layer may change a view that autograd has made in place
     return outputs if inputs.dim() == 2 else outputs.reshape(*inputs.shape[:-1], pattern.shape[0])
 
 
 def _sparse_product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """Compute the outputs, (rows, batch)."""
     outputs = pattern.matrix(len(inputs)).times(values, inputs)
-    return (outputs if bias is None else outputs.add_(bias.unsqueeze(1))).t()
+    return outputs if bias is None else outputs.add_(bias.unsqueeze(1))
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -285,6 +286,7 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         inputs, values = ctx.saved_tensors
+        gradient = gradient.t()  # (batch, rows)
         of_inputs, of_values, of_bias, _ = ctx.needs_input_grad
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself

@@ -314,3 +314,17 @@ def test_the_training_step_compiles_with_the_dense_form(compact, always):
         torch.autograd.grad(run(inputs).square().sum(), list(network.parameters())) for run in (network, compiled)
     )
     torch.testing.assert_close(traced, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_the_next_layer_may_change_outputs_in_place():
+    generator = torch.Generator().manual_seed(0)
+    held = torch.rand(6, 5, generator=generator) < 0.4
+    pattern = Pattern(held.reshape(-1).nonzero().squeeze(1), held.shape)
+    inputs, values = torch.randn(3, 5, generator=generator), torch.randn(int(held.sum()), generator=generator)
+    weight = torch.zeros(30).index_copy(0, pattern.index, values).view(6, 5)
+    gradients = []
+    for linear in (lambda x: sparse_linear(x, values, pattern), lambda x: x @ weight.t()):
+        x = inputs.clone().requires_grad_()
+        F.hardswish(linear(x), inplace=True).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
