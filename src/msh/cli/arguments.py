@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 FLAGS_WITH_VALUE = {
@@ -39,7 +40,7 @@ def by_key(overrides: Iterable[str]) -> dict[str, str]:
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:
     """Return the value of a flag, `--flag VALUE` or `--flag=VALUE`; None where it is not given."""
-    for flag, after in zip(flags, [*flags[1:], None], strict=True):
+    for flag, after in zip_longest(flags, flags[1:]):
         name, written, value = flag.partition("=")
         if name in names:
             return value if written else after

@@ -35,7 +35,7 @@ from msh.tracking.wandb_run import new_run_id
 from msh.training import life
 from msh.training.baselines import Baselines
 from msh.training.build import add_task, computing
-from msh.training.callbacks import Freeze, Guarantee
+from msh.training.callbacks import Freeze, Guarantee, ReportUntrained
 from msh.training.callbacks.guarantee import RECORDS
 from msh.training.config import RunConfig
 from msh.training.ensembles import evaluate_ensembles
@@ -182,6 +182,7 @@ class Run:
             config.guarantee.on_violation,
             config.evaluation.batch_size,
         )
+        self.untrained = ReportUntrained()
         self.owner_maps = chosen_layers(self.network.names.prunable, config.owner_maps)
         self.started = time.monotonic()
         self.seconds_before = results.wall_seconds
@@ -303,6 +304,9 @@ class Run:
             life.prune_before_training(self.prepared, self.module, stage)
             life.compact(self.network, stage.tasks)
         callbacks: list[pl.Callback] = [life.pruner(self.prepared, stage)] if fit.prunes else []
+        is_first = stage == next(stage for stage, fits in self.fits.items() if fits)
+        if is_first:
+            callbacks.append(self.untrained)
         if fit.last:
             callbacks += [Freeze(), self.guarantee]
         seconds = run_fit(
@@ -318,6 +322,8 @@ class Run:
         )
         if fit.prunes and not fit.last:
             life.compact(self.network, stage.tasks)
+        if is_first and fit.last and is_rank_zero():
+            self.untrained.report()
         for task in stage.tasks:
             self.results.tasks[task].train_seconds += seconds
         counted = cast(Counted, self.guarantee.counts) | {"step": self.module.run_step}
