@@ -27,7 +27,7 @@ from msh.tasks.steps import Reader, Steps
 
 Format = Literal["onnx", "pt2", "safetensors"]
 OPSET = 20
-TENSOR_STEPS = ("permute", "repeat_channels", "scale")
+TENSOR_STEPS = ("permute", "repeat_channels", "resize", "scale")
 """Steps of preprocessing that exports can hold."""
 
 

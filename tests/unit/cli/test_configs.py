@@ -27,7 +27,7 @@ EXPECTED = {
     "logger": {"csv", "wandb", "tensorboard", "mlflow", "none"},
     "optimizer": {"sgd", "adam", "adamw"},
     "paths": {"default"},
-    "pruning": {"at_init", "gradual", "gradual_later", "lottery"},
+    "pruning": {"at_init", "early", "gradual", "gradual_later", "lottery"},
     "pruning/criterion": set(CRITERIA),
     "pruning/schedule": set(SCHEDULES),
     "scheduler": {"cosine"},
@@ -145,7 +145,7 @@ def test_the_papers_procedure_is_its_own_and_keeps_tasks_network_and_budget(expe
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("pruning", ["gradual", "gradual_later", "at_init", "lottery"])
+@pytest.mark.parametrize("pruning", ["gradual", "gradual_later", "early", "at_init", "lottery"])
 def test_an_experiment_leaves_when_is_pruned_to_the_group_that_is_chosen(experiment, pruning):
     chosen = composed(f"pruning={pruning}").pruning
     found = composed(f"experiment={experiment}", f"pruning={pruning}").pruning
@@ -219,3 +219,14 @@ def test_settings_that_must_be_set_are_named_together():
     with pytest.raises(ConfigError) as error:
         run_config(composed("tasks=table"))
     assert [line.split(" ")[0] for line in error.value.problems] == list(keys)
+
+
+@pytest.mark.parametrize("tasks", ["table", "[wine,table]"])
+def test_a_table_is_pruned_early_unless_another_option_is_chosen(tasks):
+    def pruning(*overrides):
+        return composed(*overrides).pruning
+
+    assert pruning(f"tasks={tasks}") == pruning("pruning=early") != pruning()
+    assert pruning(f"tasks={tasks}", "pruning=gradual") == pruning()
+    assert pruning(f"tasks={tasks}", "pruning.end=0.5").end == 0.5
+    assert pruning(f"tasks={tasks}", "procedure=paper") == pruning("procedure=paper")
