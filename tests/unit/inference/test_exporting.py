@@ -10,6 +10,7 @@ from frozen import frozen
 from msh.files.state_file import save_network
 from msh.inference.exporting import export_all, export_file, export_task
 from msh.tasks import RawData, Split, build_task
+from msh.tasks.steps import Resize
 from msh.tasks.tokens import Texts
 from msh.tasks.transforms import transformed
 
@@ -20,6 +21,7 @@ BACKBONES = {
     "conv": ({"_target_": "msh.backbones.conv.PaperConv"}, (1, 11, 11)),
     "resnet": (RESNET, (3, 12, 12)),
     "resnet on grey": (RESNET, (1, 12, 12)),
+    "resnet on others' sizes": (RESNET, (3, 7, 14)),
     "transformer": (TRANSFORMER, (6,)),
 }
 CASES = [
@@ -27,6 +29,7 @@ CASES = [
     ("conv", ({"permute_pixels": 3},)),
     ("resnet", ()),
     ("resnet on grey", ({"repeat_channels": 3},)),
+    ("resnet on others' sizes", ()),
     ("transformer", ()),
 ]
 
@@ -44,7 +47,10 @@ def build_for(backbone, transforms=(), kind="classification"):
         words = Texts([f"word{i % 20} word{i % 7}" for i in range(40)], vocabulary=30, length=6)
         rows = Split(torch.arange(40), torch.arange(40) % 2)
         return {**recipe, "input_shape": [6]}, build_task("a", RawData("classification", rows, rows, 2, words))
-    task = build_task("a", transformed("a", data_of(shape, kind), transforms))
+    data = transformed("a", data_of(shape, kind), transforms)
+    if "sizes" in backbone:
+        data = data.then(Resize((12, 12), "bicubic"))
+    task = build_task("a", data)
     return {**recipe, "input_shape": list(task.input_shape)}, task
 
 
