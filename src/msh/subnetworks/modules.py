@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.tensors import TensorNames, evaluating, name_tensors
-from msh.subnetworks.tracing import GRANULARITIES, trace_units
+from msh.subnetworks.tracing import trace_units
 
 ModuleRole = Literal["prunable", "private", "shared", "unused", ""]
 PARAMETRIZATION = re.compile(r"\.?\bparametrizations\.\w+$")
@@ -52,7 +52,7 @@ class BackboneFacts:
 
     Attributes:
         modules: those with parameters or operations of their own, in the order of a walk.
-        refusal: why whole units do not work, or only those of one kind; "" where all do.
+        refusal: why whole units do not work; "" where they do.
     """
 
     modules: list[ModuleFacts]
@@ -83,11 +83,10 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     shapes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
     network = MultiSubnetwork(backbone, prunable)
     sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable)}, ""
-    for granularity in GRANULARITIES[1:]:
-        try:
-            graphs[granularity] = set(trace_units(network, granularity).layers)
-        except ValueError as error:
-            refusal = str(error)  # the last one allows the most
+    try:
+        graphs["unit"] = set(trace_units(network).layers)
+    except ValueError as error:
+        refusal = str(error)
     modules: list[ModuleFacts] = []
     counted: set[str] = set()
     for path, tensors in own.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from msh.tasks.outputs import Kind
 from msh.tasks.preprocessing import prepare
 from msh.tasks.steps import Scale, Steps
 from msh.tasks.table_step import ReadTable
-from msh.tasks.task import Split
+from msh.tasks.task import RawInputs, Split
 
 DATA_SETS: dict[str, Kind] = {
     "digits": "classification",
@@ -54,8 +55,18 @@ def bundled(name: str, test_fraction: float = 0.3) -> RawData:
     rows = [cast(Tensor, half.inputs) for half in halves]
     steps = _digits_steps() if name == "digits" else (_reading(loaded, rows[0]),)
     inputs = prepare(steps, loaded.images if name == "digits" else loaded.data)
-    train, test = (Split(inputs[part], targets[part]) for part in rows)
+    read = None if name == "digits" else partial(_rows, name)
+    train, test = (Split(inputs[r], targets[r], None if read is None else RawInputs(read, r)) for r in rows)
     return RawData(kind, train, test, outputs, classes=classes, steps=steps)
+
+
+def _rows(name: str, rows: Tensor) -> Any:
+    """Read rows of a table, int64 (rows,), as a DataFrame of texts."""
+    import pandas as pd
+    from sklearn import datasets
+
+    loaded = getattr(datasets, f"load_{name}")()
+    return pd.DataFrame(loaded.data[rows.numpy()], columns=list(map(str, loaded.feature_names))).map(str)
 
 
 def _digits_steps() -> Steps:

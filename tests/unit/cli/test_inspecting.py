@@ -27,7 +27,7 @@ def cells(text, name):
 def test_modules_are_shown_for_the_first_tasks_inputs(run):
     text = run("tasks=[wine]", "backbone.width=10", "backbone.depth=1")
     assert "inputs: [13], as task wine has them" in text
-    assert cells(text, "layers.1") == ["layers.1", "prunable", "130", "10", "weight, neuron, channel", "260"]
+    assert cells(text, "layers.1") == ["layers.1", "prunable", "130", "10", "weight, unit", "260"]
 
 
 def test_no_data_is_needed(run, tmp_path):
