@@ -71,7 +71,7 @@ def fit_means(features: Tensor, classes: Tensor) -> Means:
 
 @dataclass(frozen=True, config=CONFIG)
 class Route:
-    """How confident a task is of an input, comparable with the other tasks whose inputs have the same form.
+    """Score how confident a task is of an input, comparably between tasks whose inputs have the same form.
 
     Attributes:
         rule: "softmax": the largest probability; "energy": the logarithm of the sum of exponentials of the logits;
