@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ class SmallTensors:
         shapes: tensor name to the shape (units, columns, *kernel) of the task's weights there.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
         last: name of the last layer's module.
-        last_rows: indices of its units.
 
     Args:
         network: holds the task.
@@ -45,10 +44,9 @@ class SmallTensors:
             self.shapes[name] = (int(units[name].sum()), width, *layer.shape[2:])
             self.rows[layer.module] = units[name].nonzero().squeeze(1)
         self.last = graph.layers[graph.output.layer].module
-        self.last_rows = self.rows[self.last]
         for where, source in graph.norms.items():
             if source.layer != graph.output.layer:
-                passed = columns(source, units, 0, self.last_rows.device)
+                passed = columns(source, units, 0, self.rows[self.last].device)
                 self.rows[where] = passed.nonzero().squeeze(1)
 
     def weight(self, name: str, values: Tensor) -> Tensor:
@@ -68,24 +66,31 @@ class SmallTensors:
         else:
             whole.index_copy_(0, rows, small)
 
-    def widen_last(self, tree: nn.Module, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> None:
-        """Make the last layer of a backbone's copy write into outputs of full width.
+    def widen_last(self, tree: nn.Module) -> Widened:
+        """Make the last layer of a backbone's copy write into outputs of full width, and return it.
 
-        Args:
-            tree: the copy; the layer has, or gets later, the small weight and bias.
-            network: holds the task.
-            private: the task's private tensors, whole.
+        The layer has, or gets later, the small weight and bias; the caller sets `others`.
+
         Raises:
             ValueError: the layer is of a type whose units are not known.
         """
-        layer, weight = tree.get_submodule(self.last), network.backbone.get_buffer(f"{self.last}.weight")
-        if not isinstance(layer, Widened):
-            if type(layer) not in WIDE:
-                raise ValueError(f"{self.last!r} is a {type(layer).__name__}, whose units are not known")
-            layer.__class__ = WIDE[type(layer)]
-        bias = private.get(f"{self.last}.bias")
-        vars(layer)["rows"] = self.last_rows
-        vars(layer)["others"] = weight.new_zeros(len(weight)) if bias is None else bias
+        layer = tree.get_submodule(self.last)
+        if type(layer) not in WIDE:
+            raise ValueError(f"{self.last!r} is a {type(layer).__name__}, whose units are not known")
+        layer.__class__ = WIDE[type(layer)]
+        wide = cast(Widened, layer)
+        vars(wide)["rows"] = self.rows[self.last]
+        return wide
+
+    def others(self, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> Tensor:
+        """Return the last layer's outputs for units without weights, (width,): their biases, or zeros.
+
+        Args:
+            network: holds the task.
+            private: the task's private tensors, whole.
+        """
+        bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
+        return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def computes_small(sub: Subnetwork) -> bool:
