@@ -408,6 +408,20 @@ def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
         first, second = (state.owners[f"layers.{place}.weight"] == owner for place in (1, 3))
         assert first.all(1).sum() == first.any(1).sum()
         assert torch.equal(second, second.any(1)[:, None] & first.any(1))
+        assert row["flops"] == pytest.approx(row["density"])
+
+
+@pytest.mark.parametrize("pruning", ["gradual", "at_init"])
+def test_tasks_share_units_where_there_are_too_few(pruning, learned):
+    results, folder = learned("pruning.granularity=unit", "pruning.density=0.45", f"pruning={pruning}")
+    owners = read_state(folder / "network.safetensors", "network").state.owners
+    for owner, row in enumerate(results["tasks"].values(), start=1):
+        counts = [int((owners[f"layers.{place}.weight"] == owner).sum()) for place in (1, 3)]
+        assert counts == [round(0.45 * 32 * 13), round(0.45 * 32 * 32)]
+        assert 0.45 < row["flops"] <= 1
+    rows = owners["layers.1.weight"]
+    assert ((rows == 1).any(1) & (rows == 2).any(1)).any()
+    assert results["guarantee"]["violations"] == 0
 
 
 @pytest.mark.parametrize(
@@ -420,6 +434,12 @@ def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
         (["pruning.granularity=neuron", "pruning.scope=network"], says("pruning.scope", value="network")),
         (["pruning.granularity=neuron", "reuse=all"], says("reuse", value="all")),
         (["pruning.granularity=neuron", "pruning.density=0.4"], "task 'iris' wants 18 of the 32 units of layer"),
+        (
+            ["pruning.granularity=unit", "pruning.overlap=false", "pruning.density=0.4"],
+            "wants 18 of the 32 units of layer .*or let tasks share units with pruning.overlap=true",
+        ),
+        (["pruning.granularity=unit", "pruning.density=0.6"], "wants 250 weights of layer .*, but only 166 are free"),
+        (["pruning.overlap=true"], says("pruning.overlap", value=True)),
         (["pruning.granularity=neuron", "pruning.density=0.005"], "one unit of each layer .* takes 14"),
     ],
 )

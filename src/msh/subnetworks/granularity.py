@@ -1,4 +1,4 @@
-"""Granularity: prune single weights, or whole units of linear layers and convolutions."""
+"""Granularity: prune single weights, or whole units of linear layers and convolutions, which tasks may share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from msh.subnetworks.allocation import choose
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.subnetworks.tracing import UnitGraph
-from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
+from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores
 
 Masks = Mapping[str, Tensor]
 """Tensor name to bool: (*shape) for weights, (units,) for units."""
@@ -26,6 +27,9 @@ class Granularity(Protocol):
 
     def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn scores of weights, (*shape) for each tensor, into scores of elements."""
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select elements among the candidates: see `choose`, whose arguments these are."""
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected elements to weights: tensor name to bool (*shape)."""
@@ -50,6 +54,10 @@ class Weights:
     def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the scores: elements are weights."""
         return scores
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring weights."""
+        return choose(scores, kept, candidates)
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Return the masks: elements are weights."""
@@ -88,12 +96,43 @@ class Units:
         """Add up the scores of each unit's candidate weights: (units,) for each tensor."""
         return unit_scores(self.graph, scores, network.masks(task))
 
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring units."""
+        return choose(scores, kept, candidates)
+
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand units to their rows, at the columns that selected units feed."""
         return unit_masks(self.graph, masks)
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Return None: a task reads no other task's units."""
+        return None
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Mark the weights of the kept rows."""
+        return before & _rows(mask)
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm of the kept rows."""
+        return norm_of(values, _rows(mask))
+
+
+@dataclass(frozen=True)
+class OverlappingUnits(Weights):
+    """Prune single weights such that few units remain; other tasks may own other weights of the same units.
+
+    Attributes:
+        graph: of the backbone, from `trace_units`.
+    """
+
+    graph: UnitGraph
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring weights of as few units as have enough: see `choose_in_rectangles`."""
+        return choose_in_rectangles(self.graph, scores, kept, candidates)
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Return None: a task reads no other task's weights."""
         return None
 
     def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.tensors import TensorNames, evaluating, name_tensors
-from msh.subnetworks.tracing import trace_units
+from msh.subnetworks.tracing import example_inputs, trace_units
 
 ModuleRole = Literal["prunable", "private", "shared", "unused", ""]
 PARAMETRIZATION = re.compile(r"\.?\bparametrizations\.\w+$")
@@ -107,6 +107,22 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
             )
         )
     return BackboneFacts(modules, refusal)
+
+
+@torch.no_grad()
+def flops_share(network: MultiSubnetwork, task: str) -> float:
+    """Compute the FLOPs of a frozen task's backbone as a share of those of the dense backbone, in (0, 1].
+
+    Meaningful for a task of whole units, which computes as a smaller dense network.
+    """
+    example, counts = example_inputs(network), list[int]()
+    module = network.module(task)
+    with evaluating(network.backbone):
+        for backbone in (module.get_submodule("backbone"), network.backbone):
+            with FlopCounterMode(display=False) as counter:
+                backbone(example)
+            counts.append(counter.get_total_flops())
+    return counts[0] / counts[1]
 
 
 def _own_parameters(module: nn.Module, path: str, names: TensorNames) -> list[str]:

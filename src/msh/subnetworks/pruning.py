@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose, choose_at_most
+from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
@@ -57,7 +57,7 @@ def select(
     """
     scores = score(network, task, criterion, gradients, generator, granularity)
     allowed = granularity.candidates(network, task)
-    masks = choose(scores, kept, allowed)
+    masks = granularity.choose(scores, kept, allowed)
     if not allow_empty:
         check_layers(network, task, masks, kept, scores, allowed)
     return granularity.weights(masks)
@@ -97,6 +97,7 @@ def select_apart(
     budgets: Mapping[str, Mapping[str, int]],
     candidates: Mapping[str, Masks],
     shared: Masks | None = None,
+    granularity: Granularity = WEIGHTS,
 ) -> dict[str, dict[str, Tensor]]:
     """Select the weights of several masked tasks, such that each can end with a budget that no other task shares.
 
@@ -109,6 +110,7 @@ def select_apart(
         budgets: task to {tensor name, or "" for all: number kept at the end}, at most the number kept now.
         candidates: task to {tensor name: bool (*shape)}: all free weights, or the last result of this function.
         shared: tensor name to bool (*shape): weights that are only read, which any number of tasks may keep.
+        granularity: of scores and candidates.
     Returns:
         Task to {tensor name: bool (*shape)}.
     Raises:
@@ -117,11 +119,13 @@ def select_apart(
     """
     reserved: dict[str, Masks] = {}
     for task, budget in budgets.items():
-        reserved[task] = choose(scores[task], budget, _without(candidates[task], reserved.values(), shared))
+        rest = _without(candidates[task], reserved.values(), shared)
+        reserved[task] = granularity.choose(scores[task], budget, rest)
     chosen = {}
     for task in budgets:
         others = [masks for other, masks in reserved.items() if other != task]
-        chosen[task] = choose_at_most(scores[task], kept[task], _without(candidates[task], others, shared))
+        rest = _without(candidates[task], others, shared)
+        chosen[task] = choose_at_most(scores[task], kept[task], rest, granularity.choose)
     return chosen
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from msh.subnetworks.sparse import TrainedLinear
-from msh.subnetworks.tracing import trace_units
-from msh.subnetworks.units import columns, owned_units
+from msh.subnetworks.tracing import UnitGraph, trace_units
+from msh.subnetworks.units import columns, units_in_use
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
@@ -23,25 +24,31 @@ class SmallTensors:
     its units' outputs between the biases of the others, and what follows it stays whole.
 
     Attributes:
-        shapes: tensor name to the shape (units, columns, *kernel) of the task's weights there.
+        units: tensor name to bool (units,), the units it computes with.
+        shapes: tensor name to the shape (units, columns, *kernel) of its small weight.
+        places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
         last: name of the last layer's module.
 
     Args:
         network: holds the task.
-        task: a compact or frozen one that owns whole units.
+        task: a compact or frozen one.
+        graph: of the backbone, from `trace_units`, which is called when None.
     Raises:
-        ValueError: the task does not own whole units, or the backbone's units are not known.
+        ValueError: the backbone's units are not known.
     """
 
-    def __init__(self, network: MultiSubnetwork, task: str) -> None:
-        graph = trace_units(network)
-        units = owned_units(graph, task, network.masks(task))
-        self.shapes = {}
+    def __init__(self, network: MultiSubnetwork, task: str, graph: UnitGraph | None = None) -> None:
+        graph, masks = graph or trace_units(network), network.masks(task)
+        self.units = units = units_in_use(graph, masks)
+        self.shapes, self.places = {}, {}
         self.rows: dict[str, Tensor] = {}
         for name, layer in graph.layers.items():
-            width = int(columns(layer.source, units, layer.shape[1], units[name].device).sum())
-            self.shapes[name] = (int(units[name].sum()), width, *layer.shape[2:])
+            fed = columns(layer.source, units, layer.shape[1], units[name].device)
+            self.shapes[name] = (int(units[name].sum()), int(fed.sum()), *layer.shape[2:])
+            owned = masks[name][units[name]][:, fed]
+            if not bool(owned.all()):
+                self.places[name] = owned.flatten().nonzero().squeeze(1)
             self.rows[layer.module] = units[name].nonzero().squeeze(1)
         self.last = graph.layers[graph.output.layer].module
         for where, source in graph.norms.items():
@@ -50,8 +57,13 @@ class SmallTensors:
                 self.rows[where] = passed.nonzero().squeeze(1)
 
     def weight(self, name: str, values: Tensor) -> Tensor:
-        """Shape a task's values in a tensor, (k,), as its small weight: (units, columns, *kernel), without a copy."""
-        return values.view(self.shapes[name])
+        """Shape a task's values in a tensor, (k,), as its small weight: (units, columns, *kernel).
+
+        The weight is a view of the values where the task owns all of it, else 0 where it does not.
+        """
+        if (places := self.places.get(name)) is None:
+            return values.view(self.shapes[name])
+        return values.new_zeros(math.prod(self.shapes[name])).index_copy(0, places, values).view(self.shapes[name])
 
     def private(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a private tensor to the units of its module; the gradient reaches the whole tensor."""

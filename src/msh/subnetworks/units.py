@@ -1,11 +1,13 @@
 """Plan and select whole units: the number per layer that a budget allows, and the units that a task keeps.
 
-A task that keeps units owns, in each tensor, their rows at the columns that its units in the previous layer feed: its
-subnetwork is a smaller dense network. A unit belongs to one task at most.
+A task that keeps units computes, in each tensor, a rectangle: their rows at the columns that its units in the previous
+layer feed. Its subnetwork is a smaller dense network. Where units belong to one task at most, it owns whole rectangles;
+where tasks share units, it owns the weights in its rectangles that were free, and the others are 0 to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msh.errors import invalid, requirement
-from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError
+from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError, choose
 from msh.subnetworks.empty import least_density
 from msh.subnetworks.tracing import UnitGraph, UnitSource
 
@@ -171,23 +173,63 @@ def columns(source: UnitSource | None, units: Mapping[str, Tensor], width: int, 
     return units[source.layer].repeat_interleave(source.block)
 
 
-def owned_units(graph: UnitGraph, task: str, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find a task's units, if it was allocated in whole units.
+def units_in_use(graph: UnitGraph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Find the units that a task computes with: they have one of its weights, or feed one.
 
     Args:
         graph: of the backbone.
-        task: its name, for the message.
         masks: tensor name to bool (*shape), its weights.
     Returns:
-        Tensor name to bool (units,).
-    Raises:
-        ValueError: its weights do not form whole units.
+        Tensor name to bool (units,); the masks lie within `unit_masks` of these.
     """
     units = {name: masks[name].flatten(1).any(1) for name in graph.layers}
-    for name, mask in unit_masks(graph, units).items():
-        if not torch.equal(mask, masks[name]) or not bool(mask.any()):
-            raise ValueError(
-                f"task {task!r} was not allocated in whole units: see layer {name!r}; "
-                "prune it with granularity neuron or channel"
-            )
+    for name, layer in graph.layers.items():
+        if layer.source is not None:
+            feeding = masks[name].transpose(0, 1).flatten(1).any(1)  # (columns,)
+            units[layer.source.layer] |= feeding.view(-1, layer.source.block).any(1)
     return units
+
+
+def choose_in_rectangles(
+    graph: UnitGraph, scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Keep the highest-scoring weights of few units: the smallest common share of units that has enough candidates.
+
+    Units are ranked by the sum of their candidates' scores, so that a unit with more free weights precedes one that is
+    as good but mostly taken.
+
+    Args:
+        graph: of the backbone.
+        scores: tensor name to (*shape), higher is kept; unitless.
+        kept: tensor name to the number kept there.
+        candidates: tensor name to bool (*shape); only these can be kept.
+    Returns:
+        Tensor name to bool (*shape).
+    Raises:
+        ValueError: a number kept exceeds the candidates, or a candidate's score is NaN.
+    """
+    rank = {name: _ranks(scores[name], candidates[name]) for name in graph.layers}
+    widest = max(layer.units for layer in graph.layers.values())
+
+    def rectangles(step: int) -> dict[str, Tensor]:
+        shares = {name: -(-layer.units * step // widest) for name, layer in graph.layers.items()}
+        masks = unit_masks(graph, {name: rank[name] < count for name, count in shares.items()})
+        return {name: mask & candidates[name] for name, mask in masks.items()}
+
+    def fits(step: int) -> bool:
+        return all(int(mask.sum()) >= kept[name] for name, mask in rectangles(step).items())
+
+    low, high = 1, widest
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return choose(scores, kept, rectangles(low))
+
+
+def _ranks(scores: Tensor, candidates: Tensor) -> Tensor:
+    """Rank units by the sum of their candidates' scores, 0 for the highest: (units,); those without any come last."""
+    sums = torch.where(candidates, scores.detach(), 0.0).flatten(1).sum(1)
+    sums[~candidates.flatten(1).any(1)] = -math.inf
+    ranks = torch.empty_like(sums, dtype=torch.int64)
+    ranks[sums.argsort(descending=True, stable=True)] = torch.arange(len(sums), device=sums.device)
+    return ranks

@@ -144,8 +144,12 @@ class PruningConfig:
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
     granularity: GranularityName = "weight"
     """"weight": single weights; "unit": whole units of linear layers and channels of convolutions. Whole units make a
-    subnetwork a smaller dense network, which trains and predicts at its own cost; a budget is then met from below.
-    "neuron" (linear layers alone) and "channel" are those of earlier releases, computed at the whole network's cost."""
+    subnetwork a smaller dense network, which trains and predicts at its own cost; see `overlap`. "neuron" (linear
+    layers alone) and "channel" are those of earlier releases, computed at the whole network's cost."""
+    overlap: Flag | None = None
+    """With granularity "unit", may tasks own different weights of one unit? false: a unit belongs to one task, a budget
+    is met from below, and units run out before weights do. true: a task owns exactly its budget among the free weights
+    of few units. null: false if the tasks to train fit so, else true."""
     start: Literal["fresh", "backbone"] = "fresh"
     """A task's weights before training: "fresh", drawn for each task, as large as the backbone's own; "backbone", those
     of the backbone, as a pretrained one needs it."""
@@ -193,6 +197,8 @@ class PruningConfig:
         if self.granularity != "weight" and self.scope != "tensor":
             whole = f"'tensor' with pruning.granularity = {self.granularity!r}"
             yield str(invalid("pruning.scope", whole, self.scope))
+        if self.granularity != "unit" and self.overlap is not None:
+            yield str(invalid("pruning.overlap", "null unless pruning.granularity is 'unit'", self.overlap))
         if self.share is not None and self.scope in ("erk", "epl"):
             yield str(invalid("pruning.scope", "'tensor' or 'network' with pruning.share", self.scope))
         for name, applies in (

@@ -15,7 +15,16 @@ from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of_run
 from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
+from msh.subnetworks import (
+    CapacityError,
+    EmptyLayerError,
+    Granularity,
+    MultiSubnetwork,
+    OverlappingUnits,
+    Units,
+    plan_counts,
+    plan_units,
+)
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
@@ -104,10 +113,10 @@ def prepare(config: RunConfig) -> Prepared:
     if prepared.plan is not None and not config.pruning.allow_empty_layers:
         _check_plan_layers(prepared.plan, names)
     coming = [stage for stage, parts in fits.items() if parts and prepared.plan is None]
-    wanted = _plan_budgets(config, network, coming, granularity)
+    granularity, wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
         check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
-    return replace(prepared, wanted=wanted)
+    return replace(prepared, granularity=granularity, wanted=wanted)
 
 
 def _with_data(stages: Iterable[Stage], tasks: Container[str]) -> list[Stage]:
@@ -199,13 +208,31 @@ def _plan_budgets(
     network: MultiSubnetwork,
     stages: Sequence[Stage],
     granularity: Granularity,
-) -> dict[str, dict[str, int]]:
-    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units."""
+) -> tuple[Granularity, dict[str, dict[str, int]]]:
+    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units.
+
+    Returns:
+        The granularity, in which units overlap if `pruning.overlap` is true, or null and disjoint ones do not suffice;
+        and the budgets.
+    """
     if not isinstance(granularity, Units):
-        return plan_weights(config, network, stages)
-    owners = {name: network.owners[name] for name in network.names.prunable}
-    free = {name: int(mask.sum()) for name, mask in candidate_units(granularity.graph, network.free(), owners).items()}
-    return plan_units(granularity.graph, {task: config.budget(task) for stage in stages for task in stage.tasks}, free)
+        return granularity, plan_weights(config, network, stages)
+    graph, overlap = granularity.graph, config.pruning.overlap
+    if not overlap:
+        owners = {name: network.owners[name] for name in network.names.prunable}
+        free = {name: int(mask.sum()) for name, mask in candidate_units(graph, network.free(), owners).items()}
+        budgets = {task: config.budget(task) for stage in stages for task in stage.tasks}
+        try:
+            return granularity, plan_units(graph, budgets, free)
+        except EmptyLayerError:
+            raise
+        except CapacityError as error:
+            if config.pruning.granularity != "unit":
+                raise
+            if overlap is False:
+                raise CapacityError(f"{error}; or let tasks share units with pruning.overlap=true") from error
+            log.info("the tasks need more units than there are: they share units, and own different weights of them")
+    return OverlappingUnits(graph), plan_weights(config, network, stages)
 
 
 def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:

@@ -29,6 +29,8 @@ from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
+from msh.subnetworks.modules import flops_share
+from msh.subnetworks.small import computes_small
 from msh.tasks.task import metric_in
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
@@ -404,6 +406,8 @@ class Run:
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
         result.weights_private = private_count(self.network.subnetwork(task).as_state())
+        if computes_small(self.network.subnetwork(task)):
+            result.flops = flops_share(self.network, task)
 
     # ---- results and logs
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from helpers import load_network
 from msh.backbones import MLP, PaperConv
 from msh.files.state_file import save_network
-from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
+from msh.subnetworks import Budget, MultiSubnetwork, OverlappingUnits, Units, plan_units, prune, trace_units
 
 
 class NoBias(nn.Module):
@@ -47,13 +47,14 @@ BACKBONES = {
 }
 
 
-def make(backbone, granularity, tasks=("a",), dtype=torch.float64, density=0.2):
+def make(backbone, granularity, tasks=("a",), dtype=torch.float64, density=0.2, overlap=False):
     """Make a network with compact tasks of whole units."""
     torch.manual_seed(0)
     network = MultiSubnetwork(BACKBONES[backbone]().to(dtype))
     for number, task in enumerate(tasks):
-        units = Units(trace_units(network))
-        plan = plan_units(units.graph, {task: Budget(density=density)})
+        units = (OverlappingUnits if overlap else Units)(trace_units(network))
+        budget = Budget(density=density)
+        plan = {task: budget.counts(network.sizes(), {})} if overlap else plan_units(units.graph, {task: budget})
         head = nn.Linear(network.backbone.features, 3).to(dtype)
         network.add_task(task, head, granularity=granularity)
         network.begin(task, generator=torch.Generator().manual_seed(number))
@@ -81,9 +82,10 @@ def train(network, task, steps=3):
     return torch.stack(outputs).detach()
 
 
+@pytest.mark.parametrize(("tasks", "overlap"), [("a", False), ("a", True), ("bca", True)])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_it_trains_as_with_matrices_of_full_size(backbone):
-    small, whole = make(backbone, "unit"), make(backbone, "channel")
+def test_it_trains_as_with_matrices_of_full_size(backbone, tasks, overlap):
+    small, whole = (make(backbone, kind, tasks, overlap=overlap) for kind in ("unit", "channel"))
     torch.testing.assert_close(train(small, "a"), train(whole, "a"), rtol=0, atol=1e-12)
     values = {name: dict(network.named_parameters()) for name, network in (("small", small), ("whole", whole))}
     for name, value in values["whole"].items():
