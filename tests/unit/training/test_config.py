@@ -319,7 +319,7 @@ def test_hydra_knows_every_key_and_its_default():
         "share": None,
         "scope": "tensor",
         "granularity": "weight",
-            "overlap": None,
+        "overlap": None,
         "start": "fresh",
         "criterion": "magnitude",
         "scores": "magnitude",
