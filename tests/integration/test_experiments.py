@@ -449,6 +449,32 @@ def test_settings_that_conflict_with_whole_units_are_refused_before_training(ove
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning=gradual", "pruning.regrow.share=0.3"], says("pruning.end", value=0.33)),
+        (["pruning=regrow", "pruning.rewind=0"], says("pruning.rewind", value=0)),
+        (["pruning=regrow", "pruning.granularity=unit"], says("pruning.regrow.by", value="gradient")),
+        (["pruning=regrow", "pruning.regrow.share=1.5"], says("pruning.regrow.share", value=1.5)),
+        (["pruning=regrow", "trainer.strategy=fsdp"], says("pruning.regrow.share", value=0.3)),
+    ],
+)
+def test_settings_that_conflict_with_regrowth_are_refused_before_training(overrides, message, train_here, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        train_here(*QUICK, *overrides)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_parallel_stage_regrows_each_task_apart(train_here):
+    folder, _ = train_here(*QUICK, "pruning=regrow", "curriculum=[[iris,wine]]", "pruning.density=0.45")
+    results = json.loads((folder / "results.json").read_text())
+    owners = read_state(folder / "network.safetensors", "network").state.owners
+    for owner, row in enumerate(results["tasks"].values(), start=1):
+        counts = [int((owners[f"layers.{place}.weight"] == owner).sum()) for place in (1, 3)]
+        assert counts == [round(0.45 * 32 * 13), round(0.45 * 32 * 32)]
+        assert row["test"] > 0.3
+
+
 def test_neurons_of_a_backbone_with_convolutions_are_refused_before_training(train_here):
     conv = ["backbone=paper_conv", "backbone.input_shape=[1,11,11]", "pruning.granularity=neuron"]
     with pytest.raises(AssertionError, match=r"pruning.granularity 'neuron' .*'layers.0' \(Conv2d\)"):

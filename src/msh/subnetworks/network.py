@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -511,3 +512,31 @@ class MultiSubnetwork(Movable):
 
     def set_extra_state(self, state: str) -> None:
         """Do nothing: the description is read before the tensors are loaded."""
+
+
+@contextmanager
+def dense_leaves(network: MultiSubnetwork, task: str) -> Iterator[dict[str, Tensor]]:
+    """Compute a compact task with full-size weights, whose gradients reach free weights too, inside the context.
+
+    Yields:
+        Tensor name to (*shape), a leaf: the task's values, what it reads, and 0 elsewhere.
+    """
+    sub = network.in_phase(task, "compact")
+    leaves = {name: tensor.requires_grad_() for name, tensor in dense_values(network, task).items()}
+    network.forget_modules(task)
+    sub.exposed = dict(leaves)
+    try:
+        yield leaves
+    finally:
+        sub.exposed = {}
+        network.forget_modules(task)
+
+
+def dense_values(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+    """Write a compact task's values between what it reads, or zeros: tensor name to (*shape)."""
+    sub, dense = network.subnetwork(task), {}
+    for name, weight in network.weights():
+        values = sub.values[name].detach()
+        base = sub.base[name].to(values.dtype).expand(weight.shape).reshape(-1)
+        dense[name] = base.index_copy(0, sub.index[name], values).view(weight.shape)
+    return dense

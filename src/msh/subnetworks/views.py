@@ -234,7 +234,7 @@ class TrainingNetwork(nn.Module):
     def _small(self) -> SmallTensors | None:
         """Return the slices of a compact task of whole units."""
         sub = self.subnetwork
-        if sub.phase != "compact" or not computes_small(sub):
+        if sub.phase != "compact" or sub.exposed or not computes_small(sub):
             return None
         if self._slices is None:
             self._slices = SmallTensors(self._network[0], sub.task)

@@ -302,10 +302,13 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 life.begin(self.network, self.tasks[task], self.config, self.prepared.plan)
-        if not fit.prunes and self.config.pruning.end == 0:
+        begun = all(self.network.subnetwork(task).phase == "masked" for task in stage.tasks)
+        if begun and not fit.prunes:
             life.prune_before_training(self.prepared, self.module, stage)
             life.compact(self.network, stage.tasks)
         callbacks: list[pl.Callback] = [life.pruner(self.prepared, stage)] if fit.prunes else []
+        if fit.regrows:
+            callbacks.append(life.regrower(self.prepared, stage))
         is_first = stage == next(stage for stage, fits in self.fits.items() if fits)
         if is_first:
             callbacks.append(self.untrained)
