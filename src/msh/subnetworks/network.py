@@ -439,9 +439,14 @@ class MultiSubnetwork(Movable):
             sub: the task's subnetwork.
             small: a compact task's slices, for the weights of its units alone.
         """
-        if small is not None:
-            return {name: small.weight(name, sub.values[name].to(weight.dtype)) for name, weight in self.weights()}
-        return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
+        sliced = {} if small is None else small.shapes
+        weights: dict[str, Tensor | SparseForm] = {}
+        for name, weight in self.weights():
+            if small is not None and name in sliced:
+                weights[name] = small.weight(name, sub.values[name].to(weight.dtype))
+            else:
+                weights[name] = training_weight(sub, name, weight)
+        return weights
 
     def update_choice(self, sub: Subnetwork) -> None:
         """Select a task's weights by its current scores, if it has scores that choose."""
@@ -455,16 +460,15 @@ class MultiSubnetwork(Movable):
             state = self.view(sub.task)
             owned = {} if sub.reads else state.owned(sub.task)
             weights: dict[str, tuple[Tensor, SparseForm | None]] = {}
-            if computes_small(sub):
-                small = SmallTensors(self, sub.task)
-                for name, weight in state.weights.items():
-                    weights[name] = small.weight(name, weight[owned[name]]), None
-                return frozen_network(self, sub, weights, small), sum(each.nbytes for each, _ in weights.values())
+            small = SmallTensors(self, sub.task) if computes_small(sub) else None
             for name in self.names.prunable:
+                if small is not None and name in small.shapes:
+                    weights[name] = small.weight(name, state.weights[name][owned[name]]), None
+                    continue
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
                 weights[name] = dense, shown_form(dense, owned[name]) if owned else None
             size = sum(dense.nbytes for dense, _ in weights.values())
-            return frozen_network(self, sub, weights), size
+            return frozen_network(self, sub, weights, small), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
         """Gather the other tasks' weights that a task reads: tensor name to (*shape), or () if none."""

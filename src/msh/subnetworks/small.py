@@ -21,14 +21,15 @@ class SmallTensors:
     """Slice a task's tensors to its units.
 
     The features behind the last layer keep their full width, since the head reads all of them: the last layer writes
-    its units' outputs between the biases of the others, and what follows it stays whole.
+    its units' outputs between the biases of the others, and what follows it stays whole. Layers that stay whole at both
+    sides are not sliced.
 
     Attributes:
         units: tensor name to bool (units,), the units it computes with.
-        shapes: tensor name to the shape (units, columns, *kernel) of its small weight.
+        shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
-        last: name of the last layer's module.
+        last: name of the last layer's module; None if it stays whole.
 
     Args:
         network: holds the task.
@@ -43,17 +44,23 @@ class SmallTensors:
         self.units = units = units_in_use(graph, masks)
         self.shapes, self.places = {}, {}
         self.rows: dict[str, Tensor] = {}
-        for name, layer in graph.layers.items():
+        output = None if graph.output is None else graph.output.layer
+        for name in graph.layers:
+            layer = graph.layers[name]
+            if name not in graph.small:
+                continue
             fed = columns(layer.source, units, layer.shape[1], units[name].device)
             self.shapes[name] = (int(units[name].sum()), int(fed.sum()), *layer.shape[2:])
             owned = masks[name][units[name]][:, fed]
             if not bool(owned.all()):
                 self.places[name] = owned.flatten().nonzero().squeeze(1)
-            self.rows[layer.module] = units[name].nonzero().squeeze(1)
-        self.last = graph.layers[graph.output.layer].module
+            if not layer.whole:
+                self.rows[layer.module] = units[name].nonzero().squeeze(1)
+        self.last = None if output is None else graph.layers[output].module
+        self._depthwise = {m: r for m, r in self.rows.items() if _groups(network.backbone, m) > 1}
         for where, source in graph.norms.items():
-            if source.layer != graph.output.layer:
-                passed = columns(source, units, 0, self.rows[self.last].device)
+            if source.layer != output:
+                passed = columns(source, units, 0, units[source.layer].device)
                 self.rows[where] = passed.nonzero().squeeze(1)
 
     def weight(self, name: str, values: Tensor) -> Tensor:
@@ -78,17 +85,19 @@ class SmallTensors:
         else:
             whole.index_copy_(0, rows, small)
 
-    def widen_last(self, tree: nn.Module) -> Widened:
-        """Make the last layer of a backbone's copy write into outputs of full width, and return it.
+    def fit(self, tree: nn.Module) -> Widened | None:
+        """Make a backbone's copy compute with small tensors, which it has, or gets later.
 
-        The layer has, or gets later, the small weight and bias; the caller sets `others`.
+        Depthwise convolutions get as many groups as units; the last layer writes into outputs of full width.
 
-        Raises:
-            ValueError: the layer is of a type whose units are not known.
+        Returns:
+            The last layer, for which the caller sets `others`; None if it stays whole.
         """
+        for where, rows in self._depthwise.items():
+            cast(nn.Conv2d, tree.get_submodule(where)).groups = len(rows)
+        if self.last is None:
+            return None
         layer = tree.get_submodule(self.last)
-        if type(layer) not in WIDE:
-            raise ValueError(f"{self.last!r} is a {type(layer).__name__}, whose units are not known")
         layer.__class__ = WIDE[type(layer)]
         wide = cast(Widened, layer)
         vars(wide)["rows"] = self.rows[self.last]
@@ -103,6 +112,10 @@ class SmallTensors:
         """
         bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _groups(backbone: nn.Module, where: str) -> int:
+    return int(getattr(backbone.get_submodule(where), "groups", 1))
 
 
 def computes_small(sub: Subnetwork) -> bool:

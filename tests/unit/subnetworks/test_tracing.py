@@ -107,7 +107,7 @@ class Reshaped(Residual):
 
 REFUSED = [
     (Residual(), (2, 4), "operation 'add': .*units"),
-    (Branching(), (2, 4), "Branching: it cannot be traced by torch.fx"),
+    (Branching(), (2, 4), "operation 'bool': what it computes depends on the values"),
     (Twice(), (2, 4), r"module 'linear' \(Linear\): it is used more than once"),
     (Unused(), (2, 4), "table.weight: no linear layer or convolution"),
     (Two(), (2, 4), "its outputs: they must be one tensor"),
@@ -126,6 +126,111 @@ REFUSED = [
 def test_unknown_modules_and_operations_are_refused_by_name(backbone, shape, message):
     with pytest.raises(ValueError, match=rf"^granularity 'channel' .*{message}"):
         trace(backbone, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Residual, "operation 'add': its effect on units is not known"),
+        (Twice, r"module 'linear' \(Linear\): it is used more than once"),
+        (Branching, "operation 'bool': what it computes depends on the values of its inputs"),
+        (Two, "its outputs: they must be one tensor"),
+    ],
+)
+def test_a_backbone_without_a_layer_for_units_is_refused_with_the_cause(kind, message):
+    with pytest.raises(ValueError, match=rf"^granularity 'unit' does not work for this backbone: {message}"):
+        trace(kind(), "unit")
+
+
+class Block(nn.Module):
+    """A residual block, an inverted residual with a gate, and a token mixer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.norm, self.back = nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1)
+        self.expand, self.depthwise = nn.Conv2d(8, 10, 1), nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.inner = nn.BatchNorm2d(10)
+        self.squeeze, self.excite = nn.Conv2d(10, 4, 1), nn.Conv2d(4, 10, 1)
+        self.project = nn.Conv2d(10, 8, 1)
+        self.norms, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, inputs):
+        stream = self.stem(inputs)
+        stream = stream + self.back(F.relu(self.norm(self.body(stream))))
+        hidden = F.hardswish(self.inner(self.depthwise(F.relu6(self.expand(stream)))))
+        gate = self.excite(F.relu(self.squeeze(hidden.mean((2, 3), keepdim=True))))
+        stream = stream + self.project(hidden * torch.sigmoid(gate))
+        tokens = stream.flatten(2).transpose(1, 2)
+        return (tokens + self.down(F.gelu(self.up(self.norms(tokens))))).mean(1)
+
+
+def test_what_residual_additions_need_stays_whole_and_the_rest_has_units():
+    graph = trace(Block(), "unit", (2, 3, 4, 4))
+    assert set(graph.whole) == {f"{name}.weight" for name in ("stem", "back", "project", "down")}
+    assert "operation 'add': its effect on units is not known" in graph.whole["back.weight"]
+    assert graph.groups == {
+        "body.weight": ["body.weight"],
+        "expand.weight": ["expand.weight", "depthwise.weight", "excite.weight"],
+        "squeeze.weight": ["squeeze.weight"],
+        "up.weight": ["up.weight"],
+    }
+    fed = {name: layer.source and layer.source.layer for name, layer in graph.layers.items()}
+    assert fed == {
+        "stem.weight": None,
+        "body.weight": None,
+        "back.weight": "body.weight",
+        "expand.weight": None,
+        "depthwise.weight": None,
+        "squeeze.weight": "depthwise.weight",
+        "excite.weight": "squeeze.weight",
+        "project.weight": "depthwise.weight",
+        "up.weight": None,
+        "down.weight": "up.weight",
+    }
+    assert graph.layers["down.weight"].source == UnitSource("up.weight", dim=2)
+    assert graph.norms == {"norm": UnitSource("body.weight"), "inner": UnitSource("depthwise.weight")}
+    assert graph.output is None
+    assert not graph.is_chain
+    assert graph.small == set(graph.layers) - {"stem.weight"}
+
+
+class Gated(nn.Module):
+    """A gate whose two layers have the same units; a shared layer; a layer that computes with its weight otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.twice, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        hidden = self.down(F.silu(self.gate(inputs)) * self.up(inputs))
+        return self.last(self.twice(torch.relu(self.twice(hidden)))) @ self.last.weight
+
+
+def test_layers_whose_outputs_multiply_share_units_and_a_shared_layer_stays_whole():
+    graph = trace(Gated(), "unit")
+    assert graph.groups == {"gate.weight": ["gate.weight", "up.weight"]}
+    assert graph.layers["down.weight"].source == UnitSource("up.weight") or graph.layers["down.weight"].source
+    for name in ("down", "twice", "last"):
+        assert f"{name}.weight" in graph.whole
+    assert "it is used more than once" in graph.whole["twice.weight"]
+
+
+class Plus(nn.Module):
+    """A layer whose outputs need another number of channels to be known."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.one, self.two, self.number = nn.Linear(4, 6), nn.Linear(6, 3), number
+
+    def forward(self, inputs):
+        return self.two((self.one(inputs) * 2 + 1).clamp(min=0) if self.number else self.one(inputs) + self.one.bias)
+
+
+def test_a_number_treats_units_alike_and_a_tensor_does_not():
+    assert not trace(Plus(True), "unit").whole
+    assert set(trace(Plus(False), "unit").whole) == {"one.weight"}
 
 
 def test_neurons_of_a_convolution_are_channels():
