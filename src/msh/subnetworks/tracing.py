@@ -144,8 +144,8 @@ def trace_units(
         example: (batch, *input shape) for the backbone; when None, zeros with its `input_shape`, or tokens that are no
             padding.
     Raises:
-        ValueError: the backbone's operations depend on the values of its inputs, all of its layers would stay whole,
-            or, with "neuron" and "channel", it has an operation with an unknown effect on units.
+        ValueError: the backbone's code branches on values it has computed, all of its layers would stay whole, or, with
+            "neuron" and "channel", it has an operation with an unknown effect on units.
     """
     one_of("granularity", granularity, GRANULARITIES[1:])
     example = example_inputs(network, example)
@@ -201,6 +201,8 @@ class _UnitTracer(TorchFunctionMode):
         self.norms: dict[str, UnitSource] = {}
         self.held: dict[int, tuple[Tensor, UnitSource | None]] = {id(example): (example, None)}
         """Tensor that depends on the inputs, by its id (the reference keeps the id valid), to its units."""
+        self.discrete = set() if example.is_floating_point() else {id(example)}
+        """Ids of tensors that follow from tokens alone, such as masks of padding: code may branch on these."""
         self.inside: list[tuple[str, nn.Module]] = []
         """Modules whose forward pass is under way, with their dotted names."""
 
@@ -232,7 +234,8 @@ class _UnitTracer(TorchFunctionMode):
         known = [self.held[id(leaf)][1] for leaf in before]
         shapes = [leaf.shape for leaf in before]
         name = getattr(func, "__name__", str(func))
-        if before and name in VALUES:
+        discrete = self.discrete.issuperset(map(id, before))
+        if before and name in VALUES and not discrete:
             name = name.strip("_")
             raise self._refused(f"{self._where(name)}: what it computes depends on the values of its inputs")
         name = name.strip("_")
@@ -253,6 +256,8 @@ class _UnitTracer(TorchFunctionMode):
                     self.whole.setdefault(self.names[id(leaf)], str(error))
         for leaf in outputs:
             self.held[id(leaf)] = (leaf, units)
+            if discrete and not leaf.is_floating_point():
+                self.discrete.add(id(leaf))
         return result
 
     def _keep_whole(self, known: Iterable[UnitSource | None], why: str) -> None:

@@ -139,6 +139,8 @@ class RegrowConfig:
     """Number of replacements, evenly spaced."""
     until: Fraction = 0.75
     """Share of the stage's steps after which nothing is replaced."""
+    sample: Count = 500
+    """Training examples on which the gradients are computed."""
     by: Literal["gradient", "random"] = "gradient"
     """"gradient": take the free weights with the largest gradients, as in RigL; "random": any, as in SET. Whole units
     need "random": no gradient reaches a unit without weights."""

@@ -85,7 +85,7 @@ def regrower(prepared: Prepared, stage: Stage) -> Regrowth:
         rounds=pruning.regrow.rounds,
         end=pruning.regrow.until * stage.max_epochs,
         by=pruning.regrow.by,
-        sample=pruning.sample,
+        sample=pruning.regrow.sample,
         granularity=prepared.granularity,
         batch_size=prepared.config.evaluation.batch_size,
     )

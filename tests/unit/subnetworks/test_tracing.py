@@ -217,6 +217,24 @@ def test_layers_whose_outputs_multiply_share_units_and_a_shared_layer_stays_whol
     assert "it is used more than once" in graph.whole["twice.weight"]
 
 
+class Tokens(nn.Module):
+    """Skips its mask where no token is padding, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, tokens):
+        mask, hidden = tokens != 0, self.table(tokens)
+        hidden = hidden if mask.all() else hidden * mask[..., None]
+        return hidden + self.down(F.gelu(self.up(hidden)))
+
+
+def test_code_may_branch_on_padding():
+    graph = trace_units(MultiSubnetwork(Tokens()), example=torch.ones(1, 3, dtype=torch.int64))
+    assert graph.small == {"up.weight", "down.weight"}
+
+
 class Plus(nn.Module):
     """A layer whose outputs need another number of channels to be known."""
 

@@ -43,7 +43,7 @@ class Regrowth(pl.Callback):
     rounds: int
     end: float
     by: Growth = "gradient"
-    sample: int = 1000
+    sample: int = 500
     granularity: Granularity = WEIGHTS
     batch_size: int | None = None
     rounds_done: int = field(default=0, init=False)
