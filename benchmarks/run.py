@@ -24,6 +24,7 @@ from benchmarks import (
     growth,
     inference,
     memory,
+    others,
     overhead,
     parallel,
     roofline,
@@ -58,6 +59,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "15": subnormal.subnormal,
     "16": serving.serving,
     "17": inference.all_tasks,
+    "18": others.others,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -118,9 +118,13 @@ def flops_share(network: MultiSubnetwork, task: str) -> float:
         network: holds the task.
         task: a compact or frozen one of whole units.
     """
-    small = SmallTensors(network, task)
-    with evaluating(network.backbone), FlopCounterMode(display=False) as counter:
-        network.backbone(example_inputs(network))
+    small, fused = SmallTensors(network, task), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with evaluating(network.backbone), FlopCounterMode(display=False) as counter:
+            network.backbone(example_inputs(network))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     flops = _own_flops(network.backbone, counter.get_flop_counts())
     saved = 0.0
     for name, weight in network.weights():
