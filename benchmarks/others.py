@@ -1,4 +1,4 @@
-"""Row 18: training steps of other architectures, with single weights and with whole units, against the dense network."""
+"""Row 18: steps of other architectures, with single weights and with whole units, against the dense network."""
 
 from __future__ import annotations
 

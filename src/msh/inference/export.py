@@ -57,6 +57,7 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
         put_tensor(
             backbone.get_submodule(where), leaf, copied if name in network.names.buffers else nn.Parameter(copied)
         )
+    small.shrink(backbone)
     for where in (*(graph.layers[name].module for name in graph.small), *graph.norms):
         _resize(backbone.get_submodule(where))
     stem = copy.deepcopy(sub.stem, memo)
@@ -83,7 +84,9 @@ def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: T
 def _sliced_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, small: SmallTensors) -> dict[str, Tensor]:
     """Slice the task's weights, biases and normalisation to its units, under the backbone's names."""
     sub, masks = network.subnetwork(task), network.masks(task)
-    tensors, rows = {}, {graph.layers[name].module: units for name, units in small.units.items()}
+    tensors, rows = {}, {}
+    for name, units in small.units.items():
+        rows[graph.layers[name].module] = graph.layers[name].rows(units)
     for name, weight in network.weights():
         values = sub.values[name] if sub.phase == "compact" else weight[masks[name]]
         whole = torch.zeros_like(weight).masked_scatter(masks[name], values.to(weight))
@@ -106,8 +109,7 @@ def _resize(module: nn.Module) -> None:
         module.num_features = len(tensors[0]) if tensors else module.num_features
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    else:
-        assert isinstance(module, CONVOLUTIONS)
+    elif isinstance(module, CONVOLUTIONS):
         module.out_channels, module.in_channels = module.weight.shape[:2]
         if module.groups > 1:  # a depthwise convolution
             module.groups = module.in_channels = module.out_channels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,8 @@ class Layer:
         whole: why all of its units stay, as operations after it need them all; "" if tasks may keep some of them.
         group: the layer that has the same units: itself, the layer before a depthwise convolution, or one whose
             outputs multiply its own.
+        parts, size: rows are laid out as (parts, units, size): (1, units, 1), or (3, heads, size of a head) for an
+            attention's projection to queries, keys and values.
     """
 
     module: str
@@ -79,11 +81,21 @@ class Layer:
     source: UnitSource | None
     whole: str = ""
     group: str = ""
+    parts: int = 1
+    size: int = 1
 
     @property
     def units(self) -> int:
         """Output units."""
-        return self.shape[0]
+        return self.shape[0] // (self.parts * self.size)
+
+    def rows(self, units: Tensor) -> Tensor:
+        """Expand a value per unit, (units,), to one per row, (rows,)."""
+        return units.repeat_interleave(self.size).repeat(self.parts)
+
+    def by_unit(self, rows: Tensor) -> Tensor:
+        """Lay out a value per row, (rows,), by units: (units, parts x size)."""
+        return rows.view(self.parts, -1, self.size).transpose(0, 1).flatten(1)
 
     @property
     def kernel(self) -> int:
@@ -127,7 +139,8 @@ class UnitGraph:
     @property
     def is_chain(self) -> bool:
         """True if every layer has units of its own, of which tasks may keep some."""
-        return not self.whole and all(layer.group == name for name, layer in self.layers.items())
+        own = all(layer.group == name and layer.parts == layer.size == 1 for name, layer in self.layers.items())
+        return own and not self.whole
 
 
 def trace_units(
@@ -192,8 +205,7 @@ class _UnitTracer(TorchFunctionMode):
         self.granularity, self.lenient = granularity, granularity == "unit"
         self.names = {id(weight): name for name, weight in network.weights()}
         self.tied = set(network.names.tied.values())
-        self.layers: dict[str, tuple[str, tuple[int, ...], UnitSource | None]] = {}
-        """Tensor to its module, shape and source."""
+        self.layers: dict[str, Layer] = {}
         self.whole: dict[str, str] = {}
         """Tensor whose units all stay, to the reason."""
         self.leader: dict[str, str] = {}
@@ -245,9 +257,12 @@ class _UnitTracer(TorchFunctionMode):
             return result
         units = None
         try:
-            if len(outputs) != 1 or outputs[0] is not result:
+            if func is F.multi_head_attention_forward and len(outputs) == 1:
+                units = self._attention(known, outputs[0])
+            elif len(outputs) != 1 or outputs[0] is not result:
                 raise self._unknown(name)
-            units = self._after(func, name, args, kwargs, known, shapes, result)
+            else:
+                units = self._after(func, name, args, kwargs, known, shapes, result)
         except _UnknownEffectError as error:
             if any(known) or not self.lenient:
                 self._keep_whole(known, str(error))
@@ -331,15 +346,33 @@ class _UnitTracer(TorchFunctionMode):
             raise self._unknown(name, "its weight is tied, or is not shared between tasks")
         if tensor in self.layers:
             error = self._unknown(name, "it is used more than once in a forward pass")
-            self._keep_whole([self.layers[tensor][2]], str(error))
+            self._keep_whole([self.layers[tensor].source], str(error))
             raise error
         if (units is not None and units.dim != dim) or (depthwise and (units is None or units.block != 1)):
             raise self._unknown(name)
-        self.layers[tensor] = tensor.rpartition(".")[0], tuple(weight.shape), None if depthwise else units
+        self.layers[tensor] = Layer(tensor.rpartition(".")[0], tuple(weight.shape), None if depthwise else units)
         self.leader[tensor] = tensor
         if depthwise and units is not None:
             self._tie(units.layer, tensor)
         return UnitSource(tensor, dim=dim)
+
+    def _attention(self, known: Sequence[UnitSource | None], result: Tensor) -> UnitSource:
+        """Note the projections of torch's self-attention, whose units are heads, and return the output's units."""
+        module, names = self.inside[-1][1], [""]
+        if type(module) is nn.MultiheadAttention:
+            names = [self.names.get(id(weight), "") for weight in (module.in_proj_weight, module.out_proj.weight)]
+        plain = all(names) and not self.tied.intersection(names) and not self.layers.keys() & set(names)
+        more = getattr(module, "bias_k", None) is not None or getattr(module, "add_zero_attn", False)
+        if not self.lenient or any(known) or not plain or more:
+            raise self._unknown("multi_head_attention_forward")
+        assert isinstance(module, nn.MultiheadAttention)
+        inner, outer = names
+        shapes = tuple(module.in_proj_weight.shape), tuple(module.out_proj.weight.shape)
+        size = cast(int, module.head_dim)
+        self.layers[inner] = Layer(inner.rpartition(".")[0], shapes[0], None, parts=3, size=size)
+        self.layers[outer] = Layer(outer.rpartition(".")[0], shapes[1], UnitSource(inner, size))
+        self.leader |= {inner: inner, outer: outer}
+        return UnitSource(outer, dim=result.dim() - 1)
 
     def _product(
         self, name: str, known: Sequence[UnitSource | None], shapes: Sequence[torch.Size], result: Tensor
@@ -372,7 +405,8 @@ class _UnitTracer(TorchFunctionMode):
                 if not self.lenient:
                     raise self._refused(f"{name}: no linear layer or convolution of the forward pass computes with it")
                 self.whole.setdefault(name, f"{name}: no linear layer or convolution computes with it alone")
-                self.layers[name], self.leader[name] = (name.rpartition(".")[0], tuple(weight.shape), None), name
+                self.layers[name] = Layer(name.rpartition(".")[0], tuple(weight.shape), None)
+                self.leader[name] = name
         if output is None and not self.lenient:
             raise self._refused("its outputs: they must be one tensor, of the units of one layer")
         if output is not None and self.lenient:
@@ -389,18 +423,20 @@ class _UnitTracer(TorchFunctionMode):
 
         order = {name: place for place, name in enumerate(self.layers)}
         layers = {}
-        for name, (module, shape, units) in self.layers.items():
+        for name, layer in self.layers.items():
             members = [other for other in self.layers if self._first(other) == self._first(name)]
             group = min(members, key=lambda other: order[other])
-            layers[name] = Layer(module, shape, source(units), self.whole.get(name, ""), group)
+            layers[name] = replace(layer, source=source(layer.source), whole=self.whole.get(name, ""), group=group)
         norms = {where: units for where, units in self.norms.items() if source(units) is not None}
         return UnitGraph(layers, norms, source(output))
 
     def _check_output(self, network: MultiSubnetwork, name: str) -> None:
         """Keep the last layer whole, unless its outputs can be written between those of units without weights."""
-        kind = type(network.backbone.get_submodule(self.layers[name][0]))
+        kind = type(network.backbone.get_submodule(self.layers[name].module))
         if kind not in (nn.Linear, *CONVOLUTIONS):
-            self.whole.setdefault(name, f"module {self.layers[name][0]!r} ({kind.__name__}): it computes the outputs")
+            self.whole.setdefault(
+                name, f"module {self.layers[name].module!r} ({kind.__name__}): it computes the outputs"
+            )
         if sum(self._first(other) == self._first(name) for other in self.layers) > 1:
             self.whole.setdefault(name, "its outputs: several layers have their units")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError, choose
 from msh.subnetworks.empty import least_density
-from msh.subnetworks.tracing import UnitGraph, UnitSource
+from msh.subnetworks.tracing import Layer, UnitGraph, UnitSource
 
 
 def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
@@ -161,7 +161,7 @@ def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     masks = {}
     for name, layer in graph.layers.items():
-        rows = units[name]
+        rows = layer.rows(units[name])
         mask = rows[:, None] & columns(layer.source, units, layer.shape[1], rows.device)  # (units, columns)
         masks[name] = mask.view(*mask.shape, *[1] * len(layer.shape[2:])).expand(layer.shape).contiguous()
     return masks
@@ -183,7 +183,9 @@ def units_in_use(graph: UnitGraph, masks: Mapping[str, Tensor]) -> dict[str, Ten
     Returns:
         Tensor name to bool (units,); the masks lie within `unit_masks` of these.
     """
-    units = {name: masks[name].flatten(1).any(1) | bool(layer.whole) for name, layer in graph.layers.items()}
+    units = {}
+    for name, layer in graph.layers.items():
+        units[name] = layer.by_unit(masks[name].flatten(1).any(1)).any(1) | bool(layer.whole)
     for name, layer in graph.layers.items():
         if layer.source is not None:
             feeding = masks[name].transpose(0, 1).flatten(1).any(1)  # (columns,)
@@ -217,7 +219,8 @@ def choose_in_rectangles(
     counts = {name: layer.units for name, layer in graph.layers.items()}
     rank = {name: torch.zeros(count, device=candidates[name].device) for name, count in counts.items()}
     for members in groups.values():
-        rank |= dict.fromkeys(members, _ranks([(scores[name], candidates[name]) for name in members]))
+        parts = [(graph.layers[name], scores[name], candidates[name]) for name in members]
+        rank |= dict.fromkeys(members, _ranks(parts))
     affected = {first: [*members] for first, members in groups.items()}
     """First layer of a group to the layers whose candidates depend on its units."""
     for name, layer in graph.layers.items():
@@ -228,7 +231,7 @@ def choose_in_rectangles(
         """Tell whether these tensors have enough candidates between so many of each layer's best units."""
         for name in names:
             layer = graph.layers[name]
-            held = candidates[name][rank[name] < wanted[name]]  # (rows, columns, *kernel)
+            held = candidates[name][layer.rows(rank[name] < wanted[name])]  # (rows, columns, *kernel)
             if layer.source is not None:
                 feeding = rank[layer.source.layer] < wanted[layer.source.layer]
                 held = held[:, feeding.repeat_interleave(layer.source.block)]
@@ -261,15 +264,18 @@ def _least(low: int, high: int, works: Callable[[int], bool]) -> int:
     return low
 
 
-def _ranks(tensors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _ranks(tensors: Sequence[tuple[Layer, Tensor, Tensor]]) -> Tensor:
     """Rank a group's units by the sum of their candidates' scores, 0 for the highest: (units,); those without last.
 
     Args:
-        tensors: scores and candidates, both (*shape), of each layer of the group.
+        tensors: each layer of the group, with its scores and candidates, both (*shape).
     """
-    sums = sum(torch.where(mask, scores.detach(), 0.0).flatten(1).sum(1) for scores, mask in tensors)
-    assert isinstance(sums, Tensor)
-    sums[~torch.stack([mask.flatten(1).any(1) for _, mask in tensors]).any(0)] = -math.inf
-    ranks = torch.empty_like(sums, dtype=torch.int64)
-    ranks[sums.argsort(descending=True, stable=True)] = torch.arange(len(sums), device=sums.device)
+    sums, some = [], []  # a tensor (units,) per layer
+    for layer, scores, mask in tensors:
+        sums.append(layer.by_unit(torch.where(mask, scores.detach(), 0.0).flatten(1).sum(1)).sum(1))
+        some.append(layer.by_unit(mask.flatten(1).any(1)).any(1))
+    total = torch.stack(sums).sum(0)
+    total[~torch.stack(some).any(0)] = -math.inf
+    ranks = torch.empty_like(total, dtype=torch.int64)
+    ranks[total.argsort(descending=True, stable=True)] = torch.arange(len(total), device=total.device)
     return ranks

@@ -217,6 +217,44 @@ def test_layers_whose_outputs_multiply_share_units_and_a_shared_layer_stays_whol
     assert "it is used more than once" in graph.whole["twice.weight"]
 
 
+class Attending(nn.Module):
+    def __init__(self, weights=False, **how):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(12, 4, batch_first=True, **how), weights
+        self.up, self.down = nn.Linear(12, 5), nn.Linear(5, 12)
+
+    def forward(self, inputs):
+        hidden = inputs + self.attention(inputs, inputs, inputs, need_weights=self.weights)[0]
+        return hidden + self.down(F.relu(self.up(hidden)))
+
+
+def test_heads_are_units_of_attention():
+    graph = trace(Attending(), "unit", (2, 5, 12))
+    inner = graph.layers["attention.in_proj_weight"]
+    assert (inner.units, inner.parts, inner.size, inner.source) == (4, 3, 3, None)
+    assert graph.layers["attention.out_proj.weight"].source == UnitSource("attention.in_proj_weight", 3)
+    assert list(graph.whole) == ["attention.out_proj.weight", "down.weight"]
+    heads = torch.tensor([False, True, False, True])
+    assert inner.rows(heads).view(3, 4, 3).all((0, 2)).tolist() == heads.tolist()
+    assert inner.by_unit(inner.rows(heads)).any(1).tolist() == inner.by_unit(inner.rows(heads)).all(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "how", [{"weights": True}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 12, "vdim": 12}, {"kdim": 6}]
+)
+def test_other_attention_stays_whole(how):
+    class Other(Attending):
+        def forward(self, inputs):
+            keys = inputs[..., : how.get("kdim", 12)]
+            hidden = inputs + self.attention(inputs, keys, inputs, need_weights=self.weights)[0]
+            return hidden + self.down(F.relu(self.up(hidden)))
+
+    if how == {"kdim": 12, "vdim": 12}:
+        assert trace(Other(**how), "unit", (2, 5, 12)).small >= {"attention.in_proj_weight"}
+        return
+    assert trace(Other(**how), "unit", (2, 5, 12)).small == {"up.weight", "down.weight"}
+
+
 class Tokens(nn.Module):
     """Skips its mask where no token is padding, as language models do."""
 
