@@ -1,4 +1,4 @@
-"""Row 18: steps of other architectures, with single weights and with whole units, against the dense network."""
+"""Row 19: steps of other architectures, with single weights and with whole units, against the dense network."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
 
 
 def others(settings: Settings) -> Iterator[Record]:
-    """Measure row 18."""
+    """Measure row 19."""
     for short, (name, batch, build) in NETWORKS.items():
         model = dense(build(), settings.device)
         inputs = _inputs(build(), batch, settings.device)
@@ -75,7 +75,7 @@ def others(settings: Settings) -> Iterator[Record]:
             )
             what += f"; {flops:.3f} of its FLOPs" if flops else ""
             steps = training_step(model, inputs), training_step(network, inputs)
-            yield settings.against(f"18-{short}-{granularity}", what, *steps, settings.rounds(15))
+            yield settings.against(f"19-{short}-{granularity}", what, *steps, settings.rounds(15))
 
 
 def _inputs(backbone: nn.Module, batch: int, device: str) -> tuple[Tensor, Tensor]:

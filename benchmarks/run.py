@@ -59,7 +59,8 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "15": subnormal.subnormal,
     "16": serving.serving,
     "17": inference.all_tasks,
-    "18": others.others,
+    "18": inference.exports,
+    "19": others.others,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

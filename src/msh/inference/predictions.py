@@ -136,16 +136,24 @@ class Predictions:
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
         """Return the answer to an input, or to several."""
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
-        if self.outputs.kind == "regression":
-            return Prediction(None, values=numbers, task=self.task)
-        if self.outputs.kind == "multilabel":
-            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers, task=self.task)
-        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers, task=self.task)
+            return [*self._answers(self.numbers[[*range(*index.indices(len(self)))]])]
+        return next(self._answers(self.numbers[index][None]))
 
     def __iter__(self) -> Iterator[Prediction]:
-        return (self[i] for i in range(len(self)))
+        return self._answers(self.numbers)
+
+    def _answers(self, numbers: Tensor) -> Iterator[Prediction]:
+        """Build the answers with these numbers, (answers, outputs)."""
+        names, kind = self.names, self.outputs.kind
+        best = numbers.argmax(1).tolist() if kind == "classification" else [None] * len(numbers)
+        for row, place in zip(numbers.tolist(), best, strict=True):
+            named = dict(zip(names, row, strict=True))
+            if kind == "regression":
+                yield Prediction(None, values=named, task=self.task)
+            elif kind == "multilabel":
+                yield Prediction(tuple(name for name, p in named.items() if p >= THRESHOLD), named, task=self.task)
+            else:
+                yield Prediction(names[place], named, task=self.task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +166,15 @@ class RoutedPredictions:
         tasks: the task that answered each input.
         indices: position of each answered input among those that were passed in.
         errors: position of each skipped input to the reason.
+        validated: False if the router chose between tasks of which some were added without the others' data, so that
+            nothing tells how often it is right.
     """
 
     parts: dict[str, Predictions]
     tasks: tuple[str, ...]
     indices: tuple[int, ...]
     errors: dict[int, str] = field(default_factory=dict)
+    validated: bool = True
 
     @property
     def labels(self) -> list[Any]:

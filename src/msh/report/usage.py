@@ -75,7 +75,8 @@ class Usage:
             return "", repr(example_input(self.steps))
         if self.reads == "tokenize":
             if self.file is not None:
-                return "from pathlib import Path\n\n", f"Path({self.file!r}).read_text().splitlines()"
+                texts = f"Path({self.file!r}).read_text()"
+                return "from pathlib import Path\n\n", f"[{texts}]" if first.files else f"{texts}.splitlines()"
             return "", repr(example_input(self.steps))
         if self.file is not None:
             return "import numpy as np\n\n", f"np.load({self.file!r})"

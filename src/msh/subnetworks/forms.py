@@ -142,15 +142,24 @@ def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     return start.index_copy(0, sub.index[name], sub.values[name].to(start.dtype)).view(like.shape)
 
 
-def shown_form(dense: Tensor, owned: Tensor) -> SparseForm | None:
+def shown_form(weight: Tensor, owned: Tensor, dense: Tensor | None = None) -> SparseForm | None:
     """Rebuild the sparse form in which a task that reads no other was trained, where it may be sparse.
 
     Args:
-        dense: (*shape), the frozen task's weight.
-        owned: bool (*shape), its own weights.
+        weight: (*shape), the network's or the task's.
+        owned: bool (*shape), the frozen task's own weights.
+        dense: (*shape), the task's weight; None: it is made from the values where it is needed.
     """
-    if not may_be_sparse(dense.shape, dense, int(owned.sum())):
+    if not may_be_sparse(weight.shape, weight, int(owned.sum())):
         return None
-    pattern = Pattern(flat_index(owned), dense.shape)
-    values = dense.take(pattern.index)
-    return SparseForm(pattern, lambda: values, lambda: dense)
+    pattern = Pattern(flat_index(owned), weight.shape)
+    values = weight.take(pattern.index)
+    pattern.compress()
+
+    def scattered() -> Tensor:
+        made = values.new_zeros(owned_shape)
+        made.view(-1)[pattern.index] = values
+        return made
+
+    owned_shape = tuple(weight.shape)
+    return SparseForm(pattern, lambda: values, scattered if dense is None else lambda: dense)

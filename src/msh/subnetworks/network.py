@@ -39,15 +39,18 @@ from msh.subnetworks.tensors import (
     widened,
 )
 from msh.subnetworks.views import (
+    FrozenTasks,
     ModuleCache,
     TaskNetwork,
     TrainingNetwork,
     cast_features,
     cast_type,
     copy_structure,
+    find_places,
     frozen_network,
     half_precision,
     in_own_type,
+    is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
 
@@ -455,19 +458,48 @@ class MultiSubnetwork(Movable):
 
             update_choice(sub, self.held)
 
-    def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:
+    def without_rest(self) -> FrozenTasks | None:
+        """Build the modules of all tasks without weights that they do not compute with.
+
+        Linear layers that may be sparse hold the task's values alone, and make a dense weight when an input first
+        needs it; so these modules cannot be exported.
+
+        Returns:
+            The modules, which do not hold the network; None where they take more than `cache_bytes`, or a task is
+            still in training.
+        """
+        modules, size = {}, 0
+        for task in self.tasks:
+            if (sub := self.subnetwork(task)).phase != "frozen" or size > self._modules_in_use.limit:
+                return None
+            modules[task], own = self._frozen_network(sub, lean=True)
+            size += own
+        if size > self._modules_in_use.limit:
+            return None
+        return FrozenTasks(modules, next(self.weights())[1].device)
+
+    def _frozen_network(self, sub: Subnetwork, lean: bool = False) -> tuple[TaskNetwork, int]:
+        """Build a frozen task's module; `lean`: see `without_rest`. Return it, and the bytes of its weights."""
         with torch.inference_mode(False), torch.no_grad():  # the module outlives an inference pass
             state = self.view(sub.task)
             owned = {} if sub.reads else state.owned(sub.task)
-            weights: dict[str, tuple[Tensor, SparseForm | None]] = {}
+            weights: dict[str, tuple[Tensor | None, SparseForm | None]] = {}
+            size = 0
             small = SmallTensors(self, sub.task) if computes_small(sub) else None
+            places = find_places(self.backbone, self.names) if lean and owned else {}
             for name in self.names.prunable:
                 if small is not None and name in small.shapes:
-                    weights[name] = small.weight(name, state.weights[name][owned[name]]), None
+                    values = small.weight(name, state.weights[name][owned[name]])
+                    weights[name], size = (values, None), size + values.nbytes
                     continue
+                if lean and owned and all(map(is_linear_weight, places[name])):
+                    form = shown_form(state.weights[name], owned[name])
+                    if form is not None:
+                        weights[name], size = (None, form), size + 2 * form.sparse().nbytes  # and a column each
+                        continue
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
-                weights[name] = dense, shown_form(dense, owned[name]) if owned else None
-            size = sum(dense.nbytes for dense, _ in weights.values())
+                weights[name] = dense, shown_form(dense, owned[name], dense) if owned else None
+                size += dense.nbytes
             return frozen_network(self, sub, weights, small), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ def _place(tree: nn.Module, name: str) -> Place:
     return tree.get_submodule(path), leaf
 
 
-def _is_linear_weight(place: Place) -> bool:
+def is_linear_weight(place: Place) -> bool:
+    """Tell whether a place is the weight of a layer that may compute with a sparse one."""
     holder, leaf = place
     return leaf == "weight" and type(holder) in LINEAR
 
@@ -145,7 +146,7 @@ def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
 def frozen_network(
     network: MultiSubnetwork,
     sub: Subnetwork,
-    weights: Mapping[str, tuple[Tensor, SparseForm | None]],
+    weights: Mapping[str, tuple[Tensor | None, SparseForm | None]],
     small: SmallTensors | None = None,
 ) -> TaskNetwork:
     """Build a frozen task's module.
@@ -153,16 +154,20 @@ def frozen_network(
     Args:
         network: holds the task.
         sub: the task's subnetwork, frozen.
-        weights: tensor name to its weight (*shape), and the sparse form where that may cost less.
+        weights: tensor name to its weight (*shape), and the sparse form where that may cost less; a weight that only
+            linear layers use may be None where there is a form.
         small: slices private tensors, where the weights are those of the task's units alone.
     """
     tree = copy_structure(network.backbone)
     places = find_places(tree, network.names)
     for name, (dense, form) in weights.items():
         for place in places[name]:
-            put_tensor(*place, dense)
-            if form is not None and _is_linear_weight(place):
-                place[0].__class__ = SparseLinear
+            if dense is not None:
+                put_tensor(*place, dense)
+            else:
+                delattr(*place)
+            if form is not None and is_linear_weight(place):
+                place[0].__class__ = TrainedLinear if dense is None else SparseLinear
                 vars(place[0])["form"] = form
     private = dict(sub.private.items())
     if small is not None:
@@ -174,7 +179,7 @@ def frozen_network(
     for name, tensor in private.items():
         for place in places[name]:
             put_tensor(*place, tensor)
-    cast = cast_type(dense for dense, _ in weights.values())
+    cast = cast_type(weight for _, weight in network.weights())
     return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head), cast=cast)
 
 
@@ -196,7 +201,7 @@ class TrainingNetwork(nn.Module):
         self._network = (network,)  # in a tuple: it is no part of this module
         self._places = find_places(self.backbone, network.names)
         for name in network.names.prunable:
-            for place in filter(_is_linear_weight, self._places[name]):
+            for place in filter(is_linear_weight, self._places[name]):
                 place[0].__class__ = TrainedLinear
                 delattr(place[0], "weight")
         for name in network.names.transient:
@@ -292,6 +297,22 @@ def uses_checkpoints(tree: nn.Module) -> bool:
 
 def _is_of_torch(cls: type) -> bool:
     return cls is object or cls.__module__.startswith(("torch.", "msh."))
+
+
+class FrozenTasks:
+    """Frozen tasks' modules, without the network: its free weights, its owners, and what no task computes with.
+
+    Args:
+        modules: by task.
+        device: where they compute.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.modules, self.device = dict(modules), device
+
+    def module(self, task: str) -> nn.Module:
+        """Return a task's module, in evaluation mode: see `MultiSubnetwork.module`."""
+        return self.modules[task]
 
 
 class ModuleCache:

@@ -274,7 +274,7 @@ def _tokenized(
 ) -> tuple[dict[SplitName, Split], Tokenize, TokenCounts]:
     """Tokenize texts with the training split's tokenizer; log how many are cut, and how much is unknown."""
     rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
-    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str())
+    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str(), texts.files)
     counts = count_tokens(tokenize.tokenizer, texts.take(torch.cat(list(rows.values()))))
     log.info("task %r: %s", name, "; ".join(f"{fact}: {value}" for fact, value in counts.facts))
     if 2 * counts.unknown > counts.tokens:

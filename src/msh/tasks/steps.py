@@ -265,9 +265,11 @@ class Tokenize:
 
     Attributes:
         tokenizer: a fitted `tokenizers.Tokenizer`, which pads and truncates to a fixed length, as JSON.
+        files: training read a text per file, and so does `msh predict`; else a text per line.
     """
 
     tokenizer: str
+    files: bool = False
     step: Literal["tokenize"] = "tokenize"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,9 @@ def texts(
     tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
     rows = split_rows(tables["train"], values[0], targets.kind, by, test_fraction, None, test_path is not None)
     splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
-    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
-    _report_duplicates(splits, tables, cells)
-    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
+    cells = _texts_of_splits(splits, tables, text)
+    files = Path(path).expanduser().is_dir()
+    train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
     return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
 
 
@@ -126,14 +127,15 @@ def _chosen(wholes: Mapping[str, Split], rows: Rows) -> dict[str, Split]:
     return splits
 
 
-def _report_duplicates(splits: Mapping[str, Split], tables: Mapping[str, Table], cells: np.ndarray) -> None:
-    """Warn of texts outside the training split that are also in it.
+def _texts_of_splits(splits: Mapping[str, Split], tables: Mapping[str, Table], column: str) -> list[str]:
+    """Return the texts of all tables; warn of those outside the training split that are also in it.
 
     Args:
-        splits: with indices of `cells` as inputs.
-        tables: the splits' files, in the order of their cells.
-        cells: the texts of all tables.
+        splits: with indices of the texts as inputs.
+        tables: the splits' files, in the order of their texts.
+        column: with the texts.
     """
+    cells = np.concatenate([table.frame[column].to_numpy() for table in tables.values()])
     place = [(table, row) for table in tables.values() for row in range(len(table.frame))]
     training = {cells[row]: row for row in reversed(splits["train"].inputs[:].tolist())}
     for part in sorted(splits.keys() - {"train"}):
@@ -143,6 +145,8 @@ def _report_duplicates(splits: Mapping[str, Split], tables: Mapping[str, Table],
             example = f"{table.row(row)} is {train.row(first).removeprefix(f'{table.path}, ')}"
             count = f"{len(twins)} of {len(splits[part])}"
             log.warning("%s texts of the %s split are also training texts: %s", count, part, example)
+    texts: list[str] = cells.tolist()
+    return texts
 
 
 def _splits(targets: list[Tensor]) -> list[Split]:

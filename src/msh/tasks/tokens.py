@@ -117,6 +117,7 @@ class Texts:
         length: tokens per text; longer texts are cut, shorter ones padded.
         file: the tokenizer; None: one with the training split's words.
         unicode: the form to which texts are normalized.
+        files: each text is a file.
     Raises:
         ValueError: a setting is invalid.
     """
@@ -126,6 +127,7 @@ class Texts:
     length: int
     file: TokenizerFile | None = None
     unicode: Unicode = "NFC"
+    files: bool = False
 
     def __post_init__(self) -> None:
         check_tokens(self.vocabulary, self.length, self.file, self.unicode)

@@ -23,7 +23,7 @@ from msh.tasks import Task
 from msh.tasks.cells import as_text
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare
-from msh.tasks.steps import ReadArrays
+from msh.tasks.steps import ReadArrays, Tokenize
 from msh.tasks.table_step import ReadTable
 
 log = logging.getLogger(__name__)
@@ -80,14 +80,19 @@ def _write_inputs(folder: Path, name: str, task: Task, rows: Tensor) -> tuple[li
     """Write test examples as raw inputs: texts and rows of tables as their file has them, others as they were read.
 
     Returns:
-        (each input as a page shows it, the files' names: one for each image, or one for all examples; none if the
-        raw inputs are unknown).
+        (each input as a page shows it, the files' names: one for each image, and for each text that was a file, else
+        one for all examples; none if the raw inputs are unknown).
     """
     folder.mkdir(exist_ok=True)
     kind = task.steps[0].step if task.steps else ""
     if task.splits["test"].raw is not None:
         raw = _raw_inputs(task, rows)
         if raw is not None and kind == "tokenize":
+            if cast(Tokenize, task.steps[0]).files:
+                files = [f"{name}-{number}.txt" for number in range(len(raw))]
+                for file, text in zip(files, raw, strict=True):
+                    write_text(folder / file, text)
+                return list(raw), files
             texts = [" ".join(text.splitlines()) for text in raw]  # the file has a text per line
             write_text(folder / f"{name}.txt", "\n".join(texts) + "\n")
             return list(texts), [f"{name}.txt"]

@@ -394,10 +394,14 @@ class Run:
         done = self.results.router is not None or self.config.trainer.fast_dev_run
         if done or set(self.network.tasks) != set(self.results.tasks):  # in a resumed run, checkpoints may be gone
             return
+        before = self._routes()
         self.results.router = agree(lambda: fit_router(self.network, self.tasks, self.config))
-        if self.results.router is not None:
+        if self._routes() != before:
             self._save_network()
-            self._save_results()
+        self._save_results()
+
+    def _routes(self) -> dict[str, Any]:
+        return {task: self.network.subnetwork(task).recipe.get("router") for task in self.network.tasks}
 
     def _describe(self, task: str, val: float | None, capacity: Capacity) -> None:
         result = self.results.tasks[task]
