@@ -16,7 +16,7 @@ from msh.errors import Problems, at_least, invalid, one_of
 
 log = logging.getLogger(__name__)
 
-POOLS = ("mean", "cls", "last", "none")
+POOLS = ("mean", "cls", "last", "none", "tokens")
 HIDDEN = "last_hidden_state"
 """Name of the outputs that transformers' models pass on; of others with names, the first is taken."""
 
@@ -31,7 +31,8 @@ class Adapted(nn.Module):
         input_shape: shape of one example.
         pool: makes a vector of outputs (batch, tokens, width) or (batch, channels, *positions). "mean": over tokens
             that are no padding, or over positions; "cls": the first token; "last": the last token that is no padding;
-            "none": all of them, flattened. Outputs (batch, features) stay as they are; None: they have this form.
+            "none": all of them, flattened; "tokens": features are (batch, tokens, width). Outputs (batch, features)
+            stay as they are; None: they have this form.
         vocabulary: number of token ids, if the inputs are tokens.
         padding: id of the token that fills short texts.
         features: number of features; None: found by a forward pass, and parameters that have no part in it are frozen.
@@ -62,7 +63,7 @@ class Adapted(nn.Module):
         self.features = self._probe() if features is None else features
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map (batch, *input_shape) to features (batch, features)."""
+        """Map (batch, *input_shape) to features (batch, features), or (batch, tokens, features)."""
         if self.pool is None and not self.takes_mask:  # as it is: exporters and tracers follow it
             vectors: Tensor = self.model(inputs)
             return vectors
@@ -77,6 +78,11 @@ class Adapted(nn.Module):
         return seen | (first & ~seen.any(1, keepdim=True))
 
     def _pooled(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        if self.pool == "tokens":
+            if outputs.dim() != 3 or outputs.shape[1] != inputs.shape[1]:
+                bound = f"(batch, {inputs.shape[1]} tokens, width)"
+                raise invalid("the backbone's outputs with backbone.pool=tokens", bound, tuple(outputs.shape))
+            return outputs
         if outputs.dim() == 2 or self.pool is None:
             return outputs
         if outputs.dim() < 2 or (outputs.dim() > 3 and self.pool in ("cls", "last")):
@@ -129,7 +135,7 @@ class Adapted(nn.Module):
                 alone = None if self.takes_mask else self.model(inputs[:1])
             if isinstance(alone, Tensor) and alone.dim() == 2:
                 self.pool = None
-        return int(features.shape[1])
+        return int(features.shape[-1])
 
     def _example(self) -> Tensor:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))

@@ -83,7 +83,7 @@ def _groups(network: MultiSubnetwork, tasks: Mapping[str, Task]) -> list[list[Ta
     """Group the network's tasks by the form of their inputs; a group has two or more."""
     groups: dict[tuple[Any, ...], list[Task]] = {}
     for name in network.tasks:
-        if name in tasks:
+        if name in tasks and not tasks[name].per_token:  # each token has an answer, and a confidence of its own
             groups.setdefault(form_of(tasks[name].steps), []).append(tasks[name])
     return [group for group in groups.values() if len(group) > 1]
 
