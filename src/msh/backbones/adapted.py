@@ -36,6 +36,8 @@ class Adapted(nn.Module):
         vocabulary: number of token ids, if the inputs are tokens.
         padding: id of the token that fills short texts.
         features: number of features; None: found by a forward pass, and parameters that have no part in it are frozen.
+        left_padded: some texts are padded on the left: their tokens are moved there, for models that count positions
+            from the first one, whatever it is.
     Raises:
         ValueError: a setting is invalid, or the model's outputs are none of the above; the message says what they are.
     """
@@ -48,6 +50,7 @@ class Adapted(nn.Module):
         vocabulary: int | None = None,
         padding: int = 0,
         features: int | None = None,
+        left_padded: bool = False,
     ) -> None:
         super().__init__()
         with Problems() as problems:
@@ -56,6 +59,7 @@ class Adapted(nn.Module):
             for size in input_shape:
                 problems.check(at_least, "backbone.input_shape", 1, size)
         self.model, self.input_shape, self.pool, self.padding = model, tuple(input_shape), pool, padding
+        self.left_padded = left_padded
         if vocabulary is not None:
             self.vocabulary = vocabulary
         parameters = inspect.signature(model.forward).parameters
@@ -67,6 +71,8 @@ class Adapted(nn.Module):
         if self.pool is None and not self.takes_mask:  # as it is: exporters and tracers follow it
             vectors: Tensor = self.model(inputs)
             return vectors
+        if self.left_padded:
+            inputs = inputs.gather(1, (inputs == self.padding).int().argsort(dim=1, stable=True))
         if self.takes_mask:
             return self._pooled(_tensor_in(self.model(inputs, attention_mask=self._seen(inputs).long())), inputs)
         return self._pooled(_tensor_in(self.model(inputs)), inputs)

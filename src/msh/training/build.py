@@ -28,7 +28,7 @@ from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import TOKEN_KINDS
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
-from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps
+from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps, Tokenize
 from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
@@ -206,7 +206,13 @@ def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
         settings |= _per_token(settings, tasks)
     if chosen := named(settings):
         inputs = chosen.inputs()
+        if isinstance(inputs, Tokens) and chosen.library is not None and inputs.tokenizer is None:
+            paddings = [task.padding for task in tasks.values() if task.vocabulary is not None and task.stem is None]
+            inputs = replace(inputs, padding=chosen.padding if chosen.padding is not None else [*paddings, 0][0])
         settings = chosen.recipe(chosen.shape(inputs, shapes), inputs)
+        firsts = [task.steps[0] for task in tasks.values() if task.steps and task.stem is None]
+        if isinstance(inputs, Tokens) and any(isinstance(step, Tokenize) and step.pads_left for step in firsts):
+            settings["left_padded"] = True
     elif settings.get("input_shape") is None:
         settings["input_shape"] = list(shapes[0])
     kind = true_type(config)
