@@ -77,6 +77,8 @@ def small(experiment):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"experiment={experiment}"])
     overrides = [f"backbone.{key}={value}" for key, value in SMALLER.items() if key in config.backbone]
+    if config.backbone.get("library"):
+        pytest.importorskip("transformers", reason="needs msh[hf]")
     if "channels" in config.backbone:
         overrides.append(f"backbone.channels={[4] * len(config.backbone.channels)}".replace(" ", ""))
     for task, settings in config.tasks.items():
@@ -93,6 +95,8 @@ def random_data(task, source):
     kind = source._target_.removeprefix("msh.tasks.")
     if kind in ("text.hugging_face", "text.csv_text"):
         return instead_of(task, "words", classes=46 if task == "reuters" else 2, examples=92, length=16)
+    if kind == "text.texts":
+        return instead_of(task, "sentences", length=32)
     if kind == "tables.csv_table":
         return instead_of(task, "numbers")
     if source.get("name") in IMAGES:

@@ -24,6 +24,7 @@ from msh.inference.batching import Batcher, Computer
 from msh.inference.predictions import AnyPredictions, Prediction, Predictions
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.inference.requests import describe_input, inputs_from_json
+from msh.tasks.outputs import TOKEN_KINDS
 
 SMALL = 2**16
 """Bytes of a body that is read at once; other requests do not wait for a larger one, which a thread reads."""
@@ -154,9 +155,13 @@ class Server:
         Raises:
             HTTPException: the request is refused.
         """
-        if top is not None and info.kind == "regression":
-            raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
+        if top is not None and info.outputs.has_values:
+            raise HTTPException(
+                422, f"top: task {info.name!r} is a {info.outputs.called}: it has values, not probabilities"
+            )
         inputs = await self._inputs([info], request)
+        if info.kind in TOKEN_KINDS:  # a text may have several windows: requests are not batched together
+            return {"task": info.name, "predictions": await self._computed(inputs, info.name, top)}
         try:
             is_slow = info.steps[0].step == "images" or len(inputs) > SMALL
             raw = await asyncio.to_thread(self._read, info, inputs) if is_slow else self._read(info, inputs)
@@ -173,17 +178,33 @@ class Server:
             HTTPException: the request is refused.
         """
         inputs = await self._inputs([*self.predictor.tasks.values()], request)
+        return {"predictions": await self._computed(inputs, None, top)}
+
+    async def _computed(self, inputs: Any, task: str | None, top: int | None) -> list[dict[str, Any]]:
+        """Answer the inputs of a request apart from others', with a task or with those that the router chooses."""
         try:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self.computing, self._answered, inputs)
+            found = await loop.run_in_executor(self.computing, self._answered, inputs, task)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         _check_finite(found)
+<<<<<<< HEAD
         predictions = [{"task": answer.task, **_as_json(answer, top)} for answer in found]
         return {"predictions": predictions, "validated": getattr(found, "validated", True)}
+||||||| ae38cb2
+        return {"predictions": [{"task": answer.task, **_as_json(answer, top)} for answer in found]}
+=======
+        named = [{} if task else {"task": answer.task} for answer in found]
+        return [name | _as_json(answer, top) for name, answer in zip(named, found, strict=True)]
+>>>>>>> w-lm
 
-    def _answered(self, inputs: Any) -> AnyPredictions:
-        """Read inputs as the first kind that they can be, and answer them with its tasks, in a thread."""
+    def _answered(self, inputs: Any, task: str | None) -> AnyPredictions:
+        """Read inputs as a task does, or as the first kind that they can be, and answer them, in a thread."""
+        if task is not None:
+            raw = inputs_from_json(self.predictor.tasks[task].steps, inputs)
+            self._check_number(raw)
+            answers: AnyPredictions = self.predictor.predict(task, raw)
+            return answers
         kinds: dict[str, list[TaskInfo]] = {}
         for info in self.predictor.tasks.values():
             kinds.setdefault(info.steps[0].step, []).append(info)

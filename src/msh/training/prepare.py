@@ -29,7 +29,7 @@ from msh.subnetworks import (
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks, fit_tasks
+from msh.training.build import add_task, build_granularity, build_network, build_tasks, check_kinds, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -174,6 +174,8 @@ def _build_network(
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """Build the network that a run starts with, and the notes for its files."""
     names = None if origin is None else list(origin.file.state.owners)
+    if origin is not None:
+        check_kinds(tasks, {task: origin.file.state.task(task).recipe for task in origin.learned})
     network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:

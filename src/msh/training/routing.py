@@ -105,6 +105,7 @@ def _groups(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConf
     """Group the network's tasks by the form of their inputs, where the run has the data of at least one."""
     groups: dict[tuple[Any, ...], list[Candidate]] = {}
     for name in network.tasks:
+<<<<<<< HEAD
         recipe = network.subnetwork(name).recipe
         if (task := tasks.get(name)) is not None:
             candidate = Candidate(name, task.kind, task.steps, computing(config, task), task)
@@ -150,6 +151,15 @@ def _why_not(group: Sequence[Candidate], stored: Mapping[str, Route]) -> str:
     if next(iter(stored.values())).rule not in rules_for(candidate.kind for candidate in group):
         return f"their rule, {rules[0]}, does not compare regressions"
     return ""
+||||||| ae38cb2
+        if name in tasks:
+            groups.setdefault(form_of(tasks[name].steps), []).append(tasks[name])
+    return [group for group in groups.values() if len(group) > 1]
+=======
+        if name in tasks and not tasks[name].per_token:  # each token has an answer, and a confidence of its own
+            groups.setdefault(form_of(tasks[name].steps), []).append(tasks[name])
+    return [group for group in groups.values() if len(group) > 1]
+>>>>>>> w-lm
 
 
 def _can_be_told_apart(group: Sequence[Task]) -> bool:
