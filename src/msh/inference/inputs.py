@@ -67,14 +67,8 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
     whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
     readers: dict[str, Callable[[str], Any]] = {
         "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
-<<<<<<< HEAD
         "tokenize": lambda file: _texts(file, column, True in per_file),
-||||||| ae38cb2
-        "tokenize": lambda file: _texts(file, column),
-=======
-        "tokenize": lambda file: _texts(file, column),
-        "next_tokens": lambda file: _texts(file, column),
->>>>>>> w-lm
+        "next_tokens": lambda file: _texts(file, column, False),
         "arrays": _array,
     }
     one_of("the task's first step", kind, readers)

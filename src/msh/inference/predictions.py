@@ -138,26 +138,8 @@ class Predictions:
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
         """Return the answer to an input, or to several."""
         if isinstance(index, slice):
-<<<<<<< HEAD
             return [*self._answers(self.numbers[[*range(*index.indices(len(self)))]])]
         return next(self._answers(self.numbers[index][None]))
-||||||| ae38cb2
-            return [self[i] for i in range(*index.indices(len(self)))]
-        numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
-        if self.outputs.kind == "regression":
-            return Prediction(None, values=numbers, task=self.task)
-        if self.outputs.kind == "multilabel":
-            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers, task=self.task)
-        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers, task=self.task)
-=======
-            return [self[i] for i in range(*index.indices(len(self)))]
-        numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
-        if self.outputs.has_values:
-            return Prediction(None, values=numbers, task=self.task)
-        if self.outputs.kind == "multilabel":
-            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers, task=self.task)
-        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers, task=self.task)
->>>>>>> w-lm
 
     def __iter__(self) -> Iterator[Prediction]:
         return self._answers(self.numbers)
@@ -168,7 +150,7 @@ class Predictions:
         best = numbers.argmax(1).tolist() if kind == "classification" else [None] * len(numbers)
         for row, place in zip(numbers.tolist(), best, strict=True):
             named = dict(zip(names, row, strict=True))
-            if kind == "regression":
+            if self.outputs.has_values:
                 yield Prediction(None, values=named, task=self.task)
             elif kind == "multilabel":
                 yield Prediction(tuple(name for name, p in named.items() if p >= THRESHOLD), named, task=self.task)

@@ -28,14 +28,8 @@ from msh.inference.router import Route, form_of, may_read, route_from_data
 from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.subnetworks.small import computes_small
-<<<<<<< HEAD
 from msh.subnetworks.views import FrozenTasks
-from msh.tasks.outputs import Kind, Outputs, outputs_from_data
-||||||| ae38cb2
-from msh.tasks.outputs import Kind, Outputs, outputs_from_data
-=======
 from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
->>>>>>> w-lm
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
 from msh.tasks.windows import NextTokens, Windowed

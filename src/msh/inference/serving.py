@@ -161,7 +161,8 @@ class Server:
             )
         inputs = await self._inputs([info], request)
         if info.kind in TOKEN_KINDS:  # a text may have several windows: requests are not batched together
-            return {"task": info.name, "predictions": await self._computed(inputs, info.name, top)}
+            found = await self._computed(inputs, info.name)
+            return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
         try:
             is_slow = info.steps[0].step == "images" or len(inputs) > SMALL
             raw = await asyncio.to_thread(self._read, info, inputs) if is_slow else self._read(info, inputs)
@@ -178,9 +179,11 @@ class Server:
             HTTPException: the request is refused.
         """
         inputs = await self._inputs([*self.predictor.tasks.values()], request)
-        return {"predictions": await self._computed(inputs, None, top)}
+        found = await self._computed(inputs)
+        predictions = [{"task": answer.task, **_as_json(answer, top)} for answer in found]
+        return {"predictions": predictions, "validated": getattr(found, "validated", True)}
 
-    async def _computed(self, inputs: Any, task: str | None, top: int | None) -> list[dict[str, Any]]:
+    async def _computed(self, inputs: Any, task: str | None = None) -> AnyPredictions:
         """Answer the inputs of a request apart from others', with a task or with those that the router chooses."""
         try:
             loop = asyncio.get_running_loop()
@@ -188,15 +191,7 @@ class Server:
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         _check_finite(found)
-<<<<<<< HEAD
-        predictions = [{"task": answer.task, **_as_json(answer, top)} for answer in found]
-        return {"predictions": predictions, "validated": getattr(found, "validated", True)}
-||||||| ae38cb2
-        return {"predictions": [{"task": answer.task, **_as_json(answer, top)} for answer in found]}
-=======
-        named = [{} if task else {"task": answer.task} for answer in found]
-        return [name | _as_json(answer, top) for name, answer in zip(named, found, strict=True)]
->>>>>>> w-lm
+        return found
 
     def _answered(self, inputs: Any, task: str | None) -> AnyPredictions:
         """Read inputs as a task does, or as the first kind that they can be, and answer them, in a thread."""

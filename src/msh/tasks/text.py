@@ -91,20 +91,9 @@ def texts(
     found = kind if targets is None else targets.kind
     rows = split_rows(tables["train"], values[0], found, by, test_fraction, None, test_path is not None)
     splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
-<<<<<<< HEAD
     cells = _texts_of_splits(splits, tables, text)
     files = Path(path).expanduser().is_dir()
     train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
-    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
-||||||| ae38cb2
-    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
-    _report_duplicates(splits, tables, cells)
-    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
-    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
-=======
-    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
-    _report_duplicates(splits, tables, cells)
-    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
     number, names = (tokens.ids, ()) if targets is None else (targets.outputs, targets.names)
     return RawData(found, train, test, number, tokens, names, val=splits.get("val"))
 
@@ -121,7 +110,6 @@ def _check_kind(kind: Kind, unit: str | None, threshold: float | None, vocabular
             problems.add(invalid("source.threshold", "left out with source.kind=lm, which has no labels", threshold))
         if kind == "lm" and vocabulary is not None:
             problems.check(at_least, "source.vocabulary", 3 + len(MARKS), vocabulary)
->>>>>>> w-lm
 
 
 csv_text = texts

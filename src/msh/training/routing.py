@@ -28,7 +28,7 @@ from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.views import TaskNetwork
 from msh.tasks import Task
 from msh.tasks.lazy import CHUNK
-from msh.tasks.outputs import Kind, outputs_from_data
+from msh.tasks.outputs import TOKEN_KINDS, Kind, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps, Tokenize
 from msh.tasks.task import SplitName
@@ -105,7 +105,6 @@ def _groups(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConf
     """Group the network's tasks by the form of their inputs, where the run has the data of at least one."""
     groups: dict[tuple[Any, ...], list[Candidate]] = {}
     for name in network.tasks:
-<<<<<<< HEAD
         recipe = network.subnetwork(name).recipe
         if (task := tasks.get(name)) is not None:
             candidate = Candidate(name, task.kind, task.steps, computing(config, task), task)
@@ -113,6 +112,8 @@ def _groups(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConf
             steps, outputs = steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"])
             candidate = Candidate(name, outputs.kind, steps, computing_from_data(recipe.get("evaluation", {})))
         else:  # an earlier release's
+            continue
+        if candidate.kind in TOKEN_KINDS:  # each token has an answer, and a confidence of its own
             continue
         groups.setdefault(form_of(candidate.steps), []).append(candidate)
     return [group for group in groups.values() if any(candidate.task for candidate in group)]
@@ -151,15 +152,6 @@ def _why_not(group: Sequence[Candidate], stored: Mapping[str, Route]) -> str:
     if next(iter(stored.values())).rule not in rules_for(candidate.kind for candidate in group):
         return f"their rule, {rules[0]}, does not compare regressions"
     return ""
-||||||| ae38cb2
-        if name in tasks:
-            groups.setdefault(form_of(tasks[name].steps), []).append(tasks[name])
-    return [group for group in groups.values() if len(group) > 1]
-=======
-        if name in tasks and not tasks[name].per_token:  # each token has an answer, and a confidence of its own
-            groups.setdefault(form_of(tasks[name].steps), []).append(tasks[name])
-    return [group for group in groups.values() if len(group) > 1]
->>>>>>> w-lm
 
 
 def _can_be_told_apart(group: Sequence[Task]) -> bool:
