@@ -18,10 +18,10 @@ from msh.subnetworks.tensors import evaluating
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
 
-GranularityName = Literal["weight", "unit", "neuron", "channel"]
-GRANULARITIES: tuple[GranularityName, ...] = ("weight", "unit", "neuron", "channel")
-"""Tasks keep single weights; whole units of linear layers and convolutions; or, as in earlier releases, whole units of
-linear layers alone ("neuron") or of both ("channel"), computed with matrices of full size."""
+GranularityName = Literal["weight", "block", "unit", "neuron", "channel"]
+GRANULARITIES: tuple[GranularityName, ...] = ("weight", "block", "unit", "neuron", "channel")
+"""Tasks keep single weights; blocks of them; whole units of linear layers and convolutions; or, as in earlier releases,
+whole units of linear layers alone ("neuron") or of both ("channel"), computed with matrices of full size."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (
@@ -110,7 +110,7 @@ def trace_units(
     Raises:
         ValueError: the backbone cannot be traced, or has a module with an unknown effect on units.
     """
-    one_of("granularity", granularity, GRANULARITIES[1:])
+    one_of("granularity", granularity, GRANULARITIES[2:])
     backbone, example = network.backbone, example_inputs(network, example)
     symbolic = _Tracer()
     try:
