@@ -24,6 +24,7 @@ from benchmarks import (
     growth,
     inference,
     memory,
+    others,
     overhead,
     parallel,
     roofline,
@@ -59,6 +60,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "16": serving.serving,
     "17": inference.all_tasks,
     "18": inference.exports,
+    "19": others.others,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -143,6 +143,25 @@ def test_a_plan_by_gradients_for_whole_units_is_followed(tmp_path):
         assert torch.equal(owned["layers.3.weight"].sum(1)[rows].unique(), owned["layers.1.weight"].any(1).sum()[None])
 
 
+def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
+    how = ["tasks=[wine,iris]", "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
+    here(plan.main, *COMMON, *how, "pruning.density=0.45", "-o", "plan", cwd=tmp_path)
+    printed = re.findall(
+        r"(\w+): ([\d,]+) weights, 45.0%; ([\d.]+)% of the dense network's FLOPs", capsys.readouterr().out
+    )
+    assert [name for name, *_ in printed] == ["wine", "iris"]
+    first, second = (float(share) for *_, share in printed)
+    assert 45 < first < second
+    here(
+        train.main, *COMMON, *how, "pruning.density=0.45", "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path
+    )
+    row = json.loads((tmp_path / "apart" / "results.json").read_text())["tasks"]["iris"]
+    assert row["flops"] == pytest.approx(second / 100, abs=1e-3)
+    with pytest.raises(SystemExit):
+        here(plan.main, *how, "pruning.overlap=false", "-o", "none", cwd=tmp_path)
+    assert "or let tasks share units with pruning.overlap=true" in capsys.readouterr().err
+
+
 def test_a_plan_with_an_empty_layer_needs_allow_empty_layers(tmp_path, capsys):
     how = [*COMMON, "tasks=wine", "pruning.criterion=magnitude", "pruning.density=0.0005"]
     allowed = [*how, "pruning.allow_empty_layers=true"]

@@ -1,5 +1,7 @@
 """Tasks with whole units have every property of tasks with single weights, and are smaller dense networks."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -22,6 +24,7 @@ from msh.subnetworks import (
     SCHEDULES,
     Budget,
     CapacityError,
+    OverlappingUnits,
     Units,
     candidate_counts,
     cut,
@@ -30,7 +33,7 @@ from msh.subnetworks import (
     select,
     trace_units,
 )
-from msh.subnetworks.units import count_weights, owned_units
+from msh.subnetworks.units import count_weights, unit_masks, units_in_use
 
 OPTIMIZERS = st.sampled_from([cls for cls in dense_optimizers() if cls.__name__ not in ("LBFGS", "Muon")])
 NORMS = st.sampled_from(["none", "batch"])
@@ -50,10 +53,10 @@ def plan_of(graph, densities):
         return {}
 
 
-def learn(network, graph, task, wanted, optimizer=torch.optim.SGD, seed=0):
-    network.add_task(task, head=make_head(seed))
+def learn(network, graph, task, wanted, optimizer=torch.optim.SGD, seed=0, kind=Units):
+    network.add_task(task, head=make_head(seed), granularity="unit" if kind is OverlappingUnits else "weight")
     network.begin(task)
-    prune(network, task, wanted, granularity=Units(graph))
+    prune(network, task, wanted, granularity=kind(graph))
     train(network, make_optimizer(optimizer, network), steps=1, seed=seed)
     network.compact(task)
     train(network, make_optimizer(optimizer, network), steps=2, seed=seed)
@@ -72,7 +75,7 @@ def test_owners_partition_units_budgets_hold_and_nothing_is_forgotten(densities,
         learn(network, graph, task, wanted, optimizer, seed)
         owned = network.state.total().owned[task]
         assert owned == count_weights(graph, wanted) <= round(density * 52)
-        kept = owned_units(graph, task, network.masks(task))
+        kept = units_in_use(graph, network.masks(task))
         assert {name: int(units.sum()) for name, units in kept.items()} == wanted
         with torch.no_grad():
             for earlier, outputs in learned.items():
@@ -82,6 +85,33 @@ def test_owners_partition_units_budgets_hold_and_nothing_is_forgotten(densities,
         torch.testing.assert_close(small, learned[task], rtol=1e-3, atol=1e-5)
     total = network.state.total()
     assert total.taken == sum(total.owned[task] for task in plan)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), NORMS, OPTIMIZERS, st.integers(0, 1000))
+def test_overlapping_units_take_exact_budgets_compute_small_and_forget_nothing(shares, norm, optimizer, seed):
+    network = make_network(norm, seed).train()
+    network.backbone.input_shape = tuple(make_batch()[0].shape[1:])
+    graph = trace_units(network)
+    inputs, _ = make_batch(seed + 1)
+    learned = {}
+    for number, share in enumerate(shares):
+        free = {name: int(mask.sum()) for name, mask in network.free().items()}
+        wanted = {name: min(free[name], max(1, share * size // 40)) for name, size in network.sizes().items()}
+        if not all(wanted.values()):
+            break
+        task = f"task{number}"
+        learn(network, graph, task, wanted, optimizer, seed, OverlappingUnits)
+        assert {name: int(mask.sum()) for name, mask in network.masks(task).items()} == wanted
+        with torch.no_grad():
+            for earlier, outputs in learned.items():
+                assert torch.equal(network(inputs, earlier), outputs)
+            learned[task] = network(inputs, task)
+            torch.testing.assert_close(sliced(network, task, inputs)(inputs), learned[task], rtol=1e-3, atol=1e-5)
+            whole = copy.deepcopy(network)
+            whole.subnetwork(task).granularity = "weight"
+            torch.testing.assert_close(whole(inputs, task), learned[task], rtol=1e-3, atol=1e-5)
+    total = network.state.total()
+    assert total.taken == sum(total.owned.values())
 
 
 @given(NORMS, st.integers(0, 1000))
@@ -126,6 +156,7 @@ def test_each_round_keeps_units_of_the_last_round(criterion, schedule, rounds, s
         cut(network, "a", masks, granularity=Units(graph))
         assert not any((masks[name] & ~before[name]).any() for name in masks)
         assert candidate_counts(network, "a", wanted, Units(graph)) == kept
-        owned_units(graph, "a", masks)
+        whole = unit_masks(graph, units_in_use(graph, masks))
+        assert all(torch.equal(mask, whole[name]) for name, mask in masks.items())
         before = masks
     assert kept == wanted

@@ -32,9 +32,12 @@ def main() -> None:
         give_large_blocks_back()
         composed = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
         made_with: MadeWith = {"config": composed, "overrides": list(HydraConfig.get().overrides.task)}
-        total = make_plan(run_config(config), out, made_with).state.total()
+        file, flops = make_plan(run_config(config), out, made_with)
+        total = file.state.total()
         for task, count in total.owned.items():
-            print(f"{task}: {count:,} weights, {count / total.size:.1%}")
+            cost = f"; {flops[task]:.1%} of the dense network's FLOPs" if task in flops else ""
+            print(f"{task}: {count:,} weights, {count / total.size:.1%}{cost}")
+        print(f"free: {total.free:,} weights, {total.free / total.size:.1%}")
         print(f"written: {out}")
 
     if show_help("plan", sys.argv):

@@ -68,6 +68,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
     readers: dict[str, Callable[[str], Any]] = {
         "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
         "tokenize": lambda file: _texts(file, column, True in per_file),
+        "next_tokens": lambda file: _texts(file, column, False),
         "arrays": _array,
     }
     one_of("the task's first step", kind, readers)

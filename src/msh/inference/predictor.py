@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
 from msh.inference.export import is_sliceable, sliced
 from msh.inference.hub import source_file
+from msh.inference.language import Sampling, continued, text_losses
 from msh.inference.predictions import AnyPredictions, Predictions, RoutedPredictions
 from msh.inference.rebuilding import network_of
 from msh.inference.router import Route, form_of, may_read, route_from_data
@@ -30,9 +31,10 @@ from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.subnetworks.small import computes_small
 from msh.subnetworks.views import FrozenTasks
-from msh.tasks.outputs import Kind, Outputs, outputs_from_data
+from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
+from msh.tasks.windows import NextTokens, Windowed
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class TaskInfo:
 
     Attributes:
         name: the task's name.
-        kind: "classification", "multilabel" or "regression".
+        kind: "classification", "multilabel", "regression", "lm" or "token_classification".
         names: of the classes, labels or values, in order; () if they have none.
         unit: a regression's.
         steps: from raw inputs to the network's; the first one reads raw inputs.
@@ -389,6 +391,8 @@ class Predictor:
             small: compute tasks of whole units as small dense networks.
             routed: compute confidences too, for tasks with a route.
         """
+        if isinstance(infos[0].steps[0], Windowed):
+            return [self._read(info, examples, batch_size, strict) for info in infos]
         settings, device = infos[0].computing, self._device
         size = settings.batch_size if batch_size is None else batch_size
         raw: dict[str, list[Tensor]] = {info.name: [] for info in infos}
@@ -416,6 +420,62 @@ class Predictor:
                 numbers = info.outputs.values(joined)
                 found.append(Answers(info, joined, numbers, confident, indices, errors, len(examples)))
         return found
+
+    def _read(self, info: TaskInfo, examples: Any, batch_size: int | None, strict: Sequence[str] | None) -> Answers:
+        """Compute a task's answers to texts, as many windows as they need together; see `_computed`."""
+        step = cast(Windowed, info.steps[0])
+        good: list[Any] = []
+        indices: list[int] = []
+        errors: dict[int, str] = {}
+        for row, text in enumerate(examples):
+            try:
+                step.windows([text])
+            except ValueError as error:
+                errors[row] = str(error)
+            else:
+                good.append(text)
+                indices.append(row)
+        if errors and strict is not None:
+            raise _refused(info.name, errors, strict or None)
+        raw = torch.empty(0, 1, dtype=torch.float64)
+        with info.computing.applied(self._device):
+            if good:
+                size = batch_size or info.computing.batch_size
+                raw = text_losses(self.network.module(info.name), step.windows(good), size, self._device)[:, None]
+            return Answers(info, raw, raw.exp(), None, tuple(indices), errors, len(examples))
+
+    def generate(
+        self,
+        task: str | None,
+        prompt: str | Sequence[str] = "",
+        *,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Continue texts with a language model.
+
+        Args:
+            task: the task's name; None: the only one.
+            prompt: a text, or several; "" begins a text, if the task's tokenizer marks where texts begin.
+            max_new_tokens: most tokens after each prompt.
+            temperature: below 1, probable tokens become more probable; 0: the most probable one is always chosen.
+            top_k: choose among the k most probable tokens; None: among all.
+            seed: of the draws: the same seed, prompts and settings give the same texts.
+        Returns:
+            The prompt and its continuation, as the task's tokenizer writes them; a list for several prompts.
+        Raises:
+            ValueError: there is no such task, it is no language model, or a setting is invalid.
+        """
+        info = self.task(task)
+        if not isinstance(step := info.steps[0], NextTokens):
+            raise invalid("task", "of kind lm, which writes texts", f"{info.name} of kind {info.kind}")
+        sampling = Sampling(max_new_tokens, temperature, top_k, seed)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        with info.computing.applied(self._device):
+            texts = continued(self.network.module(info.name), step, prompts, sampling, self._device)
+        return texts[0] if isinstance(prompt, str) else texts
 
     def _small_module(self, info: TaskInfo) -> nn.Module:
         """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
@@ -481,6 +541,8 @@ def load(
         try:
             steps, outputs = steps_from_data(entry.recipe["preprocessing"]), outputs_from_data(entry.recipe["outputs"])
             computing = computing_from_data(entry.recipe.get("evaluation", {}))
+            if (outputs.kind in TOKEN_KINDS) != isinstance(steps[0], Windowed):
+                raise ValueError(f"its kind is {outputs.kind}, and its preprocessing begins with {steps[0].step!r}")
             route = _route(entry.recipe.get("router"), network.subnetwork(name).head)
         except ValueError as error:
             raise ValueError(f"{path}: task {name!r}: {error}") from error

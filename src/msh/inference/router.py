@@ -243,6 +243,8 @@ def right_tasks(scores: Scores, centers: Sequence[float], scales: Sequence[float
 # ---- forms of input
 
 Form = tuple[Any, ...]
+TEXTS = ("tokenize", "next_tokens")
+"""First steps that read texts."""
 
 
 def form_of(steps: Steps) -> Form:
@@ -268,11 +270,11 @@ def may_read(step: Step, inputs: Any) -> bool:
         return kind == "table"
     if hasattr(inputs, "ndim"):
         is_text = getattr(getattr(inputs, "dtype", None), "kind", None) in ("O", "U", "S")
-        return kind in (("images", "tokenize") if is_text else ("arrays", "images", "table"))
+        return kind in (("images", *TEXTS) if is_text else ("arrays", "images", "table"))
     if isinstance(inputs, Mapping):
         return kind == "table"
     if isinstance(inputs, str):
-        return kind in ("tokenize", "images")
+        return kind in (*TEXTS, "images")
     if isinstance(inputs, bytes | Path) or hasattr(inputs, "getexif"):
         return kind == "images"
     if isinstance(inputs, int | float):

@@ -24,6 +24,7 @@ from msh.inference.batching import Batcher, Computer
 from msh.inference.predictions import AnyPredictions, Prediction, Predictions
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.inference.requests import describe_input, inputs_from_json
+from msh.tasks.outputs import TOKEN_KINDS
 
 SMALL = 2**16
 """Bytes of inputs that are read at once; a thread reads more, so that other requests do not wait."""
@@ -154,9 +155,14 @@ class Server:
         Raises:
             HTTPException: the request is refused.
         """
-        if top is not None and info.kind == "regression":
-            raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
+        if top is not None and info.outputs.has_values:
+            raise HTTPException(
+                422, f"top: task {info.name!r} is a {info.outputs.called}: it has values, not probabilities"
+            )
         inputs = await self._inputs([info], request)
+        if info.kind in TOKEN_KINDS:  # a text may have several windows: requests are not batched together
+            found = await self._computed(inputs, info.name)
+            return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
         try:
             if (len(inputs) if isinstance(inputs, bytes) else sum(map(len, inputs))) > SMALL:
                 raw = await asyncio.to_thread(lambda: self.predictor.read(info.name, self._raw(info, inputs)))
@@ -175,17 +181,27 @@ class Server:
             HTTPException: the request is refused.
         """
         inputs = await self._inputs([*self.predictor.tasks.values()], request)
-        try:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self.computing, self._answered, inputs)
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from error
-        _check_finite(found)
+        found = await self._computed(inputs)
         predictions = [{"task": answer.task, **_as_json(answer, top)} for answer in found]
         return {"predictions": predictions, "validated": getattr(found, "validated", True)}
 
-    def _answered(self, inputs: Any) -> AnyPredictions:
-        """Read inputs as the first kind that they can be, and answer them with its tasks, in a thread."""
+    async def _computed(self, inputs: Any, task: str | None = None) -> AnyPredictions:
+        """Answer the inputs of a request apart from others', with a task or with those that the router chooses."""
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self.computing, self._answered, inputs, task)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        _check_finite(found)
+        return found
+
+    def _answered(self, inputs: Any, task: str | None) -> AnyPredictions:
+        """Read inputs as a task does, or as the first kind that they can be, and answer them, in a thread."""
+        if task is not None:
+            raw = inputs_from_json(self.predictor.tasks[task].steps, inputs)
+            self._check_number(raw)
+            answers: AnyPredictions = self.predictor.predict(task, raw)
+            return answers
         kinds: dict[str, list[TaskInfo]] = {}
         for info in self.predictor.tasks.values():
             kinds.setdefault(info.steps[0].step, []).append(info)

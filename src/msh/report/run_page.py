@@ -126,11 +126,13 @@ def _summary(facts: RunFacts, colours: dict[str, str]) -> Section | None:
         return None
     reuse = any(task.weights_reused for task in results.tasks.values())
     names = ["task", "metric", "test", "val", *BASELINES, "forgetting", "density", "weights", "weights_reused"]
-    names += ["weights_private", "file_size", "train_seconds"]
+    names += ["weights_private", "flops", "file_size", "train_seconds"]
     sizes = {task: size for task in results.tasks if (size := facts.subnetwork_size(task)) is not None}
     table = tasks_table(results, names, True, sizes, colour=lambda task: colours.get(task, ""))
     lead = "Test scores are evaluated again after the last stage; ↑ more is better, ↓ less is. Private are the values "
     lead += "of head, stem, biases and norms" + ("; read are other tasks' weights." if reuse else ".")
+    if any(task.flops for task in results.tasks.values()):
+        lead += " FLOPs are those of a forward pass, as a share of the dense backbone's."
     return Section("tasks", "Tasks", lead, tables=[table])
 
 

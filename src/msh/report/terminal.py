@@ -41,7 +41,7 @@ def new_console() -> Console:
 def print_results(results: Results, console: Console | None = None) -> None:
     """Print a line per task and ensemble, the guarantee's outcome, the network's used share, and the run time."""
     console = console or new_console()
-    names = ("task", "metric", "test", *BASELINES, "density", "weights", "forgetting")
+    names = ("task", "metric", "test", *BASELINES, "density", "weights", "flops", "forgetting")
     tasks_table(results, names, ensembles=True).print(console, f"{results.experiment}, seed {results.seed}")
     if others := results.not_evaluated:
         console.print(f"not evaluated, as this run does not have their data: {', '.join(others)}")

@@ -44,6 +44,7 @@ class TaskResult:
         weights_reused: how many earlier tasks' weights it reads.
         weights_read: the same, by the task that owns them; only tasks that it reads.
         weights_private: how many values its stem, head, biases and normalisation have.
+        flops: of its backbone's forward pass, as a share of the dense backbone's; None for tasks of single weights.
         dense: test score from a dense network for this task alone, or None.
         finetune: test score after the last task, from one dense network that learned task after task, or None.
         joint: test score from one dense network that learned all tasks at once, or None.
@@ -64,6 +65,7 @@ class TaskResult:
     weights_reused: int = 0
     weights_read: dict[str, int] = field(default_factory=dict)
     weights_private: int | None = None
+    flops: float | None = None
     dense: float | None = None
     finetune: float | None = None
     joint: float | None = None

@@ -56,6 +56,7 @@ def _columns(results: Results, rows: Mapping[str, TaskResult], file_sizes: Mappi
         score("weights", ","),
         Column("weights_reused", lambda task: rows[task].weights_reused or None, ",", "read", optional=True),
         score("weights_private", ",", header="private"),
+        score("flops", ".3f", header="FLOPs", optional=True),
         Column("file_size", file_sizes.get, decimal, "file"),
         Column("train_seconds", lambda task: rows[task].train_seconds or None, duration, "trained"),
         Column("forgetting", lambda task: forgetting(task, results.matrix), "g"),

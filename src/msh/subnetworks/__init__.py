@@ -12,7 +12,7 @@ from msh.subnetworks.allocation import (
 )
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.empty import check_layers, empty_layers
-from msh.subnetworks.granularity import WEIGHTS, Granularity, Units, Weights
+from msh.subnetworks.granularity import WEIGHTS, Granularity, OverlappingUnits, Units, Weights
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.planning import check_free, least_budget, plan_counts
@@ -52,6 +52,7 @@ __all__ = [
     "GranularityName",
     "MultiSubnetwork",
     "NetworkState",
+    "OverlappingUnits",
     "Reuse",
     "Schedule",
     "ScoreStart",

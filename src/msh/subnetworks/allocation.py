@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -99,13 +99,21 @@ def choose(
 
 
 def choose_at_most(
-    scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor],
+    kept: Mapping[str, int],
+    candidates: Mapping[str, Tensor],
+    chooser: Callable[..., dict[str, Tensor]] = choose,
 ) -> dict[str, Tensor]:
-    """Like `choose`, but keep all candidates where these are fewer; a score that is NaN counts as 0."""
+    """Like `choose`, but keep all candidates where these are fewer; a score that is NaN counts as 0.
+
+    Args:
+        scores, kept, candidates: as for `choose`.
+        chooser: `choose`, or a granularity's.
+    """
     counts = {name: int(mask.sum()) for name, mask in candidates.items()}
     counts[""] = sum(counts.values())
     finite = {name: scores[name].detach().nan_to_num(0.0) for name in candidates}
-    return choose(finite, {name: min(k, counts[name]) for name, k in kept.items()}, candidates)
+    return chooser(finite, {name: min(k, counts[name]) for name, k in kept.items()}, candidates)
 
 
 @dataclass(frozen=True)

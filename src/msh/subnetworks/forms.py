@@ -57,6 +57,8 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | Sparse
     Returns:
         (*shape), or its sparse form where that may cost less.
     """
+    if name in sub.exposed:
+        return sub.exposed[name].to(like.dtype)
     weight = _held_weight(sub, name, like)
     if isinstance(weight, SparseForm):
         return weight

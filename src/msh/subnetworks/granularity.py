@@ -1,4 +1,4 @@
-"""Granularity: prune single weights, or whole units of linear layers and convolutions."""
+"""Granularity: prune single weights, or whole units of linear layers and convolutions, which tasks may share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from msh.subnetworks.allocation import FREE, choose
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.subnetworks.tracing import UnitGraph
-from msh.subnetworks.units import candidate_units, unit_masks, unit_scores
+from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores, units_in_use
 
 Masks = Mapping[str, Tensor]
 """Tensor name to bool: (*shape) for weights, (units,) for units."""
@@ -24,11 +26,23 @@ class Granularity(Protocol):
     def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the elements that a masked task may still keep or read: tensor name to bool (elements)."""
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn scores of weights, (*shape) for each tensor, into scores of elements."""
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """Turn scores of weights, (*shape) for each tensor, into scores of elements, from the weights in masks."""
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select elements among the candidates: see `choose`, whose arguments these are."""
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected elements to weights: tensor name to bool (*shape)."""
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the elements of the weights that a compact task owns: the reverse of `weights`."""
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the elements that a compact task may own: those that it owns, and free ones."""
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the elements that any number of tasks may keep, as they are only read; None if there are none."""
@@ -47,13 +61,30 @@ class Weights:
         """Mark the weights that a masked task may still keep or read."""
         return network.held(task)
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
         """Return the scores: elements are weights."""
         return scores
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring weights."""
+        return choose(scores, kept, candidates)
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Return the masks: elements are weights."""
         return dict(masks)
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Return the masks: elements are weights."""
+        return dict(masks)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free weights."""
+        free = network.free()
+        return {name: mask | free[name] for name, mask in network.masks(task).items()}
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark nothing: new weights start from 0."""
+        return torch.zeros_like(after)
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the weights that tasks own already: others can only read them."""
@@ -84,16 +115,66 @@ class Units:
         owners = {name: network.owners[name] for name in network.names.prunable}
         return candidate_units(self.graph, network.masks(task), owners)
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up the scores of each unit's candidate weights: (units,) for each tensor."""
-        return unit_scores(self.graph, scores, network.masks(task))
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """Add up the scores of each unit's weights: (units,) for each tensor."""
+        return unit_scores(self.graph, scores, masks)
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring units."""
+        return choose(scores, kept, candidates)
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand units to their rows, at the columns that selected units feed."""
         return unit_masks(self.graph, masks)
 
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the units with a weight."""
+        return {name: mask.flatten(1).any(1) for name, mask in masks.items()}
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free units."""
+        own, free = network.masks(task), network.free()
+        owners = {name: network.owners[name].masked_fill(mask, FREE) for name, mask in own.items()}
+        return candidate_units(self.graph, {name: mask | free[name] for name, mask in own.items()}, owners)
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark the rows of new units: were both their rows and their columns 0, no gradient would reach them."""
+        return after & ~_rows(before)
+
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Return None: a task reads no other task's units."""
+        return None
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Mark the weights of the kept rows."""
+        return before & _rows(mask)
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm of the kept rows."""
+        return norm_of(values, _rows(mask))
+
+
+@dataclass(frozen=True)
+class OverlappingUnits(Weights):
+    """Prune single weights such that few units remain; other tasks may own other weights of the same units.
+
+    Attributes:
+        graph: of the backbone, from `trace_units`.
+    """
+
+    graph: UnitGraph
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring weights of as few units as have enough: see `choose_in_rectangles`."""
+        return choose_in_rectangles(self.graph, scores, kept, candidates)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free weights between the units in use."""
+        within = unit_masks(self.graph, units_in_use(self.graph, network.masks(task)))
+        return {name: mask & within[name] for name, mask in super().replaceable(network, task).items()}
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Return None: a task reads no other task's weights."""
         return None
 
     def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
+from msh.subnetworks.small import SmallTensors
 from msh.subnetworks.tensors import TensorNames, evaluating, name_tensors
-from msh.subnetworks.tracing import trace_units
+from msh.subnetworks.tracing import example_inputs, trace_units
 
 ModuleRole = Literal["prunable", "private", "shared", "unused", ""]
 PARAMETRIZATION = re.compile(r"\.?\bparametrizations\.\w+$")
@@ -33,7 +34,7 @@ class ModuleFacts:
         weights: its prunable weights, each tensor counted at its first name.
         private: values of which each task has its own.
         shared: frozen values, which all tasks use.
-        granularities: what tasks can keep of its weights.
+        granularities: what tasks can keep of its weights; "unit": some of its units, or of those it reads.
         flops: of its own operations, in the forward pass of one example.
     """
 
@@ -84,7 +85,7 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     network = MultiSubnetwork(backbone, prunable)
     sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable)}, ""
     try:
-        graphs["unit"] = set(trace_units(network).layers)
+        graphs["unit"] = trace_units(network).small
     except ValueError as error:
         refusal = str(error)
     modules: list[ModuleFacts] = []
@@ -107,6 +108,29 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
             )
         )
     return BackboneFacts(modules, refusal)
+
+
+@torch.no_grad()
+def flops_share(network: MultiSubnetwork, task: str) -> float:
+    """Compute the FLOPs of a task's forward pass as a share of those of the dense backbone, in (0, 1].
+
+    Args:
+        network: holds the task.
+        task: a compact or frozen one of whole units.
+    """
+    small, fused = SmallTensors(network, task), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with evaluating(network.backbone), FlopCounterMode(display=False) as counter:
+            network.backbone(example_inputs(network))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    flops = _own_flops(network.backbone, counter.get_flop_counts())
+    saved = 0.0
+    for name, weight in network.weights():
+        if (shape := small.shapes.get(name)) is not None:
+            saved += flops[name.rpartition(".")[0]] * (1 - prod(shape) / weight.numel())
+    return 1 - saved / sum(flops.values())
 
 
 def _own_parameters(module: nn.Module, path: str, names: TensorNames) -> list[str]:

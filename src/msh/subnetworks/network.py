@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -441,9 +442,14 @@ class MultiSubnetwork(Movable):
             sub: the task's subnetwork.
             small: a compact task's slices, for the weights of its units alone.
         """
-        if small is not None:
-            return {name: small.weight(name, sub.values[name].to(weight.dtype)) for name, weight in self.weights()}
-        return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
+        sliced = {} if small is None else small.shapes
+        weights: dict[str, Tensor | SparseForm] = {}
+        for name, weight in self.weights():
+            if small is not None and name in sliced:
+                weights[name] = small.weight(name, sub.values[name].to(weight.dtype))
+            else:
+                weights[name] = training_weight(sub, name, weight)
+        return weights
 
     def update_choice(self, sub: Subnetwork) -> None:
         """Select a task's weights by its current scores, if it has scores that choose."""
@@ -479,14 +485,13 @@ class MultiSubnetwork(Movable):
             owned = {} if sub.reads else state.owned(sub.task)
             weights: dict[str, tuple[Tensor | None, SparseForm | None]] = {}
             size = 0
-            if computes_small(sub):
-                small = SmallTensors(self, sub.task)
-                for name, weight in state.weights.items():
-                    values = small.weight(name, weight[owned[name]])
-                    weights[name], size = (values, None), size + values.nbytes
-                return frozen_network(self, sub, weights, small), size
+            small = SmallTensors(self, sub.task) if computes_small(sub) else None
             places = find_places(self.backbone, self.names) if lean and owned else {}
             for name in self.names.prunable:
+                if small is not None and name in small.shapes:
+                    values = small.weight(name, state.weights[name][owned[name]])
+                    weights[name], size = (values, None), size + values.nbytes
+                    continue
                 if lean and owned and all(map(is_linear_weight, places[name])):
                     form = shown_form(state.weights[name], owned[name])
                     if form is not None:
@@ -495,7 +500,7 @@ class MultiSubnetwork(Movable):
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
                 weights[name] = dense, shown_form(dense, owned[name], dense) if owned else None
                 size += dense.nbytes
-            return frozen_network(self, sub, weights), size
+            return frozen_network(self, sub, weights, small), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
         """Gather the other tasks' weights that a task reads: tensor name to (*shape), or () if none."""
@@ -543,3 +548,31 @@ class MultiSubnetwork(Movable):
 
     def set_extra_state(self, state: str) -> None:
         """Do nothing: the description is read before the tensors are loaded."""
+
+
+@contextmanager
+def dense_leaves(network: MultiSubnetwork, task: str) -> Iterator[dict[str, Tensor]]:
+    """Compute a compact task with full-size weights, whose gradients reach free weights too, inside the context.
+
+    Yields:
+        Tensor name to (*shape), a leaf: the task's values, what it reads, and 0 elsewhere.
+    """
+    sub = network.in_phase(task, "compact")
+    leaves = {name: tensor.requires_grad_() for name, tensor in dense_values(network, task).items()}
+    network.forget_modules(task)
+    sub.exposed = dict(leaves)
+    try:
+        yield leaves
+    finally:
+        sub.exposed = {}
+        network.forget_modules(task)
+
+
+def dense_values(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+    """Write a compact task's values between what it reads, or zeros: tensor name to (*shape)."""
+    sub, dense = network.subnetwork(task), {}
+    for name, weight in network.weights():
+        values = sub.values[name].detach()
+        base = sub.base[name].to(values.dtype).expand(weight.shape).reshape(-1)
+        dense[name] = base.index_copy(0, sub.index[name], values).view(weight.shape)
+    return dense

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose, choose_at_most
+from msh.subnetworks.allocation import choose_at_most
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
 from msh.subnetworks.granularity import WEIGHTS, Granularity, Masks
 from msh.subnetworks.initial import norm_of, rescale_to
-from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.network import MultiSubnetwork, dense_leaves
 
 
 def candidate_counts(
@@ -57,7 +57,7 @@ def select(
     """
     scores = score(network, task, criterion, gradients, generator, granularity)
     allowed = granularity.candidates(network, task)
-    masks = choose(scores, kept, allowed)
+    masks = granularity.choose(scores, kept, allowed)
     if not allow_empty:
         check_layers(network, task, masks, kept, scores, allowed)
     return granularity.weights(masks)
@@ -88,7 +88,7 @@ def score(
         name: criterion(source[name], None if gradients is None else gradients[name], generator)
         for name in network.names.prunable
     }
-    return granularity.scores(network, task, scores)
+    return granularity.scores(scores, network.masks(task))
 
 
 def select_apart(
@@ -97,6 +97,7 @@ def select_apart(
     budgets: Mapping[str, Mapping[str, int]],
     candidates: Mapping[str, Masks],
     shared: Masks | None = None,
+    granularity: Granularity = WEIGHTS,
 ) -> dict[str, dict[str, Tensor]]:
     """Select the weights of several masked tasks, such that each can end with a budget that no other task shares.
 
@@ -109,6 +110,7 @@ def select_apart(
         budgets: task to {tensor name, or "" for all: number kept at the end}, at most the number kept now.
         candidates: task to {tensor name: bool (*shape)}: all free weights, or the last result of this function.
         shared: tensor name to bool (*shape): weights that are only read, which any number of tasks may keep.
+        granularity: of scores and candidates.
     Returns:
         Task to {tensor name: bool (*shape)}.
     Raises:
@@ -117,11 +119,13 @@ def select_apart(
     """
     reserved: dict[str, Masks] = {}
     for task, budget in budgets.items():
-        reserved[task] = choose(scores[task], budget, _without(candidates[task], reserved.values(), shared))
+        rest = _without(candidates[task], reserved.values(), shared)
+        reserved[task] = granularity.choose(scores[task], budget, rest)
     chosen = {}
     for task in budgets:
         others = [masks for other, masks in reserved.items() if other != task]
-        chosen[task] = choose_at_most(scores[task], kept[task], _without(candidates[task], others, shared))
+        rest = _without(candidates[task], others, shared)
+        chosen[task] = choose_at_most(scores[task], kept[task], rest, granularity.choose)
     return chosen
 
 
@@ -190,14 +194,15 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
 
     Args:
         network: holds the task.
-        task: a masked task.
+        task: a masked task; or a compact one, for the gradients of all weights, free ones included.
         loss: computes the scalar loss of this task by calling the network.
     Returns:
         Tensor name to (*shape).
     """
     sub, names = network.subnetwork(task), network.names.prunable
-    values = sub.values
-    with felt_by(sub, network.held(task)):
+    compact = sub.phase == "compact"
+    with dense_leaves(network, task) if compact else felt_by(sub, network.held(task)) as leaves:
+        values = leaves if leaves is not None else sub.values
         gradients = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
     return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, gradients, strict=True)}
 

@@ -173,7 +173,8 @@ def frozen_network(
     if small is not None:
         for name in network.names.buffers:  # unchanged ones are the backbone's
             private.setdefault(name, network.backbone.get_buffer(name))
-        vars(small.widen_last(tree))["others"] = small.others(network, private)
+        if (last := small.fit(tree)) is not None:
+            vars(last)["others"] = small.others(network, private)
         private = {name: small.private(name, tensor) for name, tensor in private.items()}
     for name, tensor in private.items():
         for place in places[name]:
@@ -210,7 +211,7 @@ class TrainingNetwork(nn.Module):
         self._checkpoints = uses_checkpoints(self.backbone)
         self._cast = cast_type(weight for _, weight in network.weights())
         self._slices: SmallTensors | None = None
-        self._last: nn.Module
+        self._last: nn.Module | None = None
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -239,11 +240,11 @@ class TrainingNetwork(nn.Module):
     def _small(self) -> SmallTensors | None:
         """Return the slices of a compact task of whole units."""
         sub = self.subnetwork
-        if sub.phase != "compact" or not computes_small(sub):
+        if sub.phase != "compact" or sub.exposed or not computes_small(sub):
             return None
         if self._slices is None:
             self._slices = SmallTensors(self._network[0], sub.task)
-            self._last = self._slices.widen_last(self.backbone)
+            self._last = self._slices.fit(self.backbone)
         return self._slices
 
     def _take(self, weights: Mapping[str, Weight], small: SmallTensors | None) -> None:
@@ -260,7 +261,8 @@ class TrainingNetwork(nn.Module):
             for name in self._network[0].names.parameters:
                 private[name] = private[name].to(self._network[0].backbone.get_buffer(name).dtype)
         if small is not None:
-            vars(self._last)["others"] = small.others(self._network[0], private)
+            if self._last is not None:
+                vars(self._last)["others"] = small.others(self._network[0], private)
             private = {name: small.private(name, tensor) for name, tensor in private.items()}
         for name, tensor in private.items():
             for place in self._places[name]:

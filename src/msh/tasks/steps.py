@@ -283,6 +283,11 @@ class Tokenize:
         return int(self._built.padding["pad_id"])
 
     @property
+    def pads_left(self) -> bool:
+        """Return true if padding comes before a text."""
+        return bool(self._built.padding["direction"] == "left")
+
+    @property
     def dtype(self) -> Dtype:
         """Type of the token ids."""
         return "int64"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msh.errors import Problems, one_of
+from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.labels import find_classes, read_labels
 from msh.tasks.outputs import Kind
@@ -19,8 +19,8 @@ from msh.tasks.table_files import Table
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
 from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
-from msh.tasks.text_files import read_texts, texts_of
-from msh.tasks.tokens import Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
+from msh.tasks.text_files import UNITS, read_documents, read_texts, texts_of
+from msh.tasks.tokens import MARKS, Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def texts(
     split: Mapping[str, str] | None = None,
     tokenizer: str | None = None,
     unicode: Unicode = "NFC",
+    unit: str | None = None,
 ) -> RawData:
     """Load texts from a table (CSV, TSV, Parquet, Excel), JSON Lines, or a folder with a folder of files per class.
 
@@ -51,7 +52,8 @@ def texts(
         text: column with the texts.
         label: column to predict; a classification's has names or numbers, and classes in natural order. In a folder,
             labels are the names of the folders.
-        kind: classification or regression.
+        kind: classification or regression; lm: a language model, which needs no labels. Then `path` may also be a plain
+            text file, or any folder of them.
         threshold: splits a numeric column into two classes: class 1 is above it.
         test_path: the test split's file or folder.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
@@ -64,6 +66,7 @@ def texts(
         split: as in `msh.tasks.tables.table`.
         tokenizer: path of a tokenizer.json of Hugging Face's library; None: the training split's words are the tokens.
         unicode: form to which texts are normalized, or "none".
+        unit: lm: how plain text files are parted into texts; see `read_documents`.
     Raises:
         ValueError: a file has another encoding, a column is missing, a text is empty, or a setting is invalid.
     """
@@ -72,19 +75,41 @@ def texts(
         problems.check(check_test_fraction, test_fraction, test_path is not None)
         by = problems.check(SplitBy.parse, split, {"test_path": test_path, "val_path": val_path})
         file = problems.check(_tokenizer, tokenizer, vocabulary, length, unicode)
+        problems.check(_check_kind, kind, unit, threshold, vocabulary)
     written = {text} | ({label} if kind == "classification" and threshold is None else set())
     written |= set() if by is None or by.by == "time" else {by.name}
     paths = {part: p for part, p in (("train", path), ("val", val_path), ("test", test_path)) if p is not None}
     with Problems() as problems:
-        read = [problems.check(read_texts, p, text, label, encoding, delimiter, written) for p in paths.values()]
+        read = [
+            problems.check(read_documents, p, text, unit, encoding, delimiter)
+            if kind == "lm"
+            else problems.check(read_texts, p, text, label, encoding, delimiter, written)
+            for p in paths.values()
+        ]
     whole = {part: table for part, table in zip(paths, read, strict=True) if table is not None}
     tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
-    rows = split_rows(tables["train"], values[0], targets.kind, by, test_fraction, None, test_path is not None)
+    found = kind if targets is None else targets.kind
+    rows = split_rows(tables["train"], values[0], found, by, test_fraction, None, test_path is not None)
     splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
     cells = _texts_of_splits(splits, tables, text)
     files = Path(path).expanduser().is_dir()
     train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
-    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
+    number, names = (tokens.ids, ()) if targets is None else (targets.outputs, targets.names)
+    return RawData(found, train, test, number, tokens, names, val=splits.get("val"))
+
+
+def _check_kind(kind: Kind, unit: str | None, threshold: float | None, vocabulary: int | None) -> None:
+    """Raise unless settings fit the kind of task."""
+    with Problems() as problems:
+        problems.check(one_of, "source.kind", kind, ("classification", "regression", "auto", "lm"))
+        if unit is not None:
+            problems.check(one_of, "source.unit", unit, UNITS)
+        if unit is not None and kind != "lm":
+            problems.add(invalid("source.unit", "left out without source.kind=lm", unit))
+        if kind == "lm" and threshold is not None:
+            problems.add(invalid("source.threshold", "left out with source.kind=lm, which has no labels", threshold))
+        if kind == "lm" and vocabulary is not None:
+            problems.check(at_least, "source.vocabulary", 3 + len(MARKS), vocabulary)
 
 
 csv_text = texts
@@ -106,10 +131,15 @@ def _labelled(
     kind: Kind,
     threshold: float | None,
     missing_labels: str,
-) -> tuple[dict[str, Table], list[Tensor], Targets]:
-    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`."""
+) -> tuple[dict[str, Table], list[Tensor], Targets | None]:
+    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`.
+
+    A language model has no labels: its targets are empty, and None says how they are read.
+    """
     with Problems() as problems:
         whole = {part: problems.check(texts_of, t, "source.text", text, empty) or t for part, t in tables.items()}
+        if kind == "lm":
+            return whole, [torch.zeros(len(table.frame), 0) for table in whole.values()], None
         targets: Any = problems.check(
             find_targets, whole["train"], "source.label", label, kind, threshold, missing_labels
         )

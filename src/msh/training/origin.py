@@ -17,7 +17,10 @@ from msh.training.config import RunConfig
 from msh.training.precision import precision_of
 from msh.training.settings import differences
 
-PLANNED = ("density", "weights", "share", "scope", "granularity", "start", "criterion", "sample", "rescale", "rewind")
+PLANNED = (
+    *("density", "weights", "share", "scope", "granularity", "overlap", "start", "criterion", "sample", "rescale"),
+    "rewind",
+)
 """Settings of `pruning` that determine an allocation made before any training."""
 ORIGIN = Path("checkpoints", "origin.safetensors")
 """Copy of the file that a run starts from, below its run folder, so that the run resumes without the file itself."""
@@ -115,11 +118,13 @@ def _check_plan(config: RunConfig, plan: StateFile, tasks: Sequence[str]) -> Non
 
 
 def _settings_of(plan: StateFile) -> dict[str, Any]:
-    """Read the settings behind a plan's allocation; earlier releases wrote a criterion as {name: ...}."""
+    """Read the settings behind a plan's allocation; earlier releases wrote a criterion as {name: ...}, no overlap."""
     settings = settings_of(plan)
     pruning = settings.get("pruning", {})
-    if isinstance(pruning, dict) and isinstance(pruning.get("criterion"), dict):
-        pruning["criterion"] = pruning["criterion"].get("name")
+    if isinstance(pruning, dict):
+        pruning.setdefault("overlap", None)
+        if isinstance(pruning.get("criterion"), dict):
+            pruning["criterion"] = pruning["criterion"].get("name")
     return settings
 
 
@@ -132,6 +137,10 @@ def check_plannable(config: RunConfig) -> None:
     if config.pruning.end > 0 or config.pruning.is_gated:
         before = "0 with a plan, which is made before any training (pruning=at_init)"
         raise invalid("pruning.end", before, config.pruning.end)
+    if config.pruning.regrow.share is not None:
+        raise invalid(
+            "pruning.regrow.share", "null with a plan, which keeps its allocation", config.pruning.regrow.share
+        )
     if config.reuse != "none":
         raise invalid("reuse", "'none' with a plan, whose tasks train apart", config.reuse)
 

@@ -11,15 +11,25 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback
 
+from msh.errors import invalid
 from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of_run, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import EmptyLayerError, Granularity, MultiSubnetwork, Units, plan_counts, plan_units
+from msh.subnetworks import (
+    CapacityError,
+    EmptyLayerError,
+    Granularity,
+    MultiSubnetwork,
+    OverlappingUnits,
+    Units,
+    plan_counts,
+    plan_units,
+)
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks, fit_tasks
+from msh.training.build import add_task, build_granularity, build_network, build_tasks, check_kinds, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -104,10 +114,10 @@ def prepare(config: RunConfig) -> Prepared:
     if prepared.plan is not None and not config.pruning.allow_empty_layers:
         _check_plan_layers(prepared.plan, names)
     coming = [stage for stage, parts in fits.items() if parts and prepared.plan is None]
-    wanted = _plan_budgets(config, network, coming, granularity)
+    granularity, wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
         check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
-    return replace(prepared, wanted=wanted)
+    return replace(prepared, granularity=granularity, wanted=wanted)
 
 
 def _with_data(stages: Iterable[Stage], tasks: Container[str]) -> list[Stage]:
@@ -164,6 +174,8 @@ def _build_network(
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """Build the network that a run starts with, and the notes for its files."""
     names = None if origin is None else list(origin.file.state.owners)
+    if origin is not None:
+        check_kinds(tasks, {task: origin.file.state.task(task).recipe for task in origin.learned})
     network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:
@@ -199,13 +211,40 @@ def _plan_budgets(
     network: MultiSubnetwork,
     stages: Sequence[Stage],
     granularity: Granularity,
-) -> dict[str, dict[str, int]]:
-    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units."""
+) -> tuple[Granularity, dict[str, dict[str, int]]]:
+    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units.
+
+    Returns:
+        The granularity, in which units overlap if `pruning.overlap` is true, or null and disjoint ones do not suffice;
+        and the budgets.
+    """
     if not isinstance(granularity, Units):
-        return plan_weights(config, network, stages)
-    owners = {name: network.owners[name] for name in network.names.prunable}
-    free = {name: int(mask.sum()) for name, mask in candidate_units(granularity.graph, network.free(), owners).items()}
-    return plan_units(granularity.graph, {task: config.budget(task) for stage in stages for task in stage.tasks}, free)
+        return granularity, plan_weights(config, network, stages)
+    graph, overlap = granularity.graph, config.pruning.overlap
+    if not graph.is_chain:
+        if overlap is False:
+            why = "true or null, as not every layer of the backbone has units of its own that tasks may keep"
+            raise invalid("pruning.overlap", why, overlap)
+        if graph.whole:
+            log.info(
+                "tasks keep whole units of %d of the backbone's %d layers; the others stay whole, such as %s (%s)",
+                *(len(graph.layers) - len(graph.whole), len(graph.layers), *next(iter(graph.whole.items()))),
+            )
+    elif not overlap:
+        owners = {name: network.owners[name] for name in network.names.prunable}
+        free = {name: int(mask.sum()) for name, mask in candidate_units(graph, network.free(), owners).items()}
+        budgets = {task: config.budget(task) for stage in stages for task in stage.tasks}
+        try:
+            return granularity, plan_units(graph, budgets, free)
+        except EmptyLayerError:
+            raise
+        except CapacityError as error:
+            if config.pruning.granularity != "unit":
+                raise
+            if overlap is False:
+                raise CapacityError(f"{error}; or let tasks share units with pruning.overlap=true") from error
+            log.info("the tasks need more units than there are: they share units, and own different weights of them")
+    return OverlappingUnits(graph), plan_weights(config, network, stages)
 
 
 def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:

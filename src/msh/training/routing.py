@@ -28,7 +28,7 @@ from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.views import TaskNetwork
 from msh.tasks import Task
 from msh.tasks.lazy import CHUNK
-from msh.tasks.outputs import Kind, outputs_from_data
+from msh.tasks.outputs import TOKEN_KINDS, Kind, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps, Tokenize
 from msh.tasks.task import SplitName
@@ -112,6 +112,8 @@ def _groups(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunConf
             steps, outputs = steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"])
             candidate = Candidate(name, outputs.kind, steps, computing_from_data(recipe.get("evaluation", {})))
         else:  # an earlier release's
+            continue
+        if candidate.kind in TOKEN_KINDS:  # each token has an answer, and a confidence of its own
             continue
         groups.setdefault(form_of(candidate.steps), []).append(candidate)
     return [group for group in groups.values() if any(candidate.task for candidate in group)]

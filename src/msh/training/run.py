@@ -29,6 +29,8 @@ from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers, private_count
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
+from msh.subnetworks.modules import flops_share
+from msh.subnetworks.small import computes_small
 from msh.tasks.task import metric_in
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
@@ -300,10 +302,13 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 life.begin(self.network, self.tasks[task], self.config, self.prepared.plan)
-        if not fit.prunes and self.config.pruning.end == 0:
+        begun = all(self.network.subnetwork(task).phase == "masked" for task in stage.tasks)
+        if begun and not fit.prunes:
             life.prune_before_training(self.prepared, self.module, stage)
             life.compact(self.network, stage.tasks)
         callbacks: list[pl.Callback] = [life.pruner(self.prepared, stage)] if fit.prunes else []
+        if fit.regrows:
+            callbacks.append(life.regrower(self.prepared, stage))
         is_first = stage == next(stage for stage, fits in self.fits.items() if fits)
         if is_first:
             callbacks.append(self.untrained)
@@ -408,6 +413,8 @@ class Run:
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
         result.weights_private = private_count(self.network.subnetwork(task).as_state())
+        if computes_small(self.network.subnetwork(task)):
+            result.flops = flops_share(self.network, task)
 
     # ---- results and logs
 

@@ -112,9 +112,20 @@ def make_task(**how):
         ({"compact": False}, "task 'a' is masked: only a compact or frozen task is exported"),
         ({"reuse": "all"}, "task 'a' reads other tasks' weights"),
         ({"head": nn.Sequential(nn.Linear(6, 2))}, "task 'a' has a head of type Sequential: only a Linear"),
-        ({}, "task 'a' was not allocated in whole units: see layer 'layers"),
     ],
 )
 def test_a_task_that_cannot_be_exported_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
         sliced(make_task(**how), "a")
+
+
+def test_a_task_of_single_weights_loses_the_units_that_it_does_not_use():
+    network = MultiSubnetwork(MLP((4,), width=6, depth=2))
+    network.add_task("a", nn.Linear(6, 2))
+    network.begin("a")
+    first, second = network.sizes()
+    prune(network, "a", {first: 3, second: 2})
+    network.freeze("a")
+    small, inputs = sliced(network, "a"), torch.randn(3, 4)
+    torch.testing.assert_close(small(inputs), network.eval()(inputs, "a"))
+    assert sum(tensor.numel() for tensor in small.backbone.parameters()) < 24 + 36

@@ -10,6 +10,7 @@ from msh.subnetworks import (
     Budget,
     CapacityError,
     MultiSubnetwork,
+    OverlappingUnits,
     Units,
     candidate_counts,
     fit_units,
@@ -19,7 +20,7 @@ from msh.subnetworks import (
     snapshot,
     trace_units,
 )
-from msh.subnetworks.units import count_weights, owned_units
+from msh.subnetworks.units import choose_in_rectangles, count_weights, unit_masks, units_in_use
 
 FIRST, SECOND = "layers.1.weight", "layers.3.weight"
 
@@ -128,7 +129,7 @@ def test_kept_units_keep_their_norm_over_their_columns():
     values = begin(network, "a")
     before = {name: values[name].detach().clone() for name in (FIRST, SECOND)}
     prune(network, "a", {FIRST: 2, SECOND: 3}, granularity=Units(graph))
-    for name, units in owned_units(graph, "a", network.masks("a")).items():
+    for name, units in units_in_use(graph, network.masks("a")).items():
         torch.testing.assert_close(values[name].norm(), before[name][units].norm())
 
 
@@ -139,7 +140,7 @@ def test_rewinding_restores_the_norm_of_early_rows():
     prune(network, "a", {FIRST: 2, SECOND: 3}, granularity=Units(graph))
     values[SECOND].data.mul_(7)
     rewind(network, "a", earlier, granularity=Units(graph))
-    units = owned_units(graph, "a", network.masks("a"))
+    units = units_in_use(graph, network.masks("a"))
     torch.testing.assert_close(
         values[SECOND].norm(), earlier[f"values.{SECOND.replace('.', '/')}"][units[SECOND]].norm()
     )
@@ -172,9 +173,51 @@ def test_a_unit_without_all_its_weights_is_no_candidate():
     assert (~network.masks("a")[SECOND].any(1)).nonzero().flatten().tolist() == [3]
 
 
-def test_single_weights_are_not_taken_for_whole_units():
-    network, graph = make_network()
-    begin(network, "a")
-    prune(network, "a", {FIRST: 12, SECOND: 18})
-    with pytest.raises(ValueError, match="task 'a' was not allocated in whole units: see layer"):
-        owned_units(graph, "a", network.masks("a"))
+def test_units_in_use_have_a_weight_or_feed_one():
+    _, graph = make_network()
+    masks = {FIRST: torch.zeros(6, 4, dtype=torch.bool), SECOND: torch.zeros(6, 6, dtype=torch.bool)}
+    masks[FIRST][1, 2] = masks[SECOND][0, 3] = masks[SECOND][4, 1] = True
+    units = units_in_use(graph, masks)
+    assert {name: each.nonzero().flatten().tolist() for name, each in units.items()} == {FIRST: [1, 3], SECOND: [0, 4]}
+    conv = trace_units(MultiSubnetwork(PaperConv((1, 28, 28))), "channel")
+    last, flat = list(conv.layers)[3:5]
+    block = conv.layers[flat].source.block
+    masks = {name: torch.zeros(layer.shape, dtype=torch.bool) for name, layer in conv.layers.items()}
+    masks[flat][0, 2 * block + 1] = True  # one position of channel 2
+    assert units_in_use(conv, masks)[last].nonzero().flatten().tolist() == [2]
+
+
+def test_weights_are_chosen_within_the_fewest_units_that_have_enough():
+    _, graph = make_network()
+    scores = {FIRST: torch.ones(6, 4), SECOND: torch.ones(6, 6)}
+    scores[FIRST][[1, 4]] = 3.0  # units 1 and 4 rank first, and 4 of the second layer
+    scores[SECOND][4] = 2.0
+    scores[SECOND][2, 1] = 5.0  # then 2
+    free = {name: torch.ones_like(each, dtype=torch.bool) for name, each in scores.items()}
+    masks = choose_in_rectangles(graph, scores, {FIRST: 8, SECOND: 3}, free)
+    assert masks[FIRST].nonzero().tolist() == [[row, column] for row in (1, 4) for column in range(4)]
+    assert masks[SECOND].nonzero().tolist() == [[2, 1], [4, 1], [4, 4]]  # of the 4 weights between these units
+    free[FIRST][1] = False  # its weights are taken: another unit has more free ones
+    masks = choose_in_rectangles(graph, scores, {FIRST: 8, SECOND: 3}, free)
+    assert masks[FIRST].any(1).nonzero().flatten().tolist() == [0, 4]
+    with pytest.raises(ValueError, match=says("k", "in [0, 20], the number of candidates", 21)):
+        choose_in_rectangles(graph, scores, {FIRST: 21, SECOND: 3}, free)
+
+
+def test_overlapping_units_use_every_weight():
+    """Ten tasks of a tenth fit, of which disjoint units would allow three; each computes with as few units as fit."""
+    network, graph = make_network(inputs=20, width=30)
+    sizes = []
+    for task in map(str, range(10)):
+        network.add_task(task, nn.Linear(30, 2), granularity="unit")
+        network.begin(task, generator=torch.Generator().manual_seed(int(task)))
+        prune(network, task, {FIRST: 60, SECOND: 90}, granularity=OverlappingUnits(graph))
+        network.freeze(task)
+        masks = network.masks(task)
+        assert {name: int(mask.sum()) for name, mask in masks.items()} == {FIRST: 60, SECOND: 90}
+        units = units_in_use(graph, masks)
+        assert not any((mask & ~unit_masks(graph, units)[name]).any() for name, mask in masks.items())
+        sizes.append(max(int(each.sum()) for each in units.values()))
+    assert sizes[0] == 10  # the square root of a tenth, of 30 units
+    assert max(sizes[:8]) < 30
+    assert not any(mask.any() for mask in network.free().values())

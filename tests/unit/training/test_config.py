@@ -319,6 +319,7 @@ def test_hydra_knows_every_key_and_its_default():
         "share": None,
         "scope": "tensor",
         "granularity": "weight",
+        "overlap": None,
         "start": "fresh",
         "criterion": "magnitude",
         "scores": "magnitude",
@@ -331,6 +332,7 @@ def test_hydra_knows_every_key_and_its_default():
         "sample": 1000,
         "allow_empty_layers": False,
         "gate": {"step": None, "maximum": 0.98, "patience": 2, "tolerance": 0.01, "until": 0.75},
+        "regrow": {"share": None, "rounds": 20, "until": 0.75, "sample": 500, "by": "gradient"},
     }
     assert CRITERIA.keys() >= {"magnitude"}
     register()

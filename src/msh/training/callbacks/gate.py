@@ -17,7 +17,6 @@ from msh.subnetworks import (
     go_back,
     keep_state,
 )
-from msh.subnetworks.allocation import choose
 from msh.training.callbacks.prune import IterativePruning, log_sparsity
 from msh.training.config import GateConfig
 from msh.training.module import SubnetworkModule
@@ -133,7 +132,8 @@ class GatedPruning(IterativePruning):
         now = candidate_counts(network, task, budget, self.granularity)
         counts = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
         scores = self._score(module, task, self.rounds + level)  # tensor name to (*shape), or (units,)
-        return from_rank_zero(module, choose(scores, counts, self.granularity.candidates(network, task)))
+        masks = self.granularity.choose(scores, counts, self.granularity.candidates(network, task))
+        return from_rank_zero(module, masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of pruning to the budgets, and of the gate."""

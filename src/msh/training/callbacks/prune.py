@@ -170,7 +170,7 @@ class IterativePruning(pl.Callback):
             counts[task] = {name: min(now[name], self.schedule(start[name], n, time)) for name, n in budget.items()}
             scores[task] = self._score(module, task, number)
         open_to = {task: self.granularity.candidates(network, task) for task in self.wanted}
-        masks = select_apart(scores, counts, self.wanted, open_to, self.granularity.shared(network))
+        masks = select_apart(scores, counts, self.wanted, open_to, self.granularity.shared(network), self.granularity)
         masks = from_rank_zero(module, masks)
         for task, mask in masks.items() if not self.allow_empty else ():
             alone = len(masks) == 1  # else the density that suffices depends on the other tasks too
