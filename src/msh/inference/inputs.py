@@ -45,7 +45,8 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         tasks: the task's steps, or those of all tasks among which the router chooses. Their first steps decide how
             sources are read; where these differ, the files' suffixes choose between them.
         sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
-            or Excel files. Texts: a text per line, or a file of a table with `column`. Arrays: NPY files of
+            or Excel files. Texts: a text per line, or a file of a table with `column`; with a class per word,
+            JSONL files of lists of words too. Arrays: NPY files of
             examples, or JSONL files of lists.
         column: texts: the column with the texts, in a table.
     Raises:
@@ -65,6 +66,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
         "tokenize": lambda file: _texts(file, column),
         "next_tokens": lambda file: _texts(file, column),
+        "tagged_words": lambda file: _words(file, column),
         "arrays": _array,
     }
     one_of("the task's first step", kind, readers)
@@ -175,6 +177,14 @@ def _texts(file: str, column: str | None) -> list[str | None]:
     if file.endswith(JSON):
         return [value for _, value in _lines(file)]
     return [line for line in _text_of(file).splitlines() if line.strip()]
+
+
+def _words(file: str, column: str | None) -> list[Any]:
+    """Read a text per line, or JSON: a text or a list of words, alone or in an object."""
+    if not file.endswith(JSON):
+        return _texts(file, column)
+    rows = [value for _, value in _lines(file)]
+    return [row.get(column or "tokens") if isinstance(row, dict) else row for row in rows]
 
 
 def _array(file: str) -> Any:
