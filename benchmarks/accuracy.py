@@ -27,6 +27,7 @@ from benchmarks.arguments import new_parser
 from benchmarks.document import DOCUMENT, replace_between, table
 from benchmarks.runs import ROOT, TRAIN
 from msh.runs.results import Results
+from msh.subnetworks import GRANULARITIES
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
-    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=["weight", "neuron", "channel"])
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=GRANULARITIES)
     parser.add_argument("--max-epochs", type=int, default=12)
     parser.add_argument("--document", action="store_true")
     options = parser.parse_args()

@@ -58,6 +58,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "15": subnormal.subnormal,
     "16": serving.serving,
     "17": inference.all_tasks,
+    "block": structured.blocks,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }
