@@ -36,5 +36,9 @@ TARGETS: dict[str, float] = {
     "13-share": 0.05,
     "14-overhead": 1.03,
     "14-calls": 0.03,
-    **{f"16-all-batch{batch}": 1.50 for batch in (1, 32, 512)},
+    **{f"16-{kind}-{id}": 1.00 for kind in ("numbers", "raw") for id in ("median", "p99", "rate")},
+    **{f"16-{id}": 0.25 for id in ("numbers-own", "raw-own", "tensors")},
+    **{f"17-all-batch{batch}": 1.50 for batch in (1, 32, 512)},
+    **{f"19-{network}-weight": 1.05 for network in ("resnet", "vit", "gpt")},
+    **{f"19-{network}-unit": 0.35 for network in ("resnet", "vit", "gpt")},
 }

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvolutionBase
-from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormParametrization
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchNormBase",
     "ConvolutionBase",
-    "DropoutBase",
     "NormBase",
     "SpectralNormParametrization",
     "WeightNormParametrization",

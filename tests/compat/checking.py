@@ -13,7 +13,7 @@ from msh.backbones.named import Named
 from msh.files.state_file import save_network
 from msh.inference.rebuilding import rebuild_network
 from msh.recipes import build
-from msh.subnetworks import Budget, MultiSubnetwork, prune, trace_units
+from msh.subnetworks import WEIGHTS, Budget, Granularity, MultiSubnetwork, OverlappingUnits, prune, trace_units
 
 YES, NO = "yes", "no"
 ROWS = ("starts", "prunable", "gradients", "bitwise", "loads", "exports", "units")
@@ -37,7 +37,7 @@ def check(architecture: Architecture) -> dict[str, str]:
     found["bitwise"] = YES if torch.equal(network.module("a")(inputs), before) else NO
     found["loads"] = loads(network, inputs, before)
     found["exports"] = exports(network, inputs, before)
-    found["units"] = units(network)
+    found["units"] = units(network, inputs, before)
     return found
 
 
@@ -113,13 +113,14 @@ def padded(network: MultiSubnetwork, name: str, gradient: torch.Tensor) -> torch
     return gradient
 
 
-def learn(network: MultiSubnetwork, task: str, inputs: torch.Tensor) -> None:
+def learn(network: MultiSubnetwork, task: str, inputs: torch.Tensor, kind: Granularity = WEIGHTS) -> None:
     """Train a task with a fifth of the weights for three steps, and freeze it."""
     head = {"_target_": "torch.nn.Linear", "in_features": network.backbone.features, "out_features": OUTPUTS}
-    network.add_task(task, build(head), recipe={"head": head})
+    granularity = "weight" if kind is WEIGHTS else "unit"
+    network.add_task(task, build(head), granularity=granularity, recipe={"head": head})
     network.begin(task, generator=torch.Generator().manual_seed(0))
     free = {name: int(mask.sum()) for name, mask in network.free().items()}
-    prune(network, task, Budget(density=0.2).counts(network.sizes(), free))
+    prune(network, task, Budget(density=0.2).counts(network.sizes(), free), granularity=kind)
     network.compact(task)
     network.train()
     sub = network.subnetwork(task)
@@ -151,10 +152,20 @@ def exports(network: MultiSubnetwork, inputs: torch.Tensor, outputs: torch.Tenso
     return YES if torch.allclose(program.module()(inputs), outputs, 1e-4, 1e-5) else NO
 
 
-def units(network: MultiSubnetwork) -> str:
-    """Trace whole units, or name the part that prevents it."""
+def units(network: MultiSubnetwork, inputs: torch.Tensor, before: torch.Tensor) -> str:
+    """Learn a task of whole units: count the layers of which it computes a part, or name what prevents it.
+
+    Small tensors must compute as those of full size, and the first task's outputs stay the same.
+    """
     try:
-        trace_units(network, "channel")
+        kind = OverlappingUnits(trace_units(network))
     except ValueError as error:
         return "no: " + str(error).partition("for this backbone: ")[2].split(":")[0]
-    return YES
+    learn(network, "c", inputs, kind)
+    small = network.module("c")(inputs)
+    network.subnetwork("c").granularity = "weight"
+    network.forget_modules()
+    same = torch.allclose(network.module("c")(inputs), small, 1e-4, 1e-5)
+    if not same or not torch.equal(network.module("a")(inputs), before):
+        return NO
+    return f"{len(kind.graph.small)} of {len(kind.graph.layers)}"

@@ -18,7 +18,7 @@ HEADINGS = (
     "bitwise after the next task",
     "loads from its file",
     "exports (pt2)",
-    "whole channels",
+    "layers with whole units",
 )
 START = "<!-- written by make compat -->"
 

@@ -26,6 +26,7 @@ COMMANDS = [
     "evaluate",
     "data",
     "predict",
+    "generate",
     "export",
     "push",
     *OF_PLANS,

@@ -35,6 +35,13 @@ def words(examples=60, vocabulary=100, length=8, classes=2, **of_the_real_source
     return RawData("classification", train, test, classes, Texts(texts, vocabulary, length))
 
 
+def sentences(examples=60, vocabulary=100, length=8, **of_the_real_source):
+    """Texts of a language model."""
+    texts = [f"sentence {i} is after sentence {i - 1}" for i in range(2 * examples)]
+    train, test = (Split(rows, torch.zeros(examples, 0)) for rows in torch.arange(2 * examples).split(examples))
+    return RawData("lm", train, test, vocabulary, Texts(texts, vocabulary, length))
+
+
 def _split(examples, shape, seed, classes):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(examples) % classes

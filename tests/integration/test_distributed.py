@@ -10,6 +10,7 @@ import sys
 import pytest
 from running import ROOT, SMALL, run
 
+from msh.files.state_file import read_state
 from msh.training.evaluation import evaluate
 
 SETTINGS = ["+experiment=sequential", "tasks=[wine,diabetes,iris]", "curriculum=[[wine],[diabetes,iris]]"]
@@ -34,6 +35,23 @@ def test_scores_of_two_processes_are_exact(two, tmp_path):
     assert measured["wine"] == results["tasks"]["wine"]["test"]
     assert measured["iris"] == results["tasks"]["iris"]["test"]
     assert measured["diabetes"] == pytest.approx(results["tasks"]["diabetes"]["test"], rel=1e-6)
+
+
+def test_processes_regrow_the_same_weights(tmp_path):
+    """Optimizer and masks stay together on both: the guarantee compares them, and losses stay those of one network."""
+    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
+    folder = tmp_path / "run"
+    settings = ["+experiment=sequential", "tasks=[wine,iris]", "tasks.wine.batch_size=16", "pruning=regrow"]
+    settings += ["pruning.density=0.2", "trainer.max_epochs=6", "logger=csv", *small]
+    run("train.py", *settings, "trainer=ddp_sim", f"hydra.run.dir={folder}", cwd=tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["guarantee"]["violations"] == 0
+    owners = read_state(folder / "network.safetensors", "network").state.owners
+    for owner, row in enumerate(results["tasks"].values(), start=1):
+        assert sum(int((ids == owner).sum()) for ids in owners.values()) == row["weights"]
+        assert row["val"] > 0.6
+    measured = {row["task"]: row["score"] for row in evaluate(folder)}
+    assert measured == {name: row["test"] for name, row in results["tasks"].items()}
 
 
 def test_an_epochs_score_is_that_of_the_saved_network(two):

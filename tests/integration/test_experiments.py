@@ -78,6 +78,8 @@ def small(experiment):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"experiment={experiment}"])
     overrides = [f"backbone.{key}={value}" for key, value in SMALLER.items() if key in config.backbone]
+    if config.backbone.get("library"):
+        pytest.importorskip("transformers", reason="needs msh[hf]")
     if "channels" in config.backbone:
         overrides.append(f"backbone.channels={[4] * len(config.backbone.channels)}".replace(" ", ""))
     for task, settings in config.tasks.items():
@@ -94,6 +96,8 @@ def random_data(task, source):
     kind = source._target_.removeprefix("msh.tasks.")
     if kind in ("text.hugging_face", "text.csv_text"):
         return instead_of(task, "words", classes=46 if task == "reuters" else 2, examples=92, length=16)
+    if kind == "text.texts":
+        return instead_of(task, "sentences", length=32)
     if kind == "tables.csv_table":
         return instead_of(task, "numbers")
     if source.get("name") in IMAGES:
@@ -509,6 +513,32 @@ def test_settings_that_conflict_with_whole_units_are_refused_before_training(ove
     with pytest.raises(AssertionError, match=message):
         train_here(*QUICK, *overrides)
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning=gradual", "pruning.regrow.share=0.3"], says("pruning.end", value=0.33)),
+        (["pruning=regrow", "pruning.rewind=0"], says("pruning.rewind", value=0)),
+        (["pruning=regrow", "pruning.granularity=unit"], says("pruning.regrow.by", value="gradient")),
+        (["pruning=regrow", "pruning.regrow.share=1.5"], says("pruning.regrow.share", value=1.5)),
+        (["pruning=regrow", "trainer.strategy=fsdp"], says("pruning.regrow.share", value=0.3)),
+    ],
+)
+def test_settings_that_conflict_with_regrowth_are_refused_before_training(overrides, message, train_here, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        train_here(*QUICK, *overrides)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_parallel_stage_regrows_each_task_apart(train_here):
+    folder, _ = train_here(*QUICK, "pruning=regrow", "curriculum=[[iris,wine]]", "pruning.density=0.45")
+    results = json.loads((folder / "results.json").read_text())
+    owners = read_state(folder / "network.safetensors", "network").state.owners
+    for owner, row in enumerate(results["tasks"].values(), start=1):
+        counts = [int((owners[f"layers.{place}.weight"] == owner).sum()) for place in (1, 3)]
+        assert counts == [round(0.45 * 32 * 13), round(0.45 * 32 * 32)]
+        assert row["test"] > 0.3
 
 
 def test_neurons_of_a_backbone_with_convolutions_are_refused_before_training(train_here):

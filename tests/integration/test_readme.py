@@ -52,6 +52,12 @@ def test_the_readme_s_example_runs_and_forgets_nothing(capsys):
 def test_python_in_the_pages_runs(path, train_here, tmp_path, monkeypatch):
     if path.name == "using.md":
         train_here("+experiment=sequential", "tasks=[digits]", "trainer.max_epochs=1", folder="outputs/sequential/RUN")
+        tiny = ["backbone.args.n_layer=1", "backbone.args.n_embd=8", "trainer.max_epochs=2", "pruning.rounds=1"]
+        tiny += ["threads=1", "trainer.accelerator=cpu", "logger=none", "callbacks=none"]
+        for name in ("style_a", "style_b"):
+            (tmp_path / "data").mkdir(exist_ok=True)
+            (tmp_path / "data" / f"{name}.txt").write_text("".join(f"the film {i} is long\n" for i in range(200)))
+        train_here("+experiment=language_models", *tiny, folder="outputs/language_models/RUN", small=False)
     monkeypatch.chdir(tmp_path)
     for code in blocks(path, "python"):
         exec(compile(code, path.name, "exec"), {})

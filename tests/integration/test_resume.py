@@ -8,12 +8,14 @@ import signal
 import time
 
 import pytest
+import torch
 import wandb
 from disturbing import args, assert_same_end, kill_when
 from running import finish, here, run, start
 from wandb_file import assert_wandb_has_the_csv
 
 from msh.cli import evaluate
+from msh.files.state_file import read_state
 from msh.training import run as training
 from msh.training.callbacks.checkpoint import EpochCheckpoint
 
@@ -111,6 +113,23 @@ def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tm
     monkeypatch.undo()
     train_here(f"resume={tmp_path / 'run'}")
     assert_same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("how", [(), ("pruning.granularity=unit", "pruning.regrow.by=random")])
+def test_a_task_stopped_in_the_middle_of_regrowth_ends_like_an_undisturbed_one(how, train_here, tmp_path, monkeypatch):
+    settings = ["+experiment=sequential", "tasks=[wine]", "pruning=regrow", "trainer.max_epochs=6", *how]
+    settings += ["pruning.density=0.2", "checkpoint.min_seconds=0", "logger=csv"]
+    whole, _ = train_here(*settings, folder="whole")
+    regrown = tmp_path / "run" / "checkpoints" / "stage-000-regrow"
+    monkeypatch.setattr(EpochCheckpoint, "_is_signalled", lambda *_: any(regrown.glob("epoch-00001.*")))
+    with pytest.raises(AssertionError, match="exit code 143"):
+        train_here(*settings)
+    monkeypatch.undo()
+    train_here(f"resume={tmp_path / 'run'}")
+    assert_same_end(tmp_path / "run", whole)
+    start = train_here(*settings, "pruning.regrow.share=null", folder="start")[0]
+    owners = [read_state(f / "network.safetensors", "network").state.owners for f in (whole, start)]
+    assert any(not torch.equal(mask, owners[1][name]) for name, mask in owners[0].items())
 
 
 def test_a_job_is_put_back_into_the_queue_and_goes_on_by_the_same_command(undisturbed, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 import msh
 from msh.cli import app, train
+from msh.files.state_file import read_state
 from msh.inference.router import RULES
 from msh.report.terminal import new_console, print_results
 from msh.runs.results import Results
@@ -107,3 +108,78 @@ def test_a_run_without_tasks_of_one_form_has_no_router(tmp_path):
     assert predictor.predict(IMAGES).tasks == ("digits",) * 200
     with pytest.raises(ValueError, match="name the task: the inputs fit wine_0, wine_1, and the file has no router"):
         predictor.predict(dict.fromkeys(predictor.tasks["wine_0"].steps[0].inputs, 1.0))
+
+
+def grown(network, folder, *settings, **tasks):
+    """Add tasks of some digits, name to classes, to a network without its tasks' data; (its results, predictor)."""
+    (folder.parent / "my" / "tasks").mkdir(parents=True, exist_ok=True)
+    for name, classes in tasks.items():
+        source = "  source: {_target_: msh.tasks.bundled.bundled, name: digits}\n"
+        block = f"{name}:\n{source}  transforms: [split_classes: {classes}]\n  normalize: all\n  batch_size: 16\n"
+        (folder.parent / "my" / "tasks" / f"{name}.yaml").write_text(block)
+    own = ["--config-dir", "my", "+experiment=sequential", f"hydra.run.dir={folder}", "trainer.max_epochs=6"]
+    own += ["logger=none", *(["tasks=[" + ",".join(tasks) + "]"] if tasks else [])]
+    small = SMALL if network is None else [f"network={network}", *(one for one in SMALL if "backbone" not in one)]
+    here(train.main, *own, *small, *settings, cwd=folder.parent)
+    return Results.load(folder), msh.load(folder)
+
+
+def test_a_task_without_the_others_data_takes_over_their_rule(split, tmp_path, capsys):
+    """Tasks without data keep their statistics; the new one has its own."""
+    results, predictor = grown(split, tmp_path / "run", new=[7, 8, 9])
+    [form] = results.router["forms"]
+    before, after, old = msh.load(split).tasks, predictor.tasks, ["digits_0", "digits_1"]
+    assert (form["candidates"], form["rule"]) == ([*old, "new"], before["digits_0"].route.name)
+    assert (form["validated"], form["validation"]) == (False, {})
+    assert list(results.router["tasks"]) == ["new"]
+    for name in old:
+        changed = {"tasks": [*old, "new"], "validated": False}
+        assert after[name].route.to_data() == before[name].route.to_data() | changed
+    found = predictor.predict(IMAGES)
+    assert not found.validated
+    assert set(found.tasks) == {*old, "new"}
+    assert predictor.predict(IMAGES, among=["digits_0"]).tasks == ("digits_0",) * 200
+    capsys.readouterr()
+    print_results(results, new_console())
+    assert "not validated with all tasks" in " ".join(capsys.readouterr().out.split())
+    from PIL import Image
+
+    Image.fromarray((IMAGES[0, 0] * 15.9).astype("uint8")).save(tmp_path / "digit.png")
+    here(app.main, "predict", tmp_path / "run", tmp_path / "digit.png", "-o", tmp_path / "out.csv", cwd=tmp_path)
+    assert "is not validated" in capsys.readouterr().err
+
+
+def test_a_task_of_another_form_changes_no_route(split, tmp_path):
+    results, predictor = grown(split, tmp_path / "run", "tasks=[iris]")
+    assert results.router is None
+    before, after = msh.load(split).tasks, predictor.tasks
+    for name in ("digits_0", "digits_1"):
+        assert after[name].route.to_data() == before[name].route.to_data()
+    found = predictor.predict(IMAGES)
+    assert (found.tasks, found.validated) == (msh.load(split).predict(IMAGES).tasks, True)
+
+
+def test_tasks_that_are_added_one_by_one_are_routed(tmp_path):
+    """The first task alone has the rule that suits all kinds; the second one takes it over."""
+    results, _ = grown(None, tmp_path / "first", low=[0, 1, 2, 3, 4])
+    assert results.router is None
+    results, predictor = grown(tmp_path / "first", tmp_path / "second", high=[5, 6, 7, 8, 9])
+    assert results.router["forms"][0]["rule"] == "means, standardized"
+    found = predictor.predict(IMAGES)
+    is_high = np.array([task == "high" for task in found.tasks])
+    right = (is_high == (load_digits().target[:200] > 4)).mean()
+    assert (right > 0.6, found.validated) == (True, False)
+
+
+def test_tasks_without_a_stored_rule_are_named(tmp_path, capsys):
+    """The network of an earlier release has no statistics of its only task: there is no router, and the log says so."""
+    grown(None, tmp_path / "first", low=[0, 1, 2, 3, 4])
+    file = read_state(tmp_path / "first" / "network.safetensors")
+    del file.state.tasks["low"].recipe["router"]
+    file.write(tmp_path / "earlier.safetensors")
+    results, predictor = grown(tmp_path / "earlier.safetensors", tmp_path / "second", high=[5, 6, 7, 8, 9])
+    assert results.router is None
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not routed between low, high: low has no rule, and this run does not have its data" in printed
+    with pytest.raises(ValueError, match="name the task: the inputs fit low, high, and the file has no router"):
+        predictor.predict(IMAGES)

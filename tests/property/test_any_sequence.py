@@ -21,6 +21,8 @@ from helpers import (
 )
 from msh.files.state_file import read_state, save_network
 from msh.subnetworks import Allocation, CapacityError
+from msh.subnetworks.network import dense_values
+from msh.subnetworks.regrowth import choose_regrown, move
 
 MOST = 8
 """Most tasks in a network."""
@@ -104,6 +106,24 @@ class Machine:
             assert differences(self.network.state_dict(), before) == []
             return
         assert differences(self.network.masks(task), masks) == []
+
+    def regrow(self, choice):
+        """Replace weights; another task that is masked may lose candidates to it."""
+        if (task := self.pick(choice, "compact")) is None:
+            return
+        before, values = self.network.masks(task), self.dense(task)
+        draw = torch.Generator().manual_seed(choice)
+        origins = move(self.network, task, choose_regrown(self.network, task, 0.5, generator=draw))
+        after, now = self.network.masks(task), self.dense(task)
+        for name, mask in after.items():
+            assert int(mask.sum()) == int(before[name].sum()) == len(origins[name])
+            assert torch.equal(now[name][mask & before[name]], values[name][mask & before[name]])
+            assert not now[name][mask & ~before[name]].any()
+
+    def dense(self, task):
+        """Read a compact task's weights, (*shape), at its mask."""
+        read = self.network.view(task).read(task)
+        return {n: weight.masked_fill(read[n], 0.0) for n, weight in dense_values(self.network, task).items()}
 
     def freeze(self, choice):
         if (task := self.pick(choice, "compact")) is None:
@@ -218,9 +238,9 @@ def state_phase(state, task):
     return read_description(state["_extra_state"])[0][task].phase
 
 
-SINGLE = ("add", "begin", "learn", "restrict", "compact", "freeze")
+SINGLE = ("add", "begin", "learn", "restrict", "compact", "regrow", "freeze")
 WITH_FROZEN = ("release", "take", "only", "save_and_load")
-LIFE = ("add", "begin", "learn", "restrict", "compact", "learn", "freeze")
+LIFE = ("add", "begin", "learn", "restrict", "compact", "learn", "regrow", "learn", "freeze")
 STEP = st.tuples(st.sampled_from(SINGLE), st.integers(0, 11)).map(lambda step: [step])
 LATER = st.tuples(st.sampled_from(WITH_FROZEN), st.integers(0, 11)).map(lambda step: [step])
 WHOLE = st.integers(0, 11).map(lambda choice: [(name, choice) for name in LIFE])

@@ -16,7 +16,7 @@ from msh.errors import Problems, at_least, invalid, one_of
 
 log = logging.getLogger(__name__)
 
-POOLS = ("mean", "cls", "last", "none")
+POOLS = ("mean", "cls", "last", "none", "tokens")
 HIDDEN = "last_hidden_state"
 """Name of the outputs that transformers' models pass on; of others with names, the first is taken."""
 
@@ -31,10 +31,13 @@ class Adapted(nn.Module):
         input_shape: shape of one example.
         pool: makes a vector of outputs (batch, tokens, width) or (batch, channels, *positions). "mean": over tokens
             that are no padding, or over positions; "cls": the first token; "last": the last token that is no padding;
-            "none": all of them, flattened. Outputs (batch, features) stay as they are; None: they have this form.
+            "none": all of them, flattened; "tokens": features are (batch, tokens, width). Outputs (batch, features)
+            stay as they are; None: they have this form.
         vocabulary: number of token ids, if the inputs are tokens.
         padding: id of the token that fills short texts.
         features: number of features; None: found by a forward pass, and parameters that have no part in it are frozen.
+        left_padded: some texts are padded on the left: their tokens are moved there, for models that count positions
+            from the first one, whatever it is.
     Raises:
         ValueError: a setting is invalid, or the model's outputs are none of the above; the message says what they are.
     """
@@ -47,6 +50,7 @@ class Adapted(nn.Module):
         vocabulary: int | None = None,
         padding: int = 0,
         features: int | None = None,
+        left_padded: bool = False,
     ) -> None:
         super().__init__()
         with Problems() as problems:
@@ -55,6 +59,7 @@ class Adapted(nn.Module):
             for size in input_shape:
                 problems.check(at_least, "backbone.input_shape", 1, size)
         self.model, self.input_shape, self.pool, self.padding = model, tuple(input_shape), pool, padding
+        self.left_padded = left_padded
         if vocabulary is not None:
             self.vocabulary = vocabulary
         parameters = inspect.signature(model.forward).parameters
@@ -62,10 +67,12 @@ class Adapted(nn.Module):
         self.features = self._probe() if features is None else features
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map (batch, *input_shape) to features (batch, features)."""
+        """Map (batch, *input_shape) to features (batch, features), or (batch, tokens, features)."""
         if self.pool is None and not self.takes_mask:  # as it is: exporters and tracers follow it
             vectors: Tensor = self.model(inputs)
             return vectors
+        if self.left_padded:
+            inputs = inputs.gather(1, (inputs == self.padding).int().argsort(dim=1, stable=True))
         if self.takes_mask:
             return self._pooled(_tensor_in(self.model(inputs, attention_mask=self._seen(inputs).long())), inputs)
         return self._pooled(_tensor_in(self.model(inputs)), inputs)
@@ -77,6 +84,11 @@ class Adapted(nn.Module):
         return seen | (first & ~seen.any(1, keepdim=True))
 
     def _pooled(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        if self.pool == "tokens":
+            if outputs.dim() != 3 or outputs.shape[1] != inputs.shape[1]:
+                bound = f"(batch, {inputs.shape[1]} tokens, width)"
+                raise invalid("the backbone's outputs with backbone.pool=tokens", bound, tuple(outputs.shape))
+            return outputs
         if outputs.dim() == 2 or self.pool is None:
             return outputs
         if outputs.dim() < 2 or (outputs.dim() > 3 and self.pool in ("cls", "last")):
@@ -129,7 +141,7 @@ class Adapted(nn.Module):
                 alone = None if self.takes_mask else self.model(inputs[:1])
             if isinstance(alone, Tensor) and alone.dim() == 2:
                 self.pool = None
-        return int(features.shape[1])
+        return int(features.shape[-1])
 
     def _example(self) -> Tensor:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))

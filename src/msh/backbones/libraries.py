@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ REFUSED = dict.fromkeys(PRETRAINED, "left out: use backbone.weights") | dict.fro
 """Arguments that could read files or run other code, to what is allowed instead. Recipes in files have none of them."""
 LABELS = ("id2label", "label2id", "architectures", "transformers_version")
 """Values in transformers' configs that only a head needs, or nothing."""
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 ATTENTION = ("eager", "sdpa")
 
 
@@ -253,7 +255,7 @@ def hf_config(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     types = _model_types()
     args = _checked(args)
     if name in types and not Path(name).is_dir():
-        config = AutoConfig.for_model(name, **args)
+        config = AutoConfig.for_model(name, **_special_tokens(AutoConfig.for_model(name), args))
     else:
         try:
             config = _from_cache(AutoConfig.from_pretrained, name, **args)
@@ -265,6 +267,13 @@ def hf_config(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
             raise invalid("backbone.name", bound, name, types) from error
     values: dict[str, Any] = config.to_diff_dict()
     return {key: value for key, value in values.items() if key not in (*REFUSED, *LABELS) and not key.startswith("_")}
+
+
+def _special_tokens(usual: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the special tokens that a smaller vocabulary lacks: they belong to the tokenizer of the usual one."""
+    size = args.get("vocab_size", math.inf)
+    beyond = [key for key in SPECIAL if isinstance(token := getattr(usual, key, None), int) and token >= size]
+    return {**dict.fromkeys(beyond), **args}
 
 
 def _from_cache(read: Callable[..., Any], name: str, **settings: Any) -> Any:

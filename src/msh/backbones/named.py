@@ -41,7 +41,7 @@ class Named:
         pool: see `Adapted`.
         weights: None: random; "default": the library's; or a file.
         vocabulary: number of token ids, if a `target` reads tokens.
-        padding: id of the padding token, if a `target` reads tokens.
+        padding: id of the padding token, if a `target` reads tokens; of a type of model: the tasks' when None.
     """
 
     library: str | None = None
@@ -84,6 +84,8 @@ class Named:
             args = dict(self.args or {})
             if isinstance(inputs, Images):
                 args |= self._image_args(LIBRARIES[self.library], inputs, shape)
+            if isinstance(inputs, Tokens) and inputs.tokenizer is None and inputs.padding:
+                args = {"pad_token_id": inputs.padding, **args}  # embeddings and positions of some models leave it out
             model = LIBRARIES[self.library].recipe(str(self.name), args)
         recipe: Recipe = {"_target_": ADAPTED, "model": model, "input_shape": list(shape)}
         if self.pool is not None:

@@ -24,7 +24,7 @@ class Transformer(nn.Module):
         hidden: units in the feed-forward layer.
         depth: number of blocks.
         dropout: probability, after each layer, in [0, 1).
-        pooling: "mean" or "max".
+        pooling: "mean" or "max"; "tokens": the features are (batch, tokens, width).
         padding: token id that stands for no token.
     Raises:
         ValueError: the input has another number of dimensions, or a setting is invalid.
@@ -54,7 +54,7 @@ class Transformer(nn.Module):
                 problems.check(at_least, key, 1, size)
             if heads > 0 and width % heads:
                 problems.add(invalid("width", f"a multiple of heads = {heads}", width))
-            problems.check(one_of, "pooling", pooling, ("mean", "max"))
+            problems.check(one_of, "pooling", pooling, ("mean", "max", "tokens"))
             problems.check(at_least, "padding", 0, padding)
         self.vocabulary, self.features, self.pooling, self.padding = vocabulary, width, pooling, padding
         self.tokens = nn.Embedding(vocabulary, width)
@@ -65,12 +65,14 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(width, heads, hidden, dropout) for _ in range(depth)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens, int64 (batch, tokens) in [0, vocabulary), to features (batch, width)."""
+        """Map tokens, int64 (batch, tokens) in [0, vocabulary), to features (batch, width), or one per token."""
         seen = tokens != self.padding  # (batch, tokens)
         seen[:, 0] |= ~seen.any(1)  # a text that is all padding needs something to attend to
         features: Tensor = self.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]])
         for block in self.blocks:
             features = block(features, seen)
+        if self.pooling == "tokens":
+            return features
         if self.pooling == "max":
             return features.masked_fill(~seen[..., None], -torch.inf).amax(1)
         weights = seen.to(features.dtype)[..., None]  # (batch, tokens, 1)

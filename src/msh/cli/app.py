@@ -164,6 +164,18 @@ def _predict(given: Namespace) -> None:
     predict(given)
 
 
+def _generate_arguments(parser: ArgumentParser) -> None:
+    from msh.cli.generate import arguments
+
+    arguments(parser)
+
+
+def _generate(given: Namespace) -> None:
+    from msh.cli.generate import generate
+
+    generate(given)
+
+
 def _export_arguments(parser: ArgumentParser) -> None:
     from msh.cli.export import arguments
 
@@ -233,6 +245,12 @@ COMMANDS = {
         "msh predict RUN_DIR --task digits image.png -o answers.csv",
         _predict_arguments,
         _predict,
+    ),
+    "generate": Command(
+        "write texts with a language model",
+        'msh generate RUN_DIR --task novels "It was a" --temperature 0.8',
+        _generate_arguments,
+        _generate,
     ),
     "export": Command(
         "write a task as ONNX, torch.export, or a network file of its own",

@@ -21,8 +21,9 @@ def arguments(parser: ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="images: files, folders, patterns; tables: CSV, TSV, JSONL, Parquet, Excel; texts: one per line, or a "
-        "table with --column; arrays: NPY, or a JSON list per line; - is standard input",
+        help="images: files, folders, patterns; tables: CSV, TSV, JSONL, Parquet, Excel; texts: one per line, or per "
+        "file if the task was trained on files, or a table with --column; arrays: NPY, or a JSON list per line; - is "
+        "standard input",
     )
     parser.add_argument(
         "--task", help="the task; without it, the most confident of the tasks that read such inputs answers each"
@@ -77,6 +78,12 @@ def predict(given: Namespace) -> None:
         _show(rows, tasks[0].unit if len(tasks) == 1 else "")
     else:
         _write_csv(rows, sys.stdout)
+    if not getattr(answers, "validated", True):
+        print(
+            "the router that chose each input's task is not validated: tasks were added without the others' data; "
+            "--task names the task",
+            file=sys.stderr,
+        )
     for index, reason in answers.errors.items():
         print(f"skipped: {inputs.names[index]}: {reason}", file=sys.stderr)
     if answers.errors:

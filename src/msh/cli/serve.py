@@ -59,7 +59,7 @@ def serve(given: Namespace) -> None:
         limits = problems.check(Limits, given.batch_milliseconds, given.max_bytes, given.max_inputs, given.timeout)
         problems.check(_check_port, given.port)
         key = problems.check(_key)
-    predictor = load(given.source, base=given.base, device=given.device)
+    predictor = load(given.source, base=given.base, device=given.device, lean=True)
     app = make_app(predictor, limits, key)
     listening = _listen(given.host, given.port)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + GRACE)

@@ -49,7 +49,6 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
         raise ValueError(f"task {task!r} has a head of type {type(sub.head).__name__}: only a Linear one is exported")
     graph = trace_units(network, example=example)
     small = SmallTensors(network, task, graph)
-    constants = _constants(network, task, graph, example_inputs(network, example))
     memo: dict[int, object] = {}
     backbone = copy.deepcopy(network.backbone)
     for name, tensor in _sliced_tensors(network, task, graph, small).items():
@@ -58,12 +57,17 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
         put_tensor(
             backbone.get_submodule(where), leaf, copied if name in network.names.buffers else nn.Parameter(copied)
         )
-    for where in (*(layer.module for layer in graph.layers.values()), *graph.norms):
+    small.shrink(backbone)
+    for where in (*(graph.layers[name].module for name in graph.small), *graph.norms):
         _resize(backbone.get_submodule(where))
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
-    features = columns(graph.output, small.units, len(constants), constants.device)
-    head, dtype = _sliced_head(sub.head, features, constants), cast_type(weight for _, weight in network.weights())
+    head, dtype = copy.deepcopy(sub.head), cast_type(weight for _, weight in network.weights())
+    as_parameters([(head, name) for module, name in sub.untrained if module is sub.head])
+    if graph.output is not None:
+        constants = _constants(network, task, graph, example_inputs(network, example))
+        features = columns(graph.output, small.units, len(constants), constants.device)
+        head = _sliced_head(sub.head, features, constants)
     smaller = TaskNetwork(task, stem, backbone, head, frozen=False, cast=dtype).eval()
     return smaller.to(memory_format=torch.channels_last)
 
@@ -80,9 +84,13 @@ def _constants(network: MultiSubnetwork, task: str, graph: UnitGraph, example: T
 def _sliced_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, small: SmallTensors) -> dict[str, Tensor]:
     """Slice the task's weights, biases and normalisation to its units, under the backbone's names."""
     sub, masks = network.subnetwork(task), network.masks(task)
-    tensors, rows = {}, {graph.layers[name].module: units for name, units in small.units.items()}
+    tensors, rows = {}, {}
+    for name, units in small.units.items():
+        rows[graph.layers[name].module] = graph.layers[name].rows(units)
     for name, weight in network.weights():
-        tensors[name] = small.weight(name, sub.values[name] if sub.phase == "compact" else weight[masks[name]])
+        values = sub.values[name] if sub.phase == "compact" else weight[masks[name]]
+        whole = torch.zeros_like(weight).masked_scatter(masks[name], values.to(weight))
+        tensors[name] = small.weight(name, values) if name in small.shapes else whole
     for where, passed in graph.norms.items():
         rows[where] = columns(passed, small.units, 0, masks[passed.layer].device)
     for key, tensor in network.view(task).private(task).items():
@@ -101,9 +109,10 @@ def _resize(module: nn.Module) -> None:
         module.num_features = len(tensors[0]) if tensors else module.num_features
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    else:
-        assert isinstance(module, CONVOLUTIONS)
+    elif isinstance(module, CONVOLUTIONS):
         module.out_channels, module.in_channels = module.weight.shape[:2]
+        if module.groups > 1:  # a depthwise convolution
+            module.groups = module.in_channels = module.out_channels
 
 
 def _sliced_head(head: nn.Linear, features: Tensor, constants: Tensor) -> nn.Linear:

@@ -45,8 +45,8 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         tasks: the task's steps, or those of all tasks among which the router chooses. Their first steps decide how
             sources are read; where these differ, the files' suffixes choose between them.
         sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
-            or Excel files. Texts: a text per line, or a file of a table with `column`. Arrays: NPY files of
-            examples, or JSONL files of lists.
+            or Excel files. Texts: a text per line, or per file where training read files; JSON Lines of texts; or a
+            file of a table with `column`. Arrays: NPY files of examples, or JSONL files of lists.
         column: texts: the column with the texts, in a table.
     Raises:
         FileNotFoundError: a source does not exist, or a folder has no image.
@@ -61,9 +61,14 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
     if kind == "images":
         return _images(files)
     columns = [one for first in firsts if first.step == "table" for one in first.columns]
+    per_file = {first.files for first in firsts if first.step == kind == "tokenize"}
+    if len(per_file) > 1:
+        raise ValueError("--task: name the task, as some read a text per file, and others one per line")
+    whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
     readers: dict[str, Callable[[str], Any]] = {
         "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
-        "tokenize": lambda file: _texts(file, column),
+        "tokenize": lambda file: _texts(file, column, True in per_file),
+        "next_tokens": lambda file: _texts(file, column, False),
         "arrays": _array,
     }
     one_of("the task's first step", kind, readers)
@@ -73,8 +78,8 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
             if part is not None and len(part) == 0:
                 problems.add(f"{file} has no inputs")
     names = [
-        f"{file}:{row}"
-        for file, part in zip(files, parts, strict=True)
+        file if is_whole else f"{file}:{row}"
+        for file, part, is_whole in zip(files, parts, whole, strict=True)
         for row in range(1, (0 if part is None else len(part)) + 1)
     ]
     return Inputs(_joined(parts), names, kind)
@@ -164,7 +169,7 @@ def _table(file: str, as_written: Collection[str] | None) -> Any:
     return pd.DataFrame(rows)
 
 
-def _texts(file: str, column: str | None) -> list[str | None]:
+def _texts(file: str, column: str | None, per_file: bool) -> list[str | None]:
     if column is not None:
         rows = _table(file, None)
         one_of("--column", column, list(rows.columns))
@@ -173,7 +178,8 @@ def _texts(file: str, column: str | None) -> list[str | None]:
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):
         return [value for _, value in _lines(file)]
-    return [line for line in _text_of(file).splitlines() if line.strip()]
+    text = _text_of(file)
+    return [line for line in ([text] if per_file else text.splitlines()) if line.strip()]
 
 
 def _array(file: str) -> Any:

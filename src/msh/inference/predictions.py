@@ -21,9 +21,10 @@ class Prediction:
 
     Attributes:
         label: classification: the most probable class; multilabel: the labels whose probability is at least .5;
-            regression: None.
-        probabilities: class or label to its probability; {} in a regression.
-        values: a regression's values by name, in the target's unit; else {}.
+            regression and lm: None.
+        probabilities: class or label to its probability; {} where there are values.
+        values: a regression's values by name, in the target's unit; a language model's "perplexity" of the text; else
+            {}.
         task: the task that answered.
     """
 
@@ -40,7 +41,8 @@ class Predictions:
     Attributes:
         task: the task's name.
         outputs: names and unit of the task's outputs.
-        raw: what the head returned: logits or scaled values, float (inputs, outputs).
+        raw: what the head returned: logits or scaled values, float (inputs, outputs); a language model's mean
+            cross-entropy of each text, (inputs, 1).
         numbers: probabilities of the classes or labels, or values in the target's unit, float (inputs, outputs).
         indices: position of each answered input among those that were passed in.
         errors: position of each skipped input to the reason.
@@ -61,27 +63,27 @@ class Predictions:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, labels or values, in the order of the columns of `numbers`."""
-        return tuple(map(self.outputs.label, range(self.outputs.number)))
+        return tuple(map(self.outputs.label, range(self.outputs.answers)))
 
     @property
     def probabilities(self) -> Tensor:
         """Probabilities of the classes or labels, float (inputs, outputs).
 
         Raises:
-            ValueError: the task is a regression.
+            ValueError: the task is a regression or a language model.
         """
-        if self.outputs.kind == "regression":
-            raise ValueError(f"task {self.task!r} is a regression: it has values, not probabilities")
+        if self.outputs.has_values:
+            raise ValueError(f"task {self.task!r} is a {self.outputs.called}: it has values, not probabilities")
         return self.numbers
 
     @property
     def values(self) -> Tensor:
-        """A regression's values in the target's unit, float (inputs, outputs).
+        """A regression's values in the target's unit, or each text's perplexity, float (inputs, outputs).
 
         Raises:
             ValueError: the task has classes or labels.
         """
-        if self.outputs.kind != "regression":
+        if not self.outputs.has_values:
             raise ValueError(f"task {self.task!r} is a {self.outputs.kind}: it has probabilities, not values")
         return self.numbers
 
@@ -94,7 +96,7 @@ class Predictions:
         """Return each input's k most probable classes or labels with their probabilities, in falling order.
 
         Raises:
-            ValueError: k < 1, or the task is a regression.
+            ValueError: k < 1, or the task has values.
         """
         at_least("top", 1, k)
         best, numbers = self.probabilities.topk(min(k, self.outputs.number))
@@ -136,16 +138,24 @@ class Predictions:
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
         """Return the answer to an input, or to several."""
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        numbers = dict(zip(self.names, self.numbers[index].tolist(), strict=True))
-        if self.outputs.kind == "regression":
-            return Prediction(None, values=numbers, task=self.task)
-        if self.outputs.kind == "multilabel":
-            return Prediction(tuple(name for name, p in numbers.items() if p >= THRESHOLD), numbers, task=self.task)
-        return Prediction(self.outputs.label(int(self.numbers[index].argmax())), numbers, task=self.task)
+            return [*self._answers(self.numbers[[*range(*index.indices(len(self)))]])]
+        return next(self._answers(self.numbers[index][None]))
 
     def __iter__(self) -> Iterator[Prediction]:
-        return (self[i] for i in range(len(self)))
+        return self._answers(self.numbers)
+
+    def _answers(self, numbers: Tensor) -> Iterator[Prediction]:
+        """Build the answers with these numbers, (answers, outputs)."""
+        names, kind = self.names, self.outputs.kind
+        best = numbers.argmax(1).tolist() if kind == "classification" else [None] * len(numbers)
+        for row, place in zip(numbers.tolist(), best, strict=True):
+            named = dict(zip(names, row, strict=True))
+            if self.outputs.has_values:
+                yield Prediction(None, values=named, task=self.task)
+            elif kind == "multilabel":
+                yield Prediction(tuple(name for name, p in named.items() if p >= THRESHOLD), named, task=self.task)
+            else:
+                yield Prediction(names[place], named, task=self.task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +168,15 @@ class RoutedPredictions:
         tasks: the task that answered each input.
         indices: position of each answered input among those that were passed in.
         errors: position of each skipped input to the reason.
+        validated: False if the router chose between tasks of which some were added without the others' data, so that
+            nothing tells how often it is right.
     """
 
     parts: dict[str, Predictions]
     tasks: tuple[str, ...]
     indices: tuple[int, ...]
     errors: dict[int, str] = field(default_factory=dict)
+    validated: bool = True
 
     @property
     def labels(self) -> list[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,20 @@ from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
 from msh.inference.export import is_sliceable, sliced
 from msh.inference.hub import source_file
+from msh.inference.language import Sampling, continued, text_losses
 from msh.inference.predictions import AnyPredictions, Predictions, RoutedPredictions
 from msh.inference.rebuilding import network_of
 from msh.inference.router import Route, form_of, may_read, route_from_data
 from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.subnetworks.small import computes_small
-from msh.tasks.outputs import Kind, Outputs, outputs_from_data
+from msh.subnetworks.views import FrozenTasks
+from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
+from msh.tasks.windows import NextTokens, Windowed
+
+log = logging.getLogger(__name__)
 
 SHOWN_BATCHES = 50
 """Batches from which a progress bar is shown."""
@@ -42,7 +48,7 @@ class TaskInfo:
 
     Attributes:
         name: the task's name.
-        kind: "classification", "multilabel" or "regression".
+        kind: "classification", "multilabel", "regression", "lm" or "token_classification".
         names: of the classes, labels or values, in order; () if they have none.
         unit: a regression's.
         steps: from raw inputs to the network's; the first one reads raw inputs.
@@ -89,16 +95,26 @@ class Answers:
         return Predictions(info.name, info.outputs, raw, numbers, self.indices, dict(self.errors))
 
 
+@dataclass(frozen=True, eq=False)
+class ReadInputs:
+    """A request's inputs after the first step, (examples, *its shape)."""
+
+    examples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
 class Predictor:
     """Tasks of a trained network, frozen, which answer raw inputs. Several threads may use one predictor.
 
     Args:
-        network: holds the tasks, frozen.
+        network: holds the tasks, frozen; or their modules alone.
         tasks: by name.
     """
 
-    def __init__(self, network: MultiSubnetwork, tasks: Mapping[str, TaskInfo]) -> None:
-        self.network = network
+    def __init__(self, network: MultiSubnetwork | FrozenTasks, tasks: Mapping[str, TaskInfo]) -> None:
+        self._modules = network
         self.tasks = dict(tasks)
         # Tasks with equal steps prepare raw inputs in the same way; with equal first steps, they read them so.
         self._steps = {name: json.dumps(steps_to_data(info.steps)) for name, info in self.tasks.items()}
@@ -106,13 +122,24 @@ class Predictor:
         self._small: dict[str, TaskNetwork] = {}
         self._lock = Lock()
 
+    @property
+    def network(self) -> MultiSubnetwork:
+        """The network that holds the tasks.
+
+        Raises:
+            ValueError: it was loaded with `lean=True`.
+        """
+        if isinstance(self._modules, FrozenTasks):
+            raise ValueError("the predictor has no network, but its tasks' modules alone: load it without lean=True")
+        return self._modules
+
     def module(self, task: str | None = None) -> nn.Module:
         """Return a task's module: prepared tensors (batch, *input shape) to the head's outputs (batch, outputs).
 
         Raises:
             ValueError: there is no such task.
         """
-        return self.network.module(self.task(task).name)
+        return self._modules.module(self.task(task).name)
 
     def prepare(self, task: str, inputs: Any) -> Tensor:
         """Prepare raw inputs as in training: (examples, *input shape).
@@ -122,34 +149,55 @@ class Predictor:
         """
         info = self.task(task)
         with info.computing.applied(self._device):
-            prepared, bad = _prepared(info.steps, as_examples(info.steps, inputs))
-        if bad:
-            raise _refused(info.name, bad, None)
-        if prepared is None:
-            raise invalid("inputs", "at least one input", 0)
+            prepared = prepare(info.steps[1:], _read_alone(info, inputs))
         return prepared.clone()
 
-    def answer(self, task: str, prepared: Sequence[Tensor]) -> list[Predictions]:
+    def read(self, task: str, inputs: Any) -> Any:
+        """Do that part of preparing raw inputs which is as costly for several requests together: decode images.
+
+        Returns:
+            What `answer` takes.
+        Raises:
+            ValueError: as `prepare`.
+        """
+        info = self.task(task)
+        if info.steps[0].step != "images":
+            return inputs
+        with info.computing.applied(self._device):
+            return ReadInputs(_read_alone(info, inputs))
+
+    def answer(self, task: str, requests: Sequence[Any]) -> list[Predictions | Exception]:
         """Answer the inputs of several requests together, in batches of the run's size.
 
         Args:
             task: the task's name.
-            prepared: of each request, from `prepare`: (examples, *input shape).
+            requests: inputs of each, one or more, raw or from `read`.
+        Returns:
+            For each request its predictions, or why its inputs are refused, as if it were alone.
         Raises:
             ValueError: there is no such task.
         """
         info = self.task(task)
-        module, sizes = self.network.module(info.name), [len(inputs) for inputs in prepared]
+        module = self._modules.module(info.name)
         with info.computing.applied(self._device):
-            batches = torch.cat(list(prepared)).split(info.computing.batch_size)
+            read = _read_together(info, requests)
+            good = [part for part in read if isinstance(part, Tensor)]
+            if not good:
+                return [part for part in read if isinstance(part, Exception)]
+            prepared = prepare(info.steps[1:], torch.cat(good))
+            batches = prepared.split(info.computing.batch_size)
             raw = torch.cat([module(batch.to(self._device)).cpu() for batch in batches])
             numbers = info.outputs.values(raw)
+        sizes = [len(part) for part in good]
         parts = zip(raw.clone().split(sizes), numbers.clone().split(sizes), strict=True)
-        return [Predictions(info.name, info.outputs, own, values, tuple(range(len(own)))) for own, values in parts]
+        answers = (Predictions(info.name, info.outputs, *part, tuple(range(len(part[0])))) for part in parts)
+        return [part if isinstance(part, Exception) else next(answers) for part in read]
 
     @property
     def _device(self) -> torch.device:
-        return next(iter(self.network.weights()))[1].device
+        if isinstance(self._modules, FrozenTasks):
+            return self._modules.device
+        return next(iter(self._modules.weights()))[1].device
 
     @overload
     def predict(
@@ -256,16 +304,18 @@ class Predictor:
         }
         if errors and not skip_bad:
             raise _refused(None, errors, names)
-        self._check_routes({tuple(column.nonzero().flatten().tolist()) for column in fits.T}, found)
+        validated = self._check_routes({tuple(column.nonzero().flatten().tolist()) for column in fits.T}, found)
         # A confidence of NaN, from huge inputs, counts as the lowest; where there is one task, it is chosen anyway.
         confidence = confidence.nan_to_num(nan=-math.inf, neginf=-math.inf)
         chosen = torch.where(fits, confidence.clamp_min(-torch.finfo(torch.float64).max), -math.inf).argmax(0)
         rows = tuple(row for row in range(number) if row not in errors)
         parts = {answers.info.name: answers.predictions() for answers in found}
-        return RoutedPredictions(parts, tuple(found[int(chosen[row])].info.name for row in rows), rows, errors)
+        tasks = tuple(found[int(chosen[row])].info.name for row in rows)
+        return RoutedPredictions(parts, tasks, rows, errors, validated)
 
-    def _check_routes(self, sets: set[tuple[int, ...]], found: Sequence[Answers]) -> None:
-        """Raise unless the tasks between which the router must choose were compared in training."""
+    def _check_routes(self, sets: set[tuple[int, ...]], found: Sequence[Answers]) -> bool:
+        """Raise unless the tasks that the router must choose between share a rule; return True if it was validated."""
+        validated = True
         for places in sets:
             infos = [found[place].info for place in places]
             if len(infos) < 2:
@@ -278,6 +328,8 @@ class Predictor:
                 raise ValueError(
                     f"name the task: the inputs fit {listed}, and the file has no router for these tasks together"
                 )
+            validated = validated and all(route.validated for route in routes if route)
+        return validated
 
     def _fitting(
         self,
@@ -337,6 +389,8 @@ class Predictor:
             small: compute tasks of whole units as small dense networks.
             routed: compute confidences too, for tasks with a route.
         """
+        if isinstance(infos[0].steps[0], Windowed):
+            return [self._read(info, examples, batch_size, strict) for info in infos]
         settings, device = infos[0].computing, self._device
         size = settings.batch_size if batch_size is None else batch_size
         raw: dict[str, list[Tensor]] = {info.name: [] for info in infos}
@@ -350,7 +404,7 @@ class Predictor:
                     raise _refused(infos[0].name, errors, strict or None)
                 batches: dict[str, Tensor] = {}  # tasks with equal steps share theirs
                 for info in infos if read is not None else ():
-                    module = self._small_module(info) if small else self.network.module(info.name)
+                    module = self._small_module(info) if small else self._modules.module(info.name)
                     if (steps := self._steps[info.name]) not in batches:
                         batches[steps] = prepare(info.steps[1:], read).to(device)
                     outputs, confidence = _answered(module, batches[steps], info if routed else None)
@@ -365,14 +419,73 @@ class Predictor:
                 found.append(Answers(info, joined, numbers, confident, indices, errors, len(examples)))
         return found
 
+    def _read(self, info: TaskInfo, examples: Any, batch_size: int | None, strict: Sequence[str] | None) -> Answers:
+        """Compute a task's answers to texts, as many windows as they need together; see `_computed`."""
+        step = cast(Windowed, info.steps[0])
+        good: list[Any] = []
+        indices: list[int] = []
+        errors: dict[int, str] = {}
+        for row, text in enumerate(examples):
+            try:
+                step.windows([text])
+            except ValueError as error:
+                errors[row] = str(error)
+            else:
+                good.append(text)
+                indices.append(row)
+        if errors and strict is not None:
+            raise _refused(info.name, errors, strict or None)
+        raw = torch.empty(0, 1, dtype=torch.float64)
+        with info.computing.applied(self._device):
+            if good:
+                size = batch_size or info.computing.batch_size
+                raw = text_losses(self.network.module(info.name), step.windows(good), size, self._device)[:, None]
+            return Answers(info, raw, raw.exp(), None, tuple(indices), errors, len(examples))
+
+    def generate(
+        self,
+        task: str | None,
+        prompt: str | Sequence[str] = "",
+        *,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Continue texts with a language model.
+
+        Args:
+            task: the task's name; None: the only one.
+            prompt: a text, or several; "" begins a text, if the task's tokenizer marks where texts begin.
+            max_new_tokens: most tokens after each prompt.
+            temperature: below 1, probable tokens become more probable; 0: the most probable one is always chosen.
+            top_k: choose among the k most probable tokens; None: among all.
+            seed: of the draws: the same seed, prompts and settings give the same texts.
+        Returns:
+            The prompt and its continuation, as the task's tokenizer writes them; a list for several prompts.
+        Raises:
+            ValueError: there is no such task, it is no language model, or a setting is invalid.
+        """
+        info = self.task(task)
+        if not isinstance(step := info.steps[0], NextTokens):
+            raise invalid("task", "of kind lm, which writes texts", f"{info.name} of kind {info.kind}")
+        sampling = Sampling(max_new_tokens, temperature, top_k, seed)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        with info.computing.applied(self._device):
+            texts = continued(self.network.module(info.name), step, prompts, sampling, self._device)
+        return texts[0] if isinstance(prompt, str) else texts
+
     def _small_module(self, info: TaskInfo) -> nn.Module:
         """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
-        if computes_small(self.network.subnetwork(info.name)) or not is_sliceable(self.network, info.name):
-            return self.network.module(info.name)
+        if isinstance(self._modules, FrozenTasks) or not self._becomes_smaller(info.name):
+            return self._modules.module(info.name)
         with self._lock:
             if info.name not in self._small:
                 self._small[info.name] = sliced(self.network, info.name)
             return self._small[info.name]
+
+    def _becomes_smaller(self, task: str) -> bool:
+        return is_sliceable(self.network, task) and not computes_small(self.network.subnetwork(task))
 
     def task(self, name: str | None = None) -> TaskInfo:
         """Return the facts about a task; None: the only one.
@@ -394,6 +507,7 @@ def load(
     base: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     classes: Constructors | None = None,
+    lean: bool = False,
 ) -> Predictor:
     """Load a trained network from its file alone: no config, data set or user code is needed.
 
@@ -403,6 +517,8 @@ def load(
         base: network file, run folder or repository with the tasks that a subnetwork file's task reads.
         device: where to compute.
         classes: constructors of modules outside msh, torch, torchvision, timm and transformers that the file names.
+        lean: for servers: build all tasks' modules now, and keep only the weights that they compute with, if these
+            take at most 256 MB; such a predictor exports nothing.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, names code that was not passed in, lacks a task that another one reads, or was
@@ -423,11 +539,14 @@ def load(
         try:
             steps, outputs = steps_from_data(entry.recipe["preprocessing"]), outputs_from_data(entry.recipe["outputs"])
             computing = computing_from_data(entry.recipe.get("evaluation", {}))
+            if (outputs.kind in TOKEN_KINDS) != isinstance(steps[0], Windowed):
+                raise ValueError(f"its kind is {outputs.kind}, and its preprocessing begins with {steps[0].step!r}")
             route = _route(entry.recipe.get("router"), network.subnetwork(name).head)
         except ValueError as error:
             raise ValueError(f"{path}: task {name!r}: {error}") from error
         tasks[name] = TaskInfo(name, outputs.kind, outputs.names, outputs.unit, steps, outputs, computing, route)
-    return Predictor(network.to(device), tasks)
+    network = network.to(device)
+    return Predictor((network.without_rest() if lean else None) or network, tasks)
 
 
 def _route(data: Any, head: nn.Module) -> Route | None:
@@ -489,6 +608,40 @@ def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str
         else:
             good.append(batch)
     return torch.cat(good) if good else None, bad
+
+
+def _read_alone(info: TaskInfo, inputs: Any) -> Tensor:
+    """Take the first step with raw inputs, one or several: (examples, *its shape).
+
+    Raises:
+        ValueError: there are none, or some cannot be read: names the first of them, and why.
+    """
+    read, bad = _prepared(info.steps[:1], as_examples(info.steps, inputs))
+    if bad:
+        raise _refused(info.name, bad, None)
+    if read is None:
+        raise invalid("inputs", "at least one input", 0)
+    return read
+
+
+def _read_together(info: TaskInfo, requests: Sequence[Any]) -> list[Tensor | Exception]:
+    """Take the first step with the inputs of several requests: what it returns for each, or why it refuses them.
+
+    A table's rows are read together, which takes hardly longer than one of them. If one is bad, each request is read
+    apart, so that the others do not suffer, and the reason is the same as if its request were alone.
+    """
+    if info.steps[0].step == "table" and len(requests) > 1 and all(isinstance(rows, list) for rows in requests):
+        try:
+            return [*info.steps[0]([row for rows in requests for row in rows]).split([*map(len, requests)])]
+        except Exception:  # found again below
+            log.debug("task %r: a row in a batch of %d requests is bad", info.name, len(requests))
+    found: list[Tensor | Exception] = []
+    for inputs in requests:
+        try:
+            found.append(inputs.examples if isinstance(inputs, ReadInputs) else _read_alone(info, inputs))
+        except Exception as error:  # its own request reports it
+            found.append(error)
+    return found
 
 
 def _refused(task: str | None, errors: Mapping[int, str], names: Sequence[str] | None) -> ValueError:

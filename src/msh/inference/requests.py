@@ -34,6 +34,7 @@ KINDS: dict[str, Any] = {
     "images": EncodedImage,
     "table": dict[str, str | int | float | bool | None],
     "tokenize": str,
+    "next_tokens": str,
     "arrays": list[Any],
 }
 """First step of a task to the type of one input in JSON."""
@@ -108,6 +109,8 @@ def example_input(steps: Steps) -> Any:
         return {column.name: _cell(column) for column in first.columns if column.role != "dropped"}
     if first.step == "tokenize":
         return "a text to classify"
+    if first.step == "next_tokens":
+        return "a text to read on"
     return np.zeros(first.shape, dtype=first.dtype).tolist()
 
 
@@ -134,7 +137,7 @@ def describe_input(steps: Steps) -> dict[str, Any]:
         facts: dict[str, Any] = {"json": "an object with a value per column", "columns": columns}
     elif first.step == "images":
         facts = {"json": 'an object {"image": BASE64}, or a file in a multipart upload', "shape": list(first.shape)}
-    elif first.step == "tokenize":
+    elif first.step in ("tokenize", "next_tokens"):
         facts = {"json": "a string"}
     else:
         facts = {"json": "nested lists of numbers", "shape": list(first.shape), "dtype": first.dtype}

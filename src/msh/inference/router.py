@@ -77,7 +77,9 @@ class Route:
         rule: "softmax": the largest probability; "energy": the logarithm of the sum of exponentials of the logits;
             "entropy": the negative entropy, a share of its maximum; "means": the negative distance of the features to
             the nearest class mean.
-        tasks: among which the rule was chosen.
+        tasks: between which the rule chooses.
+        validated: the rule was chosen on examples of all these tasks. Else some were added when the others' data was
+            missing: they took over the rule, with their own center, scale and means.
         center: subtracted from what the rule gives.
         scale: divides the difference, > 0.
         means: for the rule "means".
@@ -89,6 +91,17 @@ class Route:
     center: float = 0.0
     scale: float = 1.0
     means: Means | None = None
+    validated: bool = True
+
+    @property
+    def is_standardized(self) -> bool:
+        """True if confidences have mean 0 and variance 1 on the task's own examples."""
+        return (self.center, self.scale) != (0.0, 1.0)
+
+    @property
+    def name(self) -> str:
+        """The rule's name in results.json."""
+        return rule_name(self.rule, self.is_standardized)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.center) and math.isfinite(self.scale) and self.scale > 0):
@@ -98,17 +111,13 @@ class Route:
 
     def confidence(self, kind: Kind, outputs: Tensor, features: Tensor | None) -> Tensor:
         """Compute the confidence, float64 (batch,), from the head's outputs, or from its inputs for "means"."""
-        if self.means is not None:
-            assert features is not None
-            raw = self.means.confidence(features.double())
-        else:
-            raw = confidence(self.rule, kind, outputs)
-        return (raw - self.center) / self.scale
+        return (confidence(self.rule, kind, outputs, features, self.means) - self.center) / self.scale
 
     def to_data(self) -> dict[str, Any]:
         """Convert to JSON values."""
         data: dict[str, Any] = _ROUTE.dump_python(self, mode="json")
-        return {key: value for key, value in data.items() if value is not None}
+        usual = {"means": None, "validated": True}
+        return {key: value for key, value in data.items() if key not in usual or value != usual[key]}
 
 
 _ROUTE = TypeAdapter(Route)
@@ -126,21 +135,40 @@ def route_from_data(data: Any) -> Route:
         raise ValueError(f"the router's settings are invalid: {error}") from error
 
 
+def rule_name(rule: Rule, standardized: bool) -> str:
+    """Name a rule, whose confidences may be standardized: mean 0 and variance 1 on each task's own examples."""
+    return f"{rule}, standardized" if standardized else rule
+
+
+def standard(confidences: Tensor) -> tuple[float, float]:
+    """Return the center and the scale that standardize confidences, float64 (examples,), of a task in its examples."""
+    scale = float(confidences.std(correction=0))
+    return float(confidences.mean()), scale if scale > 0 else 1.0
+
+
 def rules_for(kinds: Iterable[Kind]) -> tuple[Rule, ...]:
     """List the rules that compare tasks of these kinds: a regression has values, which tell no confidence."""
     return ("means",) if "regression" in kinds else RULES
 
 
-def confidence(rule: Rule, kind: Kind, outputs: Tensor) -> Tensor:
+def confidence(
+    rule: Rule, kind: Kind, outputs: Tensor, features: Tensor | None = None, means: Means | None = None
+) -> Tensor:
     """Compute how confident outputs are, higher is surer, float64 (batch,).
 
     With several labels, softmax and entropy are means over the labels, energy is their sum.
 
     Args:
-        rule: any but "means".
-        kind: of the task, not a regression.
-        outputs: logits (batch, classes or labels).
+        rule: for a regression, "means".
+        kind: of the task.
+        outputs: logits (batch, classes or labels), or a regression's values.
+        features: the head's inputs (batch, features); only "means" reads them.
+        means: for "means".
     """
+    if rule == "means":
+        assert features is not None
+        assert means is not None
+        return means.confidence(features.double())
     logits = widened(outputs).double()
     if kind == "multilabel":
         certain, doubtful = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -194,10 +222,9 @@ def choose(scores: Mapping[Rule, Scores]) -> Choice:
     accuracy: dict[str, float] = {}
     for rule, by_task in scores.items():
         own = [by_task[task][place] for place, task in enumerate(by_task)]
-        plain = [0.0] * len(own), [1.0] * len(own)
-        scales = [float(part.std(correction=0)) for part in own]
-        standard = [float(part.mean()) for part in own], [scale if scale > 0 else 1.0 for scale in scales]
-        for name, (centers, scales) in ((rule, plain), (f"{rule}, standardized", standard)):
+        plain, standardized = [(0.0, 1.0)] * len(own), [*map(standard, own)]
+        for name, pairs in ((rule, plain), (rule_name(rule, standardized=True), standardized)):
+            centers, scales = [center for center, _ in pairs], [scale for _, scale in pairs]
             found[name] = rule, centers, scales
             right = right_tasks(by_task, centers, scales)
             accuracy[name] = sum(float(part.double().mean()) for part in right.values()) / len(right)
@@ -216,6 +243,8 @@ def right_tasks(scores: Scores, centers: Sequence[float], scales: Sequence[float
 # ---- forms of input
 
 Form = tuple[Any, ...]
+TEXTS = ("tokenize", "next_tokens")
+"""First steps that read texts."""
 
 
 def form_of(steps: Steps) -> Form:
@@ -241,11 +270,11 @@ def may_read(step: Step, inputs: Any) -> bool:
         return kind == "table"
     if hasattr(inputs, "ndim"):
         is_text = getattr(getattr(inputs, "dtype", None), "kind", None) in ("O", "U", "S")
-        return kind in (("images", "tokenize") if is_text else ("arrays", "images", "table"))
+        return kind in (("images", *TEXTS) if is_text else ("arrays", "images", "table"))
     if isinstance(inputs, Mapping):
         return kind == "table"
     if isinstance(inputs, str):
-        return kind in ("tokenize", "images")
+        return kind in (*TEXTS, "images")
     if isinstance(inputs, bytes | Path) or hasattr(inputs, "getexif"):
         return kind == "images"
     if isinstance(inputs, int | float):

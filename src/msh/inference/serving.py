@@ -12,18 +12,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import msh
 from msh.errors import Problems, at_least, invalid, requirement
-from msh.inference.batching import Batcher
+from msh.inference.batching import Batcher, Computer
 from msh.inference.predictions import AnyPredictions, Prediction, Predictions
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.inference.requests import describe_input, inputs_from_json
+from msh.tasks.outputs import TOKEN_KINDS
+
+SMALL = 2**16
+"""Bytes of a body that is read at once; other requests do not wait for a larger one, which a thread reads."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,18 @@ class Server:
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor, self.limits, self.metrics = predictor, limits, Metrics()
-        self.computing = ThreadPoolExecutor(1, "compute")  # one: torch itself uses all cores for a batch
+        self.computing = ThreadPoolExecutor(1, "compute")
+        self.computer = Computer(self.computing)
         self.batchers = {name: self._batcher(info) for name, info in predictor.tasks.items()}
 
     def _batcher(self, info: TaskInfo) -> Batcher:
         batches = self.metrics.batches.labels(info.name)
 
-        def compute(prepared: Any) -> list[Predictions]:
+        def compute(requests: Sequence[Any]) -> list[Predictions | Exception]:
             batches.inc()
-            return self.predictor.answer(info.name, prepared)
+            return [_refusal(answer) for answer in self.predictor.answer(info.name, requests)]
 
-        return Batcher(compute, self.computing, info.computing.batch_size, self.limits.batch_milliseconds / 1000)
+        return Batcher(compute, self.computer, info.computing.batch_size, self.limits.batch_milliseconds / 1000)
 
     async def predict(self, task: str, request: Request, top: int | None) -> dict[str, Any]:
         """Answer a request, and count it.
@@ -150,14 +155,20 @@ class Server:
         Raises:
             HTTPException: the request is refused.
         """
-        if top is not None and info.kind == "regression":
-            raise HTTPException(422, f"top: task {info.name!r} is a regression: it has values, not probabilities")
+        if top is not None and info.outputs.has_values:
+            raise HTTPException(
+                422, f"top: task {info.name!r} is a {info.outputs.called}: it has values, not probabilities"
+            )
         inputs = await self._inputs([info], request)
+        if info.kind in TOKEN_KINDS:  # a text may have several windows: requests are not batched together
+            found = await self._computed(inputs, info.name)
+            return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
         try:
-            prepared = await asyncio.to_thread(self._prepared, info, inputs)
+            is_slow = info.steps[0].step == "images" or len(inputs) > SMALL
+            raw = await asyncio.to_thread(self._read, info, inputs) if is_slow else self._read(info, inputs)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        found = await self.batchers[info.name].answer(prepared)
+        found = await self.batchers[info.name].answer(raw)
         _check_finite(found)
         return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
 
@@ -168,16 +179,27 @@ class Server:
             HTTPException: the request is refused.
         """
         inputs = await self._inputs([*self.predictor.tasks.values()], request)
+        found = await self._computed(inputs)
+        predictions = [{"task": answer.task, **_as_json(answer, top)} for answer in found]
+        return {"predictions": predictions, "validated": getattr(found, "validated", True)}
+
+    async def _computed(self, inputs: Any, task: str | None = None) -> AnyPredictions:
+        """Answer the inputs of a request apart from others', with a task or with those that the router chooses."""
         try:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self.computing, self._answered, inputs)
+            found = await loop.run_in_executor(self.computing, self._answered, inputs, task)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         _check_finite(found)
-        return {"predictions": [{"task": answer.task, **_as_json(answer, top)} for answer in found]}
+        return found
 
-    def _answered(self, inputs: Any) -> AnyPredictions:
-        """Read inputs as the first kind that they can be, and answer them with its tasks, in a thread."""
+    def _answered(self, inputs: Any, task: str | None) -> AnyPredictions:
+        """Read inputs as a task does, or as the first kind that they can be, and answer them, in a thread."""
+        if task is not None:
+            raw = inputs_from_json(self.predictor.tasks[task].steps, inputs)
+            self._check_number(raw)
+            answers: AnyPredictions = self.predictor.predict(task, raw)
+            return answers
         kinds: dict[str, list[TaskInfo]] = {}
         for info in self.predictor.tasks.values():
             kinds.setdefault(info.steps[0].step, []).append(info)
@@ -209,15 +231,15 @@ class Server:
         async with request.form(max_files=most, max_fields=0, max_part_size=self.limits.max_bytes) as form:
             return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
 
-    def _prepared(self, info: TaskInfo, inputs: Any) -> torch.Tensor:
-        """Read and prepare a request's inputs, in a thread.
+    def _read(self, info: TaskInfo, inputs: Any) -> Any:
+        """Read a request's inputs, which are JSON, or the content of uploaded images.
 
         Raises:
             ValueError: naming what is wrong with them.
         """
         raw = inputs_from_json(info.steps, inputs) if isinstance(inputs, bytes) else inputs
         self._check_number(raw)
-        return self.predictor.prepare(info.name, raw)
+        return self.predictor.read(info.name, raw)
 
     def _check_number(self, raw: Any) -> None:
         if not 1 <= len(raw) <= self.limits.max_inputs:
@@ -237,6 +259,11 @@ def _described(info: TaskInfo) -> dict[str, Any]:
     return {**facts, "input": describe_input(info.steps)}
 
 
+def _refusal(answer: Predictions | Exception) -> Predictions | Exception:
+    """Turn the reason why inputs are refused into the response that says so."""
+    return HTTPException(422, str(answer)) if isinstance(answer, ValueError) else answer
+
+
 def _check_finite(found: AnyPredictions) -> None:
     """Refuse answers that JSON cannot hold."""
     for number, answer in enumerate(found):
@@ -248,8 +275,10 @@ def _check_finite(found: AnyPredictions) -> None:
 def _as_json(answer: Prediction, top: int | None) -> dict[str, Any]:
     if answer.values:
         return {"values": answer.values}
+    if top is None:
+        return {"label": answer.label, "probabilities": answer.probabilities}
     falling = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-    return {"label": answer.label, "probabilities": answer.probabilities if top is None else dict(falling[:top])}
+    return {"label": answer.label, "probabilities": dict(falling[:top])}
 
 
 def _examples(tasks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -275,7 +304,7 @@ def make_app(predictor: Predictor, limits: Limits | None = None, api_key: str | 
     server = Server(predictor, limits)
     tasks = server.tasks()
 
-    def check_key(request: Request) -> None:
+    async def check_key(request: Request) -> None:
         given = request.headers.get("x-api-key", "").encode("latin-1")  # the bytes that were sent
         if api_key is not None and not hmac.compare_digest(given, api_key.encode()):
             raise HTTPException(401, "the header X-API-Key must have the server's key")
@@ -291,12 +320,12 @@ def make_app(predictor: Predictor, limits: Limits | None = None, api_key: str | 
     routes = APIRouter(dependencies=[Depends(check_key)])
 
     @routes.post("/predict/{task:path}", openapi_extra=_examples(tasks), summary="Answer inputs with a task")
-    async def predict(task: str, request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
-        return await server.predict(task, request, top)
+    async def predict(task: str, request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> JSONResponse:
+        return JSONResponse(await server.predict(task, request, top))  # FastAPI would check it value by value
 
     @routes.post("/predict", openapi_extra=_examples(tasks), summary="Answer inputs, each with the task it fits best")
-    async def route(request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
-        return await server.route(request, top)
+    async def route(request: Request, top: Annotated[int | None, Query(ge=1)] = None) -> JSONResponse:
+        return JSONResponse(await server.route(request, top))
 
     @routes.get("/tasks", summary="Describe the tasks and their inputs")
     async def list_tasks() -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ PIPELINES = {
     ("table", "classification"): "tabular-classification",
     ("table", "regression"): "tabular-regression",
     ("tokenize", "classification"): "text-classification",
+    ("next_tokens", "lm"): "text-generation",
 }
 """(First step of the preprocessing, kind of task) to the hub's name for such a task."""
 SHOWN_CLASSES = 12
@@ -124,6 +125,8 @@ def _table(usages: Sequence[Usage], results: Results | None, total: Capacity) ->
     for usage in usages:
         outputs = usage.outputs
         names = listed(outputs.names, SHOWN_CLASSES) if outputs.names else counted(outputs.number, "output")
+        if outputs.kind == "lm":
+            names = f"the next of {counted(outputs.number, 'token')}"
         answers = f"{names} ({outputs.unit})" if outputs.unit else names
         row = results.tasks[usage.task] if results is not None and usage.task in rows else None
         score = "" if row is None or row.test is None else f"{row.metric} {ARROWS[row.direction]} {number(row.test)}"

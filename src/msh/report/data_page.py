@@ -20,6 +20,7 @@ from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import Quantiles, Scale, Tokenize
 from msh.tasks.table_plan import describe
 from msh.tasks.table_step import ReadTable
+from msh.tasks.windows import Windowed
 
 SAMPLES = 8
 """Training examples on the page."""
@@ -49,8 +50,8 @@ def facts_of(task: Task) -> list[tuple[str, str]]:
 
 
 def classes_of(task: Task) -> Table[Any] | None:
-    """Count the examples of each class or label in each split; None for a regression."""
-    if task.kind == "regression":
+    """Count the examples of each class or label in each split; None for a regression and a language model."""
+    if task.kind in ("regression", "lm"):
         return None
     counts = {}
     for name, split in task.splits.items():
@@ -123,7 +124,7 @@ def samples_of(task: Task, examples: int, letters: int = SHOWN_LETTERS) -> Table
     if split.raw is None:
         return None
     raw = split.raw[:examples]
-    if isinstance(step := task.steps[0], Tokenize):
+    if isinstance(step := task.steps[0], Tokenize | Windowed):
         rows = [
             (_target(task, target), _cut(text, letters), _listed(step.names(tokens), letters // 5, " "))
             for text, tokens, target in zip(raw, split.inputs[:examples], split.targets, strict=False)
@@ -220,5 +221,7 @@ def _target(task: Task, target: Tensor) -> str:
         return task.names[int(target)] if task.names else str(int(target))
     if task.kind == "regression":
         return ", ".join(f"{value:g}" for value in target.tolist())
+    if task.kind == "lm":
+        return f"{task.count(target)} next tokens"
     names = task.names or tuple(map(str, range(task.outputs)))
     return ", ".join(name for name, holds in zip(names, target.tolist(), strict=True) if holds)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from msh.runs.results import Results, RouterResult, comparison
+from msh.runs.results import Results, RouterForm, RouterResult, comparison
 from msh.runs.score_tables import BASELINES, tasks_table
 from msh.runs.tables import Column, Table
 
@@ -60,8 +60,12 @@ def router_line(router: RouterResult) -> str:
     return (
         f"inputs without a task: {router['accuracy']:.1%} find the right one of those with such inputs"
         + ("" if both is None else f", {both:.1%} the right class too")
-        + f" (router: {'; '.join(form['rule'] for form in router['forms'])})"
+        + f" (router: {'; '.join(map(_rule, router['forms']))})"
     )
+
+
+def _rule(form: RouterForm) -> str:
+    return form["rule"] + ("" if form.get("validated", True) else ", not validated with all tasks")
 
 
 def print_scores(rows: Sequence[Mapping[str, object]], console: Console | None = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msh.inference.requests import example_input
+from msh.inference.router import TEXTS
 from msh.recipes import Recipe
 from msh.runs.words import listed, shape_of
 from msh.tasks.outputs import Outputs, outputs_from_data
@@ -37,7 +38,7 @@ class Usage:
 
     @property
     def reads(self) -> str:
-        """Name of the first step: "images", "table", "tokenize" or "arrays"."""
+        """Name of the first step: "images", "table", "tokenize", "next_tokens" or "arrays"."""
         return self.steps[0].step
 
     @property
@@ -46,7 +47,7 @@ class Usage:
         first: Any = self.steps[0]
         if self.reads == "table":
             return listed(first.inputs)
-        if self.reads == "tokenize":
+        if self.reads in TEXTS:
             return "texts"
         return f"{self.reads}, {shape_of(first.shape)}"
 
@@ -73,9 +74,10 @@ class Usage:
             if self.file is not None:
                 return "import pandas as pd\n\n", f"pd.read_csv({self.file!r}, dtype=str)"
             return "", repr(example_input(self.steps))
-        if self.reads == "tokenize":
+        if self.reads in TEXTS:
             if self.file is not None:
-                return "from pathlib import Path\n\n", f"Path({self.file!r}).read_text().splitlines()"
+                texts = f"Path({self.file!r}).read_text()"
+                return "from pathlib import Path\n\n", f"[{texts}]" if first.files else f"{texts}.splitlines()"
             return "", repr(example_input(self.steps))
         if self.file is not None:
             return "import numpy as np\n\n", f"np.load({self.file!r})"

@@ -114,14 +114,16 @@ class RouterForm(TypedDict):
     rule: str
     """The one with the best accuracy in `validation`."""
     validation: dict[str, float]
-    """How often each rule found the right task in validation data."""
+    """How often each rule found the right task in validation data; {} where the rule was taken over."""
+    validated: NotRequired[bool]
+    """False where tasks without data kept their rule, and the others took it over: nothing tells if it suits them."""
 
 
 class RouterResult(TypedDict):
     """How often inputs without a task find it, in the test splits of tasks whose inputs have the same form."""
 
     accuracy: float
-    """Mean over these tasks."""
+    """Mean over those of these tasks whose data the run has."""
     class_incremental: float | None
     """Share of examples with the right task and the right class, mean over the classifications; None without any."""
     tasks: dict[str, float]

@@ -72,6 +72,8 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | Sparse
     Returns:
         (*shape), or its sparse form where that may cost less.
     """
+    if name in sub.exposed:
+        return sub.exposed[name].to(like.dtype)
     weight = _held_weight(sub, name, like)
     if isinstance(weight, SparseForm):
         return weight
@@ -155,18 +157,30 @@ def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     return start.index_copy(0, sub.index[name], sub.values[name].to(start.dtype)).view(like.shape)
 
 
-def shown_form(dense: Tensor, owned: Tensor, size: BlockSize | None) -> SparseForm | None:
+def shown_form(
+    weight: Tensor, owned: Tensor, size: BlockSize | None = None, dense: Tensor | None = None
+) -> SparseForm | None:
     """Rebuild the sparse form in which a task that reads no other was trained, where it may be sparse.
 
     Args:
-        dense: (*shape), the frozen task's weight.
-        owned: bool (*shape), its own weights.
+        weight: (*shape), the network's or the task's.
+        owned: bool (*shape), the frozen task's own weights.
         size: rows and columns of its blocks, if it has any.
+        dense: (*shape), the task's weight; None: it is made from the values where it is needed.
     """
-    pattern = pattern_of(owned, dense, size)
+    pattern = pattern_of(owned, weight, size)
     if pattern is None:
         return None
-    values = dense.take(pattern.index)
+    values = weight.take(pattern.index)
     if isinstance(pattern, BlockPattern):
         pattern.fix(values)
-    return SparseForm(pattern, lambda: values, lambda: dense)
+    else:
+        pattern.compress()
+
+    def scattered() -> Tensor:
+        made = values.new_zeros(owned_shape)
+        made.view(-1)[pattern.index] = values
+        return made
+
+    owned_shape = tuple(weight.shape)
+    return SparseForm(pattern, lambda: values, scattered if dense is None else lambda: dense)

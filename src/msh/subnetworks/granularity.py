@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose
+from msh.subnetworks.allocation import FREE, choose
 from msh.subnetworks.blocks import BlockSize, block_sizes, choose_blocks, expanded, grid, mean_scores, whole
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.subnetworks.tracing import UnitGraph
-from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores
+from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores, units_in_use
 
 Masks = Mapping[str, Tensor]
 """Tensor name to bool: (*shape) for weights, (block rows, block columns) for blocks, (units,) for units."""
@@ -30,14 +31,23 @@ class Granularity(Protocol):
     def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the elements that a masked task may still keep or read: tensor name to bool (elements)."""
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn scores of weights, (*shape) for each tensor, into scores of elements."""
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """Turn scores of weights, (*shape) for each tensor, into scores of elements, from the weights in masks."""
 
     def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
         """Select elements among the candidates: see `choose`, whose arguments these are."""
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected elements to weights: tensor name to bool (*shape)."""
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the elements of the weights that a compact task owns: the reverse of `weights`."""
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the elements that a compact task may give up or take: its own and free ones, all of one size."""
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the elements that any number of tasks may keep, as they are only read; None if there are none."""
@@ -60,7 +70,7 @@ class Weights:
         """Mark the weights that a masked task may still keep or read."""
         return network.held(task)
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
         """Return the scores: elements are weights."""
         return scores
 
@@ -71,6 +81,19 @@ class Weights:
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Return the masks: elements are weights."""
         return dict(masks)
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Return the masks: elements are weights."""
+        return dict(masks)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free weights."""
+        free = network.free()
+        return {name: mask | free[name] for name, mask in network.masks(task).items()}
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark nothing: new weights start from 0."""
+        return torch.zeros_like(after)
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the weights that tasks own already: others can only read them."""
@@ -118,9 +141,21 @@ class Blocks(Weights):
         """Mark the blocks of which a masked task may still keep or read every weight."""
         return self.whole(network.held(task))
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
         """Average the scores of each block's weights: see `mean_scores`."""
         return mean_scores(self.sizes, scores)
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the blocks whose weights are all in a mask."""
+        return self.whole(masks)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free blocks, except smaller ones at the edges."""
+        blocks = self.whole(super().replaceable(network, task))
+        for name, (rows, columns) in self.sizes.items():
+            blocks[name][self.shapes[name][0] // rows :] = False
+            blocks[name][:, self.shapes[name][1] // columns :] = False
+        return blocks
 
     def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
         """Select blocks with high scores that cover each tensor's rows and columns of blocks: see `choose_covering`."""
@@ -154,9 +189,9 @@ class Units:
         owners = {name: network.owners[name] for name in network.names.prunable}
         return candidate_units(self.graph, network.masks(task), owners)
 
-    def scores(self, network: MultiSubnetwork, task: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up the scores of each unit's candidate weights: (units,) for each tensor."""
-        return unit_scores(self.graph, scores, network.masks(task))
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """Add up the scores of each unit's weights: (units,) for each tensor."""
+        return unit_scores(self.graph, scores, masks)
 
     def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
         """Select the highest-scoring units."""
@@ -165,6 +200,20 @@ class Units:
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand units to their rows, at the columns that selected units feed."""
         return unit_masks(self.graph, masks)
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the units with a weight."""
+        return {name: mask.flatten(1).any(1) for name, mask in masks.items()}
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free units."""
+        own, free = network.masks(task), network.free()
+        owners = {name: network.owners[name].masked_fill(mask, FREE) for name, mask in own.items()}
+        return candidate_units(self.graph, {name: mask | free[name] for name, mask in own.items()}, owners)
+
+    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+        """Mark the rows of new units: were both their rows and their columns 0, no gradient would reach them."""
+        return after & ~_rows(before)
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Return None: a task reads no other task's units."""
@@ -192,6 +241,11 @@ class OverlappingUnits(Weights):
     def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
         """Select the highest-scoring weights of as few units as have enough: see `choose_in_rectangles`."""
         return choose_in_rectangles(self.graph, scores, kept, candidates)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free weights between the units in use."""
+        within = unit_masks(self.graph, units_in_use(self.graph, network.masks(task)))
+        return {name: mask & within[name] for name, mask in super().replaceable(network, task).items()}
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Return None: a task reads no other task's weights."""

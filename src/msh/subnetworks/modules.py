@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
+from msh.subnetworks.small import SmallTensors
 from msh.subnetworks.tensors import TensorNames, evaluating, name_tensors
 from msh.subnetworks.tracing import example_inputs, trace_units
 
@@ -34,7 +35,7 @@ class ModuleFacts:
         weights: its prunable weights, each tensor counted at its first name.
         private: values of which each task has its own.
         shared: frozen values, which all tasks use.
-        granularities: what tasks can keep of its weights.
+        granularities: what tasks can keep of its weights; "unit": some of its units, or of those it reads.
         flops: of its own operations, in the forward pass of one example.
     """
 
@@ -86,7 +87,7 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     blocks = {name for name, size in block_sizes(network).items() if size != (1, 1)}
     sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable), "block": blocks}, ""
     try:
-        graphs["unit"] = set(trace_units(network).layers)
+        graphs["unit"] = trace_units(network).small
     except ValueError as error:
         refusal = str(error)
     modules: list[ModuleFacts] = []
@@ -113,18 +114,25 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
 
 @torch.no_grad()
 def flops_share(network: MultiSubnetwork, task: str) -> float:
-    """Compute the FLOPs of a frozen task's backbone as a share of those of the dense backbone, in (0, 1].
+    """Compute the FLOPs of a task's forward pass as a share of those of the dense backbone, in (0, 1].
 
-    Meaningful for a task of whole units, which computes as a smaller dense network.
+    Args:
+        network: holds the task.
+        task: a compact or frozen one of whole units.
     """
-    example, counts = example_inputs(network), list[int]()
-    module = network.module(task)
-    with evaluating(network.backbone):
-        for backbone in (module.get_submodule("backbone"), network.backbone):
-            with FlopCounterMode(display=False) as counter:
-                backbone(example)
-            counts.append(counter.get_total_flops())
-    return counts[0] / counts[1]
+    small, fused = SmallTensors(network, task), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    try:
+        with evaluating(network.backbone), FlopCounterMode(display=False) as counter:
+            network.backbone(example_inputs(network))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    flops = _own_flops(network.backbone, counter.get_flop_counts())
+    saved = 0.0
+    for name, weight in network.weights():
+        if (shape := small.shapes.get(name)) is not None:
+            saved += flops[name.rpartition(".")[0]] * (1 - prod(shape) / weight.numel())
+    return 1 - saved / sum(flops.values())
 
 
 def _own_parameters(module: nn.Module, path: str, names: TensorNames) -> list[str]:

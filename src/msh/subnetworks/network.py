@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -38,15 +39,18 @@ from msh.subnetworks.tensors import (
     widened,
 )
 from msh.subnetworks.views import (
+    FrozenTasks,
     ModuleCache,
     TaskNetwork,
     TrainingNetwork,
     cast_features,
     cast_type,
     copy_structure,
+    find_places,
     frozen_network,
     half_precision,
     in_own_type,
+    is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
 
@@ -440,9 +444,14 @@ class MultiSubnetwork(Movable):
             sub: the task's subnetwork.
             small: a compact task's slices, for the weights of its units alone.
         """
-        if small is not None:
-            return {name: small.weight(name, sub.values[name].to(weight.dtype)) for name, weight in self.weights()}
-        return {name: training_weight(sub, name, weight) for name, weight in self.weights()}
+        sliced = {} if small is None else small.shapes
+        weights: dict[str, Tensor | SparseForm] = {}
+        for name, weight in self.weights():
+            if small is not None and name in sliced:
+                weights[name] = small.weight(name, sub.values[name].to(weight.dtype))
+            else:
+                weights[name] = training_weight(sub, name, weight)
+        return weights
 
     def update_choice(self, sub: Subnetwork) -> None:
         """Select a task's weights by its current scores, if it has scores that choose."""
@@ -451,21 +460,49 @@ class MultiSubnetwork(Movable):
 
             update_choice(sub, self.held)
 
-    def _frozen_network(self, sub: Subnetwork) -> tuple[TaskNetwork, int]:
+    def without_rest(self) -> FrozenTasks | None:
+        """Build the modules of all tasks without weights that they do not compute with.
+
+        Linear layers that may be sparse hold the task's values alone, and make a dense weight when an input first
+        needs it; so these modules cannot be exported.
+
+        Returns:
+            The modules, which do not hold the network; None where they take more than `cache_bytes`, or a task is
+            still in training.
+        """
+        modules, size = {}, 0
+        for task in self.tasks:
+            if (sub := self.subnetwork(task)).phase != "frozen" or size > self._modules_in_use.limit:
+                return None
+            modules[task], own = self._frozen_network(sub, lean=True)
+            size += own
+        if size > self._modules_in_use.limit:
+            return None
+        return FrozenTasks(modules, next(self.weights())[1].device)
+
+    def _frozen_network(self, sub: Subnetwork, lean: bool = False) -> tuple[TaskNetwork, int]:
+        """Build a frozen task's module; `lean`: see `without_rest`. Return it, and the bytes of its weights."""
         with torch.inference_mode(False), torch.no_grad():  # the module outlives an inference pass
             state = self.view(sub.task)
             owned = {} if sub.reads else state.owned(sub.task)
-            weights: dict[str, tuple[Tensor, SparseForm | None]] = {}
-            if computes_small(sub):
-                small = SmallTensors(self, sub.task)
-                for name, weight in state.weights.items():
-                    weights[name] = small.weight(name, weight[owned[name]]), None
-                return frozen_network(self, sub, weights, small), sum(each.nbytes for each, _ in weights.values())
+            weights: dict[str, tuple[Tensor | None, SparseForm | None]] = {}
+            size = 0
+            small = SmallTensors(self, sub.task) if computes_small(sub) else None
+            places = find_places(self.backbone, self.names) if lean and owned else {}
             for name in self.names.prunable:
+                if small is not None and name in small.shapes:
+                    values = small.weight(name, state.weights[name][owned[name]])
+                    weights[name], size = (values, None), size + values.nbytes
+                    continue
+                if lean and owned and all(map(is_linear_weight, places[name])):
+                    form = shown_form(state.weights[name], owned[name], sub.blocks.get(name))
+                    if form is not None:
+                        weights[name], size = (None, form), size + 2 * form.sparse().nbytes  # and a column each
+                        continue
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
-                weights[name] = dense, shown_form(dense, owned[name], sub.blocks.get(name)) if owned else None
-            size = sum(dense.nbytes for dense, _ in weights.values())
-            return frozen_network(self, sub, weights), size
+                weights[name] = dense, shown_form(dense, owned[name], sub.blocks.get(name), dense) if owned else None
+                size += dense.nbytes
+            return frozen_network(self, sub, weights, small), size
 
     def _read(self, sub: Subnetwork) -> dict[str, Tensor]:
         """Gather the other tasks' weights that a task reads: tensor name to (*shape), or () if none."""
@@ -513,3 +550,31 @@ class MultiSubnetwork(Movable):
 
     def set_extra_state(self, state: str) -> None:
         """Do nothing: the description is read before the tensors are loaded."""
+
+
+@contextmanager
+def dense_leaves(network: MultiSubnetwork, task: str) -> Iterator[dict[str, Tensor]]:
+    """Compute a compact task with full-size weights, whose gradients reach free weights too, inside the context.
+
+    Yields:
+        Tensor name to (*shape), a leaf: the task's values, what it reads, and 0 elsewhere.
+    """
+    sub = network.in_phase(task, "compact")
+    leaves = {name: tensor.requires_grad_() for name, tensor in dense_values(network, task).items()}
+    network.forget_modules(task)
+    sub.exposed = dict(leaves)
+    try:
+        yield leaves
+    finally:
+        sub.exposed = {}
+        network.forget_modules(task)
+
+
+def dense_values(network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+    """Write a compact task's values between what it reads, or zeros: tensor name to (*shape)."""
+    sub, dense = network.subnetwork(task), {}
+    for name, weight in network.weights():
+        values = sub.values[name].detach()
+        base = sub.base[name].to(values.dtype).expand(weight.shape).reshape(-1)
+        dense[name] = base.index_copy(0, sub.index[name], values).view(weight.shape)
+    return dense

@@ -14,7 +14,7 @@ from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
 from msh.subnetworks.granularity import WEIGHTS, Granularity, Masks
 from msh.subnetworks.initial import norm_of, rescale_to
-from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.network import MultiSubnetwork, dense_leaves
 
 
 def candidate_counts(
@@ -88,7 +88,7 @@ def score(
         name: criterion(source[name], None if gradients is None else gradients[name], generator)
         for name in network.names.prunable
     }
-    return granularity.scores(network, task, scores)
+    return granularity.scores(scores, network.masks(task))
 
 
 def select_apart(
@@ -194,14 +194,15 @@ def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tenso
 
     Args:
         network: holds the task.
-        task: a masked task.
+        task: a masked task; or a compact one, for the gradients of all weights, free ones included.
         loss: computes the scalar loss of this task by calling the network.
     Returns:
         Tensor name to (*shape).
     """
     sub, names = network.subnetwork(task), network.names.prunable
-    values = sub.values
-    with felt_by(sub, network.held(task)):
+    compact = sub.phase == "compact"
+    with dense_leaves(network, task) if compact else felt_by(sub, network.held(task)) as leaves:
+        values = leaves if leaves is not None else sub.values
         gradients = torch.autograd.grad(loss(), [values[name] for name in names], allow_unused=True)
     return {n: g if g is not None else torch.zeros_like(values[n]) for n, g in zip(names, gradients, strict=True)}
 

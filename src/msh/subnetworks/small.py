@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from msh.subnetworks.sparse import TrainedLinear
 from msh.subnetworks.tracing import UnitGraph, trace_units
@@ -21,14 +23,15 @@ class SmallTensors:
     """Slice a task's tensors to its units.
 
     The features behind the last layer keep their full width, since the head reads all of them: the last layer writes
-    its units' outputs between the biases of the others, and what follows it stays whole.
+    its units' outputs between the biases of the others, and what follows it stays whole. Layers that stay whole at both
+    sides are not sliced.
 
     Attributes:
         units: tensor name to bool (units,), the units it computes with.
-        shapes: tensor name to the shape (units, columns, *kernel) of its small weight.
+        shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
-        last: name of the last layer's module.
+        last: name of the last layer's module; None if it stays whole.
 
     Args:
         network: holds the task.
@@ -43,17 +46,25 @@ class SmallTensors:
         self.units = units = units_in_use(graph, masks)
         self.shapes, self.places = {}, {}
         self.rows: dict[str, Tensor] = {}
-        for name, layer in graph.layers.items():
-            fed = columns(layer.source, units, layer.shape[1], units[name].device)
-            self.shapes[name] = (int(units[name].sum()), int(fed.sum()), *layer.shape[2:])
-            owned = masks[name][units[name]][:, fed]
+        output = None if graph.output is None else graph.output.layer
+        for name in graph.layers:
+            layer = graph.layers[name]
+            if name not in graph.small:
+                continue
+            fed, rows = columns(layer.source, units, layer.shape[1], units[name].device), layer.rows(units[name])
+            self.shapes[name] = (int(rows.sum()), int(fed.sum()), *layer.shape[2:])
+            owned = masks[name][rows][:, fed]
             if not bool(owned.all()):
                 self.places[name] = owned.flatten().nonzero().squeeze(1)
-            self.rows[layer.module] = units[name].nonzero().squeeze(1)
-        self.last = graph.layers[graph.output.layer].module
+            if not layer.whole:
+                self.rows[layer.module] = rows.nonzero().squeeze(1)
+        self.last = None if output is None else graph.layers[output].module
+        self._depthwise = {m: r for m, r in self.rows.items() if _groups(network.backbone, m) > 1}
+        layers = graph.layers.items()
+        self._heads = {layer.module: units[name] for name, layer in layers if layer.parts > 1 and not layer.whole}
         for where, source in graph.norms.items():
-            if source.layer != graph.output.layer:
-                passed = columns(source, units, 0, self.rows[self.last].device)
+            if source.layer != output:
+                passed = columns(source, units, 0, units[source.layer].device)
                 self.rows[where] = passed.nonzero().squeeze(1)
 
     def weight(self, name: str, values: Tensor) -> Tensor:
@@ -78,21 +89,32 @@ class SmallTensors:
         else:
             whole.index_copy_(0, rows, small)
 
-    def widen_last(self, tree: nn.Module) -> Widened:
-        """Make the last layer of a backbone's copy write into outputs of full width, and return it.
+    def fit(self, tree: nn.Module) -> Widened | None:
+        """Make a backbone's copy compute with small tensors, which it has, or gets later.
 
-        The layer has, or gets later, the small weight and bias; the caller sets `others`.
+        The last layer writes into outputs of full width; for others see `shrink`.
 
-        Raises:
-            ValueError: the layer is of a type whose units are not known.
+        Returns:
+            The last layer, for which the caller sets `others`; None if it stays whole.
         """
+        self.shrink(tree)
+        if self.last is None:
+            return None
         layer = tree.get_submodule(self.last)
-        if type(layer) not in WIDE:
-            raise ValueError(f"{self.last!r} is a {type(layer).__name__}, whose units are not known")
         layer.__class__ = WIDE[type(layer)]
         wide = cast(Widened, layer)
         vars(wide)["rows"] = self.rows[self.last]
         return wide
+
+    def shrink(self, tree: nn.Module) -> None:
+        """Give a backbone's copy the units' number of groups in depthwise convolutions, and of heads in attention."""
+        for where, rows in self._depthwise.items():
+            cast(nn.Conv2d, tree.get_submodule(where)).groups = len(rows)
+        for where, heads in self._heads.items():
+            attention = tree.get_submodule(where)
+            attention.__class__ = FewHeads
+            vars(attention)["heads"] = heads.nonzero().squeeze(1)
+            vars(attention)["_qkv_same_embed_dim"] = False  # or torch's fused operation would take the tensors
 
     def others(self, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's outputs for units without weights, (width,): their biases, or zeros.
@@ -103,6 +125,10 @@ class SmallTensors:
         """
         bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _groups(backbone: nn.Module, where: str) -> int:
+    return int(getattr(backbone.get_submodule(where), "groups", 1))
 
 
 def computes_small(sub: Subnetwork) -> bool:
@@ -129,6 +155,71 @@ class Widened(nn.Module):
         others = self.others.to(small.dtype).view(-1, *[1] * (small.dim() - dim - 1)).expand(shape)
         wide: Tensor = others.index_copy(dim, self.rows, small)
         return wide
+
+
+class FewHeads(nn.MultiheadAttention):
+    """Self- or cross-attention with some of the heads.
+
+    Attributes:
+        heads: int64 (heads,), indices of its heads among all.
+    """
+
+    heads: Tensor
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention`, without the weights of the attention.
+
+        Raises:
+            ValueError: they are needed.
+        """
+        if need_weights:
+            raise ValueError("a task of whole units has no attention weights of all heads: pass need_weights=False")
+        batched, inputs = query.dim() == 3, [query, key, value]
+        if not batched:
+            inputs = [each.unsqueeze(0) for each in inputs]
+        elif not self.batch_first:
+            inputs = [each.transpose(0, 1) for each in inputs]
+        assert self.in_proj_weight is not None
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        queries, keys, values = (
+            functional.linear(each, weight, bias).unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
+            for each, weight, bias in zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
+        )  # each (batch, heads, tokens, size)
+        mask, dropout = self._mask(attn_mask, key_padding_mask, queries), self.dropout if self.training else 0.0
+        causal = is_causal and mask is None
+        attended = functional.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
+        outputs = self.out_proj(attended.transpose(1, 2).flatten(2))  # (batch, tokens, width)
+        if not batched:
+            return outputs.squeeze(0), None
+        return outputs if self.batch_first else outputs.transpose(0, 1), None
+
+    def _mask(self, among: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
+        """Add up the masks, as numbers that are added to the attention: (batch, heads or 1, tokens, keys)."""
+        total: Tensor | None = None
+        if among is not None:  # (tokens, keys), or (batch x all heads, tokens, keys)
+            parts = among.view(-1, self.num_heads, *among.shape[1:])[:, self.heads] if among.dim() == 3 else among
+            total = _added(parts, like)
+        if padding is not None:  # (batch, keys)
+            padded = _added(padding.view(-1, 1, 1, padding.shape[-1]), like)
+            total = padded if total is None else total + padded
+        return total
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """Turn a mask that is True where nothing is attended to into numbers to add."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return like.new_zeros(mask.shape).masked_fill(mask, -math.inf)
 
 
 class WideLinear(Widened, nn.Linear):

@@ -122,9 +122,24 @@ class Pattern:
 
     def __init__(self, index: Tensor, shape: Sequence[int]) -> None:
         _silence_beta_warning()
-        self.index = index
+        self._index: Tensor | None = index
         self.shape = (int(shape[0]), int(shape[1]))
         self._laid_out: dict[tuple[bool, int], Blocks] = {}
+
+    @property
+    def index(self) -> Tensor:
+        """The flat indices, int64 (k,), rising."""
+        if self._index is not None:
+            return self._index
+        [block] = self._laid_out[False, 1].parts
+        row = torch.arange(self.shape[0]).repeat_interleave(block.starts.diff())
+        return row * self.shape[1] + block.column
+
+    def compress(self) -> Pattern:
+        """Keep the rows' starts and the columns in place of the indices, which take twice the memory."""
+        self._lay_out(False, 1)
+        self._index = None
+        return self
 
     def suits(self, inputs: Tensor) -> bool:
         """Return True if the sparse product costs less than the dense one for these inputs (*batch, columns)."""
@@ -149,15 +164,20 @@ class Pattern:
         return self._blocks(True, batch)
 
     def _blocks(self, across: bool, batch: int) -> Blocks:
-        rows, columns = self.shape[::-1] if across else self.shape
+        columns = self.shape[0 if across else 1]
         number = 1
         while number < columns and 4 * columns * batch > number * BLOCK:  # powers of two: few layouts for all batches
             number *= 2
+        return self._lay_out(across, number)
+
+    def _lay_out(self, across: bool, number: int) -> Blocks:
+        """Divide the matrix, or the transposed one, into a number of blocks; each layout is made once."""
         if (across, number) not in self._laid_out:
-            row, column = self.index // self.shape[1], self.index % self.shape[1]
+            index = self.index
+            row, column = index // self.shape[1], index % self.shape[1]
             if across:
                 row, column = column, row
-            self._laid_out[across, number] = _blocks(row, column, (rows, columns), number)
+            self._laid_out[across, number] = _blocks(row, column, self.shape[::-1] if across else self.shape, number)
         return self._laid_out[across, number]
 
 
@@ -237,7 +257,7 @@ class SparseLinear(nn.Linear):
 
 
 class TrainedLinear(SparseLinear):
-    """A linear layer of a task in training, whose weight comes from the task's values in each forward pass."""
+    """A linear layer whose weight comes from a task's values: in training new ones in each forward pass."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -8,8 +8,9 @@ where tasks share units, it owns the weights in its rectangles that were free, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError, choose
 from msh.subnetworks.empty import least_density
-from msh.subnetworks.tracing import UnitGraph, UnitSource
+from msh.subnetworks.tracing import Layer, UnitGraph, UnitSource
 
 
 def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:
@@ -160,7 +161,7 @@ def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     masks = {}
     for name, layer in graph.layers.items():
-        rows = units[name]
+        rows = layer.rows(units[name])
         mask = rows[:, None] & columns(layer.source, units, layer.shape[1], rows.device)  # (units, columns)
         masks[name] = mask.view(*mask.shape, *[1] * len(layer.shape[2:])).expand(layer.shape).contiguous()
     return masks
@@ -174,7 +175,7 @@ def columns(source: UnitSource | None, units: Mapping[str, Tensor], width: int, 
 
 
 def units_in_use(graph: UnitGraph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Find the units that a task computes with: they have one of its weights, or feed one.
+    """Find the units that a task computes with: they have one of its weights, or feed one, or their layer is whole.
 
     Args:
         graph: of the backbone.
@@ -182,21 +183,27 @@ def units_in_use(graph: UnitGraph, masks: Mapping[str, Tensor]) -> dict[str, Ten
     Returns:
         Tensor name to bool (units,); the masks lie within `unit_masks` of these.
     """
-    units = {name: masks[name].flatten(1).any(1) for name in graph.layers}
+    units = {}
+    for name, layer in graph.layers.items():
+        units[name] = layer.by_unit(masks[name].flatten(1).any(1)).any(1) | bool(layer.whole)
     for name, layer in graph.layers.items():
         if layer.source is not None:
             feeding = masks[name].transpose(0, 1).flatten(1).any(1)  # (columns,)
             units[layer.source.layer] |= feeding.view(-1, layer.source.block).any(1)
+    for members in graph.groups.values():
+        together = torch.stack([units[name] for name in members]).any(0)
+        units |= dict.fromkeys(members, together)
     return units
 
 
 def choose_in_rectangles(
     graph: UnitGraph, scores: Mapping[str, Tensor], kept: Mapping[str, int], candidates: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Keep the highest-scoring weights of few units: the smallest common share of units that has enough candidates.
+    """Keep the highest-scoring weights of few units.
 
     Units are ranked by the sum of their candidates' scores, so that a unit with more free weights precedes one that is
-    as good but mostly taken.
+    as good but mostly taken. Every layer gets the smallest common share of its units between which each tensor has
+    enough candidates; then each layer in turn as few as suffice with those of the others.
 
     Args:
         graph: of the backbone.
@@ -208,28 +215,67 @@ def choose_in_rectangles(
     Raises:
         ValueError: a number kept exceeds the candidates, or a candidate's score is NaN.
     """
-    rank = {name: _ranks(scores[name], candidates[name]) for name in graph.layers}
-    widest = max(layer.units for layer in graph.layers.values())
+    groups = graph.groups
+    counts = {name: layer.units for name, layer in graph.layers.items()}
+    rank = {name: torch.zeros(count, device=candidates[name].device) for name, count in counts.items()}
+    for members in groups.values():
+        parts = [(graph.layers[name], scores[name], candidates[name]) for name in members]
+        rank |= dict.fromkeys(members, _ranks(parts))
+    affected = {first: [*members] for first, members in groups.items()}
+    """First layer of a group to the layers whose candidates depend on its units."""
+    for name, layer in graph.layers.items():
+        if layer.source is not None:
+            affected[graph.layers[layer.source.layer].group].append(name)
 
-    def rectangles(step: int) -> dict[str, Tensor]:
-        shares = {name: -(-layer.units * step // widest) for name, layer in graph.layers.items()}
-        masks = unit_masks(graph, {name: rank[name] < count for name, count in shares.items()})
-        return {name: mask & candidates[name] for name, mask in masks.items()}
+    def suffices(wanted: Mapping[str, int], names: Iterable[str]) -> bool:
+        """Tell whether these tensors have enough candidates between so many of each layer's best units."""
+        for name in names:
+            layer = graph.layers[name]
+            held = candidates[name][layer.rows(rank[name] < wanted[name])]  # (rows, columns, *kernel)
+            if layer.source is not None:
+                feeding = rank[layer.source.layer] < wanted[layer.source.layer]
+                held = held[:, feeding.repeat_interleave(layer.source.block)]
+            if int(held.sum()) < kept[name]:
+                return False
+        return True
 
-    def fits(step: int) -> bool:
-        return all(int(mask.sum()) >= kept[name] for name, mask in rectangles(step).items())
+    widest = max(counts[first] for first in groups)
 
-    low, high = 1, widest
+    def share(step: int) -> dict[str, int]:
+        return counts | {n: -(-counts[n] * step // widest) for members in groups.values() for n in members}
+
+    common = _least(1, widest, lambda step: suffices(share(step), graph.small))
+    counts = share(common)
+
+    def with_fewer(first: str, few: int) -> bool:
+        return suffices(counts | dict.fromkeys(groups[first], few), affected[first])
+
+    for first, members in groups.items():
+        counts |= dict.fromkeys(members, _least(1, counts[first], partial(with_fewer, first)))
+    within = unit_masks(graph, {name: rank[name] < count for name, count in counts.items()})
+    return choose(scores, kept, {name: within[name] & mask for name, mask in candidates.items()})
+
+
+def _least(low: int, high: int, works: Callable[[int], bool]) -> int:
+    """Find the smallest number that works by bisection; the highest is taken to work."""
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return choose(scores, kept, rectangles(low))
+        low, high = (low, middle) if works(middle) else (middle + 1, high)
+    return low
 
 
-def _ranks(scores: Tensor, candidates: Tensor) -> Tensor:
-    """Rank units by the sum of their candidates' scores, 0 for the highest: (units,); those without any come last."""
-    sums = torch.where(candidates, scores.detach(), 0.0).flatten(1).sum(1)
-    sums[~candidates.flatten(1).any(1)] = -math.inf
-    ranks = torch.empty_like(sums, dtype=torch.int64)
-    ranks[sums.argsort(descending=True, stable=True)] = torch.arange(len(sums), device=sums.device)
+def _ranks(tensors: Sequence[tuple[Layer, Tensor, Tensor]]) -> Tensor:
+    """Rank a group's units by the sum of their candidates' scores, 0 for the highest: (units,); those without last.
+
+    Args:
+        tensors: each layer of the group, with its scores and candidates, both (*shape).
+    """
+    sums, some = [], []  # a tensor (units,) per layer
+    for layer, scores, mask in tensors:
+        sums.append(layer.by_unit(torch.where(mask, scores.detach(), 0.0).flatten(1).sum(1)).sum(1))
+        some.append(layer.by_unit(mask.flatten(1).any(1)).any(1))
+    total = torch.stack(sums).sum(0)
+    total[~torch.stack(some).any(0)] = -math.inf
+    ranks = torch.empty_like(total, dtype=torch.int64)
+    ranks[total.argsort(descending=True, stable=True)] = torch.arange(len(total), device=total.device)
     return ranks

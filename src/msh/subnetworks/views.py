@@ -62,7 +62,8 @@ def _place(tree: nn.Module, name: str) -> Place:
     return tree.get_submodule(path), leaf
 
 
-def _is_linear_weight(place: Place) -> bool:
+def is_linear_weight(place: Place) -> bool:
+    """Tell whether a place is the weight of a layer that may compute with a sparse one."""
     holder, leaf = place
     return leaf == "weight" and type(holder) in LINEAR
 
@@ -145,7 +146,7 @@ def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
 def frozen_network(
     network: MultiSubnetwork,
     sub: Subnetwork,
-    weights: Mapping[str, tuple[Tensor, SparseForm | None]],
+    weights: Mapping[str, tuple[Tensor | None, SparseForm | None]],
     small: SmallTensors | None = None,
 ) -> TaskNetwork:
     """Build a frozen task's module.
@@ -153,27 +154,32 @@ def frozen_network(
     Args:
         network: holds the task.
         sub: the task's subnetwork, frozen.
-        weights: tensor name to its weight (*shape), and the sparse form where that may cost less.
+        weights: tensor name to its weight (*shape), and the sparse form where that may cost less; a weight that only
+            linear layers use may be None where there is a form.
         small: slices private tensors, where the weights are those of the task's units alone.
     """
     tree = copy_structure(network.backbone)
     places = find_places(tree, network.names)
     for name, (dense, form) in weights.items():
         for place in places[name]:
-            put_tensor(*place, dense)
-            if form is not None and _is_linear_weight(place):
-                place[0].__class__ = SparseLinear
+            if dense is not None:
+                put_tensor(*place, dense)
+            else:
+                delattr(*place)
+            if form is not None and is_linear_weight(place):
+                place[0].__class__ = TrainedLinear if dense is None else SparseLinear
                 vars(place[0])["form"] = form
     private = dict(sub.private.items())
     if small is not None:
         for name in network.names.buffers:  # unchanged ones are the backbone's
             private.setdefault(name, network.backbone.get_buffer(name))
-        vars(small.widen_last(tree))["others"] = small.others(network, private)
+        if (last := small.fit(tree)) is not None:
+            vars(last)["others"] = small.others(network, private)
         private = {name: small.private(name, tensor) for name, tensor in private.items()}
     for name, tensor in private.items():
         for place in places[name]:
             put_tensor(*place, tensor)
-    cast = cast_type(dense for dense, _ in weights.values())
+    cast = cast_type(weight for _, weight in network.weights())
     return TaskNetwork(sub.task, copy_structure(sub.stem), tree, copy_structure(sub.head), cast=cast)
 
 
@@ -195,7 +201,7 @@ class TrainingNetwork(nn.Module):
         self._network = (network,)  # in a tuple: it is no part of this module
         self._places = find_places(self.backbone, network.names)
         for name in network.names.prunable:
-            for place in filter(_is_linear_weight, self._places[name]):
+            for place in filter(is_linear_weight, self._places[name]):
                 place[0].__class__ = TrainedLinear
                 delattr(place[0], "weight")
         for name in network.names.transient:
@@ -205,7 +211,7 @@ class TrainingNetwork(nn.Module):
         self._checkpoints = uses_checkpoints(self.backbone)
         self._cast = cast_type(weight for _, weight in network.weights())
         self._slices: SmallTensors | None = None
-        self._last: nn.Module
+        self._last: nn.Module | None = None
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -234,11 +240,11 @@ class TrainingNetwork(nn.Module):
     def _small(self) -> SmallTensors | None:
         """Return the slices of a compact task of whole units."""
         sub = self.subnetwork
-        if sub.phase != "compact" or not computes_small(sub):
+        if sub.phase != "compact" or sub.exposed or not computes_small(sub):
             return None
         if self._slices is None:
             self._slices = SmallTensors(self._network[0], sub.task)
-            self._last = self._slices.widen_last(self.backbone)
+            self._last = self._slices.fit(self.backbone)
         return self._slices
 
     def _take(self, weights: Mapping[str, Weight], small: SmallTensors | None) -> None:
@@ -255,7 +261,8 @@ class TrainingNetwork(nn.Module):
             for name in self._network[0].names.parameters:
                 private[name] = private[name].to(self._network[0].backbone.get_buffer(name).dtype)
         if small is not None:
-            vars(self._last)["others"] = small.others(self._network[0], private)
+            if self._last is not None:
+                vars(self._last)["others"] = small.others(self._network[0], private)
             private = {name: small.private(name, tensor) for name, tensor in private.items()}
         for name, tensor in private.items():
             for place in self._places[name]:
@@ -290,6 +297,22 @@ def uses_checkpoints(tree: nn.Module) -> bool:
 
 def _is_of_torch(cls: type) -> bool:
     return cls is object or cls.__module__.startswith(("torch.", "msh."))
+
+
+class FrozenTasks:
+    """Frozen tasks' modules, without the network: its free weights, its owners, and what no task computes with.
+
+    Args:
+        modules: by task.
+        device: where they compute.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.modules, self.device = dict(modules), device
+
+    def module(self, task: str) -> nn.Module:
+        """Return a task's module, in evaluation mode: see `MultiSubnetwork.module`."""
+        return self.modules[task]
 
 
 class ModuleCache:

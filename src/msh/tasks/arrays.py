@@ -26,7 +26,7 @@ from torch.utils.data import (
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
-from msh.tasks.outputs import Kind
+from msh.tasks.outputs import ExampleKind
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def arrays(
     test_path: str | None = None,
     test_targets_path: str | None = None,
     test_fraction: float | None = None,
-    kind: Kind = "classification",
+    kind: ExampleKind = "classification",
     classes: Sequence[str] = (),
 ) -> RawData:
     """Load arrays from NumPy files: an .npz file with inputs and targets, or an .npy file for each.
@@ -63,7 +63,7 @@ def arrays(
         FileNotFoundError: there is no such file.
     """
     with Problems() as problems:
-        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(check_test_fraction, test_fraction, test_path is not None)
         if test_path is None and test_targets_path is not None:
             problems.add("source.test_targets_path needs source.test_path")
@@ -81,7 +81,7 @@ def dataset(
     train: Any,
     test: Any = None,
     test_fraction: float | None = None,
-    kind: Kind = "classification",
+    kind: ExampleKind = "classification",
     classes: Sequence[str] = (),
 ) -> RawData:
     """Load data sets of torch: their items are read once, and stacked.
@@ -95,7 +95,7 @@ def dataset(
         ValueError: a data set is iterable only, an item is no pair, or items have several shapes.
     """
     with Problems() as problems:
-        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(check_test_fraction, test_fraction)
         if test is not None and test_fraction is not None:
             problems.add(f"source.test_fraction = {test_fraction} cannot be set beside source.test: remove one")
@@ -107,7 +107,7 @@ def dataset(
 
 
 def data_module(
-    module: Any, test_fraction: float | None = None, kind: Kind = "classification", classes: Sequence[str] = ()
+    module: Any, test_fraction: float | None = None, kind: ExampleKind = "classification", classes: Sequence[str] = ()
 ) -> RawData:
     """Load a data module of Lightning: the data sets of its loaders are read once, and stacked.
 
@@ -129,7 +129,7 @@ def data_module(
     if not isinstance(module, LightningDataModule):
         raise invalid("source.module", "a LightningDataModule", type(module).__name__)
     with Problems() as problems:
-        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         for hook in HOOKS:
             if getattr(type(module), hook) is not getattr(LightningDataModule, hook):
                 name = f"{type(module).__name__}.{hook}"
@@ -335,7 +335,7 @@ def _raw(
     test: Pair | None,
     origins: tuple[str, str],
     test_fraction: float | None,
-    kind: Kind,
+    kind: ExampleKind,
     classes: Sequence[str],
 ) -> RawData:
     pairs = {"train": train} | ({} if test is None else {"test": test})
@@ -346,7 +346,7 @@ def _raw_of_parts(
     pairs: Mapping[str, Pair],
     origins: Mapping[str, str],
     test_fraction: float | None,
-    kind: Kind,
+    kind: ExampleKind,
     classes: Sequence[str],
 ) -> RawData:
     """Build the data from the arrays of "train", and perhaps "val" and "test"; `origins` names them in errors."""
@@ -365,7 +365,7 @@ def _raw_of_parts(
     return RawData(kind, train, test, outputs, classes=tuple(map(str, classes)), val=splits.get("val"))
 
 
-def _split(origin: str, pair: Pair, kind: Kind) -> Split:
+def _split(origin: str, pair: Pair, kind: ExampleKind) -> Split:
     """Check arrays, and convert them to tensors: inputs to float32, or float64 where they have 64 bits."""
     inputs, targets = pair
     with Problems(f"{origin}: ") as problems:
@@ -398,7 +398,7 @@ def _numbers(inputs: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(inputs, dtype="float64" if inputs.dtype.itemsize > 4 else "float32"))
 
 
-def _target_numbers(targets: np.ndarray, kind: Kind) -> Tensor:
+def _target_numbers(targets: np.ndarray, kind: ExampleKind) -> Tensor:
     if kind == "classification":
         return torch.from_numpy(targets.astype(np.int64))
     return torch.from_numpy(targets.reshape(len(targets), -1).astype(np.float32))

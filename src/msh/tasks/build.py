@@ -17,11 +17,12 @@ from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.checks import check_fraction, check_image_shape
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
-from msh.tasks.outputs import Kind
+from msh.tasks.outputs import TOKEN_KINDS, Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, RawInputs, Split, SplitName, Task
-from msh.tasks.tokens import Texts, TokenCounts, count_tokens
+from msh.tasks.tokens import Texts, TokenCounts, WindowCounts, count_tokens, unknown_of
+from msh.tasks.windows import NextTokens, Windowed, Windows
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class RawData:
         train: all examples to learn from; validation examples are held out from them.
         test: the test split; if the data has none, the source makes one that is the same for every seed.
         outputs: number of classes, labels or regression outputs.
-        texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,).
+        texts: if the inputs are texts, the texts; the splits' inputs are then their indices, int64 (examples,). A
+            language model's targets and outputs follow from them.
         classes: names of the classes, labels or values, in the order of their numbers; () if they have none.
         steps: from raw inputs to the splits' inputs; () if these are the raw inputs.
         val: the validation split; None: `build_task` holds it out from `train`.
@@ -111,6 +113,8 @@ def _problems_of(split: Split, data: RawData) -> Iterator[str]:
     for part, tensor in (("inputs", inputs), ("targets", split.targets)):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and (count := _count_not_finite(tensor)):
             yield f"{count} {part} are NaN or infinite"
+    if data.kind == "lm":  # its targets are tokens, which come later
+        return
     if data.kind != "classification":
         if split.targets.shape[1:] != (data.outputs,):
             yield f"targets have shape {tuple(split.targets.shape)}, not (examples, {data.outputs})"
@@ -166,14 +170,15 @@ def build_task(
         _check_names(problems, f"tasks.{name}", data, normalize, metric, normalize_target)
         augmentation = problems.check(read_augmentation, name, augment, data.train.inputs.shape[1:])
     splits, target_range = _with_scaled_targets(_all_splits(data, val_fraction), normalize_target == "minmax")
-    mean, std = _target_scale(splits["train"].targets, data)
-    batch_size = min(batch_size, len(splits["train"]))
     splits, steps, counts = _prepared(name, splits, data, normalize)
+    outputs = _words_of(steps[0]) if data.kind == "lm" else data.outputs
+    mean, std = _target_scale(splits["train"].targets, data.kind, outputs)
+    batch_size = min(batch_size, len(splits["train"]))
     return Task(
         name=name,
         kind=data.kind,
         splits=splits,
-        outputs=data.outputs,
+        outputs=outputs,
         metric=metric,
         batch_size=batch_size,
         target_mean=mean,
@@ -274,15 +279,9 @@ def _tokenized(
 ) -> tuple[dict[SplitName, Split], Tokenize, TokenCounts]:
     """Tokenize texts with the training split's tokenizer; log how many are cut, and how much is unknown."""
     rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
-    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str())
+    tokenize = Tokenize(texts.tokenizer(rows["train"]).to_str(), texts.files)
     counts = count_tokens(tokenize.tokenizer, texts.take(torch.cat(list(rows.values()))))
-    log.info("task %r: %s", name, "; ".join(f"{fact}: {value}" for fact, value in counts.facts))
-    if 2 * counts.unknown > counts.tokens:
-        text = (
-            "task %r: most tokens are unknown: raise source.vocabulary, or set source.tokenizer to a tokenizer for the "
-            "texts' language; without one, words are parted by white space and punctuation"
-        )
-        log.warning(text, name)
+    _report_counts(name, counts)
     tokenized = {
         part: Split(tokenize(texts.take(rows[part])), split.targets, RawInputs(texts.take, rows[part]))
         for part, split in splits.items()
@@ -290,14 +289,58 @@ def _tokenized(
     return tokenized, tokenize, counts
 
 
+def _in_windows(
+    name: str, splits: dict[SplitName, Split], texts: Texts, kind: Kind
+) -> tuple[dict[SplitName, Split], Steps, WindowCounts]:
+    """Cut texts into windows with the training split's tokenizer; log how many there are, and how much is unknown."""
+    rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
+    step = NextTokens(texts.tokenizer(rows["train"], kind).to_str(), texts.length, texts.padding)
+    cut, unknown = {}, unknown_of(step.tokenizer)
+    with Problems(f"task {name!r}: ") as problems:
+        for part, own in rows.items():
+            cut[part] = cast(Windows, problems.check(step.windows, texts.take(own), strict=False))
+            if cut[part] is not None and not len(cut[part].tokens):
+                problems.add(f"{part} split: no text has {step.least}")
+    if short := sum(len(own) - len(cut[part].texts.unique()) for part, own in rows.items()):
+        log.warning("task %r: left out %d texts that are shorter than %s", name, short, step.least)
+    tokens = torch.cat([windows.tokens for windows in cut.values()])
+    number, strange = int((tokens != step.padding).sum()), 0 if unknown is None else int((tokens == unknown).sum())
+    counts = WindowCounts(sum(map(len, rows.values())), len(tokens), step.length, number, strange)
+    _report_counts(name, counts)
+    found = {
+        part: Split(windows.tokens, windows.targets, RawInputs(texts.take, rows[part][windows.texts]))
+        for part, windows in cut.items()
+    }
+    return found, (step,), counts
+
+
+def _words_of(step: Step) -> int:
+    """Count the token ids of a step that makes windows, with its padding."""
+    assert isinstance(step, Windowed)
+    return int(max(*step.built.get_vocab().values(), step.padding)) + 1
+
+
+def _report_counts(name: str, counts: TokenCounts | WindowCounts) -> None:
+    """Log counts of tokens; warn if most are unknown."""
+    log.info("task %r: %s", name, "; ".join(f"{fact}: {value}" for fact, value in counts.facts))
+    if 2 * counts.unknown > counts.tokens:
+        text = (
+            "task %r: most tokens are unknown: raise source.vocabulary, or set source.tokenizer to a tokenizer for the "
+            "texts' language; without one, words are parted by white space and punctuation"
+        )
+        log.warning(text, name)
+
+
 def _prepared(
     name: str, splits: dict[SplitName, Split], data: RawData, normalize: Normalize
-) -> tuple[dict[SplitName, Split], Steps, TokenCounts | None]:
+) -> tuple[dict[SplitName, Split], Steps, TokenCounts | WindowCounts | None]:
     """Run the last step, fitted on the training split.
 
     Returns:
         The splits, all steps from raw inputs, and the tokens' counts if inputs are texts.
     """
+    if data.texts is not None and data.kind in TOKEN_KINDS:
+        return _in_windows(name, splits, data.texts, data.kind)
     if data.texts is not None:
         splits, tokenize, counts = _tokenized(name, splits, data.texts)
         return splits, (tokenize,), counts
@@ -324,9 +367,9 @@ def _with_scaled_targets(
     return {part: replace(s, targets=(s.targets - low) / extent) for part, s in splits.items()}, (low, extent)
 
 
-def _target_scale(targets: Tensor, data: RawData) -> tuple[Tensor, Tensor]:
-    if data.kind != "regression":
-        return torch.zeros(data.outputs), torch.ones(data.outputs)
+def _target_scale(targets: Tensor, kind: Kind, outputs: int) -> tuple[Tensor, Tensor]:
+    if kind != "regression":
+        return torch.zeros(outputs), torch.ones(outputs)
     return targets.mean(0), _nonzero(targets.std(0, correction=0), targets.abs().amax(0))
 
 

@@ -1,4 +1,8 @@
-"""Read cells of tables: numbers, dates and texts from typed or written values, each cell separately."""
+"""Read cells of tables: numbers, dates and texts from typed or written values, each cell separately.
+
+A column's cells are a NumPy array of numbers, booleans or objects (rows,), or a pandas Series of any other type: see
+`column_cells`. For a few rows, most of the time would else pass in pandas.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +45,29 @@ DATE_FORMATS = tuple(
 )
 MICROSECONDS_PER_DAY = 86_400_000_000
 
+FEW = 64
+"""Cells of which a table of the different ones costs more than it saves."""
+
 Where = Callable[[int], str]
 """Names a row in errors, such as "houses.csv, line 7"."""
+
+
+def column_cells(column: Any) -> Any:
+    """Return the cells of a DataFrame's column: as a NumPy array without a copy where it has such a type, else itself.
+
+    Args:
+        column: a pandas Series (rows,).
+    """
+    dtype = column.dtype
+    return column.to_numpy() if isinstance(dtype, np.dtype) and dtype.kind in "Obiuf" else column
+
+
+def as_objects(cells: Any) -> np.ndarray:
+    """Convert a column's cells to Python objects, (rows,)."""
+    found: np.ndarray = (
+        cells.astype(object, copy=False) if isinstance(cells, np.ndarray) else cells.to_numpy(dtype=object)
+    )
+    return found
 
 
 def row_number(row: int) -> str:
@@ -95,7 +120,7 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     """Number a column's different texts.
 
     Args:
-        cells: a pandas Series (rows,).
+        cells: of the column, (rows,).
         missing: words that stand for a missing cell.
     Returns:
         (int64 (rows,) with -1 for missing cells, the texts in order of appearance).
@@ -103,8 +128,8 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     import pandas as pd
 
     strings = isinstance(cells.dtype, pd.StringDtype)
-    values = cells if strings else cells.to_numpy(dtype=object)
-    if strings or pd.api.types.infer_dtype(values, skipna=True) == "string":
+    values = cells if strings else as_objects(cells)
+    if len(values) > FEW and (strings or pd.api.types.infer_dtype(values, skipna=True) == "string"):
         first, distinct = pd.factorize(values)  # for others, True, 1 and 1.0 would count as one value
         texts = [as_text(value, missing) for value in distinct]
     else:
@@ -118,7 +143,7 @@ def read_numbers(cells: Any, where: Where, name: str, mark: str = "") -> np.ndar
     """Read a column as numbers, float64 (rows,), NaN where missing.
 
     Args:
-        cells: a pandas Series (rows,).
+        cells: of the column, (rows,).
         where: names the row.
         name: the column's.
         mark: a sign that numbers may have.
@@ -143,7 +168,7 @@ def find_mark(cells: Any, texts: Sequence[str] | None = None) -> str:
     """Return the percent or currency sign that nearly all numbers of a column have, "" if there is none.
 
     Args:
-        cells: a pandas Series (rows,).
+        cells: of the column, (rows,).
         texts: its different texts, if they are known already.
     """
     import pandas as pd
@@ -166,7 +191,7 @@ def numbers_or_bad(
     """Read a column as numbers.
 
     Args:
-        cells: a pandas Series (rows,).
+        cells: of the column, (rows,).
         known: `coded(cells)`, if it is known already.
         mark: a sign that numbers may have.
     Returns:
@@ -176,7 +201,7 @@ def numbers_or_bad(
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(cells.dtype):
         if isinstance(cells.dtype, np.dtype):  # NaN stands for missing cells already
-            values = cells.to_numpy().astype(np.float64, copy=False)
+            values = np.asarray(cells).astype(np.float64, copy=False)
         else:
             values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
         if np.fmax.reduce(values, initial=0) <= LARGEST and np.fmin.reduce(values, initial=0) >= -LARGEST:
@@ -221,7 +246,7 @@ def read_dates(cells: Any, format: str, where: Where, name: str) -> np.ndarray:
     """Read a column as microseconds since 1970 in UTC, int64 (rows,), the lowest int64 where missing.
 
     Args:
-        cells: a pandas Series (rows,).
+        cells: of the column, (rows,).
         format: as in `datetime.strptime`; "" for ISO 8601, which is accepted with every format.
         where: names the row.
         name: the column's.

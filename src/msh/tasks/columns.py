@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ class Column(Protocol):
         ...
 
     def read(self, cells: Any, where: Where, /) -> np.ndarray:
-        """Turn a Series (rows,) into features, float64 (rows, features)."""
+        """Turn a column's cells (rows,) into features, float64 (rows, features)."""
         ...
 
 
@@ -168,14 +169,17 @@ class Category:
         """Return 1 for the cell's value, 0 for the others."""
         codes, texts = coded(cells)
         features = np.zeros((len(texts) + 1, self.features))  # the last row: missing
-        places = {value: place for place, value in enumerate(self.values)}
         for code, text in enumerate(texts):
-            place = places.get(text, len(self.values) if self.other else None)
+            place = self._places.get(text, len(self.values) if self.other else None)
             if place is not None:
                 features[code, place] = 1
         if self.missing:
             features[-1, -1] = 1
         return np.asarray(features[codes])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {value: place for place, value in enumerate(self.values)}
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -206,16 +210,19 @@ class Hashed:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the hashed values."""
-        from sklearn.feature_extraction import FeatureHasher
-
         codes, texts = coded(cells)
         hashed = np.zeros((len(texts) + 1, self.features))
         if texts:
-            hasher = FeatureHasher(n_features=self.buckets, input_type="string")
-            hashed[:-1, : self.buckets] = hasher.transform([[text] for text in texts]).toarray()
+            hashed[:-1, : self.buckets] = self._hasher.transform([[text] for text in texts]).toarray()
         if self.missing:
             hashed[-1, -1] = 1
         return np.asarray(hashed[codes])
+
+    @cached_property
+    def _hasher(self) -> Any:
+        from sklearn.feature_extraction import FeatureHasher  # slow to import
+
+        return FeatureHasher(n_features=self.buckets, input_type="string")
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -290,13 +297,17 @@ class Text:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the hashed words."""
-        from sklearn.feature_extraction.text import HashingVectorizer
-
         codes, texts = coded(cells)
         words = np.zeros((len(texts) + 1, self.buckets))  # the last row: missing
         if texts:
-            words[:-1] = HashingVectorizer(n_features=self.buckets).transform(texts).toarray()
+            words[:-1] = self._vectorizer.transform(texts).toarray()
         return np.asarray(words[codes])
+
+    @cached_property
+    def _vectorizer(self) -> Any:
+        from sklearn.feature_extraction.text import HashingVectorizer  # slow to import
+
+        return HashingVectorizer(n_features=self.buckets)
 
 
 AnyColumn = Annotated[

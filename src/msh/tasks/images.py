@@ -21,7 +21,7 @@ from msh.tasks.image_files import Labelled, in_class_folders, in_table
 from msh.tasks.image_step import LARGEST_SIDE, Fit, Mode, ReadImages, read_header
 from msh.tasks.labels import MISSING_LABELS
 from msh.tasks.lazy import Inputs
-from msh.tasks.outputs import Kind
+from msh.tasks.outputs import ExampleKind
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def image_folder(
     test_labels: str | None = None,
     file: str = "file",
     target: str | Sequence[str] = "label",
-    kind: Kind = "classification",
+    kind: ExampleKind = "classification",
     missing_labels: str = "drop",
 ) -> RawData:
     """Load JPEG, PNG and other images, from a folder that holds a folder per class, or with labels in a CSV file.
@@ -80,7 +80,7 @@ def image_folder(
     settings = Reading(size, mode, fit, background, range, strict, unreadable, cache, cache_dir)
     with Problems() as problems:
         problems.check(check_test_fraction, test_fraction, (test_path or test_labels) is not None)
-        problems.check(one_of, "source.kind", kind, get_args(Kind))
+        problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(settings.check)
         problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
         _check_labels(problems, kind, labels, test_path, test_labels)
@@ -157,7 +157,7 @@ def check_size(size: Any) -> tuple[int, int]:
 
 
 def _check_labels(
-    problems: Problems, kind: Kind, labels: str | None, test_path: str | None, test_labels: str | None
+    problems: Problems, kind: ExampleKind, labels: str | None, test_path: str | None, test_labels: str | None
 ) -> None:
     if labels is None and kind != "classification":
         problems.add(f"source.kind = {kind} needs source.labels, a CSV file: folders are classes")
@@ -178,7 +178,7 @@ def _of_classes(folders: Sequence[Path]) -> list[Labelled]:
 def _of_tables(
     tables: Sequence[str | None],
     folders: Sequence[Path],
-    kind: Kind,
+    kind: ExampleKind,
     file: str,
     target: str | Sequence[str],
     missing_labels: str,
@@ -191,7 +191,7 @@ def _of_tables(
     return parts
 
 
-def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | None, kind: Kind) -> RawData:
+def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | None, kind: ExampleKind) -> RawData:
     files = [file for part in parts for file in part.files]
     rows = Split(torch.arange(len(files)), torch.cat([part.targets for part in parts]))
     if len(parts) == 2:

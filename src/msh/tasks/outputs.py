@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -12,7 +12,14 @@ from torch import Tensor
 from msh.subnetworks.tensors import widened
 from msh.tasks.steps import CONFIG, Array
 
-Kind = Literal["classification", "multilabel", "regression"]
+ExampleKind = Literal["classification", "multilabel", "regression"]
+"""Kinds of task that answer each example once."""
+TokenKind = Literal["lm", "token_classification"]
+"""Kinds of task that answer each token of a text: with the next token, or with a class."""
+Kind = Literal["classification", "multilabel", "regression", "lm", "token_classification"]
+TOKEN_KINDS: tuple[Kind, ...] = get_args(TokenKind)
+IGNORED = -100
+"""Target of a position that counts neither in the loss nor in a metric."""
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -20,7 +27,8 @@ class Outputs:
     """Names and scales of the numbers that a head returns.
 
     Attributes:
-        kind: "classification": a logit per class; "multilabel": a logit per label; "regression": scaled values.
+        kind: "classification": a logit per class; "multilabel": a logit per label; "regression": scaled values;
+            "lm": a logit per next token, at each token; "token_classification": a logit per class, at each token.
         number: the head's size.
         names: of the classes, labels or values, in order; () if they have none.
         mean: regression: (number,), mean of the training targets.
@@ -40,9 +48,12 @@ class Outputs:
     unit: str = ""
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Convert outputs (examples, number) to a regression's values in the data's unit, or to probabilities."""
+        """Convert outputs (examples, number) to a regression's values in the data's unit, or to probabilities.
+
+        Outputs of kinds that answer each token are (texts, tokens, number).
+        """
         outputs = widened(outputs)
-        if self.kind == "classification":
+        if self.kind in ("classification", *TOKEN_KINDS):
             return outputs.softmax(-1)
         if self.kind == "multilabel":
             return outputs.sigmoid()
@@ -56,7 +67,24 @@ class Outputs:
         """Return the name of a class, label or value; without one, its number, or "value"."""
         if self.names:
             return self.names[number]
+        if self.kind == "lm":
+            return "perplexity"
         return "value" if self.kind == "regression" and self.number == 1 else str(number)
+
+    @property
+    def answers(self) -> int:
+        """Number of values, classes or labels in an answer: a language model's is the text's perplexity."""
+        return 1 if self.kind == "lm" else self.number
+
+    @property
+    def called(self) -> str:
+        """The kind, for people."""
+        return {"lm": "language model", "token_classification": "token classification"}.get(self.kind, self.kind)
+
+    @property
+    def has_values(self) -> bool:
+        """Return true if answers are values, which are no probabilities."""
+        return self.kind in ("regression", "lm")
 
     def to_data(self) -> dict[str, Any]:
         """Convert to JSON values."""

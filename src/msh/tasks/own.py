@@ -23,6 +23,8 @@ SIZES: dict[Kind, dict[str, Any]] = {
     "classification": {"num_classes": None, "task": "multiclass"},
     "multilabel": {"num_labels": None, "task": "multilabel"},
     "regression": {},
+    "lm": {},
+    "token_classification": {"num_classes": None, "task": "multiclass"},
 }
 """Kind of task to the arguments that metrics have for it; None stands for the number of outputs."""
 TRIED = 4
@@ -63,7 +65,7 @@ def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, M
         built = kind(**args)
         higher = getattr(built, "higher_is_better", None)
         targets = task.splits["train"].targets[:TRIED]
-        built.update(task.predictions(torch.zeros(len(targets), task.outputs)), targets)
+        task.update(built, _blank(task, targets), targets)
     except Exception as error:  # each metric raises its own types
         raise ValueError(f"{key} cannot be computed with {dict(block)}: {error}") from error
     usual = None if higher is None else "max" if higher else "min"
@@ -97,7 +99,7 @@ def _read_loss(key: str, block: Any) -> Loss:
 
 def _try_loss(key: str, task: Task) -> None:
     targets = task.splits["train"].targets[:TRIED]
-    outputs = torch.zeros(len(targets), task.outputs, requires_grad=True)
+    outputs = _blank(task, targets).requires_grad_()
     try:
         loss = task.loss(outputs, targets)
     except Exception as error:  # a loss may raise any type
@@ -108,6 +110,11 @@ def _try_loss(key: str, task: Task) -> None:
     if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise invalid(key, "a loss that returns a scalar tensor, the batch's mean, with a gradient", got)
+
+
+def _blank(task: Task, targets: Tensor) -> Tensor:
+    """Return outputs for targets: zeros (examples, outputs), or (examples, tokens, outputs)."""
+    return torch.zeros(*targets.shape[: 1 + task.per_token], task.outputs)
 
 
 def _located(key: str, block: Mapping[str, Any]) -> Callable[..., Any]:

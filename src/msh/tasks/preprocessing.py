@@ -15,9 +15,20 @@ from torch import Tensor
 from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Resize, Rotate, Scale, Step, Steps, Tokenize
 from msh.tasks.table_step import ReadTable
+from msh.tasks.windows import NextTokens
 
 AnyStep = (
-    ReadArrays | ReadImages | ReadTable | Tokenize | Permute | Rotate | RepeatChannels | Resize | Scale | Quantiles
+    ReadArrays
+    | ReadImages
+    | ReadTable
+    | Tokenize
+    | NextTokens
+    | Permute
+    | Rotate
+    | RepeatChannels
+    | Resize
+    | Scale
+    | Quantiles
 )
 _STEPS: TypeAdapter[list[AnyStep]] = TypeAdapter(list[Annotated[AnyStep, Field(discriminator="step")]])
 

@@ -265,9 +265,11 @@ class Tokenize:
 
     Attributes:
         tokenizer: a fitted `tokenizers.Tokenizer`, which pads and truncates to a fixed length, as JSON.
+        files: training read a text per file, and so does `msh predict`; else a text per line.
     """
 
     tokenizer: str
+    files: bool = False
     step: Literal["tokenize"] = "tokenize"
 
     @property
@@ -279,6 +281,11 @@ class Tokenize:
     def padding(self) -> int:
         """The token id that fills short texts."""
         return int(self._built.padding["pad_id"])
+
+    @property
+    def pads_left(self) -> bool:
+        """Return true if padding comes before a text."""
+        return bool(self._built.padding["direction"] == "left")
 
     @property
     def dtype(self) -> Dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.errors import Problems, invalid, suggestion
-from msh.tasks.cells import Where, row_number
+from msh.tasks.cells import Where, column_cells, row_number
 from msh.tasks.columns import AnyColumn
 from msh.tasks.steps import CONFIG
 
@@ -34,15 +35,19 @@ class ReadTable:
     dtype: Literal["float32", "float64"] = "float64"
     step: Literal["table"] = "table"
 
-    @property
+    @cached_property
     def inputs(self) -> list[str]:
         """Names of the columns that rows need."""
-        return [column.name for column in self.columns if column.role != "dropped"]
+        return [column.name for column in self._used]
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int]:
         """Shape of one row: its features."""
-        return (sum(column.features for column in self.columns if column.role != "dropped"),)
+        return (sum(column.features for column in self._used),)
+
+    @cached_property
+    def _used(self) -> list[AnyColumn]:
+        return [column for column in self.columns if column.role != "dropped"]
 
     def __call__(self, inputs: Any) -> Tensor:
         """Return the features (rows, features) of a DataFrame, of dicts (one per row), or of an array (rows, inputs).
@@ -52,7 +57,15 @@ class ReadTable:
         Raises:
             ValueError: columns are missing, or a cell has a wrong value.
         """
-        return self.read(self._framed(inputs), row_number)
+        import pandas as pd
+
+        if isinstance(inputs, pd.DataFrame):
+            return self.read(inputs, row_number)
+        if isinstance(inputs, Tensor | np.ndarray):
+            return self._read(self._cells_of_array(np.asarray(inputs)), row_number, [np.arange(len(inputs))])[0]
+        if isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
+            return self._read(self._cells_of_rows(inputs), row_number, [np.arange(len(inputs))])[0]
+        raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
 
     def read(self, frame: Any, where: Where) -> Tensor:
         """Return the features of a DataFrame; `where` names its rows in errors."""
@@ -68,17 +81,27 @@ class ReadTable:
         """
         at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
         self._check_columns(at)
-        used = [column for column in self.columns if column.role != "dropped"]
+        frame = frame.reset_index(drop=True)
+        return self._read([column_cells(frame.iloc[:, at[name]]) for name in self.inputs], where, parts)
+
+    def _read(self, cells: Sequence[Any], where: Where, parts: Sequence[np.ndarray]) -> list[Tensor]:
+        """Return the features of some rows.
+
+        Args:
+            cells: of the columns in `inputs`, (rows,) each.
+            where: names the rows in errors.
+            parts: rows of each part, int64 (rows,).
+        """
         features = [np.empty((len(rows), *self.shape), dtype=self.dtype) for rows in parts]
-        frame, end = frame.reset_index(drop=True), 0
+        end = 0
         group: dict[int, np.ndarray] = {}  # first feature to values
         with Problems() as problems:
-            for column in used:
-                values = problems.check(column.read, frame.iloc[:, at[column.name]], where)
+            for column, own in zip(self._used, cells, strict=True):
+                values = problems.check(column.read, own, where)
                 if values is not None:
                     group[end] = values
                 end += column.features
-                if end - min(group, default=end) >= GROUP or column is used[-1]:
+                if end - min(group, default=end) >= GROUP or column is self._used[-1]:
                     _write(group, parts, features)
                     group = {}
         return [torch.from_numpy(part) for part in features]
@@ -90,24 +113,25 @@ class ReadTable:
                 f"{', '.join(map(repr, names)) or 'none'}{suggestion(missing[0], names)}"
             )
 
-    def _framed(self, inputs: Any) -> Any:
+    def _cells_of_rows(self, rows: Sequence[Mapping[Any, Any]]) -> list[np.ndarray]:
+        """Return the columns' cells, objects (rows,), of dicts."""
+        rows = [{str(name).strip(): cell for name, cell in row.items()} for row in rows]
+        with Problems() as problems:
+            for number, row in enumerate(rows):
+                with_prefix = Problems(f"{row_number(number)}: ")
+                with_prefix.check(self._check_columns, row)
+                problems.problems += with_prefix.problems
+        # fromiter, since assignments would look into cells that are lists
+        return [np.fromiter((row[name] for row in rows), dtype=object, count=len(rows)) for name in self.inputs]
+
+    def _cells_of_array(self, array: np.ndarray) -> list[Any]:
+        """Return the columns' cells (rows,) of an array (rows, inputs)."""
         import pandas as pd
 
-        if isinstance(inputs, pd.DataFrame):
-            return inputs
-        if isinstance(inputs, Tensor | np.ndarray):
-            if inputs.ndim != 2 or inputs.shape[1] != len(self.inputs):
-                raise invalid("inputs: the shape", f"(rows, {len(self.inputs)})", tuple(inputs.shape))
-            return pd.DataFrame(np.asarray(inputs), columns=self.inputs)
-        if isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
-            with Problems() as problems:
-                for number, row in enumerate(inputs):
-                    with_prefix = Problems(f"{row_number(number)}: ")
-                    with_prefix.check(self._check_columns, {str(name).strip(): None for name in row})
-                    problems.problems += with_prefix.problems
-            rows = [{str(name).strip(): cell for name, cell in row.items()} for row in inputs]
-            return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in self.inputs})
-        raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
+        if array.ndim != 2 or array.shape[1] != len(self.inputs):
+            raise invalid("inputs: the shape", f"(rows, {len(self.inputs)})", tuple(array.shape))
+        frame = pd.DataFrame(array)
+        return [column_cells(frame.iloc[:, place]) for place in range(len(self.inputs))]
 
 
 def _write(group: Mapping[int, np.ndarray], parts: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> None:

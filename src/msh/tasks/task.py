@@ -12,20 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
+from torchmetrics.text import Perplexity
 
 from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
-from msh.tasks.outputs import Kind, Outputs, outputs_from_data
+from msh.tasks.outputs import IGNORED, TOKEN_KINDS, Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Quantiles, Scale, Steps, Tokenize
-from msh.tasks.tokens import PADDING, TokenCounts
+from msh.tasks.tokens import PADDING, TokenCounts, WindowCounts
+from msh.tasks.windows import Windowed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs (batch, outputs) and targets to a scalar."""
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+LOGITS = 2**24
+"""Most outputs that are in memory at once where one answer is evaluated for a whole split."""
 
 
 def skill_score(score: float, direction: str, constant: float | None) -> float:
@@ -70,7 +74,8 @@ class Split:
     Attributes:
         inputs: float, or int64 token ids, (examples, *input shape); indexed by tensors and slices.
         targets: classification: int64, (examples,); multilabel: float 0 or 1, (examples, labels);
-            regression: float, (examples, outputs), in the data's unit.
+            regression: float, (examples, outputs), in the data's unit; lm and token_classification: int64 (examples,
+            tokens), the next token or the class, IGNORED where there is none.
         raw: the inputs as written in the source's file, for texts and tables.
     """
 
@@ -110,15 +115,23 @@ class MetricSpec:
     kinds: tuple[Kind, ...]
 
 
+CLASSES: tuple[Kind, ...] = ("classification", "token_classification")
 METRICS: dict[str, MetricSpec] = {
-    "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", ("classification",)),
-    "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", ("classification",)),
+    "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", CLASSES),
+    "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", CLASSES),
     "label_accuracy": MetricSpec(lambda n: MultilabelAccuracy(n, average="micro"), "max", ("multilabel",)),
     "rmse": MetricSpec(lambda n: MeanSquaredError(squared=False), "min", ("regression",)),
     "mse": MetricSpec(lambda n: MeanSquaredError(), "min", ("regression",)),
     "r2": MetricSpec(lambda n: R2Score(), "max", ("regression",)),
+    "perplexity": MetricSpec(lambda n: Perplexity(), "min", ("lm",)),
 }
-DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "multilabel": "label_accuracy", "regression": "rmse"}
+DEFAULT_METRIC: dict[Kind, str] = {
+    "classification": "accuracy",
+    "multilabel": "label_accuracy",
+    "regression": "rmse",
+    "lm": "perplexity",
+    "token_classification": "accuracy",
+}
 
 
 def metric_in(recipe: Recipe) -> tuple[str, Literal["max", "min"]]:
@@ -140,9 +153,10 @@ class Task:
 
     Attributes:
         name: chosen by the user.
-        kind: determines the loss: cross-entropy, binary cross-entropy, or squared error on the scaled target.
+        kind: determines the loss: cross-entropy (of each token that has a target, in kinds that answer tokens), binary
+            cross-entropy, or squared error on the scaled target.
         splits: the data; "test" chooses nothing.
-        outputs: size of the head: classes, labels or regression outputs.
+        outputs: size of the head: classes, labels, regression outputs, or tokens.
         metric: a name in METRICS.
         batch_size: examples per optimizer step, over all devices.
         target_mean: (outputs,), mean of a regression's training targets, in the data's unit.
@@ -180,7 +194,7 @@ class Task:
     unit: str = ""
     target_range: tuple[Tensor, Tensor] | None = None
     steps: Steps = ()
-    tokens: TokenCounts | None = None
+    tokens: TokenCounts | WindowCounts | None = None
     own_metric: MetricSpec | None = None
     own_loss: Loss | None = None
 
@@ -193,7 +207,12 @@ class Task:
     def padding(self) -> int:
         """The token id that fills short texts."""
         first = self.steps[0] if self.steps else None
-        return first.padding if isinstance(first, Tokenize) else PADDING
+        return first.padding if isinstance(first, Tokenize | Windowed) else PADDING
+
+    @property
+    def per_token(self) -> bool:
+        """Return true if the head answers each token of a text."""
+        return self.kind in TOKEN_KINDS
 
     @property
     def direction(self) -> Literal["max", "min"]:
@@ -235,11 +254,13 @@ class Task:
         """Return a batch's mean loss, a scalar.
 
         Args:
-            outputs: from the head, (batch, outputs).
+            outputs: from the head, (batch, outputs), or (batch, tokens, outputs).
             targets: as in `Split`.
         """
         if self.own_loss is not None:
-            return self._own_loss(outputs, targets)
+            return self._own_loss(*self.counted(outputs, targets))
+        if self.per_token:  # the mean over the tokens that have a target
+            return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         if self.kind == "classification":
             return F.cross_entropy(outputs, targets)
         if outputs.dtype == torch.float64:
@@ -269,11 +290,49 @@ class Task:
             return outputs * std + mean
         return outputs
 
+    def counted(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Select the tokens that have a target: (tokens, outputs) and (tokens,); of other kinds, all as they are."""
+        if not self.per_token:
+            return outputs, targets
+        has_target = targets != IGNORED  # (batch, tokens)
+        return outputs[has_target], targets[has_target]
+
+    def count(self, targets: Tensor) -> int:
+        """Count a batch's examples, or its tokens that have a target: the weight of its loss."""
+        return int((targets != IGNORED).sum()) if self.per_token else len(targets)
+
+    def update(self, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+        """Update a metric with a batch.
+
+        Args:
+            metric: from `build_metric`.
+            outputs: from the head, (batch, outputs), or (batch, tokens, outputs).
+            targets: as in `Split`.
+        """
+        outputs, targets = self.counted(self.predictions(outputs), targets)
+        if self.kind == "lm":  # torchmetrics wants (texts, tokens, outputs)
+            outputs, targets = outputs[None], targets[None]
+        metric.update(outputs, targets)
+
     def constant_score(self, split: SplitName) -> float:
-        """Evaluate one answer to every example of a split: a regression's is the mean training target."""
+        """Evaluate one answer to every example of a split.
+
+        A regression's is the mean training target; a language model's is how often the training split has each token.
+        """
         targets, metric = self.splits[split].targets, self.build_metric()
-        metric.update(self.predictions(torch.zeros(len(targets), self.outputs)), targets)
+        answer = torch.zeros(self.outputs)
+        if self.kind == "lm":
+            known = self.splits["train"].targets
+            counts = known[known != IGNORED].bincount(minlength=self.outputs) + 1.0  # as if each were there once more
+            answer = (counts / counts.sum()).log()
+        for part in targets.split(max(1, LOGITS // self.outputs_per_example)):
+            self.update(metric, answer.expand(*part.shape[: 1 + self.per_token], -1), part)
         return float(metric.compute())
+
+    @property
+    def outputs_per_example(self) -> int:
+        """Number of numbers that the head returns for an example."""
+        return self.outputs * (self.input_shape[0] if self.per_token else 1)
 
     def head_recipe(self, features: int) -> Recipe:
         """Return the head's recipe: linear, from the backbone's features."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msh.errors import Problems, one_of
+from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.labels import find_classes, read_labels
 from msh.tasks.outputs import Kind
@@ -18,8 +19,8 @@ from msh.tasks.table_files import Table
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
 from msh.tasks.targets import Targets, find_targets
 from msh.tasks.task import Split
-from msh.tasks.text_files import read_texts, texts_of
-from msh.tasks.tokens import Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
+from msh.tasks.text_files import UNITS, read_documents, read_texts, texts_of
+from msh.tasks.tokens import MARKS, Texts, TokenizerFile, Unicode, check_tokens, read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def texts(
     split: Mapping[str, str] | None = None,
     tokenizer: str | None = None,
     unicode: Unicode = "NFC",
+    unit: str | None = None,
 ) -> RawData:
     """Load texts from a table (CSV, TSV, Parquet, Excel), JSON Lines, or a folder with a folder of files per class.
 
@@ -50,7 +52,8 @@ def texts(
         text: column with the texts.
         label: column to predict; a classification's has names or numbers, and classes in natural order. In a folder,
             labels are the names of the folders.
-        kind: classification or regression.
+        kind: classification or regression; lm: a language model, which needs no labels. Then `path` may also be a plain
+            text file, or any folder of them.
         threshold: splits a numeric column into two classes: class 1 is above it.
         test_path: the test split's file or folder.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
@@ -63,6 +66,7 @@ def texts(
         split: as in `msh.tasks.tables.table`.
         tokenizer: path of a tokenizer.json of Hugging Face's library; None: the training split's words are the tokens.
         unicode: form to which texts are normalized, or "none".
+        unit: lm: how plain text files are parted into texts; see `read_documents`.
     Raises:
         ValueError: a file has another encoding, a column is missing, a text is empty, or a setting is invalid.
     """
@@ -71,19 +75,41 @@ def texts(
         problems.check(check_test_fraction, test_fraction, test_path is not None)
         by = problems.check(SplitBy.parse, split, {"test_path": test_path, "val_path": val_path})
         file = problems.check(_tokenizer, tokenizer, vocabulary, length, unicode)
+        problems.check(_check_kind, kind, unit, threshold, vocabulary)
     written = {text} | ({label} if kind == "classification" and threshold is None else set())
     written |= set() if by is None or by.by == "time" else {by.name}
     paths = {part: p for part, p in (("train", path), ("val", val_path), ("test", test_path)) if p is not None}
     with Problems() as problems:
-        read = [problems.check(read_texts, p, text, label, encoding, delimiter, written) for p in paths.values()]
+        read = [
+            problems.check(read_documents, p, text, unit, encoding, delimiter)
+            if kind == "lm"
+            else problems.check(read_texts, p, text, label, encoding, delimiter, written)
+            for p in paths.values()
+        ]
     whole = {part: table for part, table in zip(paths, read, strict=True) if table is not None}
     tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
-    rows = split_rows(tables["train"], values[0], targets.kind, by, test_fraction, None, test_path is not None)
+    found = kind if targets is None else targets.kind
+    rows = split_rows(tables["train"], values[0], found, by, test_fraction, None, test_path is not None)
     splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
-    cells = np.concatenate([table.frame[text].to_numpy() for table in tables.values()])
-    _report_duplicates(splits, tables, cells)
-    train, test, tokens = splits["train"], splits["test"], Texts(cells.tolist(), vocabulary, length, file, unicode)
-    return RawData(targets.kind, train, test, targets.outputs, tokens, targets.names, val=splits.get("val"))
+    cells = _texts_of_splits(splits, tables, text)
+    files = Path(path).expanduser().is_dir()
+    train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
+    number, names = (tokens.ids, ()) if targets is None else (targets.outputs, targets.names)
+    return RawData(found, train, test, number, tokens, names, val=splits.get("val"))
+
+
+def _check_kind(kind: Kind, unit: str | None, threshold: float | None, vocabulary: int | None) -> None:
+    """Raise unless settings fit the kind of task."""
+    with Problems() as problems:
+        problems.check(one_of, "source.kind", kind, ("classification", "regression", "auto", "lm"))
+        if unit is not None:
+            problems.check(one_of, "source.unit", unit, UNITS)
+        if unit is not None and kind != "lm":
+            problems.add(invalid("source.unit", "left out without source.kind=lm", unit))
+        if kind == "lm" and threshold is not None:
+            problems.add(invalid("source.threshold", "left out with source.kind=lm, which has no labels", threshold))
+        if kind == "lm" and vocabulary is not None:
+            problems.check(at_least, "source.vocabulary", 3 + len(MARKS), vocabulary)
 
 
 csv_text = texts
@@ -105,10 +131,15 @@ def _labelled(
     kind: Kind,
     threshold: float | None,
     missing_labels: str,
-) -> tuple[dict[str, Table], list[Tensor], Targets]:
-    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`."""
+) -> tuple[dict[str, Table], list[Tensor], Targets | None]:
+    """Return the tables' rows with a text and a target, the targets, and how these are read; see `texts`.
+
+    A language model has no labels: its targets are empty, and None says how they are read.
+    """
     with Problems() as problems:
         whole = {part: problems.check(texts_of, t, "source.text", text, empty) or t for part, t in tables.items()}
+        if kind == "lm":
+            return whole, [torch.zeros(len(table.frame), 0) for table in whole.values()], None
         targets: Any = problems.check(
             find_targets, whole["train"], "source.label", label, kind, threshold, missing_labels
         )
@@ -126,14 +157,15 @@ def _chosen(wholes: Mapping[str, Split], rows: Rows) -> dict[str, Split]:
     return splits
 
 
-def _report_duplicates(splits: Mapping[str, Split], tables: Mapping[str, Table], cells: np.ndarray) -> None:
-    """Warn of texts outside the training split that are also in it.
+def _texts_of_splits(splits: Mapping[str, Split], tables: Mapping[str, Table], column: str) -> list[str]:
+    """Return the texts of all tables; warn of those outside the training split that are also in it.
 
     Args:
-        splits: with indices of `cells` as inputs.
-        tables: the splits' files, in the order of their cells.
-        cells: the texts of all tables.
+        splits: with indices of the texts as inputs.
+        tables: the splits' files, in the order of their texts.
+        column: with the texts.
     """
+    cells = np.concatenate([table.frame[column].to_numpy() for table in tables.values()])
     place = [(table, row) for table in tables.values() for row in range(len(table.frame))]
     training = {cells[row]: row for row in reversed(splits["train"].inputs[:].tolist())}
     for part in sorted(splits.keys() - {"train"}):
@@ -143,6 +175,8 @@ def _report_duplicates(splits: Mapping[str, Split], tables: Mapping[str, Table],
             example = f"{table.row(row)} is {train.row(first).removeprefix(f'{table.path}, ')}"
             count = f"{len(twins)} of {len(splits[part])}"
             log.warning("%s texts of the %s split are also training texts: %s", count, part, example)
+    texts: list[str] = cells.tolist()
+    return texts
 
 
 def _splits(targets: list[Tensor]) -> list[Split]:

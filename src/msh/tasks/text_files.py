@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from msh.errors import invalid
 from msh.tasks.cells import as_text, cell_error
 from msh.tasks.checks import ListedProblems, existing
-from msh.tasks.image_files import class_folders, is_litter
+from msh.tasks.image_files import class_folders, files_below, is_litter
 from msh.tasks.steps import is_text
 from msh.tasks.table_files import Table, encoding_of, read_table, wrong_encoding
 
 log = logging.getLogger(__name__)
 
 JSON = (".jsonl", ".ndjson", ".json")
+PLAIN = (".txt", ".text", ".md")
+UNITS = ("line", "paragraph", "file")
+"""Parts of a plain text file that are a text each; paragraphs are parted by blank lines."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,52 @@ def read_texts(
     if Path(path).suffix.lower() in JSON:
         return _read_json(existing(path, "file"), encoding)
     return read_table(path, encoding, delimiter, texts=as_written)
+
+
+def read_documents(path: str, text: str, unit: str | None, encoding: str, delimiter: str | None) -> Table:
+    """Read texts without labels: a plain text file, a folder of them, a table or JSON Lines.
+
+    Args:
+        path: of the file or folder.
+        text: column with the texts; those of plain text files get this name.
+        unit: in which plain text files are parted; see `UNITS`. None: a folder's files are a text each, and a single
+            file's paragraphs, or its lines if no line is blank.
+        encoding, delimiter: as in `read_texts`.
+    Raises:
+        FileNotFoundError: there is no such file or folder, or the folder is empty.
+        ValueError: a file is damaged, or has another encoding.
+    """
+    import pandas as pd
+
+    whole = Path(path).expanduser()
+    if not whole.is_dir() and whole.suffix.lower() not in PLAIN:
+        if unit is not None:
+            raise invalid("source.unit", "left out, as only plain text files and folders have units", unit)
+        return read_texts(path, text, text, encoding, delimiter, {text})
+    if whole.is_dir():
+        files = list(files_below(existing(path, "folder")))
+        if not files:
+            raise FileNotFoundError(f"the folder {path} has no files")
+        unit = unit or "file"
+    else:
+        files = [existing(path, "file")]
+    with ListedProblems() as problems:
+        contents = [problems.check(_decoded, file, encoding) or "" for file in files]
+    if unit is None:
+        unit = "paragraph" if len(_parts(contents[0], "paragraph")) > 1 else "line"
+        log.info("%s: a text per %s (source.unit)", path, unit)
+    rows = [(file, part) for file, content in zip(files, contents, strict=True) for part in _parts(content, unit)]
+    names: list[Path | int] = [file for file, _ in rows] if unit == "file" else list(range(1, len(rows) + 1))
+    frame = pd.DataFrame({text: [part for _, part in rows]}, dtype=object)
+    return NamedRows(Path(path), frame, names=names, unit=unit)
+
+
+def _parts(content: str, unit: str) -> list[str]:
+    """Part a text; blank parts are left out, except a whole file."""
+    if unit == "file":
+        return [content]
+    parts = re.split(r"\n\s*\n", content) if unit == "paragraph" else content.split("\n")
+    return [part for part in parts if part.strip()]
 
 
 def _read_folder(folder: Path, text: str, label: str, encoding: str) -> Table:

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from msh.errors import Problems, at_least, one_of
 from msh.tasks.checks import existing
+from msh.tasks.outputs import TOKEN_KINDS, Kind
 
 PADDING, UNKNOWN = 0, 1
 """Token ids of the padding after short texts, and of words outside the vocabulary; a tokenizer file has its own."""
+MARKS = ("[BOS]", "[EOS]")
+"""Tokens before and after each text of a language model; a tokenizer file has its own, or none."""
 PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 """Names of padding in tokenizer files that do not pad."""
 CHUNK = 1000
@@ -107,6 +110,37 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class WindowCounts:
+    """Count the tokens of texts in windows; see `msh.tasks.windows`.
+
+    Attributes:
+        texts: number of texts.
+        windows: number of windows.
+        length: tokens per window.
+        tokens: tokens in all windows, with the marks that a tokenizer adds.
+        unknown: of these, the ones that stand for words outside the vocabulary.
+    """
+
+    texts: int
+    windows: int
+    length: int
+    tokens: int
+    unknown: int
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """List (name, value): texts, windows, and the shares of padding and of unknown tokens."""
+        room = self.windows * self.length
+        windows = f"{self.windows:,} of {self.length} tokens, from {self.texts:,} texts"
+        padding = f"{100 * (room - self.tokens) / max(room, 1):.1f}% of all windows"
+        return [
+            ("windows", windows),
+            ("padding", padding),
+            ("unknown", f"{100 * self.unknown / max(self.tokens, 1):.1f}% of all tokens"),
+        ]
+
+
+@dataclass(frozen=True)
 class Texts:
     """Texts that become tokens once the training split is known.
 
@@ -114,9 +148,11 @@ class Texts:
         texts: not empty.
         vocabulary: number of token ids: padding, unknown, and the training split's most frequent words. None: 10,000,
             or the tokenizer file's, beside which it cannot be set.
-        length: tokens per text; longer texts are cut, shorter ones padded.
+        length: tokens per text; longer texts are cut, shorter ones padded. Where each token has an answer: tokens per
+            window, of which a text has as many as it needs.
         file: the tokenizer; None: one with the training split's words.
         unicode: the form to which texts are normalized.
+        files: each text is a file.
     Raises:
         ValueError: a setting is invalid.
     """
@@ -126,6 +162,7 @@ class Texts:
     length: int
     file: TokenizerFile | None = None
     unicode: Unicode = "NFC"
+    files: bool = False
 
     def __post_init__(self) -> None:
         check_tokens(self.vocabulary, self.length, self.file, self.unicode)
@@ -142,11 +179,13 @@ class Texts:
         """The padding's token id."""
         return PADDING if self.file is None else self.file.padding
 
-    def tokenizer(self, rows: Tensor) -> Any:
+    def tokenizer(self, rows: Tensor, kind: Kind = "classification") -> Any:
         """Build the tokenizer; without a file, its vocabulary comes from some texts, by falling frequency and letter.
 
         Args:
             rows: int64, (examples,), indices of `texts`.
+            kind: the task's; where tokens have answers, the tokenizer neither pads nor cuts. For a language model
+                without a file, it marks where each text begins and ends.
         Returns:
             A `tokenizers.Tokenizer`; without a file: lower case, split at white space and punctuation.
         """
@@ -155,7 +194,7 @@ class Texts:
         form = [] if self.unicode == "none" else [getattr(normalizers, self.unicode)()]
         side = "right"
         if self.file is None:
-            tokenizer = self._of_words(rows, [*form, normalizers.Lowercase()])
+            tokenizer = self._of_words(rows, [*form, normalizers.Lowercase()], MARKS if kind == "lm" else ())
             name = "[PAD]"
         else:
             tokenizer = Tokenizer.from_str(self.file.content)
@@ -164,19 +203,29 @@ class Texts:
                 tokenizer.normalizer = normalizers.Sequence([*form, *own])
             name = tokenizer.id_to_token(self.padding) or "[PAD]"
             side = (tokenizer.padding or {}).get("direction", side)
+        if kind in TOKEN_KINDS:
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
         cut_at = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.enable_truncation(self.length, direction=cut_at)
         tokenizer.enable_padding(length=self.length, pad_id=self.padding, pad_token=name, direction=side)
         return tokenizer
 
-    def _of_words(self, rows: Tensor, steps: list[Any]) -> Any:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    def _of_words(self, rows: Tensor, steps: list[Any], marks: tuple[str, ...]) -> Any:
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.Sequence(steps)
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.WordLevelTrainer(vocab_size=self.ids, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+        special = ["[PAD]", "[UNK]", *marks]
+        trainer = trainers.WordLevelTrainer(vocab_size=self.ids, special_tokens=special, show_progress=False)
         tokenizer.train_from_iterator(self.take(rows), trainer)
+        if marks:
+            begin, end = marks
+            ids = [(mark, tokenizer.token_to_id(mark)) for mark in marks]
+            tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+            tokenizer.decoder = decoders.WordPiece()  # no white space before punctuation
         return tokenizer
 
     def take(self, rows: Tensor) -> list[str]:
@@ -195,6 +244,20 @@ def check_tokens(vocabulary: int | None, length: int, file: TokenizerFile | None
         problems.check(one_of, "source.unicode", unicode, get_args(Unicode))
 
 
+def unknown_of(content: str) -> int | None:
+    """Return the id of the token for words outside the vocabulary; None if there is none.
+
+    Args:
+        content: a `tokenizers.Tokenizer`, as JSON.
+    """
+    from tokenizers import Tokenizer
+
+    model = json.loads(content)["model"]
+    name = model.get("unk_token")
+    found: int | None = model.get("unk_id") if name is None else Tokenizer.from_str(content).token_to_id(name)
+    return found
+
+
 def count_tokens(content: str, texts: Sequence[str]) -> TokenCounts:
     """Count the tokens of texts.
 
@@ -208,9 +271,7 @@ def count_tokens(content: str, texts: Sequence[str]) -> TokenCounts:
     room = whole.truncation["max_length"] - whole.num_special_tokens_to_add(False)
     whole.no_truncation()
     whole.no_padding()
-    model = json.loads(content)["model"]
-    name = model.get("unk_token")
-    unknown = model.get("unk_id") if name is None else whole.token_to_id(name)
+    unknown = unknown_of(content)
     longer = tokens = cut = strange = 0
     for start in range(0, len(texts), CHUNK):
         for encoded in whole.encode_batch(list(texts[start : start + CHUNK]), add_special_tokens=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,10 @@ from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.build import Normalize
 from msh.tasks.image_step import ReadImages
+from msh.tasks.outputs import TOKEN_KINDS
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
-from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps
+from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps, Tokenize
 from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
@@ -35,6 +37,9 @@ from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
 log = logging.getLogger(__name__)
+
+PROBED = 1000
+"""Token ids with which a backbone is probed."""
 
 
 def _load(name: str, source: dict[str, Any]) -> RawData:
@@ -198,13 +203,68 @@ def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
     """Return the backbone's recipe; its `input_shape` is the first task's unless config or library set one."""
     settings: Recipe = dict(config.backbone)
     shapes = [task.input_shape for task in tasks.values()]
+    if any(task.per_token for task in tasks.values()):
+        settings |= _per_token(settings, tasks)
     if chosen := named(settings):
         inputs = chosen.inputs()
+        if isinstance(inputs, Tokens) and chosen.library is not None and inputs.tokenizer is None:
+            paddings = [task.padding for task in tasks.values() if task.vocabulary is not None and task.stem is None]
+            inputs = replace(inputs, padding=chosen.padding if chosen.padding is not None else [*paddings, 0][0])
         settings = chosen.recipe(chosen.shape(inputs, shapes), inputs)
+        firsts = [task.steps[0] for task in tasks.values() if task.steps and task.stem is None]
+        if isinstance(inputs, Tokens) and any(isinstance(step, Tokenize) and step.pads_left for step in firsts):
+            settings["left_padded"] = True
     elif settings.get("input_shape") is None:
         settings["input_shape"] = list(shapes[0])
     kind = true_type(config)
     return settings if kind is None else {**settings, "_dtype_": kind}
+
+
+def _per_token(settings: Recipe, tasks: Mapping[str, Task]) -> Recipe:
+    """Return the setting by which a backbone gives its features of each token, as the tasks' kind needs.
+
+    Raises:
+        ValueError: other tasks need one vector per text, or the settings pool the tokens in a way that has no effect.
+    """
+    one, token = ([t for t in tasks.values() if t.per_token == per_token] for per_token in (False, True))
+    if one:
+        raise _different(one[0].name, one[0].kind, token[0].name, token[0].kind)
+    for key in {"pool", "pooling"} & settings.keys():
+        usual = (None, "mean", "none", "tokens")
+        if settings[key] not in usual:
+            what = f"tokens (or left out), as tasks of kind {token[0].kind} answer each token"
+            raise invalid(f"backbone.{key}", what, settings[key])
+        return {key: "tokens"}
+    return {}
+
+
+def _different(one: str, kind: str, other: str, other_kind: str) -> ValueError:
+    return ValueError(
+        f"tasks {one!r} ({kind}) and {other!r} ({other_kind}) cannot share a backbone: the one needs a vector per "
+        "text, the other one a vector per token; train them in networks of their own"
+    )
+
+
+def check_kinds(tasks: Mapping[str, Task], recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that tasks fit a network that has others, which answer each token or do not, as the tasks must.
+
+    Args:
+        tasks: of the run.
+        recipes: task to its recipe, in the network that the run starts from.
+    Raises:
+        ValueError: naming two tasks that differ.
+    """
+    for other, recipe in recipes.items():
+        kind = str(recipe.get("outputs", {}).get("kind"))
+        for task in tasks.values():
+            if task.per_token != (kind in TOKEN_KINDS):
+                raise _different(
+                    *(
+                        (task.name, task.kind, other, kind)
+                        if kind in TOKEN_KINDS
+                        else (other, kind, task.name, task.kind)
+                    )
+                )
 
 
 def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[str] | None = None) -> MultiSubnetwork:
@@ -248,6 +308,8 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
         backbone.to(DTYPES[kind])
     for task in tasks.values():
         check_inputs(backbone, task)
+    for task in {task.kind: task for task in tasks.values() if task.per_token}.values():
+        check_tokens(backbone, task)
     return backbone
 
 
@@ -286,9 +348,14 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
         raise ValueError(f"the backbone {name} reads the tokens of texts; task {task.name!r} gives it numbers{cure}")
     if words is None and task.vocabulary is not None and task.stem is None:
         raise ValueError(
-            f"task {task.name!r} has texts, and the backbone {name} reads numbers: give the task a stem "
+            f"task {task.name!r} is of kind {task.kind}, which answers each token, and the backbone {name} reads "
+            "numbers: use one that reads tokens, such as backbone=hf backbone.name=gpt2"
+            if task.per_token
+            else f"task {task.name!r} has texts, and the backbone {name} reads numbers: give the task a stem "
             f"(tasks.{task.name}.stem, as in conf/tasks/movie_reviews.yaml), or choose backbone=transformer"
         )
+    if task.stem is not None and task.per_token:
+        raise invalid(f"tasks.{task.name}.stem", f"null, as a task of kind {task.kind} answers each token", task.stem)
     if words is not None and task.vocabulary is not None and task.vocabulary > words:
         raise ValueError(
             f"task {task.name!r} has {task.vocabulary} token ids, but backbone.vocabulary is {words}: "
@@ -305,6 +372,41 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
             f"task {task.name!r} has {task.input_shape[0]} tokens per text, but the backbone reads "
             f"{cast(Any, backbone).input_shape[0]}: set tasks.{task.name}.source.length to that"
         )
+
+
+def check_tokens(backbone: nn.Module, task: Task) -> None:
+    """Check that a backbone gives a vector per token, and for a language model that none depends on later tokens.
+
+    A copy computes, whose parameters are moved a little, so that layers that begin as 0 count too.
+
+    Raises:
+        ValueError: it does not; naming backbone and kind.
+    """
+    name = type(getattr(backbone, "model", backbone)).__name__
+    tokens = task.input_shape[0]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        copied: Any = copy.deepcopy(backbone).float().eval()
+        for parameter in copied.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        some = [number for number in range(min(cast(int, task.vocabulary), PROBED)) if number != task.padding]
+        one, other = torch.tensor(some)[torch.randint(len(some), (2, tokens))]  # (tokens,) each
+        device = next((parameter.device for parameter in copied.parameters()), torch.device("cpu"))
+        first = copied(one[None].to(device))  # (1, tokens, features)
+        if first.dim() != 3 or first.shape[1] != tokens:
+            raise ValueError(
+                f"task {task.name!r} is of kind {task.kind}, which answers each token, and the backbone {name} returns "
+                f"{list(first.shape)} for a text of {tokens} tokens: it must return (batch, tokens, features)"
+            )
+        for place in sorted({1, tokens // 2, tokens - 1} - {0}) if task.kind == "lm" else ():
+            changed = torch.where(torch.arange(tokens) < place, one, other)
+            difference = (copied(changed[None].to(device)) - first)[:, :place].abs().max()
+            if not difference <= 8 * torch.finfo(first.dtype).eps * first.abs().max():
+                raise ValueError(
+                    f"task {task.name!r} is of kind lm, and the backbone {name} is not causal: its outputs before "
+                    f"token {place} depend on that token and later ones, so it could read the answer; use a causal "
+                    "one, such as backbone=hf backbone.name=gpt2"
+                )
 
 
 def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunConfig) -> None:

@@ -136,6 +136,23 @@ class GateConfig:
 
 
 @dataclass
+class RegrowConfig:
+    """Replacing weights in training, at constant density."""
+
+    share: Proportion | None = None
+    """Share of a task's weights that the first replacement takes; it decays to 0 by a cosine. null: no regrowth."""
+    rounds: Count = 20
+    """Number of replacements, evenly spaced."""
+    until: Fraction = 0.75
+    """Share of the stage's steps after which nothing is replaced."""
+    sample: Count = 500
+    """Training examples on which the gradients are computed."""
+    by: Literal["gradient", "random"] = "gradient"
+    """"gradient": take the free weights with the largest gradients, as in RigL; "random": any, as in SET. Whole units
+    need "random": no gradient reaches a unit without weights."""
+
+
+@dataclass
 class PruningConfig:
     """Settings by which a task finds its subnetwork."""
 
@@ -185,6 +202,8 @@ class PruningConfig:
     """Let a small budget leave a task no weight of some layers, of which only biases pass on; else it is an error."""
     gate: GateConfig = field(default_factory=GateConfig)
     """With a step, the budget is the most a task keeps: from `end` on, its validation metric decides."""
+    regrow: RegrowConfig = field(default_factory=RegrowConfig)
+    """With a share, a task that is pruned at initialisation replaces its weakest weights by free ones in training."""
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -217,6 +236,7 @@ class PruningConfig:
             yield str(invalid("pruning.block_size", "null unless pruning.granularity is 'block'", self.block_size))
         if self.granularity != "unit" and self.overlap is not None:
             yield str(invalid("pruning.overlap", "null unless pruning.granularity is 'unit'", self.overlap))
+        yield from self._regrowth_problems()
         if self.share is not None and self.scope in ("erk", "epl"):
             yield str(invalid("pruning.scope", "'tensor' or 'network' with pruning.share", self.scope))
         for name, applies in (
@@ -234,6 +254,19 @@ class PruningConfig:
             )
         if self.is_gated and self.gate.until <= self.end:
             yield str(invalid("pruning.gate.until", f"> pruning.end = {self.end:g}", self.gate.until))
+
+    def _regrowth_problems(self) -> Iterator[str]:
+        if self.regrow.share is None:
+            return
+        if self.end > 0 or self.is_gated:
+            yield str(
+                invalid("pruning.end", "0 with pruning.regrow.share (pruning=regrow has such settings)", self.end)
+            )
+        if self.rewind is not None:
+            yield str(invalid("pruning.rewind", "null with pruning.regrow.share", self.rewind))
+        if self.granularity in ("unit", "neuron", "channel") and not self.overlap and self.regrow.by == "gradient":
+            why = f"'random' with pruning.granularity = {self.granularity!r}"
+            yield str(invalid("pruning.regrow.by", why, self.regrow.by))
 
 
 @dataclass
@@ -500,6 +533,9 @@ class RunConfig:
                 yield from _unknown_names(f"pruning.{key}", numbers, list(self.tasks), "not a task")
                 for task in self.tasks.keys() - numbers.keys():
                     yield f"pruning.{key} has no number for task {task!r}"
+        if self.pruning.regrow.share is not None and self.trainer.strategy == "fsdp":
+            bound = "null with trainer.strategy=fsdp, which shards the weights that move"
+            yield str(invalid("pruning.regrow.share", bound, self.pruning.regrow.share))
         if self.retrain and self.network is None:
             yield str(invalid("retrain", "null without network=RUN, which has the tasks", self.retrain))
         for name, members in self.ensembles.items():

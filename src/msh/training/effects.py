@@ -81,7 +81,7 @@ def _no_validation(config: RunConfig, fits: Mapping[Stage, Sequence[Fit]]) -> It
     every = config.trainer.check_val_every_n_epoch
     for stage, parts in fits.items():
         for fit in parts:
-            if not fit.prunes and config.checkpoint.restore_best and every > fit.epochs:
+            if not fit.searches and config.checkpoint.restore_best and every > fit.epochs:
                 bound = (
                     f"<= {fit.epochs}, the epochs of {stage_name(stage)} after pruning, or no epoch is validated and "
                     "none is the best (checkpoint.restore_best=false keeps the last)"
@@ -114,7 +114,7 @@ def _idle_stopping(
     config: RunConfig, fits: Mapping[Stage, Sequence[Fit]], callbacks: Sequence[Callback]
 ) -> Iterator[str]:
     """Say which early stopping waits longer than any fit trains."""
-    lengths = [fit.epochs for parts in fits.values() for fit in parts if not fit.prunes]
+    lengths = [fit.epochs for parts in fits.values() for fit in parts if not fit.searches]
     if {"dense", "finetune"} & set(config.baselines):
         lengths += [stage.max_epochs for stage in fits]
     longest = max(lengths, default=0)

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msh.files.atomic import write_bytes, write_text
 from msh.inference.computing import Computing
+from msh.inference.language import text_losses
 from msh.inference.predictions import Predictions
 from msh.runs.examples import FOLDER, INDEX, Example
 from msh.runs.words import quantity
@@ -23,8 +24,9 @@ from msh.tasks import Task
 from msh.tasks.cells import as_text
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare
-from msh.tasks.steps import ReadArrays
+from msh.tasks.steps import ReadArrays, Tokenize
 from msh.tasks.table_step import ReadTable
+from msh.tasks.windows import NextTokens
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ LARGEST = 96
 """Most pixels of an image's side; a larger image is written smaller."""
 MOST_NUMBERS = 4096
 """Most numbers of an array."""
+MOST_LETTERS = 1000
+"""Letters of a text, with a language model, whose texts may be books."""
 
 
 def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, tuple[Task, Computing]]) -> None:
@@ -50,6 +54,9 @@ def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, t
         rows = torch.linspace(0, len(split) - 1, min(NUMBER, len(split))).round().long().unique()
         chosen = split.take(rows)
         device = next(iter(network.weights()))[1].device
+        if task.kind == "lm":
+            index[name] = _written(folder / FOLDER, network.module(name), task, rows, computing, device)
+            continue
         with computing.applied(device):
             raw = network.module(name)(chosen.inputs[:].to(device)).cpu()
             outputs = outputs_from_data(task.data_recipe()["outputs"])
@@ -68,6 +75,26 @@ def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, t
     write_text(folder / FOLDER / INDEX, json.dumps(index, indent=1) + "\n")
 
 
+def _written(
+    folder: Path, module: nn.Module, task: Task, rows: Tensor, computing: Computing, device: torch.device
+) -> list[Example]:
+    """Write texts of a language model's test windows, a text per line; return them with their perplexity."""
+    split, step = task.splits["test"], cast(NextTokens, task.steps[0])
+    assert split.raw is not None
+    texts = [" ".join(text.split())[:MOST_LETTERS] for text in split.raw[rows]]
+    texts = [text for text in dict.fromkeys(texts) if len(step.windows([text], strict=False).tokens)]
+    if not texts:
+        return []
+    with computing.applied(device):
+        losses = text_losses(module, step.windows(texts), computing.batch_size, device)
+    folder.mkdir(exist_ok=True)
+    write_text(folder / f"{task.name}.txt", "\n".join(texts) + "\n")
+    return [
+        {"file": f"{task.name}.txt", "input": text, "answer": {"perplexity": perplexity}, "target": ""}
+        for text, perplexity in zip(texts, losses.exp().tolist(), strict=True)
+    ]
+
+
 def _target(outputs: Outputs, target: Tensor) -> str:
     if outputs.kind == "classification":
         return outputs.label(int(target))
@@ -80,14 +107,19 @@ def _write_inputs(folder: Path, name: str, task: Task, rows: Tensor) -> tuple[li
     """Write test examples as raw inputs: texts and rows of tables as their file has them, others as they were read.
 
     Returns:
-        (each input as a page shows it, the files' names: one for each image, or one for all examples; none if the
-        raw inputs are unknown).
+        (each input as a page shows it, the files' names: one for each image, and for each text that was a file, else
+        one for all examples; none if the raw inputs are unknown).
     """
     folder.mkdir(exist_ok=True)
     kind = task.steps[0].step if task.steps else ""
     if task.splits["test"].raw is not None:
         raw = _raw_inputs(task, rows)
         if raw is not None and kind == "tokenize":
+            if cast(Tokenize, task.steps[0]).files:
+                files = [f"{name}-{number}.txt" for number in range(len(raw))]
+                for file, text in zip(files, raw, strict=True):
+                    write_text(folder / file, text)
+                return list(raw), files
             texts = [" ".join(text.splitlines()) for text in raw]  # the file has a text per line
             write_text(folder / f"{name}.txt", "\n".join(texts) + "\n")
             return list(texts), [f"{name}.txt"]

@@ -60,7 +60,7 @@ def run_fit(
         Wall seconds.
     """
     started = time.monotonic()
-    scheduler = config.prune_scheduler if fit.prunes else config.scheduler
+    scheduler = config.prune_scheduler if fit.searches else config.scheduler
     factory = instantiate(scheduler) if scheduler else None
     module.begin_fit(FitContext(fit.name, fit.key, tuple(tasks), factory, steps_to_come))
     callbacks = _usual_callbacks(fit, config, checkpoints)
@@ -111,17 +111,17 @@ def steps_per_epoch(tasks: Sequence[Task], uneven: Uneven, config: TrainerConfig
 def _usual_callbacks(fit: Fit, config: RunConfig, checkpoints: Path) -> list[pl.Callback]:
     """Build the user's callbacks, `RestoreBest` and `EpochCheckpoint`.
 
-    While a fit prunes, nothing stops early and no epoch is the best. The best epoch is judged by the quantity that
-    early stopping monitors, or else by the metric.
+    While a fit prunes or regrows, nothing stops early and no epoch is the best. The best epoch is judged by the
+    quantity that early stopping monitors, or else by the metric.
     """
     left_out: tuple[type[pl.Callback], ...] = ()
     if not config.trainer.enable_progress_bar:
         left_out += (pl.callbacks.ProgressBar,)
-    if fit.prunes:
+    if fit.searches:
         left_out += (EarlyStoppingPerTask, pl.callbacks.EarlyStopping)
     callbacks = [callback for callback in build_callbacks(config).values() if not isinstance(callback, left_out)]
     by = next((callback.monitor for callback in callbacks if isinstance(callback, EarlyStoppingPerTask)), "metric")
-    best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.prunes else []
+    best = [RestoreBest(by)] if config.checkpoint.restore_best and not fit.searches else []
     averaging = [callback for callback in callbacks if isinstance(callback, pl.callbacks.WeightAveraging)]
     averages = [AverageWeights(callback, best[0] if best else None) for callback in averaging]
     callbacks = [callback for callback in callbacks if callback not in averaging]

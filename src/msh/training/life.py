@@ -17,7 +17,7 @@ from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, MultiSubnetwor
 from msh.tasks import Task
 from msh.tasks.seeds import derive_seed
 from msh.training.build import add_task
-from msh.training.callbacks import GatedPruning, IterativePruning
+from msh.training.callbacks import GatedPruning, IterativePruning, Regrowth
 from msh.training.config import RunConfig
 from msh.training.module import SubnetworkModule
 from msh.training.plan import Stage
@@ -71,6 +71,22 @@ def pruner(prepared: Prepared, stage: Stage, wanted: Mapping[str, Mapping[str, i
         sample=pruning.sample,
         granularity=prepared.granularity,
         allow_empty=pruning.allow_empty_layers,
+        batch_size=prepared.config.evaluation.batch_size,
+    )
+
+
+def regrower(prepared: Prepared, stage: Stage) -> Regrowth:
+    """Build the callback that replaces weights of a stage's compact tasks within a fit."""
+    pruning = prepared.config.pruning
+    assert pruning.regrow.share is not None
+    return Regrowth(
+        tasks=stage.tasks,
+        share=pruning.regrow.share,
+        rounds=pruning.regrow.rounds,
+        end=pruning.regrow.until * stage.max_epochs,
+        by=pruning.regrow.by,
+        sample=pruning.regrow.sample,
+        granularity=prepared.granularity,
         batch_size=prepared.config.evaluation.batch_size,
     )
 

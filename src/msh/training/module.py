@@ -298,9 +298,9 @@ class TaskModule(pl.LightningModule, ABC):
         task, (inputs, targets) = self.tasks[name], batch
         outputs = self(inputs, name)
         loss, metric = task.loss(widened(outputs), targets), self.metric(name, split)
-        metric.update(task.predictions(outputs), targets)
+        task.update(metric, outputs, targets)
         settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        self.log(f"{name}/{split}/loss", loss, batch_size=len(inputs), sync_dist=True, **settings)
+        self.log(f"{name}/{split}/loss", loss, batch_size=task.count(targets), sync_dist=True, **settings)
         self.log(f"{name}/{split}/{task.metric}", metric, batch_size=len(inputs), **settings)
 
     def on_validation_epoch_end(self) -> None:

@@ -137,6 +137,10 @@ def check_plannable(config: RunConfig) -> None:
     if config.pruning.end > 0 or config.pruning.is_gated:
         before = "0 with a plan, which is made before any training (pruning=at_init)"
         raise invalid("pruning.end", before, config.pruning.end)
+    if config.pruning.regrow.share is not None:
+        raise invalid(
+            "pruning.regrow.share", "null with a plan, which keeps its allocation", config.pruning.regrow.share
+        )
     if config.reuse != "none":
         raise invalid("reuse", "'none' with a plan, whose tasks train apart", config.reuse)
 

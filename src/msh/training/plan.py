@@ -42,6 +42,7 @@ class Fit:
         last: the stage ends with this fit.
         uneven: the stage's.
         batches: per epoch; None: as `uneven` and the tasks' data determine.
+        regrows: this fit replaces weights of compact tasks.
     """
 
     name: str
@@ -51,6 +52,12 @@ class Fit:
     last: bool
     uneven: Uneven = "cycle"
     batches: int | None = None
+    regrows: bool = False
+
+    @property
+    def searches(self) -> bool:
+        """True if the fit changes which weights the tasks own, so that none of its epochs is the best."""
+        return self.prunes or self.regrows
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
@@ -91,7 +98,7 @@ def check_gate(
 
 
 def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
-    """List the fits of a stage: one that narrows the masks, then one that trains the remaining weights.
+    """List the fits of a stage: one that narrows the masks or regrows, then one that trains the remaining weights.
 
     Args:
         stage: the run's.
@@ -117,7 +124,10 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
         bound = f"> {to_budget / stage.max_epochs:.3g}, so that the gate has an epoch of stage {stage.index}"
         raise invalid("pruning.gate.until", bound, pruning.gate.until)
     title = f"stage {stage.index + 1}/{stages} {'+'.join(stage.tasks)}"
-    parts = [("prune", pruned), ("train", stage.max_epochs - pruned)]
+    search = "prune"
+    if pruning.regrow.share is not None:
+        search, pruned = "regrow", _epochs_until(pruning.regrow.until, stage)
+    parts = [(search, pruned), ("train", stage.max_epochs - pruned)]
     wanted = [(kind, epochs) for kind, epochs in parts if epochs > 0]
     return [
         Fit(
@@ -127,6 +137,7 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
             kind == "prune",
             kind == wanted[-1][0],
             stage.uneven,
+            regrows=kind == "regrow",
         )
         for kind, epochs in wanted
     ]

@@ -11,6 +11,7 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback
 
+from msh.errors import invalid
 from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of_run, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
@@ -31,7 +32,7 @@ from msh.subnetworks import (
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks, fit_tasks
+from msh.training.build import add_task, build_granularity, build_network, build_tasks, check_kinds, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -176,6 +177,8 @@ def _build_network(
 ) -> tuple[MultiSubnetwork, dict[str, str]]:
     """Build the network that a run starts with, and the notes for its files."""
     names = None if origin is None else list(origin.file.state.owners)
+    if origin is not None:
+        check_kinds(tasks, {task: origin.file.state.task(task).recipe for task in origin.learned})
     network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:
@@ -221,7 +224,16 @@ def _plan_budgets(
     if not isinstance(granularity, Units):
         return granularity, plan_weights(config, network, stages, granularity)
     graph, overlap = granularity.graph, config.pruning.overlap
-    if not overlap:
+    if not graph.is_chain:
+        if overlap is False:
+            why = "true or null, as not every layer of the backbone has units of its own that tasks may keep"
+            raise invalid("pruning.overlap", why, overlap)
+        if graph.whole:
+            log.info(
+                "tasks keep whole units of %d of the backbone's %d layers; the others stay whole, such as %s (%s)",
+                *(len(graph.layers) - len(graph.whole), len(graph.layers), *next(iter(graph.whole.items()))),
+            )
+    elif not overlap:
         owners = {name: network.owners[name] for name in network.names.prunable}
         free = {name: int(mask.sum()) for name, mask in candidate_units(graph, network.free(), owners).items()}
         budgets = {task: config.budget(task) for stage in stages for task in stage.tasks}

@@ -302,10 +302,13 @@ class Run:
         for task in stage.tasks:
             if task not in self.network.tasks:
                 life.begin(self.network, self.tasks[task], self.config, self.prepared.plan)
-        if not fit.prunes and self.config.pruning.end == 0:
+        begun = all(self.network.subnetwork(task).phase == "masked" for task in stage.tasks)
+        if begun and not fit.prunes:
             life.prune_before_training(self.prepared, self.module, stage)
             life.compact(self.network, stage.tasks)
         callbacks: list[pl.Callback] = [life.pruner(self.prepared, stage)] if fit.prunes else []
+        if fit.regrows:
+            callbacks.append(life.regrower(self.prepared, stage))
         is_first = stage == next(stage for stage, fits in self.fits.items() if fits)
         if is_first:
             callbacks.append(self.untrained)
@@ -391,10 +394,14 @@ class Run:
         done = self.results.router is not None or self.config.trainer.fast_dev_run
         if done or set(self.network.tasks) != set(self.results.tasks):  # in a resumed run, checkpoints may be gone
             return
+        before = self._routes()
         self.results.router = agree(lambda: fit_router(self.network, self.tasks, self.config))
-        if self.results.router is not None:
+        if self._routes() != before:
             self._save_network()
-            self._save_results()
+        self._save_results()
+
+    def _routes(self) -> dict[str, Any]:
+        return {task: self.network.subnetwork(task).recipe.get("router") for task in self.network.tasks}
 
     def _describe(self, task: str, val: float | None, capacity: Capacity) -> None:
         result = self.results.tasks[task]

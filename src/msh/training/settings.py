@@ -49,6 +49,10 @@ ADDED: dict[str, Any] = {
     "flush_denormal": False,
     "master_weights": True,
     "evaluation.batch_size": 500,
+    "pruning.regrow.rounds": 20,
+    "pruning.regrow.until": 0.75,
+    "pruning.regrow.sample": 500,
+    "pruning.regrow.by": "gradient",
 }
 """Settings that configs of earlier releases lack, to the value that reproduces those releases."""
 

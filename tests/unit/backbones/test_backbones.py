@@ -274,7 +274,7 @@ def test_the_order_of_words_matters():
         ({"heads": 3}, says("width", "a multiple of heads = 3", 8)),
         ({"heads": 0}, says("heads", ">= 1", 0)),
         ({"depth": 0}, says("depth", ">= 1", 0)),
-        ({"pooling": "sum"}, says("pooling", "one of mean, max", "sum")),
+        ({"pooling": "sum"}, says("pooling", "one of mean, max, tokens", "sum")),
     ],
 )
 def test_a_transformer_rejects_bad_settings(settings, message):

@@ -1,6 +1,7 @@
 """Test predictions from files: as the network computes them, from raw inputs, with errors that name the input."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import msh
 from frozen import frozen
 from messages import says
+from msh.errors import requirement
 from msh.files.merging import split_task
 from msh.files.state_file import save_network
 from msh.inference.computing import Computing, computing_from_data, flushes_denormal
@@ -167,6 +169,41 @@ def test_threads_share_a_predictor(predictor):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_lean_predictor_answers_bitwise_with_the_weights_alone(path, predictor):
+    lean = msh.load(path, lean=True)
+    for kind in ("classification", "multilabel", "regression"):
+        raw = vectors(kind)[0]
+        assert torch.equal(lean.predict(kind, raw).raw, predictor.predict(kind, raw).raw)
+        assert torch.equal(lean.predict_all(raw)[kind].raw, predictor.predict(kind, raw).raw)
+    with pytest.raises(ValueError, match="load it without lean=True"):
+        _ = lean.network
+
+
+@pytest.mark.parametrize("granularity", ["weight", "unit"])
+def test_a_lean_predictor_holds_the_tasks_weights_alone(granularity, tmp_path):
+    """Two tasks of a tenth of two matrices of 2**18 weights: dense ones would take 4 bytes for each weight."""
+    backbone = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 512, "depth": 3}
+    tasks = [build_task(name, data_of(name)) for name in ("classification", "regression")]
+    save_network(tmp_path / "network.safetensors", frozen(backbone, tasks, granularity, 0.1))
+    whole, lean = msh.load(tmp_path / "network.safetensors"), msh.load(tmp_path / "network.safetensors", lean=True)
+    inputs = torch.randn(5000, 4)
+    for name in lean.tasks:
+        for size in (1, 32, 5000):  # the last one is too large for a sparse product
+            assert torch.equal(lean.module(name)(inputs[:size]), whole.module(name)(inputs[:size]))
+    held = [buffer.numel() for name in lean.tasks for buffer in lean.module(name).buffers()]
+    assert sum(held) < 2**17
+
+
+def test_lean_predictors_are_shared_by_threads(path):
+    lean, expected = msh.load(path, lean=True), msh.load(path).predict("texts", ["word1", "word8 word2"]).raw
+    requests = [["word1"], ["word8 word2"], [7]]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: lean.answer("texts", requests), range(200)))
+    for first, second, refused in found:
+        assert torch.equal(torch.cat([first.raw, second.raw]), expected)
+        assert str(refused) == f"task 'texts', input 0: {requirement('inputs', 'texts', 7)}"
 
 
 def test_a_predictor_computes_as_the_run_did_and_leaves_the_thread_as_it_was():

@@ -1,5 +1,6 @@
 """Serve over HTTP: the predictor's answers, batches of several requests, limits, and refusals of hostile requests."""
 
+import asyncio
 import base64
 import io
 import json
@@ -27,6 +28,7 @@ pytest.importorskip("httpx", reason="needs httpx")
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from msh.inference.batching import Batcher, Computer
 from msh.inference.serving import Limits, make_app
 
 
@@ -147,6 +149,99 @@ def test_requests_that_arrive_together_are_one_batch_and_a_bad_one_harms_none(pr
     assert 'msh_errors_total{status="422",task="arrays"} 1.0' in metrics
 
 
+def test_a_bad_row_in_a_batch_refuses_its_request_alone_with_the_same_reason(predictor, monkeypatch):
+    rows = [{"rooms": i / 3, "heat": ("oil", "gas", None)[i % 3]} for i in range(8)]
+    bad = [{"rooms": 1, "heat": "oil"}, {"rooms": "many", "heat": "oil"}]
+    read, step = [], type(predictor.tasks["flats"].steps[0])
+    call = step.__call__
+    monkeypatch.setattr(step, "__call__", lambda self, inputs: read.append(len(inputs)) or call(self, inputs))
+    with TestClient(make_app(predictor, Limits(0))) as client:
+        reason = client.post("/predict/flats", json={"inputs": bad}).json()
+    assert "input 1: row 0, column 'rooms': 'many'" in reason["detail"]
+    read.clear()
+
+    def ask(inputs):
+        return client.post("/predict/flats", json={"inputs": inputs})
+
+    with TestClient(make_app(predictor, Limits(batch_milliseconds=500))) as client, ThreadPoolExecutor(9) as pool:
+        good = [answer.json() for answer in pool.map(ask, [[row] for row in rows])]
+        assert sum(read) == 8
+        assert len(read) < 8
+        answers = [*pool.map(ask, [*([row] for row in rows), bad])]
+    assert [answer.status_code for answer in answers] == [200] * 8 + [422]
+    assert answers[-1].json() == reason
+    assert [answer.json() for answer in answers[:-1]] == good
+    expected = predictor.predict("flats", rows).probabilities
+    found = [list(answer["predictions"][0]["probabilities"].values()) for answer in good]
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=0)
+
+
+def test_an_error_of_the_network_is_no_refusal(predictor, monkeypatch):
+    def fail(*_):
+        raise ValueError("a fault of the network")
+
+    monkeypatch.setattr(predictor, "answer", fail)
+    with TestClient(make_app(predictor), raise_server_exceptions=False) as client:
+        assert client.post("/predict/texts", json={"inputs": ["a"]}).status_code == 500
+
+
+def in_a_loop(function):
+    """Run an asynchronous test in a loop with a computer of one thread, and wait for it."""
+
+    async def run():
+        with ThreadPoolExecutor(1) as executor:
+            await function(Computer(executor))
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_batch_is_put_together_when_its_turn_comes():
+    """While the first batch is computed, three requests arrive: they are the second one; sizes are bounded."""
+    batches, go_on = [], threading.Event()
+
+    def compute(requests):
+        batches.append(list(requests))
+        go_on.wait(10)
+        return requests
+
+    async def ask(computer):
+        batcher = Batcher(compute, computer, size=4, seconds=0.02)
+        first = asyncio.ensure_future(batcher.answer(["a"]))
+        while not batches:
+            await asyncio.sleep(0.005)
+        others = [asyncio.ensure_future(batcher.answer([letter])) for letter in "bc"]
+        await asyncio.sleep(0.1)  # they have waited long enough, but it is not their turn
+        others += [asyncio.ensure_future(batcher.answer(list(letters))) for letters in ("d", "ef", "g")]
+        gone = asyncio.ensure_future(batcher.answer(["x"]))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        go_on.set()
+        assert [await one for one in (first, *others)] == [["a"], ["b"], ["c"], ["d"], ["e", "f"], ["g"]]
+
+    in_a_loop(ask)
+    assert batches == [[["a"]], [["b"], ["c"], ["d"]], [["e", "f"], ["g"]]]
+
+
+def test_requests_wait_no_longer_once_none_arrives():
+    batches = []
+
+    def compute(requests):
+        batches.append(len(requests))
+        return [ValueError("bad") if request == ["bad"] else request for request in requests]
+
+    async def ask(computer):
+        batcher = Batcher(compute, computer, size=100, seconds=5.0)
+        started = time.monotonic()
+        found = await asyncio.gather(*(batcher.answer([one]) for one in ("a", "bad", "c")), return_exceptions=True)
+        assert time.monotonic() - started < 3
+        assert (found[0], str(found[1]), found[2]) == (["a"], "bad", ["c"])
+        alone = Batcher(compute, computer, size=100, seconds=0)
+        assert await asyncio.gather(*(alone.answer([one]) for one in "ab")) == [["a"], ["b"]]
+
+    in_a_loop(ask)
+    assert batches == [3, 1, 1]
+
+
 def test_threads_get_their_own_answers(predictor):
     vectors = np.random.default_rng(0).normal(size=(60, 4)) * 3
     expected = predictor.predict("arrays", vectors).probabilities
@@ -232,7 +327,7 @@ def test_hostile_uploads_are_refused(client, path):
 def test_the_command_serves_and_stops_after_the_requests_in_flight(path):
     import httpx
 
-    command = [sys.executable, "-m", "msh.cli.app", "serve", str(path), "--port", "0", "--batch-milliseconds", "1500"]
+    command = [sys.executable, "-m", "msh.cli.app", "serve", str(path), "--port", "0", "--batch-milliseconds", "20000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MSH_API_KEY": "key-of-test"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -300,7 +395,7 @@ def test_inputs_without_a_task_are_answered_by_the_one_that_reads_them(client, n
     body = {"inputs": [tasks[name]["input"]["example"]] * 2}
     alone = client.post(f"/predict/{name}", json=body).json()["predictions"]
     found = client.post("/predict", json=body).json()
-    assert found == {"predictions": [{"task": name, **answer} for answer in alone]}
+    assert found == {"predictions": [{"task": name, **answer} for answer in alone], "validated": True}
     top = client.post("/predict?top=1", json=body).json()["predictions"][0]
     assert list(top["probabilities"]) == [top["label"]]
 

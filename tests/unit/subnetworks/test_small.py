@@ -10,7 +10,10 @@ from torch.nn import functional
 from helpers import load_network
 from msh.backbones import MLP, PaperConv
 from msh.files.state_file import save_network
+from msh.inference.export import sliced
 from msh.subnetworks import Budget, MultiSubnetwork, OverlappingUnits, Units, plan_units, prune, trace_units
+from msh.subnetworks.modules import flops_share
+from msh.subnetworks.small import FewHeads
 
 
 class NoBias(nn.Module):
@@ -38,6 +41,40 @@ class EndsInChannels(nn.Sequential):
         super().__init__(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3), nn.ReLU(), *pool)
 
 
+class Blocks(nn.Module):
+    """A residual block, an inverted residual with a gate, and a token mixer."""
+
+    input_shape, features = (3, 6, 6), 8
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.norm, self.back = nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.expand, self.depthwise = nn.Conv2d(8, 10, 1), nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.inner = nn.BatchNorm2d(10)
+        self.squeeze, self.excite = nn.Conv2d(10, 4, 1), nn.Conv2d(4, 10, 1)
+        self.project, self.up, self.down = nn.Conv2d(10, 8, 1), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, inputs):
+        stream = self.stem(inputs)
+        stream = stream + self.back(functional.relu(self.norm(self.body(stream))))
+        hidden = functional.hardswish(self.inner(self.depthwise(functional.relu6(self.expand(stream)))))
+        gate = self.excite(functional.relu(self.squeeze(hidden.mean((2, 3), keepdim=True))))
+        stream = stream + self.project(hidden * torch.sigmoid(gate))
+        tokens = stream.flatten(2).transpose(1, 2)
+        return (tokens + self.down(functional.gelu(self.up(tokens)))).mean(1)
+
+
+class EndsDepthwise(nn.Sequential):
+    """A convolution and a depthwise one that computes the features."""
+
+    input_shape, features = (2, 6, 6), 10
+
+    def __init__(self):
+        pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3), nn.Conv2d(10, 10, 1, groups=10), *pool)
+
+
 BACKBONES = {
     "linear": lambda: MLP((9,), 20, 3),
     "norm": lambda: MLP((9,), 20, 3, norm=True),
@@ -47,10 +84,32 @@ BACKBONES = {
 }
 
 
+class Attends(nn.Module):
+    """Torch's encoder layers over patches: normalisation first and last, causal, with padding."""
+
+    input_shape, features = (5, 8), 8
+
+    def __init__(self):
+        super().__init__()
+        settings = {"dropout": 0.0, "activation": "gelu"}
+        self.one = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True, norm_first=True, **settings)
+        self.two = nn.TransformerEncoderLayer(8, 2, 12, bias=False, **settings)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5), persistent=False)
+
+    def forward(self, tokens):
+        padding = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        padding[:, 4:] = True
+        hidden = self.one(tokens, src_key_padding_mask=padding)
+        return self.two(hidden.transpose(0, 1), src_mask=self.mask, is_causal=True).mean(0)
+
+
+BRANCHED = {"blocks": Blocks, "depthwise": EndsDepthwise, "attention": Attends}
+
+
 def make(backbone, granularity, tasks=("a",), dtype=torch.float64, density=0.2, overlap=False):
     """Make a network with compact tasks of whole units."""
     torch.manual_seed(0)
-    network = MultiSubnetwork(BACKBONES[backbone]().to(dtype))
+    network = MultiSubnetwork((BACKBONES | BRANCHED)[backbone]().to(dtype))
     for number, task in enumerate(tasks):
         units = (OverlappingUnits if overlap else Units)(trace_units(network))
         budget = Budget(density=density)
@@ -83,8 +142,10 @@ def train(network, task, steps=3):
 
 
 @pytest.mark.parametrize(("tasks", "overlap"), [("a", False), ("a", True), ("bca", True)])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*BACKBONES, *BRANCHED])
 def test_it_trains_as_with_matrices_of_full_size(backbone, tasks, overlap):
+    if backbone in BRANCHED and not overlap:
+        pytest.skip("its units overlap")
     small, whole = (make(backbone, kind, tasks, overlap=overlap) for kind in ("unit", "channel"))
     torch.testing.assert_close(train(small, "a"), train(whole, "a"), rtol=0, atol=1e-12)
     values = {name: dict(network.named_parameters()) for name, network in (("small", small), ("whole", whole))}
@@ -142,6 +203,77 @@ def test_a_frozen_task_holds_its_units_alone_and_stays_bitwise_the_same(backbone
     load_network(path, loaded)
     assert torch.equal(loaded.eval()(inputs, "a"), before)
     assert torch.equal(copy.deepcopy(network)(inputs, "a"), before)
+
+
+@pytest.mark.parametrize("backbone", BRANCHED)
+def test_branched_networks_compute_less_and_stay_bitwise_the_same(backbone, tmp_path):
+    network = make(backbone, "unit", "ab", overlap=True)
+    inputs, _ = batch(network)
+    train(network, "a")
+    network.freeze("a")
+    before = network(inputs, "a")
+    assert flops_share(network, "a") < 0.7
+    train(network, "b")
+    network.freeze("b")
+    assert torch.equal(network(inputs, "a"), before)
+    path = tmp_path / "network.safetensors"
+    save_network(path, network)
+    loaded = MultiSubnetwork(BRANCHED[backbone]().double())
+    for task in "ab":
+        loaded.add_task(task, nn.Linear(network.backbone.features, 3).double())
+    load_network(path, loaded)
+    assert torch.equal(loaded.eval()(inputs, "a"), before)
+    torch.testing.assert_close(sliced(network, "a")(inputs), before)
+
+
+def few_heads(kept, **how):
+    """Make an attention, and its copy with some of the heads, whose others have no weights."""
+    torch.manual_seed(0)
+    whole = nn.MultiheadAttention(12, 4, **how).double()
+    rows = torch.zeros(3, 4, 3, dtype=torch.bool)
+    rows[:, kept] = True
+    with torch.no_grad():
+        whole.in_proj_weight[~rows.flatten()] = 0.0
+        whole.out_proj.weight[:, ~rows[0].flatten()] = 0.0
+    small = copy.deepcopy(whole)
+    small.__class__ = FewHeads
+    vars(small)["heads"] = torch.tensor(kept)
+    small.in_proj_weight = nn.Parameter(whole.in_proj_weight[rows.flatten()])
+    if whole.in_proj_bias is not None:
+        small.in_proj_bias = nn.Parameter(whole.in_proj_bias[rows.flatten()])
+    small.out_proj.weight = nn.Parameter(whole.out_proj.weight[:, rows[0].flatten()])
+    return whole.eval(), small.eval()
+
+
+@pytest.mark.parametrize("how", [{}, {"batch_first": True}, {"bias": False}])
+def test_attention_with_some_heads_is_the_whole_one_whose_others_read_nothing(how):
+    whole, small = few_heads([1, 3], **how)
+    queries, keys = torch.randn(5, 2, 12).double(), torch.randn(7, 2, 12).double()
+    if "batch_first" in how:
+        queries, keys = queries.transpose(0, 1), keys.transpose(0, 1)
+    generator = torch.Generator().manual_seed(1)
+    among = torch.rand(5, 7, generator=generator) < 0.3
+    among[:, 0] = False
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    for settings in (
+        {},
+        {"attn_mask": among},
+        {"attn_mask": torch.randn(5, 7).double()},
+        {"attn_mask": torch.randn(8, 5, 7).double()},
+        {"key_padding_mask": padding},
+        {"key_padding_mask": padding, "attn_mask": among},
+    ):
+        expected = whole(queries, keys, keys, need_weights=False, **settings)
+        answer = small(queries, keys, keys, need_weights=False, **settings)
+        torch.testing.assert_close(answer, expected)
+    one = queries[0] if "batch_first" in how else queries[:, 0]
+    causal = {"attn_mask": nn.Transformer.generate_square_subsequent_mask(5).double(), "is_causal": True}
+    for settings in ({}, causal):
+        expected = whole(one, one, one, need_weights=False, **settings)
+        torch.testing.assert_close(small(one, one, one, need_weights=False, **settings), expected)
+    with pytest.raises(ValueError, match="need_weights=False"):
+        small(one, one, one)
 
 
 def test_running_statistics_of_the_units_are_stored_and_others_stay():

@@ -54,6 +54,16 @@ def test_sparse_linear_is_linear(shape, with_bias):
     torch.testing.assert_close(of_bias, of_bias_too, **CLOSE)
 
 
+def test_a_compressed_pattern_has_the_same_indices():
+    weight, pattern = make_matrix()
+    index, inputs = pattern.index, torch.randn(3, 11)
+    expected = sparse_linear(inputs, weight.take(index), pattern)
+    again = Pattern(index, weight.shape).compress()
+    assert torch.equal(again.index, index)
+    assert torch.equal(sparse_linear(inputs, weight.take(index), again), expected)
+    assert torch.equal(again.transposed(3).parts[0].column, pattern.transposed(3).parts[0].column)
+
+
 def test_its_backward_pass_can_be_differentiated():
     weight, pattern = make_matrix()
     inputs, values = torch.randn(5, 11, requires_grad=True), weight.take(pattern.index).requires_grad_()

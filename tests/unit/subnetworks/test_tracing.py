@@ -107,7 +107,7 @@ class Reshaped(Residual):
 
 REFUSED = [
     (Residual(), (2, 4), "operation 'add': .*units"),
-    (Branching(), (2, 4), "Branching: it cannot be traced by torch.fx"),
+    (Branching(), (2, 4), "operation 'bool': what it computes depends on the values"),
     (Twice(), (2, 4), r"module 'linear' \(Linear\): it is used more than once"),
     (Unused(), (2, 4), "table.weight: no linear layer or convolution"),
     (Two(), (2, 4), "its outputs: they must be one tensor"),
@@ -126,6 +126,167 @@ REFUSED = [
 def test_unknown_modules_and_operations_are_refused_by_name(backbone, shape, message):
     with pytest.raises(ValueError, match=rf"^granularity 'channel' .*{message}"):
         trace(backbone, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Residual, "operation 'add': its effect on units is not known"),
+        (Twice, r"module 'linear' \(Linear\): it is used more than once"),
+        (Branching, "operation 'bool': what it computes depends on the values of its inputs"),
+        (Two, "its outputs: they must be one tensor"),
+    ],
+)
+def test_a_backbone_without_a_layer_for_units_is_refused_with_the_cause(kind, message):
+    with pytest.raises(ValueError, match=rf"^granularity 'unit' does not work for this backbone: {message}"):
+        trace(kind(), "unit")
+
+
+class Block(nn.Module):
+    """A residual block, an inverted residual with a gate, and a token mixer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.norm, self.back = nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1)
+        self.expand, self.depthwise = nn.Conv2d(8, 10, 1), nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.inner = nn.BatchNorm2d(10)
+        self.squeeze, self.excite = nn.Conv2d(10, 4, 1), nn.Conv2d(4, 10, 1)
+        self.project = nn.Conv2d(10, 8, 1)
+        self.norms, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, inputs):
+        stream = self.stem(inputs)
+        stream = stream + self.back(F.relu(self.norm(self.body(stream))))
+        hidden = F.hardswish(self.inner(self.depthwise(F.relu6(self.expand(stream)))))
+        gate = self.excite(F.relu(self.squeeze(hidden.mean((2, 3), keepdim=True))))
+        stream = stream + self.project(hidden * torch.sigmoid(gate))
+        tokens = stream.flatten(2).transpose(1, 2)
+        return (tokens + self.down(F.gelu(self.up(self.norms(tokens))))).mean(1)
+
+
+def test_what_residual_additions_need_stays_whole_and_the_rest_has_units():
+    graph = trace(Block(), "unit", (2, 3, 4, 4))
+    assert set(graph.whole) == {f"{name}.weight" for name in ("stem", "back", "project", "down")}
+    assert "operation 'add': its effect on units is not known" in graph.whole["back.weight"]
+    assert graph.groups == {
+        "body.weight": ["body.weight"],
+        "expand.weight": ["expand.weight", "depthwise.weight", "excite.weight"],
+        "squeeze.weight": ["squeeze.weight"],
+        "up.weight": ["up.weight"],
+    }
+    fed = {name: layer.source and layer.source.layer for name, layer in graph.layers.items()}
+    assert fed == {
+        "stem.weight": None,
+        "body.weight": None,
+        "back.weight": "body.weight",
+        "expand.weight": None,
+        "depthwise.weight": None,
+        "squeeze.weight": "depthwise.weight",
+        "excite.weight": "squeeze.weight",
+        "project.weight": "depthwise.weight",
+        "up.weight": None,
+        "down.weight": "up.weight",
+    }
+    assert graph.layers["down.weight"].source == UnitSource("up.weight", dim=2)
+    assert graph.norms == {"norm": UnitSource("body.weight"), "inner": UnitSource("depthwise.weight")}
+    assert graph.output is None
+    assert not graph.is_chain
+    assert graph.small == set(graph.layers) - {"stem.weight"}
+
+
+class Gated(nn.Module):
+    """A gate whose two layers have the same units; a shared layer; a layer that computes with its weight otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.twice, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        hidden = self.down(F.silu(self.gate(inputs)) * self.up(inputs))
+        return self.last(self.twice(torch.relu(self.twice(hidden)))) @ self.last.weight
+
+
+def test_layers_whose_outputs_multiply_share_units_and_a_shared_layer_stays_whole():
+    graph = trace(Gated(), "unit")
+    assert graph.groups == {"gate.weight": ["gate.weight", "up.weight"]}
+    assert graph.layers["down.weight"].source == UnitSource("up.weight") or graph.layers["down.weight"].source
+    for name in ("down", "twice", "last"):
+        assert f"{name}.weight" in graph.whole
+    assert "it is used more than once" in graph.whole["twice.weight"]
+
+
+class Attending(nn.Module):
+    def __init__(self, weights=False, **how):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(12, 4, batch_first=True, **how), weights
+        self.up, self.down = nn.Linear(12, 5), nn.Linear(5, 12)
+
+    def forward(self, inputs):
+        hidden = inputs + self.attention(inputs, inputs, inputs, need_weights=self.weights)[0]
+        return hidden + self.down(F.relu(self.up(hidden)))
+
+
+def test_heads_are_units_of_attention():
+    graph = trace(Attending(), "unit", (2, 5, 12))
+    inner = graph.layers["attention.in_proj_weight"]
+    assert (inner.units, inner.parts, inner.size, inner.source) == (4, 3, 3, None)
+    assert graph.layers["attention.out_proj.weight"].source == UnitSource("attention.in_proj_weight", 3)
+    assert list(graph.whole) == ["attention.out_proj.weight", "down.weight"]
+    heads = torch.tensor([False, True, False, True])
+    assert inner.rows(heads).view(3, 4, 3).all((0, 2)).tolist() == heads.tolist()
+    assert inner.by_unit(inner.rows(heads)).any(1).tolist() == inner.by_unit(inner.rows(heads)).all(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "how", [{"weights": True}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 12, "vdim": 12}, {"kdim": 6}]
+)
+def test_other_attention_stays_whole(how):
+    class Other(Attending):
+        def forward(self, inputs):
+            keys = inputs[..., : how.get("kdim", 12)]
+            hidden = inputs + self.attention(inputs, keys, inputs, need_weights=self.weights)[0]
+            return hidden + self.down(F.relu(self.up(hidden)))
+
+    if how == {"kdim": 12, "vdim": 12}:
+        assert trace(Other(**how), "unit", (2, 5, 12)).small >= {"attention.in_proj_weight"}
+        return
+    assert trace(Other(**how), "unit", (2, 5, 12)).small == {"up.weight", "down.weight"}
+
+
+class Tokens(nn.Module):
+    """Skips its mask where no token is padding, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, tokens):
+        mask, hidden = tokens != 0, self.table(tokens)
+        hidden = hidden if mask.all() else hidden * mask[..., None]
+        return hidden + self.down(F.gelu(self.up(hidden)))
+
+
+def test_code_may_branch_on_padding():
+    graph = trace_units(MultiSubnetwork(Tokens()), example=torch.ones(1, 3, dtype=torch.int64))
+    assert graph.small == {"up.weight", "down.weight"}
+
+
+class Plus(nn.Module):
+    """A layer whose outputs need another number of channels to be known."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.one, self.two, self.number = nn.Linear(4, 6), nn.Linear(6, 3), number
+
+    def forward(self, inputs):
+        return self.two((self.one(inputs) * 2 + 1).clamp(min=0) if self.number else self.one(inputs) + self.one.bias)
+
+
+def test_a_number_treats_units_alike_and_a_tensor_does_not():
+    assert not trace(Plus(True), "unit").whole
+    assert set(trace(Plus(False), "unit").whole) == {"one.weight"}
 
 
 def test_neurons_of_a_convolution_are_channels():

@@ -343,6 +343,7 @@ def test_hydra_knows_every_key_and_its_default():
         "sample": 1000,
         "allow_empty_layers": False,
         "gate": {"step": None, "maximum": 0.98, "patience": 2, "tolerance": 0.01, "until": 0.75},
+        "regrow": {"share": None, "rounds": 20, "until": 0.75, "sample": 500, "by": "gradient"},
     }
     assert CRITERIA.keys() >= {"magnitude"}
     register()

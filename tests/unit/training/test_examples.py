@@ -16,9 +16,10 @@ from msh.inference.predictor import as_examples
 from msh.runs.examples import file_of, read_examples
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.images import image_folder
-from msh.tasks.preprocessing import prepare
+from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.tables import table
 from msh.tasks.task import Task
+from msh.tasks.text import texts
 from msh.tasks.tokens import Texts
 from msh.training.examples import LARGEST, NUMBER, write_examples
 
@@ -103,6 +104,24 @@ def test_texts_are_those_of_the_data_on_a_line_each(tmp_path):
     assert examples[0]["input"] == "A Film no. 0 of words that are NEVER in the vocabulary"
     lines = (tmp_path / file_of(examples)).read_text().splitlines()
     assert lines == [example["input"] for example in examples]
+
+
+def test_texts_that_were_files_are_files_again(tmp_path):
+    for name in ("ham", "spam"):
+        (tmp_path / "mails" / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "mails" / name / f"{i}.txt").write_text(f"{name} no. {i}\n\nwith several lines\n")
+    stem = {"_target_": "msh.tasks.stems.TokenStem", "width": 4, "pooling": "mean"}
+    task = build_task("mails", texts(str(tmp_path / "mails"), vocabulary=30, length=9), stem=stem)
+    examples = written(tmp_path, task)["mails"]
+    files = [str(tmp_path / "examples" / example["file"]) for example in examples]
+    read = read_inputs([steps_from_data(steps_to_data(task.steps))], files)
+    assert (read.examples, read.names) == ([example["input"] for example in examples], files)
+    assert torch.equal(prepare(task.steps, read.examples), task.splits["test"].inputs[places(task)])
+    folder = read_inputs([task.steps], [str(tmp_path / "mails")])
+    assert len(folder.examples) == 40
+    (tmp_path / "more.jsonl").write_text('"a b"\n"c"\n')
+    assert read_inputs([task.steps], [str(tmp_path / "more.jsonl")]).examples == ["a b", "c"]
 
 
 @pytest.mark.parametrize("change", ["other cells", "fewer rows", "gone"])

@@ -9,6 +9,7 @@ from msh.training.callbacks.gate import GatedPruning
 from msh.training.callbacks.guarantee import Guarantee, GuaranteeError
 from msh.training.callbacks.progress import StageProgress
 from msh.training.callbacks.prune import IterativePruning
+from msh.training.callbacks.regrow import Regrowth
 from msh.training.callbacks.untrained import ReportUntrained
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Guarantee",
     "GuaranteeError",
     "IterativePruning",
+    "Regrowth",
     "ReportUntrained",
     "RestoreBest",
     "StageProgress",

@@ -30,6 +30,8 @@ from msh.training.module import SubnetworkModule
 log = logging.getLogger(__name__)
 RECORDS = Path("checkpoints", "guarantee")
 """Folder of a run's records, below its run folder."""
+LOGITS = 2**22
+"""Most outputs in a record of a task that answers each token: 16 MiB in float32."""
 
 
 class GuaranteeError(RuntimeError):
@@ -80,7 +82,7 @@ class Guarantee(pl.Callback):
 
     Args:
         folder: for the records, which a resumed run reads again.
-        examples: validation examples per task.
+        examples: validation examples per task; fewer where outputs for each token would make a record large.
         on_violation: "error" ends the run; "warn" logs and counts.
         batch_size: examples per batch for new records; each task's own when None. A comparison uses the record's
             batch size, as another may round differently.
@@ -191,7 +193,10 @@ class Guarantee(pl.Callback):
         return []
 
     def _outputs(self, module: SubnetworkModule, task: str, batch_size: int | None) -> Tensor:
-        inputs = module.tasks[task].splits["val"].inputs[: self.examples]  # (examples, *input shape)
+        of, most = module.tasks[task], self.examples
+        if of.per_token:
+            most = min(most, max(1, LOGITS // of.outputs_per_example))
+        inputs = of.splits["val"].inputs[:most]  # (examples, *input shape)
         batches = inputs.split(batch_size or max(1, len(inputs)))
         return torch.cat([frozen_outputs(module.network, task, batch.to(module.device)) for batch in batches])
 

@@ -1,0 +1,96 @@
+"""Row 19: steps of other architectures, with single weights and with whole units, against the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.networks import CLASSES, dense, training_step
+from benchmarks.records import Record
+from benchmarks.timing import Settings
+from msh.backbones import ResNet18
+from msh.subnetworks import WEIGHTS, Budget, MultiSubnetwork, OverlappingUnits, prune, trace_units
+from msh.subnetworks.modules import flops_share
+
+DENSITY, VOCABULARY = 0.1, 1000
+
+
+class ViT(nn.Module):
+    """A small vision transformer: 64 patches of 4 x 4, six blocks of width 192."""
+
+    input_shape, features = (3, 32, 32), 192
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 192, 4, 4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 192))
+        layer = nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 6, nn.LayerNorm(192), enable_nested_tensor=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, 3, 32, 32) to (batch, 192)."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2)  # (batch, 64, 192)
+        features: Tensor = self.blocks(tokens + self.positions).mean(1)
+        return features
+
+
+class GPT(nn.Module):
+    """A small causal transformer over 128 tokens: four blocks of width 256."""
+
+    input_shape, features, vocabulary = (128,), 256, VOCABULARY
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 256)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 4, nn.LayerNorm(256), enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(128), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, 128) to (batch, 256)."""
+        features: Tensor = self.blocks(self.table(tokens), mask=self.mask, is_causal=True)[:, -1]
+        return features
+
+
+NETWORKS: dict[str, tuple[str, int, Callable[[], nn.Module]]] = {
+    "resnet": ("narrow ResNet-18 (width 32)", 64, lambda: ResNet18((3, 32, 32), 32)),
+    "vit": ("small ViT (6 blocks of 192)", 32, ViT),
+    "gpt": ("small GPT (4 blocks of 256)", 16, GPT),
+}
+"""Short name to (name, batch size, constructor)."""
+
+
+def others(settings: Settings) -> Iterator[Record]:
+    """Measure row 19."""
+    for short, (name, batch, build) in NETWORKS.items():
+        model = dense(build(), settings.device)
+        inputs = _inputs(build(), batch, settings.device)
+        for granularity in ("weight", "unit"):
+            network, flops = _compact(build(), granularity, settings.device)
+            what = (
+                f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: {granularity}) / of the "
+                f"dense network, {name}, batch {batch}"
+            )
+            what += f"; {flops:.3f} of its FLOPs" if flops else ""
+            steps = training_step(model, inputs), training_step(network, inputs)
+            yield settings.against(f"19-{short}-{granularity}", what, *steps, settings.rounds(15))
+
+
+def _inputs(backbone: nn.Module, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Draw inputs and classes."""
+    shape = (batch, *backbone.input_shape)
+    drawn = torch.randint(0, VOCABULARY, shape) if hasattr(backbone, "vocabulary") else torch.randn(shape)
+    return drawn.to(device), torch.randint(0, CLASSES, (batch,), device=device)
+
+
+def _compact(backbone: nn.Module, granularity: str, device: str) -> tuple[MultiSubnetwork, float | None]:
+    """Build a network with a compact task, and its share of the dense FLOPs if it has whole units."""
+    network = MultiSubnetwork(backbone).to(device)
+    network.add_task("task", nn.Linear(backbone.features, CLASSES), granularity=granularity)
+    network.begin("task")
+    kind = OverlappingUnits(trace_units(network)) if granularity == "unit" else WEIGHTS
+    prune(network, "task", Budget(density=DENSITY).counts(network.sizes(), {}), granularity=kind)
+    network.compact("task")
+    return network, flops_share(network, "task") if granularity == "unit" else None
