@@ -93,10 +93,15 @@ def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None =
 
 
 class _RealNumbers(TorchFunctionMode):
-    """Keep short ranges, and numbers from Python, on the CPU: constructors compute sizes and rates with them."""
+    """Keep short ranges, and numbers from Python, on the CPU: constructors compute sizes and rates with them.
+
+    Tensors on the meta device have no values to draw: torch would load its compiler for that, 75 MB and half a second.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and args[0].is_meta:
+            return args[0]
         if func in (torch.linspace, torch.arange, torch.tensor) and kwargs.get("device") is None:
             numbers = 0 if func is torch.tensor else func(*args, **kwargs | {"device": "meta"}).numel()
             kwargs["device"] = "cpu" if numbers <= LONGEST_RANGE else None

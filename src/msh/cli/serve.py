@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -67,6 +68,8 @@ def serve(given: Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"serving {', '.join(predictor.tasks)} on http://{host}:{listening.getsockname()[1]}", flush=True)
+    gc.collect()
+    gc.freeze()  # all that is loaded by now stays: a collection of it would hold up requests for tenths of a second
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import math
@@ -546,7 +548,18 @@ def load(
             raise ValueError(f"{path}: task {name!r}: {error}") from error
         tasks[name] = TaskInfo(name, outputs.kind, outputs.names, outputs.unit, steps, outputs, computing, route)
     network = network.to(device)
-    return Predictor((network.without_rest() if lean else None) or network, tasks)
+    rest = network.without_rest() if lean else None
+    if rest is not None:
+        del network, file
+        _return_memory()
+        return Predictor(rest, tasks)
+    return Predictor(network, tasks)
+
+
+def _return_memory() -> None:
+    """Let the system have what was freed, which glibc keeps; other libraries have no such call."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _route(data: Any, head: nn.Module) -> Route | None:

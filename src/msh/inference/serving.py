@@ -27,7 +27,7 @@ from msh.inference.requests import describe_input, inputs_from_json
 from msh.tasks.outputs import TOKEN_KINDS
 
 SMALL = 2**16
-"""Bytes of a body that is read at once; other requests do not wait for a larger one, which a thread reads."""
+"""Bytes of inputs that are read at once; a thread reads more, so that other requests do not wait."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,10 @@ class Server:
             found = await self._computed(inputs, info.name)
             return {"task": info.name, "predictions": [_as_json(answer, top) for answer in found]}
         try:
-            is_slow = info.steps[0].step == "images" or len(inputs) > SMALL
-            raw = await asyncio.to_thread(self._read, info, inputs) if is_slow else self._read(info, inputs)
+            if (len(inputs) if isinstance(inputs, bytes) else sum(map(len, inputs))) > SMALL:
+                raw = await asyncio.to_thread(lambda: self.predictor.read(info.name, self._raw(info, inputs)))
+            else:
+                raw = self._raw(info, inputs)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         found = await self.batchers[info.name].answer(raw)
@@ -231,15 +233,15 @@ class Server:
         async with request.form(max_files=most, max_fields=0, max_part_size=self.limits.max_bytes) as form:
             return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
 
-    def _read(self, info: TaskInfo, inputs: Any) -> Any:
-        """Read a request's inputs, which are JSON, or the content of uploaded images.
+    def _raw(self, info: TaskInfo, inputs: Any) -> Any:
+        """Return a request's raw inputs, which are JSON, or the content of uploaded images.
 
         Raises:
             ValueError: naming what is wrong with them.
         """
         raw = inputs_from_json(info.steps, inputs) if isinstance(inputs, bytes) else inputs
         self._check_number(raw)
-        return self.predictor.read(info.name, raw)
+        return raw
 
     def _check_number(self, raw: Any) -> None:
         if not 1 <= len(raw) <= self.limits.max_inputs:
