@@ -29,6 +29,7 @@ from benchmarks.arguments import new_parser
 from benchmarks.document import DOCUMENT, replace_between, table
 from benchmarks.runs import ROOT, TRAIN
 from msh.runs.results import Results
+from msh.subnetworks import GRANULARITIES
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
-    kinds = ["weight", "block", "unit", "neuron", "channel"]
-    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=kinds)
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=GRANULARITIES)
     parser.add_argument("--pruning", nargs="+", default=["gradual"], choices=["gradual", "at_init", "regrow"])
     parser.add_argument("--density", nargs="+", default=[0.1], type=float)
     parser.add_argument("--max-epochs", type=int, default=12)
