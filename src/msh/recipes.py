@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 from torch.overrides import TorchFunctionMode
 
 from msh.errors import one_of
@@ -16,11 +17,12 @@ from msh.errors import one_of
 Recipe = dict[str, Any]
 """A constructor's dotted name under "_target_", and its arguments: the form that config blocks have.
 
-"_dtype_" is its tensors' type, a key of `DTYPES`, where this is not float32.
+"_dtype_" is its tensors' type, a key of `DTYPES`, where this is not float32; "_base_" the names of tensors that are
+frozen, with a change added: see `freeze_base`.
 """
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-KEYWORDS = ("_target_", "_dtype_")
+KEYWORDS = ("_target_", "_dtype_", "_base_")
 
 LIBRARIES = ("msh.backbones.", "msh.tasks.stems.", "torch.nn.", "torchvision.models.", "timm.", "transformers.")
 """Prefixes of the constructors that a file may name; the caller passes any others."""
@@ -132,7 +134,50 @@ def _make(recipe: Mapping[str, Any], classes: Constructors) -> nn.Module:
     if "_dtype_" in recipe:
         one_of("_dtype_", recipe["_dtype_"], DTYPES)
         module.to(DTYPES[recipe["_dtype_"]])
+    if "_base_" in recipe:
+        freeze_base(module, recipe["_base_"])
     return module
+
+
+class AddedTo(nn.Module):
+    """Add a change to a frozen tensor: a reparametrization whose original is the change.
+
+    Args:
+        base: (*shape), copied; no task owns or changes it.
+    """
+
+    def __init__(self, base: torch.Tensor) -> None:
+        super().__init__()
+        self.base = nn.Parameter(base.detach().clone(), requires_grad=False)
+
+    def forward(self, change: torch.Tensor) -> torch.Tensor:
+        """(*shape) to (*shape)."""
+        return self.base + change
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the change that gives a weight."""
+        return weight - self.base
+
+
+def freeze_base(module: nn.Module, names: Sequence[str]) -> None:
+    """Freeze tensors of a module, and add a change to each, which starts from 0 and trains in its place.
+
+    Args:
+        module: changed in place.
+        names: dotted names of parameters.
+    Raises:
+        ValueError: a tensor is tied, reparametrized already, or of a recurrent layer.
+    """
+    places = dict(module.named_parameters(remove_duplicate=False))
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        layer = module.get_submodule(path)
+        why = "is tied to another" if sum(p is places.get(name) for p in places.values()) != 1 else ""
+        why = "is reparametrized" if isinstance(layer, ParametrizationList) else why
+        why = "belongs to a recurrent layer" if isinstance(layer, nn.RNNBase) else why
+        if why:
+            raise ValueError(f"reuse=backbone cannot add changes to {name!r}, which {why}")
+        register_parametrization(layer, leaf, AddedTo(places[name]))
 
 
 def _argument(value: Any, classes: Constructors) -> Any:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any, cast, overload
@@ -63,10 +63,10 @@ class TaskInfo:
     kind: Kind
     names: tuple[str, ...]
     unit: str
-    steps: Steps
-    outputs: Outputs
-    computing: Computing
-    route: Route | None = None
+    steps: Steps = field(repr=False)
+    outputs: Outputs = field(repr=False)
+    computing: Computing = field(repr=False)
+    route: Route | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,10 @@ from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
 from msh.errors import invalid
 from msh.inference.computing import Computing
-from msh.recipes import DTYPES, Recipe, build
+from msh.recipes import DTYPES, Recipe, build, freeze_base
 from msh.subnetworks import WEIGHTS, Blocks, Granularity, MultiSubnetwork, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
+from msh.subnetworks.tensors import name_tensors
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.build import Normalize
@@ -279,6 +280,11 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
     backbone = build_backbone(config, tasks, recipe)
     if isinstance(backbone, Adapted):
         recipe = {**recipe, "features": backbone.features, "pool": backbone.pool}
+    if config.reuse == "backbone":
+        if getattr(named(config.backbone), "weights", "its own") is None:
+            log.warning("reuse=backbone reads random weights: load pretrained ones with backbone.weights")
+        recipe["_base_"] = name_tensors(backbone).prunable
+        freeze_base(backbone, recipe["_base_"])
     network = MultiSubnetwork(backbone, prunable, recipe, master_weights=master)
     if half := half_precision(weight for _, weight in network.weights()):
         log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
@@ -428,7 +434,7 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         metric = {"name": task.metric, "direction": task.direction}
         recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": metric}
         blocks = block_sizes(network, config.pruning.sides) if granularity == "block" else None
-        network.add_task(task.name, head, stem, config.reuse, granularity, recipe, blocks)
+        network.add_task(task.name, head, stem, config.reuse_of_tasks, granularity, recipe, blocks)
 
 
 def computing(config: RunConfig, task: Task) -> Computing:

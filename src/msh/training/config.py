@@ -426,9 +426,10 @@ class RunConfig:
     """Train a backbone that comes in bfloat16 or float16 in float32, and round in each forward pass; false: in its own
     type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    reuse: Reuse = "none"
+    reuse: Reuse | Literal["backbone"] = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
-    and the weights it reads count towards its budget."""
+    and the weights it reads count towards its budget. "backbone": those of no task, but all weights of the pretrained
+    backbone, which stay; a task owns a sparse change of them."""
     baseline: Annotated[list[Literal["dense", "finetune", "joint"]] | None, BeforeValidator(_listed)] = None
     """Networks to compare with, a name or a list: "dense" trains a dense network for each task; "finetune" one dense
     network, task after task; "joint" one dense network on all tasks at once."""
@@ -499,6 +500,11 @@ class RunConfig:
     def baselines(self) -> list[str]:
         """List the baselines to train, in the order of training."""
         return [name for name in BASELINES if name in (self.baseline or [])]
+
+    @property
+    def reuse_of_tasks(self) -> Reuse:
+        """Which earlier tasks' weights a task reads."""
+        return "none" if self.reuse == "backbone" else self.reuse
 
     def with_input_shape(self, shape: Sequence[int]) -> RunConfig:
         """Copy the config; where it gives the backbone no `input_shape`, fill it in."""

@@ -96,6 +96,8 @@ def determined(path: Path) -> dict[str, Any]:
         recipe = parsed(metadata, "recipe", dict[str, Any]) if "recipe" in metadata else {}
         if recipe:
             settings["trainer.precision"] = precision_of(recipe.pop("_dtype_", None))
+            if recipe.pop("_base_", None) is not None:
+                settings["reuse"] = "backbone"
             settings["backbone"] = recipe
         if "seed" in metadata:
             settings["seed"] = parsed(metadata, "seed", int)

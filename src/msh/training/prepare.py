@@ -277,7 +277,7 @@ def plan_weights(
             wanted |= plan_blocks(sizes, sum(network.sizes().values()), budgets, free, allow_empty)
         else:
             wanted |= plan_counts(sizes, budgets, free, shapes, allow_empty)
-    if stages and config.reuse == "none" and not allow_empty:
+    if stages and config.reuse_of_tasks == "none" and not allow_empty:
         _check_any_free(stages[0].tasks, wanted, free)
     return wanted
 
