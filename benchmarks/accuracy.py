@@ -1,17 +1,19 @@
-"""Compare test scores of subnetworks at 10 % density, learned in one network, with dense dedicated networks.
+"""Compare test scores and training time of subnetworks, learned in one network, with dense dedicated networks.
 
     python -m benchmarks.accuracy bundled
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR
-    python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight neuron
+    python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight unit --pruning gradual regrow
 
 Runs `train.py -m +experiment=sequential tasks=CASE baseline=dense seed=0,1,2` (finished runs are skipped, stopped ones
 resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
-Several granularities are compared with the dense networks from the first one.
+All granularities, ways of pruning and densities are combined, and compared with the dense networks that the first
+combination trains, for as many epochs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -27,6 +29,7 @@ from benchmarks.arguments import new_parser
 from benchmarks.document import DOCUMENT, replace_between, table
 from benchmarks.runs import ROOT, TRAIN
 from msh.runs.results import Results
+from msh.subnetworks import GRANULARITIES
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,38 @@ CASES = {
 }
 
 
-def learn(granularity: str, overrides: Sequence[str], folder: Path, options: argparse.Namespace) -> list[Results]:
+@dataclass(frozen=True)
+class Way:
+    """A way of making subnetworks."""
+
+    granularity: str
+    pruning: str
+    density: float
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings of a run."""
+        settings = [f"pruning={self.pruning}", f"pruning.granularity={self.granularity}"]
+        if self.pruning == "regrow" and self.granularity == "unit":
+            settings.append("pruning.regrow.by=random")
+        return [*settings, f"pruning.density={self.density}"]
+
+    def __str__(self) -> str:
+        return f"{self.granularity}-{self.pruning}-{self.density}"
+
+
+def learn(way: Way, overrides: Sequence[str], folder: Path, options: argparse.Namespace) -> list[Results]:
     """Run all seeds as a sweep in a folder; return their results."""
     command = [*TRAIN, "-m", "+experiment=sequential", f"tasks={options.case}", "logger=csv", *overrides]
     command += [f"paths.data_dir='{options.data_dir.resolve()}'", f"threads={options.threads}"]
-    command += [f"trainer.max_epochs={options.max_epochs}", f"pruning.granularity={granularity}"]
+    command += [f"trainer.max_epochs={options.max_epochs}", *way.overrides]
     command += [f"seed={','.join(map(str, options.seeds))}", f"hydra.sweep.dir='{folder}'", "skip_finished=true"]
     subprocess.run([*command, "hydra.sweep.subdir=seed-${seed}"], check=True, cwd=ROOT)
     return [Results.load(folder / f"seed-{seed}") for seed in options.seeds]
 
 
-def summarise(case: str, granularity: str, runs: Sequence[Results], beside: Sequence[Results]) -> list[dict]:
-    """Make a row per task: mean and standard deviation over seeds, dense score, target met or not."""
+def summarise(case: str, way: Way, runs: Sequence[Results], beside: Sequence[Results]) -> list[dict]:
+    """Make a row per task: mean and standard deviation over seeds, dense score, target met or not, time of dense."""
     rows = []
     for task, target in CASES[case].items():
         results = [run.tasks[task] for run in runs]
@@ -68,11 +91,13 @@ def summarise(case: str, granularity: str, runs: Sequence[Results], beside: Sequ
         mean, dense = statistics.mean(scores), statistics.mean(cast(float, run.tasks[task].dense) for run in beside)
         worse = mean - dense if results[0].direction == "min" else dense - mean
         worse = worse / dense if target.relative else worse
+        seconds = [sum(run.tasks[task].train_seconds for run in runs), sum(b.tasks[task].dense_seconds for b in beside)]
         rows.append(
             {
                 "task": task,
-                "granularity": granularity,
-                "weights": round(statistics.mean(cast(int, result.weights) for result in results)),
+                "granularity": way.granularity,
+                "pruning": way.pruning,
+                "density": way.density,
                 "metric": results[0].metric,
                 "mean": mean,
                 "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
@@ -81,6 +106,7 @@ def summarise(case: str, granularity: str, runs: Sequence[Results], beside: Sequ
                 "worse": worse,
                 "at most": target.worse_than_dense,
                 "met": worse <= target.worse_than_dense and (target.score is None or mean >= target.score),
+                "time / dense": seconds[0] / seconds[1] if seconds[1] else "",
                 "forgetting": max(abs(run.forgetting or 0.0) for run in runs),
                 "violations": sum(run.guarantee["violations"] for run in runs),
             }
@@ -95,24 +121,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
-    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=["weight", "neuron", "channel"])
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=GRANULARITIES)
+    parser.add_argument("--pruning", nargs="+", default=["gradual"], choices=["gradual", "at_init", "regrow"])
+    parser.add_argument("--density", nargs="+", default=[0.1], type=float)
     parser.add_argument("--max-epochs", type=int, default=12)
     parser.add_argument("--document", action="store_true")
     options = parser.parse_args()
     folder = options.folder.resolve() / options.case
-    runs: dict[str, list[Results]] = {}
-    for granularity in options.granularity:
-        runs[granularity] = learn(granularity, [] if runs else ["baseline=dense"], folder / granularity, options)
-    beside = runs[options.granularity[0]]
-    rows = [row for name, each in runs.items() for row in summarise(options.case, name, each, beside)]
-    title = f"{options.case}, density 0.1, {len(options.seeds)} seeds, {options.max_epochs} epochs"
+    runs: dict[Way, list[Results]] = {}
+    for way in itertools.starmap(Way, itertools.product(options.granularity, options.pruning, options.density)):
+        runs[way] = learn(way, [] if runs else ["baseline=dense"], folder / str(way), options)
+    beside = next(iter(runs.values()))
+    rows = [row for way, each in runs.items() for row in summarise(options.case, way, each, beside)]
+    title = f"{options.case}, {len(options.seeds)} seeds, {options.max_epochs} epochs"
     console_table = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:
         console_table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=160).print(console_table)
     if options.document:
-        command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --granularity {' '.join(runs)}"
-        command += f" --seeds {' '.join(map(str, options.seeds))} --max-epochs {options.max_epochs}"
+        command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --max-epochs {options.max_epochs}"
+        for name in ("granularity", "pruning", "density", "seeds"):
+            command += f" --{name} {' '.join(map(str, getattr(options, name)))}"
         text = f"`{command}`: {title}.\n\n{table(rows, list(rows[0]))}"
         replace_between(DOCUMENT, f"<!-- table: accuracy {options.case} -->", text)
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -61,6 +61,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "17": inference.all_tasks,
     "18": inference.exports,
     "19": others.others,
+    "block": structured.blocks,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }

@@ -1,4 +1,4 @@
-"""Row 11: training and inference of a subnetwork of whole units, against the dense network."""
+"""Rows 11 and block: training and inference of subnetworks of whole units or blocks, against the dense network."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings
+from msh.backbones.transformer import Block
 from msh.inference.export import sliced
-from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
+from msh.subnetworks import Blocks, Budget, MultiSubnetwork, Units, plan_blocks, plan_units, prune, trace_units
 
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))
 SHORT = dict(zip(BACKBONES, ("fc", "conv"), strict=True))
 DENSITY, BATCH = 0.1, 32
+TOKENS, WIDTH = 32, 512
+ENCODER = f"transformer block of width {WIDTH} with {4 * WIDTH} hidden units, {TOKENS} tokens"
 
 
 def structured(settings: Settings) -> Iterator[Record]:
@@ -68,6 +71,59 @@ def _of_units(settings: Settings, name: str) -> MultiSubnetwork:
     network.begin("task")
     units = Units(trace_units(network))
     prune(network, "task", plan_units(units.graph, {"task": Budget(density=DENSITY)})["task"], granularity=units)
+    network.compact("task")
+    return network
+
+
+def blocks(settings: Settings) -> Iterator[Record]:
+    """Measure the rows of blocks: training steps, and the frozen task's forward pass."""
+    rounds, what = settings.rounds(40), f"of a subnetwork of {DENSITY:.0%} of the weights (granularity: block)"
+    for batch in settings.cases((32, 128, 512), (128,)):
+        data, network = drawn(SHAPES[FC], batch, settings.device), _of_blocks(settings, BACKBONES[FC]())
+        steps = training_step(dense(BACKBONES[FC](), settings.device), data), training_step(network, data)
+        named = f"training step {what} / of the dense network, {FC}, batch {batch}"
+        yield settings.against(f"block-fc-step{batch}", named, *steps, rounds if batch < 512 else rounds // 2)
+    network, model = _of_blocks(settings, BACKBONES[FC]()), dense(BACKBONES[FC](), settings.device).eval()
+    network.freeze("task")
+    module = network.eval().module("task")
+    for batch in settings.cases((1, 32, 512), (32,)):
+        inputs, _ = drawn(SHAPES[FC], batch, settings.device)
+        named = f"forward {what}, frozen / of the dense network, {FC}, batch {batch}"
+        with torch.no_grad():
+            compute = partial(model, inputs), partial(module, inputs)
+            yield settings.against(f"block-fc-frozen{batch}", named, *compute, rounds, 4)
+    batch, data = 128, drawn((TOKENS, WIDTH), 128, settings.device)
+    steps = training_step(dense(Encoder(), settings.device), data), training_step(_of_blocks(settings, Encoder()), data)
+    named = f"training step {what} / of the dense network, {ENCODER}, batch {batch}"
+    yield settings.against(f"block-transformer-step{batch}", named, *steps, settings.rounds(10))
+
+
+class Encoder(nn.Module):
+    """A block of a transformer, and the mean over the tokens."""
+
+    input_shape, features = (TOKENS, WIDTH), WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(WIDTH, heads=8, hidden=4 * WIDTH, dropout=0.1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, tokens, width) to (batch, width)."""
+        seen = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        features: Tensor = self.block(inputs, seen).mean(1)
+        return features
+
+
+def _of_blocks(settings: Settings, backbone: nn.Module) -> MultiSubnetwork:
+    """Build a network with a compact task of blocks."""
+    network = MultiSubnetwork(backbone).to(settings.device)
+    blocks = Blocks.of(network)
+    head = nn.Linear(network.backbone.features, CLASSES)
+    network.add_task("task", head, granularity="block", blocks=blocks.sizes)
+    network.begin("task")
+    sizes = network.sizes()
+    wanted = plan_blocks(blocks.counts(sizes), sum(sizes.values()), {"task": Budget(density=DENSITY)})
+    prune(network, "task", wanted["task"], granularity=blocks)
     network.compact("task")
     return network
 

@@ -27,6 +27,8 @@ TARGETS: dict[str, float] = {
     "11-conv-step128": 0.30,
     "11-fc-frozen32": 0.25,
     "11-conv-frozen32": 0.30,
+    "block-fc-step128": 0.35,
+    "block-transformer-step128": 0.50,
     "12-import": 0.10,
     "12-unused": 0,
     **{f"13-{size}": 1.10 for size in ("10M", "100M")},

@@ -11,6 +11,7 @@ from running import SMALL, here, run
 from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
 from msh.files.state_file import open_safetensors, read_state
+from msh.subnetworks.blocks import is_in_blocks
 from msh.training.run import Run
 
 TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
@@ -141,6 +142,24 @@ def test_a_plan_by_gradients_for_whole_units_is_followed(tmp_path):
         rows = owned["layers.3.weight"].any(1)
         assert 0 < int(rows.sum()) < 32
         assert torch.equal(owned["layers.3.weight"].sum(1)[rows].unique(), owned["layers.1.weight"].any(1).sum()[None])
+
+
+def test_a_plan_of_blocks_is_followed(tmp_path):
+    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning.granularity=block", "pruning.density=0.25"]
+    here(plan.main, *COMMON, *how, "pruning.block_size=4", "-o", "plan", cwd=tmp_path)
+    planned = read_plan(tmp_path / "plan").state
+    for task in ("wine", "iris"):
+        alone = ["plan=plan", f"task={task}", f"hydra.run.dir={task}"]
+        here(train.main, *COMMON, *how, "pruning.block_size=4", *alone, cwd=tmp_path)
+    here(app.main, "merge", "plan", "wine", "iris", "-o", "merged", cwd=tmp_path)
+    merged = read_state(tmp_path / "merged", "network").state
+    for task in ("wine", "iris"):
+        assert merged.task(task).blocks == planned.task(task).blocks == {f"layers.{n}.weight": (4, 4) for n in (1, 3)}
+        for name, mask in planned.owned(task).items():
+            assert torch.equal(merged.owned(task)[name], mask)
+            assert is_in_blocks(mask, (4, 4))
+    with pytest.raises(SystemExit):
+        here(train.main, *COMMON, *how, "pruning.block_size=8", "plan=plan", "task=iris", cwd=tmp_path)
 
 
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):

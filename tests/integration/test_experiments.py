@@ -17,6 +17,7 @@ import msh
 from messages import says
 from msh.files.state_file import read_state
 from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork
+from msh.subnetworks.blocks import is_in_blocks
 from msh.training.config import register
 from msh.training.evaluation import evaluate, load_run
 from msh.training.shared import SharedNetwork
@@ -426,6 +427,67 @@ def test_tasks_share_units_where_there_are_too_few(pruning, learned):
     rows = owners["layers.1.weight"]
     assert ((rows == 1).any(1) & (rows == 2).any(1)).any()
     assert results["guarantee"]["violations"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruning=gradual", "pruning.criterion=gradient"],
+        ["pruning=at_init", "pruning.criterion=weight_gradient"],
+        ["pruning=lottery", "pruning.rewind=0", "pruning.criterion=random"],
+        ["pruning=learned", "reuse=learned"],
+        ["pruning=gradual", "reuse=all"],
+    ],
+)
+def test_tasks_of_blocks_have_exactly_their_budgets(settings, learned):
+    results, folder = learned("pruning.granularity=block", "pruning.density=0.3", *settings)
+    state = read_state(folder / "network.safetensors", "network").state
+    sizes = {"layers.1.weight": (2, 1), "layers.3.weight": (2, 2)}
+    for task, row in results["tasks"].items():
+        assert state.task(task).blocks == sizes
+        used = {name: mask | state.read_mask(task, name) for name, mask in state.owned(task).items()}
+        used = used if "reuse=learned" in settings else state.owned(task)
+        assert all(is_in_blocks(used[name], size) for name, size in sizes.items())
+        assert [int(used[name].sum()) for name in sizes] == [2 * round(0.3 * 16 * 13), 4 * round(0.3 * 16 * 16)]
+        assert row["weights"] == int(sum(mask.sum() for mask in state.owned(task).values()))
+
+
+def test_tasks_of_a_stage_divide_the_blocks(train_here):
+    settings = ["pruning.granularity=block", "pruning.density=0.5", "pruning.block_size=4", "curriculum=[[wine,iris]]"]
+    folder, _ = train_here(*QUICK, *settings)
+    state = read_state(folder / "network.safetensors", "network").state
+    for task in ("wine", "iris"):
+        owned = state.owned(task)
+        assert all(is_in_blocks(mask, (4, 4)) for mask in owned.values())
+        assert owned["layers.3.weight"].any(0).all()
+        assert owned["layers.3.weight"].any(1).all()
+        assert int(owned["layers.3.weight"].sum()) == 16 * 32
+    assert state.total().free == 0
+
+
+def test_a_gate_prunes_blocks_below_their_budget(learned):
+    gated = ["pruning=gated", "trainer.max_epochs=6", "pruning.gate.tolerance=1.0"]
+    results, folder = learned("pruning.granularity=block", "pruning.density=0.3", "pruning.block_size=[4,8]", *gated)
+    state = read_state(folder / "network.safetensors", "network").state
+    for task, row in results["tasks"].items():
+        owned = state.owned(task)["layers.3.weight"]
+        assert is_in_blocks(owned, (4, 8))
+        assert 0 < int(owned.sum()) < 32 * round(0.3 * 8 * 4)
+        assert row["density"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pruning.density=0.6"], "task 'iris' wants 125 blocks of layer .*, but only 83 of its 208 are free"),
+        (["pruning.block_size=16"], says("density", ">= 0.2501", 0.1)),
+        (["pruning.scope=erk"], says("pruning.scope", value="erk")),
+    ],
+)
+def test_settings_that_blocks_cannot_meet_are_refused_before_training(overrides, message, train_here, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        train_here(*QUICK, "pruning.granularity=block", *overrides)
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.parametrize(

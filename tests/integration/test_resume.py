@@ -94,10 +94,16 @@ def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_pa
     assert logged[0] == logged[1]
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_stopped_task_of_whole_units_ends_like_an_undisturbed_one(overlap, train_here, tmp_path, monkeypatch):
-    settings = ["+experiment=sequential", "tasks=[wine]", "pruning.granularity=unit", "pruning.density=0.2"]
-    settings += [f"pruning.overlap={overlap}"]
+@pytest.mark.parametrize(
+    "granularity",
+    [
+        ["pruning.granularity=unit", "pruning.overlap=false"],
+        ["pruning.granularity=unit", "pruning.overlap=true"],
+        ["pruning.granularity=block", "pruning.block_size=[32,32]", "++backbone.width=512"],
+    ],
+)
+def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tmp_path, monkeypatch):
+    settings = ["+experiment=sequential", "tasks=[wine]", "pruning.density=0.2", *granularity]
     settings += ["backbone.norm=true", "checkpoint.min_seconds=0", "trainer.max_epochs=6", "logger=csv"]
     whole, _ = train_here(*settings, folder="whole")
     compact = tmp_path / "run" / "checkpoints" / "stage-000-train"

@@ -46,7 +46,8 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
             sources are read; where these differ, the files' suffixes choose between them.
         sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
             or Excel files. Texts: a text per line, or per file where training read files; JSON Lines of texts; or a
-            file of a table with `column`. Arrays: NPY files of examples, or JSONL files of lists.
+            file of a table with `column`; with a class per word, JSONL files of lists of words too. Arrays: NPY files
+            of examples, or JSONL files of lists.
         column: texts: the column with the texts, in a table.
     Raises:
         FileNotFoundError: a source does not exist, or a folder has no image.
@@ -69,6 +70,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
         "tokenize": lambda file: _texts(file, column, True in per_file),
         "next_tokens": lambda file: _texts(file, column, False),
+        "tagged_words": lambda file: _words(file, column),
         "arrays": _array,
     }
     one_of("the task's first step", kind, readers)
@@ -180,6 +182,14 @@ def _texts(file: str, column: str | None, per_file: bool) -> list[str | None]:
         return [value for _, value in _lines(file)]
     text = _text_of(file)
     return [line for line in ([text] if per_file else text.splitlines()) if line.strip()]
+
+
+def _words(file: str, column: str | None) -> list[Any]:
+    """Read a text per line, or JSON: a text or a list of words, alone or in an object."""
+    if not file.endswith(JSON):
+        return _texts(file, column, False)
+    rows = [value for _, value in _lines(file)]
+    return [row.get(column or "tokens") if isinstance(row, dict) else row for row in rows]
 
 
 def _array(file: str) -> Any:

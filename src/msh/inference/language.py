@@ -1,9 +1,10 @@
-"""Read and write texts with a language model: the loss of a text's tokens, and tokens that follow a prompt."""
+"""Answer the tokens of texts: their loss, the classes of words, and the tokens that follow a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from msh.errors import Problems, at_least, invalid
 from msh.subnetworks.tensors import widened
-from msh.tasks.outputs import IGNORED
+from msh.tasks.outputs import IGNORED, Outputs
 from msh.tasks.seeds import derive_seed
 from msh.tasks.tokens import unknown_of
-from msh.tasks.windows import NextTokens, Windows
+from msh.tasks.windows import NextTokens, Windowed, Windows
 
 
 def text_losses(module: nn.Module, windows: Windows, batch_size: int, device: torch.device) -> Tensor:
@@ -33,6 +34,37 @@ def text_losses(module: nn.Module, windows: Windows, batch_size: int, device: to
         sums.append(losses.double().view_as(targets).sum(1))  # (batch,)
     counts = (windows.targets != IGNORED).sum(1).double()  # (windows,)
     return windows.sums(torch.cat(sums)) / windows.sums(counts)
+
+
+def word_logits(module: nn.Module, windows: Windows, batch_size: int, device: torch.device) -> Tensor:
+    """Compute the head's outputs at the first token of each word, text after text: float (words, outputs).
+
+    Args:
+        module, windows, batch_size, device: as in `text_losses`.
+    """
+    pairs = zip(windows.tokens.split(batch_size), windows.targets.split(batch_size), strict=True)
+    return torch.cat([widened(module(tokens.to(device))).cpu()[targets != IGNORED] for tokens, targets in pairs])
+
+
+def token_answers(
+    module: nn.Module, outputs: Outputs, step: Windowed, texts: Sequence[Any], batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Answer texts: (raw, numbers), as `Predictions` has them.
+
+    Args:
+        module: tokens (batch, length) to logits (batch, length, outputs).
+        outputs: the task's.
+        step: the task's.
+        texts: at least one, each with a window.
+        batch_size: windows per batch.
+        device: the module's.
+    """
+    windows = step.windows(texts)
+    if outputs.kind == "lm":
+        losses = text_losses(module, windows, batch_size, device)[:, None]
+        return losses, losses.exp()
+    logits = word_logits(module, windows, batch_size, device)
+    return logits, outputs.values(logits)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,19 @@ class Prediction:
 
     Attributes:
         label: classification: the most probable class; multilabel: the labels whose probability is at least .5;
-            regression and lm: None.
+            regression and lm: None; token classification: the most probable class of each word.
         probabilities: class or label to its probability; {} where there are values.
         values: a regression's values by name, in the target's unit; a language model's "perplexity" of the text; else
             {}.
         task: the task that answered.
+        words: token classification: the text's words, whose classes `label` has; else ().
     """
 
     label: str | tuple[str, ...] | None
     probabilities: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     task: str = ""
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,8 @@ class Predictions:
         numbers: probabilities of the classes or labels, or values in the target's unit, float (inputs, outputs).
         indices: position of each answered input among those that were passed in.
         errors: position of each skipped input to the reason.
+        words: token classification: the words of each answered input; `raw` and `numbers` are then (words, outputs),
+            input after input.
     """
 
     task: str
@@ -54,6 +58,7 @@ class Predictions:
     numbers: Tensor
     indices: tuple[int, ...]
     errors: dict[int, str] = field(default_factory=dict)
+    words: tuple[tuple[str, ...], ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -67,7 +72,7 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """Probabilities of the classes or labels, float (inputs, outputs).
+        """Probabilities of the classes or labels, float (inputs, outputs); token classification: (words, outputs).
 
         Raises:
             ValueError: the task is a regression or a language model.
@@ -95,6 +100,8 @@ class Predictions:
     def top(self, k: int) -> list[list[tuple[str, float]]]:
         """Return each input's k most probable classes or labels with their probabilities, in falling order.
 
+        Token classification: each word's.
+
         Raises:
             ValueError: k < 1, or the task has values.
         """
@@ -106,9 +113,14 @@ class Predictions:
     def to_rows(self, top: int = 1) -> list[dict[str, Any]]:
         """Return a flat dictionary per input: "label" and "probability" ("label_2", ... up to `top`), or values.
 
-        Multilabel tasks have a column per label, with its probability. The input's position is "index".
+        Multilabel tasks have a column per label, with its probability. Token classification has "text" and "label", the
+        words and their classes, parted by white space. The input's position is "index".
         """
-        if self.outputs.kind != "classification":
+        if self.outputs.kind == "token_classification":
+            rows: list[dict[str, Any]] = [
+                {"text": " ".join(one.words), "label": " ".join(one.label or ())} for one in self
+            ]
+        elif self.outputs.kind != "classification":
             columns = [(name, self.numbers[:, i].tolist()) for i, name in enumerate(self.names)]
             rows = [{name: values[i] for name, values in columns} for i in range(len(self))]
         else:
@@ -138,11 +150,18 @@ class Predictions:
     def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
         """Return the answer to an input, or to several."""
         if isinstance(index, slice):
-            return [*self._answers(self.numbers[[*range(*index.indices(len(self)))]])]
+            return [self[i] for i in range(*index.indices(len(self)))] if self.words else self._some(index)
+        if self.words:
+            start = sum(map(len, self.words[: range(len(self))[index]]))
+            best = self.numbers[start : start + len(self.words[index])].argmax(1).tolist()
+            return Prediction(tuple(map(self.outputs.label, best)), task=self.task, words=self.words[index])
         return next(self._answers(self.numbers[index][None]))
 
+    def _some(self, index: slice) -> list[Prediction]:
+        return [*self._answers(self.numbers[[*range(*index.indices(len(self)))]])]
+
     def __iter__(self) -> Iterator[Prediction]:
-        return self._answers(self.numbers)
+        return (self[i] for i in range(len(self))) if self.words else self._answers(self.numbers)
 
     def _answers(self, numbers: Tensor) -> Iterator[Prediction]:
         """Build the answers with these numbers, (answers, outputs)."""

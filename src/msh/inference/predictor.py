@@ -23,7 +23,7 @@ from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
 from msh.inference.export import is_sliceable, sliced
 from msh.inference.hub import source_file
-from msh.inference.language import Sampling, continued, text_losses
+from msh.inference.language import Sampling, continued, token_answers
 from msh.inference.predictions import AnyPredictions, Predictions, RoutedPredictions
 from msh.inference.rebuilding import network_of
 from msh.inference.router import Route, form_of, may_read, route_from_data
@@ -34,7 +34,7 @@ from msh.subnetworks.views import FrozenTasks
 from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps
-from msh.tasks.windows import NextTokens, Windowed
+from msh.tasks.windows import NextTokens, TaggedWords, Windowed
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Answers:
         indices: position of each answered input among all.
         errors: position of each other input to the reason.
         number: of all inputs.
+        words: as in `Predictions`.
     """
 
     info: TaskInfo
@@ -90,11 +91,12 @@ class Answers:
     indices: tuple[int, ...]
     errors: dict[int, str]
     number: int
+    words: tuple[tuple[str, ...], ...] = ()
 
     def predictions(self) -> Predictions:
         """Convert to the task's predictions."""
         info, raw, numbers = self.info, self.raw.clone(), self.numbers.clone()
-        return Predictions(info.name, info.outputs, raw, numbers, self.indices, dict(self.errors))
+        return Predictions(info.name, info.outputs, raw, numbers, self.indices, dict(self.errors), self.words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,12 +439,14 @@ class Predictor:
                 indices.append(row)
         if errors and strict is not None:
             raise _refused(info.name, errors, strict or None)
-        raw = torch.empty(0, 1, dtype=torch.float64)
+        raw = numbers = torch.empty(0, info.outputs.answers)
         with info.computing.applied(self._device):
             if good:
                 size = batch_size or info.computing.batch_size
-                raw = text_losses(self._modules.module(info.name), step.windows(good), size, self._device)[:, None]
-            return Answers(info, raw, raw.exp(), None, tuple(indices), errors, len(examples))
+                module = self._modules.module(info.name)
+                raw, numbers = token_answers(module, info.outputs, step, good, size, self._device)
+        words = tuple(map(step.words, good)) if isinstance(step, TaggedWords) else ()
+        return Answers(info, raw, numbers, None, tuple(indices), errors, len(examples), words)
 
     def generate(
         self,

@@ -35,6 +35,7 @@ KINDS: dict[str, Any] = {
     "table": dict[str, str | int | float | bool | None],
     "tokenize": str,
     "next_tokens": str,
+    "tagged_words": str | list[str],
     "arrays": list[Any],
 }
 """First step of a task to the type of one input in JSON."""
@@ -111,6 +112,8 @@ def example_input(steps: Steps) -> Any:
         return "a text to classify"
     if first.step == "next_tokens":
         return "a text to read on"
+    if first.step == "tagged_words":
+        return ["a", "text", "in", "words"]
     return np.zeros(first.shape, dtype=first.dtype).tolist()
 
 
@@ -137,6 +140,8 @@ def describe_input(steps: Steps) -> dict[str, Any]:
         facts: dict[str, Any] = {"json": "an object with a value per column", "columns": columns}
     elif first.step == "images":
         facts = {"json": 'an object {"image": BASE64}, or a file in a multipart upload', "shape": list(first.shape)}
+    elif first.step == "tagged_words":
+        facts = {"json": "a list of words, or a string, which is parted at white space"}
     elif first.step in ("tokenize", "next_tokens"):
         facts = {"json": "a string"}
     else:

@@ -243,7 +243,7 @@ def right_tasks(scores: Scores, centers: Sequence[float], scales: Sequence[float
 # ---- forms of input
 
 Form = tuple[Any, ...]
-TEXTS = ("tokenize", "next_tokens")
+TEXTS = ("tokenize", "next_tokens", "tagged_words")
 """First steps that read texts."""
 
 

@@ -155,9 +155,10 @@ class Server:
         Raises:
             HTTPException: the request is refused.
         """
-        if top is not None and info.outputs.has_values:
+        if top is not None and (info.outputs.has_values or info.kind in TOKEN_KINDS):
+            what = "values" if info.outputs.has_values else "a label for each word"
             raise HTTPException(
-                422, f"top: task {info.name!r} is a {info.outputs.called}: it has values, not probabilities"
+                422, f"top: task {info.name!r} is a {info.outputs.called}: it has {what}, not probabilities"
             )
         inputs = await self._inputs([info], request)
         if info.kind in TOKEN_KINDS:  # a text may have several windows: requests are not batched together
@@ -277,6 +278,8 @@ def _check_finite(found: AnyPredictions) -> None:
 def _as_json(answer: Prediction, top: int | None) -> dict[str, Any]:
     if answer.values:
         return {"values": answer.values}
+    if answer.words:
+        return {"words": answer.words, "labels": answer.label}
     if top is None:
         return {"label": answer.label, "probabilities": answer.probabilities}
     falling = sorted(answer.probabilities.items(), key=lambda item: -item[1])

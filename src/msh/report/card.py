@@ -20,6 +20,7 @@ PIPELINES = {
     ("table", "regression"): "tabular-regression",
     ("tokenize", "classification"): "text-classification",
     ("next_tokens", "lm"): "text-generation",
+    ("tagged_words", "token_classification"): "token-classification",
 }
 """(First step of the preprocessing, kind of task) to the hub's name for such a task."""
 SHOWN_CLASSES = 12

@@ -17,6 +17,7 @@ from msh.report.pages import Page, Section, write_page
 from msh.runs.tables import Column, Table
 from msh.tasks import Task
 from msh.tasks.image_step import ReadImages
+from msh.tasks.outputs import IGNORED
 from msh.tasks.steps import Quantiles, Scale, Tokenize
 from msh.tasks.table_plan import describe
 from msh.tasks.table_step import ReadTable
@@ -55,10 +56,12 @@ def classes_of(task: Task) -> Table[Any] | None:
         return None
     counts = {}
     for name, split in task.splits.items():
-        classes = split.targets.bincount(minlength=task.outputs)
-        counts[name] = (classes if task.kind == "classification" else split.targets.sum(0)).long().tolist()
+        if task.kind == "multilabel":
+            counts[name] = split.targets.sum(0).long().tolist()
+        else:
+            counts[name] = split.targets[split.targets != IGNORED].bincount(minlength=task.outputs).tolist()
     names = task.names or tuple(map(str, range(task.outputs)))
-    columns = [Column[Any]("class" if task.kind == "classification" else "label", itemgetter(0), words=True)]
+    columns = [Column[Any]("label" if task.kind == "multilabel" else "class", itemgetter(0), words=True)]
     columns += [Column(name, itemgetter(place), ",") for place, name in enumerate(counts, start=1)]
     return Table("Classes", columns, list(zip(names, *counts.values(), strict=True)))
 
@@ -126,7 +129,11 @@ def samples_of(task: Task, examples: int, letters: int = SHOWN_LETTERS) -> Table
     raw = split.raw[:examples]
     if isinstance(step := task.steps[0], Tokenize | Windowed):
         rows = [
-            (_target(task, target), _cut(text, letters), _listed(step.names(tokens), letters // 5, " "))
+            (
+                _target(task, target),
+                _cut(text if isinstance(text, str) else " ".join(text), letters),
+                _listed(step.names(tokens), letters // 5, " "),
+            )
             for text, tokens, target in zip(raw, split.inputs[:examples], split.targets, strict=False)
         ]
         names = ("class" if task.kind == "classification" else "target", "text", "tokens")
@@ -223,5 +230,7 @@ def _target(task: Task, target: Tensor) -> str:
         return ", ".join(f"{value:g}" for value in target.tolist())
     if task.kind == "lm":
         return f"{task.count(target)} next tokens"
+    if task.kind == "token_classification":
+        return _listed([task.names[number] for number in target[target != IGNORED].tolist()], SHOWN_FEATURES, " ")
     names = task.names or tuple(map(str, range(task.outputs)))
     return ", ".join(name for name, holds in zip(names, target.tolist(), strict=True) if holds)

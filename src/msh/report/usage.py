@@ -38,7 +38,7 @@ class Usage:
 
     @property
     def reads(self) -> str:
-        """Name of the first step: "images", "table", "tokenize", "next_tokens" or "arrays"."""
+        """Name of the first step: "images", "table", "tokenize", "next_tokens", "tagged_words" or "arrays"."""
         return self.steps[0].step
 
     @property

@@ -46,6 +46,7 @@ class TaskResult:
         weights_private: how many values its stem, head, biases and normalisation have.
         flops: of its backbone's forward pass, as a share of the dense backbone's; None for tasks of single weights.
         dense: test score from a dense network for this task alone, or None.
+        dense_seconds: wall seconds in the fit of that network.
         finetune: test score after the last task, from one dense network that learned task after task, or None.
         joint: test score from one dense network that learned all tasks at once, or None.
         train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
@@ -70,6 +71,7 @@ class TaskResult:
     finetune: float | None = None
     joint: float | None = None
     train_seconds: float = 0.0
+    dense_seconds: float = 0.0
     evaluated: bool = True
 
 

@@ -10,9 +10,10 @@ from msh.subnetworks.allocation import (
     top_k_mask,
     top_k_masks,
 )
+from msh.subnetworks.blocks import plan_blocks
 from msh.subnetworks.criteria import CRITERIA, Criterion
 from msh.subnetworks.empty import check_layers, empty_layers
-from msh.subnetworks.granularity import WEIGHTS, Granularity, OverlappingUnits, Units, Weights
+from msh.subnetworks.granularity import WEIGHTS, Blocks, Granularity, OverlappingUnits, Units, Weights
 from msh.subnetworks.learned import ScoreStart, let_scores_choose, start_scores
 from msh.subnetworks.network import MultiSubnetwork, Reuse
 from msh.subnetworks.planning import check_free, least_budget, plan_counts
@@ -43,6 +44,7 @@ __all__ = [
     "SCHEDULES",
     "WEIGHTS",
     "Allocation",
+    "Blocks",
     "Budget",
     "Capacity",
     "CapacityError",
@@ -74,6 +76,7 @@ __all__ = [
     "least_budget",
     "let_scores_choose",
     "loss_gradients",
+    "plan_blocks",
     "plan_counts",
     "plan_units",
     "prune",

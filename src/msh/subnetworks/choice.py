@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose_at_most
+from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.subnetwork import Subnetwork
 
 
@@ -24,5 +24,5 @@ def update_choice(sub: Subnetwork, candidates: Callable[[str], Mapping[str, Tens
     with torch.inference_mode(False), torch.no_grad():  # the choice outlives an inference pass
         held = candidates(sub.task)
         # the training loop reports a loss that is not finite: raise no error about scores here
-        for name, mask in choose_at_most(dict(sub.scores.items()), sub.kept, held).items():
+        for name, mask in choose_held(sub.blocks, dict(sub.scores.items()), sub.kept, held).items():
             sub.chosen.set(name, (mask | ~held[name]).to(sub.scores[name].dtype), persistent=False)

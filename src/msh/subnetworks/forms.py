@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from msh.compat import version_of
+from msh.subnetworks.block_products import BlockPattern, may_be_in_blocks
+from msh.subnetworks.blocks import BlockSize, is_in_blocks
 from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
@@ -37,9 +39,22 @@ def prepare(
     else:
         sub.index.set(name, flat_index(held), persistent=False)
     plain = base.dim() == 0 and name not in sub.scores and sub.values[name].dtype == dtype
-    if plain and may_be_sparse(held.shape, sub.values[name], int(held.sum())):
-        index = sub.index[name] if name in sub.index else flat_index(held)
-        sub.patterns[name] = Pattern(index, held.shape)
+    if plain and (pattern := pattern_of(held, sub.values[name], sub.blocks.get(name))):
+        sub.patterns[name] = pattern
+
+
+def pattern_of(held: Tensor, values: Tensor, size: BlockSize | None) -> Pattern | None:
+    """Find the form in which a weight costs less than as a dense one, in blocks or in CSR; None if there is none.
+
+    Args:
+        held: bool (*shape), where it is not 0.
+        values: for type and device.
+        size: rows and columns of its blocks, if it has any.
+    """
+    kept = int(held.sum())
+    if size is not None and may_be_in_blocks(held.shape, values, kept, size) and is_in_blocks(held, size):
+        return BlockPattern(held, flat_index(held), size)
+    return Pattern(flat_index(held), held.shape) if may_be_sparse(held.shape, values, kept) else None
 
 
 def flat_index(held: Tensor) -> Tensor:
@@ -142,19 +157,25 @@ def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
     return start.index_copy(0, sub.index[name], sub.values[name].to(start.dtype)).view(like.shape)
 
 
-def shown_form(weight: Tensor, owned: Tensor, dense: Tensor | None = None) -> SparseForm | None:
+def shown_form(
+    weight: Tensor, owned: Tensor, size: BlockSize | None = None, dense: Tensor | None = None
+) -> SparseForm | None:
     """Rebuild the sparse form in which a task that reads no other was trained, where it may be sparse.
 
     Args:
         weight: (*shape), the network's or the task's.
         owned: bool (*shape), the frozen task's own weights.
+        size: rows and columns of its blocks, if it has any.
         dense: (*shape), the task's weight; None: it is made from the values where it is needed.
     """
-    if not may_be_sparse(weight.shape, weight, int(owned.sum())):
+    pattern = pattern_of(owned, weight, size)
+    if pattern is None:
         return None
-    pattern = Pattern(flat_index(owned), weight.shape)
     values = weight.take(pattern.index)
-    pattern.compress()
+    if isinstance(pattern, BlockPattern):
+        pattern.fix(values)
+    else:
+        pattern.compress()
 
     def scattered() -> Tensor:
         made = values.new_zeros(owned_shape)

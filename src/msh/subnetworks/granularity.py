@@ -1,15 +1,17 @@
-"""Granularity: prune single weights, or whole units of linear layers and convolutions, which tasks may share."""
+"""Granularity: prune single weights, blocks of them, or whole units of layers, which tasks may share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from msh.subnetworks.allocation import FREE, choose
+from msh.subnetworks.blocks import BlockSize, block_sizes, choose_blocks, expanded, grid, mean_scores, whole
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
@@ -17,11 +19,14 @@ from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores, units_in_use
 
 Masks = Mapping[str, Tensor]
-"""Tensor name to bool: (*shape) for weights, (units,) for units."""
+"""Tensor name to bool: (*shape) for weights, (block rows, block columns) for blocks, (units,) for units."""
 
 
 class Granularity(Protocol):
     """Elements that are scored, counted and kept as one."""
+
+    def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """Count each tensor's elements, given the number of its weights that tasks can own."""
 
     def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the elements that a masked task may still keep or read: tensor name to bool (elements)."""
@@ -39,7 +44,7 @@ class Granularity(Protocol):
         """Mark the elements of the weights that a compact task owns: the reverse of `weights`."""
 
     def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
-        """Mark the elements that a compact task may own: those that it owns, and free ones."""
+        """Mark the elements that a compact task may give up or take: its own and free ones, all of one size."""
 
     def fresh(self, before: Tensor, after: Tensor) -> Tensor:
         """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
@@ -56,6 +61,10 @@ class Granularity(Protocol):
 
 class Weights:
     """Prune single weights."""
+
+    def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """Return the numbers: elements are weights."""
+        return dict(weights)
 
     def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the weights that a masked task may still keep or read."""
@@ -101,6 +110,67 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Blocks(Weights):
+    """Prune blocks of matrices and convolutions, and single weights of other tensors.
+
+    Attributes:
+        sizes: tensor name to its block size; without those that are pruned by single weights.
+        shapes: tensor name to its shape.
+    """
+
+    sizes: Mapping[str, BlockSize]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, network: MultiSubnetwork, block_size: BlockSize | None = None) -> Blocks:
+        """Choose the blocks of a network's tensors: see `block_sizes`."""
+        shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
+        return cls(block_sizes(network, block_size), shapes)
+
+    def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """Count each tensor's blocks, or its weights where these are pruned alone."""
+        return {
+            n: prod(grid(shape, self.sizes[n])) if n in self.sizes else weights[n] for n, shape in self.shapes.items()
+        }
+
+    def whole(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the blocks whose weights are all in a mask."""
+        return whole(self.sizes, masks)
+
+    def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the blocks of which a masked task may still keep or read every weight."""
+        return self.whole(network.held(task))
+
+    def scores(self, scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """Average the scores of each block's weights: see `mean_scores`."""
+        return mean_scores(self.sizes, scores)
+
+    def owned(self, masks: Masks) -> dict[str, Tensor]:
+        """Mark the blocks whose weights are all in a mask."""
+        return self.whole(masks)
+
+    def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
+        """Mark the task's and the free blocks, except smaller ones at the edges."""
+        blocks = self.whole(super().replaceable(network, task))
+        for name, (rows, columns) in self.sizes.items():
+            blocks[name][self.shapes[name][0] // rows :] = False
+            blocks[name][:, self.shapes[name][1] // columns :] = False
+        return blocks
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select blocks with high scores that cover each tensor's rows and columns of blocks: see `choose_covering`."""
+        return choose_blocks(self.sizes, scores, kept, candidates)
+
+    def weights(self, masks: Masks) -> dict[str, Tensor]:
+        """Expand selected blocks to their weights."""
+        return expanded(self.sizes, masks, self.shapes)
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Mark the blocks whose weights tasks own already: others can only read them."""
+        return self.whole({name: ~free for name, free in network.free().items()})
+
+
+@dataclass(frozen=True)
 class Units:
     """Prune whole units.
 
@@ -109,6 +179,10 @@ class Units:
     """
 
     graph: UnitGraph
+
+    def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
+        """Count each tensor's units."""
+        return {name: layer.units for name, layer in self.graph.layers.items()}
 
     def candidates(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the units that a masked task may still keep: see `candidate_units`."""

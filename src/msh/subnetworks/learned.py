@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.errors import one_of
-from msh.subnetworks.allocation import choose_at_most
+from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.pruning import own_share
 from msh.subnetworks.tensors import widened
@@ -77,7 +77,7 @@ def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, in
         raise ValueError(f"task {task!r} has no scores: call start_scores first")
     network.settle(task)
     held, own = network.held(task), network.masks(task)
-    for name, chosen in choose_at_most(dict(sub.scores.items()), kept, held).items():
+    for name, chosen in choose_held(sub.blocks, dict(sub.scores.items()), kept, held).items():
         values, mine = sub.values[name], chosen & own[name]
         norm, now = (widened(values[mask]).norm() for mask in (own[name], mine))
         if rescale and now > 0:

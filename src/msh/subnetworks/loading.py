@@ -45,7 +45,7 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
         sub.drop_training_state()
         sub.reading.clear()
         sub.owner, sub.reads, sub.phase, sub.kept = entry.owner, entry.reads, entry.phase, dict(entry.kept)
-        sub.granularity, sub.recipe = entry.granularity, entry.recipe or sub.recipe
+        sub.granularity, sub.blocks, sub.recipe = entry.granularity, entry.blocks, entry.recipe or sub.recipe
         if sub.phase == "frozen":
             sub.make_untrainable()
         for name in network.names.transient:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors
@@ -83,7 +84,8 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     own = {path: _own_parameters(module, path, names) for path, module in backbone.named_modules()}
     shapes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
     network = MultiSubnetwork(backbone, prunable)
-    sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable)}, ""
+    blocks = {name for name, size in block_sizes(network).items() if size != (1, 1)}
+    sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable), "block": blocks}, ""
     try:
         graphs["unit"] = trace_units(network).small
     except ValueError as error:

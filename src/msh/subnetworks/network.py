@@ -199,6 +199,7 @@ class MultiSubnetwork(Movable):
         reuse: Reuse = "none",
         granularity: str = "weight",
         recipe: Mapping[str, Any] | None = None,
+        blocks: Mapping[str, tuple[int, int]] | None = None,
     ) -> Subnetwork:
         """Add a task, with no weights yet.
 
@@ -210,6 +211,7 @@ class MultiSubnetwork(Movable):
                 they are candidates like its own, and pruning selects among both.
             granularity: pruned as one: see `GRANULARITIES`.
             recipe: how to rebuild head and stem, and other facts about the task for its files.
+            blocks: with granularity "block", `Blocks.sizes`: the task's layers compute in these blocks.
         Raises:
             ValueError: the name is taken or not allowed, or reuse is unknown.
         """
@@ -227,7 +229,7 @@ class MultiSubnetwork(Movable):
         for name in self.names.prunable:
             self.owners.set(name, wide_enough(self.owners[name], owner))
         sub = Subnetwork(task, owner, frozen if reuse != "none" else (), head, stem)
-        sub.granularity, sub.recipe = granularity, dict(recipe or {})
+        sub.granularity, sub.blocks, sub.recipe = granularity, dict(blocks or {}), dict(recipe or {})
         for name in self.names.parameters:
             sub.private.set(name, nn.Parameter(self._master(self.backbone.get_buffer(name).detach().clone())))
         for name in self.names.buffers:
@@ -493,12 +495,12 @@ class MultiSubnetwork(Movable):
                     weights[name], size = (values, None), size + values.nbytes
                     continue
                 if lean and owned and all(map(is_linear_weight, places[name])):
-                    form = shown_form(state.weights[name], owned[name])
+                    form = shown_form(state.weights[name], owned[name], sub.blocks.get(name))
                     if form is not None:
                         weights[name], size = (None, form), size + 2 * form.sparse().nbytes  # and a column each
                         continue
                 dense = only_at(owned[name], state.weights[name]) if owned else state.weight(sub.task, name)
-                weights[name] = dense, shown_form(dense, owned[name], dense) if owned else None
+                weights[name] = dense, shown_form(dense, owned[name], sub.blocks.get(name), dense) if owned else None
                 size += dense.nbytes
             return frozen_network(self, sub, weights, small), size
 

@@ -61,9 +61,9 @@ def choose_regrown(
         growth = granularity.scores({name: g.abs() for name, g in gradients.items()}, granularity.weights(open_to))
     elements = {}
     for name, mask in owned.items():
-        count = int(mask.sum())
-        replaced = int(share * count)
-        kept = top_k_mask(strength[name], count - replaced, mask)
+        loose = mask & open_to[name]
+        replaced = min(int(share * int(mask.sum())), int(loose.sum()))
+        kept = mask & ~loose | top_k_mask(strength[name], int(loose.sum()) - replaced, loose)
         wish = growth[name] if growth is not None else torch.rand(mask.shape, generator=generator).to(mask.device)
         elements[name] = kept | top_k_mask(wish, replaced, open_to[name] & ~kept)
     return granularity.weights(elements)

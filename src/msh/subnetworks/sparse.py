@@ -141,6 +141,20 @@ class Pattern:
         self._index = None
         return self
 
+    def suits(self, inputs: Tensor) -> bool:
+        """Return True if the sparse product costs less than the dense one for these inputs (*batch, columns)."""
+        rows = inputs.numel() // self.shape[1]
+        return (
+            0 < 4 * rows * self.shape[0] <= CACHED
+            and inputs.dtype == torch.float32
+            and inputs.is_cpu
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def linear(self, inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Apply a linear layer with these values: see `sparse_linear`."""
+        return sparse_linear(inputs, values, self, bias)
+
     def matrix(self, batch: int) -> Blocks:
         """Divide the matrix into blocks for products with (batch, columns) transposed."""
         return self._blocks(False, batch)
@@ -211,16 +225,6 @@ class SparseForm:
     def __init__(self, pattern: Pattern, sparse: Callable[[], Tensor], dense: Callable[[], Tensor]) -> None:
         self.pattern, self.sparse, self.dense = pattern, _once(sparse), _once(dense)
 
-    def suits(self, inputs: Tensor) -> bool:
-        """Return True if the sparse product costs less than the dense one for these inputs (*batch, columns)."""
-        rows = inputs.numel() // self.pattern.shape[1]
-        return (
-            0 < 4 * rows * self.pattern.shape[0] <= CACHED
-            and inputs.dtype == torch.float32
-            and inputs.is_cpu
-            and not torch.is_autocast_enabled("cpu")
-        )
-
 
 def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Cache a tensor, once with gradients and once without: a reentrant checkpoint first computes without."""
@@ -247,8 +251,8 @@ class SparseLinear(nn.Linear):
         """(*batch, columns) to (*batch, rows)."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             form = self.form
-            if isinstance(form, SparseForm) and _is_eager(input) and form.suits(input):
-                return sparse_linear(input, form.sparse(), form.pattern, self.bias)
+            if isinstance(form, SparseForm) and _is_eager(input) and form.pattern.suits(input):
+                return form.pattern.linear(input, form.sparse(), self.bias)
         return F.linear(input, self.weight, self.bias)
 
 
@@ -310,7 +314,7 @@ class _SparseLinear(torch.autograd.Function):
         of_inputs, of_values, of_bias, _ = ctx.needs_input_grad
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
-            return *_dense_backward(inputs, values, ctx.pattern, gradient), bias, None
+            return *dense_backward(inputs, values, ctx.pattern, gradient), bias, None
         batch = len(gradient)
         back = ctx.pattern.transposed(batch).times(values, gradient) if of_inputs else None
         if back is not None:  # with the inputs' memory layout
@@ -330,7 +334,8 @@ def _transposed(matrix: Tensor) -> Tensor:
     return image[0, :, :, 0].t()
 
 
-def _dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of inputs and values from the outputs' (batch, rows), such that they can be derived."""
     weight = values.new_zeros(pattern.shape).view(-1).index_copy(0, pattern.index, values).view(pattern.shape)
     return gradient @ weight, (gradient.t() @ inputs).take(pattern.index)
 

@@ -18,7 +18,8 @@ from typing_extensions import TypedDict
 from msh.checked import parsed
 from msh.errors import invalid, one_of
 from msh.recipes import Recipe
-from msh.subnetworks.allocation import FREE, choose_at_most
+from msh.subnetworks.allocation import FREE
+from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.initial import give_back, norm_of
 from msh.subnetworks.tensors import (
     bag_key,
@@ -76,6 +77,7 @@ class TaskState:
         kept: while scores choose, tensor name (or "" for all) to its number of selected weights.
         norms: while planned, tensor name to the Euclidean norm its weights will start with.
         granularity: pruned as one: see `GRANULARITIES`.
+        blocks: with granularity "block", name of each tensor that is pruned in blocks, to rows and columns of a block.
         recipe: how to rebuild "stem" and "head", and the task's "preprocessing" and "outputs", where known.
         digest: `NetworkState.digest` in the network that the task was copied from, if it was.
     """
@@ -92,6 +94,7 @@ class TaskState:
     kept: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     granularity: str = "weight"
+    blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=dict)
     digest: str | None = None
 
@@ -283,7 +286,7 @@ class NetworkState:
 
     def _chosen(self, entry: TaskState) -> Masks:
         held = self.held(entry.name)
-        return {n: mask | ~held[n] for n, mask in choose_at_most(entry.scores, entry.kept, held).items()}
+        return {n: mask | ~held[n] for n, mask in choose_held(entry.blocks, entry.scores, entry.kept, held).items()}
 
     def private(self, task: str) -> dict[str, Tensor]:
         """List a task's tensors except its weights, unchanged buffers included: private, then stem, then head."""
@@ -330,7 +333,7 @@ class NetworkState:
         tasks = {}
         for e in self.tasks.values():
             norms = {name: float(norm_of(w, self.owners[name] == e.owner)) for name, w in self.weights.items()}
-            blank = TaskState(e.name, e.owner, "planned", granularity=e.granularity, recipe=e.recipe)
+            blank = TaskState(e.name, e.owner, "planned", granularity=e.granularity, blocks=e.blocks, recipe=e.recipe)
             tasks[e.name] = replace(blank, norms=norms)
         empty = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         return replace(self, weights=empty, tasks=tasks, active=None)
@@ -464,10 +467,10 @@ class NetworkState:
 
     def describe(self) -> str:
         """Write the tasks, without their tensors, as JSON, so that reading it runs no code."""
-        usual = vars(TaskState("", 1))
+        usual, seldom = vars(TaskState("", 1)), ("granularity", "blocks", "recipe", "norms", "digest")
         rows = [
             {"task": e.name, "owner": e.owner, "reads": e.reads, "phase": e.phase, "kept": e.kept}
-            | {key: vars(e)[key] for key in ("granularity", "recipe", "norms", "digest") if vars(e)[key] != usual[key]}
+            | {key: vars(e)[key] for key in seldom if vars(e)[key] != usual[key]}
             for e in self.tasks.values()
         ]
         return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
@@ -516,6 +519,10 @@ class NetworkState:
         check_task_name(entry.name)
         if unknown := [key for key in entry.private if key.partition(".")[0] not in PARTS]:
             raise ValueError(f"task {entry.name!r} has a tensor {unknown[0]!r} of no known kind")
+        for name, sides in entry.blocks.items():
+            shape = self.owners[name].shape if name in self.owners else ()
+            if len(shape) < 2 or any(side > length for side, length in zip(sides, shape, strict=False)):
+                raise ValueError(f"task {entry.name!r} has blocks of {sides} in {name!r}, of shape {tuple(shape)}")
         for name, packed in entry.reading.items():
             size = self.owners[name].numel() if name in self.owners else -1
             if packed.shape != (-(-size // 8),) or packed.dtype != torch.uint8:
@@ -535,6 +542,10 @@ def count_ids(owners: Tensor) -> dict[int, int]:
 # ---- reading descriptions
 
 
+Side = Annotated[int, Field(ge=1)]
+"""Rows or columns of a block."""
+
+
 class Row(TypedDict):
     """A task in a description."""
 
@@ -544,6 +555,7 @@ class Row(TypedDict):
     phase: Phase
     kept: NotRequired[dict[str, int]]
     granularity: NotRequired[str]
+    blocks: NotRequired[dict[str, tuple[Side, Side]]]
     recipe: NotRequired[dict[str, Any]]
     norms: NotRequired[dict[str, float]]
     digest: NotRequired[str | None]

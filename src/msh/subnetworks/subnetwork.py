@@ -23,7 +23,7 @@ class Subnetwork(nn.Module):
         task: the task's name.
         owner: its id in the owner maps.
         reads: earlier tasks whose weights it reads.
-        granularity, recipe: as in `TaskState`.
+        granularity, blocks, recipe: as in `TaskState`.
         reading: uint8, (bytes,), the weights it reads of these tasks at a bit each; empty where it reads all.
         phase: see above.
         stem: from the task's input to the backbone's, or identity.
@@ -49,6 +49,7 @@ class Subnetwork(nn.Module):
         self.task, self.owner, self.reads = task, owner, reads
         self.phase: Phase = "new"
         self.granularity = "weight"
+        self.blocks: dict[str, tuple[int, int]] = {}
         self.recipe: dict[str, Any] = {}
         self.stem = stem if stem is not None else nn.Identity()
         self.head = head if head is not None else nn.Identity()
@@ -128,6 +129,7 @@ class Subnetwork(nn.Module):
             scores={name: tensor.detach() for name, tensor in self.scores.items()},
             kept=self.kept,
             granularity=self.granularity,
+            blocks=self.blocks,
             recipe=self.recipe,
         )
 

@@ -17,12 +17,12 @@ from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.checks import check_fraction, check_image_shape
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
-from msh.tasks.outputs import TOKEN_KINDS, Kind
+from msh.tasks.outputs import IGNORED, TOKEN_KINDS, Kind
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, RawInputs, Split, SplitName, Task
 from msh.tasks.tokens import Texts, TokenCounts, WindowCounts, count_tokens, unknown_of
-from msh.tasks.windows import NextTokens, Windowed, Windows
+from msh.tasks.windows import NextTokens, TaggedWords, Windowed, Windows
 
 log = logging.getLogger(__name__)
 
@@ -115,16 +115,22 @@ def _problems_of(split: Split, data: RawData) -> Iterator[str]:
             yield f"{count} {part} are NaN or infinite"
     if data.kind == "lm":  # its targets are tokens, which come later
         return
-    if data.kind != "classification":
+    targets = split.targets
+    if data.kind == "token_classification":
+        targets = targets[targets != IGNORED]
+        if not len(targets):
+            yield "no word has a class"
+            return
+    elif data.kind != "classification":
         if split.targets.shape[1:] != (data.outputs,):
             yield f"targets have shape {tuple(split.targets.shape)}, not (examples, {data.outputs})"
         return
-    low, high = int(split.targets.min()), int(split.targets.max())
+    low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= data.outputs:
         beyond = high if high >= data.outputs else low
         yield f"targets hold the class {beyond}, but the head has {data.outputs} classes: 0 to {data.outputs - 1}"
     if split is data.train and low == high:
-        yield f"all {len(split)} targets are of the class {low}; needs at least 2 classes"
+        yield f"all {len(targets)} targets are of the class {low}; needs at least 2 classes"
 
 
 def _count_not_finite(values: Tensor) -> int:
@@ -294,7 +300,8 @@ def _in_windows(
 ) -> tuple[dict[SplitName, Split], Steps, WindowCounts]:
     """Cut texts into windows with the training split's tokenizer; log how many there are, and how much is unknown."""
     rows = {part: cast(Tensor, split.inputs) for part, split in splits.items()}
-    step = NextTokens(texts.tokenizer(rows["train"], kind).to_str(), texts.length, texts.padding)
+    made = NextTokens if kind == "lm" else TaggedWords
+    step = made(texts.tokenizer(rows["train"], kind).to_str(), texts.length, texts.padding)
     cut, unknown = {}, unknown_of(step.tokenizer)
     with Problems(f"task {name!r}: ") as problems:
         for part, own in rows.items():
@@ -307,10 +314,14 @@ def _in_windows(
     number, strange = int((tokens != step.padding).sum()), 0 if unknown is None else int((tokens == unknown).sum())
     counts = WindowCounts(sum(map(len, rows.values())), len(tokens), step.length, number, strange)
     _report_counts(name, counts)
-    found = {
-        part: Split(windows.tokens, windows.targets, RawInputs(texts.take, rows[part][windows.texts]))
-        for part, windows in cut.items()
-    }
+    found = {}
+    for part, windows in cut.items():
+        targets = windows.targets
+        if kind == "token_classification":  # from the numbers of words to their classes
+            classes = splits[part].targets[windows.texts].gather(1, targets.clamp(min=0))
+            targets = torch.where(targets == IGNORED, IGNORED, classes)
+        split = Split(windows.tokens, targets, RawInputs(texts.take, rows[part][windows.texts]))
+        found[part] = split.take((targets != IGNORED).any(1).nonzero().flatten())
     return found, (step,), counts
 
 

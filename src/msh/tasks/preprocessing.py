@@ -15,7 +15,7 @@ from torch import Tensor
 from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Resize, Rotate, Scale, Step, Steps, Tokenize
 from msh.tasks.table_step import ReadTable
-from msh.tasks.windows import NextTokens
+from msh.tasks.windows import NextTokens, TaggedWords
 
 AnyStep = (
     ReadArrays
@@ -23,6 +23,7 @@ AnyStep = (
     | ReadTable
     | Tokenize
     | NextTokens
+    | TaggedWords
     | Permute
     | Rotate
     | RepeatChannels

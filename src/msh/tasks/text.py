@@ -74,7 +74,7 @@ def texts(
         problems.check(one_of, "source.empty", empty, ("error", "drop"))
         problems.check(check_test_fraction, test_fraction, test_path is not None)
         by = problems.check(SplitBy.parse, split, {"test_path": test_path, "val_path": val_path})
-        file = problems.check(_tokenizer, tokenizer, vocabulary, length, unicode)
+        file = problems.check(checked_tokenizer, tokenizer, vocabulary, length, unicode)
         problems.check(_check_kind, kind, unit, threshold, vocabulary)
     written = {text} | ({label} if kind == "classification" and threshold is None else set())
     written |= set() if by is None or by.by == "time" else {by.name}
@@ -90,7 +90,7 @@ def texts(
     tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
     found = kind if targets is None else targets.kind
     rows = split_rows(tables["train"], values[0], found, by, test_fraction, None, test_path is not None)
-    splits = _chosen(dict(zip(tables, _splits(values), strict=True)), rows)
+    splits = splits_of(dict(zip(tables, values, strict=True)), rows)
     cells = _texts_of_splits(splits, tables, text)
     files = Path(path).expanduser().is_dir()
     train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
@@ -116,7 +116,7 @@ csv_text = texts
 """The name of earlier releases."""
 
 
-def _tokenizer(path: str | None, vocabulary: int | None, length: int, unicode: str) -> TokenizerFile | None:
+def checked_tokenizer(path: str | None, vocabulary: int | None, length: int, unicode: str) -> TokenizerFile | None:
     """Read the tokenizer, and check the settings of `Texts`, before any text is read."""
     file = None if path is None else read_tokenizer(path)
     check_tokens(vocabulary, length, file, unicode)
@@ -146,6 +146,16 @@ def _labelled(
         pairs = [problems.check(targets.read, t, "source.label") for t in whole.values() if targets is not None]
     read = [pair for pair in pairs if pair is not None]
     return dict(zip(whole, [table for table, _ in read], strict=True)), [values for _, values in read], targets
+
+
+def splits_of(targets: Mapping[str, Tensor], rows: Rows) -> dict[str, Split]:
+    """Build the splits of texts from those of files.
+
+    Args:
+        targets: of each file, in the order of its texts; "train" is split, others are whole splits.
+        rows: of the training file in each split.
+    """
+    return _chosen(dict(zip(targets, _splits(list(targets.values())), strict=True)), rows)
 
 
 def _chosen(wholes: Mapping[str, Split], rows: Rows) -> dict[str, Split]:
@@ -231,7 +241,7 @@ def hugging_face(
         ValueError: the library is not installed, the data set cannot be loaded, a field is missing, a text is empty, or
             a class is in the test split only.
     """
-    file = _tokenizer(tokenizer, vocabulary, length, unicode)
+    file = checked_tokenizer(tokenizer, vocabulary, length, unicode)
     parts = _load_parts(name, config, (train, test), root, revision)
     fields = [field for field in parts[0].column_names if field in parts[1].column_names]
     with Problems() as problems:

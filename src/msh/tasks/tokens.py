@@ -145,7 +145,7 @@ class Texts:
     """Texts that become tokens once the training split is known.
 
     Attributes:
-        texts: not empty.
+        texts: not empty; tuples of words, where each word has a class.
         vocabulary: number of token ids: padding, unknown, and the training split's most frequent words. None: 10,000,
             or the tokenizer file's, beside which it cannot be set.
         length: tokens per text; longer texts are cut, shorter ones padded. Where each token has an answer: tokens per
@@ -157,7 +157,7 @@ class Texts:
         ValueError: a setting is invalid.
     """
 
-    texts: list[str]
+    texts: list[Any]
     vocabulary: int | None
     length: int
     file: TokenizerFile | None = None
@@ -220,7 +220,7 @@ class Texts:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         special = ["[PAD]", "[UNK]", *marks]
         trainer = trainers.WordLevelTrainer(vocab_size=self.ids, special_tokens=special, show_progress=False)
-        tokenizer.train_from_iterator(self.take(rows), trainer)
+        tokenizer.train_from_iterator([t if isinstance(t, str) else " ".join(t) for t in self.take(rows)], trainer)
         if marks:
             begin, end = marks
             ids = [(mark, tokenizer.token_to_id(mark)) for mark in marks]
@@ -228,7 +228,7 @@ class Texts:
             tokenizer.decoder = decoders.WordPiece()  # no white space before punctuation
         return tokenizer
 
-    def take(self, rows: Tensor) -> list[str]:
+    def take(self, rows: Tensor) -> list[Any]:
         """Return the texts at these indices, int64 (examples,)."""
         return [self.texts[row] for row in rows.tolist()]
 

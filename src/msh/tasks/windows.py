@@ -16,6 +16,7 @@ from torch import Tensor
 from msh.errors import invalid
 from msh.tasks.outputs import IGNORED
 from msh.tasks.steps import CONFIG, Dtype, is_text
+from msh.tasks.tokens import unknown_of
 
 
 @plain_dataclass(frozen=True)
@@ -104,6 +105,15 @@ class Windowed(ABC):
         return [self.built.id_to_token(token) for token in tokens.tolist() if token != self.padding]
 
     @cached_property
+    def marks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids that the tokenizer puts before and after each text."""
+        encoded = self.built.encode("a")
+        special = encoded.special_tokens_mask
+        first = special.index(0) if 0 in special else len(special)
+        last = len(special) - special[::-1].index(0) if 0 in special else len(special)
+        return tuple(encoded.ids[:first]), tuple(encoded.ids[last:])
+
+    @cached_property
     def built(self) -> Any:
         """The `tokenizers.Tokenizer`."""
         from tokenizers import Tokenizer  # slow to import, and only texts need it
@@ -143,14 +153,51 @@ class NextTokens(Windowed):
         ids: list[int] = self.built.encode(text, add_special_tokens=marks).ids
         return ids
 
+
+@dataclass(frozen=True, config=CONFIG)
+class TaggedWords(Windowed):
+    """Windows in which the first token of each word is asked for the word's class.
+
+    A text is a list of words, or a string, whose words are parted by white space. A window has as many whole words as
+    fit between the tokenizer's marks; the next word begins the next window. Of a word that is longer than a window,
+    the first tokens are read. `Windows.targets` holds the numbers of the words in their text.
+    """
+
+    step: Literal["tagged_words"] = "tagged_words"
+    least: ClassVar[str] = "at least one word"
+
+    def words(self, text: Any) -> tuple[str, ...]:
+        """Return the words of a text.
+
+        Raises:
+            ValueError: it is neither a text nor a list of words.
+        """
+        found = text.split() if isinstance(text, str) else text
+        if not isinstance(found, list | tuple) or not all(is_text(word) and word.strip() for word in found):
+            raise invalid("inputs", "texts, or lists of words", text)
+        return tuple(found)
+
+    def _of_one(self, text: Any) -> tuple[Tensor, Tensor]:
+        begin, end = self.marks
+        room = self.length - len(begin) - len(end)
+        rows: list[tuple[list[int], list[int]]] = []
+        for number, word in enumerate(self.words(text)):
+            ids = self.built.encode([word], is_pretokenized=True, add_special_tokens=False).ids[:room]
+            ids = ids or [self._unknown]
+            if not rows or len(rows[-1][0]) + len(ids) > room:
+                rows.append(([], []))
+            rows[-1][0].extend(ids)
+            rows[-1][1].extend([number, *[IGNORED] * (len(ids) - 1)])
+        tokens = [_filled([*begin, *ids, *end], self.length, self.padding) for ids, _ in rows]
+        targets = [_filled([*[IGNORED] * len(begin), *numbers], self.length, IGNORED) for _, numbers in rows]
+        empty = torch.empty(0, self.length, dtype=torch.int64)
+        return torch.cat([empty, *tokens]), torch.cat([empty, *targets])
+
     @cached_property
-    def marks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids that the tokenizer puts before and after each text."""
-        encoded = self.built.encode("a")
-        special = encoded.special_tokens_mask
-        first = special.index(0) if 0 in special else len(special)
-        last = len(special) - special[::-1].index(0) if 0 in special else len(special)
-        return tuple(encoded.ids[:first]), tuple(encoded.ids[last:])
+    def _unknown(self) -> int:
+        """The token of words that have none, such as invisible characters."""
+        found = unknown_of(self.tokenizer)
+        return self.padding if found is None else found
 
 
 def _filled(values: Sequence[int], length: int, filler: int) -> Tensor:

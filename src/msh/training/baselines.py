@@ -72,7 +72,7 @@ class Baselines:
                 network = build_network(self.config, self.tasks)
                 life.begin(network, self.tasks[task], self.config, fresh=False)
                 module = SubnetworkModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
-                self._fit_alone(module, "dense", task, Freeze())
+                self.results.tasks[task].dense_seconds += self._fit_alone(module, "dense", task, Freeze())
                 self.results.tasks[task].dense = self._evaluate(module, "dense", [task])[task]
                 self._save()
 
@@ -130,20 +130,21 @@ class Baselines:
             add_task(network, task, self.config)
         return SharedModule(network, self.tasks, instantiate(self.config.optimizer), self.config.seed)
 
-    def _fit_alone(self, module: TaskModule, kind: str, task: str, last: pl.Callback) -> None:
-        """Train a task for the epochs and steps that its subnetwork gets in its stage."""
+    def _fit_alone(self, module: TaskModule, kind: str, task: str, last: pl.Callback) -> float:
+        """Train a task for the epochs and steps that its subnetwork gets in its stage; return the seconds."""
         stage = self.stage_of[task]
         batches = batches_per_epoch([self.tasks[name] for name in stage.tasks], stage.uneven)
         fit = Fit(f"{kind} {task}", f"{kind}-{task}", stage.max_epochs, prunes=False, last=True, batches=batches)
-        self._fit(module, fit, [task], last)
+        return self._fit(module, fit, [task], last)
 
-    def _fit(self, module: TaskModule, fit: Fit, tasks: Sequence[str], last: pl.Callback) -> None:
+    def _fit(self, module: TaskModule, fit: Fit, tasks: Sequence[str], last: pl.Callback) -> float:
         if isinstance(module, SharedModule):
             module.network.train_only(tasks)
         checkpoints = self.folder / "checkpoints" / fit.key
-        run_fit(module, fit, tasks, self.config, self.folder, checkpoints, [last], [])
+        seconds = run_fit(module, fit, tasks, self.config, self.folder, checkpoints, [last], [])
         if self.writes:
             shutil.rmtree(checkpoints, ignore_errors=True)
+        return seconds
 
     def _evaluate(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
         scores = evaluate_tasks(module, tasks, "test", self.config, self.folder)

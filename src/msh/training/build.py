@@ -20,7 +20,8 @@ from msh.backbones.named import GIVEN, named
 from msh.errors import invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build
-from msh.subnetworks import WEIGHTS, Granularity, MultiSubnetwork, Units, trace_units
+from msh.subnetworks import WEIGHTS, Blocks, Granularity, MultiSubnetwork, Units, trace_units
+from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.build import Normalize
@@ -313,7 +314,7 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
 
 
 def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularity:
-    """Build the granularity that the config names; for whole units, trace the backbone.
+    """Build the granularity that the config names: choose blocks, or for whole units trace the backbone.
 
     Raises:
         ValueError: whole units do not work with the backbone or another setting.
@@ -321,6 +322,8 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
     granularity = config.pruning.granularity
     if granularity == "weight":
         return WEIGHTS
+    if granularity == "block":
+        return Blocks.of(network, config.pruning.sides)
     if config.reuse != "none":
         raise invalid(
             "reuse",
@@ -424,7 +427,8 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         granularity = config.pruning.granularity
         metric = {"name": task.metric, "direction": task.direction}
         recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": metric}
-        network.add_task(task.name, head, stem, config.reuse, granularity, recipe)
+        blocks = block_sizes(network, config.pruning.sides) if granularity == "block" else None
+        network.add_task(task.name, head, stem, config.reuse, granularity, recipe, blocks)
 
 
 def computing(config: RunConfig, task: Task) -> Computing:

@@ -53,6 +53,12 @@ Density = Annotated[
 ]
 Weights = Annotated[Annotated[Count, Tag("<one>")] | Annotated[dict[str, Count], Tag("<each>")], Discriminator(_form)]
 Layers = Annotated[Annotated[Integer, Tag("<one>")] | Annotated[list[str], Tag("<each>")], Discriminator(_form)]
+Sides = Annotated[
+    Annotated[Count, Tag("<one>")]
+    | Annotated[list[Count], bounded("[rows, columns]", lambda sides: len(sides) == 2), Tag("<each>")],
+    Discriminator(_form),
+]
+"""Rows and columns of a block, or a number for both."""
 Names = Annotated[list[str], BeforeValidator(_listed)]
 
 
@@ -160,9 +166,13 @@ class PruningConfig:
     """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
     granularity: GranularityName = "weight"
-    """"weight": single weights; "unit": whole units of linear layers and channels of convolutions. Whole units make a
+    """"weight": single weights; "block": blocks of neighbouring rows and columns, which large linear layers compute at
+    their own cost; "unit": whole units of linear layers and channels of convolutions. Whole units make a
     subnetwork a smaller dense network, which trains and predicts at its own cost; see `overlap`. "neuron" (linear
     layers alone) and "channel" are those of earlier releases, computed at the whole network's cost."""
+    block_size: Sides | None = None
+    """With granularity "block", rows and columns of a block, [rows, columns] or one number for both; null: chosen for
+    each layer by its size."""
     overlap: Flag | None = None
     """With granularity "unit", may tasks own different weights of one unit? false: a unit belongs to one task, a budget
     is met from below, and units run out before weights do. true: a task owns exactly its budget among the free weights
@@ -196,6 +206,12 @@ class PruningConfig:
     """With a share, a task that is pruned at initialisation replaces its weakest weights by free ones in training."""
 
     @property
+    def sides(self) -> tuple[int, int] | None:
+        """Rows and columns of a block, if they are set."""
+        size = self.block_size
+        return (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
+
+    @property
     def is_gated(self) -> bool:
         """True where tasks are pruned below their budgets."""
         return self.gate.step is not None
@@ -216,6 +232,8 @@ class PruningConfig:
         if self.granularity != "weight" and self.scope != "tensor":
             whole = f"'tensor' with pruning.granularity = {self.granularity!r}"
             yield str(invalid("pruning.scope", whole, self.scope))
+        if self.granularity != "block" and self.block_size is not None:
+            yield str(invalid("pruning.block_size", "null unless pruning.granularity is 'block'", self.block_size))
         if self.granularity != "unit" and self.overlap is not None:
             yield str(invalid("pruning.overlap", "null unless pruning.granularity is 'unit'", self.overlap))
         yield from self._regrowth_problems()
@@ -225,8 +243,8 @@ class PruningConfig:
             ("pruning.criterion = 'learned'", CRITERIA[self.criterion].learned),
             ("pruning.gate.step", self.is_gated),
         ):
-            if applies and self.granularity != "weight":
-                yield str(invalid("pruning.granularity", f"'weight' with {name}", self.granularity))
+            if applies and self.granularity not in ("weight", "block"):
+                yield str(invalid("pruning.granularity", f"'weight' or 'block' with {name}", self.granularity))
             if applies and self.rewind is not None:
                 yield str(invalid("pruning.rewind", f"null with {name}", self.rewind))
         if CRITERIA[self.criterion].learned and self.begin == self.end:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msh.files.atomic import write_bytes, write_text
 from msh.inference.computing import Computing
-from msh.inference.language import text_losses
+from msh.inference.language import token_answers
 from msh.inference.predictions import Predictions
 from msh.runs.examples import FOLDER, INDEX, Example
 from msh.runs.words import quantity
@@ -26,7 +26,7 @@ from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare
 from msh.tasks.steps import ReadArrays, Tokenize
 from msh.tasks.table_step import ReadTable
-from msh.tasks.windows import NextTokens
+from msh.tasks.windows import TaggedWords, Windowed
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LARGEST = 96
 MOST_NUMBERS = 4096
 """Most numbers of an array."""
 MOST_LETTERS = 1000
-"""Letters of a text, with a language model, whose texts may be books."""
+"""Letters of a text, where each token has an answer: such texts may be books."""
 
 
 def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, tuple[Task, Computing]]) -> None:
@@ -54,8 +54,8 @@ def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, t
         rows = torch.linspace(0, len(split) - 1, min(NUMBER, len(split))).round().long().unique()
         chosen = split.take(rows)
         device = next(iter(network.weights()))[1].device
-        if task.kind == "lm":
-            index[name] = _written(folder / FOLDER, network.module(name), task, rows, computing, device)
+        if task.per_token:
+            index[name] = _of_texts(folder / FOLDER, network.module(name), task, rows, computing, device)
             continue
         with computing.applied(device):
             raw = network.module(name)(chosen.inputs[:].to(device)).cpu()
@@ -75,23 +75,31 @@ def write_examples(folder: Path, network: MultiSubnetwork, tasks: Mapping[str, t
     write_text(folder / FOLDER / INDEX, json.dumps(index, indent=1) + "\n")
 
 
-def _written(
+def _of_texts(
     folder: Path, module: nn.Module, task: Task, rows: Tensor, computing: Computing, device: torch.device
 ) -> list[Example]:
-    """Write texts of a language model's test windows, a text per line; return them with their perplexity."""
-    split, step = task.splits["test"], cast(NextTokens, task.steps[0])
+    """Write the texts of a task's test windows, a text per line; return them with the answers to them."""
+    split, step = task.splits["test"], cast(Windowed, task.steps[0])
     assert split.raw is not None
-    texts = [" ".join(text.split())[:MOST_LETTERS] for text in split.raw[rows]]
+    texts = [" ".join(text.split() if isinstance(text, str) else text)[:MOST_LETTERS] for text in split.raw[rows]]
     texts = [text for text in dict.fromkeys(texts) if len(step.windows([text], strict=False).tokens)]
     if not texts:
         return []
+    outputs = outputs_from_data(task.data_recipe()["outputs"])
     with computing.applied(device):
-        losses = text_losses(module, step.windows(texts), computing.batch_size, device)
+        raw, numbers = token_answers(module, outputs, step, texts, computing.batch_size, device)
+    words = tuple(map(step.words, texts)) if isinstance(step, TaggedWords) else ()
+    answers = Predictions(task.name, outputs, raw, numbers, tuple(range(len(texts))), {}, words).to_rows()
     folder.mkdir(exist_ok=True)
     write_text(folder / f"{task.name}.txt", "\n".join(texts) + "\n")
     return [
-        {"file": f"{task.name}.txt", "input": text, "answer": {"perplexity": perplexity}, "target": ""}
-        for text, perplexity in zip(texts, losses.exp().tolist(), strict=True)
+        {
+            "file": f"{task.name}.txt",
+            "input": text,
+            "answer": {key: value for key, value in answer.items() if key not in ("index", "text")},
+            "target": "",
+        }
+        for text, answer in zip(texts, answers, strict=True)
     ]
 
 

@@ -212,7 +212,11 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and other draws by (seed, fit, epoch, batch, rank): a resumed run draws the same."""
-        torch.manual_seed(derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank))
+        seed = derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # for absent devices, torch.manual_seed keeps a stack each time
+        else:
+            torch.manual_seed(seed)
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Sum the weighted losses of the tasks that have not stopped, each on its own batch: a scalar."""

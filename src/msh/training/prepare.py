@@ -17,12 +17,15 @@ from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import (
+    WEIGHTS,
+    Blocks,
     CapacityError,
     EmptyLayerError,
     Granularity,
     MultiSubnetwork,
     OverlappingUnits,
     Units,
+    plan_blocks,
     plan_counts,
     plan_units,
 )
@@ -116,7 +119,7 @@ def prepare(config: RunConfig) -> Prepared:
     coming = [stage for stage, parts in fits.items() if parts and prepared.plan is None]
     granularity, wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
-        check_gate(config.pruning.gate, wanted, network.sizes(), config.trainer)
+        check_gate(config.pruning.gate, wanted, granularity.counts(network.sizes()), config.trainer)
     return replace(prepared, granularity=granularity, wanted=wanted)
 
 
@@ -212,14 +215,14 @@ def _plan_budgets(
     stages: Sequence[Stage],
     granularity: Granularity,
 ) -> tuple[Granularity, dict[str, dict[str, int]]]:
-    """Plan the budgets of these stages' tasks from the free weights: task to weights, or to units.
+    """Plan the budgets of these stages' tasks from the free weights: task to weights, to blocks or to units.
 
     Returns:
         The granularity, in which units overlap if `pruning.overlap` is true, or null and disjoint ones do not suffice;
         and the budgets.
     """
     if not isinstance(granularity, Units):
-        return granularity, plan_weights(config, network, stages)
+        return granularity, plan_weights(config, network, stages, granularity)
     graph, overlap = granularity.graph, config.pruning.overlap
     if not graph.is_chain:
         if overlap is False:
@@ -247,24 +250,33 @@ def _plan_budgets(
     return OverlappingUnits(graph), plan_weights(config, network, stages)
 
 
-def plan_weights(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:
-    """Plan the budgets of these stages' tasks from the weights that are free now.
+def plan_weights(
+    config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage], granularity: Granularity = WEIGHTS
+) -> dict[str, dict[str, int]]:
+    """Plan the budgets of these stages' tasks from the weights or blocks that are free now.
 
     With `reuse=learned` each stage has the whole network: its tasks may read the weights that are not free.
 
     Raises:
         EmptyLayerError: a task would get no weight in a layer, and `pruning.allow_empty_layers` is false.
-        CapacityError: a task needs more weights than are free.
+        CapacityError: a task needs more weights or blocks than are free.
     """
     allow_empty = config.pruning.allow_empty_layers
     shapes = {name: tuple(weight.shape) for name, weight in network.weights()}
-    free = {name: int(mask.sum()) for name, mask in network.free().items()}
+    sizes, available = granularity.counts(network.sizes()), network.free()
+    if isinstance(granularity, Blocks):
+        available = granularity.whole(available)
+    free = {name: int(mask.sum()) for name, mask in available.items()}
     parts = [[task for stage in stages for task in stage.tasks]]
     if config.reuse == "learned" and config.pruning.share is None:
-        parts, free = [list(stage.tasks) for stage in stages], network.sizes()
+        parts, free = [list(stage.tasks) for stage in stages], sizes
     wanted: dict[str, dict[str, int]] = {}
     for part in parts:
-        wanted |= plan_counts(network.sizes(), {task: config.budget(task) for task in part}, free, shapes, allow_empty)
+        budgets = {task: config.budget(task) for task in part}
+        if isinstance(granularity, Blocks):
+            wanted |= plan_blocks(sizes, sum(network.sizes().values()), budgets, free, allow_empty)
+        else:
+            wanted |= plan_counts(sizes, budgets, free, shapes, allow_empty)
     if stages and config.reuse == "none" and not allow_empty:
         _check_any_free(stages[0].tasks, wanted, free)
     return wanted

@@ -45,7 +45,7 @@ def option(path):
 
 NEEDED = {name: ["backbone.name=resnet18"] for name in ("timm", "torchvision", "hf")}
 NEEDED |= {"module": ["backbone.target=torch.nn.Linear"]}
-NEEDED |= {"table": ["tasks.table.source.path=x", "tasks.table.source.target=y"]}
+NEEDED |= {"table": ["tasks.table.source.path=x", "tasks.table.source.target=y"], "lm": ["tasks.lm.source.path=x"]}
 """Settings that options leave to the user."""
 OF_BOTH = FOLDER / "experiment_procedure"
 """Holds <experiment>/<procedure>.yaml, composed where both are chosen."""

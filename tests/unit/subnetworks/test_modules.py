@@ -86,7 +86,7 @@ def test_granularities_are_those_that_work():
     assert {row.granularities for row in facts.modules} == {("weight", "unit")}
     assert facts.refusal == ""
     facts = describe_modules(PaperConv([1, 12, 12]))
-    assert {row.granularities for row in facts.modules if row.weights} == {("weight", "unit")}
+    assert {row.granularities for row in facts.modules if row.weights} == {("weight", "block", "unit")}
     assert facts.refusal == ""
     facts = describe_modules(Adapted(Mixed(), [4]))
     assert {row.granularities for row in facts.modules if row.weights} == {("weight",)}

@@ -9,6 +9,8 @@ from torch import nn
 
 from msh.backbones import MLP
 from msh.subnetworks import WEIGHTS, MultiSubnetwork, OverlappingUnits, Units, loss_gradients, prune, trace_units
+from msh.subnetworks.blocks import is_in_blocks
+from msh.subnetworks.granularity import Blocks
 from msh.subnetworks.regrowth import choose_regrown, move, move_state, share_at
 from msh.subnetworks.units import units_in_use
 
@@ -120,6 +122,26 @@ def test_gradients_of_a_compact_task_reach_free_weights_and_change_nothing(reuse
         assert (gradients[name][network.free()[name]] != 0).any()
     after = network.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_blocks_move_as_one_and_smaller_ones_at_the_edges_stay():
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((4,), 6, depth=2))
+    kind = Blocks.of(network, (4, 2))  # 2 x 2 and 2 x 3 blocks, of which the lower ones have two rows
+    network.add_task("a", nn.Linear(6, 2), granularity="block")
+    network.begin("a")
+    prune(network, "a", {FIRST: 2, SECOND: 4}, granularity=kind)
+    network.compact("a")
+    before, moved = network.masks("a"), False
+    for number in range(5):
+        draw = torch.Generator().manual_seed(number)
+        move(network, "a", choose_regrown(network, "a", 0.6, kind, generator=draw), kind, draw)
+        for name, mask in network.masks("a").items():
+            assert int(mask.sum()) == int(before[name].sum())
+            assert torch.equal(mask[4:], before[name][4:])
+            assert is_in_blocks(mask, (4, 2))
+            moved |= not torch.equal(mask, before[name])
+    assert moved
 
 
 @pytest.mark.parametrize(("granularity", "name"), [(Units, "unit"), (Units, "channel"), (OverlappingUnits, "unit")])

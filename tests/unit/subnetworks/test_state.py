@@ -539,6 +539,11 @@ def test_an_id_that_would_take_much_memory_is_refused(owner):
         (lambda s: setattr(s.tasks["b"], "phase", "compact"), "task 'b' is compact, and lacks values"),
         (lambda s: setattr(s.tasks["b"], "phase", "planned"), "task 'b' is planned, and lacks norms"),
         (lambda s: s.tasks["b"].private.update({"momentum.x": torch.zeros(1)}), r"task 'b' .*'momentum\.x'"),
+        (
+            lambda s: s.tasks["b"].blocks.update(third=(1, 1)),
+            r"task 'b' has blocks of .* in 'third', of shape \(\)",
+        ),
+        (lambda s: s.tasks["b"].blocks.update(first=(1, 10**6)), r"task 'b' has blocks of \(1, 1000000\) in 'first'"),
         (lambda s: setattr(s.tasks["b"], "name", "../b"), says("task name", value="../b")),
     ],
 )
@@ -548,3 +553,19 @@ def test_a_state_whose_parts_do_not_fit_is_refused(change, message):
     change(state)
     with pytest.raises(ValueError, match=message):
         state.check()
+
+
+@pytest.mark.parametrize("size", [[0, 1], [1], [1, 1, 1], [1.5, 1], "1"])
+def test_a_description_with_impossible_blocks_is_refused(size):
+    described = json.loads(make_pair().describe())
+    described["tasks"][0]["blocks"] = {"first": size}
+    with pytest.raises(ValueError, match="blocks"):
+        read_description(json.dumps(described))
+
+
+def test_blocks_are_described():
+    state = make_pair()
+    state.tasks["b"].blocks["first"] = (2, 1)
+    tasks, _ = read_description(state.describe())
+    assert tasks["b"].blocks == {"first": (2, 1)}
+    assert tasks["a"].blocks == {}

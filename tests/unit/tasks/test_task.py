@@ -84,7 +84,7 @@ def test_every_metric_agrees_with_a_score_by_hand(kind, name, outputs, data, pre
 
 
 def test_every_metric_is_worked_out_by_hand_above():
-    assert {name for _, name, *_ in BY_HAND} == set(METRICS)
+    assert {name for _, name, *_ in BY_HAND} | {"perplexity"} == set(METRICS)  # that one is in test_windows.py
 
 
 @pytest.mark.parametrize(("name", "direction"), [("accuracy", "max"), ("f1", "max"), ("rmse", "min"), ("r2", "max")])

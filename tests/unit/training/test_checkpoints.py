@@ -14,7 +14,7 @@ from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 from helpers import differences, make_batch
 from msh.files.sealed import seal, sealed_files
 from msh.files.weights_only import UnreadableStateError
-from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Units, trace_units
+from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, Units, trace_units
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import PATTERN, newest_readable, readable_checkpoint
 from msh.training.preemption import PREEMPTION, PreemptedError
@@ -85,9 +85,12 @@ def test_a_folder_without_readable_checkpoints_has_none(tmp_path):
 
 
 def make_pruner(module, granularity="weight"):
-    is_weight = granularity == "weight"
-    kind = WEIGHTS if is_weight else Units(trace_units(module.network, granularity, make_batch()[0]))
-    wanted = {"a": {"2.weight": 4, "6.weight": 10} if is_weight else {"2.weight": 2, "6.weight": 3}}
+    if granularity in ("weight", "block"):
+        kind = WEIGHTS if granularity == "weight" else Blocks.of(module.network, (2, 1))
+        wanted = {"a": {"2.weight": 4 if granularity == "weight" else 1, "6.weight": 10}}
+    else:
+        kind = Units(trace_units(module.network, granularity, make_batch()[0]))
+        wanted = {"a": {"2.weight": 2, "6.weight": 3}}
     settings = {"rounds": 5, "rewind_epoch": 0, "granularity": kind}
     return IterativePruning(wanted, CRITERIA["magnitude"], SCHEDULES["cubic"], 0.5, 3, **settings)
 
@@ -96,7 +99,9 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel")])
+@pytest.mark.parametrize(
+    ("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel"), (2, "block")]
+)
 def test_a_resumed_fit_ends_with_the_same_weights(epoch, granularity, tmp_path):
     def stop(now, batch, module):
         if (now, batch) == (epoch, 2):
@@ -142,7 +147,7 @@ def watched():
         (3, 1, "epoch-00003-batch-000002"),
     ],
 )
-@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("granularity", ["weight", "block", "channel"])
 def test_a_fit_ended_by_a_signal_resumes_at_the_next_batch(epoch, batch, name, granularity, tmp_path):
     def draw(epoch, batch, module):
         draws[epoch, batch] = torch.rand(1).item()

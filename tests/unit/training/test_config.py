@@ -169,6 +169,12 @@ def test_a_criterion_is_a_name_or_a_mapping_with_it(written):
         ({"density": None, "share": "equal", "scope": "erk"}, says("pruning.scope", value="erk")),
         ({"start": "frsh"}, says("pruning.start", "one of fresh, backbone", "frsh", "fresh")),
         ({"granularity": "neurn"}, says("pruning.granularity", value="neurn", meant="neuron")),
+        ({"granularity": "block", "scope": "network"}, says("pruning.scope", value="network")),
+        ({"block_size": 32}, says("pruning.block_size", "null unless pruning.granularity is 'block'", 32)),
+        ({"granularity": "block", "block_size": 0}, says("pruning.block_size", ">= 1", 0)),
+        ({"granularity": "block", "block_size": [32]}, says("pruning.block_size", "[rows, columns]", [32])),
+        ({"granularity": "block", "block_size": [32, 0]}, says("pruning.block_size[1]", ">= 1", 0)),
+        ({"granularity": "block", "block_size": "large"}, says("pruning.block_size", "a whole number", "large")),
         ({"granularity": "channel", "scope": "erk"}, says("pruning.scope", value="erk")),
         ({"granularity": "channel", "scope": "network"}, says("pruning.scope", value="network")),
         ({"begin": 0.5, "end": 0.2}, says("pruning.begin", "<= pruning.end = 0.2", 0.5)),
@@ -217,7 +223,11 @@ GATED = {"begin": 0.2, "end": 0.4, "gate": GATE}
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
-        (GATED, {"granularity": "neuron"}, says("pruning.granularity", "'weight' with pruning.gate.step", "neuron")),
+        (
+            GATED,
+            {"granularity": "neuron"},
+            says("pruning.granularity", "'weight' or 'block' with pruning.gate.step", "neuron"),
+        ),
         (GATED, {"rewind": 0}, says("pruning.rewind", "null with pruning.gate.step", 0)),
         (LEARNED, {"begin": 0.0, "end": 0.0}, r"pruning.begin must be < pruning.end .*got 0 and 0: scores learn"),
         (LEARNED, {"begin": 0.4}, r"pruning.begin must be < pruning.end .*got 0.4 and 0.4"),
@@ -319,6 +329,7 @@ def test_hydra_knows_every_key_and_its_default():
         "share": None,
         "scope": "tensor",
         "granularity": "weight",
+        "block_size": None,
         "overlap": None,
         "start": "fresh",
         "criterion": "magnitude",

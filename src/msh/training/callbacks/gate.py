@@ -118,8 +118,12 @@ class GatedPruning(IterativePruning):
 
     def _sparsity(self, module: SubnetworkModule, task: str, level: int) -> float:
         """Compute a task's sparsity at a number of steps below its budget."""
-        budget = sum(self.wanted[task].values()) / sum(module.network.sizes().values())
+        budget = sum(self.wanted[task].values()) / self._elements(module)
         return min(1.0 - budget + level * self.step, self.gate.maximum)
+
+    def _elements(self, module: SubnetworkModule) -> int:
+        """Count the network's weights, or blocks."""
+        return sum(self.granularity.counts(module.network.sizes()).values())
 
     def _choose(self, module: SubnetworkModule, task: str, level: int) -> dict[str, Tensor]:
         """Choose weights at a level's sparsity: the same share of the budget in every tensor, at least one.
@@ -128,7 +132,7 @@ class GatedPruning(IterativePruning):
             Tensor name to bool, (*shape), or (units,) with units.
         """
         network, budget = module.network, self.wanted[task]
-        share = (1.0 - self._sparsity(module, task, level)) * sum(network.sizes().values()) / sum(budget.values())
+        share = (1.0 - self._sparsity(module, task, level)) * self._elements(module) / sum(budget.values())
         now = candidate_counts(network, task, budget, self.granularity)
         counts = {name: min(now[name], max(1, round(share * count))) for name, count in budget.items()}
         scores = self._score(module, task, self.rounds + level)  # tensor name to (*shape), or (units,)

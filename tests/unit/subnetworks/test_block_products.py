@@ -1,0 +1,231 @@
+"""Test that the form in blocks computes as the dense one, and the same bits each time."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from msh.backbones import MLP, Transformer
+from msh.subnetworks import Blocks, Budget, MultiSubnetwork, block_products, cut, plan_blocks, prune, select
+from msh.subnetworks.block_products import BlockPattern, may_be_in_blocks
+from msh.subnetworks.blocks import block_mask
+from msh.subnetworks.forms import flat_index
+from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+SHAPES = [((12, 20), (3, 4)), ((12, 20), (5, 7)), ((7, 3), (2, 3)), ((4, 9), (4, 2)), ((1, 1), (1, 1))]
+
+
+def make_matrix(shape, size, density=0.4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    grid = [-(-length // side) for length, side in zip(shape, size, strict=True)]
+    blocks = torch.rand(grid, generator=generator) < density
+    blocks[0, 0] = True
+    held = block_mask(blocks, shape, size)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64) * held
+    return weight, BlockPattern(held, flat_index(held), size)
+
+
+def gradients(outputs, *inputs):
+    return torch.autograd.grad((outputs * torch.arange(outputs.numel()).view(outputs.shape).cos()).sum(), inputs)
+
+
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+@pytest.mark.parametrize("batch", [(), (1,), (300,), (2, 3)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_it_is_a_linear_layer(shape, size, batch, with_bias):
+    weight, pattern = make_matrix(shape, size)
+    inputs = torch.randn(*batch, shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(shape[0], dtype=torch.float64, requires_grad=True) if with_bias else None
+    values, dense = weight.take(pattern.index).requires_grad_(), weight.clone().requires_grad_()
+    ours, theirs = pattern.linear(inputs, values, bias), F.linear(inputs, dense, bias)
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        assert torch.equal(pattern.linear(inputs, values, bias), ours)
+    extra = (bias,) if with_bias else ()
+    of_inputs, of_values, *of_bias = gradients(ours, inputs, values, *extra)
+    of_inputs_too, of_dense, *of_bias_too = gradients(theirs, inputs, dense, *extra)
+    torch.testing.assert_close(of_inputs, of_inputs_too)
+    torch.testing.assert_close(of_values, of_dense.take(pattern.index))
+    torch.testing.assert_close(of_bias, of_bias_too)
+
+
+def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
+    weight, pattern = make_matrix((12, 20), (3, 4))
+    inputs, gradient = torch.randn(300, 20, dtype=torch.float64), torch.randn(300, 12, dtype=torch.float64)
+    values = weight.take(pattern.index)
+    whole = pattern.outputs(inputs, values, None), pattern.back(gradient, values), pattern.of_values(gradient, inputs)
+    monkeypatch.setattr(block_products, "AT_ONCE", 1)
+    assert len(list(pattern._slices(300))) == 3
+    parts = pattern.outputs(inputs, values, None), pattern.back(gradient, values), pattern.of_values(gradient, inputs)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_its_backward_pass_can_be_differentiated():
+    weight, pattern = make_matrix((12, 20), (3, 4))
+    inputs = torch.randn(5, 20, dtype=torch.float64, requires_grad=True)
+    values, dense = weight.take(pattern.index).requires_grad_(), weight.clone().requires_grad_()
+
+    def twice(outputs, *to):
+        first = torch.autograd.grad(outputs.square().sum(), to, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), to)
+
+    ours = twice(pattern.linear(inputs, values), inputs, values)
+    theirs = twice(F.linear(inputs, dense * (weight != 0)), inputs, dense)
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1].take(pattern.index))
+
+
+def test_only_needed_gradients_are_computed():
+    weight, pattern = make_matrix((12, 20), (3, 4))
+    inputs, values = torch.randn(5, 20, dtype=torch.float64), weight.take(pattern.index)
+    (pattern.linear(inputs, values.requires_grad_())).sum().backward()
+    assert inputs.grad is None
+    assert values.grad is not None
+    through = inputs.clone().requires_grad_()
+    pattern.linear(through, values.detach()).sum().backward()
+    torch.testing.assert_close(through.grad, weight.sum(0).expand(5, 20))
+
+
+def test_a_weight_that_never_changes_is_ordered_once():
+    weight, pattern = make_matrix((12, 20), (5, 7))
+    inputs, values = torch.randn(5, 20, dtype=torch.float64, requires_grad=True), weight.take(pattern.index)
+    expected = pattern.linear(inputs, values)
+    pattern.fix(values)
+    assert torch.equal(pattern.linear(inputs, values), expected)
+    torch.testing.assert_close(gradients(pattern.linear(inputs, values), inputs), gradients(expected, inputs))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_inputs_give_the_same_bits(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weight, pattern = make_matrix((512, 512), (32, 32), density=0.1)
+        weight = weight.float()
+        inputs, gradient, values = torch.randn(200, 512), torch.randn(200, 512), weight.take(pattern.index)
+        first = (
+            pattern.outputs(inputs, values, None),
+            pattern.back(gradient, values),
+            pattern.of_values(gradient, inputs),
+        )
+        for _ in range(20):
+            assert torch.equal(pattern.outputs(inputs, values, None), first[0])
+            assert torch.equal(pattern.back(gradient, values), first[1])
+            assert torch.equal(pattern.of_values(gradient, inputs), first[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept", "size", "dtype", "expected"),
+    [
+        ((1000, 1000), 100_000, (50, 50), torch.float32, True),
+        ((1000, 1000), 100_000, (50, 50), torch.float64, True),
+        ((1000, 1000), 250_000, (50, 50), torch.float32, True),
+        ((1000, 1000), 250_001, (50, 50), torch.float32, False),
+        ((1000, 1000), 0, (50, 50), torch.float32, False),
+        ((1000, 1000), 100_000, (4, 500), torch.float32, False),
+        ((1000, 1000), 100_000, (20, 20), torch.float32, False),
+        ((1000, 1000), 100_000, (50, 50), torch.bfloat16, False),
+        ((500, 500), 25_000, (50, 50), torch.float32, False),
+        ((1000, 1000, 1), 100_000, (50, 50), torch.float32, False),
+    ],
+)
+def test_weights_for_which_blocks_may_cost_less(shape, kept, size, dtype, expected):
+    assert may_be_in_blocks(shape, torch.zeros(1, dtype=dtype), kept, size) is expected
+
+
+def make_network(backbone, density=0.1, compact=True, granularity="block"):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(backbone)
+    blocks = Blocks.of(network)
+    network.add_task("a", nn.Linear(backbone.features, 3), granularity=granularity, blocks=blocks.sizes)
+    network.begin("a")
+    sizes = network.sizes()
+    wanted = plan_blocks(blocks.counts(sizes), sum(sizes.values()), {"a": Budget(density=density)})["a"]
+    cut(network, "a", select(network, "a", wanted, granularity=blocks), granularity=blocks)
+    if compact:
+        network.compact("a")
+    return network
+
+
+def in_blocks(module):
+    """Names of the layers that compute in blocks."""
+    found = {name: vars(child).get("form") for name, child in module.named_modules() if isinstance(child, SparseLinear)}
+    return [n for n, form in found.items() if isinstance(form, SparseForm) and isinstance(form.pattern, BlockPattern)]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_task_computes_in_blocks_as_the_dense_form(compact, monkeypatch):
+    network = make_network(MLP((600,), 512, 2), compact=compact)
+    inputs = torch.randn(9, 600)
+    outputs = network(inputs)
+    module = network.module("a")
+    assert in_blocks(module) == ["backbone.layers.1", "backbone.layers.3"]
+    outputs.square().sum().backward()
+    values = network.subnetwork("a").values
+    grads = {name: values[name].grad.clone() for name in values}
+    network.zero_grad()
+    monkeypatch.setattr(block_products, "FULLEST", 0.0)
+    monkeypatch.setattr("msh.subnetworks.forms.may_be_sparse", lambda *_: False)
+    network.derive(network.subnetwork("a"))
+    again = network(inputs)
+    assert in_blocks(module) == []
+    torch.testing.assert_close(again, outputs, **CLOSE)
+    again.square().sum().backward()
+    for name, grad in grads.items():
+        torch.testing.assert_close(values[name].grad, grad, **CLOSE)
+
+
+def test_a_frozen_task_computes_the_bits_of_its_training():
+    network = make_network(MLP((600,), 512, 2)).eval()
+    inputs = {batch: torch.randn(batch, 600) for batch in (1, 32, 300)}
+    with torch.no_grad():
+        before = {batch: network(x) for batch, x in inputs.items()}
+        network.freeze("a")
+        assert in_blocks(network.module("a")) == ["backbone.layers.1", "backbone.layers.3"]
+        other = copy.deepcopy(network)
+        for batch, x in inputs.items():
+            assert torch.equal(network(x), before[batch])
+            assert torch.equal(other(x), before[batch])
+    exported = torch.export.export(network.module("a"), (inputs[32],)).module()
+    torch.testing.assert_close(exported(inputs[32]), before[32], **CLOSE)
+
+
+def test_autocast_and_half_precision_use_the_dense_form():
+    network = make_network(MLP((600,), 512, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(4, 600)).dtype == torch.bfloat16
+    half = make_network(MLP((600,), 512, 2).bfloat16())
+    half(torch.randn(4, 600))
+    assert in_blocks(half.module("a")) == []
+
+
+def test_masks_that_are_no_blocks_use_another_form():
+    network = make_network(MLP((600,), 512, 2), compact=False)
+    masks = network.masks("a")
+    masks["layers.1.weight"][0] = False
+    network.restrict("a", masks)
+    network(torch.randn(4, 600))
+    assert in_blocks(network.module("a")) == ["backbone.layers.3"]
+
+
+def test_projections_of_attention_compute_in_blocks():
+    network = make_network(Transformer((4,), 50, width=512, heads=4, hidden=1024))
+    network(torch.randint(0, 50, (2, 4))).sum().backward()
+    block = "backbone.blocks.0"
+    layers = [f"{block}.{name}" for name in ("project", "attended", "feed_forward.0", "feed_forward.2")]
+    assert in_blocks(network.module("a")) == layers
+    assert isinstance(network.module("a").get_submodule(layers[0]), TrainedLinear)
+
+
+def test_a_task_without_block_sizes_does_not_compute_in_blocks():
+    network = MultiSubnetwork(MLP((600,), 512, 1))
+    network.add_task("a", nn.Linear(512, 3))
+    network.begin("a")
+    prune(network, "a", {"layers.1.weight": 20}, granularity=Blocks.of(network))
+    network(torch.randn(4, 600))
+    assert in_blocks(network.module("a")) == []
