@@ -15,7 +15,7 @@ from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, dense, drawn, fr
 from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.inference.computing import Computing
-from msh.inference.exporting import export_task
+from msh.inference.export import export_task
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.subnetworks import Budget, MultiSubnetwork, Units, plan_units, prune, trace_units
 from msh.tasks.outputs import Outputs

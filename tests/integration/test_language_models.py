@@ -167,14 +167,16 @@ def test_a_task_is_exported_with_logits_for_each_token(moved, run, tmp_path):
     assert torch.allclose(probabilities.sum(-1), torch.ones(tokens.shape), atol=1e-5)
 
 
-def test_a_server_answers_with_perplexities(moved):
+def test_a_server_answers_with_perplexities(run, moved):
     pytest.importorskip("fastapi", reason="needs msh[serve]")
     pytest.importorskip("httpx", reason="needs httpx")
     from fastapi.testclient import TestClient
 
     from msh.inference.serving import make_app
 
-    with TestClient(make_app(moved)) as client:
+    lean = msh.load(run, lean=True)  # as `msh serve` does
+    assert lean.generate("verse", "thou", seed=4) == moved.generate("verse", "thou", seed=4)
+    with TestClient(make_app(lean)) as client:
         texts = ["the cat ran.", "thou art"]
         answer = client.post("/predict/plain", json={"inputs": texts})
         values = [found["values"]["perplexity"] for found in answer.json()["predictions"]]

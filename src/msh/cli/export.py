@@ -32,7 +32,7 @@ def export(given: Namespace) -> None:
         ValueError: an argument or a file is invalid, or the task cannot be exported.
     """
     from msh.errors import Problems, one_of
-    from msh.inference.exporting import export_all, export_file, export_task
+    from msh.inference.export import export_all, export_file, export_task
     from msh.inference.predictor import load
 
     with Problems() as problems:

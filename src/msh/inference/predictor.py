@@ -443,9 +443,8 @@ class Predictor:
         with info.computing.applied(self._device):
             if good:
                 size = batch_size or info.computing.batch_size
-                raw, numbers = token_answers(
-                    self.network.module(info.name), info.outputs, step, good, size, self._device
-                )
+                module = self._modules.module(info.name)
+                raw, numbers = token_answers(module, info.outputs, step, good, size, self._device)
         words = tuple(map(step.words, good)) if isinstance(step, TaggedWords) else ()
         return Answers(info, raw, numbers, None, tuple(indices), errors, len(examples), words)
 
@@ -479,20 +478,20 @@ class Predictor:
         sampling = Sampling(max_new_tokens, temperature, top_k, seed)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         with info.computing.applied(self._device):
-            texts = continued(self.network.module(info.name), step, prompts, sampling, self._device)
+            texts = continued(self._modules.module(info.name), step, prompts, sampling, self._device)
         return texts[0] if isinstance(prompt, str) else texts
 
     def _small_module(self, info: TaskInfo) -> nn.Module:
         """Return a task of whole units as a small dense network, which is kept; another task's module as it is."""
-        if isinstance(self._modules, FrozenTasks) or not self._becomes_smaller(info.name):
-            return self._modules.module(info.name)
+        network = self._modules
+        if isinstance(network, FrozenTasks) or computes_small(network.subnetwork(info.name)):
+            return network.module(info.name)
+        if not is_sliceable(network, info.name):
+            return network.module(info.name)
         with self._lock:
             if info.name not in self._small:
-                self._small[info.name] = sliced(self.network, info.name)
+                self._small[info.name] = sliced(network, info.name)
             return self._small[info.name]
-
-    def _becomes_smaller(self, task: str) -> bool:
-        return is_sliceable(self.network, task) and not computes_small(self.network.subnetwork(task))
 
     def task(self, name: str | None = None) -> TaskInfo:
         """Return the facts about a task; None: the only one.

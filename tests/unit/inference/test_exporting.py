@@ -8,7 +8,7 @@ import torch
 import msh
 from frozen import frozen
 from msh.files.state_file import save_network
-from msh.inference.exporting import export_all, export_file, export_task
+from msh.inference.export import export_all, export_file, export_task
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.steps import Resize
 from msh.tasks.tokens import Texts
