@@ -308,6 +308,10 @@ def test_texts_and_tables_in_the_docs_train(train_here, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert {name: task["metric"] for name, task in results["tasks"].items()} == {"mails": "accuracy", "houses": "mse"}
     assert results["tasks"]["mails"]["test"] > 0.9
+    words = sum(len(mail.split()) for mail in mails)
+    assert results["tasks"]["mails"]["tokens"] == {"texts": 60, "longer": 0, "tokens": words, "cut": 0, "unknown": 22}
+    assert results["tasks"]["houses"]["tokens"] is None
+    assert "longer than source.length" in (folder / "report.html").read_text()
     assert results["guarantee"]["violations"] == 0
     assert evaluate(folder) == [
         {"task": name, "metric": task["metric"], "score": task["test"]} for name, task in results["tasks"].items()

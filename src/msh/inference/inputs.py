@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.cells import as_text
+from msh.tasks.cells import PLAIN, as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
@@ -67,7 +67,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         raise ValueError("--task: name the task, as some read a text per file, and others one per line")
     whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
     readers: dict[str, Callable[[str], Any]] = {
-        "table": lambda file: _table(file, {one.name for one in columns if one.role != "number"}),
+        "table": lambda file: _table(file, {one.name for one in columns if getattr(one, "form", None) != PLAIN}),
         "tokenize": lambda file: _texts(file, column, True in per_file),
         "next_tokens": lambda file: _texts(file, column, False),
         "tagged_words": lambda file: _words(file, column),
@@ -153,7 +153,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _table(file: str, as_written: Collection[str] | None) -> Any:
-    """Read rows of a table as training reads them; `as_written` names the columns that are not numbers, None: all."""
+    """Read rows of a table as training reads them; `as_written` names columns that are no plain numbers, None: all."""
     import pandas as pd  # slow to import
 
     if file == STDIN:

@@ -64,6 +64,7 @@ def page_of(facts: RunFacts) -> Page:
     results, colours = facts.results, colours_of(facts.tasks)
     sections = [
         _summary(facts, colours),
+        _texts(results),
         _curves(facts, colours),
         _matrix(facts),
         *_ownership(facts, colours),
@@ -134,6 +135,18 @@ def _summary(facts: RunFacts, colours: dict[str, str]) -> Section | None:
     if any(task.flops for task in results.tasks.values()):
         lead += " FLOPs are those of a forward pass, as a share of the dense backbone's."
     return Section("tasks", "Tasks", lead, tables=[table])
+
+
+def _texts(results: Results) -> Section | None:
+    counted = {name: task.tokens for name, task in results.tasks.items() if task.tokens is not None}
+    if not counted:
+        return None
+    rows = [(name, *(value for _, value in counts.facts)) for name, counts in counted.items()]
+    columns = [Column[Any]("task", itemgetter(0), words=True)]
+    facts = next(iter(counted.values())).facts
+    columns += [Column(fact, itemgetter(place)) for place, (fact, _) in enumerate(facts, 1)]
+    lead = "Tokens beyond a task's length are cut off, and unknown ones look alike to it; all splits together."
+    return Section("texts", "Texts", lead, tables=[Table("Texts", columns, rows)])
 
 
 def _curves(facts: RunFacts, colours: dict[str, str]) -> Section | None:

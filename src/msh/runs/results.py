@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from msh.checked import first_problem
 from msh.files.atomic import write_text
+from msh.tasks.tokens import TokenCounts
 
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
@@ -52,6 +53,8 @@ class TaskResult:
         train_seconds: its stage's wall seconds in fits; a parallel stage's tasks share them.
         evaluated: false for a task of the network that the run started from whose data the run does not have: it has
             no scores, and the guarantee compares its weights alone.
+        tokens: of texts, over all splits: how many texts are longer than the task reads, and which tokens it loses;
+            None for other inputs, and in runs by earlier releases.
     """
 
     metric: str
@@ -73,6 +76,7 @@ class TaskResult:
     train_seconds: float = 0.0
     dense_seconds: float = 0.0
     evaluated: bool = True
+    tokens: TokenCounts | None = None
 
 
 Matrix = list[list[float | None]]

@@ -383,15 +383,23 @@ def _split(origin: str, pair: Pair, kind: ExampleKind) -> Split:
             bound = "(examples,)" if axes == (1,) else "(examples, labels)" if axes == (2,) else "(examples, outputs)"
             problems.add(invalid("the shape of the targets", bound, targets.shape))
     with Problems(f"{origin}: ") as problems:
-        if kind == "classification" and (wrong := targets[targets != np.floor(targets)]).size:
-            problems.add(invalid("a class", "a whole number", float(wrong.flat[0])))
-        if kind == "classification" and not np.isfinite(targets).all():
-            problems.add("targets are NaN or infinite")
-        elif kind == "classification" and targets.min() < 0:
-            problems.add(invalid("a class", ">= 0", int(targets.min())))
-        if kind == "multilabel" and (wrong := targets[(targets != 0) & (targets != 1)]).size:
-            problems.add(invalid("a label", "0 or 1", float(wrong.flat[0])))
+        for what, array in (("inputs", inputs), ("targets", targets)):
+            _check_values(problems, f"a number of the {what}", "finite", array, np.isfinite(array))
+        if not problems.problems and kind == "classification":
+            _check_values(problems, "a class", "a whole number", targets, targets == np.floor(targets))
+            _check_values(problems, "a class", ">= 0", targets, targets >= 0)
+        elif not problems.problems and kind == "multilabel":
+            _check_values(problems, "a label", "0 or 1", targets, (targets == 0) | (targets == 1))
     return Split(_numbers(inputs), _target_numbers(targets, kind))
+
+
+def _check_values(problems: Problems, what: str, bound: str, array: np.ndarray, fits: np.ndarray) -> None:
+    """Add the first value that does not fit, its place, and the number of such values."""
+    if (count := int(fits.size - fits.sum())) > 0:
+        place = np.unravel_index(int(fits.argmin()), fits.shape)
+        where = f"example {place[0]}" + (f", {list(map(int, place[1:]))}" if len(place) > 1 else "")
+        more = f", and {count - 1} more" if count > 1 else ""
+        problems.add(f"{invalid(what, bound, array[place].item())} in {where}{more}")
 
 
 def _numbers(inputs: np.ndarray) -> Tensor:

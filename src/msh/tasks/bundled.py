@@ -71,7 +71,7 @@ def _rows(name: str, rows: Tensor) -> Any:
 
 def _digits_steps() -> Steps:
     """Read grey images of 8x8 pixels, 0 (black) to 16 (white) in scikit-learn's arrays, as numbers from 0 to 16."""
-    return ReadImages("L", (8, 8), range=(0, 16)), Scale(torch.zeros(()), torch.tensor(1 / 16))
+    return ReadImages("L", (8, 8), range=(0, 16), profiles=True), Scale(torch.zeros(()), torch.tensor(1 / 16))
 
 
 def _reading(loaded: Any, train: Tensor) -> ReadTable:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,40 @@ MISSING = frozenset(
 )
 """Words that stand for a missing cell. Words such as "none" or "no" are values."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?")
-THOUSANDS = re.compile(r"[+-]?\d{1,3}([,.'_ \u00a0\u202f]\d{3})+([.,]\d+)?")
-"""1,234 and the like: with a comma or a point it can also be a decimal number."""
-MARKS = ("%", "$", "€", "£", "¥")
-"""Signs that stand before or behind the numbers of a whole column."""
+SIGNS = (
+    *("AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EUR", "GBP", "HUF", "IDR", "ILS", "INR", "JPY", "KRW", "MXN"),
+    *("NOK", "NZD", "PLN", "RON", "RUB", "SEK", "SGD", "THB", "TRY", "UAH", "USD", "VND", "ZAR", "A$", "C$", "HK$"),
+    *("NZ$", "R$", "US$", "$", "kr", "kr.", "Kč", "zł", "Ft", "lei", "Fr.", "SFr.", "Rs", "Rs.", "%", "‰"),
+)
+"""Signs that stand before or behind the numbers of a whole column, besides Unicode's signs of currencies."""
+SHARES = ("%", "‰")
+"""Those that are no currencies."""
+_SIGN = "|".join([*map(re.escape, sorted(SIGNS, key=len, reverse=True)), "[¢£¥฿₠-⃀]"])
+AMOUNT = re.compile(
+    rf"(?P<open>\()?(?P<plus>[+-])? ?(?P<before>{_SIGN})? ?(?P<opened>\()?(?P<sign>[+-])? ?"
+    r"(?P<digits>[.,]?\d([\d.,' ]*[\d.,])?([eE][+-]?\d+)?) ?"
+    rf"(?P<minus>--?)? ?(?P<closed>\))? ?(?P<behind>{_SIGN})? ?(?P<last>-)?(?P<close>\))?"
+)
+"""A number as people write it: -$1,234.50, (1.234,50 €), 1'234.50-, 12,- kr."""
+ALIKE = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2012\u2013\u2014", "-"),
+        **dict.fromkeys("\u00a0\u2007\u2009\u202f", " "),
+        **dict.fromkeys("\u2019\u02bc", "'"),
+        **dict.fromkeys("\u200e\u200f", None),
+    }
+)
+"""Minus signs, spaces and apostrophes that mean the same; marks of direction, which mean nothing here."""
+GROUPS = {
+    "": r"\d+",
+    ",": r"\d+|[1-9]\d{0,2}(,\d{3})+|[1-9]\d?(,\d{2})+,\d{3}",  # the last: 12,34,567 in India
+    **{mark: rf"\d+|[1-9]\d{{0,2}}({re.escape(mark)}\d{{3}})+" for mark in (".", "'", " ")},
+}
+"""Mark between thousands to whole numbers."""
+SHOWN = 100
+"""Letters of a cell that an error shows."""
+SAMPLE = 200
+"""Different cells that decide whether a column may hold numbers."""
 CODE = re.compile(r"0\d+")
 """A number with a leading zero, as postal codes have, is a name."""
 LARGEST = float(np.finfo(np.float32).max)
@@ -31,18 +63,20 @@ TRUE, FALSE = ("true", "yes", "t", "y", "on", "1"), ("false", "no", "f", "n", "o
 DATE_FORMATS = tuple(
     day + time
     for day in (
-        "%d.%m.%Y",
-        "%d/%m/%Y",
-        "%m/%d/%Y",
-        "%d-%m-%Y",
-        "%m-%d-%Y",
-        "%Y/%m/%d",
-        "%d.%m.%y",
-        "%d/%m/%y",
-        "%m/%d/%y",
+        *("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"),
+        *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d. %m. %Y"),
+        *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%a, %d %b %Y"),
     )
-    for time in ("", " %H:%M", " %H:%M:%S")
+    for time in ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 )
+DATE = re.compile(
+    r"(\d{4}-\d{2}|\d{1,4}([-/.])\d{1,2}\2\d{1,4}|\d{1,2}\. ?\d{1,2}\. ?\d{4}"
+    r"|([A-Z][a-z]{2}, )?\d{1,2}[ -][A-Z][a-z]{2,8}[ -]\d{2,4}|[A-Z][a-z]{2,8} \d{1,2},? \d{4})"
+    r"([ T]\d{1,2}:\d{2}.*)?"
+)
+"""Texts that may be dates."""
+NESTED = (list, tuple, dict, set, bytes, np.ndarray)
+"""Types of cells that no column can have."""
 MICROSECONDS_PER_DAY = 86_400_000_000
 
 FEW = 64
@@ -91,8 +125,17 @@ def cell_error(where: Where, name: str, cells: Any, bad: np.ndarray, problem: st
 
 
 def _shown(cells: Any, row: int) -> str:
-    value = np.asarray(cells[row : row + 1], dtype=object)[0]
-    return repr(str(value) if not isinstance(value, str) else value)
+    [value] = cells.iloc[row : row + 1] if hasattr(cells, "iloc") else cells[row : row + 1]
+    if are_nested([value]).any():
+        text = str(value)
+    else:
+        text = value if isinstance(value, str) else str(value) if as_text(value, ()) is not None else ""
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+
+
+def are_nested(cells: Any) -> np.ndarray:
+    """Find cells that are lists, bytes and the like, which no column can have: bool (rows,)."""
+    return np.array([isinstance(cell, NESTED) for cell in cells], dtype=bool)
 
 
 def as_text(cell: Any, missing: Collection[str] = MISSING) -> str | None:
@@ -139,61 +182,152 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     return codes[first], list(numbers)  # factorize numbers missing cells -1, the last code
 
 
-def read_numbers(cells: Any, where: Where, name: str, mark: str = "") -> np.ndarray:
+@dataclass(frozen=True)
+class NumberForm:
+    """The way in which the numbers of a column are written.
+
+    Attributes:
+        mark: a percent or currency sign that they may have; "" for none.
+        decimal: "." or ",".
+        thousands: the mark between thousands that they may have: "," or "." or "'" or " "; "" for none.
+    """
+
+    mark: str = ""
+    decimal: str = "."
+    thousands: str = ""
+
+    @property
+    def example(self) -> str:
+        """Show the marks: 1.234,5."""
+        return f"1{self.thousands}234{self.decimal}5"
+
+    def number(self, text: str) -> float:
+        """Read a number; infinity for a text that is none, or that may mean another."""
+        if self.decimal == "." and NUMBER.fullmatch(text):
+            return float(text)
+        parts = _parts(text)
+        if parts is None or parts[0] not in ("", self.mark):
+            return np.inf
+        _, sign, digits = parts
+        if _digits(self.decimal, self.thousands).fullmatch(digits):
+            return float(sign + digits.replace(self.thousands, "").replace(self.decimal, "."))
+        is_open = "." in digits and _digits(",", ".").fullmatch(digits)  # 1.234 beside decimal commas
+        return np.inf if is_open or not NUMBER.fullmatch(digits) else float(sign + digits)
+
+
+PLAIN = NumberForm()
+FORMS = [(decimal, mark) for decimal in (".", ",") for mark in GROUPS if mark != decimal]
+
+
+@cache
+def _digits(decimal: str, thousands: str) -> re.Pattern[str]:
+    mark = re.escape(decimal)
+    return re.compile(rf"(({GROUPS[thousands]})({mark}\d*)?|{mark}\d+)([eE][+-]?\d+)?")
+
+
+def _parts(text: str) -> tuple[str, str, str] | None:
+    """Cut a number into (percent or currency sign, "-" or "", digits with their marks); None if it is none."""
+    found = AMOUNT.fullmatch(text.translate(ALIKE))
+    if found is None or (found["before"] and found["behind"]):
+        return None
+    digits, minus, last = found["digits"], found["minus"], found["last"]
+    if minus and digits[-1] in ".,":  # 12,- and 12.-- are prices without decimals
+        minus = None
+    brackets = [sum(map(bool, (found[a], found[b]))) for a, b in (("open", "opened"), ("close", "closed"))]
+    if minus == "--" or brackets not in ([0, 0], [1, 1]):
+        return None
+    if brackets[0] + sum(map(bool, (found["plus"], found["sign"], minus, last))) > 1:
+        return None
+    is_negative = brackets[0] or minus or last or "-" in (found["plus"], found["sign"])
+    return found["before"] or found["behind"] or "", "-" if is_negative else "", digits.rstrip(".,") or digits
+
+
+def find_form(
+    cells: Any, where: Where, name: str, texts: Sequence[str] | None = None, decimal: str | None = None
+) -> NumberForm:
+    """Find the way in which nearly all numbers of a column are written; PLAIN if most cells are no numbers.
+
+    Args:
+        cells: a pandas Series (rows,).
+        where: names the row.
+        name: the column's.
+        texts: its different texts, if they are known already.
+        decimal: "." or "," where the file or a setting decides; None: the column alone does.
+    Raises:
+        ValueError: commas or points may mark decimals or thousands.
+    """
+    import pandas as pd
+
+    texts = () if pd.api.types.is_numeric_dtype(cells.dtype) else coded(cells)[1] if texts is None else texts
+    if not may_be_numbers(texts):
+        return PLAIN
+    parts = [found for text in texts if (found := _parts(text)) is not None]
+    [(mark, count), *_] = Counter(mark for mark, _, _ in parts).most_common() or [("", 0)]
+    mark = mark if 5 * count >= 4 * len(texts) else ""
+    numbers = [digits for sign, _, digits in parts if sign in ("", mark)]
+    marks = {"", *"".join(numbers)}
+    fitting = {
+        NumberForm(mark, *form): sum(map(bool, map(_digits(*form).fullmatch, numbers)))
+        for form in FORMS
+        if form[1] in marks
+    }
+    most = max(fitting.values())
+    if 5 * most < 4 * len(texts):
+        return PLAIN
+    forms = [form for form, count in fitting.items() if count == most]
+    forms = [form for form in forms if form.decimal == decimal] or forms
+    for text in texts if len(forms) > 1 else ():
+        if len({number for form in forms if np.isfinite(number := form.number(text))}) > 1:
+            if mark in ("", *SHARES) and "," not in marks:  # programs write decimal points
+                return NumberForm(mark)
+            codes, all_texts = coded(cells)
+            sign = "comma" if "," in text else "point"
+            problem = f"has a decimal {sign} or marks thousands: set source.decimal=',' or source.decimal='.'"
+            raise cell_error(where, name, cells, codes == all_texts.index(text), problem)
+    return forms[0]
+
+
+def shows_decimal(text: str, decimal: str) -> bool:
+    """Tell whether a number can only be read with this decimal mark: not so 5, and neither 1.234 nor 1,234."""
+    parts = _parts(text)
+    if parts is None or not ("," in text or "." in text):
+        return False
+    digits = parts[2].replace(" ", "").replace("'", "")
+    return not _digits("," if decimal == "." else ".", decimal).fullmatch(digits)
+
+
+def may_be_numbers(texts: Sequence[str]) -> bool:
+    """Tell whether at least half of the first texts look like numbers."""
+    first = texts[:SAMPLE]
+    return 2 * sum(_parts(text) is not None for text in first) >= max(1, len(first))
+
+
+def read_numbers(cells: Any, where: Where, name: str, form: NumberForm = PLAIN) -> np.ndarray:
     """Read a column as numbers, float64 (rows,), NaN where missing.
 
     Args:
         cells: of the column, (rows,).
         where: names the row.
         name: the column's.
-        mark: a sign that numbers may have.
+        form: the way in which texts write numbers.
     Raises:
         ValueError: a cell is not a finite number.
     """
-    values, bad = numbers_or_bad(cells, mark=mark)
+    values, bad = numbers_or_bad(cells, form=form)
     if bad.any():
-        raise cell_error(where, name, cells, bad, f"is not a finite number{_hint(coded(cells[bad])[1], mark)}")
+        raise cell_error(where, name, cells, bad, f"is not a finite number{_hint(coded(cells[bad])[1], form)}")
     return values
 
 
-def unmarked(text: str, mark: str) -> str:
-    """Remove a sign before or behind a number, after a minus if there is one."""
-    before, found, behind = text.partition(mark) if mark else (text, "", "")
-    if not found or (before.strip() not in ("", "+", "-") and behind.strip()):
-        return text
-    return before.strip() + behind.strip()
-
-
-def find_mark(cells: Any, texts: Sequence[str] | None = None) -> str:
-    """Return the percent or currency sign that nearly all numbers of a column have, "" if there is none.
-
-    Args:
-        cells: of the column, (rows,).
-        texts: its different texts, if they are known already.
-    """
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(cells.dtype):
-        return ""
-    texts = coded(cells)[1] if texts is None else texts
-    for mark in MARKS:
-        if any(mark in text for text in texts[:20]):
-            numbers = [number for text in texts if (number := unmarked(text, mark)) != text]
-            written = sum(any(kind.fullmatch(n) for kind in (NUMBER, THOUSANDS, DECIMAL_COMMA)) for n in numbers)
-            if 5 * written >= 4 * len(texts):
-                return mark
-    return ""
-
-
 def numbers_or_bad(
-    cells: Any, known: tuple[np.ndarray, list[str]] | None = None, mark: str = ""
+    cells: Any, known: tuple[np.ndarray, list[str]] | None = None, form: NumberForm = PLAIN
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read a column as numbers.
 
     Args:
         cells: of the column, (rows,).
         known: `coded(cells)`, if it is known already.
-        mark: a sign that numbers may have.
+        form: the way in which texts write numbers.
     Returns:
         (float64 (rows,), NaN where missing; bool (rows,), True where a cell is no finite number).
     """
@@ -209,21 +343,32 @@ def numbers_or_bad(
         bad = np.abs(values) > LARGEST
         return np.where(bad, np.nan, values), bad
     codes, texts = known or coded(cells)
-    texts = [unmarked(text, mark) for text in texts] if mark else texts
-    numbers = np.array([float(text) if NUMBER.fullmatch(text) else np.inf for text in texts] + [np.nan])
+    if form.decimal == "," and pd.api.types.is_object_dtype(cells.dtype):
+        typed = np.array([isinstance(cell, int | float | np.number) for cell in cells])
+        if typed.any():  # the number 1.234 is no text that could mean 1234
+            values, bad = numbers_or_bad(cells, (codes, texts))
+            values[~typed], bad[~typed] = numbers_or_bad(cells[~typed].astype("str"), form=form)
+            return values, bad
+    numbers = np.array([*map(form.number, texts), np.nan])
     wrong = np.abs(numbers) > LARGEST
     values = np.where(wrong, np.nan, numbers)[codes]
     return values, np.asarray(wrong[codes])
 
 
-def _hint(texts: list[str], mark: str = "") -> str:
-    texts = [unmarked(text, mark) for text in texts]
-    if any(THOUSANDS.fullmatch(text) for text in texts):
-        return ": write it without thousands marks; source.decimal=',' reads decimal commas"
-    if any(NUMBER.fullmatch(text) for text in texts):
+def _hint(texts: list[str], form: NumberForm) -> str:
+    parts = [found for text in texts if (found := _parts(text)) is not None and found[0] in ("", form.mark)]
+    if form.decimal == "," and parts:
+        return f": write it as other numbers of this column, {form.example}"
+    if any(text.lstrip("+-").casefold() in ("inf", "infinity") for text in texts):
+        return f": infinite, or beyond {LARGEST:.2g}, the largest that networks compute with; leave unknown cells empty"
+    if any(map(DATE.fullmatch, texts)):
+        return ": a date, of which numbers can be made, such as the days since another"
+    if any(NUMBER.fullmatch(digits) for _, _, digits in parts):
         return f": it is beyond {LARGEST:.2g}, the largest that networks compute with"
-    if any(DECIMAL_COMMA.fullmatch(text) for text in texts):
+    if any(_digits(",", "").fullmatch(digits) and not _digits(".", ",").fullmatch(digits) for _, _, digits in parts):
         return ": write a decimal point; source.decimal=',' reads decimal commas"
+    if parts:
+        return ": write it without thousands marks; source.decimal=',' reads decimal commas"
     return ""
 
 

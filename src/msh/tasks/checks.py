@@ -46,6 +46,8 @@ def existing(path: str, kind: str) -> Path:
     """
     expanded = Path(path).expanduser()
     if not (expanded.is_file() if kind == "file" else expanded.is_dir()):
+        if expanded.exists():
+            raise FileNotFoundError(f"{expanded} must be a {kind}, and is {'a folder' if kind == 'file' else 'a file'}")
         raise FileNotFoundError(f"there is no {kind} {expanded}: paths.data_dir=DIR sets the folder of the data")
     return expanded
 

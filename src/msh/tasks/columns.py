@@ -9,7 +9,17 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from msh.tasks.cells import MARKS, MICROSECONDS_PER_DAY, NO_DATE, Where, coded, read_booleans, read_dates, read_numbers
+from msh.tasks.cells import (
+    MICROSECONDS_PER_DAY,
+    NO_DATE,
+    SIGNS,
+    NumberForm,
+    Where,
+    coded,
+    read_booleans,
+    read_dates,
+    read_numbers,
+)
 from msh.tasks.steps import CONFIG
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -88,35 +98,50 @@ class Filled:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Number(Filled):
-    """A column of numbers."""
-
-    role: Literal["number"] = "number"
-
-    def read(self, cells: Any, where: Where) -> np.ndarray:
-        """Return the numbers."""
-        return _filled(read_numbers(cells, where, self.name), self.fill, self.missing)
-
-
-@dataclass(frozen=True, config=CONFIG)
-class Amount(Filled):
-    """A column of numbers with a sign: 12 % or $ 3.50.
+class Written(Filled):
+    """A column of numbers; texts among them are read as the training file writes numbers.
 
     Attributes:
-        mark: the sign; numbers without it are accepted.
+        decimal: the decimal mark.
+        thousands: the mark that may stand between thousands.
+        mark: a sign that they may have.
     """
 
-    mark: str = Field(default=MARKS[0], min_length=1, max_length=1)
-    role: Literal["amount"] = "amount"
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ",", ".", "'", " "] = ""
+    mark: str = ""
+
+    @property
+    def form(self) -> NumberForm:
+        """The way in which texts write numbers."""
+        return NumberForm(self.mark, self.decimal, self.thousands)
 
     @property
     def note(self) -> str:
-        """Name the sign."""
-        return "; ".join(filter(None, (f"in {self.mark}", super().note)))
+        """Say how numbers are written, and how missing cells are filled."""
+        sign = f"in {self.mark}" if self.mark else ""
+        written = "" if (self.decimal, self.thousands) == (".", "") else f"written as {self.form.example}"
+        return "; ".join(filter(None, (sign, written, super().note)))
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the numbers."""
-        return _filled(read_numbers(cells, where, self.name, self.mark), self.fill, self.missing)
+        return _filled(read_numbers(cells, where, self.name, self.form), self.fill, self.missing)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Number(Written):
+    """A column of numbers without a sign."""
+
+    mark: Literal[""] = ""
+    role: Literal["number"] = "number"
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Amount(Written):
+    """A column of numbers with a sign: 12 % or $ 3.50."""
+
+    mark: str = Field(default=SIGNS[-2], min_length=1, max_length=4)
+    role: Literal["amount"] = "amount"
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -1,23 +1,25 @@
-"""Find image files and their labels: in a folder per class, or in a CSV file."""
+"""Find image files and their labels: in a folder per class, or in a table."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from msh.errors import Problems, invalid, one_of
-from msh.tasks.cells import as_text
-from msh.tasks.checks import ListedProblems, existing
+from msh.errors import Problems, invalid
+from msh.tasks.cells import PLAIN, as_text, find_form, numbers_or_bad
+from msh.tasks.checks import ListedProblems
 from msh.tasks.labels import Classes, find_classes, read_labels
 from msh.tasks.outputs import Kind
+from msh.tasks.table_files import Table, read_table
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +105,12 @@ def in_table(
     target: Sequence[str],
     names: tuple[str, ...] | None = None,
     missing_labels: str = "drop",
+    encoding: str = "utf-8",
 ) -> Labelled:
-    """Read labels from a CSV file with a header.
+    """Read labels from a table with a header: CSV, Parquet or Excel.
 
     Args:
-        path: the CSV file's path.
+        path: the table's path.
         folder: holds the images.
         kind: "classification": a class per row; "multilabel": columns of 0 and 1, or one column with labels separated
             by ";"; "regression": numbers.
@@ -115,17 +118,20 @@ def in_table(
         target: columns to predict.
         names: of the training split's classes or labels; None: found in the file, sorted.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
+        encoding: a CSV file's.
     Raises:
-        FileNotFoundError: there is no such CSV file.
+        FileNotFoundError: there is no such file.
         ValueError: columns, cells or images are missing or invalid; all are reported.
     """
-    table = existing(path, "file")
-    rows = _rows(table)
+    read = read_table(path, encoding, texts=None)
+    table = read.path
     with Problems() as problems:
         for key, column in [("file", file), *(("target", column) for column in target)]:
-            problems.check(one_of, f"source.{key}", column, rows[0])
+            problems.check(read.column, f"source.{key}", column)
         if kind == "classification" and len(target) > 1:
             problems.add(invalid("source.target", "one column in a classification", list(target)))
+    columns = {name: [as_text(cell, ()) or "" for cell in read.frame[name]] for name in (file, *target)}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     has_lists = kind == "multilabel" and len(target) == 1
     cells = {line: [row[column] for column in target] for line, row in enumerate(rows, 2)}
     with ListedProblems() as problems:
@@ -136,9 +142,9 @@ def in_table(
             cells = problems.check(_labelled, table, cells, target, kind, names, missing_labels) or cells
     files = [folder / rows[line - 2][file] for line in cells]
     if kind == "regression":
-        return Labelled(files, _numbers(table, cells, target), ())
+        return Labelled(files, _numbers(read, cells, target), ())
     if kind == "multilabel" and not has_lists:
-        return Labelled(files, _flags(table, cells, target), tuple(target))
+        return Labelled(files, _flags(read, cells, target), tuple(target))
     if has_lists:
         cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
     numbers, names = _numbered(table, cells, names)
@@ -151,7 +157,7 @@ def in_table(
 
 
 Cells = dict[int, list[str]]
-"""A CSV file's cells by row."""
+"""A table's cells by row."""
 
 
 def _labelled(
@@ -195,38 +201,30 @@ def _numbered(table: Path, listed: Cells, names: tuple[str, ...] | None) -> tupl
     return [list(islice(left, len(row))) for row in listed.values()], classes.names
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    """Read a CSV file's rows as column to cell, without spaces around cells."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(opened, strict=True) if row] or [[]]
-    except (csv.Error, UnicodeError) as error:
-        raise ValueError(f"{table} is not a CSV file in UTF-8 ({error})") from error
-    if not rows:
-        raise ValueError(f"{table} has no rows: it needs a header and at least one row below it")
-    with ListedProblems() as problems:
-        for line, row in enumerate(rows, 2):
-            if len(row) != len(header):
-                problems.add(f"{table}, row {line}: {len(row)} cells, but the header names {len(header)} columns")
-    return [dict(zip(header, row, strict=True)) for row in rows]
+def _numbers(table: Table, cells: Cells, target: Sequence[str]) -> Tensor:
+    import pandas as pd
 
-
-def _numbers(table: Path, cells: Cells, target: Sequence[str]) -> Tensor:
-    numbers = torch.empty(len(cells), len(target), dtype=torch.float64)
+    numbers, lines = torch.empty(len(cells), len(target), dtype=torch.float64), list(cells)
     with ListedProblems() as problems:
-        for place, (line, row) in enumerate(cells.items()):
-            for i, (column, cell) in enumerate(zip(target, row, strict=True)):
-                try:
-                    numbers[place, i] = float(cell)
-                except ValueError:
-                    problems.add(f"{table}, row {line}, column {column!r}: {cell!r} is no number")
+        for i, column in enumerate(target):
+            texts = pd.Series([row[i] for row in cells.values()], dtype="str")
+            where = partial(_row, table, lines)
+            form = problems.check(find_form, texts, where, column, decimal=table.decimal) or PLAIN
+            values, bad = numbers_or_bad(texts, form=form)
+            numbers[:, i] = torch.from_numpy(values)
+            for row in np.flatnonzero(bad | np.isnan(values)).tolist():
+                problems.add(f"{where(row)}, column {column!r}: {texts[row]!r} is no number")
     return numbers
 
 
-def _flags(table: Path, cells: Cells, target: Sequence[str]) -> Tensor:
+def _row(table: Table, lines: Sequence[int], row: int) -> str:
+    return f"{table.path}, row {lines[row]}"
+
+
+def _flags(table: Table, cells: Cells, target: Sequence[str]) -> Tensor:
     flags, lines = _numbers(table, cells, target).float(), list(cells)
     with ListedProblems() as problems:
         for i, j in ((flags != 0) & (flags != 1)).nonzero().tolist():
             line = lines[i]
-            problems.add(f"{table}, row {line}, column {target[j]!r}: {cells[line][j]!r} is neither 0 nor 1")
+            problems.add(f"{table.path}, row {line}, column {target[j]!r}: {cells[line][j]!r} is neither 0 nor 1")
     return flags

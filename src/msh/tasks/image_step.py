@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,11 +24,14 @@ from msh.tasks.steps import CONFIG, Dtype
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageCms import ImageCmsTransform
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted image formats, whatever the file's suffix; Pillow would start other programs for some others."""
 LARGEST_SIDE = 2**14
 ORIENTATION = 0x0112  # EXIF tag
+SPACES = {"RGB": ("RGB", "RGBA", "P", "PA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
+"""A colour profile's space to modes of images that it can describe."""
 
 Mode = Literal["L", "RGB"]
 Fit = Literal["stretch", "crop", "pad"]
@@ -44,12 +47,14 @@ class Header:
         is_grey: it has no colours.
         is_animated: it has more than one frame.
         profile: name of its colour profile; "" for none, and for sRGB.
+        is_converted: its colours can be converted from that profile to sRGB.
     """
 
     size: tuple[int, int]
     is_grey: bool
     is_animated: bool
     profile: str
+    is_converted: bool
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -65,6 +70,7 @@ class ReadImages:
         range: values that are black and white in images deeper than 8 bits; values beyond are clipped. None: 0 and
             65535 in images of 16 bits, 0 and 1 in images of floats, which may then have no others.
         strict: raise on JPEGs that are damaged but can be decoded; False accepts the decoder's output.
+        profiles: convert colours to sRGB from the profile (ICC) in the image; False, as in earlier releases: ignore it.
     """
 
     mode: Mode
@@ -73,6 +79,7 @@ class ReadImages:
     background: Annotated[int, Field(ge=0, le=255)] = 255
     range: tuple[float, float] | None = None
     strict: bool = True
+    profiles: bool = False
     step: Literal["images"] = "images"
 
     def __post_init__(self) -> None:
@@ -168,6 +175,8 @@ class ReadImages:
         if image.mode == "F" or image.mode.startswith("I"):
             has_16_bits = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
             return np.asarray(self._of_levels(self._opaque(image)[None, ..., None], has_16_bits)[0])
+        if self.profiles:
+            image = _in_srgb(image)
         if image.has_transparency_data:
             canvas = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
             image = Image.alpha_composite(canvas, image.convert("RGBA"))
@@ -261,23 +270,56 @@ def read_header(file: Path) -> Header:
             is_turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
             size = (image.width, image.height) if is_turned else (image.height, image.width)
             is_grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-            return Header(size, is_grey, getattr(image, "is_animated", False), _profile(image))
+            profile, conversion = _profile(image)
+            return Header(size, is_grey, getattr(image, "is_animated", False), profile, conversion is not None)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image ({error})") from error
 
 
-def _profile(image: Image) -> str:
-    """Return the name of an image's colour profile (ICC), "" for none and for sRGB."""
+def _profile(image: Image) -> tuple[str, ImageCmsTransform | None]:
+    """Return the name of an image's colour profile (ICC), "" for none and for sRGB; and the conversion to sRGB."""
+    content = image.info.get("icc_profile")
+    return _conversion(content, image.mode) if content else ("", None)
+
+
+@lru_cache(maxsize=8)
+def _conversion(content: bytes, mode: str) -> tuple[str, ImageCmsTransform | None]:
+    """Return a colour profile's name, "" for sRGB; and its conversion to sRGB, None where it does not fit the mode."""
     from PIL import ImageCms
 
-    content = image.info.get("icc_profile")
-    if not content:
-        return ""
     try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(content))).strip() or "no name"
+        profile = ImageCms.ImageCmsProfile(BytesIO(content))
+        name = ImageCms.getProfileDescription(profile).strip() or "no name"
+        space = profile.profile.xcolor_space.strip()
+        if "srgb" in name.lower() or mode not in SPACES.get(space, ()):
+            return "" if "srgb" in name.lower() else name, None
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOCACHE  # threads share the conversion
+        return name, ImageCms.buildTransform(
+            profile,
+            ImageCms.createProfile("sRGB"),
+            "L" if space == "GRAY" else space,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags,
+        )
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        name = "unreadable"
-    return "" if "srgb" in name.lower() else name
+        return "unreadable", None
+
+
+def _in_srgb(image: Image) -> Image:
+    """Convert an image's colours to sRGB if it has another profile that fits its mode."""
+    from PIL import ImageCms
+
+    _, conversion = _profile(image)
+    if conversion is None:
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    source = "L" if image.mode in SPACES["GRAY"] else "CMYK" if image.mode == "CMYK" else "RGB"
+    converted = ImageCms.applyTransform(image.convert(source), conversion)
+    assert converted is not None
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def _upright(image: Any) -> Image:

@@ -1,4 +1,4 @@
-"""Load images from folders, one per class, or with labels in a CSV file."""
+"""Load images from folders, one per class, or with labels in a table."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def image_folder(
     target: str | Sequence[str] = "label",
     kind: ExampleKind = "classification",
     missing_labels: str = "drop",
+    encoding: str = "utf-8",
 ) -> RawData:
-    """Load JPEG, PNG and other images, from a folder that holds a folder per class, or with labels in a CSV file.
+    """Load JPEG, PNG and other images, from a folder that holds a folder per class, or with labels in a table.
 
     Images are read as people see them: see `ReadImages`. Hidden files and folders, and those that systems create, are
     ignored.
@@ -65,12 +66,12 @@ def image_folder(
         strict, fit, background, range: as in `ReadImages`.
         unreadable: "error", or "skip": leave out images that cannot be read, and log their names.
         cache, cache_dir: as in `load_images`.
-        labels: CSV file with a column of paths below `path`, and columns to predict.
-        test_labels: CSV file for the test split; its images are below `test_path`, or else `path`.
-        file: name of the column of paths.
-        target: name of the column to predict, or names.
+        labels: table (CSV, Parquet, Excel) with a column of paths below `path`, and columns to predict.
+        test_labels: table for the test split; its images are below `test_path`, or else `path`.
+        file, target: names of the column of paths, and of the column to predict, or the columns.
         kind: "classification", "multilabel" (columns of 0 and 1, or one with labels separated by ";"), "regression".
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
+        encoding: of a CSV file.
     Returns:
         Inputs as float in [0, 1], (examples, channels, height, width).
     Raises:
@@ -85,10 +86,9 @@ def image_folder(
         problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
         _check_labels(problems, kind, labels, test_path, test_labels)
     folders = [existing(folder, "folder") for folder in (path, test_path) if folder is not None]
-    if labels is None:
-        parts = _of_classes(folders)
-    else:
-        parts = _of_tables([labels, test_labels], folders, kind, file, target, missing_labels)
+    tables = [labels, test_labels]
+    of_tables = (kind, file, target, missing_labels, encoding)
+    parts = _of_classes(folders) if labels is None else _of_tables(tables, folders, *of_tables)
     return _read(parts, settings, test_fraction, kind)
 
 
@@ -130,7 +130,7 @@ class Reading:
 
     def step(self, mode: Mode, size: tuple[int, int]) -> ReadImages:
         """Return the step that reads images as these settings say."""
-        return ReadImages(mode, size, self.fit, self.background, self.range, self.strict)
+        return ReadImages(mode, size, self.fit, self.background, self.range, self.strict, profiles=True)
 
     def load(self, files: Sequence[Path], step: ReadImages) -> tuple[Inputs, Tensor]:
         """Read image files: see `load_images`."""
@@ -160,11 +160,11 @@ def _check_labels(
     problems: Problems, kind: ExampleKind, labels: str | None, test_path: str | None, test_labels: str | None
 ) -> None:
     if labels is None and kind != "classification":
-        problems.add(f"source.kind = {kind} needs source.labels, a CSV file: folders are classes")
+        problems.add(f"source.kind = {kind} needs source.labels, a table: folders are classes")
     if labels is None and test_labels is not None:
         problems.add("source.test_labels needs source.labels")
     if labels is not None and test_path is not None and test_labels is None:
-        problems.add("source.test_path with source.labels needs source.test_labels, a CSV file")
+        problems.add("source.test_path with source.labels needs source.test_labels, a table")
 
 
 def _of_classes(folders: Sequence[Path]) -> list[Labelled]:
@@ -182,12 +182,13 @@ def _of_tables(
     file: str,
     target: str | Sequence[str],
     missing_labels: str,
+    encoding: str,
 ) -> list[Labelled]:
     columns, parts = [target] if isinstance(target, str) else list(target), list[Labelled]()
     for table, folder in zip(tables, (folders[0], folders[-1]), strict=True):
         names = parts[0].names if parts else None
         if table is not None:
-            parts.append(in_table(table, folder, kind, file, columns, names, missing_labels))
+            parts.append(in_table(table, folder, kind, file, columns, names, missing_labels, encoding))
     return parts
 
 
@@ -222,9 +223,14 @@ def _chosen(files: Sequence[Path], settings: Reading) -> ReadImages:
         raise cannot_be_read(problems, len(files))
     if animated := [file for file, header in headers if header.is_animated]:
         log.info("%d images have several frames, such as %s: the first frame is read", len(animated), animated[0])
-    if foreign := [(file, header.profile) for file, header in headers if header.profile]:
-        text = "%d images have colour profiles other than sRGB, such as %s (%s): their colours are read as sRGB's"
-        log.warning(text, len(foreign), *foreign[0])
+    for is_converted, level, effect in (
+        (True, logging.INFO, "colours are converted to sRGB"),
+        (False, logging.WARNING, "they are damaged or for other kinds of images, and ignored"),
+    ):
+        foreign = [(f, h.profile) for f, h in headers if h.profile and h.is_converted == is_converted]
+        if foreign:
+            text = "%d images have colour profiles other than sRGB, such as %s (%s): %s"
+            log.log(level, text, len(foreign), *foreign[0], effect)
     grey, mode, size = [file for file, header in headers if header.is_grey], settings.mode, settings.size
     if mode is None:
         mode = "L" if len(grey) == len(headers) else "RGB"

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
+import io
 import itertools
+import logging
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from torch import Tensor
 
 from msh.errors import Problems, invalid, one_of
-from msh.tasks.cells import CODE, DECIMAL_COMMA, MISSING, NUMBER, THOUSANDS, as_text, coded
+from msh.tasks.cells import (
+    CODE,
+    MISSING,
+    SAMPLE,
+    NumberForm,
+    as_text,
+    coded,
+    find_form,
+    may_be_numbers,
+    numbers_or_bad,
+    shows_decimal,
+)
 from msh.tasks.checks import existing
+
+log = logging.getLogger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
 """The delimiters of most CSV files."""
 PARQUET, EXCEL = (".parquet", ".pq"), (".xlsx", ".xlsm", ".xls")
-SAMPLE = 200
-"""Rows from which a CSV file's delimiter is found."""
 LARGE = 2**27
 """Bytes of a CSV file from which it is parsed in chunks; for smaller files, of many columns, this is slower."""
+MAGIC = {
+    b"PK\x03\x04": "a zip archive or an Excel file: unpack it, or name it .xlsx",
+    b"\xd0\xcf\x11\xe0": "an Excel file of before 2007: name it .xls, or save it as .xlsx",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"BZh": "compressed with bzip2: unpack it",
+    b"\xfd7zXZ": "compressed with xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard: unpack it",
+    b"%PDF": "a PDF file",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"RDX": "a file of R: save it as CSV",
+}
+"""First bytes of files that are no texts, and what they are."""
 NAMELESS = "Unnamed: "
 """Start of the name that pandas gives a column without one; its number follows."""
 
@@ -38,11 +67,15 @@ class Table:
         path: of the file.
         frame: pandas DataFrame (rows, columns); its index numbers the rows from 0.
         csv: (encoding, delimiter) of a CSV file.
+        decimal: "." or "," if the file's numbers or a setting decide which is the decimal mark.
+        forms: ways in which columns of numbers were written; others are plain, or still texts.
     """
 
     path: Path
     frame: Any
     csv: tuple[str, str] | None = None
+    decimal: str | None = None
+    forms: Mapping[str, NumberForm] = field(default_factory=dict)
 
     def column(self, key: str, name: str) -> Any:
         """Return a column.
@@ -53,7 +86,13 @@ class Table:
         if name not in self.frame.columns:
             names = list(map(str, self.frame.columns))
             shown = ", ".join(map(repr, names[:20])) + (f", ... {len(names)} in all" if len(names) > 20 else "")
-            raise invalid(key, f"a column of {self.path} ({shown})", name, names)
+            bound = f"a column of {self.path} ({shown})"
+            above = self.frame.head(SAMPLE).map(lambda cell: isinstance(cell, str) and cell.strip() == name).any(axis=1)
+            error = invalid(key, bound, name, names)
+            if above.any():
+                where = self.row(int(above.to_numpy().argmax()))
+                raise ValueError(f"{error}; {where} has it: delete what stands above the header")
+            raise error
         return self.frame[name]
 
     def row(self, row: int) -> str:
@@ -90,7 +129,7 @@ def read_table(
         path: the file's path.
         encoding: of a CSV file; a byte order mark is recognized.
         delimiter: character between the cells of a CSV file; None: found from the first rows.
-        decimal: "." or "," for decimal numbers in a CSV file; None: found from the cells.
+        decimal: "." or "," for decimal numbers written as text; None: found from the cells.
         texts: columns whose cells are kept as written, so that 01 stays 01; None: all.
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,7 +143,8 @@ def read_table(
     file = existing(path, "file")
     suffix = file.suffix.lower()
     if suffix in PARQUET + EXCEL:
-        return Table(file, _read_typed(file, suffix))
+        frame = _read_typed(file, suffix)
+        return _with_numbers(Table(file, frame, None, decimal), frame.columns if texts is None else texts)
     return _read_csv(file, encoding, delimiter, decimal, texts)
 
 
@@ -147,12 +187,13 @@ def _read_typed(file: Path, suffix: str) -> Any:
     """Read a file whose cells have types."""
     import pandas as pd
 
+    others = ""
     try:
         if suffix in PARQUET:
             frame = pd.read_parquet(file).reset_index(drop=True)
             header = [str(name).strip() for name in frame.columns]
         else:
-            cells = pd.read_excel(file, header=None, dtype=object, keep_default_na=False, na_values=[""])
+            cells, others = _first_sheet(file)
             header = ["" if pd.isna(name) else str(name).strip() for name in (cells.iloc[0] if len(cells) else [])]
             frame = cells.iloc[1:].reset_index(drop=True).infer_objects()
     except ImportError as error:
@@ -160,9 +201,20 @@ def _read_typed(file: Path, suffix: str) -> Any:
     except Exception as error:  # the libraries raise nearly anything on a damaged file
         raise ValueError(f"{file} cannot be read: damaged, or not what its suffix {suffix} says ({error})") from error
     if not len(frame):
-        raise _empty(file)
+        raise ValueError(f"{_empty(file)}{others and f'; only its first sheet is read, not {others}'}")
+    if others:
+        log.warning("%s: only the first sheet is read, not %s", file, others)
     frame.columns = pd.Index(_checked_names(file, header))
     return frame
+
+
+def _first_sheet(file: Path) -> tuple[Any, str]:
+    """Return an Excel file's first sheet, and the names of the others."""
+    import pandas as pd
+
+    with pd.ExcelFile(file) as book:
+        cells = pd.read_excel(book, header=None, dtype=object, keep_default_na=False, na_values=[""])
+        return cells, ", ".join(map(repr, book.sheet_names[1:]))
 
 
 def _empty(file: Path) -> ValueError:
@@ -174,7 +226,9 @@ def _checked_names(file: Path, header: Sequence[str]) -> list[str]:
     names = [name or f"{NAMELESS}{place}" for place, name in enumerate(header)]
     if len(set(names)) < len(names):
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"{file}: the header names {', '.join(map(repr, repeated))} more than once")
+        raise ValueError(
+            f"{file}: the header names {', '.join(map(repr, repeated))} more than once: name each column once"
+        )
     return names
 
 
@@ -187,7 +241,7 @@ def _read_csv(
     import pandas as pd
 
     encoding = encoding_of(file, encoding)
-    csv.field_size_limit(max(csv.field_size_limit(), file.stat().st_size))  # the default limit is too small for texts
+    csv.field_size_limit(sys.maxsize)  # the default limit is too small for texts
     try:
         mark = delimiter or _found_delimiter(file, encoding)
         names, codes = _header(file, encoding, mark, delimiter is not None)
@@ -208,35 +262,54 @@ def _read_csv(
         _check_rows(file, encoding, mark, len(names))
     if not len(frame):
         raise _empty(file)
-    return Table(file, _with_decimal_points(file, frame, decimal, as_written), (encoding, mark))
+    table = _with_numbers(Table(file, frame, (encoding, mark), decimal), as_written)
+    return table if table.decimal != "," else _with_points_between_thousands(table, names, as_written)
 
 
-def _parsed(file: Path, encoding: str, delimiter: str, names: Sequence[str], texts: Collection[str]) -> Any:
+def _parsed(
+    file: Path,
+    encoding: str,
+    delimiter: str,
+    names: Sequence[str],
+    texts: Collection[str],
+    columns: Sequence[str] | None = None,
+) -> Any:
     """Parse a CSV file; a large one in chunks, which takes much less memory than at once.
 
     Columns whose chunks differ in kind, such as numbers with a word far below, are parsed again, as texts.
+
+    Args:
+        file: its path.
+        encoding: its encoding.
+        delimiter: character between its cells.
+        names: of all columns.
+        texts: columns to keep as written.
+        columns: those to read; None: all.
     """
     import pandas as pd
 
     words = sorted(MISSING)
+    with file.open("rb") as opened:
+        is_packed = opened.read(2) == b"\x1f\x8b"
 
-    def parse(columns: Sequence[str], written: Collection[str]) -> Any:
+    def parse(columns: Sequence[str] | None, written: Collection[str]) -> Any:
         return pd.read_csv(
             file,
             sep=delimiter,
             header=0,
             names=list(names),
-            usecols=None if columns is names else list(columns),
+            usecols=None if columns is None else list(columns),
             dtype=dict.fromkeys(written, str),
             keep_default_na=False,
-            na_values={name: words for name in columns if name not in texts},
+            na_values={name: words for name in columns or names if name not in texts},
             encoding=encoding,
+            compression="gzip" if is_packed else None,
             low_memory=file.stat().st_size > LARGE,
         )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-        frame = parse(names, texts)
+        frame = parse(columns, texts)
     objects = [name for name, dtype in frame.dtypes.items() if pd.api.types.is_object_dtype(dtype)]
     mixed = [name for name in objects if pd.api.types.infer_dtype(frame[name], skipna=True) != "boolean"]
     if mixed:
@@ -248,12 +321,12 @@ def _parsed(file: Path, encoding: str, delimiter: str, names: Sequence[str], tex
 
 def _surely_even(file: Path, encoding: str, delimiter: str, width: int, rows: int) -> bool:
     """Tell by the number of delimiters that no row is short, given that none is long; far faster than reading rows."""
-    if encoding.replace("_", "-").lower().startswith("utf-16") or not delimiter.isascii():
+    if is_wide(encoding) or not delimiter.isascii():
         return False
     with _opened(file, encoding) as opened:
         first, _ = next(_rows(opened, delimiter))
     mark, count, quoted = delimiter.encode(), 0, 0
-    with file.open("rb") as content:
+    with contents(file) as content:
         while block := content.read(2**22):
             if b'"' not in block and not quoted:
                 count += block.count(mark)
@@ -272,15 +345,48 @@ def encoding_of(file: Path, encoding: str) -> str:
     except LookupError as error:
         bound = "an encoding that Python knows, such as utf-8 or latin-1"
         raise invalid("source.encoding", bound, encoding) from error
+    with contents(file) as opened:
+        start = opened.read(64)
+    for mark, found in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+    ):
+        if start.startswith(mark):
+            return found
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if not is_wide(encoding) and b"\0" in start:
+        likely = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
+        raise ValueError(
+            f"{file} is not a text in {encoding}: it has bytes of 0; set source.encoding={likely} if it is one"
+        )
+    return encoding
+
+
+def is_wide(encoding: str) -> bool:
+    """Tell whether an encoding has two bytes or more for each letter."""
+    return encoding.replace("_", "-").lower().startswith(("utf-16", "utf-32"))
+
+
+def contents(file: Path) -> BinaryIO:
+    """Open a file of text, unpacked if it is compressed with gzip.
+
+    Raises:
+        ValueError: its first bytes are those of another kind of file.
+    """
     with file.open("rb") as opened:
-        start = opened.read(3)
-    if start == b"\xef\xbb\xbf":
-        return "utf-8-sig"
-    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding
+        start = opened.read(8)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(file)  # type: ignore[return-value]
+    for mark, kind in MAGIC.items():
+        if start.startswith(mark):
+            raise ValueError(f"{file} is no text, but {kind}")
+    return file.open("rb")
 
 
 def _opened(file: Path, encoding: str) -> TextIO:
-    return file.open(encoding=encoding, newline="")
+    return io.TextIOWrapper(contents(file), encoding=encoding, newline="")
 
 
 def _rows(file: TextIO, delimiter: str) -> Iterator[tuple[list[str], int]]:
@@ -319,6 +425,8 @@ def _header(file: Path, encoding: str, delimiter: str, given: bool) -> tuple[lis
     if len(rows) < 2:
         raise _empty(file)
     header = [name.strip() for name in rows[0]]
+    if header[0].lower().startswith("sep="):
+        raise ValueError(f"{file}, line 1: {delimiter.join(header)!r} names the delimiter for Excel: delete this line")
     if given and len(header) == 1 and (others := [m for m in DELIMITERS if m != delimiter and m in header[0]]):
         raise ValueError(
             f"{file}: with source.delimiter = {delimiter!r} the whole header, {header[0]!r}, is one column; "
@@ -353,7 +461,8 @@ def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:
 
 def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError:
     """Build the error for a file in another encoding: it names the first wrong byte, and its line."""
-    cause, content = "", file.read_bytes()
+    with contents(file) as opened:
+        cause, content = "", opened.read()
     try:
         content.decode(encoding)
     except UnicodeDecodeError as exact:  # pandas' error counts from the start of a block
@@ -366,37 +475,72 @@ def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError
     )
 
 
-def _with_decimal_points(file: Path, frame: Any, decimal: str | None, as_written: Collection[str]) -> Any:
-    """Replace decimal commas by points in columns of numbers.
+def _with_numbers(table: Table, as_written: Collection[str]) -> Table:
+    """Read the columns of texts all of which are numbers, written in one way; find the file's decimal mark.
 
-    Raises:
-        ValueError: it is open whether commas mark decimals or thousands.
+    Columns where commas or points may mark decimals or thousands are read as the others show, or stay texts.
     """
     import pandas as pd
 
-    certain, doubtful = [], []
-    for name in [] if decimal == "." else frame.select_dtypes(exclude=["number", "bool"]).columns:
-        if name in as_written:
+    forms, open_columns = {}, []
+    for name in table.frame.select_dtypes(include=["object", "string"]).columns:
+        cells = table.frame[name]
+        if name in as_written or not may_be_numbers(coded(cells[cells.notna()].head(SAMPLE))[1]):
             continue
-        if not all(map(DECIMAL_COMMA.fullmatch, coded(frame[name].head(SAMPLE))[1])):
+        if pd.api.types.infer_dtype(cells, skipna=True) != "string":
             continue
-        texts = coded(frame[name])[1]
-        if not texts or not all(map(DECIMAL_COMMA.fullmatch, texts)):
+        try:
+            forms[name] = find_form(cells, str, name, decimal=table.decimal)
+        except ValueError:
+            open_columns.append(name)
+    decimal = table.decimal or _decimal_of(table, forms, bool(open_columns))
+    for name in open_columns if decimal is not None else ():
+        forms[name] = find_form(table.frame[name], str, name, decimal=decimal)
+    read = {}
+    for name, form in forms.items():
+        codes, texts = coded(table.frame[name])
+        values, bad = numbers_or_bad(table.frame[name], (codes, texts), form)
+        if form.mark or form == NumberForm() or bad.any() or any(map(CODE.fullmatch, texts)):
             continue
-        with_comma = [text for text in texts if "," in text]
-        if decimal == "," or not all(map(THOUSANDS.fullmatch, with_comma)):
-            certain.append(name)
-        elif with_comma:
-            doubtful.append((name, with_comma[0]))
-    if doubtful and not certain:
-        (name, cell), more = doubtful[0], f" (and in {len(doubtful) - 1} other columns)" * (len(doubtful) > 1)
-        raise ValueError(
-            f"{file}, column {name!r}: {cell!r} has a decimal comma or marks thousands{more}: set source.decimal=',' "
-            "for decimal commas, or write numbers without thousands marks"
-        )
-    for name in certain + [name for name, _ in doubtful]:
-        codes, texts = coded(frame[name])
-        numbers = [text.replace(",", ".") for text in texts]
-        assert all(map(NUMBER.fullmatch, numbers))
-        frame[name] = pd.Series([*map(float, numbers), float("nan")])[codes].to_numpy()
-    return frame
+        table.frame[name], read[name] = values, form
+    if decimal == ",":
+        read |= {name: NumberForm(decimal=",") for name in table.frame.select_dtypes("integer").columns}
+    return replace(table, decimal=decimal, forms=read)
+
+
+def _decimal_of(table: Table, forms: Mapping[str, NumberForm], thoroughly: bool) -> str | None:
+    """Return the decimal mark that some columns of texts show, a comma first; None if none does.
+
+    Args:
+        table: with these columns.
+        forms: the ways in which their numbers are written.
+        thoroughly: look at columns of numbers in a CSV file, too: their first rows are read again.
+    """
+    import pandas as pd
+
+    shown = {
+        form.decimal
+        for name, form in forms.items()
+        if any(shows_decimal(text, form.decimal) for text in coded(table.frame[name])[1])
+    }
+    if "," in shown or not (thoroughly and table.csv and "." not in shown):
+        return min(shown, default=None)
+    names = [pd.api.types.is_float_dtype(dtype) for dtype in table.frame.dtypes]
+    with _opened(table.path, table.csv[0]) as opened:
+        rows = itertools.islice(_rows(opened, table.csv[1]), 1, SAMPLE)
+        cells = (cell.strip() for cells, _ in rows for cell in itertools.compress(cells, names))
+        return "." if any(shows_decimal(cell, ".") for cell in cells) else None
+
+
+def _with_points_between_thousands(table: Table, names: Sequence[str], as_written: Collection[str]) -> Table:
+    """Read columns again in which pandas took points between thousands for decimal points: 1.234 beside 1,5."""
+    assert table.csv is not None
+    floats = [n for n in table.frame.select_dtypes("floating").columns if n not in {*as_written, *table.forms}]
+    again = _parsed(table.path, *table.csv, names, floats, floats) if floats else {}
+    forms = dict(table.forms)
+    for name in floats:
+        form = find_form(again[name], str, name, decimal=",")
+        values, bad = numbers_or_bad(again[name], form=form)
+        if form.decimal == "," and not bad.any():
+            table.frame[name], forms[name] = values, form
+    return replace(table, forms=forms)

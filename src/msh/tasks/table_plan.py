@@ -13,19 +13,21 @@ import numpy as np
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.cells import (
     CODE,
+    DATE,
     NO_DATE,
-    NUMBER,
-    THOUSANDS,
+    PLAIN,
+    NumberForm,
     Where,
+    are_nested,
     cell_error,
     coded,
     find_date_format,
-    find_mark,
+    find_form,
+    may_be_numbers,
     numbers_or_bad,
     read_booleans,
     read_dates,
     read_numbers,
-    unmarked,
 )
 from msh.tasks.columns import Amount, Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
 from msh.tasks.table_files import NAMELESS, Table
@@ -41,7 +43,6 @@ RARE = 5
 INDEX_NAME = re.compile(r"(index|id|idx|key|(row|record|obs)[ _.]?(id|names?|number|no|nr)?|.*[ _.]id|.*[a-z]I[dD])")
 """Names of columns that number the rows, apart from columns without a name."""
 BOOLEANS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"}, {"on", "off"})
-DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T]\d{1,2}:\d{2}(:\d{2})?.*)?")
 SHOWN = 40
 """Columns that the plan shows; the rest is counted."""
 
@@ -101,7 +102,10 @@ def plan_columns(table: Table, wishes: Wishes, rows: np.ndarray | None = None) -
         for name in names:
             role = "drop" if name in wishes.exclude else wishes.columns.get(name)
             cells = table.frame[name] if rows is None else table.frame[name].take(rows)  # one column at a time
-            planned.append(problems.check(_plan, cells, where, name, role, wishes.features is not None))
+            form = table.forms.get(name)
+            planned.append(
+                problems.check(_plan, cells, where, name, role, wishes.features is not None, form, table.decimal)
+            )
     chosen = set(names)
     unused = [name for name in table.frame.columns if name not in chosen]
     step = ReadTable(
@@ -134,14 +138,30 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _plan(cells: Any, where: Where, name: str, role: str | None, kept: bool) -> Column:
-    """Plan one column; `kept` columns are not dropped for what they look like."""
+def _plan(
+    cells: Any, where: Where, name: str, role: str | None, kept: bool, form: NumberForm | None, decimal: str | None
+) -> Column:
+    """Plan one column.
+
+    Args:
+        cells: a pandas Series (rows,).
+        where: names a row.
+        name: the column's.
+        role: the one that a setting chooses, or None.
+        kept: do not drop it for what it looks like.
+        form: the way in which its numbers are written, if it is known.
+        decimal: the decimal mark of numbers, if the file or a setting decides it.
+    """
     kind, _, wanted = (role or "").partition(" ")
     if kind == "drop":
         return Dropped(name, "source.exclude or source.columns")
+    if problem := _unreadable(cells):
+        if kept or role is not None:
+            raise ValueError(f"column {name!r} has {problem}; source.exclude drops the column")
+        return Dropped(name, problem)
     if kind == "number":
-        mark = find_mark(cells)
-        return _number(name, read_numbers(cells, where, name, mark), mark)
+        form = form or find_form(cells, where, name, decimal=decimal)
+        return _number(name, read_numbers(cells, where, name, form), form)
     if kind == "boolean":
         return _boolean(name, read_booleans(cells, where, name))
     if kind == "date":
@@ -150,15 +170,26 @@ def _plan(cells: Any, where: Where, name: str, role: str | None, kept: bool) -> 
         return Text(name, TEXT_BUCKETS)
     if kind == "category":
         return _category(name, *coded(cells))
-    return _guess(cells, where, name, kept)
+    return _guess(cells, where, name, kept, form, decimal)
 
 
-def _guess(cells: Any, where: Where, name: str, kept: bool) -> Column:
+def _unreadable(cells: Any) -> str:
+    """Name the values of a column that are none of numbers, dates and texts; "" if there are none."""
+    import pandas as pd
+
+    if pd.api.types.is_timedelta64_dtype(cells.dtype):
+        return "durations: write them as numbers"
+    if pd.api.types.is_object_dtype(cells.dtype) and are_nested(cells).any():
+        return "lists or bytes in its cells: make columns of them"
+    return ""
+
+
+def _guess(cells: Any, where: Where, name: str, kept: bool, form: NumberForm | None, decimal: str | None) -> Column:
     """Decide a column's role from its cells."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_bool_dtype(cells.dtype):
-        return _guess_number(name, read_numbers(cells, where, name), kept)
+        return _guess_number(name, read_numbers(cells, where, name), kept, form or PLAIN)
     codes, texts = coded(cells)
     present = int((codes >= 0).sum())
     if not present:
@@ -167,14 +198,13 @@ def _guess(cells: Any, where: Where, name: str, kept: bool) -> Column:
         return Dropped(name, f"constant: {texts[0]}")
     if {text.casefold() for text in texts} in BOOLEANS:
         return _boolean(name, read_booleans(cells, where, name))
-    mark = find_mark(cells, texts)
-    values, bad = numbers_or_bad(cells, (codes, texts), mark)
-    if not any(map(CODE.fullmatch, texts)):
+    if not any(map(CODE.fullmatch, texts)) and may_be_numbers(texts):
+        form = form or find_form(cells, where, name, texts, decimal)
+        values, bad = numbers_or_bad(cells, (codes, texts), form)
         if not bad.any():
-            return _guess_number(name, values, kept, mark)
-        thousands = all(NUMBER.fullmatch(n) or THOUSANDS.fullmatch(n) for n in (unmarked(t, mark) for t in texts))
-        if mark or thousands or 5 * int(bad.sum()) <= present:
-            raise _mixed(where, name, cells, bad, bool(mark) or thousands)
+            return _guess_number(name, values, kept, form)
+        if form != PLAIN or 5 * int(bad.sum()) <= present:
+            raise _mixed(where, name, cells, bad, form)
     if all(map(DATE.fullmatch, texts[:SHOWN])) and (format := find_date_format(name, texts)) is not None:
         return _date(cells, where, name, format)
     words = sum(len(text.split()) for text in texts) / len(texts)
@@ -185,14 +215,16 @@ def _guess(cells: Any, where: Where, name: str, kept: bool) -> Column:
     return _category(name, codes, texts)
 
 
-def _mixed(where: Where, name: str, cells: Any, bad: np.ndarray, punctuated: bool) -> ValueError:
-    written = ": write it without thousands marks, with a decimal point"
-    hint = written if punctuated else ", as most cells of this column are"
-    problem = f"is not a finite number{hint}; source.columns={{{name}: category}} reads the column as categories"
+def _mixed(where: Where, name: str, cells: Any, bad: np.ndarray, form: NumberForm) -> ValueError:
+    written = "" if form == PLAIN else f" of the form {form.mark}{form.example}"
+    problem = (
+        f"is not a finite number{written}, as most cells of this column are; "
+        f"source.columns={{{name}: category}} reads the column as categories"
+    )
     return cell_error(where, name, cells, bad, problem)
 
 
-def _guess_number(name: str, values: np.ndarray, kept: bool, mark: str = "") -> Column:
+def _guess_number(name: str, values: np.ndarray, kept: bool, form: NumberForm) -> Column:
     absent = np.isnan(values)
     if absent.all():
         return Dropped(name, "empty")
@@ -202,12 +234,16 @@ def _guess_number(name: str, values: np.ndarray, kept: bool, mark: str = "") -> 
         index = name.startswith(NAMELESS) or INDEX_NAME.fullmatch(name) or INDEX_NAME.fullmatch(name.casefold())
         if index and (values == np.round(values)).all() and len(np.unique(values)) == len(values):
             return Dropped(name, "identifier: numbers the rows")
-    return _number(name, values, mark)
+    return _number(name, values, form)
 
 
-def _number(name: str, values: np.ndarray, mark: str = "") -> Column:
+def _number(name: str, values: np.ndarray, form: NumberForm) -> Column:
     fill, missing = _median(name, values)
-    return Amount(name, fill, missing, mark) if mark else Number(name, fill, missing)
+    decimal: Any = form.decimal  # both are of the literals that columns have
+    thousands: Any = form.thousands
+    if form.mark:
+        return Amount(name, fill, missing, decimal=decimal, thousands=thousands, mark=form.mark)
+    return Number(name, fill, missing, decimal=decimal, thousands=thousands)
 
 
 def _boolean(name: str, values: np.ndarray) -> Column:

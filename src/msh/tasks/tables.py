@@ -49,33 +49,33 @@ def table(
         features: columns to predict it from, even if they look like an index; None: all others.
         kind: classification, regression, or auto: regression for decimal numbers, and for more than 20 whole ones.
         threshold: splits a numeric column into two classes: class 1 is above it.
-        test_path: the test split's file.
+        test_path, val_path: files of the test and the validation split.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
         test_seed: draw the test split as Keras draws Boston housing's (with 113): the last rows after numpy's
             RandomState with this seed has shuffled them. None: `hold_out`.
         encoding: a CSV file's encoding.
         delimiter: character between a CSV file's cells; None: found from the first rows.
         decimal: "," or "." in a CSV file's decimal numbers; None: found from the cells.
-        val_path: the validation split's file.
         split: one of {column: NAME}, whose cells are train, val or test; {group: NAME}, whose values stay in one
             split; {time: NAME}, whose latest rows are the test split.
-        columns: roles by column: number, boolean, category, date (or "date %d.%m.%Y"), text, drop.
-        exclude: columns to drop.
+        columns: roles by column: number, boolean, category, date (or "date %d.%m.%Y"), text, drop; `exclude`: to drop.
         missing_labels: for rows without a target: "drop" drops and counts them, "error" raises.
     Raises:
         ValueError: a column is missing, a cell fits neither its column's role nor the classes, or a setting is invalid.
     """
     by = _checked_split(split, test_fraction, test_seed, test_path, val_path)
     roles = dict(columns or {})
-    files = {"train": path, "val": val_path, "test": test_path}
-    written = {name for name, role in roles.items() if role not in ("number", "drop")}
+    written = {*exclude, *(name for name, role in roles.items() if role != "number")}
     written |= {target} if kind == "classification" and threshold is None else set()
     reserved = {target: "target"}
     if by is not None and by.by != "time":
         written.add(by.name)
         reserved |= {} if by.name in {*roles, *(features or ())} else {by.name: f"split ({by.by})"}
     wishes = Wishes(reserved, features, roles, exclude)
-    tables = {part: read_table(f, encoding, delimiter, decimal, written) for part, f in files.items() if f is not None}
+    tables = {"train": read_table(path, encoding, delimiter, decimal, written)}
+    written |= tables["train"].forms.keys()  # the other files' numbers are read as this one's
+    for part, file in (("val", val_path), ("test", test_path)):
+        tables |= {} if file is None else {part: read_table(file, encoding, delimiter, decimal, written)}
     targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
     tables, values = _labelled(tables, targets, wishes)
     rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, "test" in tables)

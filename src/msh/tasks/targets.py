@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from msh.errors import Problems, one_of
-from msh.tasks.cells import NUMBER, cell_error, find_mark, numbers_or_bad, read_numbers
+from msh.tasks.cells import (
+    NUMBER,
+    PLAIN,
+    NumberForm,
+    are_nested,
+    as_text,
+    cell_error,
+    find_form,
+    numbers_or_bad,
+    read_numbers,
+)
 from msh.tasks.labels import MISSING_LABELS, Classes, Labels, find_classes, read_labels, shown_names
 from msh.tasks.outputs import Kind
 from msh.tasks.table_files import Table
@@ -32,6 +42,7 @@ class Targets:
         threshold: classification: class 1 above it, else class 0; None: a class per value.
         classes: of the training file; None with a threshold and in regression.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
+        form: the way in which the training file writes numbers.
     """
 
     column: str
@@ -39,6 +50,7 @@ class Targets:
     threshold: float | None
     classes: Classes | None
     missing_labels: str
+    form: NumberForm = PLAIN
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,7 +72,7 @@ class Targets:
         """
         cells = table.column(key, self.column)
         if self.classes is None:
-            numbers = read_numbers(cells, table.row, self.column, find_mark(cells))
+            numbers = read_numbers(cells, table.row, self.column, self.form)
             numbers = numbers.copy()  # pandas' own memory is read-only
             missing = np.isnan(numbers)
             values = numbers[:, None] if self.threshold is None else (numbers > self.threshold).astype(np.int64)
@@ -82,7 +94,7 @@ class Targets:
         if self.missing_labels == "error" or count == len(cells):
             problem = "is no target; source.missing_labels=drop drops such rows"
             raise cell_error(table.row, self.column, cells, missing, problem if count < len(cells) else "is no target")
-        words = ", ".join(sorted({repr(str(word)) for word in cells[missing].drop_duplicates()}))
+        words = ", ".join(sorted({repr(as_text(word, ()) or "") for word in cells[missing].drop_duplicates()}))
         log.warning("%s: dropped %d rows without a target: %r is %s", table.path, count, self.column, words)
         return table.take(np.flatnonzero(~missing))
 
@@ -111,11 +123,16 @@ def find_targets(
         if threshold is not None and kind == "regression":
             problems.add(f"source.threshold = {threshold} needs source.kind=classification, not {kind}")
         cells: Any = problems.check(table.column, key, column)
-    if threshold is not None:
-        return Targets(column, "classification", threshold, None, missing_labels)
+    if cells.dtype == object and (nested := are_nested(cells)).any():
+        raise cell_error(table.row, column, cells, nested, "is neither a label nor a number")
     origin, labels = f"{table.path}, column {column!r}", read_labels(cells)
-    if kind == "regression" or (kind == "auto" and _is_measured(origin, cells, labels)):
-        return Targets(column, "regression", None, None, missing_labels)
+    form = table.forms.get(column, PLAIN)
+    if form == PLAIN and (kind != "classification" or threshold is not None):
+        form = find_form(cells, table.row, column, decimal=table.decimal)
+    if threshold is not None:
+        return Targets(column, "classification", threshold, None, missing_labels, form)
+    if kind == "regression" or (kind == "auto" and _is_measured(origin, cells, labels, form)):
+        return Targets(column, "regression", None, None, missing_labels, form)
     classes = find_classes(origin, labels)
     names = classes.names
     if len(names) == 1:
@@ -125,16 +142,20 @@ def find_targets(
             f"{table.path}, column {column!r} has {len(names)} different numbers in {len(cells)} rows: "
             "source.kind=regression predicts numbers, source.threshold makes two classes"
         )
+    if len(names) > MOST_NUMERIC_CLASSES and len(names) == int((~labels.missing).sum()):
+        raise ValueError(
+            f"{table.path}, column {column!r} has another value in each of {len(names)} rows, such as {names[0]!r}: "
+            "classes need several rows, and regressions need numbers"
+        )
     return Targets(column, "classification", None, classes, missing_labels)
 
 
-def _is_measured(origin: str, cells: Any, labels: Labels) -> bool:
+def _is_measured(origin: str, cells: Any, labels: Labels, form: NumberForm) -> bool:
     """Tell whether a column has decimal numbers, amounts, or more than a few whole numbers; log the reason."""
-    mark = find_mark(cells, labels.texts)
-    numbers, bad = numbers_or_bad(cells, (labels.codes, labels.texts), mark)
+    numbers, bad = numbers_or_bad(cells, (labels.codes, labels.texts), form)
     values = np.unique(numbers[~labels.missing])
     decimal = bool((values != np.round(values)).any())
-    if not mark and (bad.any() or (len(values) <= MOST_NUMERIC_CLASSES and not decimal)):
+    if not form.mark and (bad.any() or (len(values) <= MOST_NUMERIC_CLASSES and not decimal)):
         return False
     what = "decimal numbers" if decimal else f"{len(values)} different numbers"
     log.info("%s: a regression, because there are %s (source.kind=classification makes them classes)", origin, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -17,7 +18,7 @@ from msh.tasks.cells import as_text, cell_error
 from msh.tasks.checks import ListedProblems, existing
 from msh.tasks.image_files import class_folders, files_below, is_litter
 from msh.tasks.steps import is_text
-from msh.tasks.table_files import Table, encoding_of, read_table, wrong_encoding
+from msh.tasks.table_files import Table, contents, encoding_of, read_table, wrong_encoding
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ def decoded(file: Path, encoding: str) -> str:
     """Read a text file; line ends become newlines."""
     encoding = encoding_of(file, encoding)
     try:
-        content = file.read_text(encoding=encoding)
+        with io.TextIOWrapper(contents(file), encoding=encoding) as opened:
+            content = opened.read()
     except UnicodeError as error:
         raise wrong_encoding(file, encoding, error) from error
     if "\0" in content:

@@ -51,7 +51,7 @@ def vision(name: str, root: str, download: bool = True, split: str | None = None
     sets = [_open(name, folder, is_train, download, split) for is_train in (True, False)]
     pixels = [_pixels(name, data) for data in sets]  # uint8, (images, height, width) or (images, channels, ...)
     height, width = pixels[0].shape[-2:]
-    step = ReadImages("L" if pixels[0].dim() == 3 else "RGB", (height, width))
+    step = ReadImages("L" if pixels[0].dim() == 3 else "RGB", (height, width), profiles=True)
     train, test = (Split(step(x), _targets(name, data, split)) for x, data in zip(pixels, sets, strict=True))
     outputs = EMNIST_CLASSES[split] if split else CLASSES[name]
     names = tuple(getattr(sets[0], "classes", ()))[-outputs:]  # torchvision puts "N/A" before EMNIST's letters

@@ -146,12 +146,12 @@ def _results(prepared: Prepared, folder: Path) -> Results:
 
 
 def _new_row(prepared: Prepared, name: str, stage: Stage) -> TaskResult:
-    evaluated = name in prepared.tasks
-    if evaluated:
-        metric, direction = prepared.tasks[name].metric, prepared.tasks[name].direction
-    else:
+    if name not in prepared.tasks:
         metric, direction = metric_in(prepared.network.subnetwork(name).recipe)
-    return TaskResult(metric, direction, stage.index, evaluated=evaluated)
+        return TaskResult(metric, direction, stage.index, evaluated=False)
+    task = prepared.tasks[name]
+    tokens = task.tokens if isinstance(task.tokens, TokenCounts) else None  # windows lose none
+    return TaskResult(task.metric, task.direction, stage.index, tokens=tokens)
 
 
 class Run:

@@ -13,6 +13,7 @@ from msh.report.run_page import page_of, write_report
 from msh.runs.facts import read_run
 from msh.runs.results import Results
 from msh.runs.words import number
+from msh.tasks.tokens import TokenCounts
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,17 @@ def test_the_matrix_and_capacity_tables_are_those_of_the_files(folder, page):
     assert header == ["layer", "shape", "weights", *facts.tasks, "free"]
     for row, layer in zip([*layers, total], [*facts.ownership.capacity(), facts.ownership.total()], strict=True):
         assert row[2:] == [f"{count:,}" for count in (layer.size, *layer.owned.values(), layer.free)]
+
+
+def test_tasks_of_texts_say_how_much_is_cut_off(folder, tmp_path):
+    results = Results.load(folder)
+    last = list(results.tasks)[-1]
+    results.tasks[last].tokens = TokenCounts(texts=2000, longer=50, tokens=1000, cut=125, unknown=0)
+    results.save(tmp_path)
+    write_report(tmp_path)
+    header, row = table(section((tmp_path / "report.html").read_text(), "texts"))
+    assert header == ["task", "longer than source.length", "cut off", "unknown"]
+    assert row == [last, "50 of 2,000 texts", "12.5% of all tokens", "0.0% of all tokens"]
 
 
 def test_every_section_exists_and_is_linked(page):

@@ -87,6 +87,22 @@ def test_wrong_classes_are_refused(save, targets, key):
         arrays(save("a.npz", inputs=INPUTS, targets=targets))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": (3, 0, 1), "value": np.nan}, "a number of the inputs must be finite, got nan in example 3, .0, 1."),
+        ({"targets": (4,), "value": -1}, "a class must be >= 0, got -1.* in example 4$"),
+        ({"targets": (4,), "value": np.inf}, "a number of the targets must be finite, got inf in example 4$"),
+    ],
+)
+def test_wrong_values_are_named_with_their_example(changed, message, save):
+    value, [(name, place)] = changed.pop("value"), changed.items()
+    values = {"inputs": INPUTS.astype(np.float64), "targets": CLASSES.astype(np.float64)}
+    values[name][place] = value
+    with pytest.raises(ValueError, match=message):
+        arrays(save("a.npz", **values))
+
+
 class Items(Dataset):
     def __init__(self, items):
         self.items = items

@@ -332,3 +332,123 @@ def test_headers_name_colour_profiles_other_than_srgb(tmp_path):
     assert names["srgb"] == ""
     assert "Lab" in names["lab"]
     assert names["damaged"] == "unreadable"
+
+
+def rgb_profile(gamma, swapped=False):
+    """The bytes of an ICC profile (version 2) with sRGB's primaries, or red and blue swapped, and another gamma."""
+    primaries = [(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)]  # adapted to D50
+
+    def fixed(*values):
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    points = [b"XYZ " + bytes(4) + fixed(*point) for point in (primaries[::-1] if swapped else primaries)]
+    name = b"odd RGB\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1, 0.8249),
+        **dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), points, strict=True)),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+    }
+    return icc_file(b"mntr", b"RGB ", tags)
+
+
+def grey_profile(gamma):
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    white = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+    name = b"odd grey\0"
+    described = b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78)
+    return icc_file(b"mntr", b"GRAY", {b"desc": described, b"wtpt": white, b"kTRC": curve})
+
+
+def cmyk_profile():
+    """The bytes of a profile whose colour is the complement of the inks, each from 0 to 1, as a table of Lab."""
+    corners = [[i >> place & 1 for place in (3, 2, 1, 0)] for i in range(16)]  # cyan turns slowest
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    table = b""
+    for *inks, black in corners:
+        colour = tuple(255 * (1 - ink) * (1 - black) for ink in inks)
+        lab = ImageCms.applyTransform(Image.new("RGB", (1, 1), colour), to_lab).getpixel((0, 0))
+        table += bytes(lab)
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + 4 * ramp + table + 3 * ramp
+    name = b"odd inks\0"
+    described = b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78)
+    white = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+    tags = {b"desc": described, b"wtpt": white, b"A2B0": lut, b"A2B1": lut, b"cprt": b"text" + bytes(4) + b"none\0"}
+    return icc_file(b"prtr", b"CMYK", tags, space=b"Lab ")
+
+
+def icc_file(kind, colours, tags, space=b"XYZ "):
+    offset, directory, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        directory += name + struct.pack(">II", offset + len(body), len(content))
+        body += content
+    size = offset + len(body)
+    header = struct.pack(">I4s4s4s4s4s", size, bytes(4), bytes([2, 0x40, 0, 0]), kind, colours, space)
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + directory + body
+
+
+def as_srgb(level):
+    """Encode light in [0, 1] as sRGB does, from 0 to 255."""
+    return 255 * (12.92 * level if level <= 0.0031308 else 1.055 * level ** (1 / 2.4) - 0.055)
+
+
+CONVERT = ReadImages("RGB", (1, 1), profiles=True)
+
+
+def levels(step, image):
+    return (step([image]) * 255).flatten().tolist()
+
+
+def saved(image, path, profile, **settings):
+    image.save(path, icc_profile=profile, **settings)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_colours_are_converted_to_srgb(suffix, tmp_path):
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    path = saved(Image.new("RGB", (1, 1), (200, 100, 30)), tmp_path / f"a.{suffix}", rgb_profile(1.0), **lossless)
+    assert levels(CONVERT, path) == pytest.approx([as_srgb(v / 255) for v in (200, 100, 30)], abs=1.5)
+    assert levels(ReadImages("RGB", (1, 1)), path) == [200, 100, 30]  # as networks of earlier releases were trained
+    with Image.open(path) as image:
+        assert levels(CONVERT, image) == levels(CONVERT, path.read_bytes()) == levels(CONVERT, path)
+    header = read_header(path)
+    assert (header.profile, header.is_converted) == ("odd RGB", True)
+    swapped = saved(Image.new("RGB", (1, 1), (255, 0, 0)), tmp_path / "b.png", rgb_profile(2.2, swapped=True))
+    assert levels(CONVERT, swapped) == pytest.approx([0, 0, 255], abs=2)
+
+
+def test_srgb_profiles_change_no_bit_and_damaged_ones_are_ignored(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    pixels = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    step = ReadImages("RGB", (8, 8), profiles=True)
+    plain = step([saved(pixels, tmp_path / "plain.png", None)])
+    for name, profile in (("srgb", srgb), ("lab", lab), ("damaged", b"x" * 200), ("grey", grey_profile(1.0))):
+        path = saved(pixels, tmp_path / f"{name}.png", profile)
+        assert torch.equal(step([path]), plain)
+        assert not read_header(path).is_converted
+
+
+def test_profiles_of_grey_palettes_transparency_and_inks_are_converted(tmp_path):
+    grey = saved(Image.new("L", (1, 1), 128), tmp_path / "grey.png", grey_profile(1.0))
+    lit = as_srgb(128 / 255)
+    assert levels(CONVERT, grey) == pytest.approx([lit] * 3, abs=1.5)
+    assert levels(ReadImages("L", (1, 1), profiles=True), grey) == pytest.approx([lit], abs=1.5)
+    half = saved(Image.new("LA", (1, 1), (128, 51)), tmp_path / "half.png", grey_profile(1.0))
+    assert levels(CONVERT, half) == pytest.approx([lit * 0.2 + 255 * 0.8] * 3, abs=1.5)
+    clear = saved(Image.new("RGBA", (1, 1), (128, 0, 0, 51)), tmp_path / "clear.png", rgb_profile(1.0))
+    assert levels(CONVERT, clear) == pytest.approx([lit * 0.2 + 204, 204, 204], abs=1.5)
+    palette = saved(Image.new("RGB", (1, 1), (128, 0, 0)).quantize(2), tmp_path / "palette.png", rgb_profile(1.0))
+    assert levels(CONVERT, palette) == pytest.approx([lit, 0, 0], abs=1.5)
+    inks = saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), tmp_path / "inks.tiff", cmyk_profile())
+    assert read_header(inks).is_converted
+    assert levels(CONVERT, inks) == pytest.approx([255, 0, 0], abs=4)
+    black = saved(Image.new("CMYK", (1, 1), (0, 0, 0, 255)), tmp_path / "black.tiff", cmyk_profile())
+    assert levels(CONVERT, black) == pytest.approx([0, 0, 0], abs=4)

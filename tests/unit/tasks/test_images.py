@@ -4,6 +4,7 @@ import logging
 import random
 import re
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageCms
@@ -332,9 +333,10 @@ def test_images_without_a_label_are_dropped_and_counted(rows, settings, targets,
 def test_colour_profiles_other_than_srgb_are_warned_of(folder, caplog):
     path, profile = folder(), ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     Image.new("RGB", (6, 6)).save(path / "a" / "0.png", icc_profile=profile)
-    image_folder(str(path), size=6, test_path=str(folder("tests")))
+    data = image_folder(str(path), size=6, test_path=str(folder("tests")))
     assert "1 images have colour profiles other than sRGB, such as " in caplog.text
-    assert "a/0.png (" in caplog.text
+    assert "a/0.png (Lab identity built-in): they are damaged or for other kinds of images, and ignored" in caplog.text
+    assert data.steps[0].profiles
 
 
 @pytest.mark.parametrize(
@@ -355,7 +357,7 @@ def test_colour_profiles_other_than_srgb_are_warned_of(folder, caplog):
             {"kind": "multilabel", "target": ["a", "b"]},
             ["row 2, column 'b': '2' is neither"],
         ),
-        ("file,label\na/0.png,1,2\n", {}, ["row 2: 3 cells, but the header names 2"]),
+        ("file,label\na/0.png,1,2\na/1.png,1\n", {}, ["line 2: 3 cells, but the header names 2"]),
         ("file,label\n", {}, ["has no rows"]),
         ("", {}, ["has no rows"]),
     ],
@@ -365,6 +367,19 @@ def test_wrong_tables_of_labels_are_refused(text, settings, messages, folder):
         image_folder(**with_labels(folder, text), **settings)
     for message in messages:
         assert re.search(message, str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.xlsx", "labels.parquet"])
+def test_labels_are_read_from_tables_of_any_program(name, folder, tmp_path):
+    path = folder()
+    frame = pd.DataFrame({"file": ["a/0.png", "a/1.png", "b/0.png"], "size": ["1.250,5", "2.000,25", "3,75"]})
+    if name.endswith("csv"):
+        frame.to_csv(tmp_path / name, sep=";", encoding="utf-16", index=False)
+    else:
+        getattr(frame, "to_excel" if name.endswith("xlsx") else "to_parquet")(tmp_path / name, index=False)
+    labels = {"labels": str(tmp_path / name), "target": "size", "kind": "regression", "size": 6}
+    data = image_folder(str(path), test_path=str(path), test_labels=str(tmp_path / name), **labels)
+    assert data.train.targets.flatten().tolist() == [1250.5, 2000.25, 3.75]
 
 
 def test_a_test_table_has_the_training_tables_labels(folder):

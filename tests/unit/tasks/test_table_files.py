@@ -1,13 +1,19 @@
 """Files of tables: CSV as several programs write it, Parquet, Excel; damage named with line and cell."""
 
+import dataclasses
+import gzip
 import json
+import tempfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from messages import says
+from msh.tasks.cells import find_form
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
 from msh.tasks.table_files import read_table
 from msh.tasks.tables import table
@@ -35,7 +41,12 @@ def expected(tmp_path):
 def same(data, expected):
     assert data.train.inputs.equal(expected.train.inputs)
     assert data.test.targets.equal(expected.test.targets)
-    assert data.steps == expected.steps
+    assert [plainly(column) for column in data.steps[0].columns] == list(expected.steps[0].columns)
+
+
+def plainly(column):
+    """The column without its decimal mark."""
+    return dataclasses.replace(column, decimal=".") if column.role == "number" else column
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_a_missing_library_and_a_damaged_file_are_named(suffix, module, tmp_path
     with pytest.raises(ValueError, match=f"table.{suffix} cannot be read"):
         read_table(str(path))
     error = ImportError(f"no {module}")
-    monkeypatch.setattr(pd, "read_excel" if suffix == "xlsx" else "read_parquet", lambda *a, **k: raising(error))
+    monkeypatch.setattr(pd, "ExcelFile" if suffix == "xlsx" else "read_parquet", lambda *a, **k: raising(error))
     with pytest.raises(ValueError, match=r"pip install 'msh\[tables\]'"):
         read_table(str(path))
 
@@ -128,8 +139,8 @@ NUMBERS = "x;y\n" + "".join(f"1,{i:03};{i % 2}\n" for i in range(20))
 
 
 def test_commas_that_may_mark_thousands_are_refused_unless_the_file_shows_their_meaning(write):
-    with pytest.raises(ValueError, match=r"column 'x': '1,000' has a decimal comma or marks thousands.*source.decimal"):
-        read_table(write(NUMBERS))
+    with pytest.raises(ValueError, match=r"line 3, column 'x': '1,001' has a decimal comma or marks .*source.decimal"):
+        table(write(NUMBERS), target="y")
     for content, decimal in ((NUMBERS, ","), (NUMBERS.replace("1,000", "1,0"), None)):
         frame = read_table(write(content), decimal=decimal).frame
         assert frame["x"].tolist() == [1 + i / 1000 for i in range(20)]
@@ -137,11 +148,119 @@ def test_commas_that_may_mark_thousands_are_refused_unless_the_file_shows_their_
         read_table(write(NUMBERS), decimal=";")
 
 
-@pytest.mark.parametrize("cell", ["1_000", "1'000", "1 000", '"1,234,567"', "1.234.567"])
-def test_thousands_marks_are_refused_with_a_hint(cell, write):
-    path = write("x,y\n" + "".join(f"{cell if i % 2 else i},{i % 2}\n" for i in range(20)))
-    with pytest.raises(ValueError, match=r"line 3, column 'x': .*without thousands marks.*first of 8"):
+@pytest.mark.parametrize("cell", ["1_000", '"1.000,5.0"', "12'34", '"1,23,4"', "--1", "(5", "5--", "(-5)"])
+def test_what_no_convention_writes_is_refused_as_a_number(cell, write):
+    path = write("x,y\n" + "".join(f"{cell if i == 7 else i},{i % 2}\n" for i in range(20)))
+    with pytest.raises(ValueError, match=r"line 9, column 'x': .* is not a finite number, as most cells"):
         table(path, target="y")
+
+
+CONVENTIONS = {  # decimal mark and mark between thousands, as locales have them
+    "en": (".", ","),
+    "de": (",", "."),
+    "fr": (",", "\u202f"),
+    "sv": (",", "\u00a0"),
+    "ch": (".", "\u2019"),
+    "li": (".", "'"),
+    "si": (".", "\u2009"),
+    "in": (".", ","),
+    "plain": (".", ""),
+    "comma": (",", ""),
+}
+SIGNED = {
+    "none": "{}",
+    "dollar": "${}",
+    "US": "US$ {}",
+    "euro": "{}\u00a0€",
+    "EUR": "{} EUR",
+    "krona": "{} kr",
+    "franc": "CHF {}",
+    "percent": "{}%",
+}
+NEGATIVE = {"minus": "-{}", "sign": "\u2212{}", "brackets": "({})", "behind": "{}-"}
+
+
+def written(number, places, convention, sign, negative):
+    """Write a number as people do in a convention."""
+    decimal, thousands = CONVENTIONS[convention]
+    digits = f"{abs(number):.{places}f}" if convention in ("plain", "comma") else f"{abs(number):,.{places}f}"
+    whole, _, rest = digits.partition(".")
+    if convention == "in" and len(whole) > 4:
+        head, tail = whole.replace(",", "")[:-3], whole[-3:]
+        pairs = [head[max(0, i - 2) : i] for i in range(len(head), 0, -2)][::-1]
+        whole = ",".join([*pairs, tail])
+    text = whole.replace(",", thousands) + (decimal + rest if rest else "")
+    text = SIGNED[sign].format(text)
+    return NEGATIVE[negative].format(text) if number < 0 else text
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.integers(-(10**11), 10**11), min_size=8, max_size=16, unique=True),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(sorted(NEGATIVE)),
+    st.sampled_from(sorted(SIGNED)),
+)
+def test_numbers_are_read_back_from_every_convention(convention, hundredths, places, negative, sign):
+    numbers = [round(number / 100, places) for number in [*hundredths, 123456750, -50]]
+    texts = [written(number, places, convention, sign, negative) for number in numbers]
+    form = find_form(pd.Series(texts), str, "x")
+    assert [form.number(text) for text in texts] == numbers
+    with tempfile.TemporaryDirectory() as folder:
+        frame = pd.DataFrame({"x": texts, "y": ["a", "b"] * (len(texts) // 2) + ["a"] * (len(texts) % 2)})
+        frame.to_csv(f"{folder}/table.csv", index=False)
+        data = table(f"{folder}/table.csv", "y", test_path=f"{folder}/table.csv", features=["x"])
+    assert data.train.inputs.flatten().tolist() == numbers == data.test.inputs.flatten().tolist()
+    [step] = steps_from_data(json.loads(json.dumps(steps_to_data(data.steps))))
+    assert step([{"x": text} for text in texts]).flatten().tolist() == numbers
+    assert step([{"x": number} for number in numbers]).flatten().tolist() == numbers
+
+
+@pytest.mark.parametrize("cell", ["1'000", "1 000", '"1,234,567"', "1.234.567", "1\u202f000"])
+def test_numbers_with_and_without_thousands_marks_are_read(cell, write):
+    path = write("x,y\n" + "".join(f"{cell if i % 2 else i},{i % 2}\n" for i in range(20)))
+    data = table(path, target="y", test_path=path)
+    assert data.train.inputs[1].item() in (1000, 1234567)
+
+
+def test_the_whole_file_decides_between_decimals_and_thousands(write):
+    """Points beside decimal commas mark thousands, commas beside decimal points too; also in columns without both."""
+    german = "a;b;c;y\n" + "".join(f"1,{i:02};{1 + i}.000;{i}.234 €;{i % 2}\n" for i in range(1, 40))
+    data = table(write(german), target="y", test_path=write(german))
+    assert data.train.inputs[0].tolist() == [1.01, 2000, 1234]
+    assert [c.note for c in data.steps[0].columns][:3] == [
+        "written as 1234,5",
+        "written as 1.234,5",
+        "in €; written as 1.234,5",
+    ]
+    assert data.steps[0]([{"a": 1.5, "b": 1.234, "c": "1.234,5 €"}]).tolist() == [[1.5, 1.234, 1234.5]]
+    with pytest.raises(ValueError, match=r"column 'a': '1.234' is not a finite number: write it as .* 1234,5"):
+        data.steps[0]([{"a": "1.234", "b": 1, "c": 1}])
+    english = "a,b,y\n" + "".join(f'"{i},250,000","{1 + i},000",{i % 2}\n' for i in range(1, 40))
+    data = table(write(english), target="y", test_path=write(english))
+    assert data.train.inputs[0].tolist() == [1250000, 2000]
+    points = "a,b,y\n" + "".join(f'{i / 8},"{1 + i},000",{i % 2}\n' for i in range(1, 40))
+    data = table(write(points), target="y", test_path=write(points))
+    assert data.train.inputs[0].tolist() == [0.125, 2000]
+
+
+def test_amounts_that_may_be_decimals_or_thousands_are_refused(write):
+    path = write("a,b,c,y\n" + "".join(f'$1.{i:03},"2,{i:03} %",1.{i:03}%,{i % 2}\n' for i in range(20)))
+    with pytest.raises(
+        ValueError, match=r"2 problems:\n- .*line 3, column 'a': '\$1.001' has a decimal point or marks"
+    ) as e:
+        table(path, target="y")
+    assert "column 'b': '2,001 %' has a decimal comma or marks thousands" in str(e.value)
+    assert table(path, target="y", decimal=",", test_path=path).train.inputs[1].tolist() == [1001, 2.001, 1001]
+    assert table(path, target="y", decimal=".", test_path=path).train.inputs[1].tolist() == [1.001, 2001, 1.001]
+
+
+def test_a_target_in_any_convention_is_a_regressions(write):
+    path = write("x;y\n" + "".join(f"{i % 7};1.{i:03},50 EUR\n" for i in range(40)))
+    data = table(path, target="y", kind="auto", test_path=path)
+    assert data.kind == "regression"
+    assert data.test.targets.flatten()[:2].tolist() == [1000.5, 1001.5]
 
 
 def test_numbers_of_a_csv_file_are_exact(write):
@@ -190,8 +309,7 @@ def test_percent_and_currency_signs_are_read(cells, mark, values, write):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ('"$1,200.50"', "without thousands marks"),
-        ('"12,5 %"', "with a decimal point"),
+        ('"$1,23,4"', r"is not a finite number of the form \$1234.5"),
         ("5 % of 7", "is not a finite number"),
         ("£5", "is not a finite number"),
     ],
@@ -227,6 +345,100 @@ def test_an_excel_sheet_without_rows_or_header_is_refused(cells, tmp_path):
     pd.DataFrame(columns=cells).to_excel(tmp_path / "table.xlsx", index=False)
     with pytest.raises(ValueError, match=r"table.xlsx has no rows"):
         read_table(str(tmp_path / "table.xlsx"))
+
+
+ROWS = "".join(f"{i},{i % 2}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"sep=,\nx,y\n" + ROWS.encode(), "line 1: 'sep=,' names the delimiter for Excel: delete this line"),
+        (b"# by me\nx,y\n" + ROWS.encode(), "got 'y'; .*line 2 has it: delete what stands above the header"),
+        (b"Sales,\n,\nx,y\n" + ROWS.encode(), "got 'y'; .*line 3 has it: delete what stands above the header"),
+        (
+            ("x,y\n" + ROWS).encode("utf-16-le"),
+            "is not a text in utf-8: it has bytes of 0; set source.encoding=utf-16-le",
+        ),
+        (
+            ("x,y\n" + ROWS).encode("utf-16-be"),
+            "is not a text in utf-8: it has bytes of 0; set source.encoding=utf-16-be",
+        ),
+        (b"PK\x03\x04" + bytes(99), "is no text, but a zip archive or an Excel file: unpack it, or name it .xlsx"),
+        (b"PAR1" + bytes(99), "is no text, but a Parquet file: name it .parquet"),
+        (b"%PDF-1.7\n", "is no text, but a PDF file"),
+        (b"x,y\n1,0\ninf,1\n" + ROWS.encode(), "line 3, column 'x': 'inf' .*leave unknown cells empty"),
+        (b"y,x\n" + ROWS.encode(), "'y' has another value in each of 40 rows, such as '0'|40 different numbers"),
+    ],
+    ids=range(10),
+)
+def test_files_of_other_programs_are_refused_with_what_to_do(content, message, tmp_path):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        table(str(tmp_path / "table.csv"), target="y")
+
+
+def test_packed_files_and_wide_encodings_are_read(tmp_path, monkeypatch):
+    text = "x,y\n" + ROWS + '"a,b",\n'
+    for content in (gzip.compress(text.encode()), text.encode("utf-32"), gzip.compress(text.encode("utf-16"))):
+        (tmp_path / "table.csv").write_bytes(content)
+        read = read_table(str(tmp_path / "table.csv"), texts=None)
+        assert read.frame["x"].tolist() == [*map(str, range(40)), "a,b"]
+        assert read.row(40).endswith("line 42")
+    with pytest.raises(FileNotFoundError, match="must be a file, and is a folder"):
+        read_table(str(tmp_path))
+
+
+def test_classes_of_one_row_each_are_no_target(write):
+    path = write("x,day,name\n" + "".join(f"{i % 7},2024-01-{1 + i},name {i}\n" for i in range(30)))
+    with pytest.raises(ValueError, match="column 'name' has another value in each of 30 rows, such as 'name 0'"):
+        table(path, target="name", kind="auto")
+    with pytest.raises(ValueError, match="'2024-01-1' is not a finite number: a date, of which numbers can be made"):
+        table(path, target="day", kind="regression")
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        "%d %b %Y",
+        "%B %d, %Y",
+        "%d-%b-%y",
+        "%m/%d/%Y %I:%M %p",
+        "%Y-%m",
+        "%Y.%m.%d",
+        "%d. %m. %Y",
+        "%d/%m/%Y %H:%M:%S.%f",
+    ],
+)
+def test_dates_with_names_of_months_and_other_times_are_dates(format, tmp_path):
+    days = pd.date_range("2023-12-25", periods=40, freq="37h").strftime(format)
+    pd.DataFrame({"x": days, "n": np.arange(40) % 5, "y": ["a", "b"] * 20}).to_csv(tmp_path / "t.csv", index=False)
+    column = columns_of(table(str(tmp_path / "t.csv"), target="y"))["x"]
+    assert (column.role, column.format) == ("date", "" if format in ("%Y-%m", "%Y.%m.%d") else format)
+
+
+def test_cells_that_are_lists_bytes_or_durations_are_dropped_and_refused_where_chosen(tmp_path):
+    frame = pd.DataFrame({"list": [[1, 2]] * 40, "bytes": [b"a"] * 40, "n": np.arange(40), "y": ["a", "b"] * 20})
+    frame.assign(late=pd.to_timedelta(np.arange(40), unit="h")).to_parquet(tmp_path / "t.parquet")
+    columns = columns_of(table(str(tmp_path / "t.parquet"), target="y"))
+    reasons = {name: column.note for name, column in columns.items() if column.role == "dropped"}
+    assert "lists or bytes" in reasons["list"]
+    assert "lists or bytes" in reasons["bytes"]
+    assert "durations" in reasons["late"]
+    with pytest.raises(ValueError, match=r"(?s)2 problems.*'list' has lists or bytes.*'late' has durations"):
+        table(str(tmp_path / "t.parquet"), target="y", features=["list", "late"])
+
+
+def test_sheets_that_are_not_read_are_named(tmp_path, caplog):
+    frame = pd.DataFrame({"x": np.arange(40), "y": ["a", "b"] * 20})
+    for first, second in (("data", "notes"), ("notes", "data")):
+        with pd.ExcelWriter(tmp_path / f"{first}.xlsx") as book:
+            for name in (first, second):
+                (frame if name == "data" else frame[:0]).to_excel(book, sheet_name=name, index=False)
+    assert len(read_table(str(tmp_path / "data.xlsx")).frame) == 40
+    assert "only the first sheet is read, not 'notes'" in caplog.text
+    with pytest.raises(ValueError, match=r"has no rows: .*; only its first sheet is read, not 'data'"):
+        read_table(str(tmp_path / "notes.xlsx"))
 
 
 def test_a_file_of_one_column_has_nothing_to_predict_from(write):

@@ -1,7 +1,9 @@
 """Texts in JSON Lines, tables and folders: values read, splits, and all problems of a file at once."""
 
+import gzip
 import json
 import logging
+import re
 
 import pandas as pd
 import pytest
@@ -121,6 +123,19 @@ def test_a_test_folder_has_the_same_classes(folder, tmp_path):
     assert read(texts(str(folder), test_path=str(tmp_path / "bad")), "test") == ["a new one"]
     with pytest.raises(ValueError, match=r"awful/a.txt, column 'label': 'awful' is no class of the training"):
         texts(str(folder), test_path=str(tmp_path / "awful"))
+
+
+def test_packed_json_is_read_and_labels_that_are_lists_are_refused(tmp_path):
+    rows = [{"text": f"a text {i}", "label": "ab"[i % 2]} for i in range(30)]
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert len(texts(str(tmp_path / "a.jsonl")).train) == 24
+    rows[3]["label"] = ["a"]
+    rows[4]["text"] = ["long " * 99]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"column 'label': \"\['a'\]\" is neither a label nor a number") as caught:
+        texts(str(tmp_path / "a.jsonl"))
+    assert re.search(r"line 5, column 'text': .* is no text", str(caught.value))
+    assert len(str(caught.value)) < 600
 
 
 def test_files_that_are_no_texts_are_named_together(folder):
