@@ -32,6 +32,7 @@ from msh.subnetworks import Capacity
 from msh.subnetworks.modules import flops_share
 from msh.subnetworks.small import computes_small
 from msh.tasks.task import metric_in
+from msh.tasks.tokens import TokenCounts
 from msh.tracking.tracking import Tracking, make_logger
 from msh.tracking.wandb_run import new_run_id
 from msh.training import life
