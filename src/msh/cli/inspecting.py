@@ -31,4 +31,4 @@ def inspect_settings(arguments: Sequence[str], own: str | None = None, parameter
         print_table(tensors_table((role.name, role.shape, role.kind, role.why) for role in find_roles(backbone)))
         return
     facts = describe_modules(backbone)
-    print_table(modules_table(facts), facts.refusal)
+    print_table(modules_table(facts), facts.note)

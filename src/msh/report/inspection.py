@@ -81,7 +81,7 @@ def print_modules(path: Path, console: Console | None = None) -> None:
         ValueError: the file is damaged, has another kind, or does not say how to build its backbone.
     """
     facts = modules_in(_read(path), path)
-    print_table(modules_table(facts), facts.refusal, console)
+    print_table(modules_table(facts), facts.note, console)
 
 
 def print_table(table: Table[Any], note: str = "", console: Console | None = None) -> None:

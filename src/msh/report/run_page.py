@@ -225,8 +225,8 @@ def _modules(facts: RunFacts) -> Section | None:
         described = modules_in(state, Path("network.safetensors"))
     except ValueError as error:
         return Section("modules", "Modules", f"The backbone's modules are unknown: {error}.")
-    if described.refusal:
-        lead += f" Whole units: {described.refusal}."
+    if described.note:
+        lead += f" Whole units: {described.note}."
     return Section("modules", "Modules", lead, tables=[modules_table(described, "Modules, as a table")])
 
 

@@ -77,7 +77,9 @@ class Usage:
         if self.reads in TEXTS:
             if self.file is not None:
                 texts = f"Path({self.file!r}).read_text()"
-                return "from pathlib import Path\n\n", f"[{texts}]" if first.files else f"{texts}.splitlines()"
+                return "from pathlib import Path\n\n", f"[{texts}]" if getattr(
+                    first, "files", False
+                ) else f"{texts}.splitlines()"
             return "", repr(example_input(self.steps))
         if self.file is not None:
             return "import numpy as np\n\n", f"np.load({self.file!r})"

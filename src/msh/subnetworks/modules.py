@@ -54,11 +54,11 @@ class BackboneFacts:
 
     Attributes:
         modules: those with parameters or operations of their own, in the order of a walk.
-        refusal: why whole units do not work; "" where they do.
+        note: why whole units do not work, or which layers stay whole; "" where all layers have units.
     """
 
     modules: list[ModuleFacts]
-    refusal: str
+    note: str
 
     @property
     def total(self) -> ModuleFacts:
@@ -85,11 +85,14 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     shapes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
     network = MultiSubnetwork(backbone, prunable)
     blocks = {name for name, size in block_sizes(network).items() if size != (1, 1)}
-    sizes, graphs, refusal = network.sizes(), {"weight": set(names.prunable), "block": blocks}, ""
+    sizes, graphs, note = network.sizes(), {"weight": set(names.prunable), "block": blocks}, ""
     try:
-        graphs["unit"] = trace_units(network).small
+        graph = trace_units(network)
+        graphs["unit"] = graph.small
+        for name, why in list(graph.whole.items())[:1]:
+            note = f"{len(graph.whole)} of {len(graph.layers)} layers stay whole, the first being {name} ({why})"
     except ValueError as error:
-        refusal = str(error)
+        note = str(error)
     modules: list[ModuleFacts] = []
     counted: set[str] = set()
     for path, tensors in own.items():
@@ -109,7 +112,7 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
                 flops[path],
             )
         )
-    return BackboneFacts(modules, refusal)
+    return BackboneFacts(modules, note)
 
 
 @torch.no_grad()

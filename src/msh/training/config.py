@@ -426,7 +426,7 @@ class RunConfig:
     """Train a backbone that comes in bfloat16 or float16 in float32, and round in each forward pass; false: in its own
     type."""
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    reuse: Reuse | Literal["backbone"] = "none"
+    reuse: Literal["none", "all", "learned", "backbone"] = "none"
     """Which earlier tasks' weights a task reads: "none"; "all"; or "learned": pruning chooses among its own and theirs,
     and the weights it reads count towards its budget. "backbone": those of no task, but all weights of the pretrained
     backbone, which stay; a task owns a sparse change of them."""

@@ -84,13 +84,13 @@ def test_no_operation_is_counted_twice_or_lost(make):
 def test_granularities_are_those_that_work():
     facts = describe_modules(MLP([4], width=6, depth=2))
     assert {row.granularities for row in facts.modules} == {("weight", "unit")}
-    assert facts.refusal == ""
+    assert facts.note == ""
     facts = describe_modules(PaperConv([1, 12, 12]))
     assert {row.granularities for row in facts.modules if row.weights} == {("weight", "block", "unit")}
-    assert facts.refusal == ""
+    assert facts.note == ""
     facts = describe_modules(Adapted(Mixed(), [4]))
     assert {row.granularities for row in facts.modules if row.weights} == {("weight",)}
-    assert "granularity 'unit' does not work for this backbone" in facts.refusal
+    assert "granularity 'unit' does not work for this backbone" in facts.note
 
 
 def test_a_backbone_that_cannot_compute_an_example_is_refused():

@@ -276,7 +276,7 @@ def task(**settings):
         ({"evaluation": {"batch_size": 1.5}}, says("evaluation.batch_size", "a whole number", 1.5)),
         ({"guarantee": {"on_violation": "warning"}}, says("guarantee.on_violation", value="warning", meant="warn")),
         ({"files": {"dtype": "float23"}}, says("files.dtype", value="float23", meant="float32")),
-        ({"reuse": "some"}, says("reuse", "one of none, all, learned", "some")),
+        ({"reuse": "some"}, says("reuse", "one of none, all, learned, backbone", "some")),
         ({"uneven": "cylce"}, says("uneven", "one of cycle, shortest", "cylce", "cycle")),
         ({"owner_maps": {"a": 1}}, says("owner_maps", "a list", {"a": 1})),
         ({"objective": "mean_scor"}, "mean_scor"),
