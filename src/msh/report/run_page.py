@@ -353,8 +353,10 @@ def _cells(shown: Any, names: Sequence[str]) -> list[str]:
 
 
 def _answer(example: Example) -> str:
-    """Say an answer: "wren 93 %", a label per line with its probability, or values."""
+    """Say an answer: "wren 93 %", the classes of a text's words, a label per line with its probability, or values."""
     answer = example["answer"]
+    if answer.keys() == {"label"}:
+        return str(answer["label"])
     if "label" in answer:
         return f"{answer['label']} {float(answer['probability']):.0%}"
     values = {name: quantity(float(value)) for name, value in answer.items()}

@@ -83,7 +83,7 @@ def test_damaged_files_are_errors_that_name_the_line(write, name, content, messa
 
 def test_a_class_that_training_lacks_is_an_error(write):
     other = write("Ann C\n", "other.txt")
-    with pytest.raises(ValueError, match=r"other.txt, tags must be classes of the training file.*'C'"):
+    with pytest.raises(ValueError, match=r"other\.txt, tags must be classes of the training file.*'C'"):
         tagged_texts(write(COLUMNS, "t.txt"), test_path=other)
 
 
