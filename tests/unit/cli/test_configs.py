@@ -1,6 +1,7 @@
 """The config groups: those that users of Lightning and Hydra expect are there, and every option composes."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,13 @@ FILES = [p for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.na
 OPTIONS = sorted(option(path) for path in FILES if OF_BOTH not in path.parents)
 
 
+@cache  # many tests compare options with the same few
 def composed(*overrides):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return compose("config", list(overrides))
+        config = compose("config", list(overrides))
+    OmegaConf.set_readonly(config, True)
+    return config
 
 
 def targets(config):
