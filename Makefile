@@ -78,6 +78,9 @@ bench-quick: $(READY) ##+ Measure fewer cases in two minutes; writes outputs/ben
 	-$(PEERS)
 	$(BENCH) --quick
 
+bench-gpu: $(READY) ##+ Measure steps, inference and memory on a GPU; writes outputs/benchmarks/gpu: about 10 minutes.
+	$(BENCH) --device cuda --only gpu --output-dir outputs/benchmarks/gpu
+
 reproduce: $(READY) ##+ Repeat the paper's experiments under three hours each; writes docs/results.md (DATA_DIR=DIR).
 	$(REPRODUCE)
 

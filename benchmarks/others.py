@@ -18,38 +18,40 @@ DENSITY, VOCABULARY = 0.1, 1000
 
 
 class ViT(nn.Module):
-    """A small vision transformer: 64 patches of 4 x 4, six blocks of width 192."""
+    """A small vision transformer: 64 patches of 4 x 4."""
 
-    input_shape, features = (3, 32, 32), 192
+    input_shape = (3, 32, 32)
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 192, depth: int = 6, heads: int = 3) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 192, 4, 4)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 192))
-        layer = nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, 6, nn.LayerNorm(192), enable_nested_tensor=False)
+        self.features = width
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, 32, 32) to (batch, 192)."""
-        tokens = self.patches(images).flatten(2).transpose(1, 2)  # (batch, 64, 192)
+        """(batch, 3, 32, 32) to (batch, width)."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2)  # (batch, 64, width)
         features: Tensor = self.blocks(tokens + self.positions).mean(1)
         return features
 
 
 class GPT(nn.Module):
-    """A small causal transformer over 128 tokens: four blocks of width 256."""
+    """A small causal transformer over 128 tokens."""
 
-    input_shape, features, vocabulary = (128,), 256, VOCABULARY
+    input_shape, vocabulary = (128,), VOCABULARY
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 256, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
-        self.table = nn.Embedding(VOCABULARY, 256)
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, 4, nn.LayerNorm(256), enable_nested_tensor=False)
+        self.features = width
+        self.table = nn.Embedding(VOCABULARY, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(128), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, 128) to (batch, 256)."""
+        """(batch, 128) to (batch, width)."""
         features: Tensor = self.blocks(self.table(tokens), mask=self.mask, is_causal=True)[:, -1]
         return features
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks import (
     epoch,
+    gpu,
     gradual,
     growth,
     inference,
@@ -62,10 +63,12 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "18": inference.exports,
     "19": others.others,
     "block": structured.blocks,
+    "gpu": gpu.gpu,
     "roofline": roofline.roofline,
     "compile": steps.compiled,
 }
 """Row (or another section) to the function that measures it."""
+USUAL = [row for row in ROWS if row != "gpu"]
 
 
 def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[Record]:
@@ -94,7 +97,7 @@ def show(records: Sequence[Record], console: Console) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     rows = f"rows, separated by commas: {','.join(ROWS)}"
-    parser.add_argument("--only", dest="rows", metavar="ROWS", type=names_of(ROWS), default=list(ROWS), help=rows)
+    parser.add_argument("--only", dest="rows", metavar="ROWS", type=names_of(ROWS), default=USUAL, help=rows)
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats, in about two minutes")
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

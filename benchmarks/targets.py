@@ -41,4 +41,10 @@ TARGETS: dict[str, float] = {
     **{f"17-all-batch{batch}": 1.50 for batch in (1, 32, 512)},
     **{f"19-{network}-weight": 1.05 for network in ("resnet", "vit", "gpt")},
     **{f"19-{network}-unit": 0.35 for network in ("resnet", "vit", "gpt")},
+    **{
+        f"gpu-{network}-{kind}-{precision}-step": target
+        for network in ("fc", "conv", "resnet", "vit", "gpt")
+        for precision in ("tf32", "bf16")
+        for kind, target in (("weight", 1.0), ("block", 0.8), ("unit", 0.3))
+    },
 }
