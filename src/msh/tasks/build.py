@@ -168,8 +168,7 @@ def build_task(
     Raises:
         ValueError: naming every problem of the data and the settings.
     """
-    normalize = normalize or _usual(data)
-    metric = metric or DEFAULT_METRIC[data.kind]
+    normalize, metric = normalize or _usual(data), metric or DEFAULT_METRIC[data.kind]
     with Problems() as problems:
         problems.check(check_data, name, data)
         _check_numbers(problems, f"tasks.{name}", batch_size, val_fraction, loss_weight, repeat)

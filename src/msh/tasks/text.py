@@ -55,14 +55,13 @@ def texts(
         kind: classification or regression; lm: a language model, which needs no labels. Then `path` may also be a plain
             text file, or any folder of them.
         threshold: splits a numeric column into two classes: class 1 is above it.
-        test_path: the test split's file or folder.
+        test_path, val_path: the split's file or folder.
         test_fraction: without one, the test split's share of the rows, .2 if None; the same for every seed.
         encoding: the files' encoding.
         delimiter: character between a CSV file's cells; None: found from the first rows.
         empty: rows without text: "error" raises, "drop" drops them and logs their number.
         vocabulary, length: number of token ids, and tokens per text; see `Texts`.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
-        val_path: the validation split's file or folder.
         split: as in `msh.tasks.tables.table`.
         tokenizer: path of a tokenizer.json of Hugging Face's library; None: the training split's words are the tokens.
         unicode: form to which texts are normalized, or "none".
@@ -76,26 +75,45 @@ def texts(
         by = problems.check(SplitBy.parse, split, {"test_path": test_path, "val_path": val_path})
         file = problems.check(checked_tokenizer, tokenizer, vocabulary, length, unicode)
         problems.check(_check_kind, kind, unit, threshold, vocabulary)
-    written = {text} | ({label} if kind == "classification" and threshold is None else set())
-    written |= set() if by is None or by.by == "time" else {by.name}
     paths = {part: p for part, p in (("train", path), ("val", val_path), ("test", test_path)) if p is not None}
-    with Problems() as problems:
-        read = [
-            problems.check(read_documents, p, text, unit, encoding, delimiter)
-            if kind == "lm"
-            else problems.check(read_texts, p, text, label, encoding, delimiter, written)
-            for p in paths.values()
-        ]
-    whole = {part: table for part, table in zip(paths, read, strict=True) if table is not None}
+    written = {text} | ({label} if kind == "classification" and threshold is None else set())
+    whole = _read_files(paths, kind, text, label, unit, encoding, delimiter, written, by)
     tables, values, targets = _labelled(whole, text, label, empty, kind, threshold, missing_labels)
     found = kind if targets is None else targets.kind
     rows = split_rows(tables["train"], values[0], found, by, test_fraction, None, test_path is not None)
     splits = splits_of(dict(zip(tables, values, strict=True)), rows)
     cells = _texts_of_splits(splits, tables, text)
     files = Path(path).expanduser().is_dir()
-    train, test, tokens = splits["train"], splits["test"], Texts(cells, vocabulary, length, file, unicode, files)
-    number, names = (tokens.ids, ()) if targets is None else (targets.outputs, targets.names)
-    return RawData(found, train, test, number, tokens, names, val=splits.get("val"))
+    return _raw_data(splits, Texts(cells, vocabulary, length, file, unicode, files), targets)
+
+
+def _raw_data(splits: Mapping[str, Split], texts: Texts, targets: Targets | None) -> RawData:
+    """Put the parts together; without targets, for a language model."""
+    kind, number, names = ("lm", texts.ids, ()) if targets is None else (targets.kind, targets.outputs, targets.names)
+    return RawData(kind, splits["train"], splits["test"], number, texts, names, val=splits.get("val"))
+
+
+def _read_files(
+    paths: Mapping[str, str],
+    kind: Kind,
+    text: str,
+    label: str,
+    unit: str | None,
+    encoding: str,
+    delimiter: str | None,
+    written: set[str],
+    by: SplitBy | None,
+) -> dict[str, Table]:
+    """Read the file or folder of each split; all problems are reported together."""
+    written = written | (set() if by is None or by.by == "time" else {by.name})
+    with Problems() as problems:
+        read = [
+            problems.check(read_documents, path, text, unit, encoding, delimiter)
+            if kind == "lm"
+            else problems.check(read_texts, path, text, label, encoding, delimiter, written)
+            for path in paths.values()
+        ]
+    return {part: table for part, table in zip(paths, read, strict=True) if table is not None}
 
 
 def _check_kind(kind: Kind, unit: str | None, threshold: float | None, vocabulary: int | None) -> None:
