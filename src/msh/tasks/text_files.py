@@ -76,12 +76,12 @@ def _read_folder(folder: Path, text: str, label: str, encoding: str) -> Table:
         log.warning("%s: %d files are in no class folder, and ignored, such as %s", folder, len(others), others[0])
     files = [file for group in found.values() for file in group]
     with ListedProblems() as problems:
-        texts = [problems.check(_decoded, file, encoding) for file in files]
+        texts = [problems.check(read_text, file, encoding) for file in files]
     labels = [name for name, group in found.items() for _ in group]
     return NamedRows(folder, pd.DataFrame({text: texts, label: labels}, dtype=object), names=files)
 
 
-def _decoded(file: Path, encoding: str) -> str:
+def read_text(file: Path, encoding: str) -> str:
     """Read a text file; line ends become newlines."""
     encoding = encoding_of(file, encoding)
     try:
@@ -98,7 +98,7 @@ def _read_json(file: Path, encoding: str) -> Table:
     """Read a table from JSON Lines, or from a list of objects."""
     import pandas as pd
 
-    content = _decoded(file, encoding)
+    content = read_text(file, encoding)
     with ListedProblems() as problems:
         if content.lstrip()[:1] == "[":
             unit, values = "item", list(enumerate(_parsed(file, content), 1))
