@@ -31,6 +31,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", help=f"file to write: {', '.join(FORMATS)}")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="show the K most probable classes")
     parser.add_argument("--column", help="texts in a table: the column with the texts")
+    parser.add_argument("--encoding", default="utf-8", help="of CSV files, JSONL and texts; default: utf-8")
     parser.add_argument(
         "--skip-bad",
         action="store_true",
@@ -62,7 +63,7 @@ def predict(given: Namespace) -> None:
             problems.check(one_of, "-o: the suffix", given.out.suffix, FORMATS)
     predictor = load(given.source, base=given.base, device=given.device)
     tasks = [*predictor.tasks.values()] if given.task is None else [predictor.task(given.task)]
-    inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column)
+    inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column, given.encoding)
     how = {"batch_size": given.batch_size, "skip_bad": given.skip_bad, "names": inputs.names}
     readers = [task.name for task in tasks if task.steps[0].step == inputs.kind]
     answers: AnyPredictions = (

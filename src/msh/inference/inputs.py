@@ -18,6 +18,7 @@ from msh.tasks.cells import PLAIN, as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
+from msh.tasks.text_files import read_text
 
 STDIN = "-"
 JSON = (".jsonl", ".ndjson", ".json")
@@ -38,7 +39,9 @@ class Inputs:
     kind: str
 
 
-def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | None = None) -> Inputs:
+def read_inputs(
+    tasks: Sequence[Steps], sources: Sequence[str], column: str | None = None, encoding: str = "utf-8"
+) -> Inputs:
     """Read the inputs that sources name.
 
     Args:
@@ -49,6 +52,7 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
             file of a table with `column`; with a class per word, JSONL files of lists of words too. Arrays: NPY files
             of examples, or JSONL files of lists.
         column: texts: the column with the texts, in a table.
+        encoding: of CSV files, JSONL files and texts; a byte order mark is recognized.
     Raises:
         FileNotFoundError: a source does not exist, or a folder has no image.
         ValueError: a file cannot be read as its name says.
@@ -67,11 +71,11 @@ def read_inputs(tasks: Sequence[Steps], sources: Sequence[str], column: str | No
         raise ValueError("--task: name the task, as some read a text per file, and others one per line")
     whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
     readers: dict[str, Callable[[str], Any]] = {
-        "table": lambda file: _table(file, {one.name for one in columns if getattr(one, "form", None) != PLAIN}),
-        "tokenize": lambda file: _texts(file, column, True in per_file),
-        "next_tokens": lambda file: _texts(file, column, False),
-        "tagged_words": lambda file: _words(file, column),
-        "arrays": _array,
+        "table": lambda file: _table(file, {c.name for c in columns if getattr(c, "form", None) != PLAIN}, encoding),
+        "tokenize": lambda file: _texts(file, column, True in per_file, encoding),
+        "next_tokens": lambda file: _texts(file, column, False, encoding),
+        "tagged_words": lambda file: _words(file, column, encoding),
+        "arrays": lambda file: _array(file, encoding),
     }
     one_of("the task's first step", kind, readers)
     with Problems() as problems:
@@ -129,18 +133,13 @@ def _images(files: Sequence[str]) -> Inputs:
     return Inputs(examples, list(files), "images")
 
 
-def _text_of(file: str) -> str:
-    if file == STDIN:
-        return sys.stdin.read()
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not in UTF-8: {error}") from error
+def _text_of(file: str, encoding: str) -> str:
+    return sys.stdin.read() if file == STDIN else read_text(Path(file), encoding)
 
 
-def _lines(file: str) -> Iterator[tuple[int, Any]]:
+def _lines(file: str, encoding: str) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) of a JSONL file."""
-    for number, line in enumerate(_text_of(file).splitlines(), 1):
+    for number, line in enumerate(_text_of(file, encoding).split("\n"), 1):  # splitlines splits at more characters
         if line.strip():
             yield number, _json(line, f"{file}, line {number}")
 
@@ -152,7 +151,7 @@ def _json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error})") from error
 
 
-def _table(file: str, as_written: Collection[str] | None) -> Any:
+def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
     """Read rows of a table as training reads them; `as_written` names columns that are no plain numbers, None: all."""
     import pandas as pd  # slow to import
 
@@ -161,45 +160,45 @@ def _table(file: str, as_written: Collection[str] | None) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("input.jsonl" if content.lstrip()[:1] in (b"{", b"[") else "input.csv")
             path.write_bytes(content)
-            return _table(str(path), as_written)
+            return _table(str(path), as_written, encoding)
     if not file.endswith(JSON):
-        return read_table(file, texts=as_written).frame
-    text = _text_of(file)
-    rows = _json(text, file) if text.lstrip()[:1] == "[" else [row for _, row in _lines(file)]
+        return read_table(file, encoding, texts=as_written).frame
+    is_list = _text_of(file, encoding).lstrip()[:1] == "["
+    rows = _json(_text_of(file, encoding), file) if is_list else [row for _, row in _lines(file, encoding)]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file}: a table needs an object with the columns per row")
     return pd.DataFrame(rows)
 
 
-def _texts(file: str, column: str | None, per_file: bool) -> list[str | None]:
+def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> list[str | None]:
     if column is not None:
-        rows = _table(file, None)
+        rows = _table(file, None, encoding)
         one_of("--column", column, list(rows.columns))
         return [cell if isinstance(cell, str) else as_text(cell, ()) for cell in rows[column]]  # None is refused later
     if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):
-        return [value for _, value in _lines(file)]
-    text = _text_of(file)
-    return [line for line in ([text] if per_file else text.splitlines()) if line.strip()]
+        return [value for _, value in _lines(file, encoding)]
+    text = _text_of(file, encoding)
+    return [line for line in ([text] if per_file else text.split("\n")) if line.strip()]
 
 
-def _words(file: str, column: str | None) -> list[Any]:
+def _words(file: str, column: str | None, encoding: str) -> list[Any]:
     """Read a text per line, or JSON: a text or a list of words, alone or in an object."""
     if not file.endswith(JSON):
-        return _texts(file, column, False)
-    rows = [value for _, value in _lines(file)]
+        return _texts(file, column, False, encoding)
+    rows = [value for _, value in _lines(file, encoding)]
     return [row.get(column or "tokens") if isinstance(row, dict) else row for row in rows]
 
 
-def _array(file: str) -> Any:
+def _array(file: str, encoding: str) -> Any:
     if file.endswith(".npy"):
         try:
             return np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} is not an array of numbers: {error}") from error
     try:
-        return np.asarray([value for _, value in _lines(file)], dtype=np.float64)
+        return np.asarray([value for _, value in _lines(file, encoding)], dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from msh.errors import ProblemsError, invalid
-from msh.tasks.columns import AnyColumn, Boolean, Category, Date, Number
+from msh.tasks.columns import AnyColumn, Boolean, Category, Date, Written
 from msh.tasks.steps import Steps
 
 LISTED = 5
@@ -118,7 +118,7 @@ def example_input(steps: Steps) -> Any:
 
 
 def _cell(column: AnyColumn) -> Any:
-    if isinstance(column, Number):
+    if isinstance(column, Written):
         return column.fill
     if isinstance(column, Boolean):
         return bool(column.fill >= 0.5)

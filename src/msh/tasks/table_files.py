@@ -359,7 +359,8 @@ def encoding_of(file: Path, encoding: str) -> str:
     if not is_wide(encoding) and b"\0" in start:
         likely = "utf-16-le" if start[1:2] == b"\0" else "utf-16-be"
         raise ValueError(
-            f"{file} is not a text in {encoding}: it has bytes of 0; set source.encoding={likely} if it is one"
+            f"{file} is not a text in {encoding}: it has bytes of 0; if it is one, set source.encoding (msh predict: "
+            f"--encoding) to {likely}"
         )
     return encoding
 
@@ -471,7 +472,8 @@ def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError
     except UnicodeError as exact:
         cause = f": {exact}"
     return ValueError(
-        f"{file} is not in {encoding}{cause}; set source.encoding to its encoding, such as latin-1 or utf-16"
+        f"{file} is not in {encoding}{cause}; set source.encoding (msh predict: --encoding) to its encoding, such as "
+        "latin-1 or utf-16"
     )
 
 

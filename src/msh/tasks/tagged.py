@@ -18,7 +18,7 @@ from msh.tasks.steps import is_text
 from msh.tasks.table_files import Table
 from msh.tasks.table_splits import split_rows
 from msh.tasks.text import checked_tokenizer, splits_of
-from msh.tasks.text_files import JSON, NamedRows, decoded, read_texts
+from msh.tasks.text_files import JSON, NamedRows, read_text, read_texts
 from msh.tasks.tokens import Texts, Unicode
 
 DOCUMENT = "-DOCSTART-"
@@ -119,7 +119,7 @@ def _read_lines(path: str, tokens: str, tags: str, encoding: str) -> Table:
     texts: list[list[tuple[str, str]]] = [[]]
     lines = [1]
     with ListedProblems() as problems:
-        for number, line in enumerate(decoded(file, encoding).split("\n"), 1):
+        for number, line in enumerate(read_text(file, encoding).split("\n"), 1):
             parts = line.split()
             if not parts or parts[0] == DOCUMENT:
                 if texts[-1]:

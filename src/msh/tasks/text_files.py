@@ -97,7 +97,7 @@ def read_documents(path: str, text: str, unit: str | None, encoding: str, delimi
     else:
         files = [existing(path, "file")]
     with ListedProblems() as problems:
-        contents = [problems.check(decoded, file, encoding) or "" for file in files]
+        contents = [problems.check(read_text, file, encoding) or "" for file in files]
     if unit is None:
         unit = "paragraph" if len(_parts(contents[0], "paragraph")) > 1 else "line"
         log.info("%s: a text per %s (source.unit)", path, unit)
@@ -127,12 +127,12 @@ def _read_folder(folder: Path, text: str, label: str, encoding: str) -> Table:
         log.warning("%s: %d files are in no class folder, and ignored, such as %s", folder, len(others), others[0])
     files = [file for group in found.values() for file in group]
     with ListedProblems() as problems:
-        texts = [problems.check(decoded, file, encoding) for file in files]
+        texts = [problems.check(read_text, file, encoding) for file in files]
     labels = [name for name, group in found.items() for _ in group]
     return NamedRows(folder, pd.DataFrame({text: texts, label: labels}, dtype=object), names=files)
 
 
-def decoded(file: Path, encoding: str) -> str:
+def read_text(file: Path, encoding: str) -> str:
     """Read a text file; line ends become newlines."""
     encoding = encoding_of(file, encoding)
     try:
@@ -149,7 +149,7 @@ def _read_json(file: Path, encoding: str) -> Table:
     """Read a table from JSON Lines, or from a list of objects."""
     import pandas as pd
 
-    content = decoded(file, encoding)
+    content = read_text(file, encoding)
     with ListedProblems() as problems:
         if content.lstrip()[:1] == "[":
             unit, values = "item", list(enumerate(_parsed(file, content), 1))

@@ -157,9 +157,6 @@ def _raw_inputs(task: Task, rows: Tensor) -> Any:
     assert split.raw is not None
     try:
         raw = split.raw[rows]
-        for column in task.steps[0].columns if isinstance(task.steps[0], ReadTable) else ():
-            if column.role == "number":  # files are read without `source.decimal`
-                raw[column.name] = raw[column.name].str.replace(",", ".")
         if torch.allclose(prepare(task.steps, raw).double(), split.inputs[rows].double()):
             return raw
         reason = "the data has changed since it was loaded"

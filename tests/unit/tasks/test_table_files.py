@@ -358,11 +358,11 @@ ROWS = "".join(f"{i},{i % 2}\n" for i in range(40))
         (b"Sales,\n,\nx,y\n" + ROWS.encode(), "got 'y'; .*line 3 has it: delete what stands above the header"),
         (
             ("x,y\n" + ROWS).encode("utf-16-le"),
-            "is not a text in utf-8: it has bytes of 0; set source.encoding=utf-16-le",
+            r"is not a text in utf-8: it has bytes of 0; if it is one, set source.encoding .* to utf-16-le",
         ),
         (
             ("x,y\n" + ROWS).encode("utf-16-be"),
-            "is not a text in utf-8: it has bytes of 0; set source.encoding=utf-16-be",
+            r"is not a text in utf-8: it has bytes of 0; if it is one, set source.encoding .* to utf-16-be",
         ),
         (b"PK\x03\x04" + bytes(99), "is no text, but a zip archive or an Excel file: unpack it, or name it .xlsx"),
         (b"PAR1" + bytes(99), "is no text, but a Parquet file: name it .parquet"),

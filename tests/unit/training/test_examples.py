@@ -85,12 +85,13 @@ def test_rows_of_a_test_file_of_any_kind_are_read_again(suffix, tmp_path):
     assert examples[0]["input"]["note"] == "a note 5, of many"
 
 
-def test_decimal_commas_are_written_as_points(tmp_path):
-    rows = "".join(f"{i},250;{i % 2}\n" for i in range(60))
-    (tmp_path / "commas.csv").write_text("size;odd\n" + rows)
+def test_numbers_are_written_as_in_the_file(tmp_path):
+    rows = "".join(f"{i},250;{i}.000;$1.{i:03};{i % 2}\n" for i in range(1, 61))
+    (tmp_path / "commas.csv").write_text("size;number;price;odd\n" + rows)
     task = build_task("commas", table(str(tmp_path / "commas.csv"), "odd", decimal=","))
     examples = written(tmp_path, task)["commas"]
-    assert all(example["input"]["size"].endswith(".250") for example in examples)
+    assert all(example["input"]["size"].endswith(",250") for example in examples)
+    assert all(example["input"]["number"].endswith(".000") for example in examples)
     read = read_inputs([task.steps], [str(tmp_path / file_of(examples))]).examples
     assert torch.equal(prepare(task.steps, read), task.splits["test"].inputs[places(task)])
 
