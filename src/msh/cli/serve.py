@@ -26,7 +26,7 @@ def arguments(parser: ArgumentParser) -> None:
         type=float,
         default=5,
         metavar="MS",
-        help="how long a request waits for others of its task, to be answered together; 0: not at all; default: 5",
+        help="longest wait of a request for others of its task, to be answered together; 0: not at all; default: 5",
     )
     parser.add_argument(
         "--max-bytes", type=int, default=32 * 2**20, metavar="N", help="of a request's body; default: 32 MiB"

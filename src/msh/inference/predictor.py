@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import math
@@ -562,6 +563,7 @@ def load(
 
 def _return_memory() -> None:
     """Let the system have what was freed, which glibc keeps; other libraries have no such call."""
+    gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -35,7 +35,7 @@ class Limits:
     """Limits of a server.
 
     Attributes:
-        batch_milliseconds: how long a request waits for others of its task; 0: each is answered alone.
+        batch_milliseconds: how long a request waits at most for others of its task; 0: each is answered alone.
         max_bytes: of a request's body.
         max_inputs: of a request.
         timeout: seconds until a request is given up.
