@@ -23,6 +23,8 @@ BlockSize = tuple[int, int]
 """Rows and columns of a block."""
 LONGEST, LINES = 64, 16
 """Longest side of a default block; block rows and columns of a layer that is large enough for them, at least."""
+ROUNDING = 1e-6
+"""Largest error of a number of blocks that is whole but for rounding, such as 0.29 * 100."""
 
 
 def usual_side(length: int) -> int:
@@ -269,8 +271,9 @@ def plan_blocks(
 ) -> dict[str, dict[str, int]]:
     """Plan the tasks' budgets in order, in blocks; in tensors that are pruned by single weights, in weights.
 
-    A density d keeps round(d * blocks) of each tensor's blocks, and a weight count the same share as of all weights; an
-    equal share divides each tensor's free blocks.
+    A density d keeps d * blocks of each tensor's blocks, rounded down, so that ten tasks of a tenth fit; from half a
+    block on, at least one. A weight count keeps the same share as of all weights; an equal share divides each tensor's
+    free blocks.
 
     Args:
         sizes: tensor name to its number of blocks.
@@ -294,7 +297,8 @@ def plan_blocks(
             wanted = budget.counts({}, remaining, len(budgets) - position)
         else:
             density = budget.density or (budget.weights or 0) / weights
-            wanted = {name: round(density * size) for name, size in sizes.items()}
+            exact = {name: density * size for name, size in sizes.items()}
+            wanted = {name: int(number + ROUNDING) or round(number) for name, number in exact.items()}
         for name, count in wanted.items():
             if count < 1 and not (allow_empty and any(wanted.values())):
                 raise EmptyLayerError(

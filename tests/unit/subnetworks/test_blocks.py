@@ -136,6 +136,17 @@ def test_a_plan_is_in_blocks_and_leaves_the_rest_to_later_tasks():
     assert plan_blocks(SIZES, 560, {"z": Budget(share="equal")}, {"a": 3, "b": 1}) == {"z": {"a": 3, "b": 1}}
 
 
+def test_ten_tasks_of_a_tenth_fit():
+    tenths = {f"task{number}": Budget(density=0.1) for number in range(10)}
+    plan = plan_blocks({"a": 256, "b": 400}, 656, tenths | {"task9": Budget(share="equal")})
+    assert [counts["a"] for counts in plan.values()] == [25] * 9 + [31]
+    assert [counts["b"] for counts in plan.values()] == [40] * 10
+
+
+def test_whole_numbers_of_blocks_are_kept_despite_rounding():
+    assert plan_blocks({"a": 100}, 100, {"x": Budget(density=0.29)}) == {"x": {"a": 29}}
+
+
 def test_more_blocks_than_are_free_is_refused():
     budgets = {"x": Budget(density=0.5), "y": Budget(density=0.75)}
     with pytest.raises(CapacityError, match="'y' wants 12 blocks of layer 'a', but only 8 of its 16 are free"):
