@@ -1,7 +1,9 @@
 """One thread, so that sums are taken in one order; examples that are the same in every run; no reports to W&B."""
 
+import importlib.metadata
 import logging
 import os
+from functools import cache
 
 import pytest
 import torch
@@ -9,7 +11,11 @@ from hypothesis import settings
 
 torch.set_flush_denormal(True)  # as runs do: so that no test depends on those before it
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch looks for a driver in every step of an optimizer
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for its server
+
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)  # Lightning reads them for every trainer
 
 settings.register_profile("msh", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("msh")

@@ -21,7 +21,7 @@ SETTINGS = [
     "pruning.begin=0.3",
     "pruning.end=0.7",
     "checkpoint.min_seconds=0",
-    "tasks.digits.batch_size=16",
+    "tasks.digits.batch_size=32",
     "backbone.norm=true",
     "trainer.log_every_n_steps=10",
 ]

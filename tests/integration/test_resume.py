@@ -8,13 +8,15 @@ import signal
 import time
 
 import pytest
+import running
 import torch
 import wandb
 from disturbing import args, assert_same_end, kill_when
-from running import finish, here, run, start
+from forking import run, start
+from running import SMALL, finish, here
 from wandb_file import assert_wandb_has_the_csv
 
-from msh.cli import evaluate
+from msh.cli import evaluate, train
 from msh.files.state_file import read_state
 from msh.training import run as training
 from msh.training.callbacks.checkpoint import EpochCheckpoint
@@ -35,7 +37,13 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+ALSO_SIGNALLED = {"pruning of the first task", "one of two tasks has stopped"}
+"""Moments at which a test below sends a signal: killing there too is slow."""
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=pytest.mark.slow if m in ALSO_SIGNALLED else ()) for m in MOMENTS]
+)
 def test_killed_run_ends_like_an_undisturbed_one(moment, undisturbed, tmp_path):
     folder = tmp_path / "run"
     kill_when(start("train.py", *args(folder), cwd=tmp_path), lambda: MOMENTS[moment](folder))
@@ -48,12 +56,12 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     wandb.setup()  # the runs inherit this process's service, which keeps those that are killed
     folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
     checkpoints = folder / "checkpoints" / "stage-000-prune"
-    process = start("train.py", *args(folder, "default"), cwd=tmp_path)
+    process = running.start("train.py", *args(folder, "default"), cwd=tmp_path)
     kill_when(process, lambda: len(list(checkpoints.glob("epoch-*.*.ckpt"))) == 2)
     newest = max(checkpoints.glob("epoch-*.*.ckpt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     shutil.copytree(undisturbed, folder.with_name("2026-01-02_00-00-00"))  # newer, but finished
-    printed = run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
+    printed = running.run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
     assert f"{newest.name} cannot be read" in printed
     assert "falling back to the one before" in printed
     assert_same_end(folder, undisturbed)
@@ -185,11 +193,20 @@ PARTS = {
 """Of the end of a stage: the first is done, the second is not, when the run ends."""
 
 
+TWO = ["+experiment=sequential", "tasks=[wine,iris]", "logger=csv", "trainer.max_epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of `TWO` that nothing ends."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    here(train.main, *TWO, *SMALL, f"hydra.run.dir={folder}", cwd=folder.parent)
+    return folder
+
+
 @pytest.mark.parametrize("end", [full, killed, told])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end, train_here, monkeypatch):
-    settings = ["+experiment=sequential", "tasks=[wine,iris]", "logger=csv", "trainer.max_epochs=2"]
-    whole, _ = train_here(*settings, folder="whole")
+def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end, whole, train_here, monkeypatch):
     do, stages = getattr(*PARTS[part]), []
 
     def end_in_the_second(*arguments):
@@ -202,7 +219,7 @@ def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end
     with monkeypatch.context() as patch:
         patch.setattr(*PARTS[part], end_in_the_second)
         with pytest.raises((AssertionError, KeyboardInterrupt)):
-            train_here(*settings)
+            train_here(*TWO)
     folder, _ = train_here("+experiment=sequential", "resume=run")
     assert_same_end(folder, whole)
 

@@ -4,9 +4,8 @@ import csv
 import io
 import json
 import shutil
-import subprocess
-import sys
 
+import forking
 import numpy as np
 import pytest
 import torch
@@ -146,7 +145,6 @@ def test_a_new_process_answers_the_same_on_the_command_line(used, task, tmp_path
     folder, inputs, prepared, _ = used
     predictor = msh.load(folder)
     rows = test_rows(predictor, inputs, task, prepared)
-    extra = []
     if task == "birds":
         files = [str(file) for file in rows]
     elif task == "mails":
@@ -158,8 +156,7 @@ def test_a_new_process_answers_the_same_on_the_command_line(used, task, tmp_path
             writer.writeheader()
             writer.writerows(rows)
         files = [str(tmp_path / "in.csv")]
-    command = [sys.executable, "-m", "msh.cli.app", "predict", str(folder), "--task", task, *extra, *files]
-    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    printed = forking.run("msh", "predict", folder, "--task", task, *files, cwd=tmp_path)
     found = list(csv.DictReader(io.StringIO(printed)))
     expected = predictor.predict(task, rows).to_rows()
     key = "price" if task == "houses" else "probability"

@@ -148,13 +148,21 @@ def test_the_papers_procedure_is_its_own_and_keeps_tasks_network_and_budget(expe
         assert pruning[key] == best.pruning[key], key
 
 
+WHEN = ("criterion", "schedule", "begin", "end", "rounds", "rewind")
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("pruning", ["gradual", "gradual_later", "early", "at_init", "lottery"])
+@pytest.mark.parametrize("pruning", ["at_init", "lottery"])
 def test_an_experiment_leaves_when_is_pruned_to_the_group_that_is_chosen(experiment, pruning):
     chosen = composed(f"pruning={pruning}").pruning
     found = composed(f"experiment={experiment}", f"pruning={pruning}").pruning
-    for key in ("criterion", "schedule", "begin", "end", "rounds", "rewind"):
+    for key in WHEN:
         assert found[key] == chosen[key], key
+
+
+@pytest.mark.parametrize("key", WHEN)
+def test_no_value_is_that_of_both_options_above(key):
+    assert composed("pruning=at_init").pruning[key] != composed("pruning=lottery").pruning[key]
 
 
 @pytest.mark.parametrize("path", sorted(OF_BOTH.rglob("*.yaml")), ids=str)

@@ -1,6 +1,7 @@
 """TensorBoard and MLflow: their records can be read back, and a resumed run continues them."""
 
 import os
+import shutil
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from operator import itemgetter
@@ -111,11 +112,20 @@ def test_tensorboard_gets_the_values_that_earlier_sessions_did_not_log(tensorboa
 # ---- MLflow
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A database that MLflow has just made, which takes it seconds."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def mlflow(folder):
-    pytest.importorskip("mlflow")
+def mlflow(folder, empty_store):
     from msh.tracking.trackers import RunMLFlowLogger
 
+    shutil.copy(empty_store, folder)
     return lambda: RunMLFlowLogger(str(folder), f"sqlite:///{folder}/mlflow.db", "toy")
 
 
