@@ -163,17 +163,15 @@ def test_a_plan_of_blocks_is_followed(tmp_path):
 
 
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
-    how = ["tasks=[wine,iris]", "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
-    here(plan.main, *COMMON, *how, "pruning.density=0.45", "-o", "plan", cwd=tmp_path)
-    printed = re.findall(
-        r"(\w+): ([\d,]+) weights, 45.0%; ([\d.]+)% of the dense network's FLOPs", capsys.readouterr().out
-    )
+    how = [*COMMON, "tasks=[wine,iris]", "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
+    how += ["pruning.density=0.45"]
+    here(plan.main, *how, "-o", "plan", cwd=tmp_path)
+    told = capsys.readouterr().out
+    printed = re.findall(r"(\w+): ([\d,]+) weights, 45.0%; ([\d.]+)% of the dense network's FLOPs", told)
     assert [name for name, *_ in printed] == ["wine", "iris"]
     first, second = (float(share) for *_, share in printed)
     assert 45 < first < second
-    here(
-        train.main, *COMMON, *how, "pruning.density=0.45", "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path
-    )
+    here(train.main, *how, "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path)
     row = json.loads((tmp_path / "apart" / "results.json").read_text())["tasks"]["iris"]
     assert row["flops"] == pytest.approx(second / 100, abs=1e-3)
     with pytest.raises(SystemExit):

@@ -303,7 +303,7 @@ def test_texts_and_tables_in_the_docs_train(train_here, tmp_path):
         (configs / f"{name}.yaml").write_text(text)
     config_dir = ["--config-dir", str(tmp_path / "conf")]
     overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none"]
-    short = ["trainer.max_epochs=6", "tasks.mails.batch_size=4", "tasks.mails.repeat=4"]
+    short = ["trainer.max_epochs=6", "tasks.mails.batch_size=4", "tasks.mails.repeat=4", "report=true"]
     folder, _ = train_here(*overrides, "tasks=[mails,houses]", *short, *config_dir)
     results = json.loads((folder / "results.json").read_text())
     assert {name: task["metric"] for name, task in results["tasks"].items()} == {"mails": "accuracy", "houses": "mse"}

@@ -64,7 +64,7 @@ def test_two_tasks_are_learned_and_used(model, tmp_path):
     with torch.no_grad():
         assert torch.allclose(module(tokens), module(more), atol=1e-5)
     file = folder / "topics.pt2"
-    from msh.inference.exporting import export_task
+    from msh.inference.export import export_task
 
     export_task(predictor, "topics", file, "pt2")
     logits, _ = torch.export.load(file).module()(tokens)

@@ -73,8 +73,9 @@ def fit_router(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunC
 
     Where several tasks share a form of input, the rule is chosen on their validation data. Where the run lacks the data
     of some, the others take over their rule: what a rule needs of a task comes from its own data, and is stored with
-    it. So that this is possible, a task that alone has its form gets a rule too. Tasks have no router if they have the
-    same examples, or if one's examples cannot be prepared for another.
+    it. So that this is possible, a task that alone has its form gets a rule too, unless it is from a plan: such tasks'
+    files must merge to that of one run. Tasks have no router if they have the same examples, or if one's examples
+    cannot be prepared for another.
 
     Args:
         network: holds the tasks, frozen; their recipes get "router".
@@ -86,7 +87,9 @@ def fit_router(network: MultiSubnetwork, tasks: Mapping[str, Task], config: RunC
     before = next(iter(network.weights()))[1].device
     network.to(device_of(config.trainer))
     try:
-        found = [form for group in _groups(network, tasks, config) if (form := _fitted(network, group)) is not None]
+        groups = _groups(network, tasks, config)
+        groups = [group for group in groups if len(group) > 1 or config.plan is None]
+        found = [form for group in groups if (form := _fitted(network, group)) is not None]
     finally:
         network.to(before).forget_modules()
     accuracy = {task: score for form in found for task, score in form.accuracy.items()}
