@@ -17,23 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.networks import CLASSES, dense
-from benchmarks.others import GPT, VOCABULARY, ViT
+from benchmarks.networks import dense
+from benchmarks.others import DENSITY, GPT, ViT, compact_task, inputs_of
 from benchmarks.records import Record
 from benchmarks.timing import Action, Settings
 from msh.backbones import MLP, PaperConv, ResNet18
-from msh.subnetworks import (
-    WEIGHTS,
-    Blocks,
-    Budget,
-    Granularity,
-    MultiSubnetwork,
-    OverlappingUnits,
-    prune,
-    trace_units,
-)
 
-DENSITY = 0.1
 PRECISIONS = ("tf32", "bf16")
 
 
@@ -68,10 +57,10 @@ def gpu(settings: Settings) -> Iterator[Record]:
     on_card = settings.device == "cuda"
     for short, case in CASES.items():
         build, batch = (case.build, case.batch) if on_card else (case.small, 4)
-        inputs = _inputs(build(), batch, settings.device)
+        inputs = inputs_of(build(), batch, settings.device)
         model = dense(build(), settings.device)
         for granularity in ("weight", "block", "unit"):
-            network = _compact(build(), granularity, settings.device)
+            network = compact_task(build(), granularity, settings.device)
             what = f"{case.name}, batch {batch}, granularity {granularity}, {DENSITY:.0%} of the weights"
             for precision in PRECISIONS:
                 key = f"gpu-{short}-{granularity}-{precision}"
@@ -97,30 +86,6 @@ def _precision(name: str, device: str) -> AbstractContextManager:
     """Compute in bfloat16 where torch's autocast does; or in float32, whose products may round as TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return torch.autocast(device, torch.bfloat16) if name == "bf16" else nullcontext()
-
-
-def _inputs(backbone: nn.Module, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    shape = (batch, *backbone.input_shape)
-    drawn = torch.randint(0, VOCABULARY, shape) if hasattr(backbone, "vocabulary") else torch.randn(shape)
-    return drawn.to(device), torch.randint(0, CLASSES, (batch,), device=device)
-
-
-def _compact(backbone: nn.Module, granularity: str, device: str) -> MultiSubnetwork:
-    """Build a network with a compact task."""
-    network = MultiSubnetwork(backbone).to(device)
-    kinds: dict[str, Callable[[], Granularity]] = {
-        "weight": lambda: WEIGHTS,
-        "block": lambda: Blocks.of(network),
-        "unit": lambda: OverlappingUnits(trace_units(network)),
-    }
-    kind = kinds[granularity]()
-    blocks = kind.sizes if isinstance(kind, Blocks) else None
-    network.add_task("task", nn.Linear(backbone.features, CLASSES), granularity=granularity, blocks=blocks)
-    network.begin("task")
-    counts = Budget(density=DENSITY).counts(kind.counts(network.sizes()), {})
-    prune(network, "task", counts, granularity=kind)
-    network.compact("task")
-    return network.train()
 
 
 def _step(model: nn.Module, batch: tuple[Tensor, Tensor], how: Callable[[], AbstractContextManager]) -> Action:

@@ -11,7 +11,16 @@ from benchmarks.networks import CLASSES, dense, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.backbones import ResNet18
-from msh.subnetworks import WEIGHTS, Budget, MultiSubnetwork, OverlappingUnits, prune, trace_units
+from msh.subnetworks import (
+    WEIGHTS,
+    Blocks,
+    Budget,
+    Granularity,
+    MultiSubnetwork,
+    OverlappingUnits,
+    prune,
+    trace_units,
+)
 from msh.subnetworks.modules import flops_share
 
 DENSITY, VOCABULARY = 0.1, 1000
@@ -68,31 +77,38 @@ def others(settings: Settings) -> Iterator[Record]:
     """Measure row 19."""
     for short, (name, batch, build) in NETWORKS.items():
         model = dense(build(), settings.device)
-        inputs = _inputs(build(), batch, settings.device)
+        inputs = inputs_of(build(), batch, settings.device)
         for granularity in ("weight", "unit"):
-            network, flops = _compact(build(), granularity, settings.device)
+            network = compact_task(build(), granularity, settings.device)
             what = (
                 f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: {granularity}) / of the "
                 f"dense network, {name}, batch {batch}"
             )
-            what += f"; {flops:.3f} of its FLOPs" if flops else ""
+            what += f"; {flops_share(network, 'task'):.3f} of its FLOPs" if granularity == "unit" else ""
             steps = training_step(model, inputs), training_step(network, inputs)
             yield settings.against(f"19-{short}-{granularity}", what, *steps, settings.rounds(15))
 
 
-def _inputs(backbone: nn.Module, batch: int, device: str) -> tuple[Tensor, Tensor]:
+def inputs_of(backbone: nn.Module, batch: int, device: str) -> tuple[Tensor, Tensor]:
     """Draw inputs and classes."""
     shape = (batch, *backbone.input_shape)
     drawn = torch.randint(0, VOCABULARY, shape) if hasattr(backbone, "vocabulary") else torch.randn(shape)
     return drawn.to(device), torch.randint(0, CLASSES, (batch,), device=device)
 
 
-def _compact(backbone: nn.Module, granularity: str, device: str) -> tuple[MultiSubnetwork, float | None]:
-    """Build a network with a compact task, and its share of the dense FLOPs if it has whole units."""
+def compact_task(backbone: nn.Module, granularity: str, device: str) -> MultiSubnetwork:
+    """Build a network with a compact task of single weights, blocks or overlapping units."""
     network = MultiSubnetwork(backbone).to(device)
-    network.add_task("task", nn.Linear(backbone.features, CLASSES), granularity=granularity)
+    kinds: dict[str, Callable[[], Granularity]] = {
+        "weight": lambda: WEIGHTS,
+        "block": lambda: Blocks.of(network),
+        "unit": lambda: OverlappingUnits(trace_units(network)),
+    }
+    kind = kinds[granularity]()
+    blocks = kind.sizes if isinstance(kind, Blocks) else None
+    network.add_task("task", nn.Linear(backbone.features, CLASSES), granularity=granularity, blocks=blocks)
     network.begin("task")
-    kind = OverlappingUnits(trace_units(network)) if granularity == "unit" else WEIGHTS
-    prune(network, "task", Budget(density=DENSITY).counts(network.sizes(), {}), granularity=kind)
+    counts = Budget(density=DENSITY).counts(kind.counts(network.sizes()), {})
+    prune(network, "task", counts, granularity=kind)
     network.compact("task")
-    return network, flops_share(network, "task") if granularity == "unit" else None
+    return network.train()

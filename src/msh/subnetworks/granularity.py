@@ -170,8 +170,24 @@ class Blocks(Weights):
         return self.whole({name: ~free for name, free in network.free().items()})
 
 
+class _Rows:
+    """Keep the norm of rows over a cut, and read no other task's weights: both kinds of units do."""
+
+    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
+        """Return None: a task reads no other task's weights."""
+        return None
+
+    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+        """Mark the weights of the kept rows."""
+        return before & _rows(mask)
+
+    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Compute the norm of the kept rows."""
+        return norm_of(values, _rows(mask))
+
+
 @dataclass(frozen=True)
-class Units:
+class Units(_Rows):
     """Prune whole units.
 
     Attributes:
@@ -215,21 +231,9 @@ class Units:
         """Mark the rows of new units: were both their rows and their columns 0, no gradient would reach them."""
         return after & ~_rows(before)
 
-    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
-        """Return None: a task reads no other task's units."""
-        return None
-
-    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
-        """Mark the weights of the kept rows."""
-        return before & _rows(mask)
-
-    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Compute the norm of the kept rows."""
-        return norm_of(values, _rows(mask))
-
 
 @dataclass(frozen=True)
-class OverlappingUnits(Weights):
+class OverlappingUnits(_Rows, Weights):
     """Prune single weights such that few units remain; other tasks may own other weights of the same units.
 
     Attributes:
@@ -246,18 +250,6 @@ class OverlappingUnits(Weights):
         """Mark the task's and the free weights between the units in use."""
         within = unit_masks(self.graph, units_in_use(self.graph, network.masks(task)))
         return {name: mask & within[name] for name, mask in super().replaceable(network, task).items()}
-
-    def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
-        """Return None: a task reads no other task's weights."""
-        return None
-
-    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
-        """Mark the weights of the kept rows."""
-        return before & _rows(mask)
-
-    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Compute the norm of the kept rows."""
-        return norm_of(values, _rows(mask))
 
 
 WEIGHTS = Weights()
