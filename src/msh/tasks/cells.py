@@ -171,8 +171,12 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     import pandas as pd
 
     strings = isinstance(cells.dtype, pd.StringDtype)
-    values = cells if strings else as_objects(cells)
-    if len(values) > FEW and (strings or pd.api.types.infer_dtype(values, skipna=True) == "string"):
+    if isinstance(cells.dtype, pd.CategoricalDtype) and pd.api.types.infer_dtype(cells.cat.categories) == "string":
+        first, distinct = pd.factorize(cells.cat.codes.to_numpy())  # of numbers, -1 for missing cells
+        texts = [None if code < 0 else as_text(cells.cat.categories[code], missing) for code in distinct]
+    elif len(values := cells if strings else as_objects(cells)) > FEW and (
+        strings or pd.api.types.infer_dtype(values, skipna=True) == "string"
+    ):
         first, distinct = pd.factorize(values)  # for others, True, 1 and 1.0 would count as one value
         texts = [as_text(value, missing) for value in distinct]
     else:

@@ -1,11 +1,13 @@
 """Tables in CSV files: values read, and errors with file, line, column and cell."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from messages import says
 from msh.tasks import build_task
+from msh.tasks.cells import coded
 from msh.tasks.tables import csv_table
 
 HOUSES = "rooms,age,price\n" + "".join(f"{i},{i * i},{100 + 10 * i}\n" for i in range(10))
@@ -199,3 +201,14 @@ def test_bad_columns_are_reported_together(write):
     caught.match(says("source.features", value="zz", meant="z"))
     caught.match("column 'z': 'blue'")
     caught.match("column 'y': 'two'")
+
+
+def test_categories_are_numbered_as_their_texts():
+    texts = [*["b ", "a", None, "NA", "b", "é", "e\u0301"] * 12, "last"]
+    for dtype in ("object", "string", "category"):
+        codes, names = coded(pd.Series(texts, dtype=dtype))
+        assert names == ["b", "a", "é", "last"], dtype
+        assert codes[:7].tolist() == [0, 1, -1, -1, 0, 2, 2]
+        assert codes[-1] == 3
+    unused = pd.Series(pd.Categorical(["x", "z", None], categories=["z", "y", "x"]))
+    assert (coded(unused)[0].tolist(), coded(unused)[1]) == ([0, 1, -1], ["x", "z"])
