@@ -126,7 +126,7 @@ class RouterForm(TypedDict):
 
 
 class RouterResult(TypedDict):
-    """How often inputs without a task find it, in the test splits of tasks whose inputs have the same form."""
+    """Scores of the router on the test splits of tasks that share a form of input."""
 
     accuracy: float
     """Mean over those of these tasks whose data the run has."""

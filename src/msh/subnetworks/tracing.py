@@ -421,11 +421,9 @@ class _UnitTracer(TorchFunctionMode):
         def source(units: UnitSource | None) -> UnitSource | None:
             return None if units is None or units.layer in self.whole else units
 
-        order = {name: place for place, name in enumerate(self.layers)}
         layers = {}
         for name, layer in self.layers.items():
-            members = [other for other in self.layers if self._first(other) == self._first(name)]
-            group = min(members, key=lambda other: order[other])
+            group = next(other for other in self.layers if self._first(other) == self._first(name))
             layers[name] = replace(layer, source=source(layer.source), whole=self.whole.get(name, ""), group=group)
         norms = {where: units for where, units in self.norms.items() if source(units) is not None}
         return UnitGraph(layers, norms, source(output))
