@@ -10,8 +10,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import FREE, choose
-from msh.subnetworks.blocks import BlockSize, block_sizes, choose_blocks, expanded, grid, mean_scores, whole
+from msh.subnetworks.allocation import FREE, choose, top_k_mask
+from msh.subnetworks.blocks import (
+    BlockSize,
+    block_sizes,
+    choose_blocks,
+    choose_covering,
+    expanded,
+    grid,
+    mean_scores,
+    whole,
+)
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
@@ -46,6 +55,9 @@ class Granularity(Protocol):
     def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the elements that a compact task may give up or take: its own and free ones, all of one size."""
 
+    def grown(self, name: str, scores: Tensor, k: int, candidates: Tensor, kept: Tensor) -> Tensor:
+        """Select the k best elements of a tensor among candidates, beside those kept: bool (elements)."""
+
     def fresh(self, before: Tensor, after: Tensor) -> Tensor:
         """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
 
@@ -59,7 +71,15 @@ class Granularity(Protocol):
         """Compute the norm, (), that the weights in a mask get when they are rewound to values, both (*shape)."""
 
 
-class Weights:
+class _Grown:
+    """Grow the elements with the highest scores."""
+
+    def grown(self, name: str, scores: Tensor, k: int, candidates: Tensor, kept: Tensor) -> Tensor:
+        """Select the k highest scores."""
+        return top_k_mask(scores, k, candidates)
+
+
+class Weights(_Grown):
     """Prune single weights."""
 
     def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
@@ -161,6 +181,12 @@ class Blocks(Weights):
         """Select blocks with high scores that cover each tensor's rows and columns of blocks: see `choose_covering`."""
         return choose_blocks(self.sizes, scores, kept, candidates)
 
+    def grown(self, name: str, scores: Tensor, k: int, candidates: Tensor, kept: Tensor) -> Tensor:
+        """Select blocks with high scores, first those that cover rows and columns of blocks without a kept one."""
+        if name not in self.sizes:
+            return super().grown(name, scores, k, candidates, kept)
+        return choose_covering(scores, k, candidates, kept)
+
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected blocks to their weights."""
         return expanded(self.sizes, masks, self.shapes)
@@ -170,7 +196,7 @@ class Blocks(Weights):
         return self.whole({name: ~free for name, free in network.free().items()})
 
 
-class _Rows:
+class _Rows(_Grown):
     """Keep the norm of rows over a cut, and read no other task's weights: both kinds of units do."""
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
