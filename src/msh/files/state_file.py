@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owners
 from msh.subnetworks import FREE, MultiSubnetwork, NetworkState, TaskState
+from msh.subnetworks.initial import Families
 from msh.subnetworks.state import read_description
 from msh.subnetworks.tensors import pack_bits, unpack_bits, wide_enough
 
@@ -56,6 +57,7 @@ class Layout(TypedDict):
     padding: dict[str, int]
     buffers: tuple[str, ...]
     shared: tuple[str, ...]
+    draws: NotRequired[Families]
     free_weights: bool
 
 
@@ -90,8 +92,9 @@ class StateFile:
         if dtype not in (None, *DTYPES.values()):
             raise invalid("dtype", f"one of {', '.join(DTYPES)}", dtype)
         state = self.state
-        layout = {"shapes": {name: list(owners.shape) for name, owners in state.owners.items()}}
+        layout: dict[str, Any] = {"shapes": {name: list(owners.shape) for name, owners in state.owners.items()}}
         layout |= {key: getattr(state, key) for key in LAYOUT} | {"free_weights": self.free_weights}
+        layout |= {"draws": state.draws} if state.draws else {}
         metadata = {"format": FORMAT, "version": VERSION, "kind": self.kind, "state": state.describe()}
         metadata |= {"layout": json.dumps(layout), "recipe": json.dumps(state.recipe), **self.notes}
         write_safetensors(path, dict(self._tensors(dtype)), metadata)

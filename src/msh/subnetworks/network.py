@@ -16,7 +16,7 @@ from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
 from msh.subnetworks.forms import prepare, shown_form, training_weight
-from msh.subnetworks.initial import fresh_values, start_values
+from msh.subnetworks.initial import Initialisers, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors, computes_small
@@ -93,6 +93,7 @@ class MultiSubnetwork(Movable):
         make_weight_norms_safe(backbone)
         copy_structure(backbone)  # each task needs a copy: fail here rather than after training
         self.backbone = backbone
+        self.initialisers = Initialisers.of(backbone, self.names.prunable, self.names.were_parameters)
         self.owners = TensorBag()
         self.initial_norms = TensorBag()
         for name, weight in self.weights():
@@ -161,6 +162,7 @@ class MultiSubnetwork(Movable):
             padding=names.padding,
             buffers=tuple(names.buffers),
             shared=tuple(names.shared),
+            draws=self.initialisers.families,
             recipe=self.recipe,
         )
 
@@ -263,7 +265,7 @@ class MultiSubnetwork(Movable):
         base_of = self._read(sub)
         for name, weight in self.weights():
             mask, base, initial_norm = candidates[name], base_of[name], self.initial_norms[name]
-            start = weight if generator is None else fresh_values(weight, initial_norm, generator)
+            start = weight if generator is None else self.initialisers.draw(name, weight, initial_norm, generator)
             norm = None if allocation is None else allocation.norms[name]
             values = self._master(start_values(start, mask, base, initial_norm, sub.selective, norm))
             sub.values.set(name, nn.Parameter(values))

@@ -20,7 +20,7 @@ from msh.errors import invalid, one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.blocks import choose_held
-from msh.subnetworks.initial import give_back, norm_of
+from msh.subnetworks.initial import Families, give_back, norm_of
 from msh.subnetworks.tensors import (
     bag_key,
     belongs,
@@ -171,6 +171,7 @@ class NetworkState:
         padding: embedding name to the row that no task can own and that stays 0.
         buffers: names in `defaults`; a task has a private copy only where it changed them.
         shared: names in `defaults` that every task uses unchanged.
+        draws: prunable tensor name to the family of its fresh values, where they are not uniform.
         recipe: how to rebuild the backbone, where known.
     """
 
@@ -184,6 +185,7 @@ class NetworkState:
     padding: dict[str, int] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    draws: Families = field(default_factory=dict)
     recipe: Recipe = field(default_factory=dict)
 
     # ---- owners
@@ -358,7 +360,8 @@ class NetworkState:
             if entry.phase == "planned":
                 self.owners[name][self.owners[name] == entry.owner] = FREE
             else:
-                give_back(weight, self.owners[name], entry.owner, self.norms[name], index)
+                family = self.draws.get(name, "uniform")
+                give_back(weight, self.owners[name], entry.owner, self.norms[name], index, family)
         del self.tasks[task]
         self.active = None if self.active == task else self.active
 
@@ -508,6 +511,7 @@ class NetworkState:
             if name in self.padding and not 0 <= self.padding[name] < owners.shape[0]:
                 raise ValueError(f"layer {name!r} has no row {self.padding[name]}")
         named = {"tied": self.tied.values(), "padding": self.padding, "shared": self.shared, "a buffer": self.buffers}
+        named["drawn"] = self.draws
         for kind, names in named.items():
             tensors = self.defaults if kind in ("shared", "a buffer") else self.owners
             if unknown := [name for name in names if name not in tensors]:

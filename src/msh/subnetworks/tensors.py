@@ -43,6 +43,12 @@ class TensorNames:
         """Every name except the further ones of tied tensors."""
         return [*self.prunable, *self.parameters, *self.buffers, *self.shared, *self.transient]
 
+    @property
+    def were_parameters(self) -> set[str]:
+        """Names of the tensors that are parameters before the backbone is wrapped, further names included."""
+        first = {*self.prunable, *self.parameters, *self.shared}
+        return first | {again for again, name in self.tied.items() if name in first}
+
 
 def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
     """Find a module's tensors and their roles; see `roles`.
