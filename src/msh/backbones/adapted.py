@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from msh.errors import Problems, at_least, invalid, one_of
 
@@ -118,6 +119,13 @@ class Adapted(nn.Module):
         A copy computes, which shares only the parameters: the model stays as it was, but for parameters without a
         gradient, which are frozen.
         """
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if is_lazy(tensor):
+                kind = type(self.model).__name__
+                raise ValueError(
+                    f"backbone {kind}: {name!r} has no shape yet, and a file is rebuilt without an input: use layers "
+                    "with their sizes, such as nn.Linear(in_features, out_features) for nn.LazyLinear(out_features)"
+                )
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _copied(self):
             torch.manual_seed(0)
             inputs = self._example()

@@ -28,6 +28,7 @@ from msh.subnetworks.tensors import (
     TensorBag,
     as_buffers,
     ids_of_tensors,
+    make_gradients_dense,
     name_tensors,
     only_at,
     pack_bits,
@@ -91,6 +92,7 @@ class MultiSubnetwork(Movable):
             raise ValueError(f"{type(backbone).__name__} has no prunable tensor: nothing to allocate")
         as_buffers(backbone)
         make_weight_norms_safe(backbone)
+        make_gradients_dense(backbone)
         copy_structure(backbone)  # each task needs a copy: fail here rather than after training
         self.backbone = backbone
         self.initialisers = Initialisers.of(backbone, self.names.prunable, self.names.were_parameters)

@@ -115,6 +115,16 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
             list_weights(child)
 
 
+def make_gradients_dense(module: nn.Module) -> None:
+    """Let embedding tables below a module return dense gradients, with the same numbers as their sparse ones.
+
+    Masks and optimizers such as Adam take no sparse gradients.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            child.sparse = False
+
+
 def trainable(tensor: Tensor) -> Tensor:
     """Wrap a tensor as a parameter, unless it is empty: some optimizers divide by a parameter's size."""
     return nn.Parameter(tensor) if tensor.numel() else tensor

@@ -17,6 +17,7 @@ from torch import nn
 from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
+from msh.compat import BatchNormBase
 from msh.errors import invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build, freeze_base
@@ -34,6 +35,7 @@ from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps, Tokenize
 from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
+from msh.training.launch import place_among_processes
 from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
@@ -314,6 +316,7 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
         backbone.to(DTYPES[kind])
     for task in tasks.values():
         check_inputs(backbone, task)
+        check_batch(backbone, task)
     for task in {task.kind: task for task in tasks.values() if task.per_token}.values():
         check_tokens(backbone, task)
     return backbone
@@ -378,6 +381,26 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
             f"task {task.name!r} has {task.input_shape[0]} tokens per text, but the backbone reads "
             f"{cast(Any, backbone).input_shape[0]}: set tasks.{task.name}.source.length to that"
         )
+
+
+def check_batch(backbone: nn.Module, task: Task) -> None:
+    """Check that a backbone can train on a process's share of a task's batches, where that is a single example.
+
+    Raises:
+        ValueError: its batch normalization needs several.
+    """
+    if task.batch_size > place_among_processes()[1] or not any(
+        isinstance(m, BatchNormBase) for m in backbone.modules()
+    ):
+        return
+    kind = next(parameter.dtype for parameter in backbone.parameters() if parameter.is_floating_point())
+    kind = kind if getattr(backbone, "vocabulary", None) is None else torch.int64
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(backbone).train()(torch.ones(1, *cast(Any, backbone).input_shape, dtype=kind))
+        except ValueError as error:  # of batch_norm
+            bound = f"two examples or more per process, as the backbone normalizes batches ({error})"
+            raise invalid(f"tasks.{task.name}.batch_size", bound, task.batch_size) from error
 
 
 def check_tokens(backbone: nn.Module, task: Task) -> None:
