@@ -340,6 +340,8 @@ def fill_network(path: Path, network: MultiSubnetwork, file: StateFile) -> None:
             weights = {n: torch.where(state.owners[n] == FREE, now[n], w) for n, w in state.weights.items()}
             state = replace(state, weights=weights)
         tensors = state.state_dict()
+        if any(entry.base not in (None, network.state.base_digest()) for entry in state.tasks.values()):
+            raise ValueError("its task changes a pretrained backbone with other values")
         if file.kind == "subnetwork":
             tensors = {k: t for k, t in network.state_dict().items() if k.startswith("backbone.")} | tensors
         network.load_state_dict(with_versions(tensors, network))

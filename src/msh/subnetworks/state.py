@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from msh.checked import parsed
 from msh.errors import invalid, one_of
-from msh.recipes import Recipe
+from msh.recipes import Recipe, base_of
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.initial import Families, give_back, norm_of
@@ -32,8 +32,9 @@ from msh.subnetworks.tensors import (
     wide_enough,
 )
 
-STATE_VERSION = 3
-"""Description version: since 2, a task may read some of another's weights; since 3, `reads` holds names."""
+STATE_VERSION = 4
+"""Description version: since 2, a task may read some of another's weights; since 3, `reads` holds names; in 4, which
+only states with such a task have, a task may name the `base` that its state lacks."""
 EXTRA_STATE = "_extra_state"
 """Key of the description in a module's state dict."""
 OWNER_TYPES = (torch.uint8, torch.int16, torch.int32)
@@ -80,6 +81,7 @@ class TaskState:
         blocks: with granularity "block", name of each tensor that is pruned in blocks, to rows and columns of a block.
         recipe: how to rebuild "stem" and "head", and the task's "preprocessing" and "outputs", where known.
         digest: `NetworkState.digest` in the network that the task was copied from, if it was.
+        base: `NetworkState.base_digest` of that network, if the copy lacks the tensors to which its weights are added.
     """
 
     name: str
@@ -97,6 +99,7 @@ class TaskState:
     blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=dict)
     digest: str | None = None
+    base: str | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (key, tensor): the keys of `private`, and "KIND.NAME" for each kind in `BAGS`."""
@@ -308,10 +311,23 @@ class NetworkState:
             sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
+    def base_names(self) -> list[str]:
+        """List the shared tensors to which prunable ones are added: see `msh.recipes.freeze_base`."""
+        added = {base_of(name) for name in self.owners}
+        return [name for name in self.shared if name in added]
+
+    def base_digest(self) -> str | None:
+        """SHA-256 of the tensors to which prunable ones are added; None if there are none."""
+        sha, names = hashlib.sha256(), self.base_names()
+        for name in names:
+            sha.update(f"{name} {self.defaults[name].dtype}".encode())
+            sha.update(raw_bytes(self.defaults[name]))
+        return sha.hexdigest() if names else None
+
     # ---- copying, releasing and taking tasks
 
     def only(self, task: str) -> NetworkState:
-        """Copy a frozen task into a separate state, with owner id 1; tasks it reads are named only.
+        """Copy a frozen task into a separate state, with owner id 1; tasks it reads, and its base, are named only.
 
         Raises:
             ValueError: there is no such task, or it is not frozen.
@@ -319,15 +335,17 @@ class NetworkState:
         entry = self.task(task)
         if entry.phase != "frozen":
             raise ValueError(f"task {task!r} is {entry.phase}: only a frozen task has a file")
-        masks = self.owned(task)
+        masks, base = self.owned(task), entry.base or self.base_digest()
+        shared = tuple(name for name in self.shared if name not in self.base_names())
         return replace(
             self,
             weights={name: only_at(mask, self.weights[name]) for name, mask in masks.items()},
             owners={name: mask.to(torch.uint8) for name, mask in masks.items()},
-            defaults={name: self.defaults[name] for name in self.shared},
-            tasks={task: replace(entry, owner=1, private=self.private(task), digest=self.digest(task))},
+            defaults={name: self.defaults[name] for name in shared},
+            tasks={task: replace(entry, owner=1, private=self.private(task), digest=self.digest(task), base=base)},
             active=task,
             buffers=(),
+            shared=shared,
         )
 
     def planned(self) -> NetworkState:
@@ -427,10 +445,10 @@ class NetworkState:
             owners[index], weight[index] = owner, other.weights[name].view(-1)[index]
         start = {f"private.{name}": self.defaults[name] for name in self.buffers}
         changed = {k: t for k, t in entry.private.items() if k not in start or not same_bits(t, start[k])}
-        self.tasks[task] = replace(entry, owner=owner, private=changed)
+        self.tasks[task] = replace(entry, owner=owner, private=changed, base=None)
 
     def _check_fits(self, label: str, other: NetworkState, entry: TaskState) -> None:
-        """Raise unless a task's tensors have this backbone's names, shapes and types."""
+        """Raise unless a task's tensors have this backbone's names, shapes and types, and its base this one's bits."""
         expected, tensors = (
             {f"private.{name}": tensor for name, tensor in state.defaults.items() if name not in state.shared}
             | state.weights
@@ -444,6 +462,8 @@ class NetworkState:
                 raise ValueError(
                     f"{where} was trained with another backbone: its {key!r} has shape {shape}, the network's {wanted}"
                 )
+        if entry.base not in (None, self.base_digest()):
+            raise ValueError(f"{where} changes a pretrained backbone with other values than the network's")
         for name, weight in other.weights.items():
             if weight.dtype != (dtype := self.weights[name].dtype):
                 raise ValueError(
@@ -470,13 +490,14 @@ class NetworkState:
 
     def describe(self) -> str:
         """Write the tasks, without their tensors, as JSON, so that reading it runs no code."""
-        usual, seldom = vars(TaskState("", 1)), ("granularity", "blocks", "recipe", "norms", "digest")
+        usual, seldom = vars(TaskState("", 1)), ("granularity", "blocks", "recipe", "norms", "digest", "base")
         rows = [
             {"task": e.name, "owner": e.owner, "reads": e.reads, "phase": e.phase, "kept": e.kept}
             | {key: vars(e)[key] for key in seldom if vars(e)[key] != usual[key]}
             for e in self.tasks.values()
         ]
-        return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
+        version = STATE_VERSION if any("base" in row for row in rows) else 3
+        return json.dumps({"version": version, "tasks": rows, "active": self.active})
 
     def state_dict(self) -> dict[str, Any]:
         """Name the tensors as `MultiSubnetwork.load_state_dict` takes them; they are shared, not copied."""
@@ -563,6 +584,7 @@ class Row(TypedDict):
     recipe: NotRequired[dict[str, Any]]
     norms: NotRequired[dict[str, float]]
     digest: NotRequired[str | None]
+    base: NotRequired[str | None]
 
 
 class Description(TypedDict):
