@@ -31,7 +31,7 @@ from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import TOKEN_KINDS
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
-from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import ReadNamed, RepeatChannels, Resize, Scale, Step, Steps, Tokenize
 from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
@@ -213,14 +213,50 @@ def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
         if isinstance(inputs, Tokens) and chosen.library is not None and inputs.tokenizer is None:
             paddings = [task.padding for task in tasks.values() if task.vocabulary is not None and task.stem is None]
             inputs = replace(inputs, padding=chosen.padding if chosen.padding is not None else [*paddings, 0][0])
-        settings = chosen.recipe(chosen.shape(inputs, shapes), inputs)
+        parts = named_parts(tasks)
+        settings = chosen.recipe(shapes[0] if parts else chosen.shape(inputs, shapes), None if parts else inputs)
+        settings |= {"parts": parts} if parts else {}
         firsts = [task.steps[0] for task in tasks.values() if task.steps and task.stem is None]
         if isinstance(inputs, Tokens) and any(isinstance(step, Tokenize) and step.pads_left for step in firsts):
             settings["left_padded"] = True
+    elif named_parts(tasks):
+        raise invalid("backbone", "module, or hf, which can take inputs by name", settings["_target_"])
     elif settings.get("input_shape") is None:
         settings["input_shape"] = list(shapes[0])
     kind = true_type(config)
     return settings if kind is None else {**settings, "_dtype_": kind}
+
+
+def named_parts(tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the form of the tasks' inputs by name, as `Adapted` takes it; {} if they have one input.
+
+    Raises:
+        ValueError: two tasks have inputs of different names, shapes or types, of which no stem could make the same.
+    """
+    found = {name: _parts_of(task) for name, task in tasks.items()}
+    first = next(iter(found))
+    for name, parts in found.items():
+        forms = [{key: part | {"below": 0} for key, part in each.items()} for each in (parts, found[first])]
+        if forms[0] != forms[1]:
+            texts = [
+                ", ".join(f"{k} {v['dtype']} {v['shape']}" for k, v in e.items()) or "one input"
+                for e in (parts, found[first])
+            ]
+            raise ValueError(
+                f"tasks {first!r} and {name!r} cannot share a backbone: the one has {texts[1]}, the other {texts[0]}; "
+                "train them in networks of their own"
+            )
+    below = {key: max(parts[key]["below"] for parts in found.values()) for key in found[first]}
+    return {key: part | {"below": below[key]} for key, part in found[first].items()}
+
+
+def _parts_of(task: Task) -> dict[str, Any]:
+    step = task.steps[0] if task.steps else None
+    if not isinstance(step, ReadNamed):
+        return {}
+    if task.stem is not None:
+        raise invalid(f"tasks.{task.name}.stem", "null for inputs by name", task.stem)
+    return {name: {**asdict(part), "shape": list(part.shape)} for name, part in step.parts.items()}
 
 
 def _per_token(settings: Recipe, tasks: Mapping[str, Task]) -> Recipe:
@@ -314,6 +350,10 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/backbones.md")
     if kind is not None:
         backbone.to(DTYPES[kind])
+    whole = [name for name, part in getattr(backbone, "parts", {}).items() if part["dtype"] == "int64"]
+    if whole and half_precision(backbone.parameters()):
+        bound = "'bf16-mixed' or '32-true'"
+        raise invalid("trainer.precision", f"{bound}, as whole numbers such as {whole[0]!r} need float32", kind)
     for task in tasks.values():
         check_inputs(backbone, task)
         check_batch(backbone, task)
