@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -153,6 +155,23 @@ def csv_writer() -> Any:
 
 
 # ---- W&B
+
+
+@contextmanager
+def without_launch() -> Iterator[None]:
+    """Start W&B runs inside the context without W&B Launch, which takes a second to import.
+
+    Each start looks there for inputs that the program has declared; without the import, it has declared none.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    before = Run._detect_and_apply_job_inputs
+    if "wandb.sdk.launch.inputs.internal" not in sys.modules:
+        Run._detect_and_apply_job_inputs = lambda self: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Run._detect_and_apply_job_inputs = before  # type: ignore[method-assign]
 
 
 def use_offline(run: Any, artifact: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from running import SMALL, here
 
 from msh.cli import app, train
-from msh.files.state_file import task_names
+from msh.files.header import task_names
 from msh.runs.results import ENDED
 from msh.training.run import Run
 

@@ -26,9 +26,8 @@ from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
-from msh.tasks.build import Normalize
 from msh.tasks.image_step import ReadImages
-from msh.tasks.outputs import TOKEN_KINDS
+from msh.tasks.options import TOKEN_KINDS, Normalize
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
 from msh.tasks.steps import ReadNamed, RepeatChannels, Resize, Scale, Step, Steps, Tokenize

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -16,13 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from msh.errors import invalid, refuse_password, requirement, suggestion
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse, ScoreStart
-from msh.subnetworks.allocation import Scope
-from msh.tasks.build import Normalize
-from msh.tasks.loaders import Uneven
+from msh.subnetworks.criteria import CRITERIA
+from msh.subnetworks.options import GranularityName, Reuse, Scope, ScoreStart
+from msh.subnetworks.schedules import SCHEDULES
+from msh.tasks.options import Normalize, Uneven
 from msh.training.settings import compared, lacking
 from msh.training.typed import ConfigError, bounded, convert, hydra_schema, named
 from msh.training.variants import check_number, expand_variants
+
+if TYPE_CHECKING:
+    from msh.subnetworks.allocation import Budget
 
 BASELINES = ("dense", "finetune", "joint")
 GROUPS = ("experiment", "procedure", "debug", "hparams_search")
@@ -514,6 +517,8 @@ class RunConfig:
 
     def budget(self, task: str) -> Budget:
         """Return the number of weights that a task may keep, as a budget."""
+        from msh.subnetworks.allocation import Budget
+
         pruning = self.pruning
         density, weights = (_of_task(number, task) for number in (pruning.density, pruning.weights))
         return Budget(density, weights, pruning.share, pruning.scope)
