@@ -182,3 +182,13 @@ def use_offline(run: Any, artifact: Any) -> None:
 def workspace_model(workspace: Any) -> Any:
     """Return a W&B workspace as the pydantic model that is sent; the public `save` needs a network."""
     return workspace._to_model()
+
+
+# ---- Hydra
+
+
+def hydra_commands() -> Any:
+    """Return the module with Hydra's commands: its `ConfigLoaderImpl` composes their configs, and may be replaced."""
+    from hydra._internal import hydra
+
+    return hydra
