@@ -162,6 +162,26 @@ def test_a_plan_of_blocks_is_followed(tmp_path):
         here(train.main, *COMMON, *how, "pruning.block_size=8", "plan=plan", "task=iris", cwd=tmp_path)
 
 
+def test_a_plan_of_n_of_m_weights_is_followed(tmp_path):
+    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning=nm", "pruning.begin=0", "pruning.end=0"]
+    how += ["pruning.rounds=1"]
+    here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
+    planned = read_plan(tmp_path / "plan").state
+    assert planned.total().free == 0
+    for task in ("wine", "iris"):
+        here(train.main, *COMMON, *how, "plan=plan", f"task={task}", f"hydra.run.dir={task}", cwd=tmp_path)
+    here(app.main, "merge", "plan", "wine", "iris", "-o", "merged", cwd=tmp_path)
+    merged = read_state(tmp_path / "merged", "network").state
+    for task in ("wine", "iris"):
+        assert merged.task(task).granularity == "nm"
+        for name, mask in planned.owned(task).items():
+            assert torch.equal(merged.owned(task)[name], mask)
+            if mask.shape[1] % 4 == 0:
+                assert bool((mask.unflatten(1, (-1, 4)).sum(2) == 2).all())
+    with pytest.raises(SystemExit):
+        here(train.main, *COMMON, *how, "pruning.nm=[1,2]", "plan=plan", "task=iris", cwd=tmp_path)
+
+
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
     how = [*COMMON, "tasks=[wine,iris]", "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
     how += ["pruning.density=0.45"]

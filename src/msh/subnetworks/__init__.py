@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from msh.subnetworks.granularity import WEIGHTS as WEIGHTS
     from msh.subnetworks.granularity import Blocks as Blocks
     from msh.subnetworks.granularity import Granularity as Granularity
+    from msh.subnetworks.granularity import NofM as NofM
     from msh.subnetworks.granularity import OverlappingUnits as OverlappingUnits
     from msh.subnetworks.granularity import Units as Units
     from msh.subnetworks.granularity import Weights as Weights
+    from msh.subnetworks.groups import Groups as Groups
+    from msh.subnetworks.groups import plan_groups as plan_groups
     from msh.subnetworks.learned import let_scores_choose as let_scores_choose
     from msh.subnetworks.learned import start_scores as start_scores
     from msh.subnetworks.network import MultiSubnetwork as MultiSubnetwork
@@ -66,7 +69,8 @@ _MODULES = {
     "criteria": "CRITERIA Criterion",
     "description": "Capacity TaskState",
     "empty": "check_layers empty_layers",
-    "granularity": "WEIGHTS Blocks Granularity OverlappingUnits Units Weights",
+    "granularity": "WEIGHTS Blocks Granularity NofM OverlappingUnits Units Weights",
+    "groups": "Groups plan_groups",
     "learned": "let_scores_choose start_scores",
     "network": "MultiSubnetwork",
     "planning": "check_free least_budget plan_counts",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from msh.compat import ConvolutionBase
 from msh.errors import invalid, requirement
@@ -54,16 +54,22 @@ def block_sizes(network: MultiSubnetwork, block_size: BlockSize | None = None) -
         Tensor name to (rows, columns).
     """
     sizes: dict[str, BlockSize] = {}
+    for name, weight, _ in matrices(network):
+        rows, columns = weight.shape[:2]
+        wanted = block_size or (usual_side(rows), usual_side(columns))
+        sizes[name] = min(wanted[0], rows), min(wanted[1], columns)
+    return sizes
+
+
+def matrices(network: MultiSubnetwork) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """Yield (name, weight, layer) of the matrices and of convolutions' weights; embeddings are left out."""
     for name, weight in network.weights():
         again = [other for other, first in network.names.tied.items() if first == name]
         layers = [network.backbone.get_submodule(_layer(dotted)) for dotted in (name, *again)]
         if any(isinstance(layer, TABLES) for layer in layers):
             continue
         if weight.dim() == 2 or (weight.dim() > 2 and isinstance(layers[0], ConvolutionBase)):
-            rows, columns = weight.shape[:2]
-            wanted = block_size or (usual_side(rows), usual_side(columns))
-            sizes[name] = min(wanted[0], rows), min(wanted[1], columns)
-    return sizes
+            yield name, weight, layers[0]
 
 
 def _layer(name: str) -> str:

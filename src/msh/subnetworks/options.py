@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-GranularityName = Literal["weight", "block", "unit", "neuron", "channel"]
-GRANULARITIES: tuple[GranularityName, ...] = ("weight", "block", "unit", "neuron", "channel")
-"""Tasks keep single weights; blocks of them; whole units of linear layers and convolutions; or, as in earlier releases,
-whole units of linear layers alone ("neuron") or of both ("channel"), computed with matrices of full size."""
+GranularityName = Literal["weight", "block", "nm", "unit", "neuron", "channel"]
+GRANULARITIES: tuple[GranularityName, ...] = ("weight", "block", "nm", "unit", "neuron", "channel")
+"""Tasks keep single weights; blocks of them; N of each M neighbouring ones; whole units of linear layers and
+convolutions; or, as in earlier releases, whole units of linear layers alone ("neuron") or of both ("channel"), computed
+with matrices of full size."""
 
 Reuse = Literal["none", "all", "learned"]
 """Which earlier tasks' weights a task reads: none, all, or the ones it selects."""

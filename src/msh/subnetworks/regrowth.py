@@ -65,7 +65,7 @@ def choose_regrown(
         replaced = min(int(share * int(mask.sum())), int(loose.sum()))
         kept = mask & ~loose | top_k_mask(strength[name], int(loose.sum()) - replaced, loose)
         wish = growth[name] if growth is not None else torch.rand(mask.shape, generator=generator).to(mask.device)
-        elements[name] = kept | granularity.grown(name, wish, replaced, open_to[name] & ~kept, kept)
+        elements[name] = kept | granularity.grow(name, wish, open_to[name] & ~kept, kept, mask & ~kept)
     return granularity.weights(elements)
 
 

@@ -156,7 +156,7 @@ def trace_units(
         ValueError: the backbone's code branches on values it has computed, all of its layers would stay whole, or, with
             "neuron" and "channel", it has an operation with an unknown effect on units.
     """
-    one_of("granularity", granularity, GRANULARITIES[2:])
+    one_of("granularity", granularity, GRANULARITIES[3:])
     example = example_inputs(network, example)
     tracer = _UnitTracer(network, granularity, example)
     with evaluating(network.backbone), torch.no_grad(), tracer.following(network.backbone), tracer:

@@ -19,8 +19,8 @@ from msh.training.precision import precision_of
 from msh.training.settings import differences
 
 PLANNED = (
-    *("density", "weights", "share", "scope", "granularity", "block_size", "overlap", "start", "criterion", "sample"),
-    *("rescale", "rewind"),
+    *("density", "weights", "share", "scope", "granularity", "block_size", "nm", "overlap", "start", "criterion"),
+    *("sample", "rescale", "rewind"),
 )
 """Settings of `pruning` that determine an allocation made before any training."""
 ORIGIN = Path("checkpoints", "origin.safetensors")
