@@ -44,7 +44,7 @@ def test_processes_regrow_the_same_weights(tmp_path):
     folder = tmp_path / "run"
     settings = ["+experiment=sequential", "tasks=[wine,iris]", "tasks.wine.batch_size=16", "pruning=regrow"]
     settings += ["pruning.density=0.2", "trainer.max_epochs=6", "logger=csv", *small]
-    run("train.py", *settings, "trainer=ddp_sim", f"hydra.run.dir={folder}", cwd=tmp_path)
+    run_ranks(2, "train.py", *settings, "trainer=ddp_sim", f"hydra.run.dir={folder}", cwd=tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert results["guarantee"]["violations"] == 0
     owners = read_state(folder / "network.safetensors", "network").state.owners
