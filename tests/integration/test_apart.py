@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from running import SMALL, here, run
+from forking import run
+from running import SMALL, here
 
 from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     here(plan.main, *COMMON, "-o", "plan", cwd=folder)
     assert [path.name for path in folder.iterdir()] == ["plan"]
     jobs = [f"task={','.join(TASKS)}", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${task}"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.backend=multiprocessing"]
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
