@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -441,6 +442,7 @@ def _module(name: str) -> Any:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)  # or libraries report what they could not free at the end
 
 
 if __name__ == "__main__":

@@ -130,3 +130,10 @@ def test_commands_that_compute_nothing_load_no_torch(arguments, runs):
     printed, _, loaded = done.stdout.splitlines()[-1].partition(" ")
     assert loaded == "[]"
     assert int(printed) > 20
+
+
+def test_a_process_that_has_loaded_all_ends_without_a_word_of_libraries():
+    command = [sys.executable, SOURCE.parents[1] / "train.py", "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "leaked" not in done.stdout
