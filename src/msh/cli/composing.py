@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, cast
 
 import hydra
@@ -11,11 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from msh.cli.configs import config_folder
-from msh.compat import hydra_commands
 
 
-class ComposedOnce(hydra_commands().ConfigLoaderImpl):  # type: ignore[misc]
-    """Hydra's loader, which keeps the config that it composed to read the mode until it is asked for it to run."""
+class ComposedOnce:
+    """A part of Hydra's loader, which keeps the config composed to read the mode until it is asked for it to run."""
 
     kept: tuple[str | None, list[str], DictConfig] | None = None
 
@@ -33,7 +33,7 @@ class ComposedOnce(hydra_commands().ConfigLoaderImpl):  # type: ignore[misc]
             name, before, config = kept
             mode = [f"hydra.mode={run_mode.name}"]  # Hydra adds it where no config sets it
             if name == config_name and overrides in (before, before + mode):
-                self.validate_sweep_overrides_legal(
+                cast(Any, self).validate_sweep_overrides_legal(
                     OverridesParser.create().parse_overrides(overrides), run_mode, from_shell
                 )
                 if overrides != before:
@@ -41,15 +41,31 @@ class ComposedOnce(hydra_commands().ConfigLoaderImpl):  # type: ignore[misc]
                     config.hydra.overrides.hydra.extend(mode)
                 return config
         arguments = (config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-        composed: DictConfig = super().load_configuration(*arguments)
+        composed: DictConfig = cast(Any, super()).load_configuration(*arguments)
         is_missing = "???" in composed.hydra.runtime.choices.values()  # an error where the command runs
         if not (validate_sweep_overrides or is_missing):
             self.kept = config_name, list(overrides), composed
         return composed
 
 
+def composing_once(loader: type) -> type:
+    """Extend Hydra's loader, unless it is extended already."""
+    return loader if issubclass(loader, ComposedOnce) else type("ComposedOnce", (ComposedOnce, loader), {})
+
+
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Decorate a command's function as `hydra.main` does, with one of our configs, composed once."""
-    hydra_commands().ConfigLoaderImpl = ComposedOnce
-    decorator: Any = hydra.main(version_base="1.3", config_path=config_folder(), config_name=config_name)
-    return cast("Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]", decorator)
+
+    def decorated(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        run: Any = hydra.main(version_base="1.3", config_path=config_folder(), config_name=config_name)(function)
+
+        @wraps(run)
+        def main() -> Any:
+            from msh.compat import hydra_commands  # needs torch, which help does not
+
+            hydra_commands().ConfigLoaderImpl = composing_once(hydra_commands().ConfigLoaderImpl)
+            return run()
+
+        return main
+
+    return decorated

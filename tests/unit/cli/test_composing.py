@@ -9,10 +9,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from msh.cli.composing import ComposedOnce
+from msh.cli.composing import composing_once
 from msh.compat import hydra_commands
 
-HYDRAS = next(base for base in ComposedOnce.__mro__ if base.__module__.startswith("hydra."))
+HYDRAS = next(base for base in hydra_commands().ConfigLoaderImpl.__mro__ if base.__module__.startswith("hydra."))
+ONCE = composing_once(HYDRAS)
 CONF = {
     "config.yaml": "defaults: [_self_, model: small]\nseed: 0",
     "needy.yaml": 'defaults: [_self_, model: "???"]\nseed: 0',
@@ -65,7 +66,7 @@ def run(tmp_path, monkeypatch, capsys):
 )
 def test_a_config_is_composed_once(arguments, jobs, saved, run):
     usual, times = run(HYDRAS, *arguments)
-    once, fewer = run(ComposedOnce, *arguments)
+    once, fewer = run(ONCE, *arguments)
     assert once == usual
     assert len(once[0]) == jobs
     assert fewer == times - saved
@@ -81,13 +82,18 @@ def test_a_config_is_composed_once(arguments, jobs, saved, run):
     ],
 )
 def test_errors_are_hydras(arguments, name, part, run):
-    (found, code, message), _ = run(ComposedOnce, *arguments, name=name)
+    (found, code, message), _ = run(ONCE, *arguments, name=name)
     assert (found, code) == ([], 1)
     assert part in message
     assert run(HYDRAS, *arguments, name=name)[0] == (found, code, message)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "plan"])
-def test_commands_compose_once(name):
-    importlib.import_module(f"msh.cli.{name}")
-    assert hydra_commands().ConfigLoaderImpl is ComposedOnce
+def test_commands_compose_once(name, monkeypatch, capsys):
+    monkeypatch.setattr(hydra_commands(), "ConfigLoaderImpl", HYDRAS)
+    monkeypatch.setattr(sys, "argv", [name, "--cfg", "job", *(["-o", "plan.safetensors"] if name == "plan" else [])])
+    GlobalHydra.instance().clear()
+    importlib.import_module(f"msh.cli.{name}").main()
+    assert capsys.readouterr().out
+    assert hydra_commands().ConfigLoaderImpl is not HYDRAS
+    assert composing_once(hydra_commands().ConfigLoaderImpl) is hydra_commands().ConfigLoaderImpl
