@@ -155,6 +155,7 @@ ARCHITECTURES = {
         _hf("vit", (3, 32, 32), quick=True, **PATCHES),
         _hf("dinov2", (3, 32, 32), **{key: PATCHES[key] for key in PATCHES if key != "intermediate_size"}),
         _hf("deit", (3, 32, 32), **PATCHES),
+        _hf("beit", (3, 32, 32), **PATCHES),
         _hf("convnext", (3, 32, 32), hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]),
         _hf("resnet", (3, 32, 32), embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]),
     ],

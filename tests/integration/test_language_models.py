@@ -167,6 +167,26 @@ def test_a_task_is_exported_with_logits_for_each_token(moved, run, tmp_path):
     assert torch.allclose(probabilities.sum(-1), torch.ones(tokens.shape), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.onnx
+def test_onnxruntime_computes_the_predictors_perplexity(moved, run, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    texts = ["the cat sat on the mat. a dog", "a dog ran in", "the cat ran."]
+    here(app.main, "export", run, "--task", "plain", "-o", tmp_path / "plain.onnx", cwd=tmp_path)
+    session = runtime.InferenceSession(tmp_path / "plain.onnx")
+    windows = moved.tasks["plain"].steps[0].windows(texts)
+    logits, probabilities = session.run(None, {"inputs": windows.tokens.numpy()})
+    losses = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits).flatten(0, 1), windows.targets.flatten(), ignore_index=-100, reduction="none"
+    )
+    counts = windows.sums((windows.targets != -100).sum(1).double())
+    found = (windows.sums(losses.double().view_as(windows.targets).sum(1)) / counts).exp()
+    expected = moved.predict("plain", texts).values[:, 0]
+    assert found.numpy() == pytest.approx(expected, rel=1e-5)
+    own = moved.module("plain")(windows.tokens).softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(probabilities), own, rtol=1e-5, atol=1e-6)
+
+
 def test_a_server_answers_with_perplexities(run, moved):
     pytest.importorskip("fastapi", reason="needs msh[serve]")
     pytest.importorskip("httpx", reason="needs httpx")

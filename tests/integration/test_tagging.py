@@ -115,6 +115,19 @@ def test_the_command_line_reads_texts_and_lists_of_words(run, tmp_path):
     assert found[0] == found[1] == ["PER O O LOC", "PER O"]
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.onnx
+def test_onnxruntime_computes_the_predictors_answers(moved, run, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    here(app.main, "export", run, "--task", "names", "-o", tmp_path / "names.onnx", cwd=tmp_path)
+    texts = ["Ann lives in Rome", "Bob left"]
+    windows = moved.tasks["names"].steps[0].windows(texts)
+    session = runtime.InferenceSession(tmp_path / "names.onnx")
+    _, probabilities = session.run(None, {"inputs": windows.tokens.numpy()})
+    words = probabilities[(windows.targets != -100).numpy()]  # (words, classes)
+    assert words == pytest.approx(moved.predict("names", texts).probabilities, rel=1e-5, abs=1e-6)
+
+
 def test_a_task_is_exported_and_served(moved, run, tmp_path):
     here(app.main, "export", run, "--task", "names", "-o", tmp_path / "names.pt2", cwd=tmp_path)
     tokens = moved.prepare("names", ["Ann lives in Rome", "Bob left"])

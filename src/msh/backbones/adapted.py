@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from msh.errors import Problems, at_least, invalid, one_of
 
 log = logging.getLogger(__name__)
 
 POOLS = ("mean", "cls", "last", "none", "tokens")
+ATTENDED = "attention_mask"
+"""Name of an input that marks the tokens that are no padding."""
 HIDDEN = "last_hidden_state"
 """Name of the outputs that transformers' models pass on; of others with names, the first is taken."""
 
@@ -36,6 +40,9 @@ class Adapted(nn.Module):
         vocabulary: number of token ids, if the inputs are tokens.
         padding: id of the token that fills short texts.
         features: number of features; None: found by a forward pass, and parameters that have no part in it are frozen.
+        parts: name of an input to its `shape`, `dtype` and `below` (as of `NamedInput`), for a module that takes
+            several: a row of numbers (batch, *input_shape) holds them in this order. Names that are numbers are
+            positions.
         left_padded: some texts are padded on the left: their tokens are moved there, for models that count positions
             from the first one, whatever it is.
     Raises:
@@ -51,6 +58,7 @@ class Adapted(nn.Module):
         padding: int = 0,
         features: int | None = None,
         left_padded: bool = False,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         with Problems() as problems:
@@ -59,7 +67,7 @@ class Adapted(nn.Module):
             for size in input_shape:
                 problems.check(at_least, "backbone.input_shape", 1, size)
         self.model, self.input_shape, self.pool, self.padding = model, tuple(input_shape), pool, padding
-        self.left_padded = left_padded
+        self.left_padded, self.parts = left_padded, {name: dict(part) for name, part in (parts or {}).items()}
         if vocabulary is not None:
             self.vocabulary = vocabulary
         parameters = inspect.signature(model.forward).parameters
@@ -69,13 +77,29 @@ class Adapted(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (batch, *input_shape) to features (batch, features), or (batch, tokens, features)."""
         if self.pool is None and not self.takes_mask:  # as it is: exporters and tracers follow it
-            vectors: Tensor = self.model(inputs)
+            vectors: Tensor = self._outputs(inputs)
             return vectors
         if self.left_padded:
             inputs = inputs.gather(1, (inputs == self.padding).int().argsort(dim=1, stable=True))
         if self.takes_mask:
             return self._pooled(_tensor_in(self.model(inputs, attention_mask=self._seen(inputs).long())), inputs)
-        return self._pooled(_tensor_in(self.model(inputs)), inputs)
+        return self._pooled(_tensor_in(self._outputs(inputs)), inputs)
+
+    def _outputs(self, inputs: Tensor) -> Any:
+        if not self.parts:
+            return self.model(inputs)
+        named = self._named(inputs)
+        in_order = [named.pop(name) for name in self.parts if name.isdigit()]
+        return self.model(*in_order, **named)
+
+    def _named(self, rows: Tensor) -> dict[str, Tensor]:
+        """Make a module's inputs of rows of numbers: name to (batch, *shape)."""
+        sizes = [math.prod(part["shape"]) for part in self.parts.values()]
+        named = {}
+        for (name, part), piece in zip(self.parts.items(), rows.split(sizes, 1), strict=True):
+            values = piece if part["dtype"] == "float32" else piece.to(getattr(torch, part["dtype"]))
+            named[name] = values.unflatten(1, tuple(part["shape"])) if part["shape"] else values.squeeze(1)
+        return named
 
     def _seen(self, tokens: Tensor) -> Tensor:
         """Mark the tokens that are no padding, bool (batch, tokens); the first one of a text without any."""
@@ -102,9 +126,13 @@ class Adapted(nn.Module):
             return outputs.flatten(2).mean(2)
         if self.pool == "cls":
             return outputs[:, 0]
-        if not hasattr(self, "vocabulary") or outputs.shape[1] != inputs.shape[1]:
+        seen: Tensor | None = None  # (batch, tokens)
+        if hasattr(self, "vocabulary"):
+            seen = self._seen(inputs)
+        elif ATTENDED in self.parts:
+            seen = self._named(inputs)[ATTENDED].bool()
+        if seen is None or outputs.shape[1:2] != seen.shape[1:]:
             return outputs[:, -1] if self.pool == "last" else outputs.mean(1)
-        seen = self._seen(inputs)  # (batch, tokens)
         if self.pool == "last":
             places = torch.arange(seen.shape[1], device=seen.device)
             last = torch.where(seen, places, -1).amax(1)  # (batch,)
@@ -118,6 +146,13 @@ class Adapted(nn.Module):
         A copy computes, which shares only the parameters: the model stays as it was, but for parameters without a
         gradient, which are frozen.
         """
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if is_lazy(tensor):
+                kind = type(self.model).__name__
+                raise ValueError(
+                    f"backbone {kind}: {name!r} has no shape yet, and a file is rebuilt without an input: use layers "
+                    "with their sizes, such as nn.Linear(in_features, out_features) for nn.LazyLinear(out_features)"
+                )
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _copied(self):
             torch.manual_seed(0)
             inputs = self._example()
@@ -138,13 +173,16 @@ class Adapted(nn.Module):
                 )
             self._freeze_unused(features)
             with torch.no_grad():
-                alone = None if self.takes_mask else self.model(inputs[:1])
+                alone = None if self.takes_mask else self._outputs(inputs[:1])
             if isinstance(alone, Tensor) and alone.dim() == 2:
                 self.pool = None
         return int(features.shape[-1])
 
     def _example(self) -> Tensor:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        if self.parts:
+            rows = [_examples_of(part) for part in self.parts.values()]
+            return torch.cat(rows, 1).to(weight)
         if hasattr(self, "vocabulary"):
             ids = torch.randint(1, max(2, self.vocabulary), (2, *self.input_shape), device=weight.device)
             return torch.where(ids == self.padding, (self.padding + 1) % max(2, self.vocabulary), ids)
@@ -163,6 +201,14 @@ class Adapted(nn.Module):
             names = [name for name, _ in unused]
             some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             log.info("the backbone's forward pass never uses %s: tasks get no weights of them", some)
+
+
+def _examples_of(part: Mapping[str, Any]) -> Tensor:
+    """Draw two examples of an input, (2, numbers): any that the training data may have."""
+    shape = (2, math.prod(part["shape"]))
+    if part["dtype"] == "bool":
+        return torch.ones(shape)
+    return torch.randint(part["below"], shape).float() if part["dtype"] == "int64" else torch.randn(shape)
 
 
 @contextmanager

@@ -293,7 +293,7 @@ def _hf_inputs(name: str, args: Mapping[str, Any]) -> Inputs:
     settings = hf_config(name, args)
     kind = settings.pop("model_type")
     config: Any = AutoConfig.for_model(kind, **settings)
-    if hasattr(config, "vocab_size") and not hasattr(config, "vision_config"):
+    if hasattr(config, "vocab_size") and not hasattr(config, "vision_config") and _main_input(config) not in NUMBERS:
         longest = getattr(config, "max_position_embeddings", None)
         tokenizer, padding = _tokenizer(name)
         if padding is None:
@@ -305,6 +305,18 @@ def _hf_inputs(name: str, args: Mapping[str, Any]) -> Inputs:
     sides = (size, size) if isinstance(size, int) else tuple(size)
     mean, std = _image_statistics(name, config.num_channels)
     return Images((config.num_channels, *sides), mean, std, "bilinear", hasattr(config, "image_size"))
+
+
+NUMBERS = ("pixel_values", "input_values", "input_features", "past_values")
+"""Names of the main input of models that read no tokens; such a model may have a vocabulary to answer with."""
+
+
+def _main_input(config: Any) -> str:
+    """Return the name of the first argument of a config's model."""
+    from transformers import MODEL_MAPPING
+
+    model: Any = MODEL_MAPPING[type(config)]
+    return str((model[0] if isinstance(model, tuple) else model).main_input_name)
 
 
 def _tokenizer(name: str) -> tuple[str | None, int | None]:

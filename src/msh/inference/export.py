@@ -222,7 +222,7 @@ def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quanti
     Returns:
         The file's metadata; see `description`.
     Raises:
-        ValueError: the task cannot be exported, or a package is missing.
+        ValueError: the task cannot be exported, or a package is missing; the message says why.
     """
     module = exported(predictor, task)
     return _write(module, description(module.info), module.info.steps, out, kind, quantize)
@@ -253,8 +253,11 @@ def _write(
     module: ExportedTask | ExportedTasks, notes: dict[str, str], steps: Steps, out: Path, kind: Format, quantize: bool
 ) -> dict[str, str]:
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        program = torch.export.export(module, (example_of(steps),), dynamic_shapes=({0: batch},))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, (example_of(steps),), dynamic_shapes=({0: batch},))
+    except Exception as error:  # torch.export raises many types
+        raise ValueError(f"torch.export cannot follow the network's forward pass: {_cause(error)}") from error
     if kind == "pt2":
         content = io.BytesIO()
         torch.export.save(program, content, extra_files={"msh.json": json.dumps(notes)})
@@ -273,9 +276,13 @@ def _onnx(program: torch.export.ExportedProgram, names: Sequence[str], notes: di
             from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise ValueError(f"ONNX needs further packages ({error.name}): pip install 'msh[onnx]'") from error
-    exported_program = torch.onnx.export(
-        program, input_names=["inputs"], output_names=names, opset_version=OPSET, dynamo=True, verbose=False
-    )
+    try:
+        exported_program = torch.onnx.export(
+            program, input_names=["inputs"], output_names=names, opset_version=OPSET, dynamo=True, verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cure = "--format pt2 writes the network for torch"
+        raise ValueError(f"ONNX has no form for an operation of the network: {_cause(error)}; {cure}") from error
     assert exported_program is not None
     model = exported_program.model_proto
     onnx.helper.set_model_props(model, notes)
@@ -287,6 +294,13 @@ def _onnx(program: torch.export.ExportedProgram, names: Sequence[str], notes: di
         path = Path(folder) / "quantized.onnx"
         quantize_dynamic(model, path, weight_type=QuantType.QInt8)
         return path.read_bytes()
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error at the start of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def export_file(source: str | os.PathLike[str], task: str | None, out: Path) -> None:
@@ -317,7 +331,7 @@ def export_file(source: str | os.PathLike[str], task: str | None, out: Path) -> 
 def is_sliceable(network: MultiSubnetwork, task: str) -> bool:
     """Tell whether a task owns whole units and reads no other task's weights, so that `sliced` can copy it."""
     sub = network.subnetwork(task)
-    return sub.granularity not in ("weight", "block") and not sub.reads and type(sub.head) is nn.Linear
+    return sub.granularity not in ("weight", "block", "nm") and not sub.reads and type(sub.head) is nn.Linear
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import numpy as np
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.cells import PLAIN, as_text
 from msh.tasks.image_files import files_below
-from msh.tasks.steps import Steps
+from msh.tasks.steps import ReadNamed, Steps
 from msh.tasks.table_files import EXCEL, PARQUET, read_table
 from msh.tasks.text_files import read_text
 
@@ -50,7 +50,7 @@ def read_inputs(
         sources: paths, patterns or "-" for standard input. Images: files and folders. Tables: CSV, TSV, JSONL, Parquet
             or Excel files. Texts: a text per line, or per file where training read files; JSON Lines of texts; or a
             file of a table with `column`; with a class per word, JSONL files of lists of words too. Arrays: NPY files
-            of examples, or JSONL files of lists.
+            of examples, or JSONL files of lists; by name: NPZ files, or JSONL files of objects.
         column: texts: the column with the texts, in a table.
         encoding: of CSV files, JSONL files and texts; a byte order mark is recognized.
     Raises:
@@ -76,6 +76,7 @@ def read_inputs(
         "next_tokens": lambda file: _texts(file, column, False, encoding),
         "tagged_words": lambda file: _words(file, column, encoding),
         "arrays": lambda file: _array(file, encoding),
+        "named": lambda file: _named(firsts[0], file, encoding),
     }
     one_of("the task's first step", kind, readers)
     with Problems() as problems:
@@ -99,7 +100,7 @@ def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> 
     """
     tables = ".csv", ".tsv", *PARQUET, *EXCEL
     by_suffix = dict.fromkeys(tables, "table" if column is None else "tokenize")
-    by_suffix |= {".npy": "arrays", ".txt": "tokenize", STDIN: "", **dict.fromkeys(JSON, "")}
+    by_suffix |= {".npy": "arrays", ".npz": "named", ".txt": "tokenize", STDIN: "", **dict.fromkeys(JSON, "")}
     found = {by_suffix.get(file if file == STDIN else Path(file).suffix, "images") for file in files}
     if len(found) != 1 or not found <= set(kinds):
         raise ValueError(
@@ -201,6 +202,17 @@ def _array(file: str, encoding: str) -> Any:
         return np.asarray([value for _, value in _lines(file, encoding)], dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
+
+
+def _named(step: ReadNamed, file: str, encoding: str) -> list[Any]:
+    """Read inputs by name: an NPZ file of arrays (examples, ...), or an object per line in JSON."""
+    if not file.endswith(".npz"):
+        return [value for _, value in _lines(file, encoding)]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return step.examples({name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} has no arrays by name: {error}") from error
 
 
 def _joined(parts: Sequence[Any]) -> Any:

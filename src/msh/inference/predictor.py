@@ -32,9 +32,10 @@ from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.subnetworks.small import computes_small
 from msh.subnetworks.views import FrozenTasks
-from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
+from msh.tasks.options import TOKEN_KINDS, Kind
+from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
-from msh.tasks.steps import Steps
+from msh.tasks.steps import ReadNamed, Steps
 from msh.tasks.windows import NextTokens, TaggedWords, Windowed
 
 log = logging.getLogger(__name__)
@@ -597,6 +598,8 @@ def as_examples(steps: Steps, inputs: Any) -> Any:
         inputs: one input (a path, text, bytes, image or dictionary; an array of an example's shape), or several.
     """
     first: Any = steps[0]
+    if isinstance(first, ReadNamed):
+        return first.examples(inputs)
     if isinstance(inputs, str | bytes | Path | Mapping) or hasattr(inputs, "getexif"):
         return [inputs]
     if hasattr(inputs, "iloc"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msh.files.state_file import StateFile, damages, fill_network, read_state
+from msh.files.header import damages
+from msh.files.state_file import StateFile, fill_network, read_state
 from msh.recipes import Constructors, Recipe, rebuild
 from msh.subnetworks import MultiSubnetwork, NetworkState, TaskState
 

@@ -37,6 +37,7 @@ KINDS: dict[str, Any] = {
     "next_tokens": str,
     "tagged_words": str | list[str],
     "arrays": list[Any],
+    "named": dict[str, Any],
 }
 """First step of a task to the type of one input in JSON."""
 
@@ -114,6 +115,8 @@ def example_input(steps: Steps) -> Any:
         return "a text to read on"
     if first.step == "tagged_words":
         return ["a", "text", "in", "words"]
+    if first.step == "named":
+        return {name: np.zeros(part.shape, dtype=part.dtype).tolist() for name, part in first.parts.items()}
     return np.zeros(first.shape, dtype=first.dtype).tolist()
 
 
@@ -144,6 +147,9 @@ def describe_input(steps: Steps) -> dict[str, Any]:
         facts = {"json": "a list of words, or a string, which is parted at white space"}
     elif first.step in ("tokenize", "next_tokens"):
         facts = {"json": "a string"}
+    elif first.step == "named":
+        parts = [{"name": n, "shape": list(part.shape), "dtype": part.dtype} for n, part in first.parts.items()]
+        facts = {"json": "an object with nested lists of numbers by name", "parts": parts}
     else:
         facts = {"json": "nested lists of numbers", "shape": list(first.shape), "dtype": first.dtype}
     return {"kind": first.step, **facts, "example": example_input(steps)}

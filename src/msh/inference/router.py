@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.subnetworks.tensors import widened
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.steps import CONFIG, Array, Step, Steps
 
 Rule = Literal["softmax", "energy", "entropy", "means"]
@@ -255,6 +255,8 @@ def form_of(steps: Steps) -> Form:
     first: Any = steps[0]
     if first.step == "arrays":
         return ("arrays", *first.shape)
+    if first.step == "named":
+        return ("named", *((name, *part.shape) for name, part in sorted(first.parts.items())))
     return ("table", *sorted(first.inputs)) if first.step == "table" else (first.step,)
 
 
@@ -272,7 +274,7 @@ def may_read(step: Step, inputs: Any) -> bool:
         is_text = getattr(getattr(inputs, "dtype", None), "kind", None) in ("O", "U", "S")
         return kind in (("images", *TEXTS) if is_text else ("arrays", "images", "table"))
     if isinstance(inputs, Mapping):
-        return kind == "table"
+        return kind in ("table", "named")
     if isinstance(inputs, str):
         return kind in (*TEXTS, "images")
     if isinstance(inputs, bytes | Path) or hasattr(inputs, "getexif"):

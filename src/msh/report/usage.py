@@ -38,7 +38,8 @@ class Usage:
 
     @property
     def reads(self) -> str:
-        """Name of the first step: "images", "table", "tokenize", "next_tokens", "tagged_words" or "arrays"."""
+        """Name of the first step: "images", "table", "tokenize", "next_tokens", "tagged_words", "arrays" or
+        "named"."""
         return self.steps[0].step
 
     @property
@@ -49,6 +50,8 @@ class Usage:
             return listed(first.inputs)
         if self.reads in TEXTS:
             return "texts"
+        if self.reads == "named":
+            return listed(first.parts)
         return f"{self.reads}, {shape_of(first.shape)}"
 
     def python(self, source: str) -> str:
@@ -81,6 +84,9 @@ class Usage:
                     first, "files", False
                 ) else f"{texts}.splitlines()"
             return "", repr(example_input(self.steps))
+        if self.reads == "named":
+            arrays = (f"{n!r}: np.zeros({(1, *p.shape)}, dtype={p.dtype!r})" for n, p in first.parts.items())
+            return "import numpy as np\n\n", f"{{{', '.join(arrays)}}}"
         if self.file is not None:
             return "import numpy as np\n\n", f"np.load({self.file!r})"
         return "import numpy as np\n\n", f"np.zeros({(1, *first.shape)}, dtype={first.dtype!r})"
@@ -97,7 +103,7 @@ class Usage:
             return f"curl {address} -F files=@{shlex.quote(self.file)}"
         if self.reads == "images":
             return None
-        if self.reads == "arrays" and len(str(example_input(self.steps)).split(",")) > SHORT:
+        if self.reads in ("arrays", "named") and len(str(example_input(self.steps)).split(",")) > SHORT:
             return None
         body = json.dumps({"inputs": [example_input(self.steps)]})
         return f"curl {address} -H 'content-type: application/json' -d {shlex.quote(body)}"

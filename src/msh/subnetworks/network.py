@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,22 @@ from msh.compat import Movable
 from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
+from msh.subnetworks.description import Phase, check_task_name
 from msh.subnetworks.forms import prepare, shown_form, training_weight
-from msh.subnetworks.initial import fresh_values, start_values
+from msh.subnetworks.initial import Initialisers, start_values
 from msh.subnetworks.loading import register_hooks
+from msh.subnetworks.options import Reuse
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors, computes_small
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.state import Masks, NetworkState, Phase, check_task_name
+from msh.subnetworks.state import Masks, NetworkState
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,
     TensorBag,
     as_buffers,
     ids_of_tensors,
+    make_gradients_dense,
     name_tensors,
     only_at,
     pack_bits,
@@ -53,8 +56,6 @@ from msh.subnetworks.views import (
     is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
-
-Reuse = Literal["none", "all", "learned"]
 
 
 class MultiSubnetwork(Movable):
@@ -91,8 +92,10 @@ class MultiSubnetwork(Movable):
             raise ValueError(f"{type(backbone).__name__} has no prunable tensor: nothing to allocate")
         as_buffers(backbone)
         make_weight_norms_safe(backbone)
+        make_gradients_dense(backbone)
         copy_structure(backbone)  # each task needs a copy: fail here rather than after training
         self.backbone = backbone
+        self.initialisers = Initialisers.of(backbone, self.names.prunable, self.names.were_parameters)
         self.owners = TensorBag()
         self.initial_norms = TensorBag()
         for name, weight in self.weights():
@@ -161,6 +164,7 @@ class MultiSubnetwork(Movable):
             padding=names.padding,
             buffers=tuple(names.buffers),
             shared=tuple(names.shared),
+            draws=self.initialisers.families,
             recipe=self.recipe,
         )
 
@@ -263,7 +267,7 @@ class MultiSubnetwork(Movable):
         base_of = self._read(sub)
         for name, weight in self.weights():
             mask, base, initial_norm = candidates[name], base_of[name], self.initial_norms[name]
-            start = weight if generator is None else fresh_values(weight, initial_norm, generator)
+            start = weight if generator is None else self.initialisers.draw(name, weight, initial_norm, generator)
             norm = None if allocation is None else allocation.norms[name]
             values = self._master(start_values(start, mask, base, initial_norm, sub.selective, norm))
             sub.values.set(name, nn.Parameter(values))

@@ -43,6 +43,12 @@ class TensorNames:
         """Every name except the further ones of tied tensors."""
         return [*self.prunable, *self.parameters, *self.buffers, *self.shared, *self.transient]
 
+    @property
+    def were_parameters(self) -> set[str]:
+        """Names of the tensors that are parameters before the backbone is wrapped, further names included."""
+        first = {*self.prunable, *self.parameters, *self.shared}
+        return first | {again for again, name in self.tied.items() if name in first}
+
 
 def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
     """Find a module's tensors and their roles; see `roles`.
@@ -107,6 +113,16 @@ def as_parameters(places: list[tuple[nn.Module, str]]) -> None:
         child.register_parameter(name, shared.setdefault(id(tensor), nn.Parameter(tensor)))
         if isinstance(child, nn.RNNBase):
             list_weights(child)
+
+
+def make_gradients_dense(module: nn.Module) -> None:
+    """Let embedding tables below a module return dense gradients, with the same numbers as their sparse ones.
+
+    Masks and optimizers such as Adam take no sparse gradients.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            child.sparse = False
 
 
 def trainable(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,8 @@ from torch.utils.data import (
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
-from msh.tasks.outputs import ExampleKind
+from msh.tasks.options import ExampleKind
+from msh.tasks.steps import ReadNamed, Steps
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def dataset(
     """Load data sets of torch: their items are read once, and stacked.
 
     Args:
-        train: a map-style `torch.utils.data.Dataset` with items (input, target): arrays or tensors of one shape.
+        train: a map-style `torch.utils.data.Dataset` with items (input, target): arrays or tensors of one shape. An
+            input may also be several: a mapping, whose names the backbone takes as keywords, or a tuple of arrays,
+            which it takes in order. An item may be one mapping with the target as "labels" (or label, targets, target).
         test: the test split, likewise.
         test_fraction: without it, the test split's share of the items, .2 if None; the same for every seed.
         kind, classes: as in `arrays`.
@@ -117,7 +120,7 @@ def data_module(
 
     Args:
         module: a LightningDataModule with a `train_dataloader`, and perhaps a `val_dataloader` and `test_dataloader`,
-            each of one loader whose batches are (inputs, targets).
+            each of one loader whose batches are (inputs, targets), or mappings, as in `dataset`.
         test_fraction: without a `test_dataloader`, the test split's share of the examples, .2 if None.
         kind, classes: as in `arrays`.
     Raises:
@@ -233,33 +236,75 @@ def _collated(key: str, loader: DataLoader[Any]) -> Pair:
     batches: list[Pair] = []
     for start in range(0, len(loader.dataset), size):  # type: ignore[arg-type]
         items = [loader.dataset[row] for row in range(start, min(start + size, len(loader.dataset)))]  # type: ignore[arg-type]
-        batch = loader.collate_fn(items)
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise invalid(f"{key}: a batch of its collate_fn", "(inputs, targets)", type(batch).__name__)
-        inputs, targets = (np.asarray(part) for part in batch)
-        if inputs.shape[:1] != (len(items),) or targets.shape[:1] != (len(items),):
-            shapes = f"{inputs.shape} and {targets.shape}"
+        batches.append(_pair_of(f"{key}: a batch of its collate_fn", "(inputs, targets)", loader.collate_fn(items)))
+        named = [_by_name(part) for part in batches[-1]]
+        if any(array.shape[:1] != (len(items),) for arrays in named for array in arrays.values()):
+            shapes = " and ".join(str(_shape(part)) for part in batches[-1])
             raise invalid(f"{key}: the shapes of a batch of {len(items)} items", "(items, ...), one row each", shapes)
-        batches.append((inputs, targets))
         if start == 0:
-            _warn_of_draws(key, batches[0], loader.collate_fn(items))
-        for what, first, array in zip(("inputs", "targets"), batches[0], batches[-1], strict=True):
-            if array.shape[1:] != first.shape[1:]:
-                bound = f"{first.shape[1:]}, as in the first batch: pad all to one length"
-                raise invalid(f"{key}: the shape of the {what} in a batch of its collate_fn", bound, array.shape[1:])
+            _warn_of_draws(key, batches[0], _pair_of(key, "(inputs, targets)", loader.collate_fn(items)))
+        for what, first, arrays in zip(("inputs", "targets"), batches[0], batches[-1], strict=True):
+            if _shape(arrays, 1) != _shape(first, 1):
+                bound = f"{_shape(first, 1)}, as in the first batch: pad all to one length"
+                raise invalid(f"{key}: the shape of the {what} in a batch of its collate_fn", bound, _shape(arrays, 1))
     if not batches:
         raise invalid(f"{key}: the number of items", ">= 1", 0)
-    return np.concatenate([pair[0] for pair in batches]), np.concatenate([pair[1] for pair in batches])
+    return _joined(np.concatenate, batches)
 
 
-def _warn_of_draws(key: str, first: Sequence[np.ndarray], again: Any) -> None:
+def _warn_of_draws(key: str, first: Pair, again: Pair) -> None:
     """Warn if examples are others when they are read again: they stay as they were read first."""
-    if not all(np.array_equal(one, np.asarray(other)) for one, other in zip(first, again, strict=True)):
+    pairs = [(one, other) for a, b in zip(first, again, strict=True) for one, other in _paired(a, b)]
+    if not all(np.array_equal(one, other) for one, other in pairs):
         log.warning("%s: examples change at random; they are read once, and augment changes images in each batch", key)
 
 
-Pair = tuple[np.ndarray, np.ndarray]
-"""Inputs (examples, ...) and targets (examples, ...)."""
+Arrays = np.ndarray | dict[str, np.ndarray]
+"""Inputs (examples, ...), or several by name or position."""
+Pair = tuple[Arrays, np.ndarray]
+"""Inputs, and targets (examples, ...)."""
+TARGETS = ("labels", "label", "targets", "target")
+"""Names of the target in items and batches that are mappings."""
+
+
+def _pair_of(where: str, bound: str, item: Any) -> Pair:
+    """Split an item or a batch into its inputs and its target."""
+    if isinstance(item, Mapping):
+        named = [name for name in TARGETS if name in item]
+        if len(named) != 1 or len(item) == 1:
+            raise invalid(
+                where, f"{bound}, or a mapping of inputs with one of {', '.join(TARGETS)}", sorted(map(str, item))
+            )
+        item = {name: value for name, value in item.items() if name != named[0]}, item[named[0]]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise invalid(where, bound, type(item).__name__)
+    inputs, target = item
+    if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
+        inputs = {str(place): part for place, part in enumerate(inputs)}
+    if isinstance(inputs, Mapping):
+        return {str(name): np.asarray(part) for name, part in inputs.items()}, np.asarray(target)
+    return np.asarray(inputs), np.asarray(target)
+
+
+def _by_name(arrays: Arrays) -> dict[str, np.ndarray]:
+    return arrays if isinstance(arrays, dict) else {"": arrays}
+
+
+def _paired(one: Arrays, other: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    first, second = _by_name(one), _by_name(other)
+    return [(array, second[name]) for name, array in first.items()] if first.keys() == second.keys() else []
+
+
+def _shape(arrays: Arrays, start: int = 0) -> Any:
+    """Return the axes of an array from `start` on; of several, by name."""
+    shapes = {name: array.shape[start:] for name, array in _by_name(arrays).items()}
+    return shapes if isinstance(arrays, dict) else shapes[""]
+
+
+def _joined(join: Callable[[list[np.ndarray]], np.ndarray], pairs: Sequence[Pair]) -> Pair:
+    """Join the arrays of several pairs, which have the same names."""
+    inputs = {name: join([_by_name(pair[0])[name] for pair in pairs]) for name in _by_name(pairs[0][0])}
+    return inputs if isinstance(pairs[0][0], dict) else inputs[""], join([pair[1] for pair in pairs])
 
 
 def _check_pair(problems: Problems, prefix: str, path: str, targets_path: str | None) -> None:
@@ -314,20 +359,17 @@ def _stacked(key: str, items: Any) -> Pair:
         raise invalid(key, bound, type(items).__name__)
     pairs = []
     for number in range(len(items)):
-        item = items[number]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise invalid(f"{key}: item {number}", "(input, target)", type(item).__name__)
-        pairs.append(tuple(np.asarray(part) for part in item))
+        pairs.append(_pair_of(f"{key}: item {number}", "(input, target)", items[number]))
     if not pairs:
         raise invalid(f"{key}: the number of items", ">= 1", 0)
-    _warn_of_draws(key, pairs[0], items[0])
+    _warn_of_draws(key, pairs[0], _pair_of(f"{key}: item 0", "(input, target)", items[0]))
     for part, what in enumerate(("input", "target")):
-        shape = pairs[0][part].shape
-        uneven = [number for number, pair in enumerate(pairs) if pair[part].shape != shape]
+        shape = _shape(pairs[0][part])
+        uneven = [number for number, pair in enumerate(pairs) if _shape(pair[part]) != shape]
         if uneven:
-            found = pairs[uneven[0]][part].shape
+            found = _shape(pairs[uneven[0]][part])
             raise invalid(f"{key}: the shape of the {what} of item {uneven[0]}", f"{shape}, as of item 0", found)
-    return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+    return _joined(np.stack, pairs)
 
 
 def _raw(
@@ -350,6 +392,7 @@ def _raw_of_parts(
     classes: Sequence[str],
 ) -> RawData:
     """Build the data from the arrays of "train", and perhaps "val" and "test"; `origins` names them in errors."""
+    steps, pairs = _packed(pairs, origins)
     with Problems() as problems:
         splits = {part: problems.check(_split, origins[part], pair, kind) for part, pair in pairs.items()}
     train, test = splits["train"], splits.get("test")
@@ -362,12 +405,29 @@ def _raw_of_parts(
             raise invalid("source.classes", f"{outputs} names, one for each target", list(classes))
     if test is None:
         train, test = hold_out(train, test_fraction, kind)
-    return RawData(kind, train, test, outputs, classes=tuple(map(str, classes)), val=splits.get("val"))
+    return RawData(kind, train, test, outputs, classes=tuple(map(str, classes)), steps=steps, val=splits.get("val"))
+
+
+def _packed(pairs: Mapping[str, Pair], origins: Mapping[str, str]) -> tuple[Steps, dict[str, Pair]]:
+    """Pack inputs by name into rows of numbers; return the step that does so. Others stay as they are."""
+    train = pairs["train"][0]
+    if not isinstance(train, dict):
+        return (), dict(pairs)
+    packed: dict[str, Pair] = {}
+    step = ReadNamed.of(train)
+    with Problems() as problems:
+        for part, (inputs, targets) in pairs.items():
+            try:
+                packed[part] = step(inputs).numpy(), targets
+            except ValueError as error:
+                problems.add(f"{origins[part]}: {error}")
+    return (step,), packed
 
 
 def _split(origin: str, pair: Pair, kind: ExampleKind) -> Split:
     """Check arrays, and convert them to tensors: inputs to float32, or float64 where they have 64 bits."""
     inputs, targets = pair
+    assert isinstance(inputs, np.ndarray)
     with Problems(f"{origin}: ") as problems:
         for what, array in (("inputs", inputs), ("targets", targets)):
             if array.dtype.kind not in "buif":

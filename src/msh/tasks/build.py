@@ -17,19 +17,16 @@ from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.checks import check_fraction, check_image_shape
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
-from msh.tasks.outputs import IGNORED, TOKEN_KINDS, Kind
+from msh.tasks.options import TOKEN_KINDS, Kind, Normalize
+from msh.tasks.outputs import IGNORED
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
-from msh.tasks.steps import Dtype, Quantiles, ReadArrays, Scale, Step, Steps, Tokenize, fit_quantiles
+from msh.tasks.steps import Dtype, Quantiles, ReadArrays, ReadNamed, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, RawInputs, Split, SplitName, Task
 from msh.tasks.tokens import Texts, TokenCounts, WindowCounts, count_tokens, unknown_of
 from msh.tasks.windows import NextTokens, TaggedWords, Windowed, Windows
 
 log = logging.getLogger(__name__)
 
-Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
-"""feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
-together; minmax: each input to [0, 1]; robust: each input to median 0, interquartile range 1; quantile: each input to a
-normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 
@@ -201,9 +198,14 @@ def build_task(
 
 
 def _usual(data: RawData) -> Normalize:
-    if data.texts is not None:
+    if data.texts is not None or _is_named(data):
         return "none"
     return "channel" if is_stored(data.train.inputs) else "feature"
+
+
+def _is_named(data: RawData) -> bool:
+    """Tell whether examples have several inputs by name, which stay as they are: some may be numbers of tokens."""
+    return isinstance(data.raw_steps[0], ReadNamed)
 
 
 def _all_splits(data: RawData, val_fraction: float) -> dict[SplitName, Split]:
@@ -225,7 +227,12 @@ def _check_numbers(
 def _check_names(
     problems: Problems, key: str, data: RawData, normalize: str, metric: str, normalize_target: str | None
 ) -> None:
-    problems.check(one_of, f"{key}.normalize", normalize, get_args(Normalize) if data.texts is None else ("none",))
+    problems.check(
+        one_of,
+        f"{key}.normalize",
+        normalize,
+        ("none",) if data.texts is not None or _is_named(data) else get_args(Normalize),
+    )
     if is_stored(data.train.inputs) and normalize in ("robust", "quantile"):
         bound = "feature, channel, all, minmax or none for images on disk (source.cache=memory allows others)"
         problems.add(invalid(f"{key}.normalize", bound, normalize))

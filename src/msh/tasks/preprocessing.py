@@ -13,12 +13,25 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from msh.tasks.image_step import ReadImages
-from msh.tasks.steps import Permute, Quantiles, ReadArrays, RepeatChannels, Resize, Rotate, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import (
+    Permute,
+    Quantiles,
+    ReadArrays,
+    ReadNamed,
+    RepeatChannels,
+    Resize,
+    Rotate,
+    Scale,
+    Step,
+    Steps,
+    Tokenize,
+)
 from msh.tasks.table_step import ReadTable
 from msh.tasks.windows import NextTokens, TaggedWords
 
 AnyStep = (
     ReadArrays
+    | ReadNamed
     | ReadImages
     | ReadTable
     | Tokenize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, get_args
@@ -18,6 +19,7 @@ from msh.errors import invalid
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=False)
 Dtype = Literal["float32", "float64", "int64"]
+PartDtype = Literal["float32", "int64", "bool"]
 
 
 def _to_tensor(value: Any) -> Any:
@@ -108,6 +110,110 @@ class ReadArrays:
     @property
     def _sides(self) -> str:
         return ", ".join(map(str, self.shape))
+
+
+@dataclass(frozen=True, config=CONFIG)
+class NamedInput:
+    """One of several inputs of an example.
+
+    Attributes:
+        shape: one example's.
+        dtype: type that the backbone gets.
+        below: whole numbers: one more than the largest one in the training data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: PartDtype = "float32"
+    below: int = 1
+
+
+EXACT = 2**24
+"""Whole numbers up to this one are exact in float32."""
+
+
+@dataclass(frozen=True, config=CONFIG)
+class ReadNamed:
+    """Read several arrays per example into one row of numbers, of which the backbone makes its inputs again.
+
+    Attributes:
+        parts: name of an input, or its position ("0", "1", ...), to its form.
+    """
+
+    parts: dict[str, NamedInput]
+    step: Literal["named"] = "named"
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Shape of one row: all inputs' numbers."""
+        return (sum(math.prod(part.shape) for part in self.parts.values()),)
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of a row."""
+        return "float32"
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> ReadNamed:
+        """Describe training inputs: name to array (examples, *shape)."""
+        parts = {}
+        for name, array in arrays.items():
+            whole = array.dtype.kind in "ui"
+            dtype: PartDtype = "bool" if array.dtype.kind == "b" else "int64" if whole else "float32"
+            parts[name] = NamedInput(tuple(array.shape[1:]), dtype, int(array.max(initial=0)) + 1 if whole else 1)
+        return cls(parts)
+
+    def examples(self, inputs: Any) -> list[Any]:
+        """List the examples of one or several: arrays of all by name, or an example after the other."""
+        if isinstance(inputs, tuple) and len(inputs) == len(self.parts) and not isinstance(inputs[0], Mapping | tuple):
+            inputs = dict(zip(self.parts, inputs, strict=True))
+        if not isinstance(inputs, Mapping):
+            return list(inputs)
+        self._check_names(inputs)
+        arrays = {name: np.asarray(inputs[name]) for name in self.parts}
+        if all(array.ndim == len(self.parts[name].shape) for name, array in arrays.items()):
+            return [arrays]
+        if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
+            raise invalid("inputs: the number of examples", "the same for each name", self._shapes(arrays))
+        return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
+
+    def __call__(self, inputs: Any) -> Tensor:
+        """Pack arrays by name (examples, *shape), or a sequence of examples: float32, (examples, numbers).
+
+        Raises:
+            ValueError: other names or shapes, or values that are no numbers or too large to be exact.
+        """
+        if not isinstance(inputs, Mapping):
+            rows = [dict(zip(self.parts, one, strict=False)) if isinstance(one, tuple) else one for one in inputs]
+            for row in rows:
+                self._check_names(row)
+            inputs = {name: _stacked(name, [row[name] for row in rows]) for name in self.parts}
+        self._check_names(inputs)
+        packed = []
+        for name, part in self.parts.items():
+            array = np.asarray(inputs[name])
+            if array.dtype.kind not in "buif" or tuple(array.shape[1:]) != part.shape:
+                bound = f"numbers of the shape (examples, {', '.join(map(str, part.shape))})"
+                raise invalid(f"inputs.{name}", bound, f"{array.dtype} of shape {array.shape}")
+            if part.dtype == "int64" and array.size and not (np.abs(array).max() < EXACT):
+                raise invalid(f"inputs.{name}", f"whole numbers below {EXACT}", array.max().item())
+            packed.append(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)).flatten(1))
+        return torch.cat(packed, 1)
+
+    def _check_names(self, inputs: Any) -> None:
+        if not isinstance(inputs, Mapping) or inputs.keys() != self.parts.keys():
+            found = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise invalid("inputs", f"arrays by name: {', '.join(self.parts)}", found)
+
+    @staticmethod
+    def _shapes(arrays: Mapping[str, np.ndarray]) -> str:
+        return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+
+
+def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
+    try:
+        return np.stack([np.asarray(value) for value in values])
+    except ValueError as error:
+        raise invalid(f"inputs.{name}", "arrays of one shape", str(error)) from error
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -14,7 +14,7 @@ from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData
 from msh.tasks.checks import check_image_shape, check_one_entry
 from msh.tasks.seeds import derive_seed
-from msh.tasks.steps import Permute, RepeatChannels, Rotate
+from msh.tasks.steps import Permute, ReadNamed, RepeatChannels, Rotate
 from msh.tasks.task import Split
 
 
@@ -152,6 +152,8 @@ def transformed(name: str, data: RawData, transforms: Sequence[Mapping[str, Any]
         ValueError: a transform is unknown, or cannot be applied to the data.
     """
     key = f"tasks.{name}.transforms"
+    if transforms and data.texts is None and isinstance(data.raw_steps[0], ReadNamed):
+        raise invalid(key, "none for inputs by name: change them in the data set", list(transforms))
     for transform in transforms:
         check_one_entry(f"an entry of {key}", transform, "rotate: 30")
         [(kind, argument)] = transform.items()

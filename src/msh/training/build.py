@@ -17,23 +17,24 @@ from torch import nn
 from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
+from msh.compat import BatchNormBase
 from msh.errors import invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build, freeze_base
-from msh.subnetworks import WEIGHTS, Blocks, Granularity, MultiSubnetwork, Units, trace_units
+from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
-from msh.tasks.build import Normalize
 from msh.tasks.image_step import ReadImages
-from msh.tasks.outputs import TOKEN_KINDS
+from msh.tasks.options import TOKEN_KINDS, Normalize
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
-from msh.tasks.steps import RepeatChannels, Resize, Scale, Step, Steps, Tokenize
+from msh.tasks.steps import ReadNamed, RepeatChannels, Resize, Scale, Step, Steps, Tokenize
 from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
+from msh.training.launch import place_among_processes
 from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
@@ -211,14 +212,50 @@ def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
         if isinstance(inputs, Tokens) and chosen.library is not None and inputs.tokenizer is None:
             paddings = [task.padding for task in tasks.values() if task.vocabulary is not None and task.stem is None]
             inputs = replace(inputs, padding=chosen.padding if chosen.padding is not None else [*paddings, 0][0])
-        settings = chosen.recipe(chosen.shape(inputs, shapes), inputs)
+        parts = named_parts(tasks)
+        settings = chosen.recipe(shapes[0] if parts else chosen.shape(inputs, shapes), None if parts else inputs)
+        settings |= {"parts": parts} if parts else {}
         firsts = [task.steps[0] for task in tasks.values() if task.steps and task.stem is None]
         if isinstance(inputs, Tokens) and any(isinstance(step, Tokenize) and step.pads_left for step in firsts):
             settings["left_padded"] = True
+    elif named_parts(tasks):
+        raise invalid("backbone", "module, or hf, which can take inputs by name", settings["_target_"])
     elif settings.get("input_shape") is None:
         settings["input_shape"] = list(shapes[0])
     kind = true_type(config)
     return settings if kind is None else {**settings, "_dtype_": kind}
+
+
+def named_parts(tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the form of the tasks' inputs by name, as `Adapted` takes it; {} if they have one input.
+
+    Raises:
+        ValueError: two tasks have inputs of different names, shapes or types, of which no stem could make the same.
+    """
+    found = {name: _parts_of(task) for name, task in tasks.items()}
+    first = next(iter(found))
+    for name, parts in found.items():
+        forms = [{key: part | {"below": 0} for key, part in each.items()} for each in (parts, found[first])]
+        if forms[0] != forms[1]:
+            texts = [
+                ", ".join(f"{k} {v['dtype']} {v['shape']}" for k, v in e.items()) or "one input"
+                for e in (parts, found[first])
+            ]
+            raise ValueError(
+                f"tasks {first!r} and {name!r} cannot share a backbone: the one has {texts[1]}, the other {texts[0]}; "
+                "train them in networks of their own"
+            )
+    below = {key: max(parts[key]["below"] for parts in found.values()) for key in found[first]}
+    return {key: part | {"below": below[key]} for key, part in found[first].items()}
+
+
+def _parts_of(task: Task) -> dict[str, Any]:
+    step = task.steps[0] if task.steps else None
+    if not isinstance(step, ReadNamed):
+        return {}
+    if task.stem is not None:
+        raise invalid(f"tasks.{task.name}.stem", "null for inputs by name", task.stem)
+    return {name: {**asdict(part), "shape": list(part.shape)} for name, part in step.parts.items()}
 
 
 def _per_token(settings: Recipe, tasks: Mapping[str, Task]) -> Recipe:
@@ -312,8 +349,13 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
             raise ValueError(f"backbone {settings['_target_']} has no attribute {name!r}: see docs/backbones.md")
     if kind is not None:
         backbone.to(DTYPES[kind])
+    whole = [name for name, part in getattr(backbone, "parts", {}).items() if part["dtype"] == "int64"]
+    if whole and half_precision(backbone.parameters()):
+        bound = "'bf16-mixed' or '32-true'"
+        raise invalid("trainer.precision", f"{bound}, as whole numbers such as {whole[0]!r} need float32", kind)
     for task in tasks.values():
         check_inputs(backbone, task)
+        check_batch(backbone, task)
     for task in {task.kind: task for task in tasks.values() if task.per_token}.values():
         check_tokens(backbone, task)
     return backbone
@@ -330,6 +372,8 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
         return WEIGHTS
     if granularity == "block":
         return Blocks.of(network, config.pruning.sides)
+    if granularity == "nm":
+        return NofM(Groups.of(network, *config.pruning.n_of_m))
     if config.reuse != "none":
         raise invalid(
             "reuse",
@@ -378,6 +422,26 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
             f"task {task.name!r} has {task.input_shape[0]} tokens per text, but the backbone reads "
             f"{cast(Any, backbone).input_shape[0]}: set tasks.{task.name}.source.length to that"
         )
+
+
+def check_batch(backbone: nn.Module, task: Task) -> None:
+    """Check that a backbone can train on a process's share of a task's batches, where that is a single example.
+
+    Raises:
+        ValueError: its batch normalization needs several.
+    """
+    if task.batch_size > place_among_processes()[1] or not any(
+        isinstance(m, BatchNormBase) for m in backbone.modules()
+    ):
+        return
+    kind = next(parameter.dtype for parameter in backbone.parameters() if parameter.is_floating_point())
+    kind = kind if getattr(backbone, "vocabulary", None) is None else torch.int64
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            copy.deepcopy(backbone).train()(torch.ones(1, *cast(Any, backbone).input_shape, dtype=kind))
+        except ValueError as error:  # of batch_norm
+            bound = f"two examples or more per process, as the backbone normalizes batches ({error})"
+            raise invalid(f"tasks.{task.name}.batch_size", bound, task.batch_size) from error
 
 
 def check_tokens(backbone: nn.Module, task: Task) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msh.subnetworks.tensors import TaskDict, widened
+from msh.subnetworks.tensors import TaskDict, make_gradients_dense, widened
 from msh.subnetworks.views import cast_features, cast_type, half_precision, in_own_type
 from msh.training.module import TaskModule
 
@@ -23,6 +23,7 @@ class SharedNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, master_weights: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
+        make_gradients_dense(backbone)
         self.cast_type, half = cast_type(backbone.parameters()), half_precision(backbone.parameters())
         if half and master_weights:
             for parameter in backbone.parameters():

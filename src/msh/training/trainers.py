@@ -42,6 +42,12 @@ def check_devices(config: TrainerConfig) -> None:
     if config.strategy == "fsdp" and str(config.precision) in ("16", "16-mixed"):
         bound = "'bf16-mixed' or '32-true' with trainer.strategy=fsdp, which cannot scale the loss"
         raise invalid("trainer.precision", bound, config.precision)
+    if str(config.precision) in ("16", "16-mixed") and device_of(config).type == "cpu":
+        raise invalid(
+            "trainer.precision",
+            "'bf16-mixed' or '32-true' on a CPU, for which torch has no scaled float16",
+            config.precision,
+        )
     _, processes = place_among_processes()
     devices = len(config.devices) if isinstance(config.devices, list) else config.devices
     if processes > 1 and isinstance(devices, int) and devices != -1 and devices * config.num_nodes != processes:

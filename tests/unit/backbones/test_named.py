@@ -125,6 +125,14 @@ def test_pretrained_models_read_the_librarys_images_others_the_tasks():
     assert Named("timm", "resnet18", input_shape=[3, 64, 64]).shape(images, [(1, 8, 8)]) == (3, 64, 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("beit", Images), ("vit", Images), ("wav2vec2", type(None)), ("bert", Tokens), ("t5", Tokens)]
+)
+def test_a_models_main_input_tells_images_from_texts(name, kind):
+    pytest.importorskip("transformers")
+    assert isinstance(Named(library="hf", name=name).inputs(), kind)  # beit and wav2vec2 have a vocabulary, too
+
+
 def test_models_with_a_fixed_size_are_built_for_the_size_of_the_images():
     chosen = Named("timm", "vit_tiny_patch16_224")
     recipe = chosen.recipe((3, 32, 48), chosen.inputs())

@@ -102,6 +102,45 @@ def test_an_onnx_file_computes_the_predictors_answers(tmp_path, backbone, transf
     assert json.loads(session.get_modelmeta().custom_metadata_map["outputs"])["kind"] == "classification"
 
 
+class Branching(torch.nn.Module):
+    """Its forward pass branches on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_shape, self.features, self.layer = (64,), 4, torch.nn.Linear(64, 4)
+
+    def forward(self, inputs):
+        return self.layer(inputs) if float(inputs.sum()) > 0 else -self.layer(inputs)
+
+
+class Ranking(Branching):
+    """It has an operation that ONNX lacks."""
+
+    def forward(self, inputs):
+        return torch.linalg.svdvals(self.layer(inputs)[:, None])[:, :1].expand(-1, 4)
+
+
+def load_own(tmp_path, make):
+    target = f"{__name__}.{make.__name__}"
+    save_network(tmp_path / "net", frozen({"_target_": target}, [build_task("a", data_of((64,)))]))
+    return msh.load(tmp_path / "net", classes={target: make})
+
+
+def test_a_network_whose_code_branches_on_values_cannot_be_exported_and_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"torch.export cannot follow the network's forward pass: .*data-dependent"):
+        export_task(load_own(tmp_path, Branching), "a", tmp_path / "a.pt2", "pt2")
+    assert not (tmp_path / "a.pt2").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.onnx
+def test_an_operation_that_onnx_lacks_is_named(tmp_path):
+    pytest.importorskip("onnxscript")
+    predictor = load_own(tmp_path, Ranking)
+    export_task(predictor, "a", tmp_path / "a.pt2", "pt2")
+    with pytest.raises(ValueError, match=r"ONNX has no form for an operation of the network: .*svd.*--format pt2"):
+        export_task(predictor, "a", tmp_path / "a.onnx", "onnx")
+
+
 def test_a_regression_is_exported_in_the_targets_unit(tmp_path):
     predictor = loaded(tmp_path, *build_for("mlp", kind="regression"))
     export_task(predictor, "a", tmp_path / "a.pt2", "pt2")
