@@ -145,7 +145,8 @@ def _nearest_key(text: str) -> str:
     )
     if strange:
         name = strange.group(1) or strange.group(2)
-        files = (path for folder in (config_folder(), *_own_folders()) for path in Path(folder, "tasks").glob("*.yaml"))
+        folders = [Path(config_folder()), *_own_folders()]
+        files = (path for folder in folders for path in (folder / "tasks").glob("*.yaml"))
         text = f"; {name} is not a task of this run, tasks=[NAME,...] chooses them"
         return text + suggestion(name, [path.stem for path in files])
     missing = re.search(r"full_key: (\S+)", text) or re.search(r"[Kk]ey '([^']+)'", text)
