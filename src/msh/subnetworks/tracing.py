@@ -421,8 +421,8 @@ class _UnitTracer(TorchFunctionMode):
                 if self._first(other) == self._first(name):
                     self.whole.setdefault(other, self.whole[name])
         if self.whole.keys() >= self.layers.keys():
-            layer = min(self.whole, key=lambda name: isinstance(_holder(network, name), TABLES))  # tables have no units
-            raise self._refused(self.whole[layer])
+            first = min(self.whole, key=lambda name: isinstance(_holder(network, name), TABLES))  # tables have no units
+            raise self._refused(self.whole[first])
 
         def source(units: UnitSource | None) -> UnitSource | None:
             return None if units is None or units.layer in self.whole else units
