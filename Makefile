@@ -3,9 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_DIR ?= data
-BENCH = $(BIN)/python -m benchmarks.run --data-dir $(DATA_DIR)
+BENCH = -m benchmarks.run --data-dir $(DATA_DIR)
 REPRODUCE = $(BIN)/python -m benchmarks.reproduce --data-dir $(DATA_DIR)
-PEERS = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement benchmarks/requirements.txt
+PEERS := .venv-peers
 ENGINES := tests/engines
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
@@ -70,16 +70,22 @@ format: $(READY) ## Format the code and fix style problems with ruff.
 type: $(READY) ## Check types with mypy.
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure costs against the dense network; writes docs/performance.md (DATA_DIR=DIR uses MNIST).
-	-$(PEERS)
-	$(BENCH)
+# Other libraries, in an environment of their own; beyondml without its dependencies (TensorFlow), which are not used.
+$(PEERS)/.ready: $(READY) benchmarks/requirements.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --constraint constraints.txt --editable '.[dev]' \
+		--requirement benchmarks/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps beyondml==0.1.7
+	@touch $(PEERS)/.ready
+
+bench: $(PEERS)/.ready ## Measure costs against the dense network; writes docs/performance.md (DATA_DIR=DIR uses MNIST).
+	$(PEERS)/bin/python $(BENCH)
 
 bench-quick: $(READY) ##+ Measure fewer cases in two minutes; writes outputs/benchmarks/quick.
-	-$(PEERS)
-	$(BENCH) --quick
+	$(BIN)/python $(BENCH) --quick
 
 bench-gpu: $(READY) ##+ Measure steps, inference and memory on a GPU; writes outputs/benchmarks/gpu: about 10 minutes.
-	$(BENCH) --device cuda --only gpu --output-dir outputs/benchmarks/gpu
+	$(BIN)/python $(BENCH) --device cuda --only gpu --output-dir outputs/benchmarks/gpu
 
 reproduce: $(READY) ##+ Repeat the paper's experiments under three hours each; writes docs/results.md (DATA_DIR=DIR).
 	$(REPRODUCE)
@@ -92,4 +98,4 @@ docs: $(READY) ## Write the reference for the public classes and functions to bu
 	@mkdir -p build/docs && mv msh.*.html build/docs/
 
 clean: ## Remove .venv, caches and builds; run folders stay.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

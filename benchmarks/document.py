@@ -10,7 +10,7 @@ import torch
 
 BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-COLUMNS = ("id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats")
+COLUMNS = ("id", "what", "value", "spread", "target", "met", "dense", "unit", "threads", "repeats")
 
 
 def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
@@ -26,7 +26,9 @@ def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# Performance\n\n{BEGIN}\n{END}\n")
-    replace_between(path, BEGIN, f"{machine(device)}\n\n{table(records, COLUMNS)}")
+    replace_between(
+        path, BEGIN, f"{machine(device)}\n\n{table([{'spread': None, **record} for record in records], COLUMNS)}"
+    )
 
 
 def replace_between(path: Path, begin: str, text: str) -> None:
@@ -70,7 +72,17 @@ def table(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 def machine(device: str) -> str:
     """Name the machine in a sentence."""
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
-    return f"Measured on {name}, with torch {torch.__version__} and Python {platform.python_version()}."
+    versions = f"torch {torch.__version__} and Python {platform.python_version()}"
+    return f"Measured on {name}, with {versions}{'' if device == 'cuda' else f'; kernels: {kernels()}'}."
+
+
+def kernels() -> str:
+    """Name the libraries and vector instructions that torch computes with on the CPU."""
+    found = [line.strip(" -") for line in torch.__config__.show().splitlines()]
+    libraries = [
+        line for line in found if line.startswith(("Intel(R) MKL-DNN", "Intel(R) oneAPI", "OpenBLAS", "OpenMP"))
+    ]
+    return ", ".join([*libraries, f"vector instructions {torch.backends.cpu.get_cpu_capability()}"])
 
 
 def processor() -> str:
@@ -89,6 +101,8 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "**no**"
+    if isinstance(value, list | tuple):
+        return " to ".join(map(_cell, value))
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
     return str(value).replace("|", "\\|")

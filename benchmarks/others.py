@@ -1,4 +1,4 @@
-"""Row 19: steps of other architectures, with single weights and with whole units, against the dense network."""
+"""Row 19: steps of other architectures, with weights, blocks and whole units, against the dense network."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def others(settings: Settings) -> Iterator[Record]:
     for short, (name, batch, build) in NETWORKS.items():
         model = dense(build(), settings.device)
         inputs = inputs_of(build(), batch, settings.device)
-        for granularity in ("weight", "unit"):
+        for granularity in ("weight", "unit") if short == "resnet" else ("weight", "block", "unit"):
             network = compact_task(build(), granularity, settings.device)
             what = (
                 f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: {granularity}) / of the "

@@ -14,15 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, compact, dense, drawn, training_step
+from benchmarks.peers import PeerMissingError
 from benchmarks.records import Record
 from benchmarks.timing import Action, Settings, take_turns
 
 BATCH = 128
 Batches = list[tuple[Tensor, Tensor]]
-
-
-class PeerMissingError(Exception):
-    """The peer's library is not installed."""
 
 
 def peer_layer() -> type[nn.Module]:
@@ -36,7 +33,7 @@ def peer_layer() -> type[nn.Module]:
     if "beyondml" not in sys.modules:
         found = importlib.util.find_spec("beyondml")
         if found is None:
-            raise PeerMissingError("beyondml is not installed: see benchmarks/requirements.txt")
+            raise PeerMissingError("beyondml is not installed: `make bench` installs it")
         package = types.ModuleType("beyondml")
         package.__path__ = list(found.submodule_search_locations or [])
         sys.modules["beyondml"] = package
@@ -99,14 +96,15 @@ def _of_tasks(settings: Settings, tasks: int) -> Iterator[Record]:
     missing = ""
     try:
         peer = PeerNetwork(peer_layer(), tasks).to(device)
-        contestants["peer"] = joint_step(peer, batches, lambda: peer([x for x, _ in batches]))
+        contestants["beyondml"] = joint_step(peer, batches, lambda: peer([x for x, _ in batches]))
     except PeerMissingError as error:
-        missing = f"not measured: {error} ("
+        missing = str(error)
     times = take_turns(contestants, rounds, device=device)
     what = f"one step of {tasks} tasks in parallel, batch {BATCH} and 10 % density each"
-    ratio, against = times["msh"] / times["dense"], f"one step each of {tasks} separate dense networks, {FC}"
-    of_dense = 1e3 * times["dense"]
-    yield settings.record(f"6-tasks{tasks}", f"{what} / {against}", ratio, "ratio (dense in ms)", of_dense, rounds)
-    what = f"{missing}{what} / the same with beyondml's torch layers, {FC}{')' if missing else ''}"
-    ratio, of_peer = (times["msh"] / times["peer"], 1e3 * times["peer"]) if not missing else (None, None)
-    yield settings.record(f"6-tasks{tasks}-beyondml", what, ratio, "ratio (beyondml in ms)", of_peer, rounds)
+    against = f"one step each of {tasks} separate dense networks, {FC}"
+    yield settings.ratio(f"6-tasks{tasks}", f"{what} / {against}", times, "msh", "dense", rounds)
+    id, what = f"6-tasks{tasks}-beyondml", f"{what} / the same with beyondml's torch layers, {FC}"
+    if missing:
+        yield settings.record(id, f"not measured: {missing} ({what})", None, "ratio (beyondml in ms)", None, 0)
+    else:
+        yield settings.ratio(id, what, times, "msh", "beyondml", rounds)

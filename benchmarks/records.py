@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Record:
         unit: of the value and, after "dense in", of the dense number.
         threads: CPU threads.
         repeats: rounds behind the median.
+        spread: first and last quartile of the rounds' ratios, if the value is their median.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Record:
     unit: str
     threads: int
     repeats: int
+    spread: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         target = TARGETS.get(self.id)

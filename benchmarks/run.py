@@ -28,6 +28,7 @@ from benchmarks import (
     others,
     overhead,
     parallel,
+    peers,
     roofline,
     serving,
     startup,
@@ -37,7 +38,7 @@ from benchmarks import (
     subnormal,
 )
 from benchmarks.arguments import names_of, new_parser, positive
-from benchmarks.document import write_table
+from benchmarks.document import machine, write_table
 from benchmarks.records import FILE_NAME, Record, merge, read, write
 from benchmarks.timing import Settings
 
@@ -62,6 +63,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "17": inference.all_tasks,
     "18": inference.exports,
     "19": others.others,
+    "20": peers.peers,
     "block": structured.blocks,
     "gpu": gpu.gpu,
     "roofline": roofline.roofline,
@@ -132,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_table(document, read(results), options.device)
     show(new, console)
     targeted = [record for record in new if record.met is not None]
+    console.print(machine(options.device))
     console.print(f"{sum(r.met for r in targeted)} of {len(targeted)} targets met; {results}, {document}")
 
 

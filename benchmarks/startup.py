@@ -1,4 +1,4 @@
-"""Row 12: import time of msh, and time from a command to its first training step."""
+"""Row 12: import time of msh, of commands that compute nothing, and from a command to its first training step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,25 +37,44 @@ def start_up(settings: Settings) -> Iterator[Record]:
     """Measure row 12."""
     rounds = settings.repeats or (1 if settings.quick else 10)
     imports = "; ".join(f"import {name}" for name in MODULES)
-    times: dict[str, list[float]] = {name: [] for name in ("frameworks", "msh", "help", "first step")}
+    times: dict[str, list[float]] = {name: [] for name in ("frameworks", "msh", "help", "inspect", "first step")}
     loaded = _unused(settings, imports)  # and the files are in the system's cache
-    for number in range(rounds):
-        frameworks, added = _import_times(imports, settings)
-        times["frameworks"].append(frameworks)
-        times["msh"].append(added)
-        if number % 3 == 0:
-            times["help"].append(whole_process([sys.executable, "train.py", "--help"], settings.threads)[0])
-            times["first step"].append(_first_step(settings))
+    with tempfile.TemporaryDirectory() as folder:
+        whole_process([*_command(folder, settings), "trainer.max_epochs=1"], settings.threads)
+        _time_all(times, rounds, imports, Path(folder), settings)
     middle = {name: statistics.median(taken) for name, taken in times.items()}
     of_imports, unit = middle["frameworks"], "s (importing torch and Lightning in s)"
     what = f"what importing all {len(MODULES)} modules of msh adds / importing torch and Lightning, in fresh processes"
     share = middle["msh"] / of_imports
     yield settings.record("12-import", what, share, "share (importing torch and Lightning in s)", of_imports, rounds)
-    yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, len(times["help"]))
+    often = len(times["help"])
+    yield settings.record("12-help", "python train.py --help", middle["help"], unit, of_imports, often)
+    what = "msh inspect RUN_DIR, a finished run of four tasks"
+    yield settings.record("12-inspect", what, middle["inspect"], unit, of_imports, often)
     what = "from the command python train.py +experiment=sequential to the end of its first training step"
-    yield settings.record("12-first-step", what, middle["first step"], unit, of_imports, len(times["help"]))
+    what += " / importing torch and Lightning"
+    ratio, unit = middle["first step"] / of_imports, "ratio (importing torch and Lightning in s)"
+    yield settings.record("12-first-step", what, ratio, unit, of_imports, often)
     what = f"of {', '.join(UNUSED)}, how many importing all of msh loads beside what torch and Lightning do"
     yield settings.record("12-unused", what, len(loaded), "modules", None, 1)
+
+
+def _time_all(times: dict[str, list[float]], rounds: int, imports: str, run: Path, settings: Settings) -> None:
+    """Time fresh processes in turns: imports in each round, commands in each third one."""
+    help_, inspect = [sys.executable, "train.py", "--help"], [sys.executable, "-m", "msh.cli.app", "inspect", str(run)]
+    for number in range(rounds):
+        frameworks, added = _import_times(imports, settings)
+        times["frameworks"].append(frameworks)
+        times["msh"].append(added)
+        if number % 3 == 0:
+            times["help"].append(whole_process(help_, settings.threads)[0])
+            times["inspect"].append(whole_process(inspect, settings.threads)[0])
+            times["first step"].append(_first_step(settings))
+
+
+def _command(folder: str, settings: Settings) -> list[str]:
+    command = [sys.executable, "train.py", "+experiment=sequential", f"hydra.run.dir={folder}", "trainer=cpu"]
+    return [*command, f"threads={settings.threads}"]
 
 
 def _import_times(imports: str, settings: Settings) -> tuple[float, float]:
@@ -69,8 +89,7 @@ def _import_times(imports: str, settings: Settings) -> tuple[float, float]:
 
 def _first_step(settings: Settings) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "+experiment=sequential", f"hydra.run.dir={folder}", "trainer=cpu"]
-        command += [f"threads={settings.threads}", "+callbacks.first={_target_: benchmarks.startup.FirstStep}"]
+        command = [*_command(folder, settings), "+callbacks.first={_target_: benchmarks.startup.FirstStep}"]
         start = time.time()
         _, printed = whole_process(command, settings.threads)
     return float(printed.rpartition("first step: ")[2]) - start

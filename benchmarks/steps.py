@@ -72,5 +72,4 @@ def compiled(settings: Settings) -> Iterator[Record]:
             "compiled": training_step(model, data, torch.compile(model)),
         }
         times = take_turns(contestants, rounds, burst=4, device=settings.device)
-        ratio = times["compiled"] / times["eager"]
-        yield settings.record(f"compile-{kind}", what, ratio, "ratio (eager in ms)", 1e3 * times["eager"], rounds)
+        yield settings.ratio(f"compile-{kind}", what, times, "compiled", "eager", rounds)

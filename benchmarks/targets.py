@@ -1,9 +1,13 @@
-"""Upper bounds by record id; a record without one has no target."""
+"""Upper bounds by record id; a record without one has no target.
+
+Those of rows 1 and 10 are for AMD's processors. On Intel's, 1-batch32, 1-batch128 and 1-batch512 are at most .45, .55
+and .75, and 10-density0.1-batch32 at most .42: their sparse products are slower beside the dense ones.
+"""
 
 TARGETS: dict[str, float] = {
-    "1-batch32": 0.55,
-    "1-batch128": 0.75,
-    "1-batch512": 0.95,
+    "1-batch32": 0.35,
+    "1-batch128": 0.42,
+    "1-batch512": 0.50,
     "2-batch128": 0.95,
     "3-batch32": 1.05,
     "3-batch128": 1.05,
@@ -18,8 +22,8 @@ TARGETS: dict[str, float] = {
     "9-density0.1": 1.08,
     "9-density0.02": 1.08,
     "9-network": 1.08,
-    **{f"10-density{density}-batch{batch}": 1.05 for density in (0.1, 0.05, 0.02) for batch in (1, 32, 256)},
-    "10-density0.1-batch32": 0.60,
+    **{f"10-density{density}-batch{batch}": 1.00 for density in (0.1, 0.05, 0.02) for batch in (1, 32, 256)},
+    "10-density0.1-batch32": 0.35,
     "10-density0.05-batch32": 0.35,
     "11-fc": 0.25,
     "11-conv": 0.25,
@@ -30,6 +34,9 @@ TARGETS: dict[str, float] = {
     "block-fc-step128": 0.35,
     "block-transformer-step128": 0.50,
     "12-import": 0.10,
+    "12-help": 1.0,
+    "12-inspect": 1.0,
+    "12-first-step": 1.3,
     "12-unused": 0,
     **{f"13-{size}": 1.10 for size in ("10M", "100M")},
     **{f"13-{what}": 1.10 for what in ("allocation", "pruning", "freezing", "saving", "guarantee")},
@@ -40,6 +47,7 @@ TARGETS: dict[str, float] = {
     **{f"16-{id}": 0.25 for id in ("numbers-own", "raw-own", "tensors")},
     **{f"17-all-batch{batch}": 1.50 for batch in (1, 32, 512)},
     **{f"19-{network}-weight": 1.05 for network in ("resnet", "vit", "gpt")},
+    **{f"19-{network}-block": 0.70 for network in ("vit", "gpt")},
     **{f"19-{network}-unit": 0.35 for network in ("resnet", "vit", "gpt")},
     **{
         f"gpu-{network}-{kind}-{precision}-step": target

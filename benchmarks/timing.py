@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,27 @@ ROOT = Path(__file__).resolve().parents[1]
 FROM_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Environment in which glibc maps every large tensor from the system and returns it, without pieces on its heap:
 resident memory is then live memory, and fresh pages cost the same at every size."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per action of contestants that took turns.
+
+    Attributes:
+        rounds: name to the seconds of each round.
+    """
+
+    rounds: Mapping[str, Sequence[float]]
+
+    def __getitem__(self, name: str) -> float:
+        """Return a contestant's median."""
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, of: str) -> tuple[float, float, float]:
+        """Divide a contestant's seconds by another's, round by round: median, and first and last quartile."""
+        ratios = [mine / its for mine, its in zip(self.rounds[name], self.rounds[of], strict=True)]
+        low, median, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return median, low, high
 
 
 @dataclass(frozen=True)
@@ -54,11 +75,18 @@ class Settings:
         """Make a record with these settings' threads."""
         return Record(id=id, what=what, value=value, dense=dense, unit=unit, threads=self.threads, repeats=repeats)
 
-    def against(self, id: str, what: str, reference: Action, other: Action, rounds: int, burst: int = 1) -> Record:
+    def against(
+        self, id: str, what: str, reference: Action, other: Action, rounds: int, burst: int = 1, of: str = "dense"
+    ) -> Record:
         """Time two actions in turn, and record the other one's seconds over the reference's, the dense network's."""
-        times = take_turns({"dense": reference, "other": other}, rounds, burst, device=self.device)
-        of_dense = times["dense"]
-        return self.record(id, what, times["other"] / of_dense, "ratio (dense in ms)", 1e3 * of_dense, rounds)
+        times = take_turns({of: reference, "other": other}, rounds, burst, device=self.device)
+        return self.ratio(id, what, times, "other", of, rounds)
+
+    def ratio(self, id: str, what: str, times: Times, name: str, of: str, rounds: int) -> Record:
+        """Record the ratio of two contestants' seconds, pair by pair."""
+        value, *spread = times.ratio(name, of)
+        record = self.record(id, what, value, f"ratio ({of} in ms)", 1e3 * times[of], rounds)
+        return replace(record, spread=spread)
 
 
 def fresh_process(module: str, *arguments: object, environment: Mapping[str, str]) -> str:
@@ -136,8 +164,8 @@ def seconds(action: Action, device: str = "cpu") -> float:
 
 def take_turns(
     contestants: Mapping[str, Action], rounds: int, burst: int = 1, warm_up: int = 2, device: str = "cpu"
-) -> dict[str, float]:
-    """Time each contestant's action; medians.
+) -> Times:
+    """Time each contestant's action.
 
     In every round each contestant repeats its action `burst` times, as training does its steps; the order alternates
     between rounds, so that a drift in the machine's speed affects all equally.
@@ -148,8 +176,6 @@ def take_turns(
         burst: consecutive actions per round.
         warm_up: untimed rounds before.
         device: to wait for.
-    Returns:
-        Name to seconds per action.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warm_up + rounds):
@@ -158,4 +184,4 @@ def take_turns(
             taken = seconds(lambda action=contestants[name]: [action() for _ in range(burst)], device) / burst
             if number >= warm_up:
                 times[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return Times(times)

@@ -1,5 +1,6 @@
 """One thread, so that sums are taken in one order; examples that are the same in every run; no reports to W&B."""
 
+import gc
 import importlib.metadata
 import logging
 import os
@@ -17,6 +18,8 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for it
 
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)  # Lightning reads them for every trainer
 
+gc.set_threshold(10_000)  # else a tenth of the time goes into looking for cycles among a million objects of libraries
+
 settings.register_profile("msh", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("msh")
 
@@ -27,3 +30,15 @@ def _root_logger() -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if not type(handler).__module__.startswith("_pytest")]:
         root.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries_out_of_the_collectors_way():
+    """Let the garbage collector pass over all that is there before a file's tests, mostly modules and tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let libraries clean up after themselves, or they report leaks."""
+    gc.unfreeze()

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -155,6 +157,23 @@ def csv_writer() -> Any:
 # ---- W&B
 
 
+@contextmanager
+def without_launch() -> Iterator[None]:
+    """Start W&B runs inside the context without W&B Launch, which takes a second to import.
+
+    Each start looks there for inputs that the program has declared; without the import, it has declared none.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    before = Run._detect_and_apply_job_inputs
+    if "wandb.sdk.launch.inputs.internal" not in sys.modules:
+        Run._detect_and_apply_job_inputs = lambda self: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Run._detect_and_apply_job_inputs = before  # type: ignore[method-assign]
+
+
 def use_offline(run: Any, artifact: Any) -> None:
     """Record that an offline run uses an artifact: `use_artifact` refuses, although the file can hold it."""
     run._log_artifact(artifact, aliases=[], is_user_created=True, use_after_commit=True)
@@ -163,3 +182,13 @@ def use_offline(run: Any, artifact: Any) -> None:
 def workspace_model(workspace: Any) -> Any:
     """Return a W&B workspace as the pydantic model that is sent; the public `save` needs a network."""
     return workspace._to_model()
+
+
+# ---- Hydra
+
+
+def hydra_commands() -> Any:
+    """Return the module with Hydra's commands: its `ConfigLoaderImpl` composes their configs, and may be replaced."""
+    from hydra._internal import hydra
+
+    return hydra

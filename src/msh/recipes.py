@@ -159,6 +159,11 @@ class AddedTo(nn.Module):
         return weight - self.base
 
 
+def base_of(name: str) -> str:
+    """Name the frozen tensor to which the tensor of this name is added, where `freeze_base` has made one."""
+    return f"{name.removesuffix('original')}0.base"
+
+
 def freeze_base(module: nn.Module, names: Sequence[str]) -> None:
     """Freeze tensors of a module, and add a change to each, which starts from 0 and trains in its place.
 

@@ -38,7 +38,7 @@ from msh.report.inspection import print_folder_or_file
 from msh.report.sweeps import print_sweep, read_sweep, write_csv
 from msh.runs.facts import read_run
 from msh.runs.metrics import write_rows
-from msh.runs.ownership import mask_overlap, owner_matrix, used_by_task
+from msh.runs.ownership import mask_overlap, owner_matrix
 from msh.runs.results import Results
 from msh.subnetworks import Allocation, MultiSubnetwork
 from msh.tasks.images import image_folder
@@ -114,7 +114,7 @@ def take_apart(folder: Path) -> None:
     path = folder / "net.safetensors"
     state = read_state(path, "network").state
     assert mask_overlap(state) is not None
-    assert used_by_task(state) is not None
+    assert state.holdings().used is not None
     for layer in state.owners:
         owner_matrix(state, layer)
     inspect(path)

@@ -3,13 +3,14 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import msh.cli.evaluate
 import msh.cli.train  # noqa: F401 - both make their schemas known to Hydra
@@ -88,9 +89,17 @@ def options() -> list[list[str]]:
 
 
 def _composed(name: str, *overrides: str) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(composed(name, *overrides), resolve=False))
+
+
+@cache  # many tests look at the same options
+def composed(name: str, *overrides: str) -> DictConfig:
+    """Compose a config, to be read only."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return flat(OmegaConf.to_container(compose(name, list(overrides)), resolve=False))
+        config = compose(name, list(overrides))
+    OmegaConf.set_readonly(config, True)
+    return config
 
 
 def help_texts() -> dict[str, str]:

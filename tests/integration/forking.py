@@ -20,6 +20,7 @@ from running import ROOT, finish
 
 USUAL = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 MODULES = ["msh.cli.train", "msh.training.run", "msh.tasks.bundled", "msh.backbones.mlp", "sklearn.datasets", "pandas"]
+MODULES += ["torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend"]
 
 
 @cache
@@ -83,6 +84,14 @@ def start(script, *arguments, cwd, **environment):
 def run(script, *arguments, cwd, **environment):
     """As `start`, to its end; returns what it printed."""
     code, printed = finish(start(script, *arguments, cwd=cwd, **environment))
+    assert code == 0, printed
+    return printed
+
+
+def run_ranks(processes, script, *arguments, cwd):
+    """A script of the checkout in several processes that train together, to its end; returns what they printed."""
+    ranks = start("tests/integration/launching.py", processes, ROOT / script, *arguments, cwd=cwd)
+    code, printed = finish(ranks, 3000)
     assert code == 0, printed
     return printed
 

@@ -1,6 +1,6 @@
-"""Runs in the processes that torchrun has started, one after another: starting two processes costs more than a run.
+"""Runs in processes that train together, one after another: starting two processes costs more than a run.
 
-As a script: python -m torch.distributed.run --nproc-per-node=2 ranks.py FOLDER, with FOLDER/cases.json, a mapping from
+As a script: python launching.py 2 ranks.py FOLDER, with FOLDER/cases.json, a mapping from
 a run's name to its overrides. Each rank writes into FOLDER what its runs have come to.
 """
 

@@ -48,18 +48,6 @@ def run(script, *arguments, cwd):
     return printed
 
 
-def run_ranks(folder, processes):
-    """`ranks.py` in several processes: all runs of the folder's cases.json, one after another."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*launch, str(Path(__file__).with_name("ranks.py")), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def here(main, *arguments, cwd):
     """A command's `main` in this process; an exit code other than 0 raises SystemExit."""
     handlers, threads = logging.getLogger().handlers[:], torch.get_num_threads()

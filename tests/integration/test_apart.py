@@ -6,7 +6,8 @@ import re
 
 import pytest
 import torch
-from running import SMALL, here, run
+from forking import run
+from running import SMALL, here
 
 from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     here(plan.main, *COMMON, "-o", "plan", cwd=folder)
     assert [path.name for path in folder.iterdir()] == ["plan"]
     jobs = [f"task={','.join(TASKS)}", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${task}"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.backend=multiprocessing"]
     run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
     here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
@@ -160,6 +161,26 @@ def test_a_plan_of_blocks_is_followed(tmp_path):
             assert is_in_blocks(mask, (4, 4))
     with pytest.raises(SystemExit):
         here(train.main, *COMMON, *how, "pruning.block_size=8", "plan=plan", "task=iris", cwd=tmp_path)
+
+
+def test_a_plan_of_n_of_m_weights_is_followed(tmp_path):
+    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning=nm", "pruning.begin=0", "pruning.end=0"]
+    how += ["pruning.rounds=1"]
+    here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
+    planned = read_plan(tmp_path / "plan").state
+    assert planned.total().free == 0
+    for task in ("wine", "iris"):
+        here(train.main, *COMMON, *how, "plan=plan", f"task={task}", f"hydra.run.dir={task}", cwd=tmp_path)
+    here(app.main, "merge", "plan", "wine", "iris", "-o", "merged", cwd=tmp_path)
+    merged = read_state(tmp_path / "merged", "network").state
+    for task in ("wine", "iris"):
+        assert merged.task(task).granularity == "nm"
+        for name, mask in planned.owned(task).items():
+            assert torch.equal(merged.owned(task)[name], mask)
+            if mask.shape[1] % 4 == 0:
+                assert bool((mask.unflatten(1, (-1, 4)).sum(2) == 2).all())
+    with pytest.raises(SystemExit):
+        here(train.main, *COMMON, *how, "pruning.nm=[1,2]", "plan=plan", "task=iris", cwd=tmp_path)
 
 
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from running import ROOT, SMALL, run
+from forking import run, run_ranks
+from running import ROOT, SMALL
 
 from msh.files.state_file import read_state
 from msh.training.evaluation import evaluate
@@ -43,7 +44,7 @@ def test_processes_regrow_the_same_weights(tmp_path):
     folder = tmp_path / "run"
     settings = ["+experiment=sequential", "tasks=[wine,iris]", "tasks.wine.batch_size=16", "pruning=regrow"]
     settings += ["pruning.density=0.2", "trainer.max_epochs=6", "logger=csv", *small]
-    run("train.py", *settings, "trainer=ddp_sim", f"hydra.run.dir={folder}", cwd=tmp_path)
+    run_ranks(2, "train.py", *settings, "trainer=ddp_sim", f"hydra.run.dir={folder}", cwd=tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert results["guarantee"]["violations"] == 0
     owners = read_state(folder / "network.safetensors", "network").state.owners
@@ -75,13 +76,15 @@ def test_torchrun_starts_processes_that_share_a_run(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     launch += [str(ROOT / "train.py"), *settings]
     folder = tmp_path / "run"
-    for arguments in ([f"hydra.run.dir={folder}"], [f"resume={folder}", "baseline=joint"]):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*launch, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("run folder:") == 1
-        said = (folder / "train.log").read_text().splitlines()
-        assert len([line for line in said if "learned wine" in line]) == 1
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [*launch, f"hydra.run.dir={folder}"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = [done.stdout]
+    printed.append(run_ranks(2, "train.py", *settings, f"resume={folder}", "baseline=joint", cwd=tmp_path))
+    assert [text.count("run folder:") for text in printed] == [1, 1]
+    said = (folder / "train.log").read_text().splitlines()
+    assert len([line for line in said if "learned wine" in line]) == 1
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert None not in [row["joint"] for row in results["tasks"].values()]

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from running import SMALL, run_ranks
+from forking import run_ranks
+from running import SMALL
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3000)]
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
     """The folder of all runs, one after another: starting eight processes costs more than a run."""
     folder = tmp_path_factory.mktemp("eight")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    run_ranks(folder, PROCESSES)
+    run_ranks(PROCESSES, "tests/integration/ranks.py", folder, cwd=folder)
     return folder
 
 

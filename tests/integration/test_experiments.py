@@ -456,6 +456,49 @@ def test_tasks_of_blocks_have_exactly_their_budgets(settings, learned):
         assert row["weights"] == int(sum(mask.sum() for mask in state.owned(task).values()))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruning.criterion=gradient"],
+        ["pruning.criterion=weight_gradient", "pruning.begin=0", "pruning.end=0", "pruning.rounds=1"],
+        ["pruning.rewind=0", "pruning.criterion=random", "pruning.schedule=exponential"],
+        ["pruning.nm=[1,2]", "pruning.begin=0", "pruning.end=0", "pruning.rounds=1", "pruning.regrow.share=0.3"],
+        ["reuse=all"],
+        ["reuse=learned"],
+    ],
+)
+def test_tasks_of_n_of_m_weights_have_exactly_their_budgets(settings, learned):
+    results, folder = learned("pruning=nm", *settings)
+    n, m = (1, 2) if "pruning.nm=[1,2]" in settings else (2, 4)
+    state = read_state(folder / "network.safetensors", "network").state
+    for task, row in results["tasks"].items():
+        used = state.owned(task)
+        assert row["weights"] == int(sum(mask.sum() for mask in used.values()))
+        if "reuse=learned" in settings:
+            used = {name: mask | state.read_mask(task, name) for name, mask in used.items()}
+        assert {name: int(mask.sum()) for name, mask in used.items()} == {
+            name: mask.numel() * n // m for name, mask in used.items()
+        }
+        grouped = [mask.unflatten(1, (-1, m)) for mask in used.values() if mask.shape[1] % m == 0]
+        assert all(bool((groups.sum(2) == n).all()) for groups in grouped)
+        assert len(grouped) == 1  # the other layer has 13 inputs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks=[wine,iris,digits]"], "task 'digits' wants 2 of each 4 weights of layer .* 2 tasks fit"),
+        (["pruning.nm=[3,4]"], "task 'iris' wants 3 of each 4 weights of layer .* 1 tasks fit"),
+        (["pruning.density=0.3"], says("pruning.density", "null, or 0.5 with 2 of 4 weights", 0.3)),
+        (["pruning.criterion=learned"], says("pruning.granularity", value="nm")),
+    ],
+)
+def test_settings_that_n_of_m_weights_cannot_meet_are_refused_before_training(overrides, message, train_here, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        train_here(*QUICK, "pruning=nm", *overrides)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_tasks_of_a_stage_divide_the_blocks(train_here):
     settings = ["pruning.granularity=block", "pruning.density=0.5", "pruning.block_size=4", "curriculum=[[wine,iris]]"]
     folder, _ = train_here(*QUICK, *settings)

@@ -2,15 +2,14 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 
+import forking
 import pytest
 from running import SMALL, here
 
 from msh.cli import app, train
-from msh.files.state_file import task_names
+from msh.files.header import task_names
 from msh.runs.results import ENDED
 from msh.training.run import Run
 
@@ -43,14 +42,6 @@ def fleet(folder, tmp_path, capsys):
     return run_it
 
 
-def msh(folder, *arguments):
-    """Run a command in a separate process, as its printing goes to files; return what reaches the screen."""
-    command = [sys.executable, "-m", "msh.cli.app", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=580)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def assert_same_bytes(folder, path, network=None):
     network = path / "network.safetensors" if network is None else network
     assert network.read_bytes() == (folder / "together" / "network.safetensors").read_bytes()
@@ -62,7 +53,7 @@ def assert_same_bytes(folder, path, network=None):
 @pytest.fixture(scope="module")
 def trained(folder):
     """(Folder of a fleet with two jobs at a time, what it printed)."""
-    printed = msh(folder, "fleet", "plan.safetensors", "--launcher", "local", "--jobs", "2")
+    printed = forking.run("msh", "fleet", "plan.safetensors", "--launcher", "local", "--jobs", "2", cwd=folder)
     return folder / printed.splitlines()[1].strip(), printed
 
 

@@ -1,13 +1,12 @@
 """Continue a run, take its network up and evaluate it on a processor with other vector instructions."""
 
 import json
-import os
 import shutil
-import subprocess
 
+import forking
 import pytest
 import torch
-from running import SMALL, command, here
+from running import SMALL, here
 
 from golden.recording import told_to_end_after
 from msh.cli import app, plan, train
@@ -26,17 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 def elsewhere(script, *arguments, cwd):
     """Run a command as on another processor; returns what it printed."""
-    environment = os.environ | ELSEWHERE | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(script, *arguments),
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    return " ".join(done.stdout.split())
+    return " ".join(forking.run(script, *arguments, cwd=cwd, **ELSEWHERE).split())
 
 
 @pytest.fixture(scope="module")

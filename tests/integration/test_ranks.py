@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import run_ranks
 from ranks import end_of
-from running import SMALL, run_ranks
+from running import SMALL
 
 SETTINGS = [
     *(setting for setting in SMALL if not setting.startswith("trainer.")),
@@ -53,7 +54,7 @@ def start(folder, cases):
     """All these runs in two processes."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps({case: settings_of(case) for case in cases}))
-    run_ranks(folder, 2)
+    run_ranks(2, "tests/integration/ranks.py", folder, cwd=folder)
 
 
 @pytest.fixture(scope="module")

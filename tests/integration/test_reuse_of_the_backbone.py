@@ -1,6 +1,7 @@
 """With reuse=backbone every task reads the frozen backbone and owns a sparse change of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 import msh
 from messages import says
 from msh.cli import train
-from msh.files.state_file import read_state
+from msh.files.merging import release_task, split_task
+from msh.files.state_file import StateFile, read_state
 from msh.recipes import AddedTo, build, freeze_base
 
 RUN = [*SMALL, "+experiment=sequential", "tasks=[wine,iris]", "reuse=backbone", "trainer.max_epochs=3", "logger=none"]
@@ -50,6 +52,48 @@ def test_its_file_predicts_alone_and_takes_another_task(folder, tmp_path):
     after = read_state(tmp_path / "more" / "network.safetensors", "network").state
     assert torch.equal(after.defaults[f"{FIRST}.0.base"], base)
     assert list(after.tasks) == ["wine", "iris", "digits"]
+
+
+def test_a_tasks_file_holds_its_change_alone_and_predicts_on_its_backbone(folder, tmp_path):
+    own, network = folder / "subnetworks" / "iris.safetensors", folder / "network.safetensors"
+    state = read_state(own, "subnetwork").state
+    assert not state.defaults
+    assert not state.shared
+    assert state.tasks["iris"].base == read_state(network, "network").state.base_digest()
+    with pytest.raises(ValueError, match=r"task 'iris' changes a pretrained backbone, which the file does not hold"):
+        msh.load(own)
+    release_task(network, "iris", tmp_path / "base.safetensors")
+    joined, whole = msh.load(own, base=tmp_path / "base.safetensors"), msh.load(folder)
+    row = dict.fromkeys((one.name for one in whole.tasks["iris"].steps[0].columns), 1.0)
+    assert torch.equal(joined.predict("iris", [row]).probabilities, whole.predict("iris", [row]).probabilities)
+    split_task(network, "iris", tmp_path / "split.safetensors")
+    assert read_state(tmp_path / "split.safetensors").state.tasks["iris"].base == state.tasks["iris"].base
+
+
+def test_a_tasks_file_is_refused_on_another_backbone(folder, tmp_path):
+    own, network = folder / "subnetworks" / "iris.safetensors", folder / "network.safetensors"
+    release_task(network, "iris", tmp_path / "base.safetensors")
+    file = read_state(tmp_path / "base.safetensors", "network")
+    file.state.defaults[f"{FIRST}.0.base"][0, 0] += 1e-7
+    for notes in (file.notes, file.notes | {"start": "other"}):  # the note is made when a network starts
+        replace(file, notes=notes).write(tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=r"'iris' changes a pretrained backbone with other values than the net"):
+            msh.load(own, base=tmp_path / "other.safetensors")
+
+
+def test_files_of_earlier_releases_that_hold_the_backbone_still_predict(folder, tmp_path):
+    network = read_state(folder / "network.safetensors", "network")
+    state = network.state.only("iris")
+    bases = {name: network.state.defaults[name] for name in network.state.base_names()}
+    tasks = {"iris": replace(state.tasks["iris"], base=None)}
+    earlier = replace(state, defaults=bases, shared=tuple(bases), tasks=tasks)
+    StateFile(earlier, "subnetwork", network.notes).write(tmp_path / "iris.safetensors")
+    alone, whole = msh.load(tmp_path / "iris.safetensors"), msh.load(folder)
+    row = dict.fromkeys((one.name for one in whole.tasks["iris"].steps[0].columns), 1.0)
+    assert torch.equal(alone.predict("iris", [row]).probabilities, whole.predict("iris", [row]).probabilities)
+    release_task(folder / "network.safetensors", "iris", tmp_path / "base.safetensors")
+    joined = msh.load(tmp_path / "iris.safetensors", base=tmp_path / "base.safetensors")
+    assert torch.equal(joined.predict("iris", [row]).probabilities, whole.predict("iris", [row]).probabilities)
 
 
 def test_whole_units_and_plans_are_refused(tmp_path, capsys):

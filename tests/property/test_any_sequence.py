@@ -233,7 +233,7 @@ class Machine:
 
 
 def state_phase(state, task):
-    from msh.subnetworks.state import read_description
+    from msh.subnetworks.description import read_description
 
     return read_description(state["_extra_state"])[0][task].phase
 

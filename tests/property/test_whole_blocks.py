@@ -21,6 +21,7 @@ from msh.subnetworks import (
     Blocks,
     Budget,
     CapacityError,
+    MultiSubnetwork,
     candidate_counts,
     cut,
     let_scores_choose,
@@ -30,6 +31,7 @@ from msh.subnetworks import (
     start_scores,
 )
 from msh.subnetworks.blocks import choose_covering
+from msh.subnetworks.regrowth import choose_regrown, move
 
 OPTIMIZERS = st.sampled_from([cls for cls in dense_optimizers() if cls.__name__ not in ("LBFGS", "Muon")])
 NORMS = st.sampled_from(["none", "batch"])
@@ -104,6 +106,28 @@ def test_every_cut_of_a_covered_grid_is_covered(grid, numbers, seed):
         candidates = choose_covering(torch.rand(grid, generator=generator), number, candidates)
         assert int(candidates.sum()) == number
         assert bool(candidates.any(0).all() and candidates.any(1).all())
+
+
+@given(st.lists(st.integers(1, 6), min_size=3, max_size=3), st.floats(0, 1), st.booleans(), st.integers(0, 1000))
+def test_regrown_blocks_still_cover_every_line(layers, share, by_gradient, seed):
+    torch.manual_seed(seed)
+    widths = [2 * number for number in layers]
+    network = MultiSubnetwork(nn.Sequential(nn.Linear(*widths[:2]), nn.Linear(*widths[1:])))
+    blocks = Blocks.of(network, (2, 2))
+    least = {f"{at}.weight": max(layers[at : at + 2]) for at in range(2)}
+    network.add_task("a", nn.Linear(widths[2], 2), granularity="block", blocks=blocks.sizes)
+    network.begin("a")
+    prune(network, "a", least, granularity=blocks)
+    network.compact("a")
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        gradients = (
+            {name: torch.randn(w.shape, generator=draw) for name, w in network.weights()} if by_gradient else None
+        )
+        move(network, "a", choose_regrown(network, "a", share, blocks, gradients, draw), blocks, draw)
+        for name, owned in blocks.whole(network.masks("a")).items():
+            assert int(owned.sum()) == least[name]
+            assert bool(owned.any(0).all() and owned.any(1).all())
 
 
 @given(GRIDS, st.floats(0, 1), st.integers(0, 49), st.integers(0, 1000))

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,6 +17,7 @@ from torch import nn
 import msh
 
 SOURCE = Path(msh.__file__).parent
+LAUNCH = "wandb.sdk.launch.inputs.internal"
 
 NAMES = [
     "torch:_weight_norm",
@@ -30,6 +32,7 @@ NAMES = [
     "pytorch_lightning.utilities:CombinedLoader._load_state_dicts",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._check_log_dir_exists",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._rewrite_with_new_header",
+    "wandb.sdk.wandb_run:Run._detect_and_apply_job_inputs",
     "wandb.sdk.wandb_run:Run._log_artifact",
     "wandb_workspaces.workspaces:Workspace._to_model",
 ]
@@ -134,6 +137,32 @@ def test_a_workspace_becomes_a_model():
 
     model = workspace_model(ws.Workspace(entity="a", project="b"))
     assert hasattr(model, "model_dump"), gone("Workspace._to_model", "wandb_workspaces")
+
+
+def test_runs_start_without_launch():
+    from wandb.sdk.wandb_run import Run
+
+    from msh.compat import without_launch
+
+    before = vars(Run).get("_detect_and_apply_job_inputs")
+    assert before is not None, gone("Run._detect_and_apply_job_inputs", "wandb")
+    assert "self" in inspect.signature(before).parameters
+    with without_launch():
+        assert (vars(Run)["_detect_and_apply_job_inputs"] is before) == (LAUNCH in sys.modules)
+    assert vars(Run)["_detect_and_apply_job_inputs"] is before
+    source = inspect.getsource(before)
+    assert "StagedLaunchInputs().apply(self)" in source, gone("StagedLaunchInputs", "wandb")
+
+
+def test_inputs_of_a_launch_still_reach_the_run(monkeypatch):
+    from wandb.sdk.wandb_run import Run
+
+    from msh.compat import without_launch
+
+    monkeypatch.setitem(sys.modules, LAUNCH, sys)
+    before = Run._detect_and_apply_job_inputs
+    with without_launch():
+        assert Run._detect_and_apply_job_inputs is before
 
 
 def test_loggers_inherit_the_names(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from msh.checked import A_BYTE, FEW, check_promised, parsed
-from msh.files.state_file import Shapes, check_sizes
+from msh.files.header import Shapes, check_sizes
 from msh.files.yaml_files import read_config, read_overrides
 
 

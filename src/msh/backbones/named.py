@@ -229,22 +229,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, or could run code.
+        ValueError: it holds no weights, or parts of a network of msh, or could run code.
     """
     if path.is_dir():
-        found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        names = ("model.safetensors", "pytorch_model.bin", "network.safetensors")
+        found = [path / name for name in names if (path / name).is_file()]
         path = found[0] if found else path
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights = {path}: there is no such file")
+    is_network = False
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            with safe_open(path, framework="pt") as file:
+                is_network = str((file.metadata() or {}).get("format")).startswith("msh")
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"backbone.weights = {path} cannot be read without running code: {reason}") from error
+    if is_network:
+        raise ValueError(
+            f"backbone.weights = {path} holds msh's tasks, not the weights of one model: network={path} adds tasks to "
+            "it; docs/backbones.md says how to save the weights of a task's backbone"
+        )
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

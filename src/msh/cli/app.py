@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import signal
@@ -11,7 +13,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
@@ -70,8 +72,8 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 def _merge(given: Namespace) -> None:
     from msh.cli.memory import give_large_blocks_back
+    from msh.files.header import network_file
     from msh.files.merging import merge_files
-    from msh.files.state_file import network_file
 
     give_large_blocks_back()
     found = [sorted(path.glob("subnetworks/*.safetensors")) if path.is_dir() else [path] for path in given.files]
@@ -87,16 +89,16 @@ def _one_task_arguments(parser: ArgumentParser) -> None:
 
 
 def _release(given: Namespace) -> None:
+    from msh.files.header import network_file
     from msh.files.merging import release_task
-    from msh.files.state_file import network_file
 
     release_task(network_file(given.network), given.task, given.out)
     print(f"written: {given.out}")
 
 
 def _split(given: Namespace) -> None:
+    from msh.files.header import network_file
     from msh.files.merging import split_task
-    from msh.files.state_file import network_file
 
     split_task(network_file(given.network), given.task, given.out)
     print(f"written: {given.out}")
@@ -398,7 +400,7 @@ def _run() -> None:
         if not show_help(name, arguments):
             # Processes that Lightning starts for more devices run `sys.argv` again: let it name the command's own file.
             sys.argv = [str(Path(__file__).with_name(f"{name}.py")), *arguments]
-            run_train() if name == "train" else importlib.import_module(f"msh.cli.{name}").main()
+            run_train() if name == "train" else _module(name).main()
         return
     epilog = f"example: {command.example}"
     parser = ArgumentParser(
@@ -418,12 +420,29 @@ def _run() -> None:
 
 def run_train() -> None:
     """Run `train` with the process's arguments; a start that would hang is refused before torch is loaded."""
-    if not {*HELP, "-m", "--multirun"} & set(sys.argv):  # each job of a multirun has tasks of its own
+    if show_help("train", sys.argv[1:]):
+        return
+    if not {"-m", "--multirun"} & set(sys.argv):  # each job of a multirun has tasks of its own
         try:
             check_start()
         except ValueError as error:
             sys.exit(f"error: {error}")
-    importlib.import_module("msh.cli.train").main()
+    _module("train").main()
+
+
+def _module(name: str) -> Any:
+    """Import a command's module; torch, Lightning and Hydra come with it.
+
+    While they load, the garbage collector would look through a million new objects again and again, for a second; none
+    of them is garbage, so that it leaves them out later too.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(f"msh.cli.{name}")
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # or libraries report what they could not free at the end
 
 
 if __name__ == "__main__":

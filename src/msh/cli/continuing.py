@@ -15,7 +15,7 @@ from msh.cli.arguments import by_key, literal
 from msh.cli.configs import config_folder
 from msh.cli.resume import OVERLAYS, check_calls, trusted_calls
 from msh.errors import Problems, invalid, is_under, one_of
-from msh.files.state_file import task_names
+from msh.files.header import task_names
 from msh.files.yaml_files import read_config
 from msh.inference.hub import source_file
 from msh.recipes import is_known, targets_in

@@ -6,13 +6,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import split_arguments
-from msh.cli.configs import config_folder
+from msh.cli.composing import command
 from msh.cli.errors import user_errors
 
 
@@ -38,7 +37,7 @@ class EvaluateConfig:
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
+@command("evaluate")
 def _evaluate(config: DictConfig) -> None:
     from msh.cli.train import quiet_lightning
     from msh.report.terminal import print_scores

@@ -9,7 +9,6 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from msh.backbones.named import arguments_of
 from msh.cli.configs import config_folder
 
 TARGETED = ("backbone", "optimizer", "scheduler", "prune_scheduler")
@@ -36,6 +35,8 @@ def drop_inherited(config: DictConfig, hydra: DictConfig) -> None:
         target = block.get("_target_")
         if target == option.get("_target_"):
             continue
+        from msh.backbones.named import arguments_of
+
         taken = arguments_of(str(target))
         anew = group == "backbone" and f"{group}._target_" in written
         for key, value in option.items():

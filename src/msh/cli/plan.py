@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, split_arguments
-from msh.cli.configs import config_folder
+from msh.cli.composing import command
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
 from msh.errors import refuse_password
@@ -25,7 +24,7 @@ register()
 def main() -> None:
     """Run the command with the process's arguments: those of `msh train`, and `-o PLAN`."""
 
-    @hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
+    @command("config")
     def plan(config: DictConfig) -> None:
         from msh.training.apart import make_plan
 

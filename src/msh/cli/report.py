@@ -20,19 +20,21 @@ def report(folders: Sequence[Path], out: Path | None) -> None:
         FileNotFoundError: no folder has a run.
         LaterVersionError: a run is of a later release.
     """
-    from msh.report.comparison import write_comparison
-    from msh.report.run_page import FILE_NAME, write_report
-    from msh.runs.facts import read_run
-
     if len(folders) == 1:
-        out = out or folders[0] / FILE_NAME
+        from msh.report.pages import REPORT
+        from msh.report.run_page import write_report
+
+        out = out or folders[0] / REPORT
         runs = [write_report(folders[0], out)]
     else:
+        from msh.report.comparison import write_comparison
+        from msh.runs.facts import read_run
+
         out = out or Path(COMPARISON)
         runs = []
         for folder in folders:
             try:
-                runs.append(read_run(folder))
+                runs.append(read_run(folder, tensors=False))
             except FileNotFoundError as error:
                 print(f"left out: {error}", file=sys.stderr)
         if not runs:

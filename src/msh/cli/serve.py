@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -70,6 +71,7 @@ def serve(given: Namespace) -> None:
     print(f"serving {', '.join(predictor.tasks)} on http://{host}:{listening.getsockname()[1]}", flush=True)
     gc.collect()
     gc.freeze()  # all that is loaded by now stays: a collection of it would hold up requests for tenths of a second
+    atexit.register(gc.unfreeze)  # or libraries report what they could not free at the end
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
@@ -25,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msh.cli.app import show_help
 from msh.cli.arguments import by_key, flag_value, split_arguments, unquoted
-from msh.cli.configs import config_folder
+from msh.cli.composing import command
 from msh.cli.continuing import continued
 from msh.cli.errors import recorded, user_errors
 from msh.cli.inherited import drop_inherited
@@ -58,7 +57,7 @@ USERS_FOLDER: ContextVar[Path | None] = ContextVar("USERS_FOLDER", default=None)
 register()
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")
+@command("config")
 def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     drop_inherited(config, cast(DictConfig, HydraConfig.get()))

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from msh.errors import suggestion
+from msh.files.header import task_names
 from msh.files.plans import check_plan, explained_by_rounding, notes_for_tasks
-from msh.files.state_file import StateFile, read_state, task_names
+from msh.files.state_file import StateFile, read_state
 from msh.subnetworks import NetworkState
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from msh.checked import parsed
-from msh.files.state_file import Size, StateFile, damages, read_state
+from msh.files.header import Size, damages
+from msh.files.state_file import StateFile, read_state
 from msh.subnetworks import Allocation, MultiSubnetwork, NetworkState
 from msh.subnetworks.tensors import raw_bytes, same_bits
 

@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any
 
 import torch
-from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from typing_extensions import TypedDict
 
-from msh.checked import check_promised, parsed
+from msh.checked import parsed
 from msh.compat import with_versions
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owners
+from msh.files.header import (
+    FORMAT,
+    HEADER,
+    VERSION,
+    Kind,
+    Layout,
+    check_kind,
+    check_sizes,
+    damages,
+    opened,
+)
 from msh.subnetworks import FREE, MultiSubnetwork, NetworkState, TaskState
-from msh.subnetworks.initial import Families
-from msh.subnetworks.state import read_description
+from msh.subnetworks.description import read_description
 from msh.subnetworks.tensors import pack_bits, unpack_bits, wide_enough
 
-FORMAT, VERSION = "msh", "2"
-Kind = Literal["network", "subnetwork", "plan"]
-"""Kinds of state file: a whole network; one frozen task; planned tasks, which have no values."""
-KIND_OF_FORMAT: dict[str | None, Kind] = {
-    "msh-network-1": "network",
-    "msh-subnetwork-2": "subnetwork",  # tasks that read all weights of the tasks that they read
-    "msh-subnetwork-3": "subnetwork",
-    "msh-plan-1": "plan",
-}
-"""Version 1 formats: see `version1`."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that a subnetwork file's weights can have."""
-HEADER = ("format", "version", "kind", "state", "layout", "recipe")
-"""Metadata that describes the content; the rest are notes on its origin."""
 LAYOUT = ("tied", "padding", "buffers", "shared")
 """Fields of a `NetworkState` that the layout holds."""
-
-Size = Annotated[int, Field(ge=0, lt=2**48)]
-Shapes = dict[str, list[Size]]
-"""Tensor name to shape."""
-
-
-class Layout(TypedDict):
-    """Layout of a file's tensors."""
-
-    shapes: Shapes
-    tied: dict[str, str]
-    padding: dict[str, int]
-    buffers: tuple[str, ...]
-    shared: tuple[str, ...]
-    draws: NotRequired[Families]
-    free_weights: bool
 
 
 @dataclass(frozen=True)
@@ -96,7 +73,8 @@ class StateFile:
         layout |= {key: getattr(state, key) for key in LAYOUT} | {"free_weights": self.free_weights}
         layout |= {"draws": state.draws} if state.draws else {}
         metadata = {"format": FORMAT, "version": VERSION, "kind": self.kind, "state": state.describe()}
-        metadata |= {"layout": json.dumps(layout), "recipe": json.dumps(state.recipe), **self.notes}
+        metadata |= {"layout": json.dumps(layout), "recipe": json.dumps(state.recipe)}
+        metadata |= {"counts": state.holdings().describe(), **self.notes}
         write_safetensors(path, dict(self._tensors(dtype)), metadata)
 
     def _tensors(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
@@ -133,17 +111,6 @@ def _has_value(owners: Tensor, tasks: Mapping[str, TaskState]) -> Tensor:
 # ---- safetensors
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
-
-
 def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read (tensors by name, on the CPU; metadata) from a safetensors file.
 
@@ -151,7 +118,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or not a safetensors file.
     """
-    with _opened(path) as file:
+    with opened(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
@@ -170,28 +137,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 # ---- reading
 
 
-def read_metadata(path: Path, *kinds: Kind) -> dict[str, str]:
-    """Read a state file's metadata alone; arguments and errors of `read_state`."""
-    with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    _check_kind(metadata, path, kinds)
-    return metadata
-
-
-def task_names(path: Path, *kinds: Kind) -> list[str]:
-    """List a network or subnetwork file's tasks, from its metadata alone; arguments and errors of `read_state`."""
-    metadata = read_metadata(path, *kinds)
-    with damages(path):
-        if "state" not in metadata and "task" in metadata:
-            return [metadata["task"]]
-        return list(read_description(metadata.get("state"))[0])
-
-
-def network_file(path: Path) -> Path:
-    """Return the network file of a run folder; a file itself."""
-    return path / "network.safetensors" if path.is_dir() else path
-
-
 def read_state(path: Path, *kinds: Kind) -> StateFile:
     """Read a state file with any schema.
 
@@ -205,7 +150,7 @@ def read_state(path: Path, *kinds: Kind) -> StateFile:
     from msh.files.version1 import read_version_1
 
     tensors, metadata = open_safetensors(path)
-    _check_kind(metadata, path, kinds)
+    check_kind(metadata, path, kinds)
     with damages(path):
         if metadata["format"] != FORMAT:
             file = read_version_1(tensors, metadata, path.stat().st_size)
@@ -217,14 +162,6 @@ def read_state(path: Path, *kinds: Kind) -> StateFile:
         if file.kind != "subnetwork" and file.state.norms.keys() != file.state.owners.keys():
             raise ValueError("it lacks the initial norms of some layers")
         return file
-
-
-def _check_kind(metadata: Mapping[str, str], path: Path, kinds: Sequence[Kind]) -> None:
-    form = metadata.get("format")
-    kind = metadata.get("kind") if form == FORMAT else KIND_OF_FORMAT.get(form)
-    if kind is None or (kinds and kind not in kinds):
-        actual = f"a {kind} file" if kind else f"its format is {form!r}"
-        raise ValueError(f"{path} is not a {' or '.join(kinds or ('state',))} file: {actual}")
 
 
 def _read_version_2(tensors: dict[str, Tensor], metadata: Mapping[str, str], size: int) -> StateFile:
@@ -257,8 +194,7 @@ def _read_version_2(tensors: dict[str, Tensor], metadata: Mapping[str, str], siz
         else:
             by_start[start][name] = tensor
     notes = {key: value for key, value in metadata.items() if key not in HEADER}
-    kind: Kind = parsed({"kind": json.dumps(metadata["kind"])}, "kind", Kind)
-    return StateFile(state, kind, notes, free_weights)
+    return StateFile(state, check_kind(metadata, Path(), ()), notes, free_weights)
 
 
 def unpacked(values: Tensor, mask: Tensor, name: str) -> Tensor:
@@ -272,20 +208,6 @@ def unpacked(values: Tensor, mask: Tensor, name: str) -> Tensor:
     weight = values.new_zeros(mask.shape)
     weight[mask] = values
     return weight
-
-
-def check_sizes(shapes: Mapping[str, Sequence[int]], held: int) -> None:
-    """Raise where a header promises more weights than its file can hold: see `check_promised`."""
-    check_promised(sum(prod(shape) for shape in shapes.values()), held, "weights")
-
-
-@contextmanager
-def damages(path: Path) -> Iterator[None]:
-    """Turn any error from a file's content into one that names the file."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 # ---- networks and subnetworks
@@ -340,6 +262,8 @@ def fill_network(path: Path, network: MultiSubnetwork, file: StateFile) -> None:
             weights = {n: torch.where(state.owners[n] == FREE, now[n], w) for n, w in state.weights.items()}
             state = replace(state, weights=weights)
         tensors = state.state_dict()
+        if any(entry.base not in (None, network.state.base_digest()) for entry in state.tasks.values()):
+            raise ValueError("its task changes a pretrained backbone with other values")
         if file.kind == "subnetwork":
             tensors = {k: t for k, t in network.state_dict().items() if k.startswith("backbone.")} | tensors
         network.load_state_dict(with_versions(tensors, network))

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from msh.checked import parsed
 from msh.files.codec import decode_mask, decode_owners
-from msh.files.state_file import KIND_OF_FORMAT, Shapes, Size, StateFile, check_sizes, unpacked
+from msh.files.header import KIND_OF_FORMAT, Shapes, Size, check_sizes
+from msh.files.state_file import StateFile, unpacked
 from msh.subnetworks import FREE, NetworkState, TaskState
-from msh.subnetworks.state import EXTRA_STATE, read_tasks
+from msh.subnetworks.description import EXTRA_STATE
+from msh.subnetworks.state import read_tasks
 from msh.subnetworks.tensors import bag_key, pack_bits, raw_bytes
 
 NETWORK_HEADER = ("format", "state", "shapes", "tied", "free_weights")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msh.errors import invalid, without_secrets
-from msh.files.state_file import network_file
+from msh.files.header import network_file
 
 SCHEME = "hf://"
 FILE = "network.safetensors"

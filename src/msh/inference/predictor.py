@@ -32,7 +32,8 @@ from msh.recipes import Constructors
 from msh.subnetworks import MultiSubnetwork, TaskNetwork
 from msh.subnetworks.small import computes_small
 from msh.subnetworks.views import FrozenTasks
-from msh.tasks.outputs import TOKEN_KINDS, Kind, Outputs, outputs_from_data
+from msh.tasks.options import TOKEN_KINDS, Kind
+from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import ReadNamed, Steps
 from msh.tasks.windows import NextTokens, TaggedWords, Windowed

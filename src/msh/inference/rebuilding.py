@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msh.files.state_file import StateFile, damages, fill_network, read_state
+from msh.files.header import damages
+from msh.files.state_file import StateFile, fill_network, read_state
 from msh.recipes import Constructors, Recipe, rebuild
 from msh.subnetworks import MultiSubnetwork, NetworkState, TaskState
 
@@ -21,7 +22,7 @@ def rebuild_network(path: Path, classes: Constructors | None = None) -> MultiSub
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, has no recipes (as in earlier releases), names code that was not passed in,
-            or lacks a task that another one reads.
+            or lacks a task that another one reads, or the backbone that a task changes.
     """
     return network_of(path, read_state(path, "network", "subnetwork"), classes)
 
@@ -37,6 +38,11 @@ def network_of(path: Path, file: StateFile, classes: Constructors | None = None)
     for entry in state.tasks.values():
         if missing := [other for other in entry.reads if other not in state.tasks]:
             raise ValueError(f"{path}: task {entry.name!r} reads task {missing[0]!r}: use the network file of both")
+        if entry.base is not None:
+            raise ValueError(
+                f"{path}: task {entry.name!r} changes a pretrained backbone, which the file does not hold: use the "
+                "network file of its run, or pass a network file with this backbone as its base"
+            )
     backbone = backbone_of(path, state, classes)
     with damages(path):
         network = MultiSubnetwork(backbone, list(state.owners), state.recipe)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.subnetworks.tensors import widened
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.steps import CONFIG, Array, Step, Steps
 
 Rule = Literal["softmax", "energy", "entropy", "means"]

@@ -24,7 +24,7 @@ from msh.inference.batching import Batcher, Computer
 from msh.inference.predictions import AnyPredictions, Prediction, Predictions
 from msh.inference.predictor import Predictor, TaskInfo
 from msh.inference.requests import describe_input, inputs_from_json
-from msh.tasks.outputs import TOKEN_KINDS
+from msh.tasks.options import TOKEN_KINDS
 
 SMALL = 2**16
 """Bytes of inputs that are read at once; a thread reads more, so that other requests do not wait."""

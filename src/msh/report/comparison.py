@@ -8,14 +8,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from msh.report.pages import Legend, Page, Section, legend_of, write_page
+from msh.report.pages import REPORT, Legend, Page, Section, legend_of, write_page
 from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, scores_plot
-from msh.report.run_page import FILE_NAME
 from msh.runs.colours import colours_of
 from msh.runs.facts import RunFacts
 from msh.runs.tables import Column, Mark, Table
 from msh.runs.words import ARROWS, SCORE, duration
-from msh.subnetworks import Capacity
+from msh.subnetworks.description import Capacity
 from msh.tracking.figures import capacity_chart
 
 Settings = Mapping[str, Sequence[Any]]
@@ -79,7 +78,7 @@ def _tasks(runs: Mapping[str, RunFacts]) -> list[str]:
 
 def _summary(runs: Mapping[str, RunFacts], colours: Mapping[str, str], path: Path) -> Section:
     def link(name: str) -> str:
-        report = runs[name].folder / FILE_NAME
+        report = runs[name].folder / REPORT
         return Path(os.path.relpath(report, path.absolute().parent)).as_posix() if report.is_file() else ""
 
     def violations(name: str) -> str:
@@ -154,7 +153,7 @@ def _curves(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section
 
 def _capacity(runs: Mapping[str, RunFacts]) -> Section | None:
     tasks = _tasks(runs)
-    owned = {name: run.ownership.total() for name, run in runs.items() if run.ownership and run.ownership.owners}
+    owned = {name: run.holdings.total for name, run in runs.items() if run.holdings and run.holdings.layers}
     if not owned:
         return None
     bars = [

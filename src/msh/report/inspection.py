@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -12,20 +12,18 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
-from msh.files.plans import read_plan
-from msh.files.state_file import read_state
-from msh.inference.rebuilding import backbone_of
-from msh.recipes import outline
+from msh.files.header import holdings_in
 from msh.report.terminal import new_console
 from msh.runs.colours import colours_of
 from msh.runs.facts import RunFacts, read_run
 from msh.runs.groups import in_groups
-from msh.runs.ownership import private_count, used_by_task
 from msh.runs.tables import Column, Table
 from msh.runs.words import abbreviated, number, shape_of, share
-from msh.subnetworks import Capacity, NetworkState
-from msh.subnetworks.modules import BackboneFacts, ModuleFacts, describe_modules
-from msh.subnetworks.roles import find_roles
+from msh.subnetworks.description import Capacity, Holdings
+
+if TYPE_CHECKING:
+    from msh.subnetworks.modules import BackboneFacts, ModuleFacts
+    from msh.subnetworks.state import NetworkState
 
 LAYERS, TASKS = 20, 8
 """Most layers, and tasks of a layer, that have a line each."""
@@ -46,15 +44,14 @@ def print_folder_or_file(path: Path, everything: bool = False, console: Console 
     """
     console = console or new_console()
     if path.is_dir():
-        _print_run(read_run(path), everything, console)
+        _print_run(read_run(path, tensors=False), everything, console)
         return
-    file = read_state(path)
-    title = f"{path.name}: {file.kind}, {decimal(path.stat().st_size)}"
-    if file.kind == "subnetwork":
-        _print_subnetwork(title, file.state, everything, console)
+    kind, holdings = holdings_in(path)
+    title = f"{path.name}: {kind}, {decimal(path.stat().st_size)}"
+    if kind == "subnetwork":
+        _print_subnetwork(title, holdings, everything, console)
     else:
-        state = read_plan(path).state if file.kind == "plan" else file.state
-        _print_ownership(title, state, everything, console)
+        _print_ownership(title, holdings, everything, console)
 
 
 def print_parameters(path: Path, console: Console | None = None) -> None:
@@ -93,6 +90,8 @@ def print_table(table: Table[Any], note: str = "", console: Console | None = Non
 
 
 def _read(path: Path) -> NetworkState:
+    from msh.files.state_file import read_state
+
     return read_state(path / "network.safetensors" if path.is_dir() else path).state
 
 
@@ -130,11 +129,17 @@ def modules_in(state: NetworkState, path: Path) -> BackboneFacts:
     Raises:
         ValueError: it has no recipe, or one of other code.
     """
+    from msh.inference.rebuilding import backbone_of
+    from msh.subnetworks.modules import describe_modules
+
     return describe_modules(backbone_of(path, state), list(state.owners))
 
 
 def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:
     """Yield (name, shape, role, reason) per backbone tensor; no reason if the backbone cannot be rebuilt."""
+    from msh.recipes import outline
+    from msh.subnetworks.roles import find_roles
+
     shapes = {name: tuple(tensor.shape) for name, tensor in (state.owners | state.defaults).items()}
     try:
         roles = {role.name: role for role in find_roles(outline(state.recipe, "the backbone"))} if state.recipe else {}
@@ -154,20 +159,20 @@ def _print_run(facts: RunFacts, everything: bool, console: Console) -> None:
     console.print(f"{escape(results.experiment)}, seed {results.seed}: {results.status}", style="bold", highlight=False)
     for note in facts.notes:
         console.print(escape(note), style="red", highlight=False)
-    if facts.ownership is None:
+    if facts.holdings is None:
         _tasks_table(facts, None).print(console)
         return
     size = facts.files["network.safetensors"]
-    _print_ownership(f"network.safetensors, {decimal(size)}", facts.ownership, everything, console, facts)
+    _print_ownership(f"network.safetensors, {decimal(size)}", facts.holdings, everything, console, facts)
 
 
 def _print_ownership(
-    title: str, ownership: NetworkState, everything: bool, console: Console, facts: RunFacts | None = None
+    title: str, holdings: Holdings, everything: bool, console: Console, facts: RunFacts | None = None
 ) -> None:
-    total, colours = ownership.total(), colours_of([*ownership.tasks])
-    _tasks_table(facts, ownership).print(console)
+    total, colours = holdings.total, colours_of([*holdings.tasks])
+    _tasks_table(facts, holdings).print(console)
     tree = Tree(_line(title, total, colours))
-    layers = ownership.capacity()
+    layers = holdings.layers
     for group in in_groups([layer.name for layer in layers], len(layers) if everything else LAYERS):
         members = [layers[place] for place in group.places]
         together = members[0] if len(members) == 1 else Capacity.together(group.name, members)
@@ -200,9 +205,10 @@ def _line(title: str, layer: Capacity, colours: Mapping[str, str]) -> Text:
     return text.append(f"  {layer.size:,} weights, {share(layer.size - layer.free, layer.size)} owned")
 
 
-def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[str]:
+def _tasks_table(facts: RunFacts | None, holdings: Holdings | None) -> Table[str]:
     """Make a table: weights and reads per task; for a run folder, test score and file size too."""
-    entries, uses, size = (state.tasks, used_by_task(state), state.total().size) if state else ({}, {}, 0)
+    entries, uses, size = (holdings.tasks, holdings.used, holdings.total.size) if holdings else ({}, {}, 0)
+    private = holdings.private if holdings else {}
 
     def reads(task: str) -> str:
         read = {name: count for name, count in uses.get(task, {}).items() if name != task and count}
@@ -216,7 +222,7 @@ def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[st
         Column("phase", lambda task: entries[task].phase if task in entries else "not learned", words=True),
         Column("density", lambda task: uses[task][task] / size if size and task in uses else None, ".3f"),
         Column("weights", lambda task: uses[task][task] if task in uses else None, ","),
-        Column("private", lambda task: private_count(entries[task]) if task in entries else None, ","),
+        Column("private", private.get, ","),
         Column("reads", reads, words=True),
     ]
     if facts is None:
@@ -230,12 +236,12 @@ def _tasks_table(facts: RunFacts | None, state: NetworkState | None) -> Table[st
     return Table("tasks", columns, facts.tasks)
 
 
-def _print_subnetwork(title: str, state: NetworkState, everything: bool, console: Console) -> None:
+def _print_subnetwork(title: str, holdings: Holdings, everything: bool, console: Console) -> None:
     """Print a subnetwork file's task."""
-    (entry,) = state.tasks.values()
-    sizes, owned = state.sizes(), {layer.name: layer.taken for layer in state.capacity()}
-    read = {name: int(state.read_mask(entry.name, name).sum()) for name in entry.reading}
-    private = private_count(entry)
+    (entry,) = holdings.tasks.values()
+    sizes = {layer.name: layer.size for layer in holdings.layers}
+    owned = {layer.name: layer.taken for layer in holdings.layers}
+    read, private = holdings.read.get(entry.name, {}), holdings.private[entry.name]
 
     def described(names: Sequence[str]) -> str:
         size, own, others = (sum(counts.get(name, 0) for name in names) for counts in (sizes, owned, read))

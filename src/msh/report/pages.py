@@ -19,6 +19,9 @@ from msh.report.plots import Plot
 from msh.runs.colours import FREE_COLOUR, MANY
 from msh.runs.tables import Table
 
+REPORT = "report.html"
+"""Name of a run's page in its folder."""
+
 NAMED = 12
 """Most tasks that a legend names."""
 

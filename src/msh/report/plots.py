@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bokeh.core.properties import value
@@ -19,8 +19,10 @@ from msh.runs.colours import FREE_COLOUR
 from msh.runs.facts import Curve
 from msh.runs.ownership import owner_matrix, spaced
 from msh.runs.words import SCORE, counted, listed, number, shape_of, shortened
-from msh.subnetworks import NetworkState
 from msh.tracking.figures import Chart, capacity_caption, owner_indices
+
+if TYPE_CHECKING:
+    from msh.subnetworks.state import NetworkState
 
 TOOLS = "pan,wheel_zoom,zoom_in,zoom_out,reset"
 TOOLBAR_STYLE = ".bk-divider { visibility: hidden; } @media print { :host { visibility: hidden; } }"
@@ -172,7 +174,7 @@ def curves_plot(key: str, title: str, drawn: Sequence[Drawn]) -> Plot:
     most = max(4, POINTS // len(drawn))
     lines, points = [], []
     for d in drawn:
-        indices = [int(index) for index in spaced(len(d.curve.steps), most)]
+        indices = spaced(len(d.curve.steps), most)
         steps, values = [d.curve.steps[index] for index in indices], [d.curve.values[index] for index in indices]
         about = {"task": d.curve.task, "name": d.name, "colour": d.colour}
         dash = "dotted" if d.curve.split == "train" else "solid"

@@ -13,21 +13,19 @@ from typing import Any
 from markupsafe import Markup
 
 from msh.report.inspection import modules_in, modules_table
-from msh.report.pages import Code, Legend, Page, Section, legend_of, write_page
+from msh.report.pages import REPORT, Code, Legend, Page, Section, legend_of, write_page
 from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
 from msh.report.usage import Usage, usage_of
 from msh.runs.colours import CHANGES, FEW, colours_of
 from msh.runs.examples import FOLDER as EXAMPLES
 from msh.runs.examples import Example, file_of
 from msh.runs.facts import RunFacts, read_run
-from msh.runs.ownership import used_by_task
 from msh.runs.results import Results, comparison
 from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
 from msh.runs.tables import Column, Table
 from msh.runs.words import duration, listed, number, quantity, shortened
 from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
-FILE_NAME = "report.html"
 NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
 """A run's network and its baselines, to their colours."""
 TUNED = {"this network": NETWORKS["this network"], "fine-tuned": NETWORKS["finetune"]}
@@ -55,7 +53,7 @@ def write_report(folder: Path, path: Path | None = None) -> RunFacts:
         OSError: the report cannot be written.
     """
     facts = read_run(folder)
-    write_page(path or folder / FILE_NAME, page_of(facts))
+    write_page(path or folder / REPORT, page_of(facts))
     return facts
 
 
@@ -85,7 +83,7 @@ def page_of(facts: RunFacts) -> Page:
         good=results.guarantee["violations"] == 0,
         tiles=_tiles(facts),
         sections=[section for section in sections if section],
-        tasks=[*facts.ownership.tasks] if facts.ownership else [],
+        tasks=[*facts.holdings.tasks] if facts.holdings else [],
         source=f" from {facts.folder.name}",
     )
 
@@ -191,10 +189,10 @@ def _matrix(facts: RunFacts) -> Section | None:
 
 
 def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
-    state = facts.ownership
-    if state is None or not state.owners:
+    state, holdings = facts.ownership, facts.holdings
+    if state is None or holdings is None or not holdings.layers:
         return []
-    layers, total, legend = state.capacity(), state.total(), legend_of(colours, free=True)
+    layers, total, legend = holdings.layers, holdings.total, legend_of(colours, free=True)
     charts = [
         capacity_chart("capacity-all", [total], colours, "All layers"),
         capacity_chart("capacity", layers, colours, "Layer by layer"),
@@ -207,7 +205,7 @@ def _ownership(facts: RunFacts, colours: dict[str, str]) -> list[Section]:
     sections.append(Section("owners", "Owner maps", lead, legend, [plot], maps=maps))
     plots = []
     lead = "No task reads another's weights: no two masks overlap."
-    if any(len(counts) > 1 for counts in used_by_task(state).values()):
+    if any(len(counts) > 1 for counts in holdings.used.values()):
         lead = "The share of a task's weights, its own and those that it reads, that another task computes with too: "
         lead += "a row for the first task, a column for the second."
         plots = [chart_plot(overlap_chart(state))]
@@ -385,7 +383,7 @@ def _use(facts: RunFacts) -> Section:
 
 def _usages(facts: RunFacts) -> list[Usage]:
     """List how tasks are used whose preprocessing the network file has."""
-    tasks = [*facts.ownership.tasks.items()][:MOST_TASKS] if facts.ownership else []
+    tasks = [*facts.holdings.tasks.items()][:MOST_TASKS] if facts.holdings else []
     found = []
     for name, entry in tasks:
         file = file_of(facts.examples.get(name))

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from msh.report.importance import importances
-from msh.report.pages import Legend, Page, Section, write_page
+from msh.report.pages import REPORT, Legend, Page, Section, write_page
 from msh.report.plots import chart_plot
-from msh.report.run_page import FILE_NAME as REPORT
 from msh.report.sweep_plots import front_plot, importance_chart, parallel_plot
 from msh.report.sweeps import DENSITY, JOB, JobRow, described, jobs_table, short
 from msh.runs.colours import SCORES

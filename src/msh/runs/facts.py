@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from msh.errors import without_secrets
-from msh.files.state_file import read_state
+from msh.files.header import holdings_in
 from msh.files.yaml_files import read_config
 from msh.runs.examples import Example, read_examples
 from msh.runs.metrics import read_rows
 from msh.runs.results import FILE_NAME, LaterVersionError, Results, TaskResult
 from msh.runs.words import counted
-from msh.subnetworks import NetworkState
+from msh.subnetworks.description import Holdings, TaskState
+
+if TYPE_CHECKING:
+    from msh.subnetworks import NetworkState
 
 COLUMN = re.compile(r"([^/]+)/(?:(train|val|test)/)?([^/]+)")
 """A task's column in metrics.csv: <task>/<split>/<quantity>, or <task>/sparsity."""
@@ -59,6 +62,7 @@ class RunFacts:
         notes: a sentence for each missing, damaged or unfinished part.
         files: path in the folder to bytes: the network and the subnetworks.
         examples: of the test splits, by task, with the network's answers.
+        header: what tasks own, where only the header of network.safetensors was read.
     """
 
     folder: Path
@@ -69,11 +73,17 @@ class RunFacts:
     notes: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
+    header: Holdings | None = None
+
+    @cached_property
+    def holdings(self) -> Holdings | None:
+        """What tasks own and read, from network.safetensors."""
+        return self.header if self.ownership is None else self.ownership.holdings()
 
     @cached_property
     def tasks(self) -> list[str]:
         """All tasks that any file names, in training order."""
-        named = [*self.results.tasks, *(self.ownership.tasks if self.ownership else [])]
+        named = [*self.results.tasks, *(self.holdings.tasks if self.holdings else [])]
         return list(dict.fromkeys([*named, *(curve.task for curve in self.curves)]))
 
     @property
@@ -102,9 +112,12 @@ class RunFacts:
         return without_secrets(OmegaConf.to_yaml(self.config)) if self.config is not None else ""
 
 
-def read_run(folder: Path) -> RunFacts:
+def read_run(folder: Path, tensors: bool = True) -> RunFacts:
     """Read a run folder, finished or not; leave out missing and damaged parts, with a note for each.
 
+    Args:
+        folder: the run folder.
+        tensors: read the network too; its header alone needs no torch.
     Raises:
         FileNotFoundError: the folder has neither results.json nor a composed config.
         LaterVersionError: results.json has a later schema version.
@@ -114,11 +127,11 @@ def read_run(folder: Path) -> RunFacts:
     notes: list[str] = []
     config = _read_config(folder, notes)
     results = _read_results(folder, config, notes)
-    ownership = _read_network(folder, results, notes)
+    header, ownership = _read_network(folder, results, tensors, notes)
     paths = [folder / "network.safetensors", *sorted((folder / "subnetworks").glob("*.safetensors"))]
     files = {str(path.relative_to(folder)): path.stat().st_size for path in paths if path.is_file()}
     curves, examples = _read_curves(folder, notes), _read_examples(folder, notes)
-    return RunFacts(folder, results, curves, ownership, config, notes, files, examples)
+    return RunFacts(folder, results, curves, ownership, config, notes, files, examples, header)
 
 
 def _read_examples(folder: Path, notes: list[str]) -> dict[str, list[Example]]:
@@ -168,19 +181,29 @@ def _read_results(folder: Path, config: Mapping[Any, Any] | None, notes: list[st
     return results
 
 
-def _read_network(folder: Path, results: Results, notes: list[str]) -> NetworkState | None:
-    path = folder / "network.safetensors"
+def _read_network(
+    folder: Path, results: Results, tensors: bool, notes: list[str]
+) -> tuple[Holdings | None, NetworkState | None]:
+    path, header, ownership = folder / "network.safetensors", None, None
+    tasks: Mapping[str, TaskState]
     try:
-        ownership = read_state(path, "network").state
+        if tensors:
+            from msh.files.state_file import read_state
+
+            ownership = read_state(path, "network").state
+            tasks = ownership.tasks
+        else:
+            _, header = holdings_in(path, "network")
+            tasks = header.tasks
     except (ValueError, FileNotFoundError) as error:
         if results.matrix or results.status == UNKNOWN or path.is_file():
             notes.append(f"The owners of weights are unknown: {_line(error)}.")
-        return None
-    if ahead := [t for t in ownership.tasks if t in results.tasks and _lacks_score(results.tasks[t])]:
+        return None, None
+    if ahead := [t for t in tasks if t in results.tasks and _lacks_score(results.tasks[t])]:
         notes.append(f"{path.name} holds {', '.join(ahead)}, without a test score in {FILE_NAME}.")
-    if behind := [t for t, row in results.tasks.items() if row.test is not None and t not in ownership.tasks]:
+    if behind := [t for t, row in results.tasks.items() if row.test is not None and t not in tasks]:
         notes.append(f"{path.name} does not hold {', '.join(behind)}, which have a test score in {FILE_NAME}.")
-    return ownership
+    return header, ownership
 
 
 def _lacks_score(task: TaskResult) -> bool:

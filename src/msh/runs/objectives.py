@@ -8,7 +8,6 @@ from typing import Any
 
 from msh.errors import invalid
 from msh.runs.results import Results, TaskResult
-from msh.tasks.task import skill_score
 
 OVERALL = {"mean_score": "max", "density": "min", "seconds": "min"}
 """Objectives of every run, with the better direction."""
@@ -60,7 +59,7 @@ def _value(results: Results, name: str) -> float:
 def mean_score(results: Results) -> float:
     """Average the tasks' scores on validation data, higher is better; nan if one is missing.
 
-    An error, where lower is better, counts as its skill score (`msh.tasks.task.skill_score`).
+    An error, where lower is better, counts as its skill score (`skill_score`).
     """
     scores = [_skill(task) for task in results.tasks.values() if task.evaluated]
     return sum(scores) / len(scores) if scores else math.nan
@@ -74,3 +73,20 @@ def mean_density(results: Results) -> float:
     """Average the tasks' densities; nan if one is missing."""
     densities = [math.nan if task.density is None else task.density for task in results.tasks.values()]
     return sum(densities) / len(densities) if densities else math.nan
+
+
+def skill_score(score: float, direction: str, constant: float | None) -> float:
+    """Convert a score to one without a unit, higher is better: an error to 1 - error / (error of a constant answer).
+
+    It is 1 at best, and 0 if nothing is learned. Source: Murphy 1988, Skill scores based on the mean square error.
+
+    Args:
+        score: in the metric's unit.
+        direction: "max" or "min"; "max" returns the score unchanged.
+        constant: the error of a constant answer.
+    Returns:
+        nan if the constant answer's error is unknown or 0.
+    """
+    if direction == "max":
+        return score
+    return 1.0 - score / constant if constant else math.nan

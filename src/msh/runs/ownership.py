@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from msh.errors import invalid, one_of
-from msh.subnetworks import NetworkState, TaskState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msh.subnetworks import NetworkState
 
 CHUNK = 1 << 18
 """Number of weights to compare at a time."""
-
-
-def private_count(entry: TaskState) -> int | None:
-    """Count the values in a task's stem, head, biases and normalisation; None while it is planned."""
-    if entry.phase == "planned":
-        return None
-    return sum(tensor.numel() for tensor in entry.private.values() if tensor.is_floating_point())
-
-
-def used_by_task(state: NetworkState) -> dict[str, dict[str, int]]:
-    """Count each task's weights by owner, as {task: {owner: count}}: the weights it owns and the ones it reads."""
-    owned, used = state.total().owned, {}
-    for task, entry in state.tasks.items():
-        if entry.reading:
-            read = {other: count for other, count in state.read_counts(task).items() if count}
-        else:
-            read = {other: owned[other] for other in entry.reads}
-        used[task] = {task: owned[task]} | read
-    return used
 
 
 def mask_overlap(state: NetworkState) -> list[list[int]]:
@@ -40,9 +23,11 @@ def mask_overlap(state: NetworkState) -> list[list[int]]:
     Where tasks read all weights of an owner, they share the smaller of their two counts. Tasks that selected which
     weights to read are compared weight by weight.
     """
-    tasks, uses = [*state.tasks], used_by_task(state)
+    tasks, uses = [*state.tasks], state.holdings().used
     if not tasks:
         return []
+    import torch
+
     counts = torch.tensor([[uses[task].get(owner, 0) for owner in tasks] for task in tasks])  # (tasks, owners)
     common = torch.stack([torch.minimum(row, counts).sum(1) for row in counts])  # (tasks, tasks)
     selective = [index for index, task in enumerate(tasks) if state.tasks[task].reading]
@@ -54,6 +39,8 @@ def mask_overlap(state: NetworkState) -> list[list[int]]:
 
 def _common_weights(state: NetworkState, tasks: Sequence[str]) -> Tensor:
     """Compare masks weight by weight: (tasks, tasks)."""
+    import torch
+
     common = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
     for name, ids in state.owners.items():
         masks = [((ids == state.tasks[task].owner) | state.read_mask(task, name)).view(-1) for task in tasks]
@@ -83,10 +70,10 @@ def owner_matrix(state: NetworkState, layer: str, cells: int = 1 << 16) -> Tenso
     return ids[spaced(rows, height)][:, spaced(columns, width)]
 
 
-def spaced(size: int, most: int) -> Tensor:
-    """Space indices evenly over 0, ..., size - 1, (min(size, most),), the last one included."""
+def spaced(size: int, most: int) -> list[int]:
+    """Space min(size, most) indices evenly over 0, ..., size - 1, the last one included."""
     number = min(size, most)
-    return size - 1 - torch.arange(number).flip(0) * size // max(1, number)
+    return [size - 1 - index * size // number for index in reversed(range(number))]
 
 
 def chosen_layers(names: Sequence[str], wanted: int | str | Sequence[str]) -> list[str]:

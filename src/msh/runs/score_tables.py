@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from msh.runs.results import Matrix, Results, TaskResult
 from msh.runs.tables import Column, Table
 from msh.runs.words import ARROWS, SCORE, duration, shape_of
-from msh.subnetworks import Capacity, NetworkState
+
+if TYPE_CHECKING:
+    from msh.subnetworks import Capacity, NetworkState
 
 BASELINES = ("dense", "finetune", "joint")
 EMPTY: Mapping[str, int] = MappingProxyType({})

@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from msh.errors import invalid, one_of
+from msh.subnetworks.options import LAYERED, Scope
 
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
-
-Scope = Literal["tensor", "erk", "epl", "network"]
-LAYERED: tuple[Scope, ...] = ("erk", "epl")
-"""Scopes that fix a number of weights per tensor: small tensors give a larger share than large ones."""
 
 
 def top_k_mask(scores: Tensor, k: int, candidates: Tensor | None = None) -> Tensor:

@@ -16,6 +16,8 @@ from msh.subnetworks.sparse import SMALLEST, Pattern, dense_backward
 
 SHORTEST, FEWEST = 8, 512
 """Shortest side, and fewest weights, of a block with which these products cost less than others."""
+SMALL, MANY = 2**17, 32
+"""Matrix size in weights from which these products cost less than a dense one with at least so many inputs."""
 FULLEST = 0.25
 """Share of weights above which a dense product costs less."""
 AT_ONCE = 2**22
@@ -33,7 +35,7 @@ def may_be_in_blocks(shape: Sequence[int], values: Tensor, kept: int, size: Bloc
     """
     return (
         len(shape) == 2
-        and math.prod(shape) >= SMALLEST
+        and math.prod(shape) >= SMALL
         and 0 < kept <= FULLEST * math.prod(shape)
         and min(size) >= SHORTEST
         and math.prod(size) >= FEWEST
@@ -135,8 +137,9 @@ class BlockPattern(Pattern):
 
     def suits(self, inputs: Tensor) -> bool:
         """Return True if products with the blocks cost less for these inputs (*batch, columns)."""
-        kind = inputs.device.type
-        return inputs.numel() > 0 and inputs.device == self.index.device and not torch.is_autocast_enabled(kind)
+        kind, rows = inputs.device.type, inputs.numel() // self.shape[1]
+        enough = rows >= MANY or (rows > 0 and math.prod(self.shape) >= SMALLEST)
+        return enough and inputs.device == self.index.device and not torch.is_autocast_enabled(kind)
 
     def linear(self, inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply a linear layer whose weight has these values at the pattern's indices and 0 elsewhere.

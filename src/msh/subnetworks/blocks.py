@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from msh.compat import ConvolutionBase
 from msh.errors import invalid, requirement
@@ -54,16 +54,22 @@ def block_sizes(network: MultiSubnetwork, block_size: BlockSize | None = None) -
         Tensor name to (rows, columns).
     """
     sizes: dict[str, BlockSize] = {}
+    for name, weight, _ in matrices(network):
+        rows, columns = weight.shape[:2]
+        wanted = block_size or (usual_side(rows), usual_side(columns))
+        sizes[name] = min(wanted[0], rows), min(wanted[1], columns)
+    return sizes
+
+
+def matrices(network: MultiSubnetwork) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """Yield (name, weight, layer) of the matrices and of convolutions' weights; embeddings are left out."""
     for name, weight in network.weights():
         again = [other for other, first in network.names.tied.items() if first == name]
         layers = [network.backbone.get_submodule(_layer(dotted)) for dotted in (name, *again)]
         if any(isinstance(layer, TABLES) for layer in layers):
             continue
         if weight.dim() == 2 or (weight.dim() > 2 and isinstance(layers[0], ConvolutionBase)):
-            rows, columns = weight.shape[:2]
-            wanted = block_size or (usual_side(rows), usual_side(columns))
-            sizes[name] = min(wanted[0], rows), min(wanted[1], columns)
-    return sizes
+            yield name, weight, layers[0]
 
 
 def _layer(name: str) -> str:
@@ -172,7 +178,7 @@ def choose_held(
     return expanded(sizes, masks, {name: mask.shape for name, mask in held.items()})
 
 
-def choose_covering(scores: Tensor, k: int, candidates: Tensor) -> Tensor:
+def choose_covering(scores: Tensor, k: int, candidates: Tensor, kept: Tensor | None = None) -> Tensor:
     """Keep k blocks with high scores that leave no row or column of blocks empty.
 
     The fewest blocks that cover all rows and columns come first: pairs of a row and a column, then the best block of
@@ -183,6 +189,7 @@ def choose_covering(scores: Tensor, k: int, candidates: Tensor) -> Tensor:
         scores: (block rows, block columns), higher is kept; unitless.
         k: number kept, 0 <= k <= candidates.
         candidates: bool, (block rows, block columns); only these can be kept.
+        kept: bool, (block rows, block columns), blocks kept besides, which cover their rows and columns; or None.
     Returns:
         bool, (block rows, block columns), exactly k True. With max(rows, columns) of a full grid every line has one;
         fewer cover as many lines as they can.
@@ -190,27 +197,28 @@ def choose_covering(scores: Tensor, k: int, candidates: Tensor) -> Tensor:
         ValueError: k is out of range, or a candidate's score is NaN.
     """
     chosen = top_k_mask(scores, k, candidates)
-    order = _cover(scores.detach().cpu().double(), candidates.cpu())[:k]
+    open_lines = [(torch.zeros_like(candidates) if kept is None else kept).any(dim).logical_not() for dim in (1, 0)]
+    order = _cover(scores.detach().cpu().double(), candidates.cpu(), *(lines.cpu() for lines in open_lines))[:k]
     covering = torch.zeros(scores.numel(), dtype=torch.bool)
     covering[order] = True
     first = covering.view(scores.shape).to(chosen.device)
     return first | top_k_mask(scores, k - len(order), candidates & ~first)
 
 
-def _cover(scores: Tensor, candidates: Tensor) -> list[int]:
-    """List the fewest blocks that cover each row and column with a candidate, as flat indices: pairs first."""
+def _cover(scores: Tensor, candidates: Tensor, rows: Tensor, columns: Tensor) -> list[int]:
+    """List the fewest candidates that cover these rows and columns (bool), as flat indices: pairs first."""
     width = scores.shape[1]
-    column_of = _pairs(scores, candidates)
+    column_of = _pairs(scores, candidates & rows[:, None] & columns)
 
     def by_score(blocks: list[tuple[int, int]]) -> list[int]:
         return [row * width + column for row, column in sorted(blocks, key=lambda at: (-float(scores[at]), at))]
 
     lines = []
     gains = scores.masked_fill(~candidates, -torch.inf)
-    for row in candidates.any(1).nonzero().flatten().tolist():
+    for row in (candidates.any(1) & rows).nonzero().flatten().tolist():
         if row not in column_of:
             lines.append((row, int(gains[row].argmax())))
-    for column in candidates.any(0).nonzero().flatten().tolist():
+    for column in (candidates.any(0) & columns).nonzero().flatten().tolist():
         if column not in column_of.values():
             lines.append((int(gains[:, column].argmax()), column))
     return by_score(list(column_of.items())) + by_score(lines)

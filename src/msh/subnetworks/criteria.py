@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Score = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+    Score = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def _learned(scores: Tensor, gradient: Tensor | None, generator: torch.Generator
 
 
 def _random(weight: Tensor, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
+    import torch  # settings name the criteria, and need no torch
+
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 

@@ -1,4 +1,4 @@
-"""Granularity: prune single weights, blocks of them, or whole units of layers, which tasks may share."""
+"""Granularity: prune single weights, N of each M, blocks, or whole units of layers, which tasks may share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import FREE, choose
-from msh.subnetworks.blocks import BlockSize, block_sizes, choose_blocks, expanded, grid, mean_scores, whole
+from msh.errors import invalid
+from msh.subnetworks.allocation import FREE, choose, top_k_mask
+from msh.subnetworks.blocks import (
+    BlockSize,
+    block_sizes,
+    choose_blocks,
+    choose_covering,
+    expanded,
+    grid,
+    mean_scores,
+    whole,
+)
+from msh.subnetworks.groups import Groups
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import widened
@@ -49,6 +60,9 @@ class Granularity(Protocol):
     def fresh(self, before: Tensor, after: Tensor) -> Tensor:
         """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
 
+    def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+        """Select candidates of a tensor, beside those kept, to replace as many dropped ones; all are (elements)."""
+
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the elements that any number of tasks may keep, as they are only read; None if there are none."""
 
@@ -59,7 +73,15 @@ class Granularity(Protocol):
         """Compute the norm, (), that the weights in a mask get when they are rewound to values, both (*shape)."""
 
 
-class Weights:
+class _Best:
+    """Let the best candidates grow."""
+
+    def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+        """Select the highest-scoring elements."""
+        return top_k_mask(scores, int(dropped.sum()), candidates)
+
+
+class Weights(_Best):
     """Prune single weights."""
 
     def counts(self, weights: Mapping[str, int]) -> dict[str, int]:
@@ -161,6 +183,12 @@ class Blocks(Weights):
         """Select blocks with high scores that cover each tensor's rows and columns of blocks: see `choose_covering`."""
         return choose_blocks(self.sizes, scores, kept, candidates)
 
+    def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+        """Select blocks with high scores, first those that cover rows and columns of blocks without a kept one."""
+        if name not in self.sizes:
+            return super().grow(name, scores, candidates, kept, dropped)
+        return choose_covering(scores, int(dropped.sum()), candidates, kept)
+
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected blocks to their weights."""
         return expanded(self.sizes, masks, self.shapes)
@@ -170,7 +198,28 @@ class Blocks(Weights):
         return self.whole({name: ~free for name, free in network.free().items()})
 
 
-class _Rows:
+@dataclass(frozen=True)
+class NofM(Weights):
+    """Prune single weights such that a task owns N of each M at neighbouring inputs of a unit.
+
+    Attributes:
+        groups: of the network's tensors.
+    """
+
+    groups: Groups
+
+    def choose(self, scores: Masks, kept: Mapping[str, int], candidates: Masks) -> dict[str, Tensor]:
+        """Select the highest-scoring weights, such that every group can end with N: see `Groups.choose`."""
+        if "" in kept:
+            raise invalid("kept", "a number per tensor, with N of M weights", dict(kept))
+        return {name: self.groups.choose(name, scores[name], kept[name], candidates[name]) for name in scores}
+
+    def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+        """Select the highest-scoring weights of the groups that lose some: see `Groups.grow`."""
+        return self.groups.grow(name, scores, candidates, dropped)
+
+
+class _Rows(_Best):
     """Keep the norm of rows over a cut, and read no other task's weights: both kinds of units do."""
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:

@@ -7,22 +7,19 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from msh.compat import ConvolutionBase, own_buffers
 from msh.subnetworks.allocation import FREE
+from msh.subnetworks.description import Families, Family
 from msh.subnetworks.tensors import as_parameters, same_bits, widened
 from msh.subnetworks.views import copy_structure
 
 log = logging.getLogger(__name__)
 
-Family = Literal["uniform", "normal"]
-"""Distribution of independent values around 0."""
-Families = dict[str, Family]
-"""Tensor name to its family, without the uniform ones."""
 INITIALISERS = ("reset_parameters", "_reset_parameters")
 """Names of the methods with which layers draw their values."""
 UNIFORM = (nn.Linear, nn.Bilinear, ConvolutionBase, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from msh.errors import one_of
 from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.network import MultiSubnetwork
+from msh.subnetworks.options import ScoreStart
 from msh.subnetworks.pruning import own_share
 from msh.subnetworks.tensors import widened
-
-ScoreStart = Literal["magnitude", "random"]
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from msh.subnetworks.state import BAGS, read_tasks
+from msh.subnetworks.description import BAGS
+from msh.subnetworks.state import read_tasks
 from msh.subnetworks.tensors import bag_key, trainable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from msh.compat import Movable
 from msh.errors import one_of
 from msh.recipes import Recipe
 from msh.subnetworks.allocation import FREE, Allocation, CapacityError
+from msh.subnetworks.description import Phase, check_task_name
 from msh.subnetworks.forms import prepare, shown_form, training_weight
 from msh.subnetworks.initial import Initialisers, start_values
 from msh.subnetworks.loading import register_hooks
+from msh.subnetworks.options import Reuse
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors, computes_small
 from msh.subnetworks.sparse import SparseForm
-from msh.subnetworks.state import Masks, NetworkState, Phase, check_task_name
+from msh.subnetworks.state import Masks, NetworkState
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
     TaskDict,
@@ -54,8 +56,6 @@ from msh.subnetworks.views import (
     is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
-
-Reuse = Literal["none", "all", "learned"]
 
 
 class MultiSubnetwork(Movable):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import cache
 
 from msh.errors import requirement
-from msh.subnetworks.allocation import LAYERED, Budget, CapacityError, EmptyLayerError
+from msh.subnetworks.allocation import Budget, CapacityError, EmptyLayerError
 from msh.subnetworks.empty import ALLOW, decimals_from
+from msh.subnetworks.options import LAYERED
 
 Counts = Mapping[str, int]
 Shapes = Mapping[str, Sequence[int]]

@@ -35,7 +35,7 @@ def choose_regrown(
     """Choose the weights that a compact task owns after it has replaced its weakest elements.
 
     In every tensor, the elements of the least magnitude are dropped. As many are grown among free and dropped ones:
-    those whose weights have the largest gradients, or random ones.
+    those whose weights have the largest gradients, or random ones; blocks first where a row or column has none left.
 
     Args:
         network: holds the task.
@@ -65,7 +65,7 @@ def choose_regrown(
         replaced = min(int(share * int(mask.sum())), int(loose.sum()))
         kept = mask & ~loose | top_k_mask(strength[name], int(loose.sum()) - replaced, loose)
         wish = growth[name] if growth is not None else torch.rand(mask.shape, generator=generator).to(mask.device)
-        elements[name] = kept | top_k_mask(wish, replaced, open_to[name] & ~kept)
+        elements[name] = kept | granularity.grow(name, wish, open_to[name] & ~kept, kept, mask & ~kept)
     return granularity.weights(elements)
 
 

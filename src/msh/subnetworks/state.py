@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
-from typing_extensions import TypedDict
 
-from msh.checked import parsed
-from msh.errors import invalid, one_of
-from msh.recipes import Recipe
+from msh.errors import one_of
+from msh.recipes import Recipe, base_of
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.blocks import choose_held
-from msh.subnetworks.initial import Families, give_back, norm_of
+from msh.subnetworks.description import (
+    EXTRA_STATE,
+    PARTS,
+    STATE_VERSION,
+    Capacity,
+    Families,
+    Holdings,
+    TaskState,
+    check_task_name,
+    read_description,
+)
+from msh.subnetworks.initial import give_back, norm_of
 from msh.subnetworks.tensors import (
     bag_key,
     belongs,
@@ -32,125 +39,9 @@ from msh.subnetworks.tensors import (
     wide_enough,
 )
 
-STATE_VERSION = 3
-"""Description version: since 2, a task may read some of another's weights; since 3, `reads` holds names."""
-EXTRA_STATE = "_extra_state"
-"""Key of the description in a module's state dict."""
 OWNER_TYPES = (torch.uint8, torch.int16, torch.int32)
-PARTS = ("private", "stem", "head")
-"""Kinds of private tensors, in the order in which a digest takes them."""
-BAGS = ("reading", "values", "masks", "scores")
-"""Kinds of tensors that a task may have for each prunable tensor."""
-TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-Phase = Literal["planned", "new", "masked", "compact", "frozen"]
 Masks = dict[str, Tensor]
 """Tensor name to bool (*shape)."""
-
-
-def check_task_name(task: str) -> None:
-    """Raise unless a task's name can be a part of keys and of file names.
-
-    Raises:
-        ValueError: the name has another character, or none.
-    """
-    if not TASK_NAME.fullmatch(task):
-        raise invalid("task name", "letters, digits, '_' and '-'", task)
-
-
-@dataclass
-class TaskState:
-    """One task of a network.
-
-    Attributes:
-        name: letters, digits, "_" and "-".
-        owner: its id in the owner maps.
-        phase: "planned" (weights allocated, no values yet), or as in `Subnetwork`.
-        reads: earlier tasks whose weights it reads.
-        reading: tensor name to uint8 (bytes,), the weights it reads at a bit each; empty where it reads all weights
-            of the tasks in `reads`.
-        private: "private.NAME", "stem.NAME" and "head.NAME" to tensor. Buffers that equal the backbone's may be
-            missing: see `NetworkState.private`.
-        values: in training, tensor name to its weights: (*shape) while masked, (k,) while compact.
-        masks: while masked, tensor name to its candidates: bool (*shape).
-        scores: while masked, tensor name to a score per weight (*shape), if scores are learned.
-        kept: while scores choose, tensor name (or "" for all) to its number of selected weights.
-        norms: while planned, tensor name to the Euclidean norm its weights will start with.
-        granularity: pruned as one: see `GRANULARITIES`.
-        blocks: with granularity "block", name of each tensor that is pruned in blocks, to rows and columns of a block.
-        recipe: how to rebuild "stem" and "head", and the task's "preprocessing" and "outputs", where known.
-        digest: `NetworkState.digest` in the network that the task was copied from, if it was.
-    """
-
-    name: str
-    owner: int
-    phase: Phase = "frozen"
-    reads: tuple[str, ...] = ()
-    reading: dict[str, Tensor] = field(default_factory=dict)
-    private: dict[str, Tensor] = field(default_factory=dict)
-    values: dict[str, Tensor] = field(default_factory=dict)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
-    granularity: str = "weight"
-    blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
-    recipe: Recipe = field(default_factory=dict)
-    digest: str | None = None
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (key, tensor): the keys of `private`, and "KIND.NAME" for each kind in `BAGS`."""
-        yield from self.private.items()
-        for kind in BAGS:
-            yield from ((f"{kind}.{name}", tensor) for name, tensor in getattr(self, kind).items())
-
-    def put(self, key: str, tensor: Tensor) -> None:
-        """Add a tensor under a key of `tensors`.
-
-        Raises:
-            ValueError: the key is of no known kind.
-        """
-        kind, _, name = key.partition(".")
-        if kind in PARTS:
-            self.private[key] = tensor
-        elif kind in BAGS:
-            getattr(self, kind)[name] = tensor
-        else:
-            raise ValueError(f"task {self.name!r} has a tensor {key!r} of no known kind")
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Weight counts by owner, for a layer or several layers together.
-
-    Attributes:
-        name: the prunable tensor's, or the group's.
-        shape: the tensor's.
-        owned: every task to its weight count.
-        free: weights that no task owns.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    owned: dict[str, int]
-    free: int
-
-    @property
-    def taken(self) -> int:
-        """Weights that some task owns."""
-        return sum(self.owned.values())
-
-    @property
-    def size(self) -> int:
-        """Weights that tasks can own."""
-        return self.free + self.taken
-
-    @classmethod
-    def together(cls, name: str, layers: Sequence[Capacity]) -> Capacity:
-        """Add up one network's layers."""
-        owned = {task: sum(layer.owned[task] for layer in layers) for task in (layers[0].owned if layers else ())}
-        free = sum(layer.free for layer in layers)
-        return cls(name, (free + sum(owned.values()),), owned, free)
 
 
 @dataclass
@@ -263,6 +154,17 @@ class NetworkState:
                 counts[other] += numbers.get(self.tasks[other].owner, 0)
         return counts
 
+    def holdings(self) -> Holdings:
+        """Count each task's weights, those it reads, and its private values."""
+        selective = [task for task, entry in self.tasks.items() if entry.reading]
+        return Holdings(
+            self.tasks,
+            self.capacity(),
+            {task: {other: count for other, count in self.read_counts(task).items() if count} for task in selective},
+            {task: {name: int(self.read_mask(task, name).sum()) for name in self.owners} for task in selective},
+            {task: entry.private_count for task, entry in self.tasks.items()},
+        )
+
     def next_ids(self, tasks: Iterable[str]) -> dict[str, int]:
         """Assign owner ids in name order: a present task keeps its id, others get the lowest unused ones."""
         used = {entry.owner for entry in self.tasks.values()}
@@ -308,10 +210,23 @@ class NetworkState:
             sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
+    def base_names(self) -> list[str]:
+        """List the shared tensors to which prunable ones are added: see `msh.recipes.freeze_base`."""
+        added = {base_of(name) for name in self.owners}
+        return [name for name in self.shared if name in added]
+
+    def base_digest(self) -> str | None:
+        """SHA-256 of the tensors to which prunable ones are added; None if there are none."""
+        sha, names = hashlib.sha256(), self.base_names()
+        for name in names:
+            sha.update(f"{name} {self.defaults[name].dtype}".encode())
+            sha.update(raw_bytes(self.defaults[name]))
+        return sha.hexdigest() if names else None
+
     # ---- copying, releasing and taking tasks
 
     def only(self, task: str) -> NetworkState:
-        """Copy a frozen task into a separate state, with owner id 1; tasks it reads are named only.
+        """Copy a frozen task into a separate state, with owner id 1; tasks it reads, and its base, are named only.
 
         Raises:
             ValueError: there is no such task, or it is not frozen.
@@ -319,15 +234,17 @@ class NetworkState:
         entry = self.task(task)
         if entry.phase != "frozen":
             raise ValueError(f"task {task!r} is {entry.phase}: only a frozen task has a file")
-        masks = self.owned(task)
+        masks, base = self.owned(task), entry.base or self.base_digest()
+        shared = tuple(name for name in self.shared if name not in self.base_names())
         return replace(
             self,
             weights={name: only_at(mask, self.weights[name]) for name, mask in masks.items()},
             owners={name: mask.to(torch.uint8) for name, mask in masks.items()},
-            defaults={name: self.defaults[name] for name in self.shared},
-            tasks={task: replace(entry, owner=1, private=self.private(task), digest=self.digest(task))},
+            defaults={name: self.defaults[name] for name in shared},
+            tasks={task: replace(entry, owner=1, private=self.private(task), digest=self.digest(task), base=base)},
             active=task,
             buffers=(),
+            shared=shared,
         )
 
     def planned(self) -> NetworkState:
@@ -427,10 +344,10 @@ class NetworkState:
             owners[index], weight[index] = owner, other.weights[name].view(-1)[index]
         start = {f"private.{name}": self.defaults[name] for name in self.buffers}
         changed = {k: t for k, t in entry.private.items() if k not in start or not same_bits(t, start[k])}
-        self.tasks[task] = replace(entry, owner=owner, private=changed)
+        self.tasks[task] = replace(entry, owner=owner, private=changed, base=None)
 
     def _check_fits(self, label: str, other: NetworkState, entry: TaskState) -> None:
-        """Raise unless a task's tensors have this backbone's names, shapes and types."""
+        """Raise unless a task's tensors have this backbone's names, shapes and types, and its base this one's bits."""
         expected, tensors = (
             {f"private.{name}": tensor for name, tensor in state.defaults.items() if name not in state.shared}
             | state.weights
@@ -444,6 +361,8 @@ class NetworkState:
                 raise ValueError(
                     f"{where} was trained with another backbone: its {key!r} has shape {shape}, the network's {wanted}"
                 )
+        if entry.base not in (None, self.base_digest()):
+            raise ValueError(f"{where} changes a pretrained backbone with other values than the network's")
         for name, weight in other.weights.items():
             if weight.dtype != (dtype := self.weights[name].dtype):
                 raise ValueError(
@@ -470,13 +389,14 @@ class NetworkState:
 
     def describe(self) -> str:
         """Write the tasks, without their tensors, as JSON, so that reading it runs no code."""
-        usual, seldom = vars(TaskState("", 1)), ("granularity", "blocks", "recipe", "norms", "digest")
+        usual, seldom = vars(TaskState("", 1)), ("granularity", "blocks", "recipe", "norms", "digest", "base")
         rows = [
             {"task": e.name, "owner": e.owner, "reads": e.reads, "phase": e.phase, "kept": e.kept}
             | {key: vars(e)[key] for key in seldom if vars(e)[key] != usual[key]}
             for e in self.tasks.values()
         ]
-        return json.dumps({"version": STATE_VERSION, "tasks": rows, "active": self.active})
+        version = STATE_VERSION if any("base" in row for row in rows) else 3
+        return json.dumps({"version": version, "tasks": rows, "active": self.active})
 
     def state_dict(self) -> dict[str, Any]:
         """Name the tensors as `MultiSubnetwork.load_state_dict` takes them; they are shared, not copied."""
@@ -541,65 +461,6 @@ def count_ids(owners: Tensor) -> dict[int, int]:
     """Count weights by owner id, without the free ones."""
     counts = torch.bincount(owners.reshape(-1).int()).tolist() if owners.numel() else []
     return {i: number for i, number in enumerate(counts) if i != FREE and number}
-
-
-# ---- reading descriptions
-
-
-Side = Annotated[int, Field(ge=1)]
-"""Rows or columns of a block."""
-
-
-class Row(TypedDict):
-    """A task in a description."""
-
-    task: str
-    owner: Annotated[int, Field(ge=1, lt=2**20)]  # counts by id take memory for the highest one
-    reads: list[str] | list[int]
-    phase: Phase
-    kept: NotRequired[dict[str, int]]
-    granularity: NotRequired[str]
-    blocks: NotRequired[dict[str, tuple[Side, Side]]]
-    recipe: NotRequired[dict[str, Any]]
-    norms: NotRequired[dict[str, float]]
-    digest: NotRequired[str | None]
-
-
-class Description(TypedDict):
-    """JSON that `NetworkState.describe` writes."""
-
-    version: int
-    tasks: list[Row]
-    active: str | None
-
-
-def read_description(text: str | None) -> tuple[dict[str, TaskState], str | None]:
-    """Read (tasks without tensors, active task) from the JSON that `NetworkState.describe` writes.
-
-    Raises:
-        ValueError: the description is missing, damaged, or from a later release.
-    """
-    if text is None:
-        raise ValueError(f"the state has no {EXTRA_STATE}: it is not a MultiSubnetwork's")
-    version = parsed({EXTRA_STATE: text}, EXTRA_STATE, dict[str, Any]).get("version")
-    if isinstance(version, int) and version > STATE_VERSION:
-        raise ValueError(f"the state has version {version}; this release reads up to {STATE_VERSION}")
-    described: Any = parsed({EXTRA_STATE: text}, EXTRA_STATE, Description)
-    rows, active = described["tasks"], described["active"]
-    names = {row["owner"]: row["task"] for row in rows}
-    if len(names) < len(rows) or len(set(names.values())) < len(rows):
-        raise ValueError(f"{EXTRA_STATE} is damaged: a task, or an owner id, is there twice")
-    if active not in (None, *names.values()):
-        raise ValueError(f"{EXTRA_STATE} is damaged: the active task {active!r} is missing")
-    tasks = {}
-    for row in rows:
-        check_task_name(task := row.pop("task"))
-        unknown = [other for other in row["reads"] if isinstance(other, int) and other not in names]
-        if unknown:
-            raise ValueError(f"{EXTRA_STATE} is damaged: task {task!r} reads {unknown[0]}, which is no task")
-        row["reads"] = tuple(names.get(other, other) for other in row["reads"])
-        tasks[task] = TaskState(task, **row)
-    return tasks, active
 
 
 def read_tasks(state: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, TaskState], str | None]:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from msh.compat import own_buffers
+from msh.subnetworks.description import Phase, TaskState
 from msh.subnetworks.sparse import Pattern
-from msh.subnetworks.state import Phase, TaskState
 from msh.subnetworks.tensors import TensorBag, as_buffers, as_parameters, pack_bits
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from msh.compat import BatchNormBase
 from msh.errors import one_of, requirement
+from msh.subnetworks.options import GRANULARITIES, GranularityName
 from msh.subnetworks.roles import TABLES
 from msh.subnetworks.tensors import evaluating
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
-
-GranularityName = Literal["weight", "block", "unit", "neuron", "channel"]
-GRANULARITIES: tuple[GranularityName, ...] = ("weight", "block", "unit", "neuron", "channel")
-"""Tasks keep single weights; blocks of them; whole units of linear layers and convolutions; or, as in earlier releases,
-whole units of linear layers alone ("neuron") or of both ("channel"), computed with matrices of full size."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
@@ -162,7 +158,7 @@ def trace_units(
         ValueError: the backbone's code branches on values it has computed, all of its layers would stay whole, or, with
             "neuron" and "channel", it has an operation with an unknown effect on units.
     """
-    one_of("granularity", granularity, GRANULARITIES[2:])
+    one_of("granularity", granularity, GRANULARITIES[3:])
     example = example_inputs(network, example)
     tracer = _UnitTracer(network, granularity, example)
     with evaluating(network.backbone), torch.no_grad(), tracer.following(network.backbone), tracer:

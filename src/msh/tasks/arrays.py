@@ -26,7 +26,7 @@ from torch.utils.data import (
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
-from msh.tasks.outputs import ExampleKind
+from msh.tasks.options import ExampleKind
 from msh.tasks.steps import ReadNamed, Steps
 from msh.tasks.task import Split
 

@@ -17,7 +17,8 @@ from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
 from msh.tasks.checks import check_fraction, check_image_shape
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
-from msh.tasks.outputs import IGNORED, TOKEN_KINDS, Kind
+from msh.tasks.options import TOKEN_KINDS, Kind, Normalize
+from msh.tasks.outputs import IGNORED
 from msh.tasks.statistics import lowest_and_highest, mean_and_std
 from msh.tasks.steps import Dtype, Quantiles, ReadArrays, ReadNamed, Scale, Step, Steps, Tokenize, fit_quantiles
 from msh.tasks.task import DEFAULT_METRIC, METRICS, RawInputs, Split, SplitName, Task
@@ -26,10 +27,6 @@ from msh.tasks.windows import NextTokens, TaggedWords, Windowed, Windows
 
 log = logging.getLogger(__name__)
 
-Normalize = Literal["feature", "channel", "all", "minmax", "none", "robust", "quantile"]
-"""feature: scale each input to mean 0, variance 1; channel: all inputs of an image's channel together; all: all inputs
-together; minmax: each input to [0, 1]; robust: each input to median 0, interquartile range 1; quantile: each input to a
-normal distribution."""
 TEST_FRACTION = 0.2
 """Share of the examples in the test split, unless the data has a test split or the config a share."""
 

@@ -13,7 +13,7 @@ from msh.errors import Problems, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.columns import Number
 from msh.tasks.image_step import ReadImages
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.preprocessing import prepare
 from msh.tasks.steps import Scale, Steps
 from msh.tasks.table_step import ReadTable

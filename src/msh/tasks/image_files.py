@@ -18,7 +18,7 @@ from msh.errors import Problems, invalid
 from msh.tasks.cells import PLAIN, as_text, find_form, numbers_or_bad
 from msh.tasks.checks import ListedProblems
 from msh.tasks.labels import Classes, find_classes, read_labels
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.table_files import Table, read_table
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from msh.tasks.image_files import Labelled, in_class_folders, in_table
 from msh.tasks.image_step import LARGEST_SIDE, Fit, Mode, ReadImages, read_header
 from msh.tasks.labels import MISSING_LABELS
 from msh.tasks.lazy import Inputs
-from msh.tasks.outputs import ExampleKind
+from msh.tasks.options import ExampleKind
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)

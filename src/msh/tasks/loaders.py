@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from msh.errors import invalid
 from msh.tasks.augmentation import Augmentation
+from msh.tasks.options import Uneven
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
 
 Batch = tuple[Tensor, Tensor]
-Uneven = Literal["cycle", "shortest"]
 LENGTHS: dict[str, Callable[[Iterable[int]], int]] = {"cycle": max, "shortest": min}
 """Batches per epoch, from each task's own number, where tasks train together."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -10,14 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from msh.subnetworks.tensors import widened
+from msh.tasks.options import TOKEN_KINDS, Kind
 from msh.tasks.steps import CONFIG, Array
 
-ExampleKind = Literal["classification", "multilabel", "regression"]
-"""Kinds of task that answer each example once."""
-TokenKind = Literal["lm", "token_classification"]
-"""Kinds of task that answer each token of a text: with the next token, or with a class."""
-Kind = Literal["classification", "multilabel", "regression", "lm", "token_classification"]
-TOKEN_KINDS: tuple[Kind, ...] = get_args(TokenKind)
 IGNORED = -100
 """Target of a position that counts neither in the loss nor in a metric."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from msh.errors import invalid, one_of
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.task import METRICS, Loss, MetricSpec, Task
 
 DIRECTIONS = ("max", "min")

@@ -13,7 +13,7 @@ from torch import Tensor
 from msh.errors import invalid, one_of
 from msh.tasks.build import TEST_FRACTION, empty_part, hold_out
 from msh.tasks.cells import NO_DATE, cell_error, coded, find_date_format, numbers_or_bad, read_dates
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 from msh.tasks.task import Split
 

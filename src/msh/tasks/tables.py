@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msh.errors import Problems, invalid
 from msh.tasks.build import RawData, check_test_fraction
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.table_files import Table, read_table
 from msh.tasks.table_plan import Wishes, describe, plan_columns
 from msh.tasks.table_splits import Rows, SplitBy, split_rows

@@ -23,7 +23,7 @@ from msh.tasks.cells import (
     read_numbers,
 )
 from msh.tasks.labels import MISSING_LABELS, Classes, Labels, find_classes, read_labels, shown_names
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from msh.recipes import Recipe, build
 from msh.subnetworks.tensors import widened
 from msh.tasks.augmentation import Augmentation
 from msh.tasks.lazy import Function, Inputs, LazyInputs
-from msh.tasks.outputs import IGNORED, TOKEN_KINDS, Kind, Outputs, outputs_from_data
+from msh.tasks.options import TOKEN_KINDS, Kind
+from msh.tasks.outputs import IGNORED, Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_to_data
 from msh.tasks.steps import Quantiles, Scale, Steps, Tokenize
 from msh.tasks.tokens import PADDING, TokenCounts, WindowCounts
@@ -30,23 +31,6 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 LOGITS = 2**24
 """Most outputs that are in memory at once where one answer is evaluated for a whole split."""
-
-
-def skill_score(score: float, direction: str, constant: float | None) -> float:
-    """Convert a score to one without a unit, higher is better: an error to 1 - error / (error of a constant answer).
-
-    It is 1 at best, and 0 if nothing is learned. Source: Murphy 1988, Skill scores based on the mean square error.
-
-    Args:
-        score: in the metric's unit.
-        direction: "max" or "min"; "max" returns the score unchanged.
-        constant: the error of a constant answer.
-    Returns:
-        nan if the constant answer's error is unknown or 0.
-    """
-    if direction == "max":
-        return score
-    return 1.0 - score / constant if constant else math.nan
 
 
 @dataclass(frozen=True)

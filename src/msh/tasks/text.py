@@ -14,7 +14,7 @@ from torch import Tensor
 from msh.errors import Problems, at_least, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.labels import find_classes, read_labels
-from msh.tasks.outputs import Kind
+from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
 from msh.tasks.targets import Targets, find_targets

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msh.errors import Problems, at_least, one_of
 from msh.tasks.checks import existing
-from msh.tasks.outputs import TOKEN_KINDS, Kind
+from msh.tasks.options import TOKEN_KINDS, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PADDING, UNKNOWN = 0, 1
 """Token ids of the padding after short texts, and of words outside the vocabulary; a tokenizer file has its own."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from msh.runs.colours import CHANGES, FEW, FREE_COLOUR
 from msh.runs.groups import Group, grouped, in_groups
-from msh.runs.ownership import mask_overlap, used_by_task
 from msh.runs.results import Matrix, Results
 from msh.runs.words import counted, listed, number, share
-from msh.subnetworks import Capacity, NetworkState
+from msh.subnetworks.description import Capacity
+
+if TYPE_CHECKING:
+    from msh.subnetworks.state import NetworkState
 
 CELLS = 50
 """Most rows and columns of a matrix: of more, neighbours share a cell."""
@@ -112,6 +114,8 @@ def _names(groups: Sequence[Group]) -> list[str]:
 
 def overlap_chart(state: NetworkState) -> Chart:
     """Draw, for each pair of tasks, the share of the first one's weights that the second computes with too."""
+    from msh.runs.ownership import mask_overlap
+
     tasks, common = [*state.tasks], np.array(mask_overlap(state), dtype=np.float64)  # (tasks, tasks)
     groups = in_groups(tasks, CELLS)
     boxes = []
@@ -121,7 +125,7 @@ def overlap_chart(state: NetworkState) -> Chart:
         part = both / own if own else 0.0
         about = {"task": row.name, "other": column.name, "share": f"{part:.0%}"}
         boxes.append(_cell(x, y) | about | {"colour": f"{FEW[0]}{round(0.75 * 255 * part):02x}"})
-    read = {t: sum(n for other, n in counts.items() if other != t) for t, counts in used_by_task(state).items()}
+    read = {t: sum(n for other, n in counts.items() if other != t) for t, counts in state.holdings().used.items()}
     shares = [f"{task} {read[task]:,} of {int(common[place, place]):,}" for place, task in enumerate(tasks)]
     caption = f"Other tasks' weights among those that a task computes with: {listed(shares)}.{grouped(groups, 'tasks')}"
     tips = [("weights of", "task"), ("share", "share"), ("also used by", "other")]

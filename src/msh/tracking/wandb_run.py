@@ -17,7 +17,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from msh.compat import use_offline
+from msh.compat import use_offline, without_launch
 from msh.errors import one_of
 from msh.runs.results import Results
 from msh.runs.tables import Table
@@ -181,7 +181,8 @@ class RunWandbLogger(CatchesUp, WandbLogger):
             )
             wandb.teardown()  # frees the run's id
             self._wandb_init["mode"] = "offline"
-            run = super().experiment
+            with without_launch():
+                run = super().experiment
         if run.offline:
             self.resumed, self._logged = earlier is not None, earlier or Logged()
         elif run.resumed or earlier:
@@ -200,14 +201,15 @@ class RunWandbLogger(CatchesUp, WandbLogger):
         """
         import wandb
 
-        try:
-            return super().experiment
-        except Exception as error:
-            if not str(error).endswith("is in use"):
-                raise
-            wandb.teardown()
-            os.environ.pop("WANDB_SERVICE", None)
-            return super().experiment
+        with without_launch():
+            try:
+                return super().experiment
+            except Exception as error:
+                if not str(error).endswith("is in use"):
+                    raise
+                wandb.teardown()
+                os.environ.pop("WANDB_SERVICE", None)
+                return super().experiment
 
     def has(self, step: int, name: str, value: object) -> bool:
         """Return True for a value that W&B has."""

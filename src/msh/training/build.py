@@ -21,14 +21,13 @@ from msh.compat import BatchNormBase
 from msh.errors import invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build, freeze_base
-from msh.subnetworks import WEIGHTS, Blocks, Granularity, MultiSubnetwork, Units, trace_units
+from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
-from msh.tasks.build import Normalize
 from msh.tasks.image_step import ReadImages
-from msh.tasks.outputs import TOKEN_KINDS
+from msh.tasks.options import TOKEN_KINDS, Normalize
 from msh.tasks.own import with_own
 from msh.tasks.seeds import derive_seed
 from msh.tasks.steps import ReadNamed, RepeatChannels, Resize, Scale, Step, Steps, Tokenize
@@ -375,6 +374,8 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
         return WEIGHTS
     if granularity == "block":
         return Blocks.of(network, config.pruning.sides)
+    if granularity == "nm":
+        return NofM(Groups.of(network, *config.pruning.n_of_m))
     if config.reuse != "none":
         raise invalid(
             "reuse",

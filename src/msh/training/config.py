@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -16,13 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from msh.errors import invalid, refuse_password, requirement, suggestion
 from msh.runs.objectives import read_objectives
-from msh.subnetworks import CRITERIA, SCHEDULES, Budget, GranularityName, Reuse, ScoreStart
-from msh.subnetworks.allocation import Scope
-from msh.tasks.build import Normalize
-from msh.tasks.loaders import Uneven
+from msh.subnetworks.criteria import CRITERIA
+from msh.subnetworks.options import GranularityName, Reuse, Scope, ScoreStart
+from msh.subnetworks.schedules import SCHEDULES
+from msh.tasks.options import Normalize, Uneven
 from msh.training.settings import compared, lacking
 from msh.training.typed import ConfigError, bounded, convert, hydra_schema, named
 from msh.training.variants import check_number, expand_variants
+
+if TYPE_CHECKING:
+    from msh.subnetworks.allocation import Budget
 
 BASELINES = ("dense", "finetune", "joint")
 GROUPS = ("experiment", "procedure", "debug", "hparams_search")
@@ -59,6 +62,7 @@ Sides = Annotated[
     Discriminator(_form),
 ]
 """Rows and columns of a block, or a number for both."""
+Pair = Annotated[list[Count], bounded("[N, M] with N < M", lambda pair: len(pair) == 2 and pair[0] < pair[1])]
 Names = Annotated[list[str], BeforeValidator(_listed)]
 
 
@@ -167,12 +171,16 @@ class PruningConfig:
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
     granularity: GranularityName = "weight"
     """"weight": single weights; "block": blocks of neighbouring rows and columns, which large linear layers compute at
-    their own cost; "unit": whole units of linear layers and channels of convolutions. Whole units make a
-    subnetwork a smaller dense network, which trains and predicts at its own cost; see `overlap`. "neuron" (linear
-    layers alone) and "channel" are those of earlier releases, computed at the whole network's cost."""
+    their own cost; "nm": N of each M neighbouring weights; "unit": whole units of linear layers and channels of
+    convolutions. Whole units make a subnetwork a smaller dense network, which trains and predicts at its own cost; see
+    `overlap`. "neuron" (linear layers alone) and "channel" are those of earlier releases, computed at the whole
+    network's cost."""
     block_size: Sides | None = None
     """With granularity "block", rows and columns of a block, [rows, columns] or one number for both; null: chosen for
     each layer by its size."""
+    nm: Pair | None = None
+    """With granularity "nm", [N, M]: a task keeps N of each M weights at neighbouring inputs of a unit, or of a kernel
+    position; [2, 4] when null."""
     overlap: Flag | None = None
     """With granularity "unit", may tasks own different weights of one unit? false: a unit belongs to one task, a budget
     is met from below, and units run out before weights do. true: a task owns exactly its budget among the free weights
@@ -212,6 +220,12 @@ class PruningConfig:
         return (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
 
     @property
+    def n_of_m(self) -> tuple[int, int]:
+        """Numbers of weights that a task keeps of a group, and of weights of a group."""
+        n, m = self.nm or (2, 4)
+        return n, m
+
+    @property
     def is_gated(self) -> bool:
         """True where tasks are pruned below their budgets."""
         return self.gate.step is not None
@@ -223,7 +237,9 @@ class PruningConfig:
 
     def _problems(self) -> Iterator[str]:
         sizes = [key for key in ("density", "weights", "share") if getattr(self, key) is not None]
-        if len(sizes) > 1 and "density" in sizes:
+        if self.granularity == "nm":
+            yield from self._group_problems()
+        elif len(sizes) > 1 and "density" in sizes:
             yield "pruning.weights and pruning.share replace pruning.density: pass pruning.density=null"
         elif len(sizes) != 1:
             yield f"pruning needs exactly one of density, weights, share; got {', '.join(sizes) or 'none'}"
@@ -234,6 +250,8 @@ class PruningConfig:
             yield str(invalid("pruning.scope", whole, self.scope))
         if self.granularity != "block" and self.block_size is not None:
             yield str(invalid("pruning.block_size", "null unless pruning.granularity is 'block'", self.block_size))
+        if self.granularity != "nm" and self.nm is not None:
+            yield str(invalid("pruning.nm", "null unless pruning.granularity is 'nm'", self.nm))
         if self.granularity != "unit" and self.overlap is not None:
             yield str(invalid("pruning.overlap", "null unless pruning.granularity is 'unit'", self.overlap))
         yield from self._regrowth_problems()
@@ -254,6 +272,14 @@ class PruningConfig:
             )
         if self.is_gated and self.gate.until <= self.end:
             yield str(invalid("pruning.gate.until", f"> pruning.end = {self.end:g}", self.gate.until))
+
+    def _group_problems(self) -> Iterator[str]:
+        n, m = self.n_of_m
+        if self.density is not None and self.density != n / m:
+            yield str(invalid("pruning.density", f"null, or {n / m:g} with {n} of {m} weights", self.density))
+        for key in ("weights", "share"):
+            if (value := getattr(self, key)) is not None:
+                yield str(invalid(f"pruning.{key}", "null with pruning.granularity = 'nm'", value))
 
     def _regrowth_problems(self) -> Iterator[str]:
         if self.regrow.share is None:
@@ -514,7 +540,12 @@ class RunConfig:
 
     def budget(self, task: str) -> Budget:
         """Return the number of weights that a task may keep, as a budget."""
+        from msh.subnetworks.allocation import Budget
+
         pruning = self.pruning
+        if pruning.granularity == "nm":
+            n, m = pruning.n_of_m
+            return Budget(n / m)
         density, weights = (_of_task(number, task) for number in (pruning.density, pruning.weights))
         return Budget(density, weights, pruning.share, pruning.scope)
 

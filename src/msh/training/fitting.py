@@ -19,7 +19,8 @@ from msh.compat import skip_batches
 from msh.errors import invalid
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
-from msh.tasks.loaders import LENGTHS, Uneven, count_batches, even_out, measuring_loader, train_loader
+from msh.tasks.loaders import LENGTHS, count_batches, even_out, measuring_loader, train_loader
+from msh.tasks.options import Uneven
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import SplitName
 from msh.training.callbacks import AverageWeights, EarlyStoppingPerTask, EpochCheckpoint, RestoreBest

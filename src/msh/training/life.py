@@ -13,7 +13,7 @@ import torch
 
 from msh.files.plans import allocation_in
 from msh.files.state_file import StateFile
-from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, MultiSubnetwork, start_scores
+from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, MultiSubnetwork, NofM, start_scores
 from msh.tasks import Task
 from msh.tasks.seeds import derive_seed
 from msh.training.build import add_task
@@ -94,7 +94,7 @@ def regrower(prepared: Prepared, stage: Stage) -> Regrowth:
 def _budgets(prepared: Prepared, stage: Stage) -> dict[str, dict[str, int]]:
     """Plan the budgets of a stage's tasks again: earlier tasks may have used fewer weights than planned."""
     wanted = prepared.wanted
-    if isinstance(prepared.granularity, Blocks) or prepared.granularity is WEIGHTS:
+    if isinstance(prepared.granularity, Blocks | NofM) or prepared.granularity is WEIGHTS:
         coming = [other for other in prepared.fits if other.index >= stage.index]
         wanted = plan_weights(prepared.config, prepared.network, coming, prepared.granularity)
     return {task: wanted[task] for task in stage.tasks}

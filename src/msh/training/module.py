@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from msh.compat import set_log_step
+from msh.runs.objectives import skill_score
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import widened
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
 from msh.tasks.seeds import derive_seed
-from msh.tasks.task import skill_score
 from msh.tracking.protocols import RunLogger
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import from_rank_zero

@@ -10,16 +10,17 @@ from typing import Any
 
 from msh.checked import parsed
 from msh.errors import Problems, invalid, one_of, suggestion
+from msh.files.header import damages, read_metadata
 from msh.files.plans import input_shape_in, read_plan, settings_of
-from msh.files.state_file import StateFile, damages, read_metadata, read_state
+from msh.files.state_file import StateFile, read_state
 from msh.inference.hub import source_file
 from msh.training.config import RunConfig
 from msh.training.precision import precision_of
 from msh.training.settings import differences
 
 PLANNED = (
-    *("density", "weights", "share", "scope", "granularity", "block_size", "overlap", "start", "criterion", "sample"),
-    *("rescale", "rewind"),
+    *("density", "weights", "share", "scope", "granularity", "block_size", "nm", "overlap", "start", "criterion"),
+    *("sample", "rescale", "rewind"),
 )
 """Settings of `pruning` that determine an allocation made before any training."""
 ORIGIN = Path("checkpoints", "origin.safetensors")

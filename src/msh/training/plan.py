@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msh.errors import invalid
-from msh.tasks.loaders import Uneven
+from msh.tasks.options import Uneven
 from msh.training.config import GateConfig, PruningConfig, RunConfig, StageConfig, TrainerConfig
 
 

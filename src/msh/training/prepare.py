@@ -23,10 +23,12 @@ from msh.subnetworks import (
     EmptyLayerError,
     Granularity,
     MultiSubnetwork,
+    NofM,
     OverlappingUnits,
     Units,
     plan_blocks,
     plan_counts,
+    plan_groups,
     plan_units,
 )
 from msh.subnetworks.empty import ALLOW
@@ -270,10 +272,13 @@ def plan_weights(
     parts = [[task for stage in stages for task in stage.tasks]]
     if config.reuse == "learned" and config.pruning.share is None:
         parts, free = [list(stage.tasks) for stage in stages], sizes
+        available = {name: mask | True for name, mask in available.items()}
     wanted: dict[str, dict[str, int]] = {}
     for part in parts:
         budgets = {task: config.budget(task) for task in part}
-        if isinstance(granularity, Blocks):
+        if isinstance(granularity, NofM):
+            wanted |= plan_groups(granularity.groups, part, available, allow_empty)
+        elif isinstance(granularity, Blocks):
             wanted |= plan_blocks(sizes, sum(network.sizes().values()), budgets, free, allow_empty)
         else:
             wanted |= plan_counts(sizes, budgets, free, shapes, allow_empty)

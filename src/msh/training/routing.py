@@ -28,7 +28,8 @@ from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.views import TaskNetwork
 from msh.tasks import Task
 from msh.tasks.lazy import CHUNK
-from msh.tasks.outputs import TOKEN_KINDS, Kind, outputs_from_data
+from msh.tasks.options import TOKEN_KINDS, Kind
+from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.steps import Steps, Tokenize
 from msh.tasks.task import SplitName

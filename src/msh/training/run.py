@@ -26,7 +26,7 @@ from msh.compat import with_versions
 from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
-from msh.runs.ownership import chosen_layers, private_count
+from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
 from msh.subnetworks.modules import flops_share
@@ -413,7 +413,7 @@ class Run:
         result.density = result.weights / capacity.size
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
-        result.weights_private = private_count(self.network.subnetwork(task).as_state())
+        result.weights_private = self.network.subnetwork(task).as_state().private_count
         if computes_small(self.network.subnetwork(task)):
             result.flops = flops_share(self.network, task)
 

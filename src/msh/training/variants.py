@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msh.errors import invalid, one_of
-from msh.tasks.image_files import is_litter
-from msh.tasks.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from msh.training.config import TaskConfig
@@ -63,6 +61,8 @@ def _variants(name: str, task: TaskConfig) -> dict[str, TaskConfig]:
     ((transform, arguments),) = variants.items()
     if transform == "path":
         return _per_match(name, task, f"{key}.path", arguments)
+    from msh.tasks.transforms import TRANSFORMS
+
     one_of(f"the transform of {key}", transform, [*TRANSFORMS, "path"])
     if _is_number(arguments):
         check_number(arguments)
@@ -79,6 +79,8 @@ def _per_match(name: str, task: TaskConfig, key: str, pattern: Any) -> dict[str,
     """Make a task from each file or folder that a pattern matches; its name has what stands for the *."""
     if not isinstance(pattern, str) or pattern.count("*") != 1:
         raise invalid(key, "a path with one *", pattern)
+    from msh.tasks.image_files import is_litter
+
     start, end = str(Path(pattern).expanduser()).split("*")
     parts = {match: match[len(start) : len(match) - len(end)] for match in sorted(glob(f"{start}*{end}"))}
     parts = {match: part for match, part in parts.items() if part and not is_litter(part)}

@@ -13,7 +13,9 @@ from msh.backbones import Adapted
 from msh.backbones.adapted import _tensor_in
 from msh.backbones.libraries import Images, Tokens, hf_model, timm_model, torchvision_model
 from msh.backbones.named import Named, named, read_weights
+from msh.files.state_file import save_network
 from msh.recipes import build, outline, rebuild
+from msh.subnetworks import MultiSubnetwork
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30}
 
@@ -268,6 +270,13 @@ def test_weights_that_lack_a_parameter_are_refused(tmp_path):
         built((3, 32, 32), library="timm", name="test_resnet", weights=str(tmp_path / "w.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"backbone\.weights"):
         read_weights(tmp_path / "none.pth")
+
+
+def test_a_network_of_msh_is_no_file_of_weights(tmp_path):
+    save_network(tmp_path / "network.safetensors", MultiSubnetwork(nn.Linear(2, 3)))
+    for path in (tmp_path, tmp_path / "network.safetensors"):
+        with pytest.raises(ValueError, match=rf"backbone\.weights = {tmp_path}.* holds msh's tasks, not the weights"):
+            read_weights(path)
 
 
 class Evil:

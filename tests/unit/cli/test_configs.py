@@ -1,15 +1,16 @@
 """The config groups: those that users of Lightning and Hydra expect are there, and every option composes."""
 
 import inspect
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from golden.recording import read
+from golden.settings import composed as compose
+from golden.settings import default_settings, option_settings
 from msh.backbones.named import named
 from msh.cli.configs import config_folder
 from msh.cli.train import _check_tasks_named_once
@@ -54,13 +55,7 @@ FILES = [p for p in FOLDER.rglob("*.yaml") if p.parent != FOLDER and p.parent.na
 OPTIONS = sorted(option(path) for path in FILES if OF_BOTH not in path.parents)
 
 
-@cache  # many tests compare options with the same few
-def composed(*overrides):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        config = compose("config", list(overrides))
-    OmegaConf.set_readonly(config, True)
-    return config
+composed = partial(compose, "config")
 
 
 def targets(config):
@@ -211,6 +206,31 @@ def test_density_may_be_given_as_a_mapping():
 def test_the_paper_network_is_the_default():
     config = composed("experiment=sequential")
     assert (config.backbone.width, config.backbone.depth, config.pruning.density) == (1000, 6, 0.1)
+
+
+# ---- settings only grow: those that users could type, they can, with the same defaults
+
+
+RECORDED = read("config.json")
+
+
+def changed(recorded, found):
+    """(key, recorded value, value now) of settings that are gone or differ."""
+    return [(key, value, found.get(key, "gone")) for key, value in recorded.items() if found.get(key, "gone") != value]
+
+
+def test_every_setting_is_there_with_its_default():
+    found = default_settings()
+    for name, recorded in RECORDED["defaults"].items():
+        assert changed(recorded, found[name]) == [], name
+
+
+def test_every_option_of_a_group_sets_what_it_did():
+    found = option_settings()
+    missing = RECORDED["options"].keys() - found.keys()
+    assert missing == set()
+    for name, recorded in RECORDED["options"].items():
+        assert changed(recorded, found[name]) == [], name
 
 
 # ---- the command

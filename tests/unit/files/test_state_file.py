@@ -7,13 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import PRUNABLE, differences, learn, live, load_network, make_batch, make_head, make_mlp, make_network
-from msh.files.state_file import (
-    open_safetensors,
-    read_state,
-    save_network,
-    save_subnetwork,
-    task_names,
-)
+from msh.files.header import task_names
+from msh.files.state_file import open_safetensors, read_state, save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, prune
 
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from messages import says
+from msh.files.header import task_names
 from msh.files.plans import allocation_in, input_shape_in, notes_for_tasks, read_plan, settings_of
-from msh.files.state_file import open_safetensors, read_state, task_names
+from msh.files.state_file import open_safetensors, read_state
 
 FILES = Path(__file__).parents[2] / "golden" / "files"
 NETWORK = "network.safetensors"

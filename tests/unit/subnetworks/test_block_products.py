@@ -140,12 +140,22 @@ def test_the_same_inputs_give_the_same_bits(threads):
         ((1000, 1000), 100_000, (4, 500), torch.float32, False),
         ((1000, 1000), 100_000, (20, 20), torch.float32, False),
         ((1000, 1000), 100_000, (50, 50), torch.bfloat16, False),
-        ((500, 500), 25_000, (50, 50), torch.float32, False),
+        ((500, 500), 25_000, (50, 50), torch.float32, True),
+        ((300, 300), 9_000, (50, 50), torch.float32, False),
         ((1000, 1000, 1), 100_000, (50, 50), torch.float32, False),
     ],
 )
 def test_weights_for_which_blocks_may_cost_less(shape, kept, size, dtype, expected):
     assert may_be_in_blocks(shape, torch.zeros(1, dtype=dtype), kept, size) is expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "expected"),
+    [((192, 768), 31, False), ((192, 768), 32, True), ((512, 512), 1, True), ((512, 512), 0, False)],
+)
+def test_small_weights_compute_few_inputs_densely(shape, batch, expected):
+    _, pattern = make_matrix(shape, (32, 32), density=0.1)
+    assert pattern.suits(torch.zeros(batch, shape[1])) is expected
 
 
 def make_network(backbone, density=0.1, compact=True, granularity="block"):

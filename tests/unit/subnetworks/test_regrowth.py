@@ -126,11 +126,11 @@ def test_gradients_of_a_compact_task_reach_free_weights_and_change_nothing(reuse
 
 def test_blocks_move_as_one_and_smaller_ones_at_the_edges_stay():
     torch.manual_seed(0)
-    network = MultiSubnetwork(MLP((4,), 6, depth=2))
-    kind = Blocks.of(network, (4, 2))  # 2 x 2 and 2 x 3 blocks, of which the lower ones have two rows
-    network.add_task("a", nn.Linear(6, 2), granularity="block")
+    network = MultiSubnetwork(MLP((6,), 10, depth=2))
+    kind = Blocks.of(network, (4, 2))  # 3 x 3 and 3 x 5 blocks, of which the lowest ones have two rows
+    network.add_task("a", nn.Linear(10, 2), granularity="block")
     network.begin("a")
-    prune(network, "a", {FIRST: 2, SECOND: 4}, granularity=kind)
+    prune(network, "a", {FIRST: 5, SECOND: 9}, granularity=kind)
     network.compact("a")
     before, moved = network.masks("a"), False
     for number in range(5):
@@ -138,7 +138,7 @@ def test_blocks_move_as_one_and_smaller_ones_at_the_edges_stay():
         move(network, "a", choose_regrown(network, "a", 0.6, kind, generator=draw), kind, draw)
         for name, mask in network.masks("a").items():
             assert int(mask.sum()) == int(before[name].sum())
-            assert torch.equal(mask[4:], before[name][4:])
+            assert torch.equal(mask[8:], before[name][8:])
             assert is_in_blocks(mask, (4, 2))
             moved |= not torch.equal(mask, before[name])
     assert moved

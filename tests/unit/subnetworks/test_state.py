@@ -10,7 +10,8 @@ import torch
 from helpers import copy_state, differences, make_mlp, make_state
 from messages import says
 from msh.subnetworks import Allocation, CapacityError, MultiSubnetwork, NetworkState, TaskState
-from msh.subnetworks.state import read_description, read_tasks
+from msh.subnetworks.description import read_description
+from msh.subnetworks.state import read_tasks
 from msh.subnetworks.tensors import pack_bits
 
 NAME = "0.weight"

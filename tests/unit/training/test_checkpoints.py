@@ -14,7 +14,7 @@ from toys import AfterBatch, begin, fit, make_config, make_module, make_task
 from helpers import differences, make_batch
 from msh.files.sealed import seal, sealed_files
 from msh.files.weights_only import UnreadableStateError
-from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, Units, trace_units
+from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, Groups, NofM, Units, plan_groups, trace_units
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.checkpoint import PATTERN, newest_readable, readable_checkpoint
 from msh.training.preemption import PREEMPTION, PreemptedError
@@ -88,6 +88,9 @@ def make_pruner(module, granularity="weight"):
     if granularity in ("weight", "block"):
         kind = WEIGHTS if granularity == "weight" else Blocks.of(module.network, (2, 1))
         wanted = {"a": {"2.weight": 4 if granularity == "weight" else 1, "6.weight": 10}}
+    elif granularity == "nm":
+        kind = NofM(Groups.of(module.network, 1, 3))
+        wanted = plan_groups(kind.groups, ["a"], module.network.free())
     else:
         kind = Units(trace_units(module.network, granularity, make_batch()[0]))
         wanted = {"a": {"2.weight": 2, "6.weight": 3}}
@@ -100,7 +103,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel"), (2, "block")]
+    ("epoch", "granularity"), [(1, "weight"), (2, "weight"), (3, "weight"), (2, "channel"), (2, "block"), (2, "nm")]
 )
 def test_a_resumed_fit_ends_with_the_same_weights(epoch, granularity, tmp_path):
     def stop(now, batch, module):
