@@ -53,7 +53,7 @@ test-engines: $(READY) ##+ Run on real SLURM, Ray, MLflow, PostgreSQL; installs 
 		--override $(ENGINES)/overrides.txt --requirement $(ENGINES)/requirements.txt
 	$(BIN)/python -m pytest -m engines $(ENGINES)
 
-compat: $(READY) ##+ Check 41 architectures; writes docs/compatibility.md: about 5 minutes.
+compat: $(READY) ##+ Check 42 architectures; writes docs/compatibility.md: about 5 minutes.
 	cd tests && ../$(BIN)/python -m compat.write
 
 fuzz: $(READY) ##+ Read 10,000 hostile files: each must be read or refused by name, without harm.

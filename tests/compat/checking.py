@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -13,10 +14,21 @@ from msh.backbones.named import Named
 from msh.files.state_file import save_network
 from msh.inference.rebuilding import rebuild_network
 from msh.recipes import build
-from msh.subnetworks import WEIGHTS, Budget, Granularity, MultiSubnetwork, OverlappingUnits, prune, trace_units
+from msh.subnetworks import (
+    WEIGHTS,
+    Blocks,
+    Budget,
+    Granularity,
+    MultiSubnetwork,
+    OverlappingUnits,
+    forms,
+    prune,
+    trace_units,
+)
+from msh.subnetworks.blocks import plan_blocks
 
 YES, NO = "yes", "no"
-ROWS = ("starts", "prunable", "gradients", "bitwise", "loads", "exports", "units")
+ROWS = ("starts", "prunable", "gradients", "bitwise", "loads", "exports", "units", "blocks")
 """Checks, in the order of the table's columns."""
 LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
 OUTPUTS, EXAMPLES = 3, 4
@@ -38,6 +50,7 @@ def check(architecture: Architecture) -> dict[str, str]:
     found["loads"] = loads(network, inputs, before)
     found["exports"] = exports(network, inputs, before)
     found["units"] = units(network, inputs, before)
+    found["blocks"] = blocks(architecture, inputs)
     return found
 
 
@@ -116,11 +129,17 @@ def padded(network: MultiSubnetwork, name: str, gradient: torch.Tensor) -> torch
 def learn(network: MultiSubnetwork, task: str, inputs: torch.Tensor, kind: Granularity = WEIGHTS) -> None:
     """Train a task with a fifth of the weights for three steps, and freeze it."""
     head = {"_target_": "torch.nn.Linear", "in_features": network.backbone.features, "out_features": OUTPUTS}
-    granularity = "weight" if kind is WEIGHTS else "unit"
-    network.add_task(task, build(head), granularity=granularity, recipe={"head": head})
+    sizes = dict(kind.sizes) if isinstance(kind, Blocks) else {}
+    granularity = "weight" if kind is WEIGHTS else "block" if isinstance(kind, Blocks) else "unit"
+    network.add_task(task, build(head), granularity=granularity, recipe={"head": head}, blocks=sizes)
     network.begin(task, generator=torch.Generator().manual_seed(0))
     free = {name: int(mask.sum()) for name, mask in network.free().items()}
-    prune(network, task, Budget(density=0.2).counts(network.sizes(), free), granularity=kind)
+    kept = Budget(density=0.2).counts(network.sizes(), free)
+    if isinstance(kind, Blocks):
+        numbers = kind.counts(network.sizes())
+        plan = plan_blocks(numbers, network.state.total().size, {task: Budget(density=0.2)}, allow_empty=True)
+        kept = {name: max(1, count) for name, count in plan[task].items()}  # the layers are tiny
+    prune(network, task, kept, granularity=kind)
     network.compact(task)
     network.train()
     sub = network.subnetwork(task)
@@ -169,3 +188,30 @@ def units(network: MultiSubnetwork, inputs: torch.Tensor, before: torch.Tensor) 
     if not same or not torch.equal(network.module("a")(inputs), before):
         return NO
     return f"{len(kind.graph.small)} of {len(kind.graph.layers)}"
+
+
+def blocks(architecture: Architecture, inputs: torch.Tensor) -> str:
+    """Learn a task of blocks, and another one after it: count the tensors of which it keeps whole blocks.
+
+    Linear layers compute with the blocks alone, whatever their size: as with tensors of full size, and bitwise the same
+    after the next task.
+    """
+    torch.manual_seed(0)
+    network, computed = MultiSubnetwork(make(architecture)[0]), []
+
+    def in_blocks(shape, values, kept, size):
+        return len(shape) == 2 and kept > 0 and not computed.append(shape)
+
+    with patch.object(forms, "may_be_in_blocks", in_blocks):
+        kind = Blocks.of(network, (1, 2))
+        learn(network, "a", inputs, kind)
+        small = network.module("a")(inputs).clone()
+        learn(network, "b", make_inputs(architecture, 2))
+        network.forget_modules()
+        bitwise = torch.equal(network.module("a")(inputs), small)
+    network.subnetwork("a").blocks = {}
+    network.forget_modules()
+    same = torch.allclose(network.module("a")(inputs), small, 1e-4, 1e-5)
+    matrices = any(len(kind.shapes[name]) == 2 for name in kind.sizes)
+    works = bitwise and same and bool(computed) == matrices
+    return f"{len(kind.sizes)} of {len(network.names.prunable)}" if works else NO

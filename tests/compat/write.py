@@ -19,6 +19,7 @@ HEADINGS = (
     "loads from its file",
     "exports (pt2)",
     "layers with whole units",
+    "tensors in blocks",
 )
 START = "<!-- written by make compat -->"
 

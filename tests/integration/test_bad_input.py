@@ -43,7 +43,7 @@ def has(message, *parts):
         ("backbone=mpl", ["backbone/mpl", "did you mean 'mlp'"]),
         ("tasks=winee", ["tasks/winee", "did you mean 'wine'"]),
         ("tasks.wine.los_weight=2", ["tasks.wine.los_weight", "did you mean 'loss_weight'"]),
-        ("tasks.winee.loss_weight=2", ["winee is not a task of this run", r"tasks=\[NAME"]),
+        ("tasks.winee.loss_weight=2", ["winee is not a task of this run", r"tasks=\[NAME", "did you mean 'wine'"]),
         ("+tasks.winee.loss_weight=2", ["winee is not a task of this run", r"tasks=\[NAME"]),
         ("tasks=[wine,digts]", ["tasks/digts", "did you mean 'digits'"]),
     ],

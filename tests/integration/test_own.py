@@ -59,6 +59,47 @@ def test_everything_of_the_users_is_named_by_its_target(tmp_path, capsys):
         msh.load(folder)
 
 
+class Plain(nn.Module):
+    """A backbone that is used as it is; its outputs are those of `form`."""
+
+    def __init__(self, input_shape, form):
+        super().__init__()
+        self.input_shape, self.features, self.form = tuple(input_shape), 12, form
+        self.layer = nn.Linear(64, 12)
+
+    def forward(self, images):
+        features = self.layer(images.flatten(1))
+        forms = {
+            "tensor": features,
+            "tuple": (features, features),
+            "mapping": {"features": features},
+            "sequence": features[:, None].expand(-1, 5, -1),
+            "wide": torch.cat([features, features], 1),
+        }
+        return forms[self.form]
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        ("tuple", "a tuple"),
+        ("mapping", "a dict"),
+        ("sequence", r"a tensor \[2, 5, 12\] for two examples"),
+        ("wide", r"a tensor \[2, 24\] for two examples"),
+    ],
+)
+def test_a_backbone_that_returns_no_features_says_what_came_and_what_is_expected(form, found, tmp_path):
+    own = [f"backbone._target_={__name__}.Plain", f"+backbone.form={form}", "tasks=[digits]"]
+    with pytest.raises(ValueError, match=rf"outputs of backbone Plain must be a tensor \(batch, 12\).*{found}.*module"):
+        msh.train(*own, *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}")
+
+
+def test_a_backbone_with_features_of_its_own_is_used_as_it_is(tmp_path):
+    own = [f"backbone._target_={__name__}.Plain", "+backbone.form=tensor", "tasks=[digits]"]
+    _, results = msh.train(*own, *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}")
+    assert results.status == "finished"
+
+
 def test_a_module_is_trained_from_python_and_not_changed(tmp_path):
     torch.manual_seed(1)
     module = Net()

@@ -144,7 +144,11 @@ def _nearest_key(text: str) -> str:
         r"not in struct\s+full_key: tasks\.([^.\s]+)$|tasks\.([^.\s]+)\S*\s.*subclass of TaskConfig", text, re.M
     )
     if strange:
-        return f"; {strange.group(1) or strange.group(2)} is not a task of this run, tasks=[NAME,...] chooses them"
+        name = strange.group(1) or strange.group(2)
+        folders = [Path(config_folder()), *_own_folders()]
+        files = (path for folder in folders for path in (folder / "tasks").glob("*.yaml"))
+        text = f"; {name} is not a task of this run, tasks=[NAME,...] chooses them"
+        return text + suggestion(name, [path.stem for path in files])
     missing = re.search(r"full_key: (\S+)", text) or re.search(r"[Kk]ey '([^']+)'", text)
     missing = missing or re.search(r"override '([^']+)'", text)
     if not missing or not re.search(r"not in|Could not override|not find", text):

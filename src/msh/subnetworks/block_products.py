@@ -166,7 +166,9 @@ class BlockPattern(Pattern):
         parts = self._parts(values).index_select(0, self.by_rows.parts) if self._fixed is None else self._fixed
         result = self._like(inputs, 0)
         for here in self._slices(len(inputs)):
-            self._multiply(result[here], self._split(inputs[here], 1), parts, self.by_rows, transposed=True)
+            self._multiply(
+                self._by_line(result[here], 0), self._split(inputs[here], 1), parts, self.by_rows, transposed=True
+            )
         outputs = self._trimmed(result, 0)
         return outputs if bias is None else outputs.add_(bias)
 
@@ -175,7 +177,9 @@ class BlockPattern(Pattern):
         parts = self._parts(values).index_select(0, self.by_columns.parts)
         result = self._like(gradient, 1)
         for here in self._slices(len(gradient)):
-            self._multiply(result[here], self._split(gradient[here], 0), parts, self.by_columns, transposed=False)
+            self._multiply(
+                self._by_line(result[here], 1), self._split(gradient[here], 0), parts, self.by_columns, transposed=False
+            )
         return self._trimmed(result, 1)
 
     def of_values(self, gradient: Tensor, inputs: Tensor) -> Tensor:
@@ -220,11 +224,14 @@ class BlockPattern(Pattern):
         return padded.reshape(len(tensor), self.grid[axis], self.size[axis])
 
     def _like(self, tensor: Tensor, axis: int) -> Tensor:
-        return tensor.new_zeros(len(tensor), self.grid[axis], self.size[axis])
+        return tensor.new_zeros(len(tensor), self.grid[axis] * self.size[axis])
+
+    def _by_line(self, result: Tensor, axis: int) -> Tensor:
+        return result.view(len(result), self.grid[axis], self.size[axis])
 
     def _trimmed(self, result: Tensor, axis: int) -> Tensor:
-        flat = result.view(len(result), -1)
-        return flat[:, : self.shape[axis]].contiguous() if self._missing(axis) else flat
+        """Remove what lies beyond the edge; no view, as the next layer may change it in place."""
+        return result[:, : self.shape[axis]].clone() if self._missing(axis) else result
 
     def _missing(self, axis: int) -> int:
         return self.grid[axis] * self.size[axis] - self.shape[axis]

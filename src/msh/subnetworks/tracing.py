@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from msh.compat import BatchNormBase
 from msh.errors import one_of, requirement
 from msh.subnetworks.options import GRANULARITIES, GranularityName
+from msh.subnetworks.roles import TABLES
 from msh.subnetworks.tensors import evaluating
 
 if TYPE_CHECKING:
@@ -400,7 +402,10 @@ class _UnitTracer(TorchFunctionMode):
             if name not in self.layers:
                 if not self.lenient:
                     raise self._refused(f"{name}: no linear layer or convolution of the forward pass computes with it")
-                self.whole.setdefault(name, f"{name}: no linear layer or convolution computes with it alone")
+                kind = type_before_parametrizations(_holder(network, name)).__name__
+                path, _, leaf = name.rpartition(".")
+                why = f"module {path!r} ({kind}): no linear layer or convolution computes with its {leaf} alone"
+                self.whole.setdefault(name, why)
                 self.layers[name] = Layer(name.rpartition(".")[0], tuple(weight.shape), None)
                 self.leader[name] = name
         if output is None and not self.lenient:
@@ -412,7 +417,8 @@ class _UnitTracer(TorchFunctionMode):
                 if self._first(other) == self._first(name):
                     self.whole.setdefault(other, self.whole[name])
         if self.whole.keys() >= self.layers.keys():
-            raise self._refused(next(iter(self.whole.values())))
+            first = min(self.whole, key=lambda name: isinstance(_holder(network, name), TABLES))  # tables have no units
+            raise self._refused(self.whole[first])
 
         def source(units: UnitSource | None) -> UnitSource | None:
             return None if units is None or units.layer in self.whole else units
@@ -449,6 +455,10 @@ class _UnitTracer(TorchFunctionMode):
             if type(module).__module__.startswith("torch.nn"):
                 return f"module {path!r} ({type(module).__name__})"
         return f"operation {name!r}"
+
+
+def _holder(network: MultiSubnetwork, name: str) -> nn.Module:
+    return network.backbone.get_submodule(name.rpartition(".")[0])
 
 
 def _leaves_dim(dim: int, dims: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from torch import nn
+from torch import Tensor, nn
 
 from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
@@ -353,6 +353,8 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     if whole and half_precision(backbone.parameters()):
         bound = "'bf16-mixed' or '32-true'"
         raise invalid("trainer.precision", f"{bound}, as whole numbers such as {whole[0]!r} need float32", kind)
+    if not isinstance(backbone, Adapted):
+        check_outputs(backbone, any(task.per_token for task in tasks.values()))
     for task in tasks.values():
         check_inputs(backbone, task)
         check_batch(backbone, task)
@@ -424,6 +426,39 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
         )
 
 
+def _ones(backbone: nn.Module, examples: int) -> Tensor:
+    kind = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
+    kind = kind if getattr(backbone, "vocabulary", None) is None else torch.int64
+    return torch.ones(examples, *cast(Any, backbone).input_shape, dtype=kind)
+
+
+def check_outputs(backbone: nn.Module, per_token: bool) -> None:
+    """Check that a backbone of the user's, which is used as it is, returns features.
+
+    Args:
+        backbone: with `input_shape` and `features`.
+        per_token: whether tasks answer each token; `check_tokens` checks more.
+    Raises:
+        ValueError: it returns something else; the message says what.
+    """
+    name, features = type(backbone).__name__, cast(Any, backbone).features
+    shape = list(cast(Any, backbone).input_shape)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            outputs = copy.deepcopy(backbone).eval()(_ones(backbone, 2))
+        except Exception as error:  # a module may raise any type
+            raise ValueError(f"backbone {name} cannot compute inputs of its input_shape {shape}: {error}") from error
+    found = f"a {type(outputs).__name__}"
+    if isinstance(outputs, Tensor):
+        found = f"a tensor {list(outputs.shape)} for two examples"
+        axes = (3,) if per_token else (2,)
+        if outputs.dim() in axes and len(outputs) == 2 and outputs.shape[-1] == features:
+            return
+    bound = f"a tensor (batch, {'tokens, ' * per_token}{features}), as its attribute `features` says"
+    cure = f"backbone=module backbone.target={type(backbone).__module__}.{name} finds and pools other outputs"
+    raise ValueError(f"{invalid(f'the outputs of backbone {name}', bound, found)}; {cure}")
+
+
 def check_batch(backbone: nn.Module, task: Task) -> None:
     """Check that a backbone can train on a process's share of a task's batches, where that is a single example.
 
@@ -434,11 +469,9 @@ def check_batch(backbone: nn.Module, task: Task) -> None:
         isinstance(m, BatchNormBase) for m in backbone.modules()
     ):
         return
-    kind = next(parameter.dtype for parameter in backbone.parameters() if parameter.is_floating_point())
-    kind = kind if getattr(backbone, "vocabulary", None) is None else torch.int64
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            copy.deepcopy(backbone).train()(torch.ones(1, *cast(Any, backbone).input_shape, dtype=kind))
+            copy.deepcopy(backbone).train()(_ones(backbone, 1))
         except ValueError as error:  # of batch_norm
             bound = f"two examples or more per process, as the backbone normalizes batches ({error})"
             raise invalid(f"tasks.{task.name}.batch_size", bound, task.batch_size) from error

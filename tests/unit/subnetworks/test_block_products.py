@@ -52,6 +52,16 @@ def test_it_is_a_linear_layer(shape, size, batch, with_bias):
     torch.testing.assert_close(of_bias, of_bias_too)
 
 
+@pytest.mark.parametrize(("shape", "size"), SHAPES)
+@pytest.mark.parametrize("batch", [(1,), (3,), (2, 3)])
+def test_the_next_layer_may_change_the_outputs_in_place(shape, size, batch):
+    weight, pattern = make_matrix(shape, size)
+    values, inputs = weight.take(pattern.index).requires_grad_(), torch.randn(*batch, shape[1], dtype=torch.float64)
+    (found,) = gradients(F.hardswish(pattern.linear(inputs, values, None), inplace=True), values)
+    (expected,) = gradients(F.hardswish(pattern.linear(inputs, values, None)), values)
+    assert torch.equal(found, expected)
+
+
 def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs, gradient = torch.randn(300, 20, dtype=torch.float64), torch.randn(300, 12, dtype=torch.float64)
