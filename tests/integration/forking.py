@@ -4,6 +4,7 @@ They are processes as others are, with the same ends: only the time to import is
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -136,4 +137,6 @@ if __name__ == "__main__":
     began = dict(os.environ)
     for name in MODULES:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # forked processes need not look through the modules for garbage
     become(began, **serve())
