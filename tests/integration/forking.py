@@ -4,6 +4,7 @@ They are processes as others are, with the same ends: only the time to import is
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -134,6 +135,10 @@ def become(began, arguments, cwd, environment, printed):
 
 if __name__ == "__main__":
     began = dict(os.environ)
+    gc.disable()
     for name in MODULES:
         importlib.import_module(name)
+    gc.freeze()  # forked processes need not look through the modules for garbage
+    gc.enable()
+    atexit.register(gc.unfreeze)  # else libraries report what is left
     become(began, **serve())

@@ -21,10 +21,23 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-def msh(site, *arguments, cwd):
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from msh.cli.app import main; main()"
+COMMANDS = """
+import json, sys
+from pathlib import Path
+site, *commands = map(json.loads, sys.argv[1:])
+sys.path.insert(0, site)
+from msh.cli.app import main
+for command in commands:
+    runs = map(str, Path("outputs").glob("*/*"))
+    sys.argv[1:] = [f"run={next(runs)}" if argument == "run=" else argument for argument in command]
+    main()
+"""
+
+
+def msh(site, *commands, cwd):
+    """The wheel's commands, one after another in a process; `run=` gets the run folder."""
     return subprocess.run(
-        [sys.executable, "-c", code, str(site), *arguments],
+        [sys.executable, "-c", COMMANDS, *map(json.dumps, [str(site), *commands])],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
         capture_output=True,
@@ -45,17 +58,18 @@ def test_train_with_a_config_folder_of_the_users_own_then_evaluate(site, tmp_pat
         "flowers:\n  source:\n    _target_: msh.tasks.bundled.bundled\n    name: iris\n  batch_size: 8\n"
     )
     settings = ["--config-dir", "mine", "+experiment=sequential", "tasks=[wine,flowers]", "trainer.max_epochs=2"]
-    trained = msh(site, "train", *settings, "logger=csv", *SMALL, "report=true", cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
+    train = ["train", *settings, "logger=csv", *SMALL, "report=true"]
+    done = msh(site, train, ["evaluate", "run="], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "sequential").iterdir()
     assert list(json.loads((folder / "results.json").read_text())["tasks"]) == ["wine", "flowers"]
     assert "data-plot" in (folder / "report.html").read_text()
-    evaluated = msh(site, "evaluate", f"run={folder}", cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert "flowers" in evaluated.stdout
+    scores = {row["task"]: row["score"] for row in json.loads((folder / "evaluation.json").read_text())}
+    assert scores.keys() == {"wine", "flowers"}
+    assert "flowers" in done.stdout.partition("run folder:")[2]
 
 
 def test_unknown_command_names_the_nearest(site, tmp_path):
-    failed = msh(site, "trian", cwd=tmp_path)
+    failed = msh(site, ["trian"], cwd=tmp_path)
     assert failed.returncode == 2
     assert "did you mean 'train'?" in failed.stderr
