@@ -62,6 +62,7 @@ ROWS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "17": inference.all_tasks,
     "18": inference.exports,
     "19": others.others,
+    "20": memory.step_memory,
     "block": structured.blocks,
     "gpu": gpu.gpu,
     "roofline": roofline.roofline,
