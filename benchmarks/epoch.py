@@ -76,6 +76,7 @@ def bare_loops(settings: Settings, trainer: pl.Trainer, module: Any) -> dict[str
         "dense": bare_epoch(model, inputs, targets, batches),
         "bare subnetwork": bare_epoch(network, inputs, targets, batches),
         "dense validation": lambda: validate(model, unseen),
+        "subnetwork validation": lambda: validate(network, unseen),
     }
 
 
@@ -97,8 +98,11 @@ def bare_epoch(model: nn.Module, inputs: Tensor, targets: Tensor, batches: int) 
 
 @torch.no_grad()
 def validate(model: nn.Module, inputs: Tensor) -> None:
+    """Compute outputs in evaluation mode, and return to training mode."""
+    model.eval()
     for batch in inputs.split(500):
         model(batch)
+    model.train()
 
 
 def epochs(settings: Settings) -> Iterator[Record]:
@@ -139,3 +143,6 @@ def _records(settings: Settings, name: str, rounds: int) -> Iterator[Record]:
     share = 1 - middle["bare subnetwork"] / middle["run"]
     what = f"share of that epoch beyond a bare loop that only trains the same subnetwork, {loop}"
     yield settings.record("5-overhead", what, share, "share", None, rounds)
+    share -= middle["subnetwork validation"] / middle["run"]
+    what = f"share of that epoch beyond a bare loop that trains and validates the same subnetwork, {loop}"
+    yield settings.record("5-frame", what, share, "share", None, rounds)

@@ -1,7 +1,8 @@
-"""Rows 7 and 8: memory per task, and time to switch between tasks."""
+"""Rows 7, 8 and 20: memory per task, time to switch between tasks, and memory of a training step."""
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.networks import BACKBONES, FC, SHAPES, begun, dense, drawn, frozen, pruned, training_step
+from benchmarks.others import DENSITY as SHARE
+from benchmarks.others import NETWORKS, compact_task, inputs_of
 from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, take_turns
 from msh.subnetworks import MultiSubnetwork
@@ -137,8 +140,59 @@ def switching(settings: Settings) -> Iterator[Record]:
         yield settings.record(case, what, cost / forward, "ratio (dense in ms)", 1e3 * forward, rounds)
 
 
+# ---- row 20
+
+STEPPED = {"fc": (FC, 128, BACKBONES[FC]), **NETWORKS}
+"""Short name to (name, batch size, constructor)."""
+KINDS = ("weight", "block", "unit")
+
+
+def step_memory(settings: Settings) -> Iterator[Record]:
+    """Measure row 20, in fresh processes."""
+    rounds = settings.repeats or (1 if settings.quick else 3)
+    for short, (name, batch, _) in STEPPED.items():
+        taken: dict[str, list[int]] = {kind: [] for kind in ("dense", *KINDS)}
+        for _ in range(rounds):
+            for kind, peaks in taken.items():
+                case = f"{short}-{kind}"
+                peaks.append(
+                    int(fresh_process("benchmarks.memory", case, settings.threads, environment=FROM_THE_SYSTEM))
+                )
+        middle = {kind: statistics.median(peaks) for kind, peaks in taken.items()}
+        for kind in KINDS:
+            what = (
+                f"peak resident memory of training steps of a compact subnetwork of {SHARE:.0%} of the weights "
+                f"(granularity: {kind}) / of the dense network, both less that of the imports, "
+                f"{name}, batch {batch}, Adam"
+            )
+            of_dense, unit = middle["dense"], "ratio (dense in bytes)"
+            yield settings.record(f"20-{short}-{kind}", what, middle[kind] / of_dense, unit, of_dense, rounds)
+
+
+def peak_of_steps(short: str, kind: str) -> int:
+    """Train a dense network or a compact task for some steps; return the peak beyond the memory of the imports."""
+    _, batch, build = STEPPED[short]
+    inputs = inputs_of(build(), batch, "cpu")
+    before = resident()
+    step = training_step(dense(build()) if kind == "dense" else compact_task(build(), kind, "cpu"), inputs)
+    steps(step)
+    gc.collect()  # what pruning has left
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    steps(step)
+    return peak() - before
+
+
+def resident() -> int:
+    """Return this process's resident bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return 1024 * int(line.split()[1])
+
+
 if __name__ == "__main__":
     torch.set_flush_denormal(True)  # as runs do
     torch.set_num_threads(int(sys.argv[2]))
-    train_one(int(sys.argv[1]))
-    print(peak())
+    if sys.argv[1].isdigit():
+        train_one(int(sys.argv[1]))
+        print(peak())
+    else:
+        print(peak_of_steps(*sys.argv[1].split("-")))

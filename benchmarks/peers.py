@@ -1,4 +1,4 @@
-"""Row 20: training steps of subnetworks against those of other libraries and methods, each installed beside msh."""
+"""Row 21: training steps of subnetworks against those of other libraries and methods, each installed beside msh."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def peer_module(name: str) -> Any:
 
 
 def peers(settings: Settings) -> Iterator[Record]:
-    """Measure row 20: each step against the peer's with the same number of weights."""
-    yield from _against(settings, "20-packnet", "weight", "Avalanche's PackNet after it has pruned", packnet)
+    """Measure row 21: each step against the peer's with the same number of weights."""
+    yield from _against(settings, "21-packnet", "weight", "Avalanche's PackNet after it has pruned", packnet)
     yield from _against(
-        settings, "20-scores", "weight", "score masks as in WSN, chosen in every step", lambda: Scored()
+        settings, "21-scores", "weight", "score masks as in WSN, chosen in every step", lambda: Scored()
     )
-    yield from _against(settings, "20-scores-learned", "learned", "the same", lambda: Scored())
-    yield from _against(settings, "20-pruning", "unit", "torch-pruning's network of fewer units", fewer_units)
+    yield from _against(settings, "21-scores-learned", "learned", "the same", lambda: Scored())
+    yield from _against(settings, "21-pruning", "unit", "torch-pruning's network of fewer units", fewer_units)
 
 
 def _against(settings: Settings, id: str, kind: str, whom: str, make: Any) -> Iterator[Record]:

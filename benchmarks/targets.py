@@ -14,6 +14,7 @@ TARGETS: dict[str, float] = {
     "3-batch512": 1.05,
     "4-gradual": 1.10,
     "5-epoch": 1.00,
+    "5-frame": 0.05,
     **{f"6-tasks{tasks}": 0.80 for tasks in (2, 4, 8)},
     **{f"6-tasks{tasks}-beyondml": 0.50 for tasks in (2, 4, 8)},
     **{f"7-state{tasks}": 1.30 for tasks in (1, 5, 10, 50)},
@@ -49,6 +50,11 @@ TARGETS: dict[str, float] = {
     **{f"19-{network}-weight": 1.05 for network in ("resnet", "vit", "gpt")},
     **{f"19-{network}-block": 0.70 for network in ("vit", "gpt")},
     **{f"19-{network}-unit": 0.35 for network in ("resnet", "vit", "gpt")},
+    **{
+        f"20-{network}-{kind}": 1.05
+        for network in ("fc", "resnet", "vit", "gpt")
+        for kind in ("weight", "block", "unit")
+    },
     **{
         f"gpu-{network}-{kind}-{precision}-step": target
         for network in ("fc", "conv", "resnet", "vit", "gpt")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Replace a file atomically: at every moment it has the whole old or the whole new content.
 
     Raises:

@@ -29,7 +29,7 @@ def test_a_missing_peer_is_named_in_the_record(monkeypatch):
     def missing():
         return peers.peer_module("no_such_library.part")
 
-    [record] = peers._against(Settings(), "20-pruning", "unit", "a library", missing)
+    [record] = peers._against(Settings(), "21-pruning", "unit", "a library", missing)
     assert record.value is None
     assert record.what.startswith("not measured: no_such_library is not installed")
 

@@ -38,7 +38,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         buffer = io.BytesIO()
         torch.save(readable_checkpoint(checkpoint), buffer)
-        write_bytes(Path(path), buffer.getvalue())
+        with buffer.getbuffer() as content:  # without a copy
+            write_bytes(Path(path), content)
 
 
 def readable_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
