@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,11 +79,14 @@ def machine(device: str) -> str:
 
 def kernels() -> str:
     """Name the libraries and vector instructions that torch computes with on the CPU."""
-    found = [line.strip(" -") for line in torch.__config__.show().splitlines()]
-    libraries = [
-        line for line in found if line.startswith(("Intel(R) MKL-DNN", "Intel(R) oneAPI", "OpenBLAS", "OpenMP"))
-    ]
-    return ", ".join([*libraries, f"vector instructions {torch.backends.cpu.get_cpu_capability()}"])
+    built = torch.__config__.show()
+    patterns = {
+        "MKL": r"Math Kernel Library Version (\S+?)-",
+        "oneDNN": r"MKL-DNN v(\S+)",
+        "OpenMP": r"a.k.a. OpenMP (\S+)\)",
+    }
+    found = {name: re.search(pattern, built) for name, pattern in patterns.items()}
+    return ", ".join([*(f"{n} {m[1]}" for n, m in found.items() if m), torch.backends.cpu.get_cpu_capability()])
 
 
 def processor() -> str:

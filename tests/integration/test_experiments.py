@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -357,6 +358,32 @@ def test_a_folder_of_texts_in_the_docs_trains_and_predicts_without_its_tokenizer
     answers = msh.load(folder).predict("reviews", list(texts))
     right = [answer == label for answer, label in zip(answers.labels, texts.values(), strict=True)]
     assert sum(right) > 0.9 * len(right)
+
+
+def test_the_scenes_in_the_docs_train(train_here, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "data.md").read_text()
+    [code] = re.findall(r"```python\n# my_scenes.py\n(.*?)```", page, flags=re.S)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "my_scenes.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    labels = torch.arange(100) % 2
+    images = torch.randn(100, 8, 8, generator=torch.Generator().manual_seed(0))
+    words = torch.randint(1, 50, (100, 5)) + 49 * labels[:, None]
+    (tmp_path / "data").mkdir()
+    torch.save({"image": images, "words": words, "labels": labels}, tmp_path / "data" / "scenes.pt")
+    (tmp_path / "conf" / "tasks").mkdir(parents=True)
+    (tmp_path / "conf" / "tasks" / "scenes.yaml").write_text(yaml_examples()["scenes"])
+    overrides = ["tasks=[scenes]", "backbone=module", "backbone.target=my_scenes.Net", "logger=none"]
+    data, short = (
+        f"paths.data_dir={tmp_path / 'data'}",
+        ["trainer.max_epochs=30", "pruning.density=0.5", "tasks.scenes.batch_size=8"],
+    )
+    quick = [*short, "threads=1", "callbacks=none", "report=false", "--config-dir", str(tmp_path / "conf")]
+    folder, _ = train_here(*overrides, data, *quick, small=False)
+    assert json.loads((folder / "results.json").read_text())["tasks"]["scenes"]["test"] > 0.8
+    classes = {"my_scenes.Net": sys.modules["my_scenes"].Net}
+    answers = msh.load(folder, classes=classes).predict("scenes", {"image": images.numpy(), "words": words.numpy()})
+    assert sum(int(a) == b for a, b in zip(answers.labels, labels.tolist(), strict=True)) > 80
 
 
 def test_the_data_module_in_the_docs_trains(train_here, tmp_path, monkeypatch):

@@ -227,12 +227,14 @@ def backbone_recipe(config: RunConfig, tasks: Mapping[str, Task]) -> Recipe:
 
 
 def named_parts(tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Return the form of the tasks' inputs by name, as `Adapted` takes it; {} if they have one input.
+    """Return the form of the tasks' inputs by name, as `Adapted` takes it; {} if they have one input, or none is there.
 
     Raises:
         ValueError: two tasks have inputs of different names, shapes or types, of which no stem could make the same.
     """
     found = {name: _parts_of(task) for name, task in tasks.items()}
+    if not found:
+        return {}
     first = next(iter(found))
     for name, parts in found.items():
         forms = [{key: part | {"below": 0} for key, part in each.items()} for each in (parts, found[first])]
