@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, compact, dense, drawn, training_step
-from benchmarks.others import compact_task
 from benchmarks.records import Record
+from benchmarks.structured import of_units
 from benchmarks.timing import Settings
 from msh.subnetworks import MultiSubnetwork, let_scores_choose, start_scores
 
@@ -51,7 +51,9 @@ def peers(settings: Settings) -> Iterator[Record]:
 
 def _against(settings: Settings, id: str, kind: str, whom: str, make: Any) -> Iterator[Record]:
     data, rounds = drawn(SHAPES[FC], BATCH, settings.device), settings.rounds(20)
-    network = {"weight": lambda: compact(BACKBONES[FC]()), "learned": learned, "unit": units}[kind]()
+    network = {"weight": lambda: compact(BACKBONES[FC]()), "learned": learned, "unit": lambda: of_units(FC, "cpu")}[
+        kind
+    ]()
     how = "while it learns which weights to keep" if kind == "learned" else f"granularity: {kind}"
     what = f"training step of a subnetwork of {DENSITY:.0%} of the weights ({how}) / of {whom}, {FC}, batch {BATCH}"
     try:
@@ -60,11 +62,6 @@ def _against(settings: Settings, id: str, kind: str, whom: str, make: Any) -> It
         yield settings.record(id, f"not measured: {error} ({what})", None, "ratio (peer in ms)", None, 0)
         return
     yield settings.against(id, what, *steps, rounds, 4, of="peer")
-
-
-def units() -> MultiSubnetwork:
-    """Build FC 6 x 1000 with a task of whole units."""
-    return compact_task(BACKBONES[FC](), "unit", "cpu")
 
 
 def learned() -> MultiSubnetwork:

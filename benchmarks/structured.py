@@ -44,7 +44,7 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
     """Measure a training step, and the frozen task's forward pass as it is, with granularity "unit"."""
     rounds = settings.rounds(40 if name == FC else 10)
     for batch in settings.cases((32, 128, 512), (128,)):
-        drawn_batch, network = drawn(SHAPES[name], batch, settings.device), _of_units(settings, name)
+        drawn_batch, network = drawn(SHAPES[name], batch, settings.device), of_units(name, settings.device)
         model = dense(BACKBONES[name](), settings.device)
         steps = training_step(model, drawn_batch), training_step(network, drawn_batch)
         what = (
@@ -64,9 +64,9 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
                 yield settings.against(f"11-{SHORT[name]}-frozen{batch}", what, *compute, rounds, 4)
 
 
-def _of_units(settings: Settings, name: str) -> MultiSubnetwork:
+def of_units(name: str, device: str) -> MultiSubnetwork:
     """Build a network with a compact task of whole units."""
-    network = MultiSubnetwork(BACKBONES[name]()).to(settings.device)
+    network = MultiSubnetwork(BACKBONES[name]()).to(device)
     network.add_task("task", nn.Linear(network.backbone.features, CLASSES), granularity="unit")
     network.begin("task")
     units = Units(trace_units(network))

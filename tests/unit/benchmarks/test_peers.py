@@ -24,7 +24,7 @@ def test_score_masks_keep_the_budget_and_train_weights_and_scores():
 
 def test_a_missing_peer_is_named_in_the_record(monkeypatch):
     monkeypatch.setattr(peers, "drawn", lambda *_: None)
-    monkeypatch.setattr(peers, "units", lambda: torch.nn.Identity())
+    monkeypatch.setattr(peers, "of_units", lambda *_: torch.nn.Identity())
 
     def missing():
         return peers.peer_module("no_such_library.part")
