@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from msh.subnetworks.blocks import block_sizes
+from msh.subnetworks.groups import Groups
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors
@@ -35,7 +36,8 @@ class ModuleFacts:
         weights: its prunable weights, each tensor counted at its first name.
         private: values of which each task has its own.
         shared: frozen values, which all tasks use.
-        granularities: what tasks can keep of its weights; "unit": some of its units, or of those it reads.
+        granularities: what tasks can keep of its weights; "nm": 2 of each 4; "unit": some of its units, or of those it
+            reads.
         flops: of its own operations, in the forward pass of one example.
     """
 
@@ -85,7 +87,8 @@ def describe_modules(backbone: nn.Module, prunable: Prunable = None) -> Backbone
     shapes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
     network = MultiSubnetwork(backbone, prunable)
     blocks = {name for name, size in block_sizes(network).items() if size != (1, 1)}
-    sizes, graphs, note = network.sizes(), {"weight": set(names.prunable), "block": blocks}, ""
+    graphs = {"weight": set(names.prunable), "nm": set(Groups.of(network, 2, 4).inputs), "block": blocks}
+    sizes, note = network.sizes(), ""
     try:
         graph = trace_units(network)
         graphs["unit"] = graph.small

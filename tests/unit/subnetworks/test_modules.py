@@ -83,13 +83,15 @@ def test_no_operation_is_counted_twice_or_lost(make):
 
 def test_granularities_are_those_that_work():
     facts = describe_modules(MLP([4], width=6, depth=2))
-    assert {row.granularities for row in facts.modules} == {("weight", "unit")}
+    assert [row.granularities for row in facts.modules] == [("weight", "nm", "unit"), ("weight", "unit")]
     assert facts.note == ""
     facts = describe_modules(PaperConv([1, 12, 12]))
-    assert {row.granularities for row in facts.modules if row.weights} == {("weight", "block", "unit")}
+    first, *others = [row.granularities for row in facts.modules if row.weights]
+    assert first == ("weight", "block", "unit")  # its one channel is no group of four
+    assert set(others) == {("weight", "nm", "block", "unit")}
     assert facts.note == ""
     facts = describe_modules(Adapted(Mixed(), [4]))
-    assert {row.granularities for row in facts.modules if row.weights} == {("weight",)}
+    assert {row.granularities for row in facts.modules if row.weights} == {("weight", "nm")}
     assert "granularity 'unit' does not work for this backbone" in facts.note
 
 
