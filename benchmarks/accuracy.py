@@ -135,14 +135,16 @@ def main() -> None:
     parser.add_argument("--pruning", nargs="+", default=["gradual"], choices=["gradual", "at_init", "regrow"])
     parser.add_argument("--density", nargs="+", default=[0.1], type=float)
     parser.add_argument("--max-epochs", type=int, default=12)
-    parser.add_argument("--document", action="store_true")
+    parser.add_argument("--without-times", action="store_true", help="the machine did other work at the same time")
+    parser.add_argument("--document", metavar="TABLE", help="write the table of this name in docs/performance.md")
     options = parser.parse_args()
     folder = options.folder.resolve() / options.case
     runs: dict[Way, list[Results]] = {}
     for way in itertools.starmap(Way, itertools.product(options.granularity, options.pruning, options.density)):
         runs[way] = learn(way, [] if runs else ["baseline=dense"], folder / str(way), options)
-    beside = next(iter(runs.values()))
+    beside, hidden = next(iter(runs.values())), {"time / dense"} if options.without_times else set()
     rows = [row for way, each in runs.items() for row in summarise(options.case, way, each, beside)]
+    rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
     title = f"{options.case}, {len(options.seeds)} seeds, {options.max_epochs} epochs"
     console_table = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:
@@ -152,8 +154,9 @@ def main() -> None:
         command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --max-epochs {options.max_epochs}"
         for name in ("granularity", "pruning", "density", "seeds"):
             command += f" --{name} {' '.join(map(str, getattr(options, name)))}"
-        text = f"`{command}`: {title}.\n\n{table(rows, list(rows[0]))}"
-        replace_between(DOCUMENT, f"<!-- table: accuracy {options.case} -->", text)
+        command += " --without-times" if options.without_times else ""
+        text = f"`{command} --document {options.document}`: {title}.\n\n{table(rows, list(rows[0]))}"
+        replace_between(DOCUMENT, f"<!-- table: accuracy {options.document} -->", text)
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

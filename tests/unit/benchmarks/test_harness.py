@@ -75,8 +75,8 @@ def test_a_document_without_markers_is_refused_and_unchanged(tmp_path):
 
 def test_the_project_s_documents_have_each_marker_once_with_an_end():
     text = (ROOT / "docs" / "performance.md").read_text()
-    begins = (document.BEGIN, "<!-- table: accuracy mnist_fashion -->")
-    assert [text.count(begin) for begin in begins] == [1, 1]
+    begins = (document.BEGIN, *(f"<!-- table: accuracy {name} -->" for name in ("mnist_fashion", "densities")))
+    assert [text.count(begin) for begin in begins] == [1, 1, 1]
     assert text.count(document.END) == len(begins)
 
 
