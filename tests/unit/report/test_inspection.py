@@ -149,7 +149,7 @@ def test_modules_of_a_file_are_shown_in_80_columns_and_in_the_report(tmp_path):
     assert max(map(len, text.splitlines())) <= 80
     line = next(line for line in text.splitlines() if "layers.8.conv1" in line)
     assert [part for part in re.split(r"[│\s]+", line) if part] == [
-        *("layers.8.conv1", "prunable", "589,824", "weight,", "block,", "unit", "75.5", "M"),
+        *("layers.8.conv1", "prunable", "589,824", "weight,", "nm,", "block,", "unit", "75.5", "M"),
     ]
     assert "12 of 20 layers stay whole, the first being layers.0.weight (operation 'add'" in " ".join(text.split())
     facts = RunFacts(tmp_path, Results("made", 0, [], {}, ""), [], network.state, None)
