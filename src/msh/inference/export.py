@@ -331,7 +331,7 @@ def export_file(source: str | os.PathLike[str], task: str | None, out: Path) -> 
 def is_sliceable(network: MultiSubnetwork, task: str) -> bool:
     """Tell whether a task owns whole units and reads no other task's weights, so that `sliced` can copy it."""
     sub = network.subnetwork(task)
-    return sub.granularity not in ("weight", "block", "nm") and not sub.reads and type(sub.head) is nn.Linear
+    return sub.granularity in ("unit", "neuron", "channel") and not sub.reads and type(sub.head) is nn.Linear
 
 
 @torch.no_grad()

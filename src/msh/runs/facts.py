@@ -77,7 +77,7 @@ class RunFacts:
 
     @cached_property
     def holdings(self) -> Holdings | None:
-        """What tasks own and read, from network.safetensors."""
+        """How many weights tasks own and read, from network.safetensors; None without one."""
         return self.header if self.ownership is None else self.ownership.holdings()
 
     @cached_property
