@@ -45,7 +45,7 @@ def peers(settings: Settings) -> Iterator[Record]:
     yield from _against(
         settings, "21-scores", "weight", "score masks as in WSN, chosen in every step", lambda: Scored()
     )
-    yield from _against(settings, "21-scores-learned", "learned", "the same", lambda: Scored())
+    yield from _against(settings, "21-scores-learned", "learned", "the same", Scored)
     yield from _against(settings, "21-pruning", "unit", "torch-pruning's network of fewer units", fewer_units)
 
 
@@ -74,13 +74,16 @@ def learned() -> MultiSubnetwork:
     return network
 
 
+def _hidden(layer: type[nn.Linear]) -> list[nn.Module]:
+    """Build the hidden layers of FC 6 x 1000."""
+    sizes = [math.prod(SHAPES[FC]), *[1000] * 6]
+    return [part for pair in pairwise(sizes) for part in (layer(*pair), nn.ReLU())]
+
+
 def packnet() -> nn.Module:
     """Build FC 6 x 1000 in Avalanche's PackNet, in its state after pruning."""
     library = peer_module("avalanche.models.packnet")
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise([math.prod(SHAPES[FC]), *[1000] * 6]):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    wrapped = library.PackNetModel(nn.Sequential(*layers))
+    wrapped = library.PackNetModel(nn.Sequential(*_hidden(nn.Linear)))
     wrapped.prune(1 - DENSITY)
     return nn.Sequential(wrapped.wrappee, nn.Linear(1000, CLASSES))  # without the task's index per example
 
@@ -88,8 +91,7 @@ def packnet() -> nn.Module:
 def fewer_units() -> nn.Module:
     """Prune the dense network to a tenth of its weights by torch-pruning, in whole units of equal share."""
     library = peer_module("torch_pruning")
-    model, head = dense(BACKBONES[FC]()), None
-    head = model[1]
+    model = dense(BACKBONES[FC]())
     inputs, first = torch.randn(2, *SHAPES[FC]), math.prod(SHAPES[FC])
     # first x u + 5 u^2 = DENSITY (first x 1000 + 5 x 1000^2)
     goal = DENSITY * (first * 1000 + 5 * 1000**2)
@@ -99,7 +101,7 @@ def fewer_units() -> nn.Module:
         inputs,
         importance=library.importance.MagnitudeImportance(p=1),
         pruning_ratio=1 - kept / 1000,
-        ignored_layers=[head],
+        ignored_layers=[model[1]],  # the head
     )
     pruner.step()
     return model
@@ -138,7 +140,4 @@ class Scored(nn.Sequential):
     """
 
     def __init__(self) -> None:
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise([math.prod(SHAPES[FC]), *[1000] * 6]):
-            layers += [ScoredLinear(inputs, outputs), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(1000, CLASSES))
+        super().__init__(*_hidden(ScoredLinear), nn.Linear(1000, CLASSES))

@@ -126,9 +126,8 @@ def holdings_in(path: Path, *kinds: Kind) -> tuple[Kind, Holdings]:
     with opened(path) as file:
         metadata = file.metadata() or {}
         kind = check_kind(metadata, path, kinds)
-        if (
-            "counts" in metadata and metadata.get("version") == VERSION and kind != "plan"
-        ):  # a plan's content has a digest
+        # A plan's content has a digest, which needs its tensors.
+        if "counts" in metadata and metadata.get("version") == VERSION and kind != "plan":
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
             try:
