@@ -18,6 +18,7 @@ from msh.files.state_file import fill_network, read_state
 from msh.files.yaml_files import read_config
 from msh.inference.rebuilding import add_task_of
 from msh.runs.results import Results, comparison
+from msh.runs.words import counted
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_network, build_tasks, fit_tasks
@@ -151,5 +152,5 @@ def _compare_with_records(folder: Path, module: SubnetworkModule) -> None:
     guarantee.check(module, [task for task in module.network.tasks if guarantee.has(task)])
     counts = guarantee.counts
     if counts["checked"]:
-        how = f"{counts['checked']} times, {counts['violations']} changed"
+        how = f"{counted(counts['checked'], 'time')}, {counts['violations']} changed"
         log.info("frozen tasks compared %s: %s", comparison(counts), how)
