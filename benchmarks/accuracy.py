@@ -9,7 +9,7 @@
 Runs `train.py -m +experiment=sequential tasks=CASE baseline=dense seed=0,1,2` (finished runs are skipped, stopped ones
 resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
 All granularities, ways of pruning and densities are combined, and compared with the dense networks that the first
-combination trains, for as many epochs.
+combination trains, for as many epochs. Granularity "null" is what msh chooses: here, units that tasks may share.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
     parser.add_argument("--backbone", default="mlp", choices=["mlp", "paper_conv"])
-    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=GRANULARITIES)
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=[*GRANULARITIES, "null"])
     parser.add_argument("--pruning", nargs="+", default=["gradual"], choices=["gradual", "at_init", "regrow"])
     parser.add_argument("--density", nargs="+", default=[0.1], type=float)
     parser.add_argument("--max-epochs", type=int, default=12)

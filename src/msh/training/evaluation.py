@@ -90,7 +90,7 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     network = build_network(config, tasks, list(file.state.owners))
     for task, entry in file.state.tasks.items():
         if task in tasks:
-            add_task(network, tasks[task], config)
+            add_task(network, tasks[task], config.with_granularity(entry.granularity))
         else:  # of the network that the run started from
             add_task_of(path, network, file.state, entry)
     fill_network(path, network, file)
