@@ -8,22 +8,20 @@ from integration.running import SMALL
 
 QUIET = ["logger=none", "checkpoint.min_seconds=0"]
 MLP = [*SMALL, *QUIET]
-WEIGHTS = "pruning.granularity=weight"
-"""What `pruning=gradual` meant when the runs were recorded."""
 IMAGES = ["threads=1", "trainer.accelerator=cpu", "callbacks=none", "report=false", *QUIET]
 SEQUENTIAL, PARALLEL, MIXED = (f"+experiment={name}" for name in ("sequential", "parallel", "mixed"))
 STAGES = "curriculum=[[digits,breast_cancer],{tasks:[wine],max_epochs:4}]"
 MIXED_RUN = [
     *(MIXED, "tasks=[digits,breast_cancer,wine]", STAGES, "trainer.max_epochs=3", "pruning.density=0.3"),
-    *("backbone.norm=true", WEIGHTS, *MLP),
+    *("backbone.norm=true", *MLP),
 ]
 CONF = f"--config-dir={FOLDER / 'conf'}"
 DATA = f"paths.data_dir={FOLDER / 'texts'}"
 
 RUNS: dict[str, list[str]] = {
-    "sequential": [SEQUENTIAL, "tasks=[digits,wine,diabetes]", "trainer.max_epochs=4", WEIGHTS, *MLP],
+    "sequential": [SEQUENTIAL, "tasks=[digits,wine,diabetes]", "trainer.max_epochs=4", *MLP],
     "parallel": [  # wide enough for linear layers in sparse form
-        *(PARALLEL, "tasks=[breast_cancer,wine,iris]", "trainer.max_epochs=3", WEIGHTS, *MLP, "backbone.width=512"),
+        *(PARALLEL, "tasks=[breast_cancer,wine,iris]", "trainer.max_epochs=3", *MLP, "backbone.width=512"),
     ],
     "mixed": MIXED_RUN,
     "gated": [
@@ -57,7 +55,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "baselines and ensemble": [
         *(PARALLEL, "tasks=[wine,iris]", "tasks.wine.variants=3", "+ensembles={all:[wine_0,wine_1,wine_2]}"),
-        *("baseline=[dense,finetune,joint]", "trainer.max_epochs=3", WEIGHTS, *MLP),
+        *("baseline=[dense,finetune,joint]", "trainer.max_epochs=3", *MLP),
     ],
     "interrupted": MIXED_RUN,
 }

@@ -11,8 +11,10 @@ from msh.backbones.conv import PaperConv
 from msh.backbones.mlp import MLP
 from msh.backbones.resnet import ResNet18
 from msh.backbones.transformer import Transformer
-from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks import CapacityError, MultiSubnetwork
+from msh.training import prepare
 from msh.training.config import run_config
+from msh.training.plan import stages_of
 from msh.training.prepare import choose_granularity
 
 QUIET = ("tasks=[wine]", "logger=none")
@@ -32,23 +34,44 @@ class Branching(nn.Module):
         return outputs if float(outputs.sum()) > 1e9 else outputs.relu()
 
 
-def make_mlp():
-    return MultiSubnetwork(MLP([4], width=6, depth=2))
+def make_mlp(width=8):
+    return MultiSubnetwork(MLP([4], width=width, depth=2))
 
 
 def chosen(network, *overrides):
-    pruning = choose_granularity(run_config(composed("config", *QUIET, *overrides)), network).pruning
+    config = run_config(composed("config", *QUIET, *overrides))
+    pruning = choose_granularity(config, network, stages_of(config)).pruning
     return pruning.granularity, pruning.overlap
+
+
+@pytest.fixture(autouse=True)
+def few_units(monkeypatch):
+    """Let small networks have enough units."""
+    monkeypatch.setattr(prepare, "ENOUGH_UNITS", 1)
 
 
 @pytest.mark.parametrize("pruning", ["gradual", "gradual_later"])
 @pytest.mark.parametrize(
-    "backbone", [lambda: MLP([4], width=6, depth=2), lambda: PaperConv([1, 12, 12], channels=[2, 4], linear=[8, 8])]
+    "backbone", [lambda: MLP([4], width=8, depth=2), lambda: PaperConv([1, 12, 12], channels=[8, 8], linear=[8, 8])]
 )
 def test_units_are_kept_where_every_layer_has_its_own(backbone, pruning, caplog):
     with caplog.at_level(logging.INFO):
         assert chosen(MultiSubnetwork(backbone()), f"pruning={pruning}") == ("unit", True)
     assert "tasks keep whole units" in caplog.text
+
+
+@pytest.mark.parametrize(("density", "kept"), [("0.09", "weight"), ("0.11", "unit"), ("{wine:0.09}", "weight")])
+def test_units_are_kept_where_enough_of_each_layer_are(density, kept, caplog, monkeypatch):
+    monkeypatch.setattr(prepare, "ENOUGH_UNITS", 200)
+    with caplog.at_level(logging.INFO):
+        assert chosen(make_mlp(width=640), f"pruning.density={density}")[0] == kept
+    if kept == "weight":
+        assert "task wine would keep about 190 units of layer layers.3.weight, fewer than 200" in caplog.text
+
+
+def test_a_budget_that_no_network_has_is_refused():
+    with pytest.raises(CapacityError, match="task 'wine' wants"):
+        chosen(make_mlp(), "pruning.density=null", "pruning.weights=5000")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +112,7 @@ def test_a_backbone_without_units_in_every_layer_keeps_single_weights(backbone, 
 @pytest.mark.parametrize(("before", "after"), [("weight", ("weight", None)), ("unit", ("unit", True))])
 def test_a_task_that_is_added_keeps_what_earlier_ones_do(before, after):
     network = make_mlp()
-    network.add_task("earlier", nn.Linear(6, 2), granularity=before)
+    network.add_task("earlier", nn.Linear(8, 2), granularity=before)
     assert chosen(network) == after
 
 
