@@ -8,6 +8,8 @@ from integration.running import SMALL
 
 QUIET = ["logger=none", "checkpoint.min_seconds=0"]
 MLP = [*SMALL, *QUIET]
+WEIGHTS = "pruning.granularity=weight"
+"""What `pruning=gradual` chose in a network of any size when the runs were recorded."""
 IMAGES = ["threads=1", "trainer.accelerator=cpu", "callbacks=none", "report=false", *QUIET]
 SEQUENTIAL, PARALLEL, MIXED = (f"+experiment={name}" for name in ("sequential", "parallel", "mixed"))
 STAGES = "curriculum=[[digits,breast_cancer],{tasks:[wine],max_epochs:4}]"
@@ -21,7 +23,7 @@ DATA = f"paths.data_dir={FOLDER / 'texts'}"
 RUNS: dict[str, list[str]] = {
     "sequential": [SEQUENTIAL, "tasks=[digits,wine,diabetes]", "trainer.max_epochs=4", *MLP],
     "parallel": [  # wide enough for linear layers in sparse form
-        *(PARALLEL, "tasks=[breast_cancer,wine,iris]", "trainer.max_epochs=3", *MLP, "backbone.width=512"),
+        *(PARALLEL, "tasks=[breast_cancer,wine,iris]", "trainer.max_epochs=3", *MLP, "backbone.width=512", WEIGHTS),
     ],
     "mixed": MIXED_RUN,
     "gated": [

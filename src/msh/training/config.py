@@ -174,8 +174,8 @@ class PruningConfig:
     their own cost; "nm": N of each M neighbouring weights; "unit": whole units of linear layers and channels of
     convolutions. Whole units make a subnetwork a smaller dense network, which trains and predicts at its own cost; see
     `overlap`. "neuron" (linear layers alone) and "channel" are those of earlier releases, computed at the whole
-    network's cost. null: "unit" with overlap if every layer of the backbone has units of its own, of which tasks keep
-    200, and the other settings allow it, else "weight"; the run's first lines say which."""
+    network's cost. null: "unit" with overlap if every layer of the backbone has units of its own and tasks keep enough
+    of them, and the other settings allow it, else "weight"; the run's first lines say which."""
     block_size: Sides | None = None
     """With granularity "block", rows and columns of a block, [rows, columns] or one number for both; null: chosen for
     each layer by its size."""

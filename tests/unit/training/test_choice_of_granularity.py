@@ -48,6 +48,7 @@ def chosen(network, *overrides):
 def few_units(monkeypatch):
     """Let small networks have enough units."""
     monkeypatch.setattr(prepare, "ENOUGH_UNITS", 1)
+    monkeypatch.setattr(prepare, "ENOUGH_CHANNELS", 1)
 
 
 @pytest.mark.parametrize("pruning", ["gradual", "gradual_later"])
@@ -60,13 +61,22 @@ def test_units_are_kept_where_every_layer_has_its_own(backbone, pruning, caplog)
     assert "tasks keep whole units" in caplog.text
 
 
+@pytest.mark.parametrize(("channels", "kept"), [(8, "weight"), (16, "unit")])
+def test_fewer_channels_than_units_are_enough(channels, kept, caplog, monkeypatch):
+    monkeypatch.setattr(prepare, "ENOUGH_CHANNELS", 5)
+    network = MultiSubnetwork(PaperConv([1, 12, 12], channels=[channels, channels], linear=[8, 8]))
+    with caplog.at_level(logging.INFO):
+        assert chosen(network, "pruning.density=0.2")[0] == kept
+    assert ("channels of layer" in caplog.text) == (kept == "weight")
+
+
 @pytest.mark.parametrize(("density", "kept"), [("0.09", "weight"), ("0.11", "unit"), ("{wine:0.09}", "weight")])
 def test_units_are_kept_where_enough_of_each_layer_are(density, kept, caplog, monkeypatch):
     monkeypatch.setattr(prepare, "ENOUGH_UNITS", 200)
     with caplog.at_level(logging.INFO):
         assert chosen(make_mlp(width=640), f"pruning.density={density}")[0] == kept
     if kept == "weight":
-        assert "task wine would keep about 190 units of layer layers.3.weight, fewer than 200" in caplog.text
+        assert "task wine would keep about 191 units of layer layers.1.weight, fewer than 200" in caplog.text
 
 
 def test_a_budget_that_no_network_has_is_refused():
