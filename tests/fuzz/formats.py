@@ -151,8 +151,14 @@ def hostile_checkpoint(draw: Random, content: bytes) -> bytes:
     elif kind < 0.6:
         del entries[name]
     elif kind < 0.8:
-        value: Any = hostile_value(draw, {"state_dict": {"a": [1]}, "loops": {"fit_loop": {"state_dict": {}}}})
-        entries[pickled] = pickle.dumps(value, protocol=2)
+        packed = {
+            "msh.packed": draw.choice(("mask", "bytes", "sparse")),
+            "shape": [40, 50],
+            "marks": True,
+            "bytes": b"",
+        }
+        value: Any = {"state_dict": {"a": [1]}, "loops": {"fit_loop": {"state_dict": {}}}, "callbacks": packed}
+        entries[pickled] = pickle.dumps(hostile_value(draw, value), protocol=2)
     else:
         place = draw.randrange(len(entries[pickled]))
         entries[pickled] = entries[pickled][:place] + draw.randbytes(1) + entries[pickled][place + 1 :]

@@ -33,6 +33,7 @@ from msh.files.merging import merge_files, release_task, split_task
 from msh.files.plans import allocation_in, make_plan_file, notes_for_tasks, notes_of, read_plan, start_of
 from msh.files.sealed import seal
 from msh.files.state_file import read_state, save_network, save_subnetwork, write_safetensors
+from msh.files.weights_only import Packing
 from msh.files.yaml_files import read_config as read_saved
 from msh.report.inspection import print_folder_or_file
 from msh.report.sweeps import print_sweep, read_sweep, write_csv
@@ -47,7 +48,7 @@ from msh.tasks.text import csv_text
 from msh.tasks.tokens import Texts
 from msh.tracking.loggers import RunCSVLogger
 from msh.tracking.wandb_file import read_offline
-from msh.training.callbacks.checkpoint import newest_readable
+from msh.training.callbacks.checkpoint import AtomicCheckpointIO, newest_readable
 from msh.training.callbacks.guarantee import read_record
 from msh.training.config import register
 from msh.training.evaluation import read_settings
@@ -217,6 +218,7 @@ def go_on_within(folder: Path) -> None:
     if newest is None:
         raise ValueError("epoch-00001.ckpt is passed over")
     batches_done(newest)
+    AtomicCheckpointIO().load_checkpoint(newest, weights_only=True)
 
 
 def go_on_between(folder: Path) -> None:
@@ -232,7 +234,9 @@ def going_on_kinds(folder: Path) -> list[Kind]:
     loops = {"fit_loop": {"state_dict": {"combined_loader": []}, "epoch_progress": {"current": {"ready": 1}}}}
     saved = {"state_dict": network.state_dict(), "loops": loops, "optimizer_states": [{}], "lr_schedulers": []}
     (folder / "fit").mkdir(parents=True)
-    torch.save(saved | {"callbacks": {}, "epoch": 1, "global_step": 2}, folder / "fit" / "epoch-00001.ckpt")
+    wide = {"mask": torch.arange(5000) % 7 == 0, "sparse": torch.arange(5000).clamp(max=9).roll(9) % 9 * 0.5}
+    saved |= {"callbacks": wide | {"bytes": torch.zeros(5000, dtype=torch.uint8)}, "epoch": 1, "global_step": 2}
+    torch.save(Packing().packed(saved), folder / "fit" / "epoch-00001.ckpt")
     save_network(folder / "between" / "after-0000.safetensors", network, {"counted": '{"checked": 1}'})
     record = {"outputs": torch.zeros(2, 3)}
     write_safetensors(folder / "record" / "old.safetensors", record, {"digest": "0", "computed_on": "cpu"})

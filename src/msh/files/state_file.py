@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,14 @@ class StateFile:
                 yield f"tasks.{task}.{key}", coded
 
 
-def _has_value(owners: Tensor, tasks: Mapping[str, TaskState]) -> Tensor:
-    """Mark the weights that have a value, bool (*shape): the owned ones except those of planned tasks."""
+def _has_value(owners: Tensor, tasks: Mapping[str, TaskState], but: Collection[str] = ("planned", "compact")) -> Tensor:
+    """Mark the weights whose value is in the dense tensor, bool (*shape): the owned ones but for tasks in some phases.
+
+    Compact tasks have theirs in `TaskState.values`.
+    """
     mask = owners != FREE
     for entry in tasks.values():
-        if entry.phase == "planned":
+        if entry.phase in but:
             mask &= owners != entry.owner
     return mask
 
@@ -180,7 +183,10 @@ def _read_version_2(tensors: dict[str, Tensor], metadata: Mapping[str, str], siz
         if free_weights:
             weights[name] = tensors.pop(f"weights.{name}")
         else:
-            weights[name] = unpacked(tensors.pop(f"values.{name}"), _has_value(owners[name], tasks), name)
+            values, mask = tensors.pop(f"values.{name}"), _has_value(owners[name], tasks)
+            if values.shape != (int(mask.sum()),):  # earlier releases wrote some at a compact task's weights, too
+                mask = _has_value(owners[name], tasks, ("planned",))
+            weights[name] = unpacked(values, mask, name)
     state = NetworkState(
         weights, owners, tasks=tasks, active=active, recipe=parsed(metadata, "recipe", dict[str, Any]), **layout
     )
@@ -259,7 +265,8 @@ def fill_network(path: Path, network: MultiSubnetwork, file: StateFile) -> None:
         state = file.state
         if not file.free_weights:
             now = {name: weight.cpu() for name, weight in network.weights()}
-            weights = {n: torch.where(state.owners[n] == FREE, now[n], w) for n, w in state.weights.items()}
+            known = {name: _has_value(owners, state.tasks) for name, owners in state.owners.items()}
+            weights = {name: torch.where(known[name], weight, now[name]) for name, weight in state.weights.items()}
             state = replace(state, weights=weights)
         tensors = state.state_dict()
         if any(entry.base not in (None, network.state.base_digest()) for entry in state.tasks.values()):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from msh.subnetworks.planning import plan_counts as plan_counts
     from msh.subnetworks.pruning import candidate_counts as candidate_counts
     from msh.subnetworks.pruning import cut as cut
+    from msh.subnetworks.pruning import cut_state as cut_state
     from msh.subnetworks.pruning import go_back as go_back
     from msh.subnetworks.pruning import keep_state as keep_state
     from msh.subnetworks.pruning import loss_gradients as loss_gradients
@@ -74,7 +75,8 @@ _MODULES = {
     "learned": "let_scores_choose start_scores",
     "network": "MultiSubnetwork",
     "planning": "check_free least_budget plan_counts",
-    "pruning": "candidate_counts cut go_back keep_state loss_gradients prune rewind score select select_apart snapshot",
+    "pruning": "candidate_counts cut cut_state go_back keep_state loss_gradients prune rewind score select "
+    "select_apart snapshot",
     "schedules": "SCHEDULES Schedule",
     "state": "NetworkState",
     "subnetwork": "Subnetwork",

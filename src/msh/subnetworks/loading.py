@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from msh.subnetworks.description import BAGS
+from msh.subnetworks.allocation import FREE
+from msh.subnetworks.description import BAGS, EXTRA_STATE
 from msh.subnetworks.state import read_tasks
-from msh.subnetworks.tensors import bag_key, trainable
+from msh.subnetworks.tensors import bag_key, only_at, trainable
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
@@ -78,3 +79,61 @@ def _derive(network: MultiSubnetwork, _: Any) -> None:
     for task in network.tasks:
         network.derive(network.subnetwork(task))
     network.forget_modules()
+
+
+def in_training(state: Mapping[str, Any], tasks: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Reduce a network's state dict to the tasks in training: other tensors stay as they are while these train.
+
+    Args:
+        state: the network's state dict; may be part of a larger one, whose other keys stay.
+        tasks: masked or compact.
+        prefix: before the network's keys.
+    Returns:
+        The tasks' tensors (0 where a masked one only reads), a mask of the weights that each compact one owns, and the
+        description of all tasks: see `completed`.
+    """
+    entries, _ = read_tasks(state, prefix)
+    reduced = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    reduced[f"{prefix}{EXTRA_STATE}"] = state[f"{prefix}{EXTRA_STATE}"]
+    for task in tasks:
+        entry, start = entries[task], f"{prefix}subnetworks.{task}."
+        reduced |= {key: value for key, value in state.items() if key.startswith(start)}
+        for name, values in entry.values.items():
+            if entry.phase == "compact":
+                owners = state[f"{prefix}owners.{bag_key(name)}"]
+                reduced[f"{prefix}owned.{task}.{bag_key(name)}"] = owners == entry.owner
+            elif entry.reads:
+                reduced[f"{start}values.{bag_key(name)}"] = only_at(entry.masks[name], values)
+    return reduced
+
+
+def completed(reduced: Mapping[str, Any], network: MultiSubnetwork, prefix: str = "") -> dict[str, Any]:
+    """Complete what `in_training` has left of a state dict with the network's other tensors.
+
+    Args:
+        reduced: from `in_training`; may be part of a larger state dict, of which other keys stay.
+        network: holds the same tasks; all but those in training are as they were then.
+        prefix: before the network's keys.
+    Raises:
+        ValueError: a task in training owns weights that another task has here.
+    """
+    saved, _ = read_tasks(reduced, prefix)
+    masks = {key: mask for key, mask in reduced.items() if key.startswith(f"{prefix}owned.")}
+    state = {f"{prefix}{key}": value for key, value in network.state_dict().items()}
+    again = [task for task in saved if any(key.startswith(f"{prefix}subnetworks.{task}.") for key in reduced)]
+    starts = tuple(f"{prefix}subnetworks.{task}." for task in again)
+    state = {key: value for key, value in state.items() if not key.startswith(starts)}
+    for name in network.names.prunable:
+        key = f"{prefix}owners.{bag_key(name)}"
+        owners = state[key] = state[key].clone()
+        for task in again:
+            owners[owners == saved[task].owner] = FREE
+        for task in again:
+            mask = masks.get(f"{prefix}owned.{task}.{bag_key(name)}")
+            if mask is None:
+                continue
+            mask = mask.to(owners.device)
+            if bool((owners[mask] != FREE).any()):
+                raise ValueError(f"task {task!r} owns weights of layer {name!r} that another task has by now")
+            owners[mask] = saved[task].owner
+    return state | {key: value for key, value in reduced.items() if key not in masks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from msh.subnetworks.forms import felt_by
 from msh.subnetworks.granularity import WEIGHTS, Granularity, Masks
 from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork, dense_leaves
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 def candidate_counts(
@@ -163,6 +167,22 @@ def cut(
     if rescale:
         for name, own in network.masks(task).items():
             rescale_to(values[name], own, norms[name] * own_share(own, masks[name]))
+
+
+@torch.no_grad()
+def cut_state(network: MultiSubnetwork, task: str, optimizer: Optimizer) -> None:
+    """Set an optimizer's state to 0 outside a masked task's candidates: no step there changes what the task computes.
+
+    Args:
+        network: holds the task.
+        task: a masked task, after a `cut`.
+        optimizer: trains the task's values; state of another shape than theirs stays.
+    """
+    sub = network.in_phase(task, "masked")
+    for name, mask in sub.masks.items():
+        for part in optimizer.state.get(sub.values[name], {}).values():
+            if isinstance(part, Tensor) and part.shape == mask.shape:
+                part.masked_fill_(~mask, 0)
 
 
 def prune(

@@ -208,7 +208,8 @@ def mask_bits(mask: Tensor, values: Tensor) -> Tensor:
     return mask.to(_INTEGERS[values.element_size()]).neg_()
 
 
-def _as_integers(tensor: Tensor) -> Tensor:
+def as_integers(tensor: Tensor) -> Tensor:
+    """View numbers as integers of the same width, for operations on their bits."""
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
@@ -225,7 +226,7 @@ class _MaskedGradient(torch.autograd.Function):
         bits = ctx.bits
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
             return torch.where(bits.bool(), gradient, gradient.new_zeros(())), None
-        return _as_integers(gradient).bitwise_and(bits).view(gradient.dtype), None
+        return as_integers(gradient).bitwise_and(bits).view(gradient.dtype), None
 
 
 class _Scattered(torch.autograd.Function):
@@ -264,10 +265,10 @@ def restore(values: Tensor, bits: Tensor, base: Tensor) -> None:
         bits: (*shape), from `mask_bits`.
         base: (*shape), 0 where the mask is True; or (), 0.
     """
-    numbers = _as_integers(values.data)
+    numbers = as_integers(values.data)
     numbers.bitwise_and_(bits)
     if base.dim():
-        numbers.bitwise_or_(_as_integers(base))
+        numbers.bitwise_or_(as_integers(base))
 
 
 def scattered_weight(values: Tensor, dense: Tensor, index: Tensor, unchanged: bool) -> Tensor:

@@ -22,6 +22,7 @@ from torchmetrics import Metric
 from msh.compat import set_log_step
 from msh.runs.objectives import skill_score
 from msh.subnetworks import MultiSubnetwork
+from msh.subnetworks.loading import completed, in_training
 from msh.subnetworks.tensors import widened
 from msh.tasks import Task
 from msh.tasks.loaders import Batch
@@ -333,3 +334,15 @@ class SubnetworkModule(TaskModule):
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
         """Return each task alone, with its subnetwork."""
         return {(task,): self.network.subnetwork(task) for task in self.context.tasks}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the subnetworks in training alone: a resumed run has the rest of the network before the fit starts."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["msh"]["reduced"] = True
+        checkpoint["state_dict"] = in_training(checkpoint["state_dict"], self.context.tasks, "network.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete the network; checkpoints of earlier releases hold all of it."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["msh"].get("reduced"):
+            checkpoint["state_dict"] = completed(checkpoint["state_dict"], self.network, "network.")

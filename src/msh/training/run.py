@@ -22,9 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from msh.compat import with_versions
 from msh.files.atomic import write_bytes
-from msh.files.state_file import DTYPES, save_network, save_subnetwork
+from msh.files.state_file import DTYPES, fill_network, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
 from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
@@ -293,7 +292,7 @@ class Run:
             for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
-            self.network.load_state_dict(with_versions(file.state.state_dict(), self.network))
+            fill_network(self.state.folder, self.network, file)
         self.module.run_step = int(counted.get("step", 0))
         self.guarantee.counts = cast(Any, {"checked": 0, "violations": 0} | counted)
         return ended
@@ -414,6 +413,7 @@ class Run:
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
         result.weights_private = self.network.subnetwork(task).as_state().private_count
+        result.granularity = self.network.subnetwork(task).granularity
         if computes_small(self.network.subnetwork(task)):
             result.flops = flops_share(self.network, task)
 

@@ -58,6 +58,8 @@ class RunState:
     def fit_ended(self, number: int, key: str, network: MultiSubnetwork, counted: Counted) -> None:
         """Write the network after a fit; delete the fit's checkpoints and all but the newest networks.
 
+        Weights that no task owns are not written: they are those that the network is built with.
+
         Args:
             number: index of the fit within the run, from 0.
             key: the fit's.
@@ -67,7 +69,7 @@ class RunState:
         if not self.writes:
             return
         path = self.folder / f"after-{number:04d}.safetensors"
-        save_network(path, network, {"counted": json.dumps(counted)})
+        save_network(path, network, {"counted": json.dumps(counted)}, free_weights=False)
         seal(path)
         drop_old(self.folder, PATTERN)
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)

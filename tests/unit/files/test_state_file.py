@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import PRUNABLE, differences, learn, live, load_network, make_batch, make_head, make_mlp, make_network
+from msh.files import state_file
 from msh.files.header import task_names
 from msh.files.state_file import open_safetensors, read_state, save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, prune
@@ -132,6 +133,30 @@ def test_without_free_weights_a_network_keeps_its_own(tasks, tmp_path):
     assert [other.digest(task) for task in other.tasks] == [network.digest(task) for task in network.tasks]
     if tasks == 3:
         assert (tmp_path / "net").stat().st_size < (tmp_path / "all").stat().st_size / 2
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_without_free_weights_a_compact_tasks_values_are_stored_once(earlier, tmp_path, monkeypatch):
+    network, loaded = make_network("batch"), make_empty()
+    learn(network, "old")
+    steps = live(network, "new", torch.optim.SGD, "compact", "all", 1)
+    while next(steps) != "trained":
+        pass
+    if earlier:  # they wrote what the dense tensor has there too
+        has_value = state_file._has_value
+        monkeypatch.setattr(state_file, "_has_value", lambda owners, tasks: has_value(owners, tasks, ("planned",)))
+    save_network(tmp_path / "net", network, free_weights=False)
+    monkeypatch.undo()
+    values = open_safetensors(tmp_path / "net")[0][f"values.{PRUNABLE[1]}"]
+    tasks = ("old", "new") if earlier else ("old",)
+    assert len(values) == sum(int(network.masks(task)[PRUNABLE[1]].sum()) for task in tasks)
+    before = {name: weight.clone() for name, weight in loaded.weights()}
+    load_network(tmp_path / "net", loaded)
+    assert [loaded.digest(task) for task in loaded.tasks] == [network.digest(task) for task in network.tasks]
+    for name, weight in loaded.weights():
+        old = network.masks("old")[name]
+        assert torch.equal(weight[~old], before[name][~old])
+        assert torch.equal(weight[old], dict(network.weights())[name][old])
 
 
 def test_an_inconsistent_packed_network_is_refused(tmp_path):

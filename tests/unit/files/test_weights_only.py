@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from msh.files.weights_only import UnreadableStateError, readable
+from msh.files.weights_only import Packing, UnreadableStateError, readable, unpacked
+from msh.subnetworks.tensors import same_bits
 
 
 class Level(enum.IntEnum):
@@ -103,3 +104,81 @@ def test_tensors_are_shared_and_read_back():
 def test_any_other_value_is_refused_by_its_place_and_type(state, where, kind):
     with pytest.raises(UnreadableStateError, match=re.escape(where) + f" is a .*{kind}"):
         readable(state, "state")
+
+
+# ---- tensors in few bytes
+
+
+def sparse(kind, share):
+    torch.manual_seed(0)
+    return torch.where(torch.rand(40, 50) < share, torch.randn(40, 50), 0.0).to(kind)
+
+
+def special():
+    values = torch.zeros(2000)
+    values[:4] = torch.tensor([-0.0, float("nan"), float("-inf"), 1e-45])
+    return values
+
+
+TENSORS = {
+    **{f"{kind}, {share}": sparse(kind, share) for kind in (torch.float64, torch.float16) for share in (0.0, 0.1, 0.9)},
+    "bfloat16": sparse(torch.bfloat16, 0.5),
+    "special": special(),
+    **{f"mask, {share}": torch.rand(2000, generator=torch.Generator().manual_seed(1)) < share for share in (0, 0.1, 1)},
+    "bytes": (torch.rand(2000, generator=torch.Generator().manual_seed(1)) < 0.1).to(torch.uint8) * 7,
+    "whole numbers": torch.arange(2000) // 1000,
+    "few": torch.zeros(10),
+    "columns": torch.zeros(50, 40).T,
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_packed_tensor_is_bitwise_the_same_again(name):
+    tensor, buffer = TENSORS[name], io.BytesIO()
+    torch.save(Packing().packed({"a": [tensor, (tensor, 3)]}), buffer)
+    buffer.seek(0)
+    found = unpacked(torch.load(buffer, weights_only=True), len(buffer.getvalue()))
+    for again in (found["a"][0], found["a"][1][0]):
+        assert same_bits(again, tensor)
+        assert again.shape == tensor.shape
+    assert found["a"][1][1] == 3
+
+
+def saved_bytes(state):
+    buffer = io.BytesIO()
+    torch.save(Packing().packed(state), buffer)
+    return len(buffer.getvalue())
+
+
+def test_packed_tensors_take_the_bytes_of_what_is_in_them():
+    torch.manual_seed(0)
+    mask = torch.rand(1000, 1000) < 0.1
+    values = torch.where(mask, torch.randn(1000, 1000), 0.0)
+    entropy = 1e6 * 0.469 / 8  # bytes of a random mask of a tenth
+    assert saved_bytes(mask) < 1.03 * entropy + 2000
+    assert saved_bytes(values) < 4 * int(mask.sum()) + 1.03 * entropy + 3000
+    assert saved_bytes([values, 2 * values]) < 8 * int(mask.sum()) + 1.03 * entropy + 4000  # one mask
+    assert saved_bytes([values, values.detach()]) < 4 * int(mask.sum()) + 1.03 * entropy + 4000  # the same memory
+    assert saved_bytes(~torch.zeros(1000, 1000, dtype=torch.bool)) < 4000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10**6, 10**6]},
+        {"shape": [-1, -2000]},
+        {"shape": [3]},
+        {"shape": ["x"]},
+        {"shape": [float("inf")]},
+        {"bytes": torch.zeros(4, dtype=torch.uint8)},
+        {"bytes": None},
+        {"msh.packed": "sparse"},
+        {"msh.packed": "sparse", "mask": {"msh.packed": "bytes"}},
+    ],
+    ids=str,
+)
+def test_a_damaged_packed_tensor_is_refused(change):
+    packed = Packing().packed(torch.arange(2000) % 3 == 0)
+    with pytest.raises(ValueError, match=r"."):
+        unpacked({"a": packed | change}, 1000)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from msh.subnetworks import (
     CRITERIA,
     MultiSubnetwork,
     candidate_counts,
+    cut_state,
     loss_gradients,
     prune,
     rewind,
@@ -166,6 +169,28 @@ def test_rewinding_restores_survivors_and_private_parameters(reuse):
     for name, parameter in network.subnetwork("a").named_parameters():
         if not name.startswith("values"):
             assert torch.equal(parameter, earlier[name])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.LBFGS])
+def test_an_optimizers_state_is_cleared_where_a_cut_leaves_nothing(kind):
+    network = make_begun()
+    optimizer = make_optimizer(kind, network.subnetwork("a"), weight_decay=0.0)
+    train(network, optimizer)
+    prune(network, "a", {"": 20})
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    cut_state(network, "a", optimizer)
+    cleared = 0
+    for (number, parts), (name, parameter) in zip(
+        optimizer.state_dict()["state"].items(), network.subnetwork("a").named_parameters(), strict=False
+    ):
+        mask = network.masks("a").get(name.removeprefix("values.").replace("/", "."))
+        for key, part in parts.items():
+            if mask is not None and torch.is_tensor(part) and part.shape == parameter.shape:
+                assert torch.equal(part, torch.where(mask, before[number][key], 0.0))
+                cleared += 1
+            else:
+                assert str(part) == str(before[number][key])
+    assert cleared == {torch.optim.Adam: 4, torch.optim.RMSprop: 4, torch.optim.LBFGS: 0}[kind]
 
 
 def test_rewinding_rescales_to_the_norm_of_the_snapshot():

@@ -9,14 +9,27 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from toys import AfterBatch, begin, fit, make_config, make_module, make_task
+from toys import AfterBatch, AfterEpoch, begin, fit, make_config, make_module, make_task
 
-from helpers import differences, make_batch
+from helpers import FEATURES, INPUTS, differences, make_batch, make_head, make_mlp
 from msh.files.sealed import seal, sealed_files
-from msh.files.weights_only import UnreadableStateError
-from msh.subnetworks import CRITERIA, SCHEDULES, WEIGHTS, Blocks, Groups, NofM, Units, plan_groups, trace_units
-from msh.training.callbacks import IterativePruning
+from msh.files.state_file import fill_network
+from msh.files.weights_only import Packing, UnreadableStateError
+from msh.subnetworks import (
+    CRITERIA,
+    SCHEDULES,
+    WEIGHTS,
+    Blocks,
+    Groups,
+    MultiSubnetwork,
+    NofM,
+    Units,
+    plan_groups,
+    trace_units,
+)
+from msh.training.callbacks import IterativePruning, RestoreBest
 from msh.training.callbacks.checkpoint import PATTERN, newest_readable, readable_checkpoint
+from msh.training.module import SubnetworkModule
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.state import RunState
 
@@ -122,6 +135,113 @@ def test_a_resumed_fit_ends_with_the_same_weights(epoch, granularity, tmp_path):
     assert min(seen.seen) == epoch  # finished epochs are not done again
     assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
     assert resumed.run_step == undisturbed.run_step == 16
+
+
+# ---- what a checkpoint holds
+
+
+def make_wide(width, owned=4000):
+    """A module with a compact task of `owned` weights in two square layers, beside a frozen one of as many."""
+    backbone = make_mlp(INPUTS, width, width, width, FEATURES)
+    module = SubnetworkModule(MultiSubnetwork(backbone, "[12].weight"), {"a": make_task()}, adam)
+    for start, task in enumerate(("z", "a")):
+        module.network.add_task(task, head=make_head())
+        module.network.begin(task)
+        step = 2 * width * width // owned
+        kept = {
+            name: torch.arange(mask.numel()).view(mask.shape) % step == start
+            for name, mask in module.network.free().items()
+        }
+        module.network.restrict(task, kept)
+        (module.network.compact if task == "a" else module.network.freeze)(task)
+    return module
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+@pytest.mark.parametrize("best_is_last", [True, False])
+def test_a_checkpoint_of_a_compact_task_is_as_large_as_what_it_owns(best_is_last, tmp_path):
+    owned, sizes, bounds = 4000, {}, {}
+    for width in (200, 400):
+        module = make_wide(width, owned)
+
+        def best(trainer, module):
+            trainer.callback_metrics["a/val/accuracy"] = torch.tensor(float(best_is_last == trainer.current_epoch))
+
+        config = make_config(min_seconds=0, restore_best=True)
+        fit(module, tmp_path / str(width), Validated(best), epochs=2, config=config)
+        sizes[width] = newest_readable(tmp_path / str(width) / "checkpoints").stat().st_size
+        trained = sum(parameter.numel() for parameter in module.network.subnetwork("a").parameters())
+        copies = 3 if best_is_last else 4  # values, two moments, the best values
+        bounds[width] = 4 * copies * trained + owned  # and at most a byte for each owned weight's place
+        assert 4 * copies * owned < sizes[width] < bounds[width] + 25_000
+        assert sizes[width] < 4 * width * width  # one of the two layers
+    assert sizes[400] - sizes[200] < bounds[400] - bounds[200] + 2000  # biases, and the private layers
+
+
+class Validated(AfterEpoch):
+    """Before `RestoreBest`, as callbacks of a fit are called in turn."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        self.look(trainer, pl_module)
+
+    def on_validation_end(self, trainer, pl_module):
+        pass
+
+
+def test_a_checkpoint_of_a_pruned_task_has_no_state_of_weights_that_are_gone(tmp_path):
+    sizes = []
+    for rounds in (1, 4):  # of four cuts, one after each epoch
+        module = make_wide_masked()
+        cuts = IterativePruning({"a": {"": 1000}}, CRITERIA["magnitude"], SCHEDULES["linear"], 0, 4, 4)
+        fit(module, tmp_path / str(rounds), cuts, epochs=rounds, config=make_config(min_seconds=0))
+        assert cuts.rounds_done == rounds
+        sizes.append(newest_readable(tmp_path / str(rounds) / "checkpoints").stat().st_size)
+        held = sum(int(mask.sum()) for mask in module.network.masks("a").values())
+        private = 12 * 200
+        assert sizes[-1] < 3 * (4 * (held + private) + 80_000 / 8) + 25_000  # values, two moments, their places
+    assert sizes[1] < sizes[0] / 6
+
+
+def make_wide_masked():
+    module = SubnetworkModule(
+        MultiSubnetwork(make_mlp(INPUTS, 200, 200, 200, FEATURES), "[12].weight"), {"a": make_task()}, adam
+    )
+    module.network.add_task("a", head=make_head())
+    module.network.begin("a")
+    return module
+
+
+@pytest.mark.parametrize("phase", ["masked", "compact"])
+@pytest.mark.parametrize("reuse", ["none", "all"])
+def test_checkpoints_of_earlier_releases_resume(phase, reuse, tmp_path, monkeypatch):
+    def make():
+        module = begin(begin(make_module(make_task("z"), make_task("a"), norm="batch"), "z"), "a", reuse=reuse)
+        module.network.restrict("z", {n: m & (m.cumsum(0) % 2 == 0) for n, m in module.network.masks("z").items()})
+        module.network.freeze("z")
+        if phase == "compact":
+            kept = {n: m & ~module.network.masks("z")[n] for n, m in module.network.masks("a").items()}
+            module.network.restrict("a", kept)
+            module.network.compact("a")
+        return module
+
+    def callbacks(module):
+        return [make_pruner(module)] if phase == "masked" and reuse == "none" else []
+
+    config = make_config(min_seconds=0, restore_best=phase == "compact")
+    undisturbed, stopped, resumed = make(), make(), make()
+    fit(undisturbed, tmp_path / "one", *callbacks(undisturbed), epochs=4, config=config)
+    with monkeypatch.context() as patch:  # the whole network, and tensors as they are
+        patch.delattr(SubnetworkModule, "on_save_checkpoint")
+        patch.delattr(RestoreBest, "on_save_checkpoint")
+        patch.setattr(Packing, "packed", lambda self, state: state)
+        fit(stopped, tmp_path, *callbacks(stopped), epochs=2, config=config)
+    saved = torch.load(newest_readable(tmp_path / "checkpoints"), weights_only=True)
+    assert "network.backbone.2.weight" in saved["state_dict"]
+    fit(resumed, tmp_path, *callbacks(resumed), epochs=4, config=config)
+    assert differences(resumed.network.state_dict(), undisturbed.network.state_dict()) == []
 
 
 def signalled(epoch, batch):
@@ -252,6 +372,24 @@ def test_a_torn_network_falls_back_to_the_one_before_with_a_warning(share, state
     assert newest.name in caplog.text
     assert "falling back to the one before" in caplog.text
     assert not newest.exists()
+
+
+def test_a_network_between_fits_has_no_values_that_no_task_owns(tmp_path):
+    state = RunState(tmp_path / "checkpoints", writes=True)
+    sizes = {}
+    for number, width in enumerate((200, 400)):
+        module = make_wide(width)
+        network = module.network
+        state.fit_ended(number, "fit", network, {})
+        (path,) = state.folder.glob(f"after-000{number}.*")
+        sizes[width] = path.stat().st_size
+        assert sizes[width] < 2 * 4 * 4000 + 4 * 4 * 4 * width + 2 * width * width / 8 + 25_000  # two tasks
+        again = make_wide(width).network
+        before = {key: value.clone() for key, value in network.state_dict().items() if torch.is_tensor(value)}
+        changed = [again.subnetwork("a").values[name].data.zero_() for name in again.names.prunable]
+        fill_network(path, again, state.newest()[1])
+        assert len(changed) == 2
+        assert differences(again.state_dict(), before | {"_extra_state": network.get_extra_state()}) == []
 
 
 def test_a_process_that_does_not_write_changes_no_file(state):

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from msh.subnetworks.tensors import same_bits
 from msh.training.module import TaskModule
 
 
@@ -48,6 +49,19 @@ class RestoreBest(pl.Callback):
             for group, part in pl_module.groups().items():
                 if (name := "+".join(group)) in self.states:
                     part.load_state_dict(self.states[name])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store weights that are still the present ones once."""
+        assert isinstance(pl_module, TaskModule)
+        if pl_module.context.sharded:  # no process has the present weights as a whole
+            return
+        now = {"+".join(group): part.state_dict() for group, part in pl_module.groups().items()}
+        checkpoint["callbacks"][self.state_key]["states"] = {
+            name: {key: now[name][key] if same_bits(t, now[name][key]) else t for key, t in best.items()}
+            for name, best in self.states.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best scores and weights so far."""

@@ -16,8 +16,9 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from msh.compat import log_batch
 from msh.files.atomic import write_bytes
+from msh.files.header import damages
 from msh.files.sealed import drop_old, is_whole, seal, sealed_files
-from msh.files.weights_only import readable
+from msh.files.weights_only import Packing, readable, unpacked
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import is_trial
 
@@ -37,9 +38,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UnreadableStateError: a callback, a scheduler or another part has state that could not be read back.
         """
         buffer = io.BytesIO()
-        torch.save(readable_checkpoint(checkpoint), buffer)
+        torch.save(Packing().packed(readable_checkpoint(checkpoint)), buffer)
         with buffer.getbuffer() as content:  # without a copy
             write_bytes(Path(path), content)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; earlier releases wrote tensors as they are.
+
+        Raises:
+            ValueError: a packed tensor is damaged.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        with damages(path):
+            return cast(dict[str, Any], unpacked(checkpoint, Path(path).stat().st_size))
 
 
 def readable_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from msh.subnetworks import (
     go_back,
     keep_state,
 )
-from msh.training.callbacks.prune import IterativePruning, log_sparsity
+from msh.training.callbacks.prune import IterativePruning, cut_states, log_sparsity
 from msh.training.config import GateConfig
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero
@@ -103,6 +103,7 @@ class GatedPruning(IterativePruning):
             self.level[task] += 1
             self.waited[task] = 0
             cut(module.network, task, self.granularity.weights(masks), self.rescale, self.granularity)
+            cut_states(module, task)
         elif last or self.waited[task] == self.gate.patience:
             if task in self.accepted:
                 go_back(module.network, task, self.accepted[task])

@@ -20,6 +20,7 @@ from msh.subnetworks import (
     candidate_counts,
     check_layers,
     cut,
+    cut_state,
     let_scores_choose,
     rewind,
     select_apart,
@@ -127,6 +128,8 @@ class IterativePruning(pl.Callback):
         if due > self.rounds_done:
             with pl_module.whole():
                 self._cut_down_to(pl_module, due)
+            for task in self.wanted:
+                cut_states(pl_module, task)
             if self.rewind_epoch is not None:
                 pl_module.context.rewinds += 1
                 for optimizer in trainer.optimizers:
@@ -194,6 +197,15 @@ class IterativePruning(pl.Callback):
         """Restore the state that `state_dict` returned."""
         self.rounds_done = state_dict["rounds_done"]
         self.start, self.earlier = state_dict["start"], state_dict["earlier"]
+
+
+def cut_states(module: SubnetworkModule, task: str) -> None:
+    """Clear the optimizers' state of the weights that a cut has removed, so that checkpoints need not hold it.
+
+    Shards stay as they are: their checkpoints are as correct, and larger.
+    """
+    for optimizer in module.trainer.optimizers if not module.context.sharded else ():
+        cut_state(module.network, task, optimizer)
 
 
 def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
