@@ -117,6 +117,17 @@ def test_a_compiled_frozen_task_equals_the_eager_one_whose_bits_stay(kind):
     assert torch.equal(network(inputs, "a"), before)
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("kind", ["weight", "block"])
+def test_a_module_without_the_rest_compiles(kind, rows):
+    network = make(kind)
+    inputs = drawn(network, rows)
+    network.freeze("a")
+    module = network.without_rest().module("a")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), module(inputs), **CLOSE)
+
+
 @pytest.mark.parametrize("phase", ["compact", "frozen"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_compiles_once_in_each_mode_whatever_computes_in_between(kind, phase):
