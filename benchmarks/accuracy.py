@@ -3,12 +3,13 @@
     python -m benchmarks.accuracy bundled
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR
     python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight unit --pruning gradual regrow
+    python -m benchmarks.accuracy mnist_fashion --data-dir DIR --granularity weight unit --backbone paper_conv
     python -m benchmarks.accuracy permuted_mnist --data-dir DIR --granularity block --pruning regrow --density 0.07
 
 Runs `train.py -m +experiment=sequential tasks=CASE baseline=dense seed=0,1,2` (finished runs are skipped, stopped ones
 resumed), and prints means over the seeds beside their targets; --document also writes them into docs/performance.md.
 All granularities, ways of pruning and densities are combined, and compared with the dense networks that the first
-combination trains, for as many epochs.
+combination trains, for as many epochs. Granularity "null" is what msh chooses: here, units that tasks may share.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Way:
 def learn(way: Way, overrides: Sequence[str], folder: Path, options: argparse.Namespace) -> list[Results]:
     """Run all seeds as a sweep in a folder; return their results."""
     command = [*TRAIN, "-m", "+experiment=sequential", f"tasks={options.case}", "logger=csv", *overrides]
+    command += [f"backbone={options.backbone}"]
     command += [f"paths.data_dir='{options.data_dir.resolve()}'", f"threads={options.threads}"]
     command += [f"trainer.max_epochs={options.max_epochs}", *way.overrides]
     command += [f"seed={','.join(map(str, options.seeds))}", f"hydra.sweep.dir='{folder}'", "skip_finished=true"]
@@ -131,27 +133,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "benchmarks")
-    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=GRANULARITIES)
+    parser.add_argument("--backbone", default="mlp", choices=["mlp", "paper_conv"])
+    parser.add_argument("--granularity", nargs="+", default=["weight"], choices=[*GRANULARITIES, "null"])
     parser.add_argument("--pruning", nargs="+", default=["gradual"], choices=["gradual", "at_init", "regrow"])
     parser.add_argument("--density", nargs="+", default=[0.1], type=float)
     parser.add_argument("--max-epochs", type=int, default=12)
     parser.add_argument("--without-times", action="store_true", help="the machine did other work at the same time")
     parser.add_argument("--document", metavar="TABLE", help="write the table of this name in docs/performance.md")
     options = parser.parse_args()
-    folder = options.folder.resolve() / options.case
+    folder = options.folder.resolve() / f"{options.case}-{options.backbone}"
     runs: dict[Way, list[Results]] = {}
     for way in itertools.starmap(Way, itertools.product(options.granularity, options.pruning, options.density)):
         runs[way] = learn(way, [] if runs else ["baseline=dense"], folder / str(way), options)
     beside, hidden = next(iter(runs.values())), {"time / dense"} if options.without_times else set()
     rows = [row for way, each in runs.items() for row in summarise(options.case, way, each, beside)]
     rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
-    title = f"{options.case}, {len(options.seeds)} seeds, {options.max_epochs} epochs"
+    title = f"{options.case}, {options.backbone}, {len(options.seeds)} seeds, {options.max_epochs} epochs"
     console_table = Table(*rows[0], title=f"{title}; worse than dense, at most")
     for row in rows:
         console_table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=160).print(console_table)
     if options.document:
         command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --max-epochs {options.max_epochs}"
+        command += "" if options.backbone == "mlp" else f" --backbone {options.backbone}"
         for name in ("granularity", "pruning", "density", "seeds"):
             command += f" --{name} {' '.join(map(str, getattr(options, name)))}"
         command += " --without-times" if options.without_times else ""

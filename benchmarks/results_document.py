@@ -11,6 +11,7 @@ from benchmarks.document import processor, put_section, table
 from benchmarks.figures import MANY
 from benchmarks.rows import Row
 from benchmarks.scores import BESIDE, MEAN, Runs
+from msh.runs.words import counted
 
 HEAD = """# Results
 
@@ -63,7 +64,7 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     guarantees = [run.results.guarantee for run in runs.values()]
     checked, changed = (sum(guarantee[key] for guarantee in guarantees) for key in ("checked", "violations"))
     where = " in this row's runs" if others else ""
-    sentences.append(f"Frozen tasks compared bitwise{where}: {checked} times, {changed} changed.")
+    sentences.append(f"Frozen tasks compared bitwise{where}: {counted(checked, 'time')}, {changed} changed.")
     if seeds_of["finetune"] and len({record["metric"] for record in records}) == 1:
         forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
         sentences.append(f"Mean forgetting when fine-tuned: {statistics.mean(forgotten):.4f}.")

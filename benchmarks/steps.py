@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 
 import torch
+from torch import nn
 
 from benchmarks.networks import BACKBONES, CONV, FC, SHAPES, begun, compact, dense, drawn, frozen, training_step
+from benchmarks.others import DENSITY, NETWORKS, compact_task, inputs_of
 from benchmarks.records import Record
-from benchmarks.timing import Settings, take_turns
+from benchmarks.timing import Settings
 from msh.subnetworks import MultiSubnetwork
 
 STEP = "training step (zero_grad, forward, loss, backward, fused Adam)"
@@ -55,21 +59,38 @@ def unpruned(settings: Settings) -> Iterator[Record]:
 
 
 def compiled(settings: Settings) -> Iterator[Record]:
-    """Measure the step in row 1 with torch.compile against the step without."""
-    if settings.quick:  # compiling alone takes a quarter of its two minutes
+    """Measure a step, and a frozen task's forward pass, under torch.compile against the same without."""
+    if settings.quick:  # compiling alone takes longer than its two minutes
         return
-    batch, rounds = 128, settings.rounds(20)
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    for kind, make in {"subnetwork": compact, "dense": dense}.items():
-        what = f"{STEP} of the {kind} under torch.compile / without it, {FC}, batch {batch}"
-        if settings.device == "cpu" and compiler is None:
-            what = f"not measured: torch.compile needs a C++ compiler, and there is none ({what})"
-            yield settings.record(f"compile-{kind}", what, None, "ratio", None, 0)
-            continue
-        model, data = make(BACKBONES[FC](), device=settings.device), drawn(SHAPES[FC], batch, settings.device)
-        contestants = {
-            "eager": training_step(model, data),
-            "compiled": training_step(model, data, torch.compile(model)),
-        }
-        times = take_turns(contestants, rounds, burst=4, device=settings.device)
-        yield settings.ratio(f"compile-{kind}", what, times, "compiled", "eager", rounds)
+    if settings.device == "cpu" and compiler is None:
+        what = "not measured: torch.compile needs a C++ compiler, and there is none"
+        yield settings.record("compile", what, None, "ratio", None, 0)
+        return
+    fc = ("fc", FC, BACKBONES[FC], (32, 128, 512), ("weight", "block", "unit", "dense"))
+    others = [(short, name, build, (batch,), ("unit",)) for short, (name, batch, build) in NETWORKS.items()]
+    for short, name, build, batches, kinds in (fc, *others):
+        for kind, batch in product(kinds, batches):
+            yield from _compiled(settings, f"compile-{short}-{kind}", kind, build, name, batch)
+
+
+def _compiled(
+    settings: Settings, id: str, kind: str, build: Callable[[], nn.Module], name: str, batch: int
+) -> Iterator[Record]:
+    data, rounds = inputs_of(build(), batch, settings.device), settings.rounds(20)
+    who = "the dense network" if kind == "dense" else f"a subnetwork of {DENSITY:.0%} of the weights ({kind})"
+    whole = dense(build(), settings.device) if kind == "dense" else compact_task(build(), kind, settings.device)
+    module = whole if kind == "dense" else whole.module("task")
+    torch.compiler.reset()
+    steps = training_step(whole, data, module), training_step(whole, data, torch.compile(module))
+    what = f"{STEP} of {who} under torch.compile / without it, {name}, batch {batch}"
+    yield settings.against(f"{id}-step{batch}", what, *steps, rounds, 4, of="eager")
+    if kind != "dense":
+        whole.freeze("task")
+        module = whole.eval().module("task")
+    module.eval()
+    torch.compiler.reset()
+    passes = partial(module, data[0]), partial(torch.compile(module), data[0])
+    what = f"forward of {who}, frozen, under torch.compile / without it, {name}, batch {batch}"
+    with torch.no_grad():
+        yield settings.against(f"{id}-frozen{batch}", what, *passes, rounds, 10, of="eager")

@@ -34,6 +34,17 @@ TARGETS: dict[str, float] = {
     "11-conv-frozen32": 0.30,
     "block-fc-step128": 0.35,
     "block-transformer-step128": 0.50,
+    **{
+        f"compile-fc-{kind}-{what}{batch}": 1.0
+        for kind in ("weight", "block", "unit")
+        for what in ("step", "frozen")
+        for batch in (32, 128, 512)
+    },
+    **{
+        f"compile-{network}-unit-{what}{batch}": 1.0
+        for network, batch in (("resnet", 64), ("vit", 32), ("gpt", 16))
+        for what in ("step", "frozen")
+    },
     "12-import": 0.10,
     "12-help": 1.0,
     "12-inspect": 1.0,

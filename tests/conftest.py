@@ -7,13 +7,8 @@ import os
 from functools import cache
 
 import pytest
-import torch
 from hypothesis import settings
 
-torch.set_flush_denormal(True)  # as runs do: so that no test depends on those before it
-torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch looks for a driver in every step of an optimizer
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # else its telemetry looks for its server
 
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)  # Lightning reads them for every trainer
@@ -22,6 +17,20 @@ gc.set_threshold(10_000)  # else a tenth of the time goes into looking for cycle
 
 settings.register_profile("msh", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("msh")
+
+
+def pytest_configure(config):
+    """Set torch up, except in a process that only hands tests to others: it needs no torch, and starts sooner."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    torch.set_flush_denormal(True)  # as runs do: so that no test depends on those before it
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch looks for a driver in every step of an optimizer
+        for devices in (torch.cuda, torch.xpu):  # else every seed notes its whole stack, for devices to come
+            devices.manual_seed_all = lambda seed: None
 
 
 @pytest.fixture(autouse=True)

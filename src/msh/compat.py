@@ -73,6 +73,12 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
+def is_exporting() -> bool:
+    """Tell whether torch.export traces; in torch 2.6, which does not tell it from torch.compile, either."""
+    ask: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return ask()
+
+
 def hook_registries(module: nn.Module) -> list[Any]:
     """List the dicts in which a module holds hooks: copies share them."""
     return [value for key, value in vars(module).items() if "_hooks" in key]

@@ -246,7 +246,7 @@ LATER = st.tuples(st.sampled_from(WITH_FROZEN), st.integers(0, 11)).map(lambda s
 WHOLE = st.integers(0, 11).map(lambda choice: [(name, choice) for name in LIFE])
 
 
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(
     st.sampled_from(["none", "batch"]),
     st.integers(0, 100),

@@ -22,7 +22,7 @@ REUSES = st.sampled_from(["none", "all", "learned"])
 
 
 @pytest.mark.parametrize("optimizer", dense_optimizers(), ids=lambda cls: cls.__name__)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(reuse=REUSES, norm=st.sampled_from(["none", "batch"]), clip=st.booleans(), seed=st.integers(0, 1000))
 def test_values_outside_the_mask_are_zeros_or_read_weights_after_any_optimizer_step(optimizer, reuse, norm, clip, seed):
     network = make_network(norm, seed)
@@ -46,6 +46,7 @@ def test_values_outside_the_mask_are_zeros_or_read_weights_after_any_optimizer_s
             assert seen[name][~outside].isfinite().all()
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["none", "batch", "layer", "group"]), REUSES, st.integers(0, 1000))
 def test_both_forms_train_to_the_same_weights(norm, reuse, seed):
     ends = []

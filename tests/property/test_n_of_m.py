@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -71,6 +71,7 @@ def counts(masks):
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
+@settings(max_examples=15)
 @given(PAIRS, NORMS, OPTIMIZERS, SEEDS)
 def test_owners_partition_weights_budgets_hold_and_nothing_is_forgotten(pair, norm, optimizer, seed):
     network = make_network(norm, seed).train()
@@ -114,6 +115,7 @@ def own_at_random(network, kind, task, wanted, seed):
     network.freeze(task)
 
 
+@settings(max_examples=15)
 @given(PAIRS, NORMS, SEEDS)
 def test_a_loaded_network_computes_the_same_bits(pair, norm, seed):
     network, other = make_network(norm, seed).train(), make_network(norm, seed + 1)
@@ -129,6 +131,7 @@ def test_a_loaded_network_computes_the_same_bits(pair, norm, seed):
         assert torch.equal(other(inputs, task), network(inputs, task))
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["a", "b"]), NORMS, SEEDS)
 def test_released_weights_can_be_reused_and_no_other_task_changes(gone, norm, seed):
     network = make_network(norm, seed).train()
@@ -145,6 +148,7 @@ def test_released_weights_can_be_reused_and_no_other_task_changes(gone, norm, se
 
 
 @pytest.mark.parametrize("reuse", ["all", "learned"])
+@settings(max_examples=15)
 @given(PAIRS, OPTIMIZERS, SEEDS)
 def test_tasks_that_read_others_own_groups_and_change_nothing(reuse, pair, optimizer, seed):
     network = make_network("none", seed).train()
@@ -162,6 +166,7 @@ def test_tasks_that_read_others_own_groups_and_change_nothing(reuse, pair, optim
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+@settings(max_examples=15)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 4), PAIRS, SEEDS)
 def test_each_round_keeps_weights_of_the_last_round(criterion, schedule, rounds, pair, seed):
     network = make_network("none", seed)
@@ -216,6 +221,7 @@ def test_tasks_of_a_stage_share_groups_and_no_weight(pair, seed):
 
 
 @pytest.mark.parametrize("by", ["gradient", "random"])
+@settings(max_examples=15)
 @given(PAIRS, st.floats(0, 1), SEEDS)
 def test_regrown_weights_leave_no_group_with_more(by, pair, share, seed):
     network = make_network("none", seed).train()

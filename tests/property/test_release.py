@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import PRUNABLE, copy_state, differences, learn, make_batch, make_network
@@ -17,6 +17,7 @@ def make_full_house(norm, seed, reuse="none"):
     return network
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(TASKS), st.sampled_from(["none", "batch", "group"]), st.integers(0, 1000), st.booleans())
 def test_release_frees_exactly_the_tasks_weights_and_changes_no_other(gone, norm, seed, in_training):
     network = make_full_house(norm, seed)
@@ -41,6 +42,7 @@ def test_release_frees_exactly_the_tasks_weights_and_changes_no_other(gone, norm
         assert all(torch.equal(network.masks(task)[name], masks[name]) for name in PRUNABLE)
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(TASKS), st.integers(0, 1000))
 def test_a_new_task_in_the_released_weights_changes_no_other(gone, seed):
     network = make_full_house("batch", seed)
@@ -53,6 +55,7 @@ def test_a_new_task_in_the_released_weights_changes_no_other(gone, seed):
     assert all(torch.equal(network(inputs, task), before[task]) for task in rest)
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_a_task_that_no_other_reads_can_be_released(seed):
     network = make_full_house("none", seed)
@@ -72,6 +75,7 @@ def test_a_task_that_no_other_reads_can_be_released(seed):
         network.release("b")
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_release_is_refused_while_another_task_reads_the_weights(seed):
     network = make_full_house("none", seed, reuse="all")

@@ -47,7 +47,7 @@ def go_on(network, phase):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 @pytest.mark.parametrize("phase", PHASES)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(reuse=st.sampled_from(["none", "all", "learned"]), seed=st.integers(0, 1000))
 def test_a_loaded_network_equals_the_saved_one_and_trains_identically(phase, norm, reuse, seed):
     network = make_in_phase(phase, norm, reuse, seed)

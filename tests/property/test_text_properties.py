@@ -59,7 +59,7 @@ def write(source, rows, folder):
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("built_in", [True, False])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=15)
 @given(written=TEXTS, unicode=st.sampled_from(["NFC", "NFKD", "none"]), length=st.integers(1, 12))
 def test_recipes_prepare_texts_bitwise_as_in_training(source, built_in, tokenizer, written, unicode, length):
     rows = [(text, "yes" if number % 2 else "no") for number, text in enumerate(written)]

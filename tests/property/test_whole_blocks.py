@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -64,6 +64,7 @@ def is_in_blocks(blocks, masks):
     return all(torch.equal(mask, masks[name]) for name, mask in blocks.weights(blocks.whole(masks)).items())
 
 
+@settings(max_examples=15)
 @given(DENSITIES, SIZES, NORMS, OPTIMIZERS, st.integers(0, 1000))
 def test_owners_partition_blocks_budgets_hold_and_nothing_is_forgotten(densities, size, norm, optimizer, seed):
     network = make_network(norm, seed).train()
@@ -143,6 +144,7 @@ def test_the_candidates_lines_are_covered_where_the_number_suffices(grid, share,
         assert torch.equal(chosen.any(1), candidates.any(1))
 
 
+@settings(max_examples=15)
 @given(SIZES, NORMS, st.integers(0, 1000))
 def test_a_loaded_network_computes_the_same_bits(size, norm, seed):
     network, other = make_network(norm, seed).train(), make_network(norm, seed + 1)
@@ -157,6 +159,7 @@ def test_a_loaded_network_computes_the_same_bits(size, norm, seed):
         assert torch.equal(other(inputs, task), network(inputs, task))
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["a", "b"]), SIZES, st.integers(0, 1000))
 def test_released_blocks_can_be_reused_and_no_other_task_changes(gone, size, seed):
     network = make_network("none", seed).train()
@@ -173,6 +176,7 @@ def test_released_blocks_can_be_reused_and_no_other_task_changes(gone, size, see
 
 
 @pytest.mark.parametrize("reuse", ["all", "learned"])
+@settings(max_examples=15)
 @given(SIZES, OPTIMIZERS, st.integers(0, 1000))
 def test_tasks_that_read_others_own_blocks_and_change_nothing(reuse, size, optimizer, seed):
     network = make_network("none", seed).train()
@@ -193,6 +197,7 @@ def test_tasks_that_read_others_own_blocks_and_change_nothing(reuse, size, optim
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+@settings(max_examples=15)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 4), SIZES, st.integers(0, 1000))
 def test_each_round_keeps_blocks_of_the_last_round(criterion, schedule, rounds, size, seed):
     network = make_network("none", seed)

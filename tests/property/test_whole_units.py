@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -63,6 +63,7 @@ def learn(network, graph, task, wanted, optimizer=torch.optim.SGD, seed=0, kind=
     network.freeze(task)
 
 
+@settings(max_examples=15)
 @given(DENSITIES, NORMS, OPTIMIZERS, st.integers(0, 1000))
 def test_owners_partition_units_budgets_hold_and_nothing_is_forgotten(densities, norm, optimizer, seed):
     network = make_network(norm, seed).train()
@@ -87,6 +88,7 @@ def test_owners_partition_units_budgets_hold_and_nothing_is_forgotten(densities,
     assert total.taken == sum(total.owned[task] for task in plan)
 
 
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), NORMS, OPTIMIZERS, st.integers(0, 1000))
 def test_overlapping_units_take_exact_budgets_compute_small_and_forget_nothing(shares, norm, optimizer, seed):
     network = make_network(norm, seed).train()
@@ -114,6 +116,7 @@ def test_overlapping_units_take_exact_budgets_compute_small_and_forget_nothing(s
     assert total.taken == sum(total.owned.values())
 
 
+@settings(max_examples=15)
 @given(NORMS, st.integers(0, 1000))
 def test_a_loaded_network_exports_the_same_bits(norm, seed):
     network, other = make_network(norm, seed).train(), make_network(norm, seed + 1)
@@ -126,6 +129,7 @@ def test_a_loaded_network_exports_the_same_bits(norm, seed):
     assert differences(small.state_dict(), again.state_dict()) == []
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(["a", "b"]), NORMS, st.integers(0, 1000))
 def test_released_units_can_be_reused_and_no_other_task_changes(gone, norm, seed):
     network = make_network(norm, seed).train()
@@ -141,6 +145,7 @@ def test_released_units_can_be_reused_and_no_other_task_changes(gone, norm, seed
 
 
 @pytest.mark.parametrize("criterion", [name for name, criterion in CRITERIA.items() if not criterion.learned])
+@settings(max_examples=15)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 4), st.integers(0, 1000))
 def test_each_round_keeps_units_of_the_last_round(criterion, schedule, rounds, seed):
     network = make_network("none", seed)

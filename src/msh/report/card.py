@@ -149,6 +149,6 @@ def _guarantee(results: Results | None) -> str:
         return ""
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     return (
-        f"Later tasks do not change earlier ones: frozen tasks were compared {checked:,} times "
+        f"Later tasks do not change earlier ones: frozen tasks were compared {counted(checked, 'time')} "
         f"({comparison(results.guarantee)}), and {violations or 'none'} had changed."
     )

@@ -23,7 +23,7 @@ from msh.runs.facts import RunFacts, read_run
 from msh.runs.results import Results, comparison
 from msh.runs.score_tables import BASELINES, capacity_table, matrix_table, tasks_table
 from msh.runs.tables import Column, Table
-from msh.runs.words import duration, listed, number, quantity, shortened
+from msh.runs.words import counted, duration, listed, number, quantity, shortened
 from msh.tracking.figures import capacity_chart, matrix_chart, overlap_chart
 
 NETWORKS = dict(zip(("this network", *BASELINES), FEW, strict=False))
@@ -111,8 +111,8 @@ def _verdict(results: Results) -> str:
     so_far = "" if results.status == "finished" else " so far"
     how = "bit for bit" if not results.guarantee.get("rounded") else comparison(results.guarantee)
     return (
-        f"Nothing was forgotten{so_far}: frozen tasks' outputs were compared with their records {checked:,} times, "
-        f"{how}, and none had changed."
+        f"Nothing was forgotten{so_far}: frozen tasks' outputs were compared with their records "
+        f"{counted(checked, 'time')}, {how}, and none had changed."
     )
 
 

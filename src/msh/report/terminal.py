@@ -14,6 +14,7 @@ from rich.console import Console
 from msh.runs.results import Results, RouterForm, RouterResult, comparison
 from msh.runs.score_tables import BASELINES, tasks_table
 from msh.runs.tables import Column, Table
+from msh.runs.words import counted
 
 ASCII = {"↑": "^", "↓": "v", "×": "x", "·": "-", "–": "-", "…": "~", "█": "#", "░": "."}
 """Characters to print on terminals that lack ours."""
@@ -49,7 +50,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
         console.print(router_line(results.router))
     checked, violations = results.guarantee["checked"], results.guarantee["violations"]
     console.print(
-        f"frozen tasks compared {comparison(results.guarantee)}: {checked} times, {violations} changed; "
+        f"frozen tasks compared {comparison(results.guarantee)}: {counted(checked, 'time')}, {violations} changed; "
         f"network used: {results.owned:.1%} of {results.capacity['prunable']:,} weights; {results.wall_seconds:.0f} s"
     )
 

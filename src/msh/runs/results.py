@@ -45,6 +45,7 @@ class TaskResult:
         weights_reused: how many earlier tasks' weights it reads.
         weights_read: the same, by the task that owns them; only tasks that it reads.
         weights_private: how many values its stem, head, biases and normalisation have.
+        granularity: what it keeps as one, such as "weight" or "unit"; None in runs of earlier releases.
         flops: of its backbone's forward pass, as a share of the dense backbone's; None for tasks of single weights.
         dense: test score from a dense network for this task alone, or None.
         dense_seconds: wall seconds in the fit of that network.
@@ -69,6 +70,7 @@ class TaskResult:
     weights_reused: int = 0
     weights_read: dict[str, int] = field(default_factory=dict)
     weights_private: int | None = None
+    granularity: str | None = None
     flops: float | None = None
     dense: float | None = None
     finetune: float | None = None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from msh.subnetworks.blocks import BlockSize, block_mask, grid, whole_blocks
-from msh.subnetworks.sparse import SMALLEST, Pattern, dense_backward
+from msh.subnetworks.sparse import SMALLEST, Pattern
 
 SHORTEST, FEWEST = 8, 512
 """Shortest side, and fewest weights, of a block with which these products cost less than others."""
@@ -78,12 +77,15 @@ class BlockPattern(Pattern):
 
     Values come in the order of their flat indices. With blocks at the edges that have fewer weights, the matrix, and so
     the values, are padded by 0. In that order, the values of a block row are a matrix: all its blocks, side by side.
+    The same inputs give the same bits: no product depends on the order in which threads finish.
 
     Args:
         held: bool (rows, columns), all weights of some blocks.
         index: int64 (k,), its flat indices in rising order.
         size: rows and columns of a block.
     """
+
+    along_batch = False
 
     def __init__(self, held: Tensor, index: Tensor, size: BlockSize) -> None:
         super().__init__(index, held.shape)
@@ -141,26 +143,6 @@ class BlockPattern(Pattern):
         enough = rows >= MANY or (rows > 0 and math.prod(self.shape) >= SMALLEST)
         return enough and inputs.device == self.index.device and not torch.is_autocast_enabled(kind)
 
-    def linear(self, inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Apply a linear layer whose weight has these values at the pattern's indices and 0 elsewhere.
-
-        The same inputs give the same bits: no product depends on the order in which threads finish.
-
-        Args:
-            inputs: (*batch, columns).
-            values: (k,).
-            bias: (rows,) or None.
-        Returns:
-            (*batch, rows).
-        """
-        flat = inputs.reshape(-1, self.shape[1])
-        outputs: Tensor = (
-            _BlockLinear.apply(flat, values, bias, self)
-            if torch.is_grad_enabled()
-            else self.outputs(flat, values, bias)
-        )
-        return outputs if inputs.dim() == 2 else outputs.view(*inputs.shape[:-1], self.shape[0])
-
     def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the outputs (batch, rows) from inputs (batch, columns)."""
         parts = self._parts(values).index_select(0, self.by_rows.parts) if self._fixed is None else self._fixed
@@ -172,8 +154,8 @@ class BlockPattern(Pattern):
         outputs = self._trimmed(result, 0)
         return outputs if bias is None else outputs.add_(bias)
 
-    def back(self, gradient: Tensor, values: Tensor) -> Tensor:
-        """Compute the inputs' gradient (batch, columns) from the outputs' (batch, rows)."""
+    def back(self, gradient: Tensor, values: Tensor, like: Tensor) -> Tensor:
+        """Compute the gradient of the inputs `like` (batch, columns) from the outputs' (batch, rows)."""
         parts = self._parts(values).index_select(0, self.by_columns.parts)
         result = self._like(gradient, 1)
         for here in self._slices(len(gradient)):
@@ -245,21 +227,3 @@ class BlockPattern(Pattern):
 def _firsts(counts: Tensor) -> Tensor:
     """Return where each line's blocks start, given their numbers (lines,)."""
     return counts.cumsum(0) - counts
-
-
-class _BlockLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: BlockPattern) -> Tensor:
-        ctx.save_for_backward(inputs, values)
-        ctx.pattern = pattern
-        return pattern.outputs(inputs, values, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        inputs, values = ctx.saved_tensors
-        of_inputs, of_values, of_bias, _ = ctx.needs_input_grad
-        bias = gradient.sum(0) if of_bias else None
-        if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
-            return *dense_backward(inputs, values, ctx.pattern, gradient), bias, None
-        back = ctx.pattern.back(gradient, values) if of_inputs else None
-        return back, ctx.pattern.of_values(gradient, inputs) if of_values else None, bias, None

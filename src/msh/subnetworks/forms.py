@@ -86,11 +86,13 @@ def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseFor
     values = sub.values[name]
     if name in sub.whole:
         return values
+    pattern = sub.patterns.get(name)
     if torch.compiler.is_compiling():
-        return _traceable(sub, name, like)
+        if pattern is None or sub.phase == "masked":
+            return _traceable(sub, name, like)
+        return SparseForm(pattern, lambda: values, lambda: _traceable(sub, name, like))
     if sub.phase == "masked":
         restore(values, sub.bits[name], sub.base[name])
-    pattern = sub.patterns.get(name)
     if pattern is None:
         return _dense(sub, name, like)
     return SparseForm(pattern, lambda: _values(sub, name, pattern), lambda: _dense(sub, name, like))

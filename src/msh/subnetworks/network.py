@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from msh.compat import Movable
 from msh.errors import one_of
@@ -46,13 +45,10 @@ from msh.subnetworks.views import (
     ModuleCache,
     TaskNetwork,
     TrainingNetwork,
-    cast_features,
-    cast_type,
     copy_structure,
     find_places,
     frozen_network,
     half_precision,
-    in_own_type,
     is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
@@ -315,6 +311,8 @@ class MultiSubnetwork(Movable):
         self._end_choice(sub)
         sub.phase = "compact"
         self.derive(sub)
+        if task in self._in_training:  # now, as a compiler could not
+            self._in_training[task].prepared()
 
     @torch.no_grad()
     def freeze(self, task: str) -> None:
@@ -391,11 +389,13 @@ class MultiSubnetwork(Movable):
         task = task if task is not None else self.active
         if task is None:
             raise ValueError("no task is active: pass a task, or call activate first")
-        sub = self.subnetwork(task)
-        if sub.phase != "frozen" and torch.compiler.is_compiling():
-            self.update_choice(sub)
-            return self._run(sub, self.training_weights(sub), inputs)
-        outputs: Tensor = self.module(task)(inputs)
+        if torch.compiler.is_compiling():
+            from msh.subnetworks.uncompiled import module_of
+
+            module = module_of(self, task)
+        else:
+            module = self.module(task)
+        outputs: Tensor = module(inputs)
         return outputs
 
     def module(self, task: str) -> nn.Module:
@@ -417,29 +417,13 @@ class MultiSubnetwork(Movable):
             raise ValueError(f"task {task!r} has no weights yet: call begin first")
         if task not in self._in_training:
             self._in_training[task] = TrainingNetwork(self, sub)
-        return self._in_training[task]
+        return self._in_training[task].prepared()
 
     def forget_modules(self, task: str | None = None) -> None:
         """Drop the cached module of a task, or all: `module` rebuilds them from the current tensors."""
         self._modules_in_use.forget(task)
         for name in [*self._in_training] if task is None else [task]:
             self._in_training.pop(name, None)
-
-    def _run(self, sub: Subnetwork, weights: Mapping[str, Any], inputs: Tensor) -> Tensor:
-        """Run a forward pass that torch.compile can follow from end to end."""
-        tensors = {**weights, **dict(sub.private.items())}
-        for again, name in self.names.tied.items():
-            if name in tensors:
-                tensors[again] = tensors[name]
-        cast = cast_type(weight for _, weight in self.weights())
-        if cast is None:
-            features = sub.stem(inputs)
-            outputs: Tensor = sub.head(functional_call(self.backbone, tensors, (features,), tie_weights=False))
-            return outputs
-        for name in self.names.parameters:
-            tensors[name] = tensors[name].to(self.backbone.get_buffer(name).dtype)
-        features = cast_features(in_own_type(sub.stem, inputs), cast)
-        return in_own_type(sub.head, functional_call(self.backbone, tensors, (features,), tie_weights=False))
 
     def training_weights(self, sub: Subnetwork, small: SmallTensors | None = None) -> dict[str, Tensor | SparseForm]:
         """Compute a masked or compact task's weights by tensor name; gradients reach the task's values.
@@ -460,7 +444,7 @@ class MultiSubnetwork(Movable):
     def update_choice(self, sub: Subnetwork) -> None:
         """Select a task's weights by its current scores, if it has scores that choose."""
         if sub.kept:
-            from msh.subnetworks.choice import update_choice
+            from msh.subnetworks.uncompiled import update_choice
 
             update_choice(sub, self.held)
 

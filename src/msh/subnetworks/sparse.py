@@ -7,11 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from itertools import count
+from typing import Any, ClassVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from msh.compat import is_exporting
 
 SMALLEST = 2**18
 """Matrix size in weights below which a dense product costs less, however sparse."""
@@ -118,13 +122,29 @@ class Pattern:
         shape: (rows, columns) of the matrix.
 
     The derived tensors are int32, which the MKL's sparse products need.
+
+    Attributes:
+        along_batch: the memory of a layer's outputs runs along the batch.
+        handle: int64, (), on the CPU: names this object in compiled graphs, which hold tensors alone.
     """
+
+    along_batch: ClassVar[bool] = True
 
     def __init__(self, index: Tensor, shape: Sequence[int]) -> None:
         _silence_beta_warning()
         self._index: Tensor | None = index
         self.shape = (int(shape[0]), int(shape[1]))
         self._laid_out: dict[tuple[bool, int], Blocks] = {}
+        self.handle = self._registered()
+
+    def _registered(self) -> Tensor:
+        number = next(_NUMBERS)
+        _PATTERNS[number] = self
+        return torch.tensor(number)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy a handle of its own."""
+        vars(self).update(state, handle=self._registered())
 
     @property
     def index(self) -> Tensor:
@@ -151,9 +171,19 @@ class Pattern:
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def linear(self, inputs: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Apply a linear layer with these values: see `sparse_linear`."""
-        return sparse_linear(inputs, values, self, bias)
+    def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the outputs, (rows, batch), from inputs (batch, columns)."""
+        outputs = self.matrix(len(inputs)).times(values, inputs)
+        return outputs if bias is None else outputs.add_(bias.unsqueeze(1))
+
+    def back(self, gradient: Tensor, values: Tensor, like: Tensor) -> Tensor:
+        """Compute the gradient of the inputs `like` (batch, columns) from the outputs' (batch, rows)."""
+        back = self.transposed(len(gradient)).times(values, gradient)
+        return _transposed(back) if like.is_contiguous() else back.t()  # with the inputs' memory layout
+
+    def of_values(self, gradient: Tensor, inputs: Tensor) -> Tensor:
+        """Compute the values' gradient (k,) from the outputs' (batch, rows) and the inputs (batch, columns)."""
+        return self.matrix(len(gradient)).sampled(gradient, inputs)
 
     def matrix(self, batch: int) -> Blocks:
         """Divide the matrix into blocks for products with (batch, columns) transposed."""
@@ -179,6 +209,11 @@ class Pattern:
                 row, column = column, row
             self._laid_out[across, number] = _blocks(row, column, self.shape[::-1] if across else self.shape, number)
         return self._laid_out[across, number]
+
+
+_PATTERNS: WeakValueDictionary[int, Pattern] = WeakValueDictionary()
+"""Number in a handle to its pattern."""
+_NUMBERS = count()
 
 
 @cache
@@ -227,10 +262,15 @@ class SparseForm:
 
 
 def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Cache a tensor, once with gradients and once without: a reentrant checkpoint first computes without."""
+    """Cache a tensor, once with gradients and once without: a reentrant checkpoint first computes without.
+
+    Compiled graphs make it each time: what they leave behind would be one of their outputs.
+    """
     cached: dict[bool, Tensor] = {}
 
     def get() -> Tensor:
+        if torch.compiler.is_compiling():
+            return make()
         graph = torch.is_grad_enabled()
         if graph not in cached:
             cached[graph] = make()
@@ -242,7 +282,7 @@ def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
 class SparseLinear(nn.Linear):
     """Compute with the values of a sparse weight where that costs less.
 
-    Compilers, exporters and tracers see the dense weight.
+    Exporters and tracers see the dense weight.
     """
 
     form = cast(Any, None)  # a SparseForm, or the dense tensor; without an annotation, which torch.jit would read
@@ -251,8 +291,8 @@ class SparseLinear(nn.Linear):
         """(*batch, columns) to (*batch, rows)."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             form = self.form
-            if isinstance(form, SparseForm) and _is_eager(input) and form.pattern.suits(input):
-                return form.pattern.linear(input, form.sparse(), self.bias)
+            if isinstance(form, SparseForm) and not _is_traced(input) and form.pattern.suits(input):
+                return sparse_linear(input, form.sparse(), form.pattern, self.bias)
         return F.linear(input, self.weight, self.bias)
 
 
@@ -266,9 +306,9 @@ class TrainedLinear(SparseLinear):
         return self.form.dense() if isinstance(self.form, SparseForm) else self.form
 
 
-def _is_eager(inputs: Any) -> bool:
+def _is_traced(inputs: Any) -> bool:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return not (tracing or torch.compiler.is_compiling() or isinstance(inputs, fx.Proxy))
+    return bool(tracing or is_exporting() or isinstance(inputs, fx.Proxy))
 
 
 def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:
@@ -283,21 +323,22 @@ def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor
         pattern: indices in a (rows, columns) matrix.
         bias: (rows,) or None.
     Returns:
-        (*batch, rows). With one batch dimension its memory runs along the batch, which suits the next sparse product.
+        (*batch, rows). With one batch dimension its memory may run along the batch, which suits the next CSR product.
     """
     flat = inputs.reshape(-1, pattern.shape[1])
-    outputs: Tensor = (
-        _SparseLinear.apply(flat, values, bias, pattern)
-        if torch.is_grad_enabled()
-        else _sparse_product(flat, values, bias, pattern)
-    ).t()  # here, not in the function: the next layer may change a view that autograd has made in place
+    if torch.compiler.is_compiling():
+        outputs: Tensor = torch.ops.msh.sparse_linear(
+            flat, values, pattern.handle, pattern.shape[0], pattern.along_batch
+        )
+        if bias is not None:  # outside, where it fuses with what follows
+            outputs = outputs + (bias.unsqueeze(1) if pattern.along_batch else bias)
+    elif torch.is_grad_enabled():
+        outputs = _SparseLinear.apply(flat, values, bias, pattern)
+    else:
+        outputs = pattern.outputs(flat, values, bias)
+    if pattern.along_batch:
+        outputs = outputs.t()  # here, not in the function: the next layer may change a view that autograd has made
     return outputs if inputs.dim() == 2 else outputs.reshape(*inputs.shape[:-1], pattern.shape[0])
-
-
-def _sparse_product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-    """Compute the outputs, (rows, batch)."""
-    outputs = pattern.matrix(len(inputs)).times(values, inputs)
-    return outputs if bias is None else outputs.add_(bias.unsqueeze(1))
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -305,24 +346,18 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         ctx.save_for_backward(inputs, values)
         ctx.pattern = pattern
-        return _sparse_product(inputs, values, bias, pattern)
+        return pattern.outputs(inputs, values, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        inputs, values = ctx.saved_tensors
-        gradient = gradient.t()  # (batch, rows)
+        (inputs, values), pattern = ctx.saved_tensors, ctx.pattern
+        gradient = gradient.t() if pattern.along_batch else gradient  # (batch, rows)
         of_inputs, of_values, of_bias, _ = ctx.needs_input_grad
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
-            return *dense_backward(inputs, values, ctx.pattern, gradient), bias, None
-        batch = len(gradient)
-        back = ctx.pattern.transposed(batch).times(values, gradient) if of_inputs else None
-        if back is not None:  # with the inputs' memory layout
-            back = _transposed(back) if inputs.is_contiguous() else back.t()
-        if not of_values:
-            return back, None, bias, None
-        of_values = ctx.pattern.matrix(batch).sampled(gradient, inputs)
-        return back, of_values, bias, None
+            return *dense_backward(inputs, values, pattern, gradient), bias, None
+        back = pattern.back(gradient, values, inputs) if of_inputs else None
+        return back, pattern.of_values(gradient, inputs) if of_values else None, bias, None
 
 
 def _transposed(matrix: Tensor) -> Tensor:
@@ -356,3 +391,74 @@ def taken_values(values: Tensor, index: Tensor) -> Tensor:
     """Take the elements at flat indices: (k,); the gradient has the tensor's shape, 0 elsewhere."""
     taken: Tensor = _Taken.apply(values, index)
     return taken
+
+
+# ---- the same as operations of torch's, for compiled graphs
+
+OPERATIONS = torch.library.Library("msh", "DEF")
+OPERATIONS.define("sparse_linear(Tensor inputs, Tensor values, Tensor handle, SymInt rows, bool along_batch) -> Tensor")
+OPERATIONS.define(
+    "sparse_linear_backward(Tensor gradient, Tensor inputs, Tensor values, Tensor handle, bool along_batch, "
+    "bool of_inputs, bool of_values) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl(OPERATIONS, "sparse_linear", "CompositeExplicitAutograd")
+def _outputs(inputs: Tensor, values: Tensor, handle: Tensor, rows: int, along_batch: bool) -> Tensor:
+    return _PATTERNS[int(handle)].outputs(inputs, values, None)
+
+
+@torch.library.register_fake("msh::sparse_linear", lib=OPERATIONS)  # type: ignore[untyped-decorator]
+def _outputs_laid_out(inputs: Tensor, values: Tensor, handle: Tensor, rows: int, along_batch: bool) -> Tensor:
+    return inputs.new_empty((rows, len(inputs)) if along_batch else (len(inputs), rows))
+
+
+@torch.library.impl(OPERATIONS, "sparse_linear_backward", "CompositeExplicitAutograd")
+def _gradients(
+    gradient: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    handle: Tensor,
+    along_batch: bool,
+    of_inputs: bool,
+    of_values: bool,
+) -> tuple[Tensor, Tensor]:
+    pattern, none = _PATTERNS[int(handle)], gradient.new_empty(0)
+    back = pattern.back(gradient, values, inputs) if of_inputs else none
+    return back, pattern.of_values(gradient, inputs) if of_values else none.clone()
+
+
+@torch.library.register_fake("msh::sparse_linear_backward", lib=OPERATIONS)  # type: ignore[untyped-decorator]
+def _gradients_laid_out(
+    gradient: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    handle: Tensor,
+    along_batch: bool,
+    of_inputs: bool,
+    of_values: bool,
+) -> tuple[Tensor, Tensor]:
+    back = gradient.new_empty(0)
+    if of_inputs and along_batch and not inputs.is_contiguous():
+        back = inputs.new_empty(inputs.shape[::-1]).t()
+    elif of_inputs:
+        back = inputs.new_empty(inputs.shape)
+    return back, values.new_empty(values.shape if of_values else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, values, handle, _, ctx.along_batch = inputs
+    ctx.save_for_backward(features, values, handle)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, values, handle = ctx.saved_tensors
+    gradient = gradient.t() if ctx.along_batch else gradient  # (batch, rows)
+    of_inputs, of_values, *_ = ctx.needs_input_grad
+    back, found = torch.ops.msh.sparse_linear_backward(
+        gradient, inputs, values, handle, ctx.along_batch, of_inputs, of_values
+    )
+    return back if of_inputs else None, found if of_values else None, None, None, None
+
+
+torch.library.register_autograd("msh::sparse_linear", _backward, setup_context=_save, lib=OPERATIONS)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.compat import hook_registries, own_buffers
+from msh.subnetworks.description import Phase
 from msh.subnetworks.small import SmallTensors, computes_small
 from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
 from msh.subnetworks.tensors import TensorNames, put_tensor
@@ -186,8 +187,8 @@ def frozen_network(
 class TrainingNetwork(nn.Module):
     """Compute with a masked or compact task's current tensors, which it takes before each forward pass.
 
-    The computed weights stay in place until the next forward pass, so that a backward pass that recomputes parts of
-    the forward pass (gradient checkpointing) uses the same ones.
+    After a forward pass with gradients the computed weights stay in place until the next one, so that a backward pass
+    that recomputes parts of it (gradient checkpointing) uses the same ones.
 
     Args:
         network: holds the task.
@@ -212,6 +213,7 @@ class TrainingNetwork(nn.Module):
         self._cast = cast_type(weight for _, weight in network.weights())
         self._slices: SmallTensors | None = None
         self._last: nn.Module | None = None
+        self._prepared_for: Phase | None = None
         self.training = network.training
 
     def train(self, mode: bool = True) -> TrainingNetwork:
@@ -221,11 +223,28 @@ class TrainingNetwork(nn.Module):
         self.training = mode
         return self
 
+    def prepared(self) -> TrainingNetwork:
+        """Build the slices of a compact task of whole units, and put all tensors in place once.
+
+        A compiler cannot follow the former, and after the latter finds the same attributes in each forward pass.
+        """
+        sub = self.subnetwork
+        if self._prepared_for != sub.phase:
+            with torch.inference_mode(False), torch.no_grad():  # the slices outlive an inference pass
+                if sub.phase == "compact" and not sub.exposed and computes_small(sub):
+                    self._slices = SmallTensors(self._network[0], sub.task)
+                    self._last = self._slices.fit(self.backbone)
+                self._network[0].update_choice(sub)
+                self._take(self._network[0].training_weights(sub, self._slices))
+                self.drop()
+            self._prepared_for = sub.phase
+        return self
+
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *the task's input shape) to (batch, *the head's outputs)."""
+        self.prepared()
         self._network[0].update_choice(self.subnetwork)
-        small = self._small()
-        self._take(self._network[0].training_weights(self.subnetwork, small), small)
+        self._take(self._network[0].training_weights(self.subnetwork, self._slices))
         stem, head = self.subnetwork.stem, self.subnetwork.head
         features = stem(inputs) if self._cast is None else in_own_type(stem, inputs)
         if self._checkpoints and torch.is_grad_enabled() and features.is_floating_point():
@@ -234,20 +253,12 @@ class TrainingNetwork(nn.Module):
             outputs: Tensor = head(self.backbone(features))
         else:
             outputs = in_own_type(head, self.backbone(cast_features(features, self._cast)))
-        self._give_back(small)
+        self._give_back()
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            self.drop()
         return outputs
 
-    def _small(self) -> SmallTensors | None:
-        """Return the slices of a compact task of whole units."""
-        sub = self.subnetwork
-        if sub.phase != "compact" or sub.exposed or not computes_small(sub):
-            return None
-        if self._slices is None:
-            self._slices = SmallTensors(self._network[0], sub.task)
-            self._last = self._slices.fit(self.backbone)
-        return self._slices
-
-    def _take(self, weights: Mapping[str, Weight], small: SmallTensors | None) -> None:
+    def _take(self, weights: Mapping[str, Weight]) -> None:
         for source, copied in self._modes:
             copied.training = source.training
         for name, weight in weights.items():
@@ -260,7 +271,7 @@ class TrainingNetwork(nn.Module):
         if self._cast is not None:
             for name in self._network[0].names.parameters:
                 private[name] = private[name].to(self._network[0].backbone.get_buffer(name).dtype)
-        if small is not None:
+        if (small := self._slices) is not None:
             if self._last is not None:
                 vars(self._last)["others"] = small.others(self._network[0], private)
             private = {name: small.private(name, tensor) for name, tensor in private.items()}
@@ -268,7 +279,7 @@ class TrainingNetwork(nn.Module):
             for place in self._places[name]:
                 put_tensor(*place, tensor)
 
-    def _give_back(self, small: SmallTensors | None) -> None:
+    def _give_back(self) -> None:
         """Store buffers that the forward pass assigned, rather than changed in place; and changed slices."""
         private = self.subnetwork.private
         for name in self._network[0].names.buffers:
@@ -276,10 +287,23 @@ class TrainingNetwork(nn.Module):
                 now = own_buffers(holder)[leaf]
                 if now is None or now is private[name]:
                     continue
-                if small is None:
+                if self._slices is None:
                     private.set(name, now.detach())
                 else:
-                    small.put_back(name, private[name], now.detach())
+                    self._slices.put_back(name, private[name], now.detach())
+
+    def drop(self) -> None:
+        """Put the backbone's tensors in place of computed ones.
+
+        These would be outputs of a compiled graph, and it would not find what it was compiled for.
+        """
+        backbone, names = self._network[0].backbone, self._network[0].names
+        for name in (*names.prunable, *names.parameters, *names.buffers):
+            for holder, leaf in self._places[name]:
+                if isinstance(holder, TrainedLinear) and leaf == "weight":
+                    vars(holder)["form"] = None
+                elif leaf in own_buffers(holder):
+                    put_tensor(holder, leaf, backbone.get_buffer(name))
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:

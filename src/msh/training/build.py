@@ -372,6 +372,7 @@ def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularit
         ValueError: whole units do not work with the backbone or another setting.
     """
     granularity = config.pruning.granularity
+    assert granularity is not None  # `choose_granularity` has filled it in
     if granularity == "weight":
         return WEIGHTS
     if granularity == "block":
@@ -530,6 +531,7 @@ def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunCo
         network.add_task(task.name, head, stem)
     else:
         granularity = config.pruning.granularity
+        assert granularity is not None  # as above
         metric = {"name": task.metric, "direction": task.direction}
         recipe |= {**task.data_recipe(), "evaluation": asdict(computing(config, task)), "metric": metric}
         blocks = block_sizes(network, config.pruning.sides) if granularity == "block" else None

@@ -169,12 +169,13 @@ class PruningConfig:
     scope: Scope = "tensor"
     """"tensor": every prunable tensor keeps the same share; "erk" (Erdos-Renyi-Kernel) and "epl" (equal per layer):
     small tensors a larger share than large ones; "network": scores are compared over all tensors."""
-    granularity: GranularityName = "weight"
+    granularity: GranularityName | None = "weight"
     """"weight": single weights; "block": blocks of neighbouring rows and columns, which large linear layers compute at
     their own cost; "nm": N of each M neighbouring weights; "unit": whole units of linear layers and channels of
     convolutions. Whole units make a subnetwork a smaller dense network, which trains and predicts at its own cost; see
     `overlap`. "neuron" (linear layers alone) and "channel" are those of earlier releases, computed at the whole
-    network's cost."""
+    network's cost. null: "unit" with overlap if every layer of the backbone has units of its own, of which tasks keep
+    200, and the other settings allow it, else "weight"; the run's first lines say which."""
     block_size: Sides | None = None
     """With granularity "block", rows and columns of a block, [rows, columns] or one number for both; null: chosen for
     each layer by its size."""
@@ -245,7 +246,7 @@ class PruningConfig:
             yield f"pruning needs exactly one of density, weights, share; got {', '.join(sizes) or 'none'}"
         if self.begin > self.end:
             yield str(invalid("pruning.begin", f"<= pruning.end = {self.end:g}", self.begin))
-        if self.granularity != "weight" and self.scope != "tensor":
+        if self.granularity not in ("weight", None) and self.scope != "tensor":
             whole = f"'tensor' with pruning.granularity = {self.granularity!r}"
             yield str(invalid("pruning.scope", whole, self.scope))
         if self.granularity != "block" and self.block_size is not None:
@@ -261,7 +262,7 @@ class PruningConfig:
             ("pruning.criterion = 'learned'", CRITERIA[self.criterion].learned),
             ("pruning.gate.step", self.is_gated),
         ):
-            if applies and self.granularity not in ("weight", "block"):
+            if applies and self.granularity not in ("weight", "block", None):
                 yield str(invalid("pruning.granularity", f"'weight' or 'block' with {name}", self.granularity))
             if applies and self.rewind is not None:
                 yield str(invalid("pruning.rewind", f"null with {name}", self.rewind))
@@ -537,6 +538,14 @@ class RunConfig:
         if self.backbone.get("input_shape") is not None:
             return self
         return replace(self, backbone=self.backbone | {"input_shape": list(shape)})
+
+    def with_granularity(self, granularity: str) -> RunConfig:
+        """Copy the config; where it leaves the granularity open, fill it in. Tasks may share units then."""
+        if self.pruning.granularity is not None:
+            return self
+        overlap = True if granularity == "unit" else None
+        chosen = replace(self.pruning, granularity=cast(GranularityName, granularity), overlap=overlap)
+        return replace(self, pruning=chosen)
 
     def budget(self, task: str) -> Budget:
         """Return the number of weights that a task may keep, as a budget."""

@@ -18,6 +18,7 @@ from msh.files.state_file import fill_network, read_state
 from msh.files.yaml_files import read_config
 from msh.inference.rebuilding import add_task_of
 from msh.runs.results import Results, comparison
+from msh.runs.words import counted
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.training.build import add_task, build_network, build_tasks, fit_tasks
@@ -89,7 +90,7 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     network = build_network(config, tasks, list(file.state.owners))
     for task, entry in file.state.tasks.items():
         if task in tasks:
-            add_task(network, tasks[task], config)
+            add_task(network, tasks[task], config.with_granularity(entry.granularity))
         else:  # of the network that the run started from
             add_task_of(path, network, file.state, entry)
     fill_network(path, network, file)
@@ -151,5 +152,5 @@ def _compare_with_records(folder: Path, module: SubnetworkModule) -> None:
     guarantee.check(module, [task for task in module.network.tasks if guarantee.has(task)])
     counts = guarantee.counts
     if counts["checked"]:
-        how = f"{counts['checked']} times, {counts['violations']} changed"
+        how = f"{counted(counts['checked'], 'time')}, {counts['violations']} changed"
         log.info("frozen tasks compared %s: %s", comparison(counts), how)

@@ -17,6 +17,7 @@ from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
 from msh.runs.objectives import read_objectives
 from msh.subnetworks import (
+    CRITERIA,
     WEIGHTS,
     Blocks,
     CapacityError,
@@ -30,9 +31,10 @@ from msh.subnetworks import (
     plan_counts,
     plan_groups,
     plan_units,
+    trace_units,
 )
 from msh.subnetworks.empty import ALLOW
-from msh.subnetworks.units import candidate_units
+from msh.subnetworks.units import candidate_units, fit_units
 from msh.tasks import Task
 from msh.training.build import add_task, build_granularity, build_network, build_tasks, check_kinds, fit_tasks
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
@@ -48,6 +50,9 @@ from msh.training.schedulers import check_optimizer
 from msh.training.trainers import check_trainer
 
 log = logging.getLogger(__name__)
+
+ENOUGH_UNITS = 200
+"""Units of each layer with which a task is as accurate as with single weights, as measured; with 30 it is less so."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,12 @@ def prepare(config: RunConfig) -> Prepared:
         config = config.with_input_shape(origin.input_shape)
     tasks = fit_tasks(config, tasks)
     network, notes = _build_network(config, tasks, origin)
+    coming = [stage for stage, parts in fits.items() if parts and config.plan is None]
+    config = choose_granularity(config, network, coming)
     granularity = build_granularity(config, network)
     prepared = Prepared(config, tasks, network, fits, {}, granularity, ensembles, origin, notes)
     if prepared.plan is not None and not config.pruning.allow_empty_layers:
         _check_plan_layers(prepared.plan, names)
-    coming = [stage for stage, parts in fits.items() if parts and prepared.plan is None]
     granularity, wanted = _plan_budgets(config, network, coming, granularity)
     if config.pruning.is_gated:
         check_gate(config.pruning.gate, wanted, granularity.counts(network.sizes()), config.trainer)
@@ -201,7 +207,7 @@ def _build_network(
     state = origin.file.state
     for task in origin.learned:
         if task in tasks:
-            add_task(network, tasks[task], config)
+            add_task(network, tasks[task], config.with_granularity(state.task(task).granularity))
         else:
             add_task_of(origin.path, network, state, state.task(task))
     fill_network(origin.path, network, origin.file)
@@ -209,6 +215,61 @@ def _build_network(
 
 
 # ---- budgets
+
+
+def choose_granularity(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> RunConfig:
+    """Fill in the granularity where the config leaves it open: units that tasks may share, or else single weights.
+
+    Args:
+        config: the run's.
+        network: with the tasks that it has learned already.
+        stages: to train.
+    """
+    if config.pruning.granularity is not None:
+        return config
+    why = _against_units(config, network, stages)
+    if why:
+        log.info("tasks keep single weights, and not whole units: %s", why)
+        return config.with_granularity("weight")
+    log.info("tasks keep whole units, which they may share; pruning.granularity=weight keeps single weights")
+    return config.with_granularity("unit")
+
+
+def _against_units(config: RunConfig, network: MultiSubnetwork, stages: Sequence[Stage]) -> str:
+    """Say why tasks should keep single weights, with which more settings and backbones work; "" if they need not."""
+    pruning = config.pruning
+    usual = {
+        "reuse": (config.reuse, "none"),
+        "pruning.scope": (pruning.scope, "tensor"),
+        "pruning.start": (pruning.start, "fresh"),
+        "pruning.gate.step": (pruning.gate.step, None),
+        "pruning.regrow.share": (pruning.regrow.share, None),
+        "pruning.rewind": (pruning.rewind, None),
+        "pruning.allow_empty_layers": (pruning.allow_empty_layers, False),
+    }
+    for key, (value, needed) in usual.items():
+        if value != needed:
+            return f"{key} is {value}"
+    if CRITERIA[pruning.criterion].learned:
+        return f"pruning.criterion is {pruning.criterion}"
+    if pruning.end == 0:
+        return "pruning.end is 0, so that they are chosen before training"
+    for task in network.tasks:
+        if (other := network.subnetwork(task).granularity) != "unit":
+            return f"so do the network's (task {task} has granularity {other})"
+    try:
+        graph = trace_units(network)
+    except ValueError as error:
+        return str(error)
+    if not graph.is_chain:
+        layer, reason = next(iter(graph.whole.items()), ("", ""))
+        return f"layer {layer} would stay whole ({reason})" if layer else "layers of the backbone share units"
+    for task, counts in plan_weights(config.with_granularity("unit"), network, stages).items():
+        units = fit_units(graph, sum(counts.values())) or dict.fromkeys(graph.layers, 0)
+        layer = min(units, key=units.__getitem__)
+        if units[layer] < ENOUGH_UNITS:
+            return f"task {task} would keep about {units[layer]} units of layer {layer}, fewer than {ENOUGH_UNITS}"
+    return ""
 
 
 def _plan_budgets(

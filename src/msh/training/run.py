@@ -413,6 +413,7 @@ class Run:
         result.weights_read = self.network.view(task).read_counts(task)
         result.weights_reused = sum(result.weights_read.values())
         result.weights_private = self.network.subnetwork(task).as_state().private_count
+        result.granularity = self.network.subnetwork(task).granularity
         if computes_small(self.network.subnetwork(task)):
             result.flops = flops_share(self.network, task)
 

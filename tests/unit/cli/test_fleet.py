@@ -1,8 +1,8 @@
 """A fleet's arguments, its pace of writing, and its output."""
 
 import io
+import multiprocessing
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -168,23 +168,25 @@ def test_a_task_s_config_is_the_one_that_hydra_composes(tmp_path):
     assert jobs._new_folder(composed) == tmp_path / "iris"
 
 
-SPEAKS = """
-import os, sys
-from pathlib import Path
-from msh.cli.fleet import printing_to
-with printing_to(Path(sys.argv[1])) as console:
-    print("a job speaks")
-    os.system("echo its child too; echo it fails >&2")
-    print("1/1 wine", file=console)
-print("the end")
-"""
+def speak(folder):
+    """Print as a fleet does, in a process whose output and errors are files."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    with printing_to(folder / "log") as console:
+        print("a job speaks")
+        os.system("echo its child too; echo it fails >&2")
+        print("1/1 wine", file=console)
+    print("the end")
 
 
 def test_only_the_fleet_s_own_lines_reach_the_screen(tmp_path):
-    command = [sys.executable, "-c", SPEAKS, str(tmp_path / "log")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout == "1/1 wine\nthe end\n"
-    assert done.stderr == ""
+    process = multiprocessing.get_context("fork").Process(target=speak, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "stdout").read_text() == "1/1 wine\nthe end\n"
+    assert (tmp_path / "stderr").read_text() == ""
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["a job speaks", "it fails", "its child too"]
 
 

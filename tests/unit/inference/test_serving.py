@@ -21,7 +21,7 @@ import torch
 import msh
 from frozen import network_of_each_kind
 from messages import says
-from msh.cli import serve
+from msh.cli import app, serve
 
 pytest.importorskip("fastapi", reason="needs msh[serve]")
 pytest.importorskip("httpx", reason="needs httpx")
@@ -356,18 +356,19 @@ def test_the_command_serves_and_stops_after_the_requests_in_flight(path):
             server.kill()
 
 
-def test_the_command_names_what_is_wrong_before_it_serves(path):
-    wrong = ["--port", "70000", "--max-inputs", "0"]
-    command = [sys.executable, "-m", "msh.cli.app", "serve", str(path), *wrong]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MSH_API_KEY": ""})
-    assert done.returncode == 1
+def test_the_command_names_what_is_wrong_before_it_serves(path, monkeypatch, capsys):
+    monkeypatch.setenv("MSH_API_KEY", "")
+    monkeypatch.setattr(sys, "argv", ["msh", "serve", str(path), "--port", "70000", "--max-inputs", "0"])
+    with pytest.raises(SystemExit, match="1"):
+        app.main()
+    printed = capsys.readouterr().err
     for part in (
         "3 problems",
         "--port must be from 0 to 65535",
         "max_inputs must be >= 1",
         "MSH_API_KEY is set and empty",
     ):
-        assert part in done.stderr
+        assert part in printed
 
 
 def image_of(mode):

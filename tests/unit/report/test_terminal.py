@@ -45,6 +45,12 @@ def test_the_title_and_the_last_line_describe_the_run():
     assert "compared bitwise: 3 times, 1 changed; network used: 35.0% of 1,000 weights" in text
 
 
+def test_one_comparison_is_one_time():
+    results = make_results()
+    results.guarantee = {"checked": 1, "violations": 0}
+    assert "compared bitwise: 1 time, 0 changed" in printed(results)
+
+
 @pytest.mark.parametrize("baseline", ["dense", "finetune", "joint"])
 def test_a_baselines_column_is_shown_only_if_it_has_a_score(baseline):
     results = make_results()

@@ -12,7 +12,7 @@ from msh.subnetworks import Blocks, Budget, MultiSubnetwork, block_products, cut
 from msh.subnetworks.block_products import BlockPattern, may_be_in_blocks
 from msh.subnetworks.blocks import block_mask
 from msh.subnetworks.forms import flat_index
-from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
+from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear, sparse_linear
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 SHAPES = [((12, 20), (3, 4)), ((12, 20), (5, 7)), ((7, 3), (2, 3)), ((4, 9), (4, 2)), ((1, 1), (1, 1))]
@@ -40,10 +40,10 @@ def test_it_is_a_linear_layer(shape, size, batch, with_bias):
     inputs = torch.randn(*batch, shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.randn(shape[0], dtype=torch.float64, requires_grad=True) if with_bias else None
     values, dense = weight.take(pattern.index).requires_grad_(), weight.clone().requires_grad_()
-    ours, theirs = pattern.linear(inputs, values, bias), F.linear(inputs, dense, bias)
+    ours, theirs = sparse_linear(inputs, values, pattern, bias), F.linear(inputs, dense, bias)
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        assert torch.equal(pattern.linear(inputs, values, bias), ours)
+        assert torch.equal(sparse_linear(inputs, values, pattern, bias), ours)
     extra = (bias,) if with_bias else ()
     of_inputs, of_values, *of_bias = gradients(ours, inputs, values, *extra)
     of_inputs_too, of_dense, *of_bias_too = gradients(theirs, inputs, dense, *extra)
@@ -57,8 +57,8 @@ def test_it_is_a_linear_layer(shape, size, batch, with_bias):
 def test_the_next_layer_may_change_the_outputs_in_place(shape, size, batch):
     weight, pattern = make_matrix(shape, size)
     values, inputs = weight.take(pattern.index).requires_grad_(), torch.randn(*batch, shape[1], dtype=torch.float64)
-    (found,) = gradients(F.hardswish(pattern.linear(inputs, values, None), inplace=True), values)
-    (expected,) = gradients(F.hardswish(pattern.linear(inputs, values, None)), values)
+    (found,) = gradients(F.hardswish(sparse_linear(inputs, values, pattern), inplace=True), values)
+    (expected,) = gradients(F.hardswish(sparse_linear(inputs, values, pattern)), values)
     assert torch.equal(found, expected)
 
 
@@ -66,10 +66,18 @@ def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs, gradient = torch.randn(300, 20, dtype=torch.float64), torch.randn(300, 12, dtype=torch.float64)
     values = weight.take(pattern.index)
-    whole = pattern.outputs(inputs, values, None), pattern.back(gradient, values), pattern.of_values(gradient, inputs)
+    whole = (
+        pattern.outputs(inputs, values, None),
+        pattern.back(gradient, values, inputs),
+        pattern.of_values(gradient, inputs),
+    )
     monkeypatch.setattr(block_products, "AT_ONCE", 1)
     assert len(list(pattern._slices(300))) == 3
-    parts = pattern.outputs(inputs, values, None), pattern.back(gradient, values), pattern.of_values(gradient, inputs)
+    parts = (
+        pattern.outputs(inputs, values, None),
+        pattern.back(gradient, values, inputs),
+        pattern.of_values(gradient, inputs),
+    )
     torch.testing.assert_close(parts, whole)
 
 
@@ -82,7 +90,7 @@ def test_its_backward_pass_can_be_differentiated():
         first = torch.autograd.grad(outputs.square().sum(), to, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), to)
 
-    ours = twice(pattern.linear(inputs, values), inputs, values)
+    ours = twice(sparse_linear(inputs, values, pattern), inputs, values)
     theirs = twice(F.linear(inputs, dense * (weight != 0)), inputs, dense)
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[1], theirs[1].take(pattern.index))
@@ -91,21 +99,21 @@ def test_its_backward_pass_can_be_differentiated():
 def test_only_needed_gradients_are_computed():
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs, values = torch.randn(5, 20, dtype=torch.float64), weight.take(pattern.index)
-    (pattern.linear(inputs, values.requires_grad_())).sum().backward()
+    (sparse_linear(inputs, values.requires_grad_(), pattern)).sum().backward()
     assert inputs.grad is None
     assert values.grad is not None
     through = inputs.clone().requires_grad_()
-    pattern.linear(through, values.detach()).sum().backward()
+    sparse_linear(through, values.detach(), pattern).sum().backward()
     torch.testing.assert_close(through.grad, weight.sum(0).expand(5, 20))
 
 
 def test_a_weight_that_never_changes_is_ordered_once():
     weight, pattern = make_matrix((12, 20), (5, 7))
     inputs, values = torch.randn(5, 20, dtype=torch.float64, requires_grad=True), weight.take(pattern.index)
-    expected = pattern.linear(inputs, values)
+    expected = sparse_linear(inputs, values, pattern)
     pattern.fix(values)
-    assert torch.equal(pattern.linear(inputs, values), expected)
-    torch.testing.assert_close(gradients(pattern.linear(inputs, values), inputs), gradients(expected, inputs))
+    assert torch.equal(sparse_linear(inputs, values, pattern), expected)
+    torch.testing.assert_close(gradients(sparse_linear(inputs, values, pattern), inputs), gradients(expected, inputs))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -118,12 +126,12 @@ def test_the_same_inputs_give_the_same_bits(threads):
         inputs, gradient, values = torch.randn(200, 512), torch.randn(200, 512), weight.take(pattern.index)
         first = (
             pattern.outputs(inputs, values, None),
-            pattern.back(gradient, values),
+            pattern.back(gradient, values, inputs),
             pattern.of_values(gradient, inputs),
         )
         for _ in range(20):
             assert torch.equal(pattern.outputs(inputs, values, None), first[0])
-            assert torch.equal(pattern.back(gradient, values), first[1])
+            assert torch.equal(pattern.back(gradient, values, inputs), first[1])
             assert torch.equal(pattern.of_values(gradient, inputs), first[2])
     finally:
         torch.set_num_threads(before)

@@ -232,6 +232,7 @@ def test_go_back_restores_scores_and_reading():
     assert all(torch.equal(weight, seen[name]) for name, weight in seen_weights(network, "new").items())
 
 
+@pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf.*")  # torch's compiler
 def test_a_compiled_training_step_equals_the_plain_one():
     ends = []
     for compiled in (False, True):

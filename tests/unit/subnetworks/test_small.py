@@ -78,7 +78,7 @@ class EndsDepthwise(nn.Sequential):
 BACKBONES = {
     "linear": lambda: MLP((9,), 20, 3),
     "norm": lambda: MLP((9,), 20, 3, norm=True),
-    "conv": lambda: PaperConv((1, 28, 28)),
+    "conv": lambda: PaperConv((1, 12, 12)),
     "no bias": NoBias,
     "channels": EndsInChannels,
 }

@@ -1,14 +1,28 @@
-"""Select a masked task's weights by its current scores. Imported when first used: it loads torch's compiler."""
+"""Leave to Python what torch.compile cannot follow. Imported when first used: it loads torch's compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.subnetwork import Subnetwork
+from msh.subnetworks.views import TrainingNetwork
+
+if TYPE_CHECKING:
+    from msh.subnetworks.network import MultiSubnetwork
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def module_of(network: MultiSubnetwork, task: str) -> nn.Module:
+    """Look up or build a task's module, without what an uncompiled forward pass has left in it."""
+    module = network.module(task)
+    if isinstance(module, TrainingNetwork):
+        module.drop()
+    return module
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
