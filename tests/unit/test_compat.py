@@ -109,6 +109,46 @@ def test_a_trainer_has_a_step_for_logs_and_logs_a_batch():
     assert hasattr(logs, "update_train_step_metrics"), gone("Trainer._logger_connector", "pytorch_lightning")
 
 
+def test_a_logged_value_is_updated_as_log_does():
+    from msh.compat import log_again
+
+    class Module(pl.LightningModule):
+        def __init__(self, again):
+            super().__init__()
+            self.again, self.skipped, self.seen = again, 0, []
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch, batch_idx):
+            value = (self.weight * batch).sum().detach() + batch_idx
+            for name, settings in (("last", {"on_step": True}), ("mean", {"on_step": False, "on_epoch": True})):
+                if self.again and log_again(self, name, value, batch_idx + 1):
+                    self.skipped += 1
+                else:
+                    self.log(name, value, batch_size=batch_idx + 1, **settings)
+            return (self.weight * batch).sum()
+
+        def on_train_batch_end(self, *_):
+            self.seen.append(float(self.trainer.callback_metrics["last"]))
+
+        def on_train_epoch_end(self):
+            self.seen.append(float(self.trainer.callback_metrics["last"]))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    assert not log_again(Module(True), "last", torch.ones(()), 1)  # without a trainer
+    found = []
+    for again in (True, False):
+        module = Module(again)
+        settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        trainer = pl.Trainer(max_epochs=2, enable_model_summary=False, **settings)
+        trainer.fit(module, torch.utils.data.DataLoader(torch.arange(4.0)))
+        found.append((module.seen, trainer.callback_metrics))
+        assert module.skipped == (2 * 2 * 3 if again else 0), gone("Trainer._results", "pytorch_lightning")
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 10
+
+
 def test_loaders_skip_batches():
     from msh.compat import skip_batches
 

@@ -86,7 +86,7 @@ class LazyInputs:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """Return the examples at the index, (batch, ...)."""
-        return self._apply(self.base[self.rows[index]])
+        return self._apply(rows_at(self.base, self.rows[index]))
 
     def _apply(self, inputs: Tensor) -> Tensor:
         for function in self.functions:
@@ -104,6 +104,13 @@ class LazyInputs:
 
 Inputs = Tensor | LazyInputs
 """A split's inputs."""
+
+
+def rows_at(inputs: Inputs | StoredTensor, index: Tensor) -> Tensor:
+    """Return the rows at an index, int64 (rows,); `index_select` copies a tensor's in a third of `[]`'s time."""
+    if isinstance(inputs, Tensor) and inputs.is_contiguous() and index.dim() == 1:
+        return inputs.index_select(0, index)
+    return inputs[index]
 
 
 def is_stored(inputs: Inputs) -> bool:

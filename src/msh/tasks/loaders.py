@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from msh.errors import invalid
 from msh.tasks.augmentation import Augmentation
+from msh.tasks.lazy import rows_at
 from msh.tasks.options import Uneven
 from msh.tasks.seeds import derive_seed
 from msh.tasks.task import Split
@@ -30,7 +31,7 @@ class TensorBatches(Dataset[Batch]):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Return (inputs (batch, ...), targets (batch, ...)) for an index, int64 (batch,)."""
-        return self.split.inputs[index], self.split.targets[index]
+        return rows_at(self.split.inputs, index), rows_at(self.split.targets, index)
 
     def __len__(self) -> int:
         return len(self.split)

@@ -27,6 +27,8 @@ def set_up_torch(config: RunConfig) -> None:
     torch.set_flush_denormal(config.flush_denormal)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if not torch.cuda.is_available():  # optimizers ask in each step, and Lightning lets torch search NVML each time
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from msh.compat import set_log_step
+from msh.compat import log_again, set_log_step
 from msh.runs.objectives import skill_score
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.loading import completed, in_training
@@ -211,6 +211,10 @@ class TaskModule(pl.LightningModule, ABC):
         PREEMPTION.listen()
         set_log_step(self.trainer, self.run_step)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the device; on a CPU it is there."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and other draws by (seed, fit, epoch, batch, rank): a resumed run draws the same."""
         seed = derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank)
@@ -229,7 +233,7 @@ class TaskModule(pl.LightningModule, ABC):
             loss = task.loss(self(inputs, name), targets)
             losses.append(task.loss_weight * loss)
             self.context.nonfinite[name] = self.context.nonfinite.get(name, False) | ~torch.isfinite(loss.detach())
-            self.log(f"{name}/train/loss", loss.detach(), batch_size=len(inputs), on_step=True, on_epoch=False)
+            self._log(f"{name}/train/loss", loss.detach(), len(inputs), on_step=True, on_epoch=False)
         if self.context.stopped and isinstance(self.trainer.model, DistributedDataParallel):  # waits for every gradient
             losses += [0.0 * p.sum() for p in self._parameters_of_stopped()]
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
@@ -305,8 +309,13 @@ class TaskModule(pl.LightningModule, ABC):
         loss, metric = task.loss(widened(outputs), targets), self.metric(name, split)
         task.update(metric, outputs, targets)
         settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        self.log(f"{name}/{split}/loss", loss, batch_size=task.count(targets), sync_dist=True, **settings)
-        self.log(f"{name}/{split}/{task.metric}", metric, batch_size=len(inputs), **settings)
+        self._log(f"{name}/{split}/loss", loss, task.count(targets), sync_dist=True, **settings)
+        self._log(f"{name}/{split}/{task.metric}", metric, len(inputs), **settings)
+
+    def _log(self, name: str, value: Any, examples: int, **settings: Any) -> None:
+        """Log a batch's value."""
+        if not log_again(self, name, value, examples):
+            self.log(name, value, batch_size=examples, **settings)
 
     def on_validation_epoch_end(self) -> None:
         """Log the sum of the tasks' losses, for callbacks that monitor one number."""

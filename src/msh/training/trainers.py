@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
 from msh.errors import invalid
@@ -102,6 +104,17 @@ def device_of(config: TrainerConfig) -> torch.device:
     return torch.device(kind)
 
 
+class NoProfiler(PassThroughProfiler):
+    """Profile nothing, in a tenth of the time: Lightning makes a hundred contexts per training step for its own."""
+
+    def profile(self, action_name: str) -> Any:
+        """Return a context that does nothing."""
+        return NOTHING
+
+
+NOTHING = nullcontext()
+
+
 def build_trainer(
     config: TrainerConfig,
     folder: Path,
@@ -120,6 +133,7 @@ def build_trainer(
     """
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     settings["max_epochs"] = epochs
+    settings.setdefault("profiler", NoProfiler())
     if str(settings.get("precision")) in TRUE:
         del settings["precision"]  # the network already has this type
     if settings["strategy"] == "ddp":

@@ -5,10 +5,14 @@ import os
 import signal
 
 import pytest
+import torch
+from toys import make_run
 
 from messages import says
+from msh.inference.computing import flushes_denormal
 from msh.training.config import TrainerConfig
 from msh.training.launch import check_multi_node, check_start, fate, place_among_processes, requeue
+from msh.training.machine import set_up_torch
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.trainers import build_trainer, check_devices
 
@@ -194,3 +198,26 @@ def test_a_later_sigterm_does_not_hide_that_the_job_goes_back_into_the_queue():
             PREEMPTION.release()
     assert stop.value.signum == signal.SIGUSR2
     PREEMPTION.received = None
+
+
+def test_nothing_is_profiled_unless_a_run_asks_for_it(tmp_path):
+    trainer = build_trainer(TrainerConfig(accelerator="cpu"), tmp_path, 1)
+    with trainer.profiler.profile("outer"), trainer.profiler.profile("inner"):
+        pass
+    assert trainer.profiler.summary() == ""
+    trainer = build_trainer(TrainerConfig(accelerator="cpu", profiler="simple"), tmp_path, 1)
+    with trainer.profiler.profile("outer"):
+        pass
+    assert "outer" in trainer.profiler.summary()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_steps_do_not_search_for_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # Lightning sets it
+    set_up_torch(make_run(["a"], flush_denormal=flushes_denormal()))
+    searched = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: searched.append(1) or 0)
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.SGD([weight]).step()
+    assert not searched
