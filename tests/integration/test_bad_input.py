@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from running import few_steps
 from sources import instead_of
 
 from messages import says
@@ -229,7 +230,7 @@ def contents(folder):
 
 
 def test_a_folder_with_a_run_is_refused_and_not_changed(train_here):
-    folder, _ = train_here(EXPERIMENT, "tasks=wine", "logger=csv", "trainer.max_epochs=1")
+    folder, _ = train_here(EXPERIMENT, "tasks=wine", *few_steps("wine"), "logger=csv", "trainer.max_epochs=1")
     before = contents(folder)
     assert {"results.json", "config.yaml", "metrics.csv"} <= {path.name for path in before}
     for overrides in (["seed=1"], ["trainer.max_epochs=2", "reuse=all"]):
