@@ -140,7 +140,7 @@ def test_a_budget_that_empties_a_layer_is_refused_with_the_smallest_that_works(s
 def test_a_cut_by_scores_that_empties_a_layer_ends_the_run_before_it_trains(train_here, tmp_path):
     def run(density, folder, *more):
         settings = ["pruning=at_init", "pruning.criterion=gradient", "pruning.scope=network", "trainer.max_epochs=1"]
-        chosen = ["tasks=wine", f"pruning.density={density}", *settings, *more]
+        chosen = ["tasks=wine", *few_steps("wine"), f"pruning.density={density}", *settings, *more]
         return train_here(EXPERIMENT, "logger=csv", *chosen, folder=folder)
 
     with pytest.raises(AssertionError, match=r"'wine' would keep no weight of layer .* density must be >=") as caught:
@@ -277,7 +277,9 @@ def test_an_output_folder_that_is_a_file_is_refused(train_here, tmp_path):
 
 DIVERGING = {
     "a rate too high": ["tasks=wine", "optimizer.lr=1e30"],
-    "data too large": ["tasks=[iris,wine]", *instead_of("wine", bad="huge"), "tasks.wine.normalize=none"],
+    "data too large": [
+        *("tasks=[iris,wine]", *few_steps("iris"), *instead_of("wine", bad="huge"), "tasks.wine.normalize=none"),
+    ],
 }
 
 
