@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from forking import run
-from running import SMALL, here
+from running import SMALL, few_steps, here
 
 from msh.cli import app, evaluate, plan, train
 from msh.files.plans import read_plan
@@ -17,6 +17,10 @@ from msh.training.run import Run
 
 TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 COMMON = ["+experiment=sequential", "pruning=at_init", "trainer.max_epochs=2", "logger=none", *SMALL]
+
+
+FOUR = [*COMMON, *few_steps(*TASKS)]
+TWO = [*COMMON, "tasks=[wine,iris]", *few_steps("wine", "iris")]
 
 
 def scores(folder):
@@ -31,12 +35,12 @@ def tensors(path):
 def folder(tmp_path_factory):
     """Make a folder with a plan, four jobs that follow it, their merged network, and a run of all tasks."""
     folder = tmp_path_factory.mktemp("apart")
-    here(plan.main, *COMMON, "-o", "plan", cwd=folder)
+    here(plan.main, *FOUR, "-o", "plan", cwd=folder)
     assert [path.name for path in folder.iterdir()] == ["plan"]
     jobs = [f"task={','.join(TASKS)}", "hydra.sweep.dir=jobs", "hydra.sweep.subdir=${task}"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.backend=multiprocessing"]
-    run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
-    here(train.main, *COMMON, "plan=plan", "hydra.run.dir=together", cwd=folder)
+    run("train.py", "-m", *FOUR, "plan=plan", *jobs, *launcher, cwd=folder)
+    here(train.main, *FOUR, "plan=plan", "hydra.run.dir=together", cwd=folder)
     files = [f"jobs/{task}/subnetworks/{task}.safetensors" for task in reversed(TASKS)]
     files[0] = f"jobs/{TASKS[-1]}"  # a run folder, for its subnetworks
     here(app.main, "merge", "plan", *files, "-o", "merged", cwd=folder)
@@ -65,7 +69,7 @@ def test_jobs_with_other_launchers_write_the_same_files(plugin, launcher, folder
     if importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"{plugin} is not installed")
     jobs = ["task=wine,diabetes", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${task}"]
-    run("train.py", "-m", *COMMON, "plan=plan", *jobs, *launcher, cwd=folder)
+    run("train.py", "-m", *FOUR, "plan=plan", *jobs, *launcher, cwd=folder)
     for task in ("wine", "diabetes"):
         separate = tmp_path / task / "subnetworks" / f"{task}.safetensors"
         assert separate.read_bytes() == (folder / "jobs" / task / "subnetworks" / separate.name).read_bytes()
@@ -78,7 +82,7 @@ def test_a_job_is_evaluated_again_with_only_its_data(folder):
 
 
 def test_a_plan_equals_the_allocation_of_a_sequential_run_at_initialisation(folder):
-    here(train.main, *COMMON, "trainer.max_epochs=1", "hydra.run.dir=usual", cwd=folder)
+    here(train.main, *FOUR, "trainer.max_epochs=1", "hydra.run.dir=usual", cwd=folder)
     planned = read_plan(folder / "plan")
     for task in TASKS:
         owned = read_state(folder / "usual" / "subnetworks" / f"{task}.safetensors", "subnetwork").state.owned(task)
@@ -90,7 +94,8 @@ def test_a_plan_equals_the_allocation_of_a_sequential_run_at_initialisation(fold
 @pytest.fixture
 def grown(folder, tmp_path):
     """(run folder of an additional task in the merged network, its overrides)."""
-    overrides = [*COMMON, f"tasks=[iris,{','.join(TASKS)}]", "network=merged", f"hydra.run.dir={tmp_path / 'grown'}"]
+    overrides = [*FOUR, f"tasks=[iris,{','.join(TASKS)}]", *few_steps("iris"), "network=merged"]
+    overrides.append(f"hydra.run.dir={tmp_path / 'grown'}")
     here(train.main, *overrides, "reuse=all", cwd=folder)
     return tmp_path / "grown", [*overrides, "reuse=all"]
 
@@ -129,11 +134,11 @@ def test_a_stopped_run_from_a_network_resumes_to_the_same_end(folder, grown, tmp
 
 
 def test_a_plan_by_gradients_for_whole_units_is_followed(tmp_path):
-    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning.criterion=weight_gradient"]
+    how = [*TWO, "trainer.max_epochs=1", "pruning.criterion=weight_gradient"]
     how += ["pruning.granularity=unit", "pruning.density=0.05"]
-    here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
-    here(train.main, *COMMON, *how, "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path)
-    here(train.main, *COMMON, *how, "hydra.run.dir=usual", cwd=tmp_path)
+    here(plan.main, *how, "-o", "plan", cwd=tmp_path)
+    here(train.main, *how, "plan=plan", "task=iris", "hydra.run.dir=apart", cwd=tmp_path)
+    here(train.main, *how, "hydra.run.dir=usual", cwd=tmp_path)
     planned = read_plan(tmp_path / "plan")
     for run_folder, task in (("usual", "wine"), ("usual", "iris"), ("apart", "iris")):
         owned = read_state(tmp_path / run_folder / "subnetworks" / f"{task}.safetensors", "subnetwork").state.owned(
@@ -146,12 +151,12 @@ def test_a_plan_by_gradients_for_whole_units_is_followed(tmp_path):
 
 
 def test_a_plan_of_blocks_is_followed(tmp_path):
-    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning.granularity=block", "pruning.density=0.25"]
-    here(plan.main, *COMMON, *how, "pruning.block_size=4", "-o", "plan", cwd=tmp_path)
+    how = [*TWO, "trainer.max_epochs=1", "pruning.granularity=block", "pruning.density=0.25"]
+    here(plan.main, *how, "pruning.block_size=4", "-o", "plan", cwd=tmp_path)
     planned = read_plan(tmp_path / "plan").state
     for task in ("wine", "iris"):
         alone = ["plan=plan", f"task={task}", f"hydra.run.dir={task}"]
-        here(train.main, *COMMON, *how, "pruning.block_size=4", *alone, cwd=tmp_path)
+        here(train.main, *how, "pruning.block_size=4", *alone, cwd=tmp_path)
     here(app.main, "merge", "plan", "wine", "iris", "-o", "merged", cwd=tmp_path)
     merged = read_state(tmp_path / "merged", "network").state
     for task in ("wine", "iris"):
@@ -160,17 +165,17 @@ def test_a_plan_of_blocks_is_followed(tmp_path):
             assert torch.equal(merged.owned(task)[name], mask)
             assert is_in_blocks(mask, (4, 4))
     with pytest.raises(SystemExit):
-        here(train.main, *COMMON, *how, "pruning.block_size=8", "plan=plan", "task=iris", cwd=tmp_path)
+        here(train.main, *how, "pruning.block_size=8", "plan=plan", "task=iris", cwd=tmp_path)
 
 
 def test_a_plan_of_n_of_m_weights_is_followed(tmp_path):
-    how = ["tasks=[wine,iris]", "trainer.max_epochs=1", "pruning=nm", "pruning.begin=0", "pruning.end=0"]
+    how = [*TWO, "trainer.max_epochs=1", "pruning=nm", "pruning.begin=0", "pruning.end=0"]
     how += ["pruning.rounds=1"]
-    here(plan.main, *COMMON, *how, "-o", "plan", cwd=tmp_path)
+    here(plan.main, *how, "-o", "plan", cwd=tmp_path)
     planned = read_plan(tmp_path / "plan").state
     assert planned.total().free == 0
     for task in ("wine", "iris"):
-        here(train.main, *COMMON, *how, "plan=plan", f"task={task}", f"hydra.run.dir={task}", cwd=tmp_path)
+        here(train.main, *how, "plan=plan", f"task={task}", f"hydra.run.dir={task}", cwd=tmp_path)
     here(app.main, "merge", "plan", "wine", "iris", "-o", "merged", cwd=tmp_path)
     merged = read_state(tmp_path / "merged", "network").state
     for task in ("wine", "iris"):
@@ -180,11 +185,11 @@ def test_a_plan_of_n_of_m_weights_is_followed(tmp_path):
             if mask.shape[1] % 4 == 0:
                 assert bool((mask.unflatten(1, (-1, 4)).sum(2) == 2).all())
     with pytest.raises(SystemExit):
-        here(train.main, *COMMON, *how, "pruning.nm=[1,2]", "plan=plan", "task=iris", cwd=tmp_path)
+        here(train.main, *how, "pruning.nm=[1,2]", "plan=plan", "task=iris", cwd=tmp_path)
 
 
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
-    how = [*COMMON, "tasks=[wine,iris]", "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
+    how = [*TWO, "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
     how += ["pruning.density=0.45"]
     here(plan.main, *how, "-o", "plan", cwd=tmp_path)
     told = capsys.readouterr().out
@@ -201,7 +206,7 @@ def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
 
 
 def test_a_plan_with_an_empty_layer_needs_allow_empty_layers(tmp_path, capsys):
-    how = [*COMMON, "tasks=wine", "pruning.criterion=magnitude", "pruning.density=0.0005"]
+    how = [*COMMON, "tasks=wine", *few_steps("wine"), "pruning.criterion=magnitude", "pruning.density=0.0005"]
     allowed = [*how, "pruning.allow_empty_layers=true"]
 
     def is_refused(main, *arguments):

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from running import few_steps
 from sources import instead_of
 
 from messages import says
@@ -139,7 +140,7 @@ def test_a_budget_that_empties_a_layer_is_refused_with_the_smallest_that_works(s
 def test_a_cut_by_scores_that_empties_a_layer_ends_the_run_before_it_trains(train_here, tmp_path):
     def run(density, folder, *more):
         settings = ["pruning=at_init", "pruning.criterion=gradient", "pruning.scope=network", "trainer.max_epochs=1"]
-        chosen = ["tasks=wine", f"pruning.density={density}", *settings, *more]
+        chosen = ["tasks=wine", *few_steps("wine"), f"pruning.density={density}", *settings, *more]
         return train_here(EXPERIMENT, "logger=csv", *chosen, folder=folder)
 
     with pytest.raises(AssertionError, match=r"'wine' would keep no weight of layer .* density must be >=") as caught:
@@ -229,7 +230,7 @@ def contents(folder):
 
 
 def test_a_folder_with_a_run_is_refused_and_not_changed(train_here):
-    folder, _ = train_here(EXPERIMENT, "tasks=wine", "logger=csv", "trainer.max_epochs=1")
+    folder, _ = train_here(EXPERIMENT, "tasks=wine", *few_steps("wine"), "logger=csv", "trainer.max_epochs=1")
     before = contents(folder)
     assert {"results.json", "config.yaml", "metrics.csv"} <= {path.name for path in before}
     for overrides in (["seed=1"], ["trainer.max_epochs=2", "reuse=all"]):
@@ -276,7 +277,9 @@ def test_an_output_folder_that_is_a_file_is_refused(train_here, tmp_path):
 
 DIVERGING = {
     "a rate too high": ["tasks=wine", "optimizer.lr=1e30"],
-    "data too large": ["tasks=[iris,wine]", *instead_of("wine", bad="huge"), "tasks.wine.normalize=none"],
+    "data too large": [
+        *("tasks=[iris,wine]", *few_steps("iris"), *instead_of("wine", bad="huge"), "tasks.wine.normalize=none"),
+    ],
 }
 
 

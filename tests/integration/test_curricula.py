@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from running import few_steps
 from sources import instead_of
 
 from msh.training.baselines import Baselines
 from msh.training.evaluation import evaluate
 
 MIXED = ["+experiment=mixed", "trainer.max_epochs=4", "logger=none"]
+TWO = ["tasks=[wine,iris]", *few_steps("wine", "iris")]
 ORDER = ["digits", "breast_cancer", "wine", "diabetes"]
 
 
@@ -20,7 +22,8 @@ def results_of(folder):
 @pytest.fixture
 def mixed(train_here):
     """(results.json, run folder, printed text) of a curriculum with mixed stages and every baseline."""
-    folder, printed = train_here(*MIXED, "baseline=[joint,dense,finetune]", "callbacks=early_stopping")
+    settings = [*few_steps(*ORDER), "optimizer.lr=0.01", "baseline=[joint,dense,finetune]", "callbacks=early_stopping"]
+    folder, printed = train_here(*MIXED, *settings)
     return results_of(folder), folder, printed
 
 
@@ -48,7 +51,7 @@ def test_a_mixed_curriculum_is_learned_and_compared(mixed):
 
 
 def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
-    settings = ["tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "uneven=shortest", "reuse=all"]
+    settings = [*TWO, "trainer.max_epochs=2", "logger=none", "uneven=shortest", "reuse=all"]
     folder, _ = train_here("+experiment=parallel", *settings, "pruning=at_init")
     results = results_of(folder)
     assert results["curriculum"] == [["wine", "iris"]]
@@ -59,15 +62,16 @@ def test_the_parallel_experiment_has_one_stage_of_all_its_tasks(train_here):
 
 def test_later_stages_change_no_bit_of_an_earlier_one(train_here):
     settings = ["+experiment=mixed", "trainer.max_epochs=3", "logger=none"]
-    short, _ = train_here(*settings, "tasks=[wine,iris]", "curriculum=[[wine,iris]]", folder="short")
-    long, _ = train_here(*settings, "tasks=[wine,iris,diabetes]", "curriculum=[[wine,iris],[diabetes]]", folder="long")
+    more = ["tasks=[wine,iris,diabetes]", "curriculum=[[wine,iris],[diabetes]]", *few_steps("diabetes")]
+    short, _ = train_here(*settings, *TWO, "curriculum=[[wine,iris]]", folder="short")
+    long, _ = train_here(*settings, *TWO, *more, folder="long")
     for name in ("wine", "iris"):
         files = [folder / "subnetworks" / f"{name}.safetensors" for folder in (short, long)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_finished_run_takes_additional_baselines_and_keeps_its_network(train_here, monkeypatch):
-    settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none", "pruning=at_init"]
+    settings = ["+experiment=parallel", *TWO, "trainer.max_epochs=2", "logger=none", "pruning=at_init"]
     folder, _ = train_here(*settings, "baseline=joint")
     before = results_of(folder)
     fit, fits = Baselines._fit, []
@@ -85,7 +89,7 @@ def test_a_finished_run_takes_additional_baselines_and_keeps_its_network(train_h
 
 
 def test_a_finished_run_without_checkpoints_takes_a_baseline_without_training_again(train_here):
-    settings = ["+experiment=mixed", "tasks=[wine,iris]", "curriculum=[[wine],[iris]]", "trainer.max_epochs=2"]
+    settings = ["+experiment=mixed", *TWO, "curriculum=[[wine],[iris]]", "trainer.max_epochs=2"]
     folder, _ = train_here(*settings, "logger=csv")
     shutil.rmtree(folder / "checkpoints")
     before, files = results_of(folder), {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
@@ -100,7 +104,7 @@ def test_a_finished_run_without_checkpoints_takes_a_baseline_without_training_ag
 
 
 def test_a_run_that_failed_in_a_baseline_resumes_there(train_here, monkeypatch):
-    settings = ["+experiment=parallel", "tasks=[wine,iris]", "trainer.max_epochs=2", "logger=none"]
+    settings = ["+experiment=parallel", *TWO, "trainer.max_epochs=2", "logger=none"]
     settings += ["pruning=at_init", "baseline=[dense,finetune,joint]", "backbone.norm=true"]
     undisturbed, _ = train_here(*settings, folder="undisturbed")
     evaluate, fits = Baselines._evaluate, []

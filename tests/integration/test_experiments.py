@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
-from running import ROOT
+from running import ROOT, few_steps
 from sources import instead_of
 
 import msh
@@ -38,7 +39,7 @@ def learned(train_here):
     """Run the command on two small tasks; return (results.json, run folder)."""
 
     def run(*overrides):
-        folder, _ = train_here(*QUICK, *overrides)
+        folder, _ = train_here(*QUICK, *few_steps("wine", "iris"), *overrides)
         results = json.loads((folder / "results.json").read_text())
         assert results["status"] == "finished"
         assert results["forgetting"] == 0.0
@@ -73,6 +74,7 @@ IMAGES |= {"CIFAR10": ([3, 32, 32], 10), "CIFAR100": ([3, 32, 32], 100)}
 SMALLER = {"width": 8, "depth": 2, "hidden": 8, "linear": "[8]"}
 
 
+@cache
 def small(experiment):
     """Overrides: a small backbone, random data instead of real ones, and two variants of each task."""
     GlobalHydra.instance().clear()
@@ -399,7 +401,8 @@ def test_the_data_module_in_the_docs_trains(train_here, tmp_path, monkeypatch):
     (tmp_path / "conf" / "tasks").mkdir(parents=True)
     (tmp_path / "conf" / "tasks" / "sensors.yaml").write_text(yaml_examples()["sensors"])
     overrides = ["+experiment=sequential", f"paths.data_dir={tmp_path / 'data'}", "logger=none", "tasks=[sensors,wine]"]
-    short = ["trainer.max_epochs=4", "tasks.sensors.batch_size=8", "--config-dir", str(tmp_path / "conf")]
+    short = ["trainer.max_epochs=4", "tasks.sensors.batch_size=8", *few_steps("wine")]
+    short += ["--config-dir", str(tmp_path / "conf")]
     scores = []
     for seed in (0, 0):
         folder, _ = train_here(*overrides, *short, f"seed={seed}", folder=str(len(scores)))
@@ -421,12 +424,14 @@ def test_early_stopping_ends_a_fit_that_no_longer_improves(train_here):
 
 
 def test_a_run_without_a_progress_bar_ends_the_same(train_here):
-    folder, _ = train_here(*QUICK, "tasks=iris", "callbacks=default", "trainer.enable_progress_bar=false")
+    bar = ["trainer.enable_progress_bar=false"]
+    folder, _ = train_here(*QUICK, "tasks=iris", *few_steps("iris"), "callbacks=default", *bar)
     assert json.loads((folder / "results.json").read_text())["status"] == "finished"
 
 
 def test_runs_with_equal_seeds_are_bitwise_equal_and_others_differ(train_here):
-    folders = [train_here(*QUICK, "tasks=iris", f"seed={seed}", folder=str(i))[0] for i, seed in enumerate((0, 0, 1))]
+    iris = [*QUICK, "tasks=iris", *few_steps("iris")]
+    folders = [train_here(*iris, f"seed={seed}", folder=str(i))[0] for i, seed in enumerate((0, 0, 1))]
     one, same, other = (saved_tensors(folder) for folder in folders)
     assert all(torch.equal(tensor, same[name]) for name, tensor in one.items())
     assert not torch.equal(one["backbone.layers.1.weight"], other["backbone.layers.1.weight"])
@@ -528,7 +533,7 @@ def test_settings_that_n_of_m_weights_cannot_meet_are_refused_before_training(ov
 
 def test_tasks_of_a_stage_divide_the_blocks(train_here):
     settings = ["pruning.granularity=block", "pruning.density=0.5", "pruning.block_size=4", "curriculum=[[wine,iris]]"]
-    folder, _ = train_here(*QUICK, *settings)
+    folder, _ = train_here(*QUICK, *few_steps("wine", "iris"), *settings)
     state = read_state(folder / "network.safetensors", "network").state
     for task in ("wine", "iris"):
         owned = state.owned(task)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import forking
 import pytest
-from running import SMALL, here
+from running import SMALL, few_steps, here
 
 from msh.cli import app, train
 from msh.files.header import task_names
@@ -15,7 +15,7 @@ from msh.training.run import Run
 
 TASKS = ["wine", "iris", "diabetes"]
 OVERRIDES = ["+experiment=sequential", f"tasks=[{','.join(TASKS)}]", "pruning=at_init", "trainer.max_epochs=2"]
-OVERRIDES += ["logger=none", *SMALL]
+OVERRIDES += ["logger=none", *SMALL, *few_steps(*TASKS)]
 
 
 @pytest.fixture(scope="module")

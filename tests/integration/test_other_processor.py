@@ -6,7 +6,7 @@ import shutil
 import forking
 import pytest
 import torch
-from running import SMALL, here
+from running import SMALL, few_steps, here
 
 from golden.recording import told_to_end_after
 from msh.cli import app, plan, train
@@ -16,6 +16,7 @@ ELSEWHERE = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_
 """Keeps torch and its libraries to instructions that every x86-64 processor has."""
 SETTINGS = ["+experiment=sequential", *SMALL, "logger=none", "trainer.max_epochs=2", "pruning.density=0.3"]
 SETTINGS += ["backbone.norm=true", "checkpoint.min_seconds=0"]
+TWO = ["tasks=[wine,iris]", *few_steps("wine", "iris")]
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"),
@@ -32,8 +33,9 @@ def elsewhere(script, *arguments, cwd):
 def stopped(tmp_path_factory):
     """A run that ended within its second task."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    with told_to_end_after(100), pytest.raises(SystemExit):
-        here(train.main, *SETTINGS, "tasks=[wine,digits]", f"hydra.run.dir={folder}", cwd=folder.parent)
+    settings = [*SETTINGS, "tasks=[wine,digits]", *few_steps("wine", "digits")]
+    with told_to_end_after(40), pytest.raises(SystemExit):
+        here(train.main, *settings, f"hydra.run.dir={folder}", cwd=folder.parent)
     assert list(json.loads((folder / "results.json").read_text())["matrix"])
     return folder
 
@@ -66,8 +68,8 @@ def test_a_run_is_evaluated_and_compared(stopped, tmp_path):
 
 
 def test_a_run_adds_tasks_to_a_network(tmp_path):
-    here(train.main, *SETTINGS, "tasks=[wine]", "hydra.run.dir=here", cwd=tmp_path)
-    more = [*SETTINGS, "tasks=[wine,iris]", "network=here", "hydra.run.dir=there"]
+    here(train.main, *SETTINGS, "tasks=[wine]", *few_steps("wine"), "hydra.run.dir=here", cwd=tmp_path)
+    more = [*SETTINGS, *TWO, "network=here", "hydra.run.dir=there"]
     printed = elsewhere("train.py", *more, cwd=tmp_path)
     assert "made on another kind of processor" in printed
     assert results_of(tmp_path / "there")["guarantee"] == {"checked": 1, "violations": 0}
@@ -77,7 +79,7 @@ def test_a_run_adds_tasks_to_a_network(tmp_path):
 
 
 def test_a_plans_tasks_are_trained_apart_and_merged(tmp_path):
-    settings = [*SETTINGS, "pruning=at_init", "tasks=[wine,iris]"]
+    settings = [*SETTINGS, "pruning=at_init", *TWO]
     here(plan.main, *settings, "-o", "plan", cwd=tmp_path)
     here(train.main, *settings, "plan=plan", "task=wine", "hydra.run.dir=here", cwd=tmp_path)
     elsewhere("train.py", *settings, "plan=plan", "task=iris", "hydra.run.dir=there", cwd=tmp_path)

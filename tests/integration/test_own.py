@@ -5,13 +5,14 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
-from running import here
+from running import few_steps, here
 from torch import nn
 
 import msh
 from msh.cli import evaluate, train
 
 SETTINGS = ["trainer.max_epochs=2", "logger=none", "report=false", "threads=1", "trainer.accelerator=cpu"]
+DIGITS = ["tasks=[digits]", *few_steps("digits")]
 
 
 class Net(nn.Module):
@@ -38,7 +39,7 @@ def distance(outputs, targets, power=2.0):
 
 def test_everything_of_the_users_is_named_by_its_target(tmp_path, capsys):
     own = [
-        *("backbone=module", f"backbone.target={__name__}.Net", "+backbone.args.width=24", "tasks=[digits]"),
+        *("backbone=module", f"backbone.target={__name__}.Net", "+backbone.args.width=24", *DIGITS),
         f"tasks.digits.loss={{_target_: {__name__}.distance, power: 1.5}}",
         "tasks.digits.metric={_target_: torchmetrics.classification.MulticlassAUROC, name: auroc}",
         *("optimizer._target_=torch.optim.RMSprop", "optimizer.lr=0.003"),
@@ -89,13 +90,13 @@ class Plain(nn.Module):
     ],
 )
 def test_a_backbone_that_returns_no_features_says_what_came_and_what_is_expected(form, found, tmp_path):
-    own = [f"backbone._target_={__name__}.Plain", f"+backbone.form={form}", "tasks=[digits]"]
+    own = [f"backbone._target_={__name__}.Plain", f"+backbone.form={form}", *DIGITS]
     with pytest.raises(ValueError, match=rf"outputs of backbone Plain must be a tensor \(batch, 12\).*{found}.*module"):
         msh.train(*own, *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}")
 
 
 def test_a_backbone_with_features_of_its_own_is_used_as_it_is(tmp_path):
-    own = [f"backbone._target_={__name__}.Plain", "+backbone.form=tensor", "tasks=[digits]"]
+    own = [f"backbone._target_={__name__}.Plain", "+backbone.form=tensor", *DIGITS]
     _, results = msh.train(*own, *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}")
     assert results.status == "finished"
 
@@ -104,7 +105,7 @@ def test_a_module_is_trained_from_python_and_not_changed(tmp_path):
     torch.manual_seed(1)
     module = Net()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    folder, results = msh.train("tasks=[digits]", *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}", backbone=module)
+    folder, results = msh.train(*DIGITS, *SETTINGS, f"hydra.run.dir={tmp_path / 'run'}", backbone=module)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert results.status == "finished"
     free = msh.load(folder, classes={"given": lambda: Net()})
@@ -112,7 +113,8 @@ def test_a_module_is_trained_from_python_and_not_changed(tmp_path):
 
 
 def test_images_of_other_sizes_are_read_as_the_model_does_without_its_library_data(tmp_path):
-    settings = ["backbone=timm", "backbone.name=test_resnet", "backbone.input_shape=[3,16,16]", "tasks=[digits,iris]"]
+    settings = ["backbone=timm", "backbone.name=test_resnet", "backbone.input_shape=[3,16,16]"]
+    settings += ["tasks=[digits,iris]", *few_steps("digits", "iris")]
     folder = tmp_path / "run"
     here(train.main, *settings, *SETTINGS, f"hydra.run.dir={folder}", cwd=tmp_path)
     predictor = msh.load(folder)

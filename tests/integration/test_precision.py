@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from running import SMALL, here
+from running import SMALL, few_steps, here
 from safetensors import safe_open
 
 from golden.recording import resume, run, told_to_end_after
@@ -15,7 +15,9 @@ from msh.recipes import DTYPES
 from msh.training.evaluation import load_run
 
 TINY = [*SMALL, "+experiment=sequential", "logger=none", "checkpoint.min_seconds=0", "trainer.max_epochs=2"]
-TASKS = ["tasks=[wine,diabetes,iris]", "curriculum=[[wine,diabetes],[iris]]", "pruning.density=0.2"]
+TASKS = ["tasks=[wine,diabetes,iris]", *few_steps("wine", "diabetes", "iris"), "pruning.density=0.2"]
+TASKS += ["curriculum=[[wine,diabetes],[iris]]"]
+WINE = ["tasks=[wine]", *few_steps("wine")]
 PRECISIONS = {"64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 BASELINES = "baseline=[dense,finetune,joint]"
 
@@ -80,7 +82,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(finished, tmp_path):
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_whole_units_can_be_sliced_out(precision, tmp_path):
-    settings = ["tasks=[wine]", "pruning.granularity=unit", "pruning.density=0.2", f"trainer.precision={precision}"]
+    settings = [*WINE, "pruning.granularity=unit", "pruning.density=0.2", f"trainer.precision={precision}"]
     folder = run(tmp_path / "run", *TINY, *settings)
     _, tasks, network = load_run(folder)
     inputs = tasks["wine"].splits["test"].inputs[torch.arange(8)]
@@ -92,9 +94,9 @@ def test_whole_units_can_be_sliced_out(precision, tmp_path):
 
 def test_float16_without_master_weights_is_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"16-true.*master_weights"):
-        run(tmp_path / "run", *TINY, "tasks=[wine]", "trainer.precision=16-true", "master_weights=false")
+        run(tmp_path / "run", *TINY, *WINE, "trainer.precision=16-true", "master_weights=false")
 
 
 def test_bfloat16_trains_without_master_weights(tmp_path):
-    settings = ["tasks=[wine]", "trainer.precision=bf16-true", "master_weights=false", "baseline=[dense,joint]"]
+    settings = [*WINE, "trainer.precision=bf16-true", "master_weights=false", "baseline=[dense,joint]"]
     assert results_of(run(tmp_path / "run", *TINY, *settings))["status"] == "finished"

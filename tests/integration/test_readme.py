@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
-from running import ROOT, here
+from running import ROOT, few_steps, here
 
 from msh.cli import data
 from msh.cli.configs import config_folder
@@ -51,7 +51,8 @@ def test_the_readme_s_example_runs_and_forgets_nothing(capsys):
 @pytest.mark.parametrize("path", [path for path in PAGES[1:] if blocks(path, "python")], ids=lambda path: path.name)
 def test_python_in_the_pages_runs(path, train_here, tmp_path, monkeypatch):
     if path.name == "using.md":
-        train_here("+experiment=sequential", "tasks=[digits]", "trainer.max_epochs=1", folder="outputs/sequential/RUN")
+        digits = ["tasks=[digits]", *few_steps("digits"), "trainer.max_epochs=1"]
+        train_here("+experiment=sequential", *digits, folder="outputs/sequential/RUN")
         tiny = ["backbone.args.n_layer=1", "backbone.args.n_embd=8", "trainer.max_epochs=2", "pruning.rounds=1"]
         tiny += ["threads=1", "trainer.accelerator=cpu", "logger=none", "callbacks=none"]
         for name in ("style_a", "style_b"):

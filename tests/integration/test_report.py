@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 from browser import browser, check_drawn, open_page
-from running import SMALL, here
+from running import SMALL, few_steps, here
 
 from made_runs import write_run
 from msh.report.run_page import write_report
@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("report")
     settings = [f"tasks=[{','.join(TASKS)}]", "reuse=all", "baseline=finetune", "trainer.max_epochs=2", "logger=csv"]
+    settings += few_steps(*TASKS)
     run = f"hydra.run.dir={folder / 'run'}"
     here(main, "+experiment=sequential", run, *settings, *SMALL, "report=true", cwd=folder)
     return folder / "run"
@@ -142,8 +143,8 @@ def test_a_report_that_fails_does_not_lose_the_run(tmp_path, monkeypatch, capsys
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(report, "write_report", fail)
-    settings = ["tasks=[wine]", "trainer.max_epochs=1", "logger=none", f"hydra.run.dir={tmp_path / 'run'}"]
-    here(main, "+experiment=sequential", *settings, *SMALL, "report=true", cwd=tmp_path)
+    settings = ["+experiment=sequential", "tasks=[wine]", *few_steps("wine"), "trainer.max_epochs=1", "logger=none"]
+    here(main, *settings, *SMALL, "report=true", "hydra.run.dir=run", cwd=tmp_path)
     assert Results.load(tmp_path / "run").status == "finished"
     assert "report.html was not written: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
 
@@ -168,7 +169,8 @@ def test_a_run_that_fails_is_reported(tmp_path):
 
 @pytest.mark.parametrize("setting", [["report=false"], ["report=true", "trainer.fast_dev_run=true"]])
 def test_no_report_is_written_if_none_is_wanted(setting, train_here):
-    folder, _ = train_here("+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=1", "logger=none", *setting)
+    settings = ["tasks=[wine]", *few_steps("wine"), "trainer.max_epochs=1", "logger=none", *setting]
+    folder, _ = train_here("+experiment=sequential", *settings)
     assert not (folder / "report.html").exists()
 
 

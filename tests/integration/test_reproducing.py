@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from running import ROOT, SMALL
+from running import ROOT, SMALL, few_steps
 
 sys.path.insert(0, str(ROOT))
 
@@ -15,7 +15,7 @@ from benchmarks.runs import arguments, state_of
 
 
 def test_rows_are_run_resumed_for_baselines_and_documented(tmp_path, train_here):
-    small = [*SMALL, "trainer.max_epochs=2", "tasks=[iris,wine]"]
+    small = [*SMALL, "trainer.max_epochs=2", "tasks=[iris,wine]", *few_steps("iris", "wine")]
     first = Row("1", "At once", "parallel", small, baselines={"joint": [0], "finetune": [0]}, dense_of="2")
     second = Row("2", "In turn", "sequential", small, baselines={"dense": [0]}, tasks={"iris": Goal(target=0.0)})
     rows = {"1": first, "2": second}

@@ -8,12 +8,11 @@ import signal
 import time
 
 import pytest
-import running
 import torch
 import wandb
 from disturbing import args, assert_same_end, kill_when
 from forking import run, start
-from running import SMALL, finish, here
+from running import SMALL, few_steps, finish, here
 from wandb_file import assert_wandb_has_the_csv
 
 from msh.cli import evaluate, train
@@ -29,6 +28,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+WINE = ["tasks=[wine]", *few_steps("wine")]
 MOMENTS = {
     "pruning of the first task": lambda f: any((f / "checkpoints/stage-000-prune").glob("epoch-00003.*.ckpt")),
     "training of the first task": lambda f: any((f / "checkpoints/stage-000-train").glob("epoch-*.*.ckpt")),
@@ -56,12 +56,12 @@ def test_auto_finds_the_unfinished_run_and_a_torn_checkpoint_is_passed_over(undi
     wandb.setup()  # the runs inherit this process's service, which keeps those that are killed
     folder = tmp_path / "outputs" / "sequential" / "2026-01-01_00-00-00"
     checkpoints = folder / "checkpoints" / "stage-000-prune"
-    process = running.start("train.py", *args(folder, "default"), cwd=tmp_path)
+    process = start("train.py", *args(folder, "default"), cwd=tmp_path)
     kill_when(process, lambda: len(list(checkpoints.glob("epoch-*.*.ckpt"))) == 2)
     newest = max(checkpoints.glob("epoch-*.*.ckpt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     shutil.copytree(undisturbed, folder.with_name("2026-01-02_00-00-00"))  # newer, but finished
-    printed = running.run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
+    printed = run("train.py", "+experiment=sequential", "resume=auto", cwd=tmp_path)
     assert f"{newest.name} cannot be read" in printed
     assert "falling back to the one before" in printed
     assert_same_end(folder, undisturbed)
@@ -89,7 +89,7 @@ def test_a_run_that_receives_a_signal_saves_and_is_resumed(moment, signum, undis
 
 
 def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_path, monkeypatch):
-    settings = ["+experiment=sequential", "tasks=[wine]", "trainer.max_epochs=3", "trainer.log_every_n_steps=2"]
+    settings = ["+experiment=sequential", *WINE, "trainer.max_epochs=3", "trainer.log_every_n_steps=2"]
     whole, _ = train_here(*settings, "logger=csv", folder="whole")
     monkeypatch.setattr(EpochCheckpoint, "_is_signalled", lambda self, trainer: trainer.global_step == 2)
     with pytest.raises(AssertionError, match="exit code 143"):
@@ -113,7 +113,7 @@ def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_pa
     ids=["units", "overlapping units", "blocks", "n of m"],
 )
 def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tmp_path, monkeypatch):
-    settings = ["+experiment=sequential", "tasks=[wine]", "pruning.density=0.2", *granularity]
+    settings = ["+experiment=sequential", *WINE, "pruning.density=0.2", *granularity]
     settings += ["backbone.norm=true", "checkpoint.min_seconds=0", "trainer.max_epochs=6", "logger=csv"]
     whole, _ = train_here(*settings, folder="whole")
     compact = tmp_path / "run" / "checkpoints" / "stage-000-train"
@@ -127,7 +127,7 @@ def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tm
 
 @pytest.mark.parametrize("how", [(), ("pruning.granularity=unit", "pruning.regrow.by=random")])
 def test_a_task_stopped_in_the_middle_of_regrowth_ends_like_an_undisturbed_one(how, train_here, tmp_path, monkeypatch):
-    settings = ["+experiment=sequential", "tasks=[wine]", "pruning=regrow", "trainer.max_epochs=6", *how]
+    settings = ["+experiment=sequential", *WINE, "pruning=regrow", "trainer.max_epochs=6", *how]
     settings += ["pruning.density=0.2", "checkpoint.min_seconds=0", "logger=csv"]
     whole, _ = train_here(*settings, folder="whole")
     regrown = tmp_path / "run" / "checkpoints" / "stage-000-regrow"
@@ -194,7 +194,7 @@ PARTS = {
 """Of the end of a stage: the first is done, the second is not, when the run ends."""
 
 
-TWO = ["+experiment=sequential", "tasks=[wine,iris]", "logger=csv", "trainer.max_epochs=2"]
+TWO = ["+experiment=sequential", "tasks=[wine,iris]", *few_steps("wine", "iris"), "logger=csv", "trainer.max_epochs=2"]
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_a_stage_that_is_measured_and_does_not_count_is_measured_again(part, end
 
 
 def test_finished_run_is_left_as_it_is(train_here, monkeypatch):
-    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2")
+    folder, _ = train_here("+experiment=sequential", *WINE, "logger=none", "trainer.max_epochs=2")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
     monkeypatch.setattr("msh.training.run.prepare", None)  # its data is not read again
     _, printed = train_here("+experiment=sequential", f"resume={folder}")
@@ -236,7 +236,7 @@ def test_finished_run_is_left_as_it_is(train_here, monkeypatch):
 
 
 def test_resume_refuses_what_is_not_that_run(train_here, tmp_path):
-    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2")
+    folder, _ = train_here("+experiment=sequential", *WINE, "logger=none", "trainer.max_epochs=2")
     with pytest.raises(AssertionError, match="no such folder"):
         train_here("+experiment=sequential", f"resume={tmp_path / 'nowhere'}")
     with pytest.raises(AssertionError, match=r"not a run folder: it has no results\.json"):
@@ -249,10 +249,18 @@ def test_resume_refuses_what_is_not_that_run(train_here, tmp_path):
         train_here("+experiment=parallel", f"resume={folder}")
 
 
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """The folder of a run, which is no longer where it was made."""
+    folder = tmp_path_factory.mktemp("moved")
+    settings = ["+experiment=sequential", *WINE, *SMALL, "logger=none", "trainer.max_epochs=1"]
+    here(train.main, *settings, f"hydra.run.dir={folder / 'made'}", cwd=folder)
+    return (folder / "made").rename(folder / "kept")
+
+
 @pytest.mark.parametrize("name", ["k=v", "[z]", "it's", "a b"])
-def test_a_run_folder_may_have_any_name(name, train_here, tmp_path):
-    folder, _ = train_here("+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=1")
-    folder = folder.rename(tmp_path / name)
+def test_a_run_folder_may_have_any_name(name, moved, train_here, tmp_path):
+    folder = shutil.copytree(moved, tmp_path / name)
     _, printed = train_here(f"resume={folder}")
     assert f"run folder: {folder}" in printed
     here(evaluate.main, f"run={folder}", cwd=tmp_path)
@@ -274,7 +282,7 @@ def test_a_run_with_options_of_the_users_own_is_resumed_without_them(train_here,
 
 
 def test_a_finished_run_is_not_trained_again_and_another_in_its_folder_is_refused(train_here):
-    settings = ["+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=2"]
+    settings = ["+experiment=sequential", *WINE, "logger=none", "trainer.max_epochs=2"]
     folder, _ = train_here(*settings)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
     _, printed = train_here(*settings)

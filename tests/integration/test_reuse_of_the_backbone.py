@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running import SMALL, here
+from running import SMALL, few_steps, here
 from torch import nn
 
 import msh
@@ -15,7 +15,8 @@ from msh.files.merging import release_task, split_task
 from msh.files.state_file import StateFile, read_state
 from msh.recipes import AddedTo, build, freeze_base
 
-RUN = [*SMALL, "+experiment=sequential", "tasks=[wine,iris]", "reuse=backbone", "trainer.max_epochs=3", "logger=none"]
+RUN = [*SMALL, "+experiment=sequential", "tasks=[wine,iris]", *few_steps("wine", "iris"), "reuse=backbone"]
+RUN += ["trainer.max_epochs=3", "logger=none"]
 FIRST, SECOND = "layers.1.parametrizations.weight", "layers.3.parametrizations.weight"
 
 
@@ -46,7 +47,7 @@ def test_its_file_predicts_alone_and_takes_another_task(folder, tmp_path):
     row = dict.fromkeys((one.name for one in predictor.tasks["wine"].steps[0].columns), 1.0)
     before = predictor.predict("wine", [row]).probabilities
     base = read_state(folder / "network.safetensors", "network").state.defaults[f"{FIRST}.0.base"]
-    more = ["tasks=[digits]", "trainer.max_epochs=1", f"network={folder}", "logger=none", *SMALL[:0]]
+    more = ["tasks=[digits]", *few_steps("digits"), "trainer.max_epochs=1", f"network={folder}", "logger=none"]
     here(train.main, "+experiment=sequential", *more, "hydra.run.dir=more", cwd=tmp_path)
     assert torch.equal(msh.load(tmp_path / "more").predict("wine", [row]).probabilities, before)
     after = read_state(tmp_path / "more" / "network.safetensors", "network").state

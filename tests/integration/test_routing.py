@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from running import SMALL, here
+from running import SMALL, few_steps, here
 from sklearn.datasets import load_digits
 
 import msh
@@ -102,6 +102,7 @@ def test_a_run_without_tasks_of_one_form_has_no_router(tmp_path):
     """Two copies of the same data cannot be told apart; a table and images are by their form."""
     folder = tmp_path / "run"
     settings = ["tasks=[digits,wine]", "tasks.wine.variants=2", "trainer.max_epochs=2", "logger=none"]
+    settings += few_steps("digits", "wine")
     here(train.main, "+experiment=sequential", *settings, f"hydra.run.dir={folder}", *SMALL, cwd=tmp_path)
     assert json.loads((folder / "results.json").read_text())["router"] is None
     predictor = msh.load(folder)
@@ -150,7 +151,7 @@ def test_a_task_without_the_others_data_takes_over_their_rule(split, tmp_path, c
 
 
 def test_a_task_of_another_form_changes_no_route(split, tmp_path):
-    results, predictor = grown(split, tmp_path / "run", "tasks=[iris]")
+    results, predictor = grown(split, tmp_path / "run", "tasks=[iris]", *few_steps("iris"))
     assert results.router is None
     before, after = msh.load(split).tasks, predictor.tasks
     for name in ("digits_0", "digits_1"):
@@ -173,11 +174,12 @@ def test_tasks_that_are_added_one_by_one_are_routed(tmp_path):
 
 def test_tasks_without_a_stored_rule_are_named(tmp_path, capsys):
     """The network of an earlier release has no statistics of its only task: there is no router, and the log says so."""
-    grown(None, tmp_path / "first", low=[0, 1, 2, 3, 4])
+    grown(None, tmp_path / "first", "trainer.max_epochs=1", low=[0, 1, 2, 3, 4])
     file = read_state(tmp_path / "first" / "network.safetensors")
     del file.state.tasks["low"].recipe["router"]
-    file.write(tmp_path / "earlier.safetensors")
-    results, predictor = grown(tmp_path / "earlier.safetensors", tmp_path / "second", high=[5, 6, 7, 8, 9])
+    earlier, second = tmp_path / "earlier.safetensors", tmp_path / "second"
+    file.write(earlier)
+    results, predictor = grown(earlier, second, "trainer.max_epochs=1", high=[5, 6, 7, 8, 9])
     assert results.router is None
     printed = " ".join(capsys.readouterr().out.split())
     assert "not routed between low, high: low has no rule, and this run does not have its data" in printed

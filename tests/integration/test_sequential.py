@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import wandb_file
+from forking import run
 from omegaconf import OmegaConf
 from PIL import Image
-from running import SMALL, run
+from running import SMALL, few_steps
 from safetensors import safe_open
 
 from dashboards import shown
@@ -24,8 +25,9 @@ TASKS = ["digits", "breast_cancer", "wine", "diabetes"]
 def demo(tmp_path_factory):
     """(run folder, printed text) of the demo with W&B offline, with a small network, in a separate process."""
     folder = tmp_path_factory.mktemp("demo")
-    arguments = ["+experiment=sequential", "baseline=dense", "trainer.max_epochs=6", f"hydra.run.dir={folder / 'run'}"]
-    return folder / "run", run("train.py", *arguments, *SMALL, cwd=folder)
+    arguments = ["+experiment=sequential", "baseline=dense", f"hydra.run.dir={folder / 'run'}"]
+    quick = [*SMALL, *few_steps(*TASKS), "trainer.max_epochs=6", "optimizer.lr=0.01"]
+    return folder / "run", run("train.py", *arguments, *quick, cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 from browser import browser, check_drawn, open_page
-from running import SMALL, here
+from running import SMALL, few_steps, here
 
 from fakes import write_sweep
 from messages import says
@@ -14,7 +14,8 @@ from msh.cli import app, train
 from msh.report.sweep_page import write_sweep_page
 from msh.training.run import Run
 
-COMMON = ["+experiment=sequential", "tasks=wine", "logger=none", "trainer.max_epochs=1", "pruning=at_init", *SMALL]
+COMMON = ["+experiment=sequential", "tasks=wine", *few_steps("wine"), "logger=none", "trainer.max_epochs=1"]
+COMMON += ["pruning=at_init", *SMALL]
 
 
 def sweep(folder, *overrides, capsys, code=None):

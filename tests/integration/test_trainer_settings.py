@@ -3,11 +3,10 @@
 import json
 
 import pytest
+from running import few_steps
 
-SETTINGS = [
-    *("+experiment=sequential", "tasks=[wine,iris]", "trainer.max_epochs=4", "logger=none"),
-    *("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
-]
+TWO = ["+experiment=sequential", "tasks=[wine,iris]", *few_steps("wine", "iris"), "logger=none"]
+SETTINGS = [*TWO, "trainer.max_epochs=4", "callbacks=early_stopping", "callbacks.early_stopping.patience=1"]
 ALLOWED = {
     "steps": ["accumulate_grad_batches=5", "gradient_clip_val=0.5", "log_every_n_steps=0", "deterministic=warn"],
     "epochs": ["check_val_every_n_epoch=2", "limit_train_batches=0.3", "benchmark=true", "enable_progress_bar=false"],
@@ -40,6 +39,6 @@ def test_checking_validation_before_training_changes_nothing(train_here):
 @pytest.mark.parametrize("batches", ["true", "3"])
 def test_a_trial_of_a_few_batches_goes_through_every_kind_of_pruning(pruning, batches, train_here):
     more = ["trainer.max_epochs=12", f"pruning={pruning}", f"trainer.fast_dev_run={batches}"]
-    folder, printed = train_here(*SETTINGS[:2], "logger=none", *more)
+    folder, printed = train_here(*TWO, *more)
     assert "wine" in printed
     assert not (folder / "results.json").exists()
