@@ -452,6 +452,27 @@ def test_tasks_of_whole_neurons_meet_their_budgets_from_below(pruning, learned):
         assert row["flops"] == pytest.approx(row["density"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"), [([], "unit"), (["reuse=all"], "weight"), (["pruning=at_init"], "weight")]
+)
+def test_tasks_of_a_wide_network_keep_units_where_the_settings_allow_it(settings, kept, learned):
+    results, folder = learned("backbone.width=300", *settings)
+    assert ("tasks keep whole units" in (folder / "train.log").read_text()) == (kept == "unit")
+    prunable = 300 * 13 + 300 * 300
+    for row in results["tasks"].values():
+        assert (row["granularity"], row["weights"]) == (kept, prunable // 10)
+        assert (row["flops"] is None) == (kept == "weight")
+    assert [row["score"] for row in evaluate(folder)] == [row["test"] for row in results["tasks"].values()]
+
+
+def test_a_task_that_is_added_keeps_what_the_networks_tasks_do(train_here):
+    short = ["logger=none", "trainer.max_epochs=2", "backbone.width=300"]
+    before, _ = train_here(*short, "tasks=[wine]", "pruning.granularity=weight", *few_steps("wine"), folder="before")
+    folder, _ = train_here(*short, "tasks=[iris]", f"network={before}", *few_steps("iris"), folder="after")
+    rows = json.loads((folder / "results.json").read_text())["tasks"]
+    assert {row["granularity"] for row in rows.values()} == {"weight"}
+
+
 @pytest.mark.parametrize("pruning", ["gradual", "at_init"])
 def test_tasks_share_units_where_there_are_too_few(pruning, learned):
     results, folder = learned("pruning.granularity=unit", "pruning.density=0.45", f"pruning={pruning}")

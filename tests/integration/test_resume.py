@@ -109,8 +109,9 @@ def test_the_batch_after_which_a_run_is_told_to_end_is_logged(train_here, tmp_pa
         ["pruning.granularity=unit", "pruning.overlap=true"],
         ["pruning.granularity=block", "pruning.block_size=[32,32]", "++backbone.width=512"],
         ["pruning=nm", "pruning.density=null"],
+        ["++backbone.width=192"],
     ],
-    ids=["units", "overlapping units", "blocks", "n of m"],
+    ids=["units", "overlapping units", "blocks", "n of m", "chosen"],
 )
 def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tmp_path, monkeypatch):
     settings = ["+experiment=sequential", *WINE, "pruning.density=0.2", *granularity]
