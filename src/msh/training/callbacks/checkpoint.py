@@ -48,10 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint; earlier releases wrote tensors as they are.
 
         Raises:
-            ValueError: a packed tensor is damaged.
+            ValueError: it is damaged.
         """
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
         with damages(path):
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
             return cast(dict[str, Any], unpacked(checkpoint, Path(path).stat().st_size))
 
 
