@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ##+ Create .venv with everything msh and its tests need: about a minute.
 
-demo: $(READY) ## Train four bundled tasks into one network: about 40 s. Results are in outputs/sequential.
+demo: $(READY) ## Train four bundled tasks into one network: about 30 s. Results are in outputs/sequential.
 	$(BIN)/python train.py +experiment=sequential
 
 test: $(READY) ## Run the tests, except slow ones: about 7 minutes on 2 cores.
