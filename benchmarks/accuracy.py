@@ -156,6 +156,7 @@ def main() -> None:
     if options.document:
         command = f"python -m benchmarks.accuracy {options.case} --data-dir DIR --max-epochs {options.max_epochs}"
         command += "" if options.backbone == "mlp" else f" --backbone {options.backbone}"
+        command += "" if options.threads == 1 else f" --threads {options.threads}"
         for name in ("granularity", "pruning", "density", "seeds"):
             command += f" --{name} {' '.join(map(str, getattr(options, name)))}"
         command += " --without-times" if options.without_times else ""

@@ -530,7 +530,7 @@ class RunConfig:
 
     @property
     def reuse_of_tasks(self) -> Reuse:
-        """Which earlier tasks' weights a task reads."""
+        """Say how tasks reuse each other's weights: not at all where they only share a backbone."""
         return "none" if self.reuse == "backbone" else self.reuse
 
     def with_input_shape(self, shape: Sequence[int]) -> RunConfig:
