@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import Literal
+
+from torch import nn
 
 from benchmarks.configs import typed
-from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, seconds
-from msh.subnetworks import CRITERIA, SCHEDULES, MultiSubnetwork, plan_counts
+from msh.subnetworks import (
+    CRITERIA,
+    SCHEDULES,
+    WEIGHTS,
+    MultiSubnetwork,
+    OverlappingUnits,
+    plan_counts,
+    trace_units,
+)
 from msh.tasks import RawData, Split, build_task
 from msh.training.callbacks import IterativePruning
 from msh.training.module import SubnetworkModule
@@ -20,12 +31,18 @@ BATCH = 128
 
 def gradual(settings: Settings) -> Iterator[Record]:
     """Measure row 4."""
+    yield _row(settings, "weight")
+    yield _row(settings, "unit")
+
+
+def _row(settings: Settings, granularity: Literal["weight", "unit"]) -> Record:
     config = typed("tasks=digits")
     pruning, stage = config.pruning, stages_of(config)[0]
     epochs = fits_of(stage, 1, pruning)[0].epochs
     steps = 20 if settings.quick else 54_000 // BATCH
-    network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
-    begun(network, "task")
+    network = MultiSubnetwork(BACKBONES[FC](), small_while_masked=True).to(settings.device)
+    network.add_task("task", nn.Linear(network.backbone.features, CLASSES), granularity=granularity)
+    network.begin("task")
     pruner = IterativePruning(
         wanted=plan_counts(network.sizes(), {"task": config.budget("digits")}),
         criterion=CRITERIA[pruning.criterion],
@@ -34,15 +51,18 @@ def gradual(settings: Settings) -> Iterator[Record]:
         end=pruning.end * stage.max_epochs,
         rounds=pruning.rounds,
         rescale=pruning.rescale,
+        granularity=OverlappingUnits(trace_units(network)) if granularity == "unit" else WEIGHTS,
     )
     times = _alternate(settings, network, pruner, steps, epochs)
     mean, of_dense = statistics.fmean(times["subnetwork"]), statistics.fmean(times["dense"])
     what = (
         f"mean step of the fit that conf/pruning/gradual.yaml prunes in ({epochs} of {stage.max_epochs} epochs of "
-        f"{steps} steps, {pruning.rounds} cuts, which count) / mean step of the dense network, {FC}, batch {BATCH}"
+        f"{steps} steps, {pruning.rounds} cuts, which count; granularity: {granularity}) / mean step of the dense "
+        f"network, {FC}, batch {BATCH}"
     )
     id = "4-short" if settings.quick else "4-gradual"  # so few steps have no target: the cuts weigh too much in them
-    yield settings.record(id, what, mean / of_dense, "ratio (dense in ms)", 1e3 * of_dense, steps * epochs)
+    id += "-unit" if granularity == "unit" else ""
+    return settings.record(id, what, mean / of_dense, "ratio (dense in ms)", 1e3 * of_dense, steps * epochs)
 
 
 def _alternate(

@@ -68,6 +68,8 @@ class MultiSubnetwork(Movable):
         recipe: how to rebuild the backbone; files carry it.
         master_weights: train a bfloat16 or float16 backbone in float32, and compute with these values rounded; False
             trains in the backbone's type. Frozen tasks are stored in the backbone's type either way.
+        small_while_masked: compute a masked task of whole units as the smaller network of its candidates' units, once
+            cuts have left few enough; torch.compile would compile again after each cut.
         cache_bytes: bound on the computed weights cached for frozen tasks; see `module`.
     Raises:
         ValueError: the backbone has no prunable tensor, or several tasks cannot use it; the message says why.
@@ -81,6 +83,7 @@ class MultiSubnetwork(Movable):
         recipe: Mapping[str, Any] | None = None,
         cache_bytes: int = 2**28,
         master_weights: bool = True,
+        small_while_masked: bool = False,
     ) -> None:
         super().__init__()
         self.names = name_tensors(backbone, prunable)
@@ -98,7 +101,7 @@ class MultiSubnetwork(Movable):
             self.owners.set(name, torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
             self.initial_norms.set(name, widened(weight).norm().reshape(()))
         self.recipe: Recipe = dict(recipe or {})
-        self.master_weights = master_weights
+        self.master_weights, self.small_while_masked = master_weights, small_while_masked
         self.subnetworks = TaskDict()
         self.active: str | None = None
         self._modules_in_use = ModuleCache(cache_bytes)
@@ -430,12 +433,14 @@ class MultiSubnetwork(Movable):
 
         Args:
             sub: the task's subnetwork.
-            small: a compact task's slices, for the weights of its units alone.
+            small: the task's slices, for the weights of its units alone.
         """
         sliced = {} if small is None else small.shapes
         weights: dict[str, Tensor | SparseForm] = {}
         for name, weight in self.weights():
             if small is not None and name in sliced:
+                if sub.phase == "masked" and name not in sub.whole:
+                    restore(sub.values[name], sub.bits[name], sub.base[name])
                 weights[name] = small.weight(name, sub.values[name].to(weight.dtype))
             else:
                 weights[name] = training_weight(sub, name, weight)
@@ -503,6 +508,8 @@ class MultiSubnetwork(Movable):
     def derive(self, sub: Subnetwork) -> None:
         """Rebuild the tensors that follow from masks, owners and values."""
         sub.drop_derived_state()
+        if self.small_while_masked and computes_small(sub):
+            self.forget_modules(sub.task)  # its slices follow from the masks
         if sub.phase in ("masked", "compact"):
             base, own = self._read(sub), self.view(sub.task).owned(sub.task)
             for name in self.names.prunable:

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msh.subnetworks.sparse import TrainedLinear
+from msh.subnetworks.forms import flat_index
+from msh.subnetworks.sparse import TrainedLinear, taken_values
 from msh.subnetworks.tracing import UnitGraph, trace_units
 from msh.subnetworks.units import columns, units_in_use
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
     from msh.subnetworks.subnetwork import Subnetwork
+
+
+FULLEST = 0.65
+"""Share of the weights, between the units of a masked task's candidates, above which the whole network costs less."""
 
 
 class SmallTensors:
@@ -30,12 +35,14 @@ class SmallTensors:
         units: tensor name to bool (units,), the units it computes with.
         shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
+        index: while the task is masked: tensor name to the flat indices (k,) of its candidates in the whole tensor.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
         last: name of the last layer's module; None if it stays whole.
+        share: of the prunable weights, those that it computes with.
 
     Args:
         network: holds the task.
-        task: a compact or frozen one.
+        task: a masked, compact or frozen one.
         graph: of the backbone, from `trace_units`, which is called when None.
     Raises:
         ValueError: the backbone's units are not known.
@@ -44,7 +51,8 @@ class SmallTensors:
     def __init__(self, network: MultiSubnetwork, task: str, graph: UnitGraph | None = None) -> None:
         graph, masks = graph or trace_units(network), network.masks(task)
         self.units = units = units_in_use(graph, masks)
-        self.shapes, self.places = {}, {}
+        self.shapes, self.places, self.index = {}, {}, {}
+        masked = network.subnetwork(task).phase == "masked"
         self.rows: dict[str, Tensor] = {}
         output = None if graph.output is None else graph.output.layer
         for name in graph.layers:
@@ -55,9 +63,13 @@ class SmallTensors:
             self.shapes[name] = (int(rows.sum()), int(fed.sum()), *layer.shape[2:])
             owned = masks[name][rows][:, fed]
             if not bool(owned.all()):
-                self.places[name] = owned.flatten().nonzero().squeeze(1)
+                self.places[name] = flat_index(owned)
+            if masked:
+                self.index[name] = flat_index(masks[name])
             if not layer.whole:
                 self.rows[layer.module] = rows.nonzero().squeeze(1)
+        whole = {name: mask.numel() for name, mask in masks.items()}
+        self.share = sum((whole | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(whole.values())
         self.last = None if output is None else graph.layers[output].module
         self._depthwise = {m: r for m, r in self.rows.items() if _groups(network.backbone, m) > 1}
         layers = graph.layers.items()
@@ -68,10 +80,13 @@ class SmallTensors:
                 self.rows[where] = passed.nonzero().squeeze(1)
 
     def weight(self, name: str, values: Tensor) -> Tensor:
-        """Shape a task's values in a tensor, (k,), as its small weight: (units, columns, *kernel).
+        """Shape a task's values in a tensor, (k,), or (*shape) while masked, as its small weight.
 
-        The weight is a view of the values where the task owns all of it, else 0 where it does not.
+        Returns:
+            (units, columns, *kernel); a view of values (k,) where the task owns all of it, else 0 where it does not.
         """
+        if name in self.index:
+            values = taken_values(values, self.index[name])
         if (places := self.places.get(name)) is None:
             return values.view(self.shapes[name])
         return values.new_zeros(math.prod(self.shapes[name])).index_copy(0, places, values).view(self.shapes[name])
@@ -125,6 +140,19 @@ class SmallTensors:
         """
         bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def sliced_in_training(network: MultiSubnetwork, task: str) -> SmallTensors | None:
+    """Slice a task in training to its units, or to those of its candidates; None where it computes as a whole."""
+    sub = network.subnetwork(task)
+    if not computes_small(sub) or sub.exposed or sub.scored:
+        return None
+    if sub.phase == "compact":
+        return SmallTensors(network, task)
+    if not network.small_while_masked or len(sub.whole) == len(network.names.prunable):
+        return None
+    small = SmallTensors(network, task)
+    return small if small.share <= FULLEST else None
 
 
 def _groups(backbone: nn.Module, where: str) -> int:

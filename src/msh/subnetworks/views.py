@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msh.compat import hook_registries, own_buffers
 from msh.subnetworks.description import Phase
-from msh.subnetworks.small import SmallTensors, computes_small
+from msh.subnetworks.small import SmallTensors, sliced_in_training
 from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
 from msh.subnetworks.tensors import TensorNames, put_tensor
 
@@ -224,16 +224,15 @@ class TrainingNetwork(nn.Module):
         return self
 
     def prepared(self) -> TrainingNetwork:
-        """Build the slices of a compact task of whole units, and put all tensors in place once.
+        """Build the slices of a task of whole units, and put all tensors in place once.
 
         A compiler cannot follow the former, and after the latter finds the same attributes in each forward pass.
         """
         sub = self.subnetwork
         if self._prepared_for != sub.phase:
             with torch.inference_mode(False), torch.no_grad():  # the slices outlive an inference pass
-                if sub.phase == "compact" and not sub.exposed and computes_small(sub):
-                    self._slices = SmallTensors(self._network[0], sub.task)
-                    self._last = self._slices.fit(self.backbone)
+                if (slices := sliced_in_training(self._network[0], sub.task)) is not None:
+                    self._slices, self._last = slices, slices.fit(self.backbone)
                 self._network[0].update_choice(sub)
                 self._take(self._network[0].training_weights(sub, self._slices))
                 self.drop()

@@ -324,7 +324,7 @@ def build_network(config: RunConfig, tasks: dict[str, Task], prunable: Sequence[
             log.warning("reuse=backbone reads random weights: load pretrained ones with backbone.weights")
         recipe["_base_"] = name_tensors(backbone).prunable
         freeze_base(backbone, recipe["_base_"])
-    network = MultiSubnetwork(backbone, prunable, recipe, master_weights=master)
+    network = MultiSubnetwork(backbone, prunable, recipe, master_weights=master, small_while_masked=True)
     if half := half_precision(weight for _, weight in network.weights()):
         log.info("the backbone is %s: its weights train in %s", half, torch.float32 if master else half)
     return network

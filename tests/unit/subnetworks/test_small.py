@@ -160,6 +160,51 @@ def test_it_trains_as_with_matrices_of_full_size(backbone, tasks, overlap):
     torch.testing.assert_close(small(inputs, "a"), whole(inputs, "a"), rtol=0, atol=1e-12)
 
 
+def cut_twice(backbone, overlap, small):
+    """Train a task of whole units, with others before it, between two cuts and after them; yield after each part."""
+    network = MultiSubnetwork((BACKBONES | BRANCHED)[backbone]().double(), small_while_masked=small)
+    units = (OverlappingUnits if overlap else Units)(trace_units(network))
+    network.add_task("a", nn.Linear(network.backbone.features, 3).double(), granularity="unit")
+    network.begin("a", generator=torch.Generator().manual_seed(0))
+    yield network, train(network, "a")
+    for density in (0.4, 0.2):
+        budget = Budget(density=density)
+        plan = budget.counts(network.sizes(), {}) if overlap else plan_units(units.graph, {"a": budget})["a"]
+        prune(network, "a", plan, granularity=units)
+        network.train()
+        outputs = train(network, "a")
+        network.settle("a")
+        yield network, outputs
+    network.compact("a")
+    yield network, train(network, "a")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("backbone", [*BACKBONES, *BRANCHED])
+def test_between_cuts_it_trains_as_with_matrices_of_full_size(backbone, overlap):
+    if backbone in BRANCHED and not overlap:
+        pytest.skip("its units overlap")
+    parts = {}
+    for small in (True, False):
+        torch.manual_seed(0)
+        parts[small] = [
+            (outputs, {name: value.detach().clone() for name, value in network.named_parameters()}, is_small(network))
+            for network, outputs in cut_twice(backbone, overlap, small)
+        ]
+    for (outputs, values, _), (expected, whole, _) in zip(parts[True], parts[False], strict=True):
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-12)
+        for name, value in whole.items():
+            torch.testing.assert_close(values[name], value, rtol=0, atol=1e-12, msg=name)
+    assert [small for *_, small in parts[True]][2:] == [True, True]
+    assert not parts[True][0][2]
+    assert [small for *_, small in parts[False]] == [False, False, False, True]
+
+
+def is_small(network):
+    """Tell whether the task computes as a smaller network."""
+    return network.module("a")._slices is not None
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_step_computes_with_the_units_alone(backbone):
     network = make(backbone, "unit")
