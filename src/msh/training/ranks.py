@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
@@ -24,6 +26,16 @@ def from_rank_zero(module: pl.LightningModule, value: T) -> T:
 def are_connected() -> bool:
     """Return true if this is one of several processes that can exchange values."""
     return dist.is_available() and dist.is_initialized()
+
+
+@cache
+def leave_at_exit() -> None:
+    """Leave the group of processes when this one ends, if it is in one.
+
+    Lightning does so for NCCL alone. The threads of gloo's group would outlive the interpreter, and sometimes abort the
+    process at its end, after a run that has succeeded.
+    """
+    atexit.register(lambda: dist.destroy_process_group() if are_connected() else None)
 
 
 def agree(decide: Callable[[], T]) -> T:

@@ -25,6 +25,7 @@ from msh.training.callbacks.checkpoint import AtomicCheckpointIO
 from msh.training.config import TrainerConfig
 from msh.training.launch import check_start, is_in_slurm_job, is_under_torchrun, place_among_processes
 from msh.training.precision import TRUE
+from msh.training.ranks import leave_at_exit
 
 
 def check_devices(config: TrainerConfig) -> None:
@@ -131,6 +132,7 @@ def build_trainer(
         callbacks: the fit's.
         loggers: the run's.
     """
+    leave_at_exit()
     settings = {key: value for key, value in asdict(config).items() if value is not None}
     settings["max_epochs"] = epochs
     settings.setdefault("profiler", NoProfiler())

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -221,3 +223,21 @@ def test_steps_do_not_search_for_a_gpu_that_is_not_there(monkeypatch):
     weight.grad = torch.ones(1)
     torch.optim.SGD([weight]).step()
     assert not searched
+
+
+def test_a_process_leaves_its_group_before_the_interpreter_ends():
+    script = """
+import atexit
+from pathlib import Path
+import torch.distributed as dist
+from msh.training.config import TrainerConfig
+from msh.training.trainers import build_trainer
+
+atexit.register(lambda: print("in a group:", dist.is_initialized()))
+build_trainer(TrainerConfig(accelerator="cpu"), Path.cwd(), 1)
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+print("in a group:", dist.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["in a group: True", "in a group: False"]
