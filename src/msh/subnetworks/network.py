@@ -441,7 +441,7 @@ class MultiSubnetwork(Movable):
             if small is not None and name in sliced:
                 if sub.phase == "masked" and name not in sub.whole:
                     restore(sub.values[name], sub.bits[name], sub.base[name])
-                weights[name] = small.weight(name, sub.values[name].to(weight.dtype))
+                weights[name] = small.weight(name, sub.values[name]).to(weight.dtype)
             else:
                 weights[name] = training_weight(sub, name, weight)
         return weights

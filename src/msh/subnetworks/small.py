@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msh.subnetworks.forms import flat_index
-from msh.subnetworks.sparse import TrainedLinear, taken_values
+from msh.subnetworks.sparse import TrainedLinear
+from msh.subnetworks.tensors import sliced_weight
 from msh.subnetworks.tracing import UnitGraph, trace_units
 from msh.subnetworks.units import columns, units_in_use
 
@@ -35,7 +36,8 @@ class SmallTensors:
         units: tensor name to bool (units,), the units it computes with.
         shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
-        index: while the task is masked: tensor name to the flat indices (k,) of its candidates in the whole tensor.
+        slices: while the task is masked: tensor name to its rows and columns, int64 (units,) and (columns,), and to its
+            candidates there, bool (units, columns, *kernel); None if all are.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
         last: name of the last layer's module; None if it stays whole.
         share: of the prunable weights, those that it computes with.
@@ -51,7 +53,7 @@ class SmallTensors:
     def __init__(self, network: MultiSubnetwork, task: str, graph: UnitGraph | None = None) -> None:
         graph, masks = graph or trace_units(network), network.masks(task)
         self.units = units = units_in_use(graph, masks)
-        self.shapes, self.places, self.index = {}, {}, {}
+        self.shapes, self.places, self.slices = {}, {}, {}
         masked = network.subnetwork(task).phase == "masked"
         self.rows: dict[str, Tensor] = {}
         output = None if graph.output is None else graph.output.layer
@@ -62,10 +64,11 @@ class SmallTensors:
             fed, rows = columns(layer.source, units, layer.shape[1], units[name].device), layer.rows(units[name])
             self.shapes[name] = (int(rows.sum()), int(fed.sum()), *layer.shape[2:])
             owned = masks[name][rows][:, fed]
-            if not bool(owned.all()):
-                self.places[name] = flat_index(owned)
+            inside = None if bool(owned.all()) else owned
             if masked:
-                self.index[name] = flat_index(masks[name])
+                self.slices[name] = flat_index(rows), flat_index(fed), inside
+            elif inside is not None:
+                self.places[name] = flat_index(inside)
             if not layer.whole:
                 self.rows[layer.module] = rows.nonzero().squeeze(1)
         whole = {name: mask.numel() for name, mask in masks.items()}
@@ -85,8 +88,8 @@ class SmallTensors:
         Returns:
             (units, columns, *kernel); a view of values (k,) where the task owns all of it, else 0 where it does not.
         """
-        if name in self.index:
-            values = taken_values(values, self.index[name])
+        if name in self.slices:
+            return sliced_weight(values, *self.slices[name])
         if (places := self.places.get(name)) is None:
             return values.view(self.shapes[name])
         return values.new_zeros(math.prod(self.shapes[name])).index_copy(0, places, values).view(self.shapes[name])

@@ -242,6 +242,38 @@ class _Scattered(torch.autograd.Function):
         return gradient.take(ctx.index), None, None
 
 
+class _Sliced(torch.autograd.Function):
+    """Forward: some rows at some columns. Backward: their gradient, and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, rows: Tensor, columns: Tensor, inside: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.at = values.shape, rows, columns, inside  # not saved: gradient checkpointing may run this node twice
+        return values.index_select(0, rows).index_select(1, columns)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        shape, rows, columns, inside = ctx.at
+        if inside is not None:
+            gradient = torch.where(inside, gradient, gradient.new_zeros(()))
+        wide = gradient.new_zeros(len(rows), *shape[1:]).index_copy_(1, columns, gradient)
+        return gradient.new_zeros(shape).index_copy_(0, rows, wide), None, None, None
+
+
+def sliced_weight(values: Tensor, rows: Tensor, columns: Tensor, inside: Tensor | None) -> Tensor:
+    """Slice a tensor's weight while its task may still be pruned.
+
+    Args:
+        values: (*shape), the parameter, after `restore`.
+        rows: int64 (r,), of a dimension.
+        columns: int64 (c,), of the next one.
+        inside: bool (r, c, *kernel), the task's candidates; None if all are.
+    Returns:
+        (r, c, *kernel); its gradient is 0 where there is no candidate.
+    """
+    weight: Tensor = _Sliced.apply(values, rows, columns, inside)
+    return weight
+
+
 def masked_weight(values: Tensor, bits: Tensor) -> Tensor:
     """Compute a tensor's weight while its task may still be pruned.
 

@@ -11,7 +11,16 @@ from helpers import load_network
 from msh.backbones import MLP, PaperConv
 from msh.files.state_file import save_network
 from msh.inference.export import sliced
-from msh.subnetworks import Budget, MultiSubnetwork, OverlappingUnits, Units, plan_units, prune, trace_units
+from msh.subnetworks import (
+    Budget,
+    MultiSubnetwork,
+    OverlappingUnits,
+    Units,
+    loss_gradients,
+    plan_units,
+    prune,
+    trace_units,
+)
 from msh.subnetworks.modules import flops_share
 from msh.subnetworks.small import FewHeads
 
@@ -198,6 +207,28 @@ def test_between_cuts_it_trains_as_with_matrices_of_full_size(backbone, overlap)
     assert [small for *_, small in parts[True]][2:] == [True, True]
     assert not parts[True][0][2]
     assert [small for *_, small in parts[False]] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("backbone", ["norm", "conv", "blocks"])
+def test_between_cuts_gradients_of_the_candidates_are_those_of_the_whole_network(backbone):
+    found = []
+    for small in (True, False):
+        torch.manual_seed(0)
+        network, _ = list(zip(range(2), cut_twice(backbone, True, small), strict=False))[-1][1]
+        assert is_small(network) == small
+        inputs, labels = batch(network)
+
+        def loss(network=network, inputs=inputs, labels=labels):
+            return functional.cross_entropy(network(inputs, "a"), labels)
+
+        once = loss_gradients(network, "a", loss)
+        values = network.subnetwork("a").values
+        leaves = [values[name] for name in once]
+        slopes = torch.autograd.grad(loss(), leaves, create_graph=True)
+        twice = torch.autograd.grad(sum((slope**2).sum() for slope in slopes), leaves)
+        found.append((once, twice))
+        assert all(bool((gradient[~network.masks("a")[name]] == 0).all()) for name, gradient in once.items())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
 
 def is_small(network):
