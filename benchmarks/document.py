@@ -9,27 +9,40 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.records import maker_of
+
 BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-COLUMNS = ("id", "what", "value", "spread", "target", "met", "dense", "unit", "threads", "repeats")
+SAME, OWN = ("id", "what", "unit", "threads", "repeats"), ("value", "spread", "runs", "target", "met", "dense")
+"""Columns for all makers' processors together, and for each maker's."""
 
 
-def write_table(path: Path, records: Sequence[Mapping], device: str) -> None:
-    """Put a table of records and the machine's name between the document's markers.
+def write_table(path: Path, records: Sequence[Mapping]) -> None:
+    """Put a table of records and the machines' names between the document's markers.
 
     Args:
         path: of the document; created with the markers if missing.
         records: from `records.read`.
-        device: where they were measured.
     Raises:
         ValueError: the document has no markers, or has them in the wrong order.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# Performance\n\n{BEGIN}\n{END}\n")
-    replace_between(
-        path, BEGIN, f"{machine(device)}\n\n{table([{'spread': None, **record} for record in records], COLUMNS)}"
-    )
+    sentences = dict.fromkeys(record["machine"] for record in records)
+    replace_between(path, BEGIN, "\n".join(sentences) + "\n\n" + by_maker(records))
+
+
+def by_maker(records: Sequence[Mapping]) -> str:
+    """Format records as a Markdown table with a line for each id, and columns for each maker's processors."""
+    makers = list(dict.fromkeys(maker_of(record["machine"]) for record in records))
+    lines: dict[str, dict[str, object]] = {}
+    for record in records:
+        line = lines.setdefault(record["id"], {column: record[column] for column in SAME})
+        own = {column: record[column] for column in OWN} | {"runs": len(record["runs"] or [record["value"]])}
+        line |= {f"{maker_of(record['machine'])} {column}": cell for column, cell in own.items()}
+    columns = [*SAME[:2], *(f"{maker} {column}" for maker in makers for column in OWN), *SAME[2:]]
+    return table([dict.fromkeys(columns) | line for line in lines.values()], columns)
 
 
 def replace_between(path: Path, begin: str, text: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.targets import TARGETS
+from benchmarks.targets import target_of
 
 FILE_NAME = "results.json"
 
@@ -27,7 +28,10 @@ class Record:
         unit: of the value and, after "dense in", of the dense number.
         threads: CPU threads.
         repeats: rounds behind the median.
-        spread: first and last quartile of the rounds' ratios, if the value is their median.
+        spread: first and last quartile of the rounds' ratios, if the value is their median; over several runs, the
+            lowest and the highest value.
+        machine: sentence about the processor and the libraries, from `document.machine`.
+        runs: values of whole runs of the benchmark, if there are several; the value is their median.
     """
 
     id: str
@@ -40,12 +44,26 @@ class Record:
     threads: int
     repeats: int
     spread: Sequence[float] | None = None
+    machine: str = ""
+    runs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        target = TARGETS.get(self.id)
+        target = target_of(self.id, maker_of(self.machine))
         met = None if target is None else self.value is not None and self.value <= target
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "met", met)
+
+    def joined(self, earlier: Mapping) -> Record:
+        """Add this run to an earlier record of the same case on the same machine."""
+        if self.value is None or earlier["value"] is None:
+            return self
+        runs = [*(earlier["runs"] or [earlier["value"]]), self.value]
+        return replace(self, value=statistics.median(runs), spread=[min(runs), max(runs)], runs=runs)
+
+
+def maker_of(machine: str) -> str:
+    """Name a processor's maker: "AMD", "Intel", or the first word of its name."""
+    return "Intel" if "Intel" in machine else machine.removeprefix("Measured on ").partition(" ")[0]
 
 
 def row_of(id: str) -> str:
@@ -58,16 +76,22 @@ def read(path: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def merge(earlier: Iterable[dict], records: Iterable[Record], rows: Iterable[str]) -> list[dict]:
-    """Replace earlier records with new ones, row by row; sort by row.
+def merge(earlier: Iterable[dict], records: Sequence[Record], rows: Iterable[str], add: bool = False) -> list[dict]:
+    """Replace earlier records with new ones, row by row, or add these to them; sort by row.
 
     Args:
         earlier: records from a file.
-        records: new ones.
-        rows: rows just measured; their earlier records are dropped.
+        records: new ones, of one machine.
+        rows: rows just measured; their earlier records are dropped, but for those on other makers' processors.
+        add: keep the values of earlier runs on the same machine, too.
     """
-    measured = set(rows)
-    others = [record for record in earlier if row_of(record["id"]) not in measured]
+    measured, makers = set(rows), {maker_of(record.machine) for record in records}
+    earlier = list(earlier)
+    others = [r for r in earlier if row_of(r["id"]) not in measured or maker_of(r["machine"]) not in makers]
+    if add:
+        known = {(record["id"], record["machine"]): record for record in earlier}
+        before = [known.get((record.id, record.machine)) for record in records]
+        records = [new.joined(old) if old else new for new, old in zip(records, before, strict=True)]
     return sorted([*others, *map(asdict, records)], key=lambda record: _place(row_of(record["id"])))
 
 

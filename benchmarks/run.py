@@ -1,9 +1,9 @@
 """Measure the costs of msh against the dense network in the same run.
 
-    python -m benchmarks.run [--only 1,5,roofline] [--quick] [--threads 2] [--device cpu] [--data-dir DIR]
+    python -m benchmarks.run [--only 1,5,roofline] [--add] [--quick] [--threads 2] [--device cpu] [--data-dir DIR]
 
 Writes benchmarks/results.json and the table in docs/performance.md; with --quick or --output-dir, both go into another
-folder. Rows that --only leaves out keep their records.
+folder. Rows that --only leaves out, and those measured on another maker's processors, keep their records.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -82,7 +83,7 @@ def measure(rows: Sequence[str], settings: Settings, console: Console) -> list[R
     for row in rows:
         torch.manual_seed(0)
         start = time.monotonic()
-        new = list(ROWS[row](settings))
+        new = [replace(record, machine=machine(settings.device)) for record in ROWS[row](settings)]
         records += new
         console.print(f"row {row}: {len(new)} records, {time.monotonic() - start:.0f} s")
     return records
@@ -101,6 +102,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     rows = f"rows, separated by commas: {','.join(ROWS)}"
     parser.add_argument("--only", dest="rows", metavar="ROWS", type=names_of(ROWS), default=USUAL, help=rows)
+    add = "add to the records of earlier runs on such a machine: the table has the median of the runs"
+    parser.add_argument("--add", action="store_true", help=add)
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats, in about two minutes")
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -129,10 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, document = paths(options.output_dir, options.quick)
     new: list[Record] = []
     for row in options.rows:
-        new += measure([row], settings, console)
-        records = merge(read(results), new, options.rows[: options.rows.index(row) + 1])
-        write(results, records)
-    write_table(document, read(results), options.device)
+        measured = measure([row], settings, console)
+        write(results, merge(read(results), measured, [row], options.add))
+        new += measured
+    write_table(document, read(results))
     show(new, console)
     targeted = [record for record in new if record.met is not None]
     console.print(machine(options.device))

@@ -1,8 +1,4 @@
-"""Upper bounds by record id; a record without one has no target.
-
-Those of rows 1 and 10 are for AMD's processors. On Intel's, 1-batch32, 1-batch128 and 1-batch512 are at most .45, .55
-and .75, and 10-density0.1-batch32 at most .42: their sparse products are slower beside the dense ones.
-"""
+"""Upper bounds by record id; a record without one has no target."""
 
 TARGETS: dict[str, float] = {
     "1-batch32": 0.35,
@@ -73,3 +69,17 @@ TARGETS: dict[str, float] = {
         for kind, target in (("weight", 1.0), ("block", 0.8), ("unit", 0.3))
     },
 }
+
+ON_INTEL: dict[str, float] = {
+    "1-batch32": 0.45,
+    "1-batch128": 0.55,
+    "1-batch512": 0.75,
+    "10-density0.1-batch32": 0.42,
+}
+"""Those that differ on Intel's processors, whose sparse products are slower beside the dense ones."""
+
+
+def target_of(id: str, maker: str) -> float | None:
+    """Return a record's upper bound on a maker's processors."""
+    bounds = TARGETS | ON_INTEL if maker == "Intel" else TARGETS
+    return bounds.get(id)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import document, overhead, records, run, storage, timing  # noqa: E402
+from benchmarks.targets import ON_INTEL, TARGETS  # noqa: E402
 from benchmarks.timing import Settings  # noqa: E402
 
-FIELDS = ["id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats", "spread"]
+FIELDS = ["id", "what", "value", "target", "met", "dense", "unit", "threads", "repeats", "spread", "machine", "runs"]
+AMD, INTEL = "Measured on AMD EPYC (2 logical cores).", "Measured on Intel(R) Xeon(R) Processor (2 logical cores)."
 
 
-def record(id="1-batch32", value=0.5, **settings):
-    return Settings(**settings).record(id, "a step", value, "ratio (dense in ms)", 2.0, 7)
+def record(id="1-batch32", value=0.5, machine=AMD, **settings):
+    return replace(Settings(**settings).record(id, "a step", value, "ratio (dense in ms)", 2.0, 7), machine=machine)
 
 
 @pytest.mark.parametrize(("value", "met"), [(0.3, True), (0.35, True), (0.36, False), (None, False)])
@@ -32,8 +34,14 @@ def test_a_record_without_a_target_is_neither_met_nor_missed():
     assert (record("compile-dense").target, record("compile-dense").met) == (None, None)
 
 
+@pytest.mark.parametrize(("machine", "target"), [(AMD, 0.35), (INTEL, 0.45), ("", 0.35)])
+def test_a_target_may_depend_on_the_processor_s_maker(machine, target):
+    made = record(value=0.4, machine=machine)
+    assert (made.target, made.met) == (target, target > 0.4)
+
+
 def test_every_target_belongs_to_a_measured_row():
-    assert {records.row_of(id) for id in records.TARGETS} <= set(run.ROWS)
+    assert {records.row_of(id) for id in TARGETS | ON_INTEL} <= set(run.ROWS)
 
 
 def test_merging_replaces_measured_rows_and_keeps_the_others_in_order(tmp_path):
@@ -52,17 +60,43 @@ def test_merging_replaces_measured_rows_and_keeps_the_others_in_order(tmp_path):
     assert records.read(tmp_path / "none.json") == []
 
 
+def test_another_maker_s_records_stay_beside_new_ones(tmp_path):
+    earlier = [asdict(record(machine=INTEL)), asdict(record(value=9.0))]
+    merged = records.merge(earlier, [record(value=0.3)], ["1"])
+    assert [(row["machine"], row["value"], row["met"]) for row in merged] == [(INTEL, 0.5, False), (AMD, 0.3, True)]
+    path = tmp_path / "performance.md"
+    document.write_table(path, merged)
+    header, _, line = path.read_text().splitlines()[-4:-1]
+    cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
+    assert (cells["Intel value"], cells["AMD value"], cells["Intel target"], cells["AMD target"]) == (
+        *("0.5", "0.3"),
+        *("0.45", "0.35"),
+    )
+    assert [text in path.read_text() for text in (AMD, INTEL)] == [True, True]
+
+
+def test_runs_add_up_to_their_median_on_the_same_machine():
+    merged = [asdict(record(value=0.4)), asdict(record("1-batch128", value=None))]
+    for value in (0.3, 0.34, 0.36):
+        merged = records.merge(merged, [record(value=value), record("1-batch128", value=value)], ["1"], add=True)
+    first, second = merged
+    assert (first["value"], first["runs"], first["spread"]) == (pytest.approx(0.35), [0.4, 0.3, 0.34, 0.36], [0.3, 0.4])
+    assert (first["met"], second["runs"]) == (True, [0.3, 0.34, 0.36])
+    other = record(value=0.2, machine=AMD.replace("EPYC", "Ryzen"))
+    assert [row["runs"] for row in records.merge(merged, [other], ["1"], add=True)] == [None]
+
+
 def test_the_table_replaces_only_the_text_between_the_markers(tmp_path):
     path = tmp_path / "performance.md"
     path.write_text(f"# By hand\n\n{document.BEGIN}\nold\n{document.END}\n\nAlso by hand\n")
-    document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))], "cpu")
+    document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))])
     first = path.read_text()
     assert first.startswith("# By hand\n")
     assert first.endswith(f"{document.END}\n\nAlso by hand\n")
-    assert "| 1-batch32 | a step | 0.36 |  | 0.35 | **no** | 2 | ratio (dense in ms) | 2 | 7 |" in first
-    assert "| compile-dense | a step |  |  |  |  | 2 |" in first
+    assert "| 1-batch32 | a step | 0.36 |  | 1 | 0.35 | **no** | 2 | ratio (dense in ms) | 2 | 7 |" in first
+    assert "| compile-dense | a step |  |  | 1 |  |  | 2 |" in first
     assert "old" not in first
-    document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))], "cpu")
+    document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))])
     assert path.read_text() == first
 
 
@@ -70,7 +104,7 @@ def test_a_document_without_markers_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "performance.md"
     path.write_text("# By hand\n")
     with pytest.raises(ValueError, match="for the table to stand between"):
-        document.write_table(path, [], "cpu")
+        document.write_table(path, [])
     assert path.read_text() == "# By hand\n"
 
 
@@ -104,7 +138,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_with_its_quartiles():
     times = timing.Times({"dense": [1.0, 10.0, 1.0, 2.0, 1.0], "other": [2.0, 10.0, 3.0, 8.0, 0.5]})
     found = Settings().ratio("1-batch32", "a step", times, "other", "dense", 5)
     assert (found.value, found.spread, found.dense) == (2.0, [1.0, 3.0], 1000.0)
-    assert "| 2 | 1 to 3 | 0.35 |" in document.table([asdict(found)], document.COLUMNS)
+    assert "| 2 | 1 to 3 | 1 | 0.35 |" in document.by_maker([asdict(replace(found, machine=AMD))])
     assert timing.Times({"dense": [2.0], "other": [1.0]}).ratio("other", "dense") == (0.5, 0.5, 0.5)
 
 
