@@ -100,9 +100,14 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
         (["evaluation.batch_size=few"], ["evaluation.batch_size", "could not be converted to Integer"]),
         (["optimizer.lr=-1"], ["optimizer cannot be built from .*'lr': -1.*: Invalid learning rate: -1"]),
         (["optimizer.lr=much"], ["optimizer cannot be built from .*'lr': 'much'"]),
-        (["+optimizer.rate=1"], ["optimizer cannot be built from .*'rate': 1.* unexpected keyword argument 'rate'"]),
+        (["+optimizer.rate=1"], ["there is no setting optimizer.rate; torch.optim.AdamW takes params, lr, "]),
+        (
+            ["+backbone.weight=w.pt"],
+            ["there is no setting backbone.weight; .*MLP takes .*, width, .*did you mean 'width'"],
+        ),
+        (["+tasks.wine.source.fold=1"], ["there is no setting tasks.wine.source.fold; .* takes name, test_fraction"]),
         (["scheduler.max_lr=-1"], ["scheduler cannot be built from .*: it begins with a learning rate of -0.04"]),
-        (["+scheduler.steps=9"], ["scheduler cannot be built from .* unexpected keyword argument 'steps'"]),
+        (["+scheduler.steps=9"], ["there is no setting scheduler.steps; .* did you mean 'total_steps'"]),
         (
             ["prune_scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true}"],
             ["prune_scheduler cannot be built from .* 'step_size'"],

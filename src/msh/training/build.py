@@ -342,8 +342,13 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     kind = settings.pop("_dtype_", None)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
     chosen = named(config.backbone)
-    with drawing_in(kind):
-        backbone: nn.Module = build(settings, GIVEN) if chosen else instantiate(settings, _convert_="all")
+    try:
+        with drawing_in(kind):
+            backbone: nn.Module = build(settings, GIVEN) if chosen else instantiate(settings, _convert_="all")
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise  # the module's own
+        raise ValueError(f"backbone cannot be built from {settings}: {error}") from error
     if chosen is not None:
         chosen.load(cast(Any, backbone).model)
     for name in ("input_shape", "features"):

@@ -47,6 +47,7 @@ from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
+from msh.training.targets import check_arguments
 from msh.training.trainers import check_trainer
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def _check_classes(config: RunConfig) -> list[Callback]:
     Returns:
         The callbacks; each fit makes new ones.
     """
+    check_arguments(config)
     check_trainer(config.trainer)
     check_precision(config)
     callbacks = build_callbacks(config)

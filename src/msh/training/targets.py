@@ -1,14 +1,18 @@
-"""Check that a run folder's config calls nothing but classes and functions of msh, torch and Lightning."""
+"""Check what a config calls: the arguments of every `_target_`, and in a run folder's config whose code it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
 
-from msh.errors import requirement
+from msh.backbones.named import named
+from msh.errors import Problems, requirement, suggestion
 from msh.recipes import targets_in
+from msh.training.config import RunConfig
 
 SAFE = (
     *("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers."),
@@ -17,6 +21,7 @@ SAFE = (
 """Prefixes of names that may be called."""
 CALLED = ("tasks", "backbone", "optimizer")
 """Parts of a run's config whose targets are called when it is evaluated again."""
+WEIGHTS = "; to start from a file's weights, set backbone=module and name this class as backbone.target"
 
 
 def check_targets(config: Mapping[str, Any], origin: str) -> None:
@@ -44,3 +49,49 @@ def is_safe(target: Any) -> bool:
     except Exception:  # it does not exist: the error comes where it is called
         return True
     return f"{getattr(called, '__module__', '')}.".startswith(SAFE)
+
+
+def check_arguments(config: RunConfig) -> None:
+    """Check that no block of a config has an argument that its `_target_` does not take.
+
+    Targets that take any keyword, or do not exist, are left to the call.
+
+    Raises:
+        ValueError: naming each such key, and the arguments that there are.
+    """
+    blocks: dict[str, Any] = {"backbone": config.backbone, "optimizer": config.optimizer, "scheduler": config.scheduler}
+    blocks |= {"prune_scheduler": config.prune_scheduler, "callbacks": config.callbacks, "logger": config.logger}
+    if (chosen := named(config.backbone)) is not None:  # the other settings are checked already
+        blocks = {"backbone.args": {"_target_": chosen.target, **(chosen.args or {})}, **blocks}
+        del blocks["backbone"]
+    for name, task in config.tasks.items():
+        blocks |= {f"tasks.{name}.source": task.source, f"tasks.{name}.stem": task.stem}
+    with Problems() as problems:
+        for key, block in blocks.items():
+            for problem in _unknown_arguments(key, block):
+                problems.add(problem)
+
+
+def _unknown_arguments(key: str, block: Any) -> Iterator[str]:
+    """Yield a sentence for each unknown argument of a block, and of the blocks in it."""
+    if not isinstance(block, Mapping):
+        return
+    names = _arguments_of(block.get("_target_"))
+    for name, value in block.items():
+        if names is not None and not str(name).startswith("_") and name not in names:
+            hint = WEIGHTS if f"{key}.{name}" == "backbone.weights" else suggestion(str(name), names)
+            yield f"there is no setting {key}.{name}; {block['_target_']} takes {', '.join(names)}{hint}"
+        yield from _unknown_arguments(f"{key}.{name}", value)
+
+
+def _arguments_of(target: Any) -> list[str] | None:
+    """List the keyword arguments of a class or function, given its name; None if it takes any, or cannot say."""
+    if not isinstance(target, str):
+        return None
+    try:
+        taken = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+    except Exception:  # it does not exist, or is not written in Python: the error comes where it is called
+        return None
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken):
+        return None
+    return [p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
