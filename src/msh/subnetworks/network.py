@@ -441,7 +441,8 @@ class MultiSubnetwork(Movable):
             if small is not None and name in sliced:
                 if sub.phase == "masked" and name not in sub.whole:
                     restore(sub.values[name], sub.bits[name], sub.base[name])
-                weights[name] = small.weight(name, sub.values[name]).to(weight.dtype)
+                form = small.form(name, sub.values[name])
+                weights[name] = form if isinstance(form, SparseForm) else form.to(weight.dtype)
             else:
                 weights[name] = training_weight(sub, name, weight)
         return weights
@@ -484,8 +485,9 @@ class MultiSubnetwork(Movable):
             places = find_places(self.backbone, self.names) if lean and owned else {}
             for name in self.names.prunable:
                 if small is not None and name in small.shapes:
-                    values = small.weight(name, state.weights[name][owned[name]])
-                    weights[name], size = (values, None), size + values.nbytes
+                    rest = not (lean and all(map(is_linear_weight, places[name])))
+                    weights[name], bytes_of = _shown(small.form(name, state.weights[name][owned[name]]), rest)
+                    size += bytes_of
                     continue
                 if lean and owned and all(map(is_linear_weight, places[name])):
                     form = shown_form(state.weights[name], owned[name], sub.blocks.get(name))
@@ -545,6 +547,15 @@ class MultiSubnetwork(Movable):
 
     def set_extra_state(self, state: str) -> None:
         """Do nothing: the description is read before the tensors are loaded."""
+
+
+def _shown(weight: Tensor | SparseForm, rest: bool) -> tuple[tuple[Tensor | None, SparseForm | None], int]:
+    """Return a small weight of a frozen task as `frozen_network` takes it, and its bytes; `rest`: also as a matrix."""
+    if not isinstance(weight, SparseForm):
+        return (weight, None), weight.nbytes
+    weight.pattern.compress()
+    dense = weight.dense() if rest else None
+    return (dense, weight), 2 * weight.sparse().nbytes if dense is None else dense.nbytes
 
 
 @contextmanager

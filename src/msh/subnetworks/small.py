@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msh.subnetworks.forms import flat_index
-from msh.subnetworks.sparse import TrainedLinear
+from msh.subnetworks.sparse import Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
 from msh.subnetworks.tensors import sliced_weight
 from msh.subnetworks.tracing import UnitGraph, trace_units
 from msh.subnetworks.units import columns, units_in_use
@@ -36,6 +36,8 @@ class SmallTensors:
         units: tensor name to bool (units,), the units it computes with.
         shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
+        patterns: tensor name to these indices as a pattern, where so few are its own that a sparse product may cost
+            less; so it is for the last tasks that share units.
         slices: while the task is masked: tensor name to its rows and columns, int64 (units,) and (columns,), and to its
             candidates there, bool (units, columns, *kernel); None if all are.
         rows: module name to the indices of its units, int64 (units,): layers, and the normalisations before the last.
@@ -53,7 +55,7 @@ class SmallTensors:
     def __init__(self, network: MultiSubnetwork, task: str, graph: UnitGraph | None = None) -> None:
         graph, masks = graph or trace_units(network), network.masks(task)
         self.units = units = units_in_use(graph, masks)
-        self.shapes, self.places, self.slices = {}, {}, {}
+        self.shapes, self.places, self.patterns, self.slices = {}, {}, {}, {}
         masked = network.subnetwork(task).phase == "masked"
         self.rows: dict[str, Tensor] = {}
         output = None if graph.output is None else graph.output.layer
@@ -69,10 +71,13 @@ class SmallTensors:
                 self.slices[name] = flat_index(rows), flat_index(fed), inside
             elif inside is not None:
                 self.places[name] = flat_index(inside)
+                kept, whole = len(self.places[name]), network.backbone.get_buffer(name)
+                if may_be_sparse(self.shapes[name], whole, kept):
+                    self.patterns[name] = Pattern(self.places[name], self.shapes[name])
             if not layer.whole:
                 self.rows[layer.module] = rows.nonzero().squeeze(1)
-        whole = {name: mask.numel() for name, mask in masks.items()}
-        self.share = sum((whole | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(whole.values())
+        sizes = {name: mask.numel() for name, mask in masks.items()}
+        self.share = sum((sizes | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(sizes.values())
         self.last = None if output is None else graph.layers[output].module
         self._depthwise = {m: r for m, r in self.rows.items() if _groups(network.backbone, m) > 1}
         layers = graph.layers.items()
@@ -92,7 +97,14 @@ class SmallTensors:
             return sliced_weight(values, *self.slices[name])
         if (places := self.places.get(name)) is None:
             return values.view(self.shapes[name])
-        return values.new_zeros(math.prod(self.shapes[name])).index_copy(0, places, values).view(self.shapes[name])
+        return _filled(values, places, self.shapes[name])
+
+    def form(self, name: str, values: Tensor) -> Tensor | SparseForm:
+        """Return a task's small weight, or its sparse form where that may cost less; see `weight`."""
+        if (pattern := self.patterns.get(name)) is None or values.dtype != torch.float32:
+            return self.weight(name, values)
+        shape = self.shapes[name]  # not self, which a frozen task's module would keep in memory
+        return SparseForm(pattern, lambda: values, lambda: _filled(values, pattern.index, shape))
 
     def private(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a private tensor to the units of its module; the gradient reaches the whole tensor."""
@@ -143,6 +155,11 @@ class SmallTensors:
         """
         bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _filled(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Write values (k,) at their flat indices (k,) into zeros: (*shape)."""
+    return values.new_zeros(math.prod(shape)).index_copy(0, places, values).view(shape)
 
 
 def sliced_in_training(network: MultiSubnetwork, task: str) -> SmallTensors | None:
@@ -257,6 +274,10 @@ class WideLinear(Widened, nn.Linear):
     """Such a linear layer."""
 
 
+class WideSparseLinear(Widened, SparseLinear):
+    """Such a linear layer that may be sparse."""
+
+
 class WideTrainedLinear(Widened, TrainedLinear):
     """Such a linear layer in training."""
 
@@ -275,6 +296,6 @@ class WideConv3d(Widened, nn.Conv3d):
 
 WIDE: Mapping[type, type] = {
     cls: wide
-    for wide in (WideLinear, WideTrainedLinear, WideConv1d, WideConv2d, WideConv3d)
+    for wide in (WideLinear, WideSparseLinear, WideTrainedLinear, WideConv1d, WideConv2d, WideConv3d)
     for cls in wide.__bases__[1:]
 }

@@ -23,6 +23,7 @@ from msh.subnetworks import (
 )
 from msh.subnetworks.modules import flops_share
 from msh.subnetworks.small import FewHeads
+from msh.subnetworks.sparse import SparseForm
 
 
 class NoBias(nn.Module):
@@ -234,6 +235,54 @@ def test_between_cuts_gradients_of_the_candidates_are_those_of_the_whole_network
 def is_small(network):
     """Tell whether the task computes as a smaller network."""
     return network.module("a")._slices is not None
+
+
+def filled_up(width=600, task="last"):
+    """Make a network whose tasks own almost all weights, and a compact task of what is left between its units."""
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((40,), width, 3))
+    units = OverlappingUnits(trace_units(network))
+    for name, share in (("first", 0.9), (task, 0.09)):
+        network.add_task(name, nn.Linear(width, 3), granularity="unit")
+        network.begin(name, generator=torch.Generator().manual_seed(len(name)))
+        prune(network, name, Budget(density=share).counts(network.sizes(), {}), granularity=units)
+        network.compact(name)
+        if name != task:
+            network.freeze(name)
+    return network
+
+
+def test_the_last_of_many_tasks_computes_by_sparse_products(tmp_path):
+    network, whole = filled_up(), filled_up()
+    whole.subnetwork("last").granularity = "channel"  # computes with matrices of full size
+    whole.forget_modules()
+    inputs, labels = torch.randn(16, 40), torch.randint(0, 3, (16,))
+    for each in (network, whole):
+        each.train()
+        optimizer = torch.optim.SGD(each.subnetwork("last").parameters(), 0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            functional.cross_entropy(each(inputs, "last"), labels).backward()
+            optimizer.step()
+        each.freeze("last")
+        each.eval()
+    small = network.module("last").backbone
+    assert [isinstance(getattr(layer, "form", None), SparseForm) for layer in small.modules()].count(True) == 2
+    outputs = network(inputs, "last")
+    torch.testing.assert_close(outputs, whole(inputs, "last"), rtol=1e-4, atol=1e-5)
+    many = torch.randn(4000, 40)  # for which dense products cost less
+    torch.testing.assert_close(network(many, "last"), whole(many, "last"), rtol=1e-4, atol=1e-5)
+    lean = network.without_rest()
+    assert torch.equal(lean.module("last")(inputs), outputs)
+    torch.testing.assert_close(lean.module("last")(many), network(many, "last"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sliced(network, "last")(inputs), outputs, rtol=1e-4, atol=1e-5)
+    save_network(tmp_path / "network.safetensors", network)
+    loaded = MultiSubnetwork(MLP((40,), 600, 3))
+    for task in ("first", "last"):
+        loaded.add_task(task, nn.Linear(600, 3))
+    load_network(tmp_path / "network.safetensors", loaded)
+    assert torch.equal(loaded.eval()(inputs, "last"), outputs)
+    assert torch.equal(copy.deepcopy(network)(inputs, "last"), outputs)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
