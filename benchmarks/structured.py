@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,7 +14,18 @@ from benchmarks.records import Record
 from benchmarks.timing import Settings
 from msh.backbones.transformer import Block
 from msh.inference.export import sliced
-from msh.subnetworks import Blocks, Budget, MultiSubnetwork, Units, plan_blocks, plan_units, prune, trace_units
+from msh.subnetworks import (
+    Blocks,
+    Budget,
+    MultiSubnetwork,
+    OverlappingUnits,
+    Units,
+    plan_blocks,
+    plan_counts,
+    plan_units,
+    prune,
+    trace_units,
+)
 
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))
 SHORT = dict(zip(BACKBONES, ("fc", "conv"), strict=True))
@@ -38,6 +50,7 @@ def structured(settings: Settings) -> Iterator[Record]:
             yield _against(settings, name, what, "11-conv-channels-last", model, exported)
     for name in GRANULARITY:
         yield from _steps(settings, name)
+    yield from _until_full(settings)
 
 
 def _steps(settings: Settings, name: str) -> Iterator[Record]:
@@ -62,6 +75,33 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
             with torch.no_grad():
                 compute = partial(model.eval(), inputs), partial(module, inputs)
                 yield settings.against(f"11-{SHORT[name]}-frozen{batch}", what, *compute, rounds, 4)
+
+
+def _until_full(settings: Settings) -> Iterator[Record]:
+    """Measure the training steps of tasks that share units, one after another until they own every weight."""
+    batch, tasks = 128, round(1 / DENSITY)
+    data, rounds = drawn(SHAPES[FC], batch, settings.device), settings.rounds(20)
+    model = dense(BACKBONES[FC](), settings.device)
+    network = MultiSubnetwork(BACKBONES[FC]()).to(settings.device)
+    units = OverlappingUnits(trace_units(network))
+    plan = plan_counts(network.sizes(), {f"task{n}": Budget(density=DENSITY) for n in range(1, tasks + 1)})
+    records = []
+    for number, (task, counts) in enumerate(plan.items(), 1):
+        network.add_task(task, nn.Linear(network.backbone.features, CLASSES), granularity="unit")
+        network.begin(task, generator=torch.Generator().manual_seed(number))
+        prune(network, task, counts, granularity=units)
+        network.compact(task)
+        steps = training_step(model, data), training_step(network, data)
+        what = (
+            f"training step of task {number} of {tasks} that own {DENSITY:.0%} of the weights each and share units / "
+            f"of the dense network, {FC}, batch {batch}"
+        )
+        records.append(settings.against(f"11-fc-task{number}", what, *steps, rounds))
+        network.freeze(task)
+    yield from (records[number - 1] for number in (1, tasks // 2, tasks - 1, tasks))
+    what = f"mean of the ratios of all {tasks} tasks, which own every weight at the end"
+    mean = statistics.fmean(record.value for record in records if record.value is not None)
+    yield settings.record("11-fc-tasks", what, mean, "ratio (dense in ms)", records[0].dense, rounds)
 
 
 def of_units(name: str, device: str) -> MultiSubnetwork:
