@@ -6,10 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Literal
 
-from torch import nn
-
 from benchmarks.configs import typed
-from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, dense, drawn, training_step
+from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
 from benchmarks.timing import Settings, seconds
 from msh.subnetworks import (
@@ -41,8 +39,7 @@ def _row(settings: Settings, granularity: Literal["weight", "unit"]) -> Record:
     epochs = fits_of(stage, 1, pruning)[0].epochs
     steps = 20 if settings.quick else 54_000 // BATCH
     network = MultiSubnetwork(BACKBONES[FC](), small_while_masked=True).to(settings.device)
-    network.add_task("task", nn.Linear(network.backbone.features, CLASSES), granularity=granularity)
-    network.begin("task")
+    begun(network, "task", granularity)
     pruner = IterativePruning(
         wanted=plan_counts(network.sizes(), {"task": config.budget("digits")}),
         criterion=CRITERIA[pruning.criterion],

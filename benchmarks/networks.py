@@ -24,10 +24,12 @@ def dense(backbone: nn.Module, device: str = "cpu") -> nn.Module:
     return nn.Sequential(backbone, nn.Linear(backbone.features, CLASSES)).to(device)
 
 
-def begun(network: MultiSubnetwork, task: str) -> None:
-    """Add a task with a head; every free weight is a candidate."""
-    network.add_task(task, nn.Linear(network.backbone.features, CLASSES))
-    network.begin(task)
+def begun(
+    network: MultiSubnetwork, task: str, granularity: str = "weight", generator: torch.Generator | None = None
+) -> None:
+    """Add a task with a head; every free weight is a candidate. A generator draws its values again."""
+    network.add_task(task, nn.Linear(network.backbone.features, CLASSES), granularity=granularity)
+    network.begin(task, generator=generator)
 
 
 def pruned(network: MultiSubnetwork, task: str, density: float) -> None:

@@ -87,8 +87,7 @@ def _until_full(settings: Settings) -> Iterator[Record]:
     plan = plan_counts(network.sizes(), {f"task{n}": Budget(density=DENSITY) for n in range(1, tasks + 1)})
     records = []
     for number, (task, counts) in enumerate(plan.items(), 1):
-        network.add_task(task, nn.Linear(network.backbone.features, CLASSES), granularity="unit")
-        network.begin(task, generator=torch.Generator().manual_seed(number))
+        begun(network, task, "unit", torch.Generator().manual_seed(number))
         prune(network, task, counts, granularity=units)
         network.compact(task)
         steps = training_step(model, data), training_step(network, data)
@@ -107,8 +106,7 @@ def _until_full(settings: Settings) -> Iterator[Record]:
 def of_units(name: str, device: str) -> MultiSubnetwork:
     """Build a network with a compact task of whole units."""
     network = MultiSubnetwork(BACKBONES[name]()).to(device)
-    network.add_task("task", nn.Linear(network.backbone.features, CLASSES), granularity="unit")
-    network.begin("task")
+    begun(network, "task", "unit")
     units = Units(trace_units(network))
     prune(network, "task", plan_units(units.graph, {"task": Budget(density=DENSITY)})["task"], granularity=units)
     network.compact("task")

@@ -67,15 +67,16 @@ class SmallTensors:
             self.shapes[name] = (int(rows.sum()), int(fed.sum()), *layer.shape[2:])
             owned = masks[name][rows][:, fed]
             inside = None if bool(owned.all()) else owned
+            index = flat_index(rows)
             if masked:
-                self.slices[name] = flat_index(rows), flat_index(fed), inside
+                self.slices[name] = index, flat_index(fed), inside
             elif inside is not None:
                 self.places[name] = flat_index(inside)
                 kept, whole = len(self.places[name]), network.backbone.get_buffer(name)
                 if may_be_sparse(self.shapes[name], whole, kept):
                     self.patterns[name] = Pattern(self.places[name], self.shapes[name])
             if not layer.whole:
-                self.rows[layer.module] = rows.nonzero().squeeze(1)
+                self.rows[layer.module] = index
         sizes = {name: mask.numel() for name, mask in masks.items()}
         self.share = sum((sizes | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(sizes.values())
         self.last = None if output is None else graph.layers[output].module
@@ -84,8 +85,7 @@ class SmallTensors:
         self._heads = {layer.module: units[name] for name, layer in layers if layer.parts > 1 and not layer.whole}
         for where, source in graph.norms.items():
             if source.layer != output:
-                passed = columns(source, units, 0, units[source.layer].device)
-                self.rows[where] = passed.nonzero().squeeze(1)
+                self.rows[where] = flat_index(columns(source, units, 0, units[source.layer].device))
 
     def weight(self, name: str, values: Tensor) -> Tensor:
         """Shape a task's values in a tensor, (k,), or (*shape) while masked, as its small weight.

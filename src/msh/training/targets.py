@@ -59,11 +59,11 @@ def check_arguments(config: RunConfig) -> None:
     Raises:
         ValueError: naming each such key, and the arguments that there are.
     """
-    blocks: dict[str, Any] = {"backbone": config.backbone, "optimizer": config.optimizer, "scheduler": config.scheduler}
-    blocks |= {"prune_scheduler": config.prune_scheduler, "callbacks": config.callbacks, "logger": config.logger}
+    blocks: dict[str, Any] = {"backbone": config.backbone}
     if (chosen := named(config.backbone)) is not None:  # the other settings are checked already
-        blocks = {"backbone.args": {"_target_": chosen.target, **(chosen.args or {})}, **blocks}
-        del blocks["backbone"]
+        blocks = {"backbone.args": {"_target_": chosen.target, **(chosen.args or {})}}
+    blocks |= {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
+    blocks |= {"callbacks": config.callbacks, "logger": config.logger}
     for name, task in config.tasks.items():
         blocks |= {f"tasks.{name}.source": task.source, f"tasks.{name}.stem": task.stem}
     with Problems() as problems:

@@ -171,7 +171,7 @@ def test_it_trains_as_with_matrices_of_full_size(backbone, tasks, overlap):
 
 
 def cut_twice(backbone, overlap, small):
-    """Train a task of whole units, with others before it, between two cuts and after them; yield after each part."""
+    """Train a task of whole units before two cuts, between and after them, and compact; yield after each part."""
     network = MultiSubnetwork((BACKBONES | BRANCHED)[backbone]().double(), small_while_masked=small)
     units = (OverlappingUnits if overlap else Units)(trace_units(network))
     network.add_task("a", nn.Linear(network.backbone.features, 3).double(), granularity="unit")
