@@ -159,7 +159,7 @@ class SmallTensors:
 
 def _filled(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Write values (k,) at their flat indices (k,) into zeros: (*shape)."""
-    return values.new_zeros(math.prod(shape)).index_copy(0, places, values).view(shape)
+    return values.new_zeros(math.prod(shape)).index_copy_(0, places, values).view(shape)
 
 
 def sliced_in_training(network: MultiSubnetwork, task: str) -> SmallTensors | None:

@@ -64,11 +64,11 @@ class Blocks:
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
         """Multiply with (batch, columns) transposed: (rows, batch)."""
-        product: Tensor | None = None
-        for matrix, part in zip(self._matrices(values), self.parts, strict=True):
-            factor = self._factor(dense, part)
-            product = matrix @ factor if product is None else product.addmm_(matrix, factor)
-        assert product is not None
+        if len(dense) == 1 and len(self.parts) == 1:  # MKL takes a third of the time for a vector
+            return (self._matrices(values)[0] @ dense[0]).unsqueeze(1)
+        product = dense.new_empty(self.rows, len(dense))
+        for i, (matrix, part) in enumerate(zip(self._matrices(values), self.parts, strict=True)):
+            torch.addmm(product, matrix, self._factor(dense, part), beta=float(i > 0), out=product)
         return product
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
