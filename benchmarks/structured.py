@@ -30,6 +30,8 @@ from msh.subnetworks import (
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))
 SHORT = dict(zip(BACKBONES, ("fc", "conv"), strict=True))
 DENSITY, BATCH = 0.1, 32
+BURST = 4
+"""Consecutive actions per turn, for those that would otherwise begin with the other network's data in the cache."""
 TOKENS, WIDTH = 32, 512
 ENCODER = f"transformer block of width {WIDTH} with {4 * WIDTH} hidden units, {TOKENS} tokens"
 
@@ -64,7 +66,7 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
             f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: unit) / of the dense "
             f"network, {name}, batch {batch}"
         )
-        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds)
+        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds, BURST if name == FC else 1)
         if batch == 32 or settings.quick:
             network.freeze("task")
             module, inputs = network.eval().module("task"), drawn_batch[0]
@@ -74,7 +76,7 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
             )
             with torch.no_grad():
                 compute = partial(model.eval(), inputs), partial(module, inputs)
-                yield settings.against(f"11-{SHORT[name]}-frozen{batch}", what, *compute, rounds, 4)
+                yield settings.against(f"11-{SHORT[name]}-frozen{batch}", what, *compute, rounds, BURST)
 
 
 def _until_full(settings: Settings) -> Iterator[Record]:
@@ -95,7 +97,7 @@ def _until_full(settings: Settings) -> Iterator[Record]:
             f"training step of task {number} of {tasks} that own {DENSITY:.0%} of the weights each and share units / "
             f"of the dense network, {FC}, batch {batch}"
         )
-        records.append(settings.against(f"11-fc-task{number}", what, *steps, rounds))
+        records.append(settings.against(f"11-fc-task{number}", what, *steps, rounds, BURST))
         network.freeze(task)
     yield from (records[number - 1] for number in (1, tasks // 2, tasks - 1, tasks))
     what = f"mean of the ratios of all {tasks} tasks, which own every weight at the end"
@@ -120,7 +122,7 @@ def blocks(settings: Settings) -> Iterator[Record]:
         data, network = drawn(SHAPES[FC], batch, settings.device), _of_blocks(settings, BACKBONES[FC]())
         steps = training_step(dense(BACKBONES[FC](), settings.device), data), training_step(network, data)
         named = f"training step {what} / of the dense network, {FC}, batch {batch}"
-        yield settings.against(f"block-fc-step{batch}", named, *steps, rounds if batch < 512 else rounds // 2)
+        yield settings.against(f"block-fc-step{batch}", named, *steps, rounds if batch < 512 else rounds // 2, BURST)
     network, model = _of_blocks(settings, BACKBONES[FC]()), dense(BACKBONES[FC](), settings.device).eval()
     network.freeze("task")
     module = network.eval().module("task")
@@ -129,7 +131,7 @@ def blocks(settings: Settings) -> Iterator[Record]:
         named = f"forward {what}, frozen / of the dense network, {FC}, batch {batch}"
         with torch.no_grad():
             compute = partial(model, inputs), partial(module, inputs)
-            yield settings.against(f"block-fc-frozen{batch}", named, *compute, rounds, 4)
+            yield settings.against(f"block-fc-frozen{batch}", named, *compute, rounds, BURST)
     batch, data = 128, drawn((TOKENS, WIDTH), 128, settings.device)
     steps = training_step(dense(Encoder(), settings.device), data), training_step(_of_blocks(settings, Encoder()), data)
     named = f"training step {what} / of the dense network, {ENCODER}, batch {batch}"
@@ -168,7 +170,7 @@ def _of_blocks(settings: Settings, backbone: nn.Module) -> MultiSubnetwork:
 
 def _against(settings: Settings, name: str, whom: str, id: str, model: nn.Module, exported: nn.Module) -> Record:
     inputs, _ = drawn(SHAPES[name], BATCH, settings.device)
-    rounds, burst = (settings.rounds(60), 20) if SHORT[name] == "fc" else (settings.rounds(20), 4)
+    rounds, burst = (settings.rounds(60), 20) if SHORT[name] == "fc" else (settings.rounds(20), BURST)
     what = (
         f"forward of an exported subnetwork of {DENSITY:.0%} of the weights (granularity: {GRANULARITY[name]}) / of "
         f"{whom}, batch {BATCH}"

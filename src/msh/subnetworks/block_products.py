@@ -63,13 +63,22 @@ class Ordered:
 
     Attributes:
         groups: in this order.
+        lines: int64 (lines with blocks,): their indices, in this order.
+        place: int64 (lines,): each line's place in this order; the place after the last for those without blocks.
         across: int64 (blocks,), each block's index along its line.
         parts: int64 (blocks * rows,): the order of the parts, a block's columns in a row each.
     """
 
     groups: list[Lines]
+    lines: Tensor
+    place: Tensor
     across: Tensor
     parts: Tensor
+
+    @property
+    def has_empty(self) -> bool:
+        """True if there are lines without blocks."""
+        return len(self.lines) < len(self.place)
 
 
 class BlockPattern(Pattern):
@@ -91,6 +100,7 @@ class BlockPattern(Pattern):
         super().__init__(index, held.shape)
         self.size, self.grid = size, grid(held.shape, size)
         self._fixed: Tensor | None = None
+        self._made_sources: dict[tuple[str, int, int], Tensor] = {}
         blocks = whole_blocks(held, size)
         row, column = blocks.nonzero(as_tuple=True)
         before, after = _firsts(blocks.sum(1)), torch.arange(len(row), device=held.device)
@@ -100,6 +110,9 @@ class BlockPattern(Pattern):
         part = (before[row] * size[0] + after - before[row])[:, None] + number * width[:, None]
         self.by_rows = self._ordered(blocks, torch.arange(len(row), device=held.device), column, part, together=True)
         self.by_columns = self._ordered(blocks.t(), column.argsort(stable=True), row, part, together=False)
+        self._sides = self.by_rows, self.by_columns
+        self._lines_of = [[len(group.lines) for group in side.groups] for side in self._sides]
+        self._blocks_of = [[group.blocks * len(group.lines) for group in side.groups] for side in self._sides]
         self._back = torch.empty_like(self.by_rows.parts)
         self._back[self.by_rows.parts] = torch.arange(len(self._back), device=held.device)
         padded = [lines * side for lines, side in zip(self.grid, size, strict=True)]
@@ -127,11 +140,14 @@ class BlockPattern(Pattern):
                 groups.append(Lines(count, lines, slice(start, stop)))
                 ordered.append((firsts[lines, None] + torch.arange(count, device=number.device)).view(-1))
                 start = stop
+        lines = torch.cat([group.lines for group in groups])
+        place = torch.full_like(number, len(lines))
+        place[lines] = torch.arange(len(lines), device=number.device)
         order = order[torch.cat(ordered)]
         parts = part[order]
         if together:
             parts = torch.cat([parts[g.here].view(len(g.lines), -1).sort().values.view(-1) for g in groups])
-        return Ordered(groups, across[order], parts.view(-1))
+        return Ordered(groups, lines, place, across[order], parts.view(-1))
 
     def fix(self, values: Tensor) -> None:
         """Order the values (k,) of a weight that never changes once."""
@@ -145,53 +161,95 @@ class BlockPattern(Pattern):
 
     def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the outputs (batch, rows) from inputs (batch, columns)."""
+        if len(inputs) == 1 and values.is_cpu and values.dtype == torch.float32 and torch.backends.mkl.is_available():
+            return super().outputs(inputs, values, bias).t().clone()  # no view: see `sparse_linear`
         parts = self._parts(values).index_select(0, self.by_rows.parts) if self._fixed is None else self._fixed
-        result = self._like(inputs, 0)
-        for here in self._slices(len(inputs)):
-            self._multiply(
-                self._by_line(result[here], 0), self._split(inputs[here], 1), parts, self.by_rows, transposed=True
-            )
-        outputs = self._trimmed(result, 0)
+        matrices = [each.view(n, self.size[0], -1).transpose(1, 2) for n, each in self._divided(parts, 0)]
+        outputs = self._multiply(inputs, matrices, 0)
         return outputs if bias is None else outputs.add_(bias)
 
     def back(self, gradient: Tensor, values: Tensor, like: Tensor) -> Tensor:
         """Compute the gradient of the inputs `like` (batch, columns) from the outputs' (batch, rows)."""
         parts = self._parts(values).index_select(0, self.by_columns.parts)
-        result = self._like(gradient, 1)
-        for here in self._slices(len(gradient)):
-            self._multiply(
-                self._by_line(result[here], 1), self._split(gradient[here], 0), parts, self.by_columns, transposed=False
-            )
-        return self._trimmed(result, 1)
+        return self._multiply(gradient, [each.view(n, -1, self.size[1]) for n, each in self._divided(parts, 1)], 1)
 
     def of_values(self, gradient: Tensor, inputs: Tensor) -> Tensor:
         """Compute the values' gradient (k,) from the outputs' (batch, rows) and the inputs (batch, columns)."""
         rows, columns = self.size
-        parts = gradient.new_zeros(len(self.by_rows.parts), columns)
+        parts = gradient.new_empty(len(self.by_rows.parts), columns)
+        products = [each.view(n, rows, -1) for n, each in self._divided(parts, 0)]  # (lines, rows, blocks * columns)
+        left, right = self._in_blocks(gradient, 0), self._in_blocks(inputs, 1)
         for here in self._slices(len(inputs)):
-            right = self._split(inputs[here], 1).index_select(1, self.by_rows.across)  # (batch, blocks, columns)
-            left = self._split(gradient[here], 0)  # (batch, block rows, rows)
-            for group in self.by_rows.groups:
-                wide = (len(right), len(group.lines), group.blocks * columns)
-                products = parts[group.here.start * rows : group.here.stop * rows].view(wide[1], rows, wide[2])
-                factor = left.index_select(1, group.lines).permute(1, 2, 0)  # (lines, rows, batch)
-                products.baddbmm_(factor, right[:, group.here].view(wide).transpose(0, 1))
+            batch = here.stop - here.start
+            of_lines = self._gathered(left, here, "lines", 0).view(-1, batch, rows).split(self._lines_of[0])
+            of_blocks = self._gathered(right, here, "blocks", 0).split([b * batch for b in self._blocks_of[0]])
+            for product, factor, other in zip(products, of_lines, of_blocks, strict=True):
+                wide = other.view(len(factor), batch, -1)
+                torch.baddbmm(product, factor.transpose(1, 2), wide, beta=float(here.start > 0), out=product)
         found = parts.index_select(0, self._back).view(-1)
         return found if self._places is None else found.index_select(0, self._places)
 
-    def _multiply(self, result: Tensor, factor: Tensor, parts: Tensor, ordered: Ordered, transposed: bool) -> None:
-        """Write the products of (batch, blocks across, side) with the blocks into (batch, lines, side)."""
-        gathered = factor.index_select(1, ordered.across)  # (batch, blocks, side)
-        rows, columns = self.size
-        for group in ordered.groups:
-            wide = (len(factor), len(group.lines), -1)
-            matrices = parts[group.here.start * rows : group.here.stop * rows]
-            if transposed:
-                matrices = matrices.view(len(group.lines), rows, group.blocks * columns).transpose(1, 2)
+    def _multiply(self, factor: Tensor, matrices: Sequence[Tensor], axis: int) -> Tensor:
+        """Multiply (batch, columns or rows) with matrices (lines, blocks * side across, side), one per group.
+
+        Returns:
+            (batch, rows or columns); axis says which.
+        """
+        ordered, side = self._sides[axis], self.size[axis]
+        result = factor.new_empty(len(factor), self.grid[axis] * side)
+        across, lines = self._in_blocks(factor, 1 - axis), result.view(-1, side)
+        for here in self._slices(len(factor)):
+            batch = here.stop - here.start
+            found = factor.new_empty(len(ordered.lines) + ordered.has_empty, batch, side)
+            gathered = self._gathered(across, here, "blocks", axis).split([b * batch for b in self._blocks_of[axis]])
+            outputs = found[: len(ordered.lines)].split(self._lines_of[axis])
+            for matrix, blocks, output in zip(matrices, gathered, outputs, strict=True):
+                torch.bmm(blocks.view(len(matrix), batch, -1), matrix, out=output)
+            if ordered.has_empty:
+                found[-1].zero_()
+            within = lines[here.start * self.grid[axis] : here.stop * self.grid[axis]]
+            torch.index_select(found.view(-1, side), 0, self._sources("place", axis, batch), out=within)
+        return result[:, : self.shape[axis]].clone() if self._missing(axis) else result  # no view: see `sparse_linear`
+
+    def _divided(self, parts: Tensor, axis: int) -> list[tuple[int, Tensor]]:
+        """Divide ordered parts into each group's: (number of lines, parts)."""
+        sizes = [blocks * self.size[0] for blocks in self._blocks_of[axis]]
+        return list(zip(self._lines_of[axis], parts.split(sizes), strict=True))
+
+    def _in_blocks(self, tensor: Tensor, axis: int) -> Tensor:
+        """Divide (batch, rows or columns) into blocks: (batch * lines, side)."""
+        padded = F.pad(tensor, (0, missing)) if (missing := self._missing(axis)) else tensor
+        return padded.reshape(-1, self.size[axis])
+
+    def _gathered(self, blocks: Tensor, here: slice, of: str, axis: int) -> Tensor:
+        """Gather the blocks (batch * lines, side) of inputs that products need, in their order."""
+        grid = self.grid[axis if of == "lines" else 1 - axis]
+        within = blocks[here.start * grid : here.stop * grid]
+        return within.index_select(0, self._sources(of, axis, here.stop - here.start))
+
+    def _sources(self, of: str, axis: int, batch: int) -> Tensor:
+        """Return the order in which blocks of a batch are gathered, int64; made once for each batch size.
+
+        Args:
+            of: "lines": (lines with blocks, batch); "blocks": (lines, batch, blocks), group by group; both index
+                (batch, lines or blocks across). "place": (batch, lines), indexes (lines with blocks, batch).
+            axis: 0 for block rows, 1 for block columns.
+            batch: number of inputs.
+        """
+        if (key := (of, axis, batch)) not in self._made_sources:
+            ordered, each = self._sides[axis], torch.arange(batch, device=self.index.device)
+            if of == "place":
+                index = ordered.place * batch + each[:, None]
+            elif of == "lines":
+                index = ordered.lines[:, None] + self.grid[axis] * each
             else:
-                matrices = matrices.view(len(group.lines), group.blocks * rows, columns)
-            products = torch.bmm(gathered[:, group.here].view(wide).transpose(0, 1), matrices)  # (lines, batch, side)
-            result.index_copy_(1, group.lines, products.transpose(0, 1))
+                start = self.grid[1 - axis] * each[:, None]
+                blocks = [ordered.across[g.here].view(-1, 1, g.blocks) + start for g in ordered.groups]
+                index = torch.cat([block.view(-1) for block in blocks])
+            if len(self._made_sources) > 12:  # those of two batch sizes and their last slices
+                self._made_sources.clear()
+            self._made_sources[key] = index.view(-1)
+        return self._made_sources[key]
 
     def _parts(self, values: Tensor) -> Tensor:
         """Pad the values, and divide them into parts: (blocks * rows, columns of a block)."""
@@ -200,28 +258,13 @@ class BlockPattern(Pattern):
             values = padded.index_copy(0, self._places, values)
         return values.view(-1, self.size[1])
 
-    def _split(self, tensor: Tensor, axis: int) -> Tensor:
-        """Divide (batch, rows or columns) into blocks: (batch, lines, side)."""
-        padded = F.pad(tensor, (0, missing)) if (missing := self._missing(axis)) else tensor
-        return padded.reshape(len(tensor), self.grid[axis], self.size[axis])
-
-    def _like(self, tensor: Tensor, axis: int) -> Tensor:
-        return tensor.new_zeros(len(tensor), self.grid[axis] * self.size[axis])
-
-    def _by_line(self, result: Tensor, axis: int) -> Tensor:
-        return result.view(len(result), self.grid[axis], self.size[axis])
-
-    def _trimmed(self, result: Tensor, axis: int) -> Tensor:
-        """Remove what lies beyond the edge; no view, as the next layer may change it in place."""
-        return result[:, : self.shape[axis]].clone() if self._missing(axis) else result
-
     def _missing(self, axis: int) -> int:
         return self.grid[axis] * self.size[axis] - self.shape[axis]
 
     def _slices(self, batch: int) -> Iterator[slice]:
         """Divide a batch such that inputs and outputs stay in the cache."""
         step = max(128, AT_ONCE // (4 * max(self.shape)))
-        yield from (slice(start, start + step) for start in range(0, batch, step))
+        yield from (slice(start, min(start + step, batch)) for start in range(0, batch, step))
 
 
 def _firsts(counts: Tensor) -> Tensor:

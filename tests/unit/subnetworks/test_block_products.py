@@ -81,6 +81,27 @@ def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
     torch.testing.assert_close(parts, whole)
 
 
+def test_batches_of_many_sizes_keep_few_orders_of_blocks():
+    weight, pattern = make_matrix((40, 60), (10, 20))
+    values = weight.flatten()[pattern.index]
+    for batch in range(2, 40):
+        inputs = torch.randn(batch, 60, dtype=torch.float64)
+        torch.testing.assert_close(pattern.outputs(inputs, values, None), inputs @ weight.t(), **CLOSE)
+        assert len(pattern._made_sources) <= 13
+
+
+def test_rows_and_columns_without_blocks_give_zeros():
+    held = torch.zeros(40, 60, dtype=torch.bool)
+    held[10:20, 20:40] = held[30:, :20] = True
+    pattern = BlockPattern(held, flat_index(held), (10, 20))
+    weight = torch.randn(40, 60) * held
+    values = weight.flatten()[pattern.index]
+    for batch in (1, 7):
+        inputs, gradient = torch.randn(batch, 60), torch.randn(batch, 40)
+        torch.testing.assert_close(pattern.outputs(inputs, values, None), inputs @ weight.t(), **CLOSE)
+        torch.testing.assert_close(pattern.back(gradient, values, inputs), gradient @ weight, **CLOSE)
+
+
 def test_its_backward_pass_can_be_differentiated():
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs = torch.randn(5, 20, dtype=torch.float64, requires_grad=True)
