@@ -18,6 +18,7 @@ from benchmarks.records import Record
 from benchmarks.timing import FROM_THE_SYSTEM, Settings, fresh_process, seconds, timed
 from msh.files.state_file import save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, NetworkState, plan_counts, prune
+from msh.training import prepare as prepare_module
 from msh.training import run as run_module
 from msh.training.callbacks import IterativePruning
 from msh.training.callbacks.guarantee import Guarantee, frozen_outputs
@@ -33,7 +34,8 @@ BESIDE_TRAINING = (
     (NetworkState, "capacity"),
     (IterativePruning, "_cut_down_to"),
     *((Guarantee, name) for name in ("record", "check")),
-    *((run_module, name) for name in ("plan_counts", "save_subnetwork", "save_network")),
+    (prepare_module, "_plan_budgets"),
+    *((run_module, name) for name in ("save_subnetwork", "save_network")),
     (run_module.RunState, "fit_ended"),
     (Run, "_describe"),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,8 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=140)
     results, document = paths(options.output_dir, options.quick)
     new: list[Record] = []
+    failed: list[str] = []
     for row in options.rows:
-        measured = measure([row], settings, console)
+        try:
+            measured = measure([row], settings, console)
+        except Exception:
+            traceback.print_exc()
+            failed.append(row)
+            continue
         write(results, merge(read(results), measured, [row], options.add))
         new += measured
     write_table(document, read(results))
@@ -140,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     targeted = [record for record in new if record.met is not None]
     console.print(machine(options.device))
     console.print(f"{sum(r.met for r in targeted)} of {len(targeted)} targets met; {results}, {document}")
+    if failed:
+        sys.exit(f"rows that failed, and keep their records: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

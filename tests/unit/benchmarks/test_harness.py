@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import document, overhead, records, run, storage, timing  # noqa: E402
+from benchmarks import document, growth, overhead, records, run, storage, timing  # noqa: E402
 from benchmarks.targets import ON_INTEL, TARGETS  # noqa: E402
 from benchmarks.timing import Settings  # noqa: E402
 
@@ -199,3 +199,23 @@ def test_runs_with_and_without_loggers_take_turns_and_medians_are_compared(monke
     assert (ratio.value, ratio.dense, ratio.repeats, ratio.met) == (1.2, 10.0, 3, False)
     assert "pair by pair 1.100 to 9.000" in ratio.what
     assert (share.value, share.met) == (pytest.approx(0.05), False)
+
+
+@pytest.mark.parametrize("places", [growth.BESIDE_TRAINING, overhead.CALLS], ids=["growth", "overhead"])
+def test_every_function_that_is_timed_inside_a_run_exists(places):
+    assert [f"{owner.__name__}.{name}" for owner, name in places if not callable(getattr(owner, name, None))] == []
+
+
+def test_a_row_that_fails_costs_no_other_row_and_keeps_its_records(tmp_path, monkeypatch, capsys):
+    def failing(settings):
+        yield record("1-batch32")
+        raise RuntimeError("no memory")
+
+    monkeypatch.setitem(run.ROWS, "1", failing)
+    monkeypatch.setitem(run.ROWS, "8", lambda settings: iter([record("8-switch")]))
+    records.write(tmp_path / "results.json", [asdict(record("1-batch32", 0.25))])
+    with pytest.raises(SystemExit, match="rows that failed, and keep their records: 1"):
+        run.main(["--only", "1,8", "--output-dir", str(tmp_path)])
+    values = {each["id"]: each["value"] for each in records.read(tmp_path / "results.json")}
+    assert values == {"1-batch32": 0.25, "8-switch": 0.5}
+    assert "no memory" in capsys.readouterr().err
