@@ -73,8 +73,8 @@ type: $(READY) ## Check types with mypy.
 # Other libraries, in an environment of their own; beyondml without its dependencies (TensorFlow), which are not used.
 $(PEERS)/.ready: $(READY) benchmarks/requirements.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(PEERS)
-	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --constraint constraints.txt --compile-bytecode --editable '.[dev,onnx]' \
-		--requirement benchmarks/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --constraint constraints.txt --compile-bytecode \
+		--editable '.[dev,onnx]' --requirement benchmarks/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps beyondml==0.1.7
 	@touch $(PEERS)/.ready
 

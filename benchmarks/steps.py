@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.networks import BACKBONES, CONV, FC, SHAPES, begun, compact, dense, drawn, frozen, training_step
 from benchmarks.others import DENSITY, NETWORKS, compact_task, inputs_of
 from benchmarks.records import Record
-from benchmarks.timing import Settings
+from benchmarks.timing import BURST, Settings
 from msh.subnetworks import MultiSubnetwork
 
 STEP = "training step (zero_grad, forward, loss, backward, fused Adam)"
@@ -40,7 +40,7 @@ def _compact(settings: Settings, id: str, name: str, batch: int, rounds: int) ->
 
 def _against_dense(settings, id, what, name, data, network, rounds) -> Record:
     step_of_dense = training_step(dense(BACKBONES[name](), settings.device), data)
-    return settings.against(id, what, step_of_dense, training_step(network, data), rounds, 4 if name == FC else 1)
+    return settings.against(id, what, step_of_dense, training_step(network, data), rounds, BURST if name == FC else 1)
 
 
 def unpruned(settings: Settings) -> Iterator[Record]:

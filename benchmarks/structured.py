@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import BACKBONES, CLASSES, FC, SHAPES, begun, dense, drawn, training_step
 from benchmarks.records import Record
-from benchmarks.timing import Settings
+from benchmarks.timing import BURST, Settings
 from msh.backbones.transformer import Block
 from msh.inference.export import sliced
 from msh.subnetworks import (
@@ -30,8 +30,6 @@ from msh.subnetworks import (
 GRANULARITY = dict(zip(BACKBONES, ("neuron", "channel"), strict=True))
 SHORT = dict(zip(BACKBONES, ("fc", "conv"), strict=True))
 DENSITY, BATCH = 0.1, 32
-BURST = 4
-"""Consecutive actions per turn, for those that would otherwise begin with the other network's data in the cache."""
 TOKENS, WIDTH = 32, 512
 ENCODER = f"transformer block of width {WIDTH} with {4 * WIDTH} hidden units, {TOKENS} tokens"
 

@@ -19,6 +19,8 @@ from benchmarks.records import Record
 
 Action = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
+BURST = 4
+"""Consecutive actions per turn, for those that would otherwise begin with the other network's data in the cache."""
 FROM_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Environment in which glibc maps every large tensor from the system and returns it, without pieces on its heap:
 resident memory is then live memory, and fresh pages cost the same at every size."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msh.subnetworks.blocks import BlockSize, block_mask, grid, whole_blocks
-from msh.subnetworks.sparse import SMALLEST, Pattern
+from msh.subnetworks.sparse import SMALLEST, Pattern, has_sparse_products
 
 SHORTEST, FEWEST = 8, 512
 """Shortest side, and fewest weights, of a block with which these products cost less than others."""
@@ -161,7 +161,7 @@ class BlockPattern(Pattern):
 
     def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the outputs (batch, rows) from inputs (batch, columns)."""
-        if len(inputs) == 1 and values.is_cpu and values.dtype == torch.float32 and torch.backends.mkl.is_available():
+        if len(inputs) == 1 and has_sparse_products(values):
             return super().outputs(inputs, values, bias).t().clone()  # no view: see `sparse_linear`
         parts = self._parts(values).index_select(0, self.by_rows.parts) if self._fixed is None else self._fixed
         matrices = [each.view(n, self.size[0], -1).transpose(1, 2) for n, each in self._divided(parts, 0)]
@@ -182,9 +182,8 @@ class BlockPattern(Pattern):
         for here in self._slices(len(inputs)):
             batch = here.stop - here.start
             of_lines = self._gathered(left, here, "lines", 0).view(-1, batch, rows).split(self._lines_of[0])
-            of_blocks = self._gathered(right, here, "blocks", 0).split([b * batch for b in self._blocks_of[0]])
-            for product, factor, other in zip(products, of_lines, of_blocks, strict=True):
-                wide = other.view(len(factor), batch, -1)
+            of_blocks = self._gathered_blocks(right, here, 0)
+            for product, factor, wide in zip(products, of_lines, of_blocks, strict=True):
                 torch.baddbmm(product, factor.transpose(1, 2), wide, beta=float(here.start > 0), out=product)
         found = parts.index_select(0, self._back).view(-1)
         return found if self._places is None else found.index_select(0, self._places)
@@ -201,10 +200,10 @@ class BlockPattern(Pattern):
         for here in self._slices(len(factor)):
             batch = here.stop - here.start
             found = factor.new_empty(len(ordered.lines) + ordered.has_empty, batch, side)
-            gathered = self._gathered(across, here, "blocks", axis).split([b * batch for b in self._blocks_of[axis]])
+            gathered = self._gathered_blocks(across, here, axis)
             outputs = found[: len(ordered.lines)].split(self._lines_of[axis])
             for matrix, blocks, output in zip(matrices, gathered, outputs, strict=True):
-                torch.bmm(blocks.view(len(matrix), batch, -1), matrix, out=output)
+                torch.bmm(blocks, matrix, out=output)
             if ordered.has_empty:
                 found[-1].zero_()
             within = lines[here.start * self.grid[axis] : here.stop * self.grid[axis]]
@@ -226,6 +225,12 @@ class BlockPattern(Pattern):
         grid = self.grid[axis if of == "lines" else 1 - axis]
         within = blocks[here.start * grid : here.stop * grid]
         return within.index_select(0, self._sources(of, axis, here.stop - here.start))
+
+    def _gathered_blocks(self, blocks: Tensor, here: slice, axis: int) -> list[Tensor]:
+        """Gather the inputs' blocks side by side: (lines, batch, blocks * side across) for each group."""
+        batch = here.stop - here.start
+        parts = self._gathered(blocks, here, "blocks", axis).split([number * batch for number in self._blocks_of[axis]])
+        return [part.view(lines, batch, -1) for part, lines in zip(parts, self._lines_of[axis], strict=True)]
 
     def _sources(self, of: str, axis: int, batch: int) -> Tensor:
         """Return the order in which blocks of a batch are gathered, int64; made once for each batch size.

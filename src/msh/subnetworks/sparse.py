@@ -229,6 +229,11 @@ def _starts(which: Tensor, lines: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
+def has_sparse_products(values: Tensor) -> bool:
+    """Return True if MKL multiplies CSR matrices of these values' type, where they are."""
+    return values.device.type == "cpu" and values.dtype == torch.float32 and torch.backends.mkl.is_available()
+
+
 def may_be_sparse(shape: Sequence[int], values: Tensor, kept: int) -> bool:
     """Return True if a weight's device, type, size and density let a sparse form cost less than the dense one.
 
@@ -238,14 +243,7 @@ def may_be_sparse(shape: Sequence[int], values: Tensor, kept: int) -> bool:
         kept: number of values that are not 0.
     """
     size = math.prod(shape)
-    return (
-        len(shape) == 2
-        and values.device.type == "cpu"
-        and values.dtype == torch.float32
-        and torch.backends.mkl.is_available()
-        and size >= SMALLEST
-        and 0 < kept <= DENSEST * size
-    )
+    return len(shape) == 2 and has_sparse_products(values) and size >= SMALLEST and 0 < kept <= DENSEST * size
 
 
 class SparseForm:
