@@ -19,7 +19,7 @@ SMALL, MANY = 2**17, 32
 """Matrix size in weights from which these products cost less than a dense one with at least so many inputs."""
 FULLEST = 0.25
 """Share of weights above which a dense product costs less."""
-AT_ONCE = 2**22
+AT_ONCE = 2**21
 """Bytes of a layer's inputs or outputs that are computed at a time, so that they stay in the cache."""
 
 
@@ -233,7 +233,7 @@ class BlockPattern(Pattern):
         return [part.view(lines, batch, -1) for part, lines in zip(parts, self._lines_of[axis], strict=True)]
 
     def _sources(self, of: str, axis: int, batch: int) -> Tensor:
-        """Return the order in which blocks of a batch are gathered, int64; made once for each batch size.
+        """Return the order in which blocks of a batch are gathered, int32; made once for each batch size.
 
         Args:
             of: "lines": (lines with blocks, batch); "blocks": (lines, batch, blocks), group by group; both index
@@ -253,7 +253,7 @@ class BlockPattern(Pattern):
                 index = torch.cat([block.view(-1) for block in blocks])
             if len(self._made_sources) > 12:  # those of two batch sizes and their last slices
                 self._made_sources.clear()
-            self._made_sources[key] = index.view(-1)
+            self._made_sources[key] = index.view(-1).int()
         return self._made_sources[key]
 
     def _parts(self, values: Tensor) -> Tensor:
@@ -267,8 +267,9 @@ class BlockPattern(Pattern):
         return self.grid[axis] * self.size[axis] - self.shape[axis]
 
     def _slices(self, batch: int) -> Iterator[slice]:
-        """Divide a batch such that inputs and outputs stay in the cache."""
-        step = max(128, AT_ONCE // (4 * max(self.shape)))
+        """Divide a batch into slices that fit the cache, equal ones if possible, as each size has orders of its own."""
+        number = max(1, round(batch / max(128, AT_ONCE // (4 * max(self.shape)))))
+        step = math.ceil(max(1, batch) / next((n for n in range(number, 2 * number) if batch % n == 0), number))
         yield from (slice(start, min(start + step, batch)) for start in range(0, batch, step))
 
 

@@ -121,6 +121,12 @@ def select_apart(
         ValueError: the candidates do not suffice for every budget.
     Source: Renn et al. 2022, arXiv 2207.08821: a weight taken by an earlier task scores 0.
     """
+    if len(budgets) == 1:
+        ((task, budget),) = budgets.items()
+        open_to = {name: int(mask.sum()) for name, mask in candidates[task].items()}
+        open_to[""] = sum(open_to.values())
+        counts = {name: max(budget[name], min(k, open_to[name])) for name, k in kept[task].items()}
+        return {task: granularity.choose(scores[task], counts, candidates[task])}
     reserved: dict[str, Masks] = {}
     for task, budget in budgets.items():
         rest = _without(candidates[task], reserved.values(), shared)

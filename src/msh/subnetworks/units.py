@@ -227,15 +227,18 @@ def choose_in_rectangles(
         if layer.source is not None:
             affected[graph.layers[layer.source.layer].group].append(name)
 
+    between = {
+        name: _between(layer, candidates[name], rank[name], None if layer.source is None else rank[layer.source.layer])
+        for name, layer in graph.layers.items()
+        if name in graph.small
+    }
+
     def suffices(wanted: Mapping[str, int], names: Iterable[str]) -> bool:
         """Tell whether these tensors have enough candidates between so many of each layer's best units."""
         for name in names:
-            layer = graph.layers[name]
-            held = candidates[name][layer.rows(rank[name] < wanted[name])]  # (rows, columns, *kernel)
-            if layer.source is not None:
-                feeding = rank[layer.source.layer] < wanted[layer.source.layer]
-                held = held[:, feeding.repeat_interleave(layer.source.block)]
-            if int(held.sum()) < kept[name]:
+            source = graph.layers[name].source
+            feeding = 1 if source is None else wanted[source.layer]
+            if int(between[name][wanted[name] - 1, feeding - 1]) < kept[name]:
                 return False
         return True
 
@@ -254,6 +257,26 @@ def choose_in_rectangles(
         counts |= dict.fromkeys(members, _least(1, counts[first], partial(with_fewer, first)))
     within = unit_masks(graph, {name: rank[name] < count for name, count in counts.items()})
     return choose(scores, kept, {name: within[name] & mask for name, mask in candidates.items()})
+
+
+def _between(layer: Layer, candidates: Tensor, rank: Tensor, feeding: Tensor | None) -> Tensor:
+    """Count a tensor's candidates between each number of its layer's best units and each number of those that feed it.
+
+    Args:
+        layer: the tensor's.
+        candidates: bool, (*shape).
+        rank: of the layer's units, (units,).
+        feeding: rank of the units that feed the columns, (feeding units,); None where these are the inputs.
+    Returns:
+        (units, feeding units), or (units, 1): at [n - 1, m - 1] the number between n and m units.
+    """
+    block = layer.shape[1] if layer.source is None else layer.source.block
+    held = candidates.reshape(layer.parts, layer.units, layer.size, -1, block * layer.kernel)
+    kind = torch.int32 if candidates.numel() < 2**31 else torch.int64
+    counts = held.sum((0, 2, 4), dtype=kind)[rank.argsort(stable=True)]  # (units, feeding units), the best unit first
+    if feeding is not None:
+        counts = counts.index_select(1, feeding.argsort(stable=True))
+    return counts.cumsum(1, dtype=kind).cumsum(0, dtype=kind)
 
 
 def _least(low: int, high: int, works: Callable[[int], bool]) -> int:

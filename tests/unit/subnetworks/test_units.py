@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from messages import says
-from msh.backbones import MLP, PaperConv
+from msh.backbones import MLP, PaperConv, ResNet18, Transformer
 from msh.subnetworks import (
     Budget,
     CapacityError,
@@ -18,6 +18,7 @@ from msh.subnetworks import (
     prune,
     rewind,
     snapshot,
+    top_k_mask,
     trace_units,
 )
 from msh.subnetworks.units import choose_in_rectangles, count_weights, unit_masks, units_in_use
@@ -202,6 +203,52 @@ def test_weights_are_chosen_within_the_fewest_units_that_have_enough():
     assert masks[FIRST].any(1).nonzero().flatten().tolist() == [0, 4]
     with pytest.raises(ValueError, match=says("k", "in [0, 20], the number of candidates", 21)):
         choose_in_rectangles(graph, scores, {FIRST: 21, SECOND: 3}, free)
+
+
+BACKBONES = {
+    "linear": lambda: MLP((9,), 11, 3, norm=True),
+    "convolutions": lambda: PaperConv((1, 12, 12)),
+    "residual": lambda: ResNet18((3, 8, 8), width=4),
+    "attention": lambda: Transformer((5,), vocabulary=7, width=8, heads=2, hidden=12),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+def test_units_are_as_few_as_a_search_by_counting_finds(backbone, density):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(BACKBONES[backbone]())
+    graph = trace_units(network)
+    scores = {name: torch.rand(weight.shape) for name, weight in network.weights()}
+    free = {name: torch.rand(weight.shape) < 0.7 for name, weight in network.weights()}
+    kept = {name: int(density * int(mask.sum())) for name, mask in free.items()}
+    within = unit_masks(graph, fewest_by_counting(graph, scores, kept, free))
+    wanted = {name: top_k_mask(scores[name], kept[name], free[name] & within[name]) for name in kept}
+    masks = choose_in_rectangles(graph, scores, kept, free)
+    assert all(torch.equal(masks[name], wanted[name]) for name in kept)
+
+
+def fewest_by_counting(graph, scores, kept, free):
+    """Mark the units that `choose_in_rectangles` says it takes, by trying every number of them and counting."""
+    sums = {name: torch.where(free[name], scores[name], 0.0).flatten(1).sum(1) for name in graph.layers}
+    ranks = {name: torch.arange(layer.units) for name, layer in graph.layers.items()}
+    for members in graph.groups.values():
+        total = sum(graph.layers[name].by_unit(sums[name]).sum(1) for name in members)
+        ranks |= dict.fromkeys(members, total.argsort(descending=True).argsort())
+
+    def enough(counts):
+        within = unit_masks(graph, {name: ranks[name] < count for name, count in counts.items()})
+        return all(int((free[name] & within[name]).sum()) >= kept[name] for name in kept)
+
+    everything = {name: layer.units for name, layer in graph.layers.items()}
+    grouped = [name for members in graph.groups.values() for name in members]
+    widest = max(everything[name] for name in grouped)
+    shares = ({name: -(-everything[name] * step // widest) for name in grouped} for step in range(1, widest + 1))
+    counts = next(counts for share in shares if enough(counts := everything | share))
+    for members in graph.groups.values():
+        fewer = (counts | dict.fromkeys(members, few) for few in range(1, counts[members[0]] + 1))
+        counts = next(found for found in fewer if enough(found))
+    return {name: ranks[name] < count for name, count in counts.items()}
 
 
 def test_overlapping_units_use_every_weight():
