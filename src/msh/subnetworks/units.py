@@ -227,11 +227,7 @@ def choose_in_rectangles(
         if layer.source is not None:
             affected[graph.layers[layer.source.layer].group].append(name)
 
-    between = {
-        name: _between(layer, candidates[name], rank[name], None if layer.source is None else rank[layer.source.layer])
-        for name, layer in graph.layers.items()
-        if name in graph.small
-    }
+    between = {name: _between(graph, name, candidates[name], rank) for name in graph.small}
 
     def suffices(wanted: Mapping[str, int], names: Iterable[str]) -> bool:
         """Tell whether these tensors have enough candidates between so many of each layer's best units."""
@@ -259,23 +255,25 @@ def choose_in_rectangles(
     return choose(scores, kept, {name: within[name] & mask for name, mask in candidates.items()})
 
 
-def _between(layer: Layer, candidates: Tensor, rank: Tensor, feeding: Tensor | None) -> Tensor:
+def _between(graph: UnitGraph, name: str, candidates: Tensor, rank: Mapping[str, Tensor]) -> Tensor:
     """Count a tensor's candidates between each number of its layer's best units and each number of those that feed it.
 
     Args:
-        layer: the tensor's.
+        graph: of the backbone.
+        name: the tensor's.
         candidates: bool, (*shape).
-        rank: of the layer's units, (units,).
-        feeding: rank of the units that feed the columns, (feeding units,); None where these are the inputs.
+        rank: tensor name to the rank of its units, (units,), 0 for the best.
     Returns:
-        (units, feeding units), or (units, 1): at [n - 1, m - 1] the number between n and m units.
+        (units, feeding units), or (units, 1) where the backbone's inputs feed it: at [n - 1, m - 1] the number between
+        n and m units.
     """
-    block = layer.shape[1] if layer.source is None else layer.source.block
+    layer, source = graph.layers[name], graph.layers[name].source
+    block = layer.shape[1] if source is None else source.block
     held = candidates.reshape(layer.parts, layer.units, layer.size, -1, block * layer.kernel)
     kind = torch.int32 if candidates.numel() < 2**31 else torch.int64
-    counts = held.sum((0, 2, 4), dtype=kind)[rank.argsort(stable=True)]  # (units, feeding units), the best unit first
-    if feeding is not None:
-        counts = counts.index_select(1, feeding.argsort(stable=True))
+    counts = held.sum((0, 2, 4), dtype=kind)[rank[name].argsort(stable=True)]  # (units, feeding units)
+    if source is not None:
+        counts = counts.index_select(1, rank[source.layer].argsort(stable=True))
     return counts.cumsum(1, dtype=kind).cumsum(0, dtype=kind)
 
 

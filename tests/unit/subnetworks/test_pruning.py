@@ -260,6 +260,26 @@ def test_candidates_that_do_not_suffice_for_every_budget_are_refused():
         apart(kept=(3, 4), budgets=(3, 4))
 
 
+@pytest.mark.parametrize(("kept", "budget", "expected"), [(3, 2, [0, 1, 4]), (9, 2, [0, 1, 3, 4]), (1, 2, [0, 1])])
+def test_a_task_alone_keeps_its_best_candidates_and_never_fewer_than_its_budget(kept, budget, expected):
+    masks = select_apart(*alone(kept, budget))
+    assert masks["a"]["w"].nonzero().flatten().tolist() == expected
+
+
+def test_a_task_alone_needs_candidates_for_its_budget_and_scores_that_are_numbers():
+    with pytest.raises(ValueError, match=says("k", "in [0, 4], the number of candidates", 5)):
+        select_apart(*alone(6, 5))
+    with pytest.raises(ValueError, match="1 scores are NaN"):
+        select_apart(*alone(3, 2, last=float("nan")))
+
+
+def alone(kept, budget, last=2.5):
+    """Arguments for one task whose weights 2 and 5 are no candidates."""
+    scores, candidates = [6.0, 5.0, 4.0, 1.0, last, 9.0], [True, True, False, True, True, False]
+    named = {"w": torch.tensor(scores)}, {"w": kept}, {"w": budget}, {"w": torch.tensor(candidates)}
+    return tuple({"a": each} for each in named)
+
+
 def test_tasks_that_are_pruned_together_may_read_the_same_weight():
     scores = {task: {"x": torch.tensor([4.0, 3.0, 2.0, 1.0])} for task in "ab"}
     one = {task: {"x": 2} for task in "ab"}
