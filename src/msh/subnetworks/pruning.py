@@ -121,7 +121,7 @@ def select_apart(
         ValueError: the candidates do not suffice for every budget.
     Source: Renn et al. 2022, arXiv 2207.08821: a weight taken by an earlier task scores 0.
     """
-    if len(budgets) == 1:
+    if len(budgets) == 1:  # no other task reserves weights
         ((task, budget),) = budgets.items()
         open_to = {name: int(mask.sum()) for name, mask in candidates[task].items()}
         open_to[""] = sum(open_to.values())

@@ -203,7 +203,7 @@ def choose_in_rectangles(
 
     Units are ranked by the sum of their candidates' scores, so that a unit with more free weights precedes one that is
     as good but mostly taken. Every layer gets the smallest common share of its units between which each tensor has
-    enough candidates; then each layer in turn as few as suffice with those of the others.
+    enough candidates. Then each layer in turn gives up the units that the tensors do not need, given the other layers'.
 
     Args:
         graph: of the backbone.
