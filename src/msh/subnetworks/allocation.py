@@ -107,10 +107,15 @@ def choose_at_most(
         scores, kept, candidates: as for `choose`.
         chooser: `choose`, or a granularity's.
     """
+    finite = {name: scores[name].detach().nan_to_num(0.0) for name in candidates}
+    return chooser(finite, at_most(kept, candidates), candidates)
+
+
+def at_most(kept: Mapping[str, int], candidates: Mapping[str, Tensor]) -> dict[str, int]:
+    """Lower the numbers kept, by tensor name or "" for all, to the numbers of candidates, bool (*shape) each."""
     counts = {name: int(mask.sum()) for name, mask in candidates.items()}
     counts[""] = sum(counts.values())
-    finite = {name: scores[name].detach().nan_to_num(0.0) for name in candidates}
-    return chooser(finite, {name: min(k, counts[name]) for name, k in kept.items()}, candidates)
+    return {name: min(k, counts[name]) for name, k in kept.items()}
 
 
 @dataclass(frozen=True)

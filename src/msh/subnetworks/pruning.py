@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from msh.subnetworks.allocation import choose_at_most
+from msh.subnetworks.allocation import at_most, choose_at_most
 from msh.subnetworks.criteria import MAGNITUDE, Criterion
 from msh.subnetworks.empty import check_layers
 from msh.subnetworks.forms import felt_by
@@ -123,9 +123,7 @@ def select_apart(
     """
     if len(budgets) == 1:  # no other task reserves weights
         ((task, budget),) = budgets.items()
-        open_to = {name: int(mask.sum()) for name, mask in candidates[task].items()}
-        open_to[""] = sum(open_to.values())
-        counts = {name: max(budget[name], min(k, open_to[name])) for name, k in kept[task].items()}
+        counts = {name: max(budget[name], k) for name, k in at_most(kept[task], candidates[task]).items()}
         return {task: granularity.choose(scores[task], counts, candidates[task])}
     reserved: dict[str, Masks] = {}
     for task, budget in budgets.items():
