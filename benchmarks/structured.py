@@ -64,7 +64,12 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
             f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: unit) / of the dense "
             f"network, {name}, batch {batch}"
         )
-        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds, BURST if name == FC else 1)
+        burst = BURST if name == FC else 1
+        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds, burst)
+        if batch == 128:
+            exported = training_step(sliced(network, "task").train(), drawn_batch)
+            what = f"training step of that subnetwork, exported / of the dense network, {name}, batch {batch}"
+            yield settings.against(f"11-{SHORT[name]}-exported-step{batch}", what, steps[0], exported, rounds, burst)
         if batch == 32 or settings.quick:
             network.freeze("task")
             module, inputs = network.eval().module("task"), drawn_batch[0]

@@ -28,6 +28,7 @@ from msh.subnetworks.tensors import (
     TaskDict,
     TensorBag,
     as_buffers,
+    buffer_of,
     ids_of_tensors,
     make_gradients_dense,
     name_tensors,
@@ -111,7 +112,7 @@ class MultiSubnetwork(Movable):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, dense tensor (*shape)) of each prunable tensor: every task's weights, and the free ones."""
         for name in self.names.prunable:
-            yield name, self.backbone.get_buffer(name)
+            yield name, buffer_of(self.backbone, name)
 
     @property
     def tasks(self) -> list[str]:

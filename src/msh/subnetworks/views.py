@@ -259,7 +259,8 @@ class TrainingNetwork(nn.Module):
 
     def _take(self, weights: Mapping[str, Weight]) -> None:
         for source, copied in self._modes:
-            copied.training = source.training
+            if copied.training != source.training:  # a module takes long to set an attribute
+                copied.training = source.training
         for name, weight in weights.items():
             for holder, leaf in self._places[name]:
                 if isinstance(holder, TrainedLinear) and leaf == "weight":
