@@ -60,15 +60,11 @@ def _steps(settings: Settings, name: str) -> Iterator[Record]:
         drawn_batch, network = drawn(SHAPES[name], batch, settings.device), of_units(name, settings.device)
         model = dense(BACKBONES[name](), settings.device)
         steps = training_step(model, drawn_batch), training_step(network, drawn_batch)
-        what = (
-            f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: unit) / of the dense "
-            f"network, {name}, batch {batch}"
-        )
-        burst = BURST if name == FC else 1
-        yield settings.against(f"11-{SHORT[name]}-step{batch}", what, *steps, rounds, burst)
+        who = f"training step of a subnetwork of {DENSITY:.0%} of the weights (granularity: unit)"
+        to, burst = f" / of the dense network, {name}, batch {batch}", BURST if name == FC else 1
+        yield settings.against(f"11-{SHORT[name]}-step{batch}", who + to, *steps, rounds, burst)
         if batch == 128:
-            exported = training_step(sliced(network, "task").train(), drawn_batch)
-            what = f"training step of that subnetwork, exported / of the dense network, {name}, batch {batch}"
+            exported, what = training_step(sliced(network, "task").train(), drawn_batch), f"{who}, exported{to}"
             yield settings.against(f"11-{SHORT[name]}-exported-step{batch}", what, steps[0], exported, rounds, burst)
         if batch == 32 or settings.quick:
             network.freeze("task")
