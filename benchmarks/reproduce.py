@@ -21,7 +21,7 @@ from benchmarks.figures import draw
 from benchmarks.recording import steps_to_do, write_records
 from benchmarks.records import update
 from benchmarks.results_document import heading, write_section
-from benchmarks.rows import Row, check_dense, check_part, composed, epochs_of, read_rows
+from benchmarks.rows import Row, check_baselines, check_dense, check_part, composed, epochs_of, read_rows
 from benchmarks.runs import Step, command_line, do, state_of
 from benchmarks.scores import Runs, beginning_of, read_run, records_of
 
@@ -67,7 +67,8 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path, run_records: Pat
     records: dict[str, list[dict[str, Any]]] = {id: [] for id in rows}
     for id, row in rows.items():
         if runs[id]:
-            records[id] = records_of(row, runs[id], runs[row.dense_of] if row.dense_of else runs[id])
+            baselines = runs[row.baselines_of or id]
+            records[id] = records_of(row, runs[id], baselines, runs[row.dense_of] if row.dense_of else baselines)
             figure = f"figures/row_{id}.png"
             draw(records[id], heading(row), folder / figure)
             write_section(folder / "results.md", row, records[id], runs[id], figure)
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in (rows[id] for id in options.rows):
         if row.dense_of is not None:
             check_dense(row, rows[row.dense_of])
+        if row.baselines_of is not None:
+            check_baselines(row, rows[row.baselines_of])
         if row.part_of is not None:
             check_part(row, rows[row.part_of])
     steps = plan([rows[id] for id in options.rows], options.seeds, root)

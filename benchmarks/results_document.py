@@ -55,6 +55,8 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     sentences += [f"{name}: {n} seed{'s' if n > 1 else ''}." for name, n in seeds_of.items() if 0 < n != len(runs)]
     if row.dense_of is not None and seeds_of["dense"]:
         sentences.append(f"Dense networks: from row {row.dense_of}.")
+    if row.baselines_of is not None and any(seeds_of.values()):
+        sentences.append(f"Baselines: from row {row.baselines_of}.")
     others = [seed for seed in runs if row.step(seed, Path()) is None]
     if others:
         which = f"seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
@@ -65,8 +67,8 @@ def caption(row: Row, records: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     checked, changed = (sum(guarantee[key] for guarantee in guarantees) for key in ("checked", "violations"))
     where = " in this row's runs" if others else ""
     sentences.append(f"Frozen tasks compared bitwise{where}: {counted(checked, 'time')}, {changed} changed.")
-    if seeds_of["finetune"] and len({record["metric"] for record in records}) == 1:
-        forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
+    forgotten = [f for run in runs.values() if (f := run.results.finetune["forgetting"]) is not None]
+    if forgotten and len({record["metric"] for record in records}) == 1:
         sentences.append(f"Mean forgetting when fine-tuned: {statistics.mean(forgotten):.4f}.")
     threads = " or ".join(str(number) for number in sorted({run.threads or 0 for run in runs.values()}))
     processors = " or ".join(sorted({run.processor or processor() for run in runs.values()}))

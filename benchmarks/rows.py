@@ -23,6 +23,10 @@ NOT_OF_DENSE = (
     *("files", "guarantee", "checkpoint.min_seconds", "logger", "paths", "resume", "threads", "trainer.max_epochs"),
 )
 """Settings without effect on a task's dense network; tasks and epochs are compared separately."""
+NOT_OF_BASELINES = tuple(
+    key for key in NOT_OF_DENSE if key not in ("tasks", "curriculum", "uneven", "trainer.max_epochs")
+)
+"""Settings without effect on any baseline."""
 NOT_OF_PART = ("name", "tasks", "curriculum", "trainer.max_epochs", "baseline", "ensembles", "paper")
 """Settings in which a row and its `part_of` row may differ; tasks and stages are compared separately."""
 
@@ -69,6 +73,8 @@ class Row(Entry):
     """Baseline to its seeds."""
     dense_of: str | None = None
     """Id of a row with the same tasks and settings, whose dense networks this row uses."""
+    baselines_of: str | None = None
+    """Id of a row that differs only in how it prunes, whose baselines this row uses."""
     part_of: str | None = None
     """Id of a row whose runs begin with this row's curriculum; only seeds with baselines are run here."""
     source: str = ""
@@ -112,9 +118,11 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
     for row in rows.values():
         where = f"{path}, row {row.id}"
         _check(row, where)
-        for key in ("dense_of", "part_of"):
+        for key in ("dense_of", "baselines_of", "part_of"):
             if (other := getattr(row, key)) is not None:
                 one_of(f"{where}: {key}", other, rows)
+        if row.dense_of is not None and row.baselines_of is not None:
+            raise invalid(f"{where}: dense_of", "null, as baselines_of has dense networks too", row.dense_of)
     return rows
 
 
@@ -165,6 +173,19 @@ def check_dense(row: Row, other: Row) -> None:
         if epochs[task] != its_epochs[name]:
             changed[f"epochs of {task}"] = (epochs[task], its_epochs[name])
     _refuse(where, row, other, changed)
+
+
+def check_baselines(row: Row, other: Row) -> None:
+    """Check that another row trains the same baselines.
+
+    Raises:
+        ValueError: naming what differs, or that the other row has no baselines.
+    """
+    where = f"row {row.id}: baselines_of = {other.id}: "
+    if not other.baselines or row.baselines:
+        raise ValueError(f"{where}row {other.id} must have baselines, and row {row.id} none")
+    mine, its = (asdict(composed(r)) for r in (row, other))
+    _refuse(where, row, other, differences(mine, its, NOT_OF_BASELINES))
 
 
 def check_part(row: Row, other: Row) -> None:

@@ -93,21 +93,25 @@ def _of_tasks(row: Sequence[float | None], tasks: Sequence[str]) -> dict[str, fl
     return {task: score for task, score in zip(tasks, row, strict=False) if score is not None}
 
 
-def records_of(row: Row, runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
+def records_of(row: Row, runs: Runs, baseline_runs: Runs, dense_runs: Runs) -> list[dict[str, Any]]:
     """Make a record per task and ensemble in a row, and for the mean over the tasks if the row has a goal for it.
 
     Args:
         row: the row.
         runs: its runs, at least one.
+        baseline_runs: runs with its joint and fine-tuned networks, from this row or another.
         dense_runs: runs with its dense networks, from this row or another.
     Raises:
         ValueError: the two rows' networks have different numbers of weights.
     """
     first = next(iter(runs.values()))
-    sizes = {run.results.capacity["prunable"] for run in [*runs.values(), *dense_runs.values()]}
+    beside = [*baseline_runs.values(), *dense_runs.values()]
+    sizes = {run.results.capacity["prunable"] for run in [*runs.values(), *beside]}
     if len(sizes) > 1:
-        raise ValueError(f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of")
-    scores = {task: _scores(row, task, runs, dense_runs) for task in first.results.tasks}
+        raise ValueError(
+            f"row {row.id}: networks of {sorted(sizes)} weights are not to be compared: see dense_of, baselines_of"
+        )
+    scores = {task: _scores(row, task, runs, baseline_runs, dense_runs) for task in first.results.tasks}
     records = [_of_task(row, task, runs, scores[task]) for task in scores]
     start = records[0]
     for record in records[1:] if row.within_of_first is not None else ():
@@ -130,11 +134,15 @@ Scores = dict[str, list[float | None]]
 """Kind of score ("test" or a baseline) to a score per seed."""
 
 
-def _scores(row: Row, task: str, runs: Runs, dense_runs: Runs) -> Scores:
-    results = [run.results.tasks[task] for run in runs.values()]
-    scores: Scores = {name: [getattr(result, name) for result in results] for name in ("test", "finetune", "joint")}
-    dense_as = row.goal(task).dense_as or task
-    return scores | {"dense": [run.results.tasks[dense_as].dense for run in dense_runs.values()]}
+def _scores(row: Row, task: str, runs: Runs, baseline_runs: Runs, dense_runs: Runs) -> Scores:
+    def of(runs: Runs, task: str, name: str) -> list[float | None]:
+        return [getattr(run.results.tasks[task], name) for run in runs.values()]
+
+    return {
+        "test": of(runs, task, "test"),
+        **{name: of(baseline_runs, task, name) for name in ("finetune", "joint")},
+        "dense": of(dense_runs, row.goal(task).dense_as or task, "dense"),
+    }
 
 
 def _of_task(row: Row, task: str, runs: Runs, scores: Scores) -> dict[str, Any]:

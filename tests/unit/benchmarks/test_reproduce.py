@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import attempts, figures, recording, reproduce, results_document  # noqa: E402
-from benchmarks.rows import FILE, Goal, Row, check_dense, check_part, read_rows  # noqa: E402
+from benchmarks.rows import FILE, Goal, Row, check_baselines, check_dense, check_part, read_rows  # noqa: E402
 from benchmarks.scores import beginning_of, read_run, records_of  # noqa: E402
 
 CONTRACT = ["row", "task", "metric", "direction", "mean", "std", "seeds", "authors", "dense", "joint", "finetune"]
@@ -55,6 +55,11 @@ def write_rows(path, *rows):
         ({"baselines": {"dense": [3]}}, says("baselines.dense", "some of seeds = [0, 1]", [3])),
         ({"part_of": "4"}, "part_of must be one of row_1.*, got '4'"),
         ({"dense_of": "4"}, "dense_of must be one of row_1.*, got '4'"),
+        ({"baselines_of": "4"}, "baselines_of must be one of row_1.*, got '4'"),
+        (
+            {"dense_of": "row_1", "baselines_of": "row_1"},
+            says("dense_of", "null, as baselines_of has dense networks too", "row_1"),
+        ),
     ],
 )
 def test_a_mistake_in_the_rows_is_named(tmp_path, given, message):
@@ -114,6 +119,38 @@ def test_a_row_without_dense_networks_uses_those_of_another():
             check_dense(*pair)
 
 
+# ---- baselines of another row
+
+
+def test_baselines_are_shared_where_only_pruning_differs():
+    other = sequential("4", baselines={"joint": [0]})
+    check_baselines(sequential("1", "pruning.granularity=weight", "pruning.density=0.3", "reuse=all"), other)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lr=0.5"], r"optimizer\.lr is 0\.5 in row 1 and 0\.001 in row 4"),
+        (["tasks.wine.batch_size=3"], r"tasks\.wine\.batch_size is 3 in row 1 and 8 in row 4"),
+        (["trainer.max_epochs=5"], r"trainer\.max_epochs is 5 in row 1 and 12 in row 4"),
+        (["tasks=[iris]"], r"tasks.* in row 1 and .* in row 4"),
+        (["curriculum=[[iris,wine]]"], r"curriculum is .*'tasks': \['iris', 'wine'\].* in row 1 and None in row 4"),
+        (["uneven=shortest"], r"uneven is 'shortest' in row 1"),
+    ],
+)
+def test_baselines_with_other_settings_are_not_shared(overrides, message):
+    other = sequential("4", baselines={"joint": [0]})
+    with pytest.raises(ValueError, match=message):
+        check_baselines(sequential("1", *overrides), other)
+
+
+def test_a_row_without_baselines_uses_those_of_another():
+    without, training = sequential("1"), sequential("4", baselines={"joint": [0]})
+    for pair in ((without, without), (training, training)):
+        with pytest.raises(ValueError, match="must have baselines, and row"):
+            check_baselines(*pair)
+
+
 # ---- order
 
 
@@ -138,7 +175,7 @@ def test_a_step_names_its_settings_and_folder(tmp_path):
 
 def test_a_record_averages_scores_and_baselines_over_their_seeds(tmp_path):
     runs = measured(tmp_path, [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}])
-    (record,) = records_of(row(tasks={"a": Goal(authors=0.6)}), runs, runs)
+    (record,) = records_of(row(tasks={"a": Goal(authors=0.6)}), runs, runs, runs)
     assert list(record)[: len(CONTRACT)] == CONTRACT
     assert (record["mean"], record["std"]) == pytest.approx((0.85, 0.5**0.5 / 10))
     assert (record["dense"], record["joint"], record["finetune"]) == (pytest.approx(0.8), 0.5, None)
@@ -148,7 +185,7 @@ def test_a_record_averages_scores_and_baselines_over_their_seeds(tmp_path):
 
 def test_one_seed_has_no_deviation(tmp_path):
     runs = measured(tmp_path, [{"a": 0.8}])
-    assert records_of(row(), runs, runs)[0]["std"] is None
+    assert records_of(row(), runs, runs, runs)[0]["std"] is None
 
 
 @pytest.mark.parametrize(
@@ -166,27 +203,27 @@ def test_one_seed_has_no_deviation(tmp_path):
 )
 def test_a_record_lists_its_missed_targets(tmp_path, direction, test, goal, missed):
     runs = measured(tmp_path, [{"a": {"test": test, "dense": 0.9, "direction": direction}}])
-    (record,) = records_of(row(tasks={"a": Goal(**goal)}), runs, runs)
+    (record,) = records_of(row(tasks={"a": Goal(**goal)}), runs, runs, runs)
     assert record["met"] is (None if missed is None else not missed)
     assert record["missed"] == (missed or [])
 
 
 def test_a_missing_dense_score_misses_its_bound(tmp_path):
     runs = measured(tmp_path, [{"a": 0.95}])
-    (record,) = records_of(row(worse_than_dense=0.005), runs, runs)
+    (record,) = records_of(row(worse_than_dense=0.005), runs, runs, runs)
     assert (record["met"], record["missed"]) == (False, ["dense not measured"])
 
 
 def test_forgetting_and_a_changed_frozen_task_count_as_missed(tmp_path):
     runs = measured(tmp_path, [{"a": 0.9, "b": 0.8}], matrix=[[0.95, None], [0.9, 0.8]])
-    assert records_of(row(), runs, runs)[0]["missed"] == ["forgetting 0.05"]
+    assert records_of(row(), runs, runs, runs)[0]["missed"] == ["forgetting 0.05"]
     runs = measured(tmp_path / "changed", [{"a": 0.9}], guarantee={"checked": 1, "violations": 1})
-    assert [record["met"] for record in records_of(row(), runs, runs)] == [False]
+    assert [record["met"] for record in records_of(row(), runs, runs, runs)] == [False]
 
 
 def test_a_task_must_stay_within_a_bound_of_the_first(tmp_path):
     runs = measured(tmp_path, [{"a": 0.95, "b": 0.94, "c": 0.93}])
-    records = records_of(row(within_of_first=0.01), runs, runs)
+    records = records_of(row(within_of_first=0.01), runs, runs, runs)
     assert [record["missed"] for record in records] == [[], [], ["more than 0.01 worse than a"]]
     assert [record["met"] for record in records] == [None, True, False]
 
@@ -194,7 +231,7 @@ def test_a_task_must_stay_within_a_bound_of_the_first(tmp_path):
 def test_the_mean_over_tasks_is_taken_within_each_seed(tmp_path):
     scores = [{"a": {"test": 0.6, "dense": 1.0}, "b": {"test": 1.0, "dense": 0.5}}, {"a": 0.7, "b": 1.0}]
     runs = measured(tmp_path, scores)
-    records = records_of(row(mean=Goal(target=0.9)), runs, runs)
+    records = records_of(row(mean=Goal(target=0.9)), runs, runs, runs)
     assert [record["task"] for record in records] == ["a", "b", "mean"]
     assert (records[2]["mean"], records[2]["dense"]) == pytest.approx((0.825, 0.75))
     assert records[2]["std"] == pytest.approx(0.05 * 0.5**0.5)
@@ -205,7 +242,7 @@ def test_the_mean_over_tasks_is_taken_within_each_seed(tmp_path):
 def test_an_ensemble_is_compared_with_its_best_member(tmp_path, test, missed):
     ensemble = {"all": {"metric": "accuracy", "direction": "max", "tasks": ["a", "b"], "test": test}}
     runs = measured(tmp_path, [{"a": 0.9, "b": 0.91}], ensemble=ensemble)
-    record = records_of(row(tasks={"all": Goal(above_members=True)}), runs, runs)[-1]
+    record = records_of(row(tasks={"all": Goal(above_members=True)}), runs, runs, runs)[-1]
     assert (record["task"], record["mean"], record["missed"]) == ("all", test, missed)
     assert (record["density"], record["dense"], record["forgetting"]) == (pytest.approx(0.2), None, None)
 
@@ -213,8 +250,17 @@ def test_an_ensemble_is_compared_with_its_best_member(tmp_path, test, missed):
 def test_dense_scores_from_another_row_use_the_task_with_the_same_data(tmp_path):
     mine = measured(tmp_path / "1", [{"a_0": 0.8}])
     other = measured(tmp_path / "2", [{"a": {"test": 0.1, "dense": 0.9}}, {"a": {"test": 0.1, "dense": 0.7}}])
-    (record,) = records_of(row(dense_of="2", tasks={"a_0": Goal(dense_as="a")}), mine, other)
+    (record,) = records_of(row(dense_of="2", tasks={"a_0": Goal(dense_as="a")}), mine, mine, other)
     assert (record["mean"], record["dense"], record["dense_seeds"]) == (0.8, pytest.approx(0.8), 2)
+
+
+def test_baselines_from_another_row_stand_beside_a_rows_scores(tmp_path):
+    mine = measured(tmp_path / "1", [{"a": 0.8}])
+    scores = {"test": 0.1, "dense": 0.9, "joint": 0.7, "finetune": 0.3}
+    other = measured(tmp_path / "2", [{"a": scores}])
+    (record,) = records_of(row(baselines_of="2"), mine, other, other)
+    assert [record[name] for name in ("mean", "dense", "joint", "finetune")] == [0.8, 0.9, 0.7, 0.3]
+    assert "Baselines: from row 2." in results_document.caption(row(baselines_of="2"), [record], mine)
 
 
 def test_the_first_stages_of_a_run_equal_a_shorter_run(tmp_path):
@@ -240,7 +286,7 @@ def test_networks_with_different_sizes_are_not_compared(tmp_path):
     mine = measured(tmp_path / "1", [{"a": 0.8}])
     other = measured(tmp_path / "2", [{"a": 0.8}], capacity={"prunable": 7})
     with pytest.raises(ValueError, match=r"networks of \[7, 1000\] weights"):
-        records_of(row(), mine, other)
+        records_of(row(), mine, mine, other)
 
 
 def test_a_run_counts_after_all_stages_and_ensembles(tmp_path):
@@ -344,7 +390,7 @@ def test_runs_with_other_settings_are_not_documented(tmp_path, monkeypatch):
 def test_with_many_tasks_the_table_has_mean_lowest_highest_and_missed(tmp_path):
     scores = {f"t_{i}": 0.9 - 0.01 * i for i in range(8)}
     runs = measured(tmp_path, [scores])
-    records = records_of(row(mean=Goal(), tasks={"t_3": Goal(target=0.99)}), runs, runs)
+    records = records_of(row(mean=Goal(), tasks={"t_3": Goal(target=0.99)}), runs, runs, runs)
     lines = results_document._lines(records)
     assert [line["task"] for line in lines] == ["mean of 8 tasks", "lowest: t_7", "highest: t_0", "t_3"]
     assert len(records) == 9
@@ -353,7 +399,7 @@ def test_with_many_tasks_the_table_has_mean_lowest_highest_and_missed(tmp_path):
 @pytest.mark.parametrize("finetune", [None, 0.3])
 def test_a_figure_with_many_tasks_is_wider_if_it_shows_forgetting(tmp_path, finetune):
     runs = measured(tmp_path, [{f"t_{i}": {"test": 0.9, "dense": 0.9, "finetune": finetune} for i in range(8)}])
-    figures.draw(records_of(row(), runs, runs), "many", tmp_path / "many.png")
+    figures.draw(records_of(row(), runs, runs, runs), "many", tmp_path / "many.png")
     width = int.from_bytes((tmp_path / "many.png").read_bytes()[16:20], "big")
     assert width == 120 * (6 if finetune is None else 10)
 
@@ -362,7 +408,7 @@ def test_the_caption_counts_seeds_and_comparisons(tmp_path):
     scores = [{"a": {"test": 0.8, "dense": 0.9, "joint": 0.5}}, {"a": {"test": 0.9, "dense": 0.7}}]
     runs = measured(tmp_path, scores, guarantee={"checked": 3, "violations": 1})
     mine = row(source="somebody")
-    said = results_document.caption(mine, records_of(mine, runs, runs), runs)
+    said = results_document.caption(mine, records_of(mine, runs, runs, runs), runs)
     assert "joint: 1 seed." in said
     assert "dense" not in said
     assert "Frozen tasks compared bitwise: 6 times, 2 changed." in said
