@@ -18,6 +18,7 @@ from msh.training.plan import stages_of
 from msh.training.prepare import choose_granularity
 
 QUIET = ("tasks=[wine]", "logger=none")
+ENOUGH = prepare.ENOUGH_UNITS, prepare.ENOUGH_CHANNELS
 
 
 class Branching(nn.Module):
@@ -77,6 +78,16 @@ def test_units_are_kept_where_enough_of_each_layer_are(density, kept, caplog, mo
         assert chosen(make_mlp(width=640), f"pruning.density={density}")[0] == kept
     if kept == "weight":
         assert "task wine would keep about 191 units of layer layers.1.weight, fewer than 200" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backbone", "density", "kept"),
+    [(MLP, "0.1", "unit"), (MLP, "0.05", "unit"), (PaperConv, "0.2", "weight"), (PaperConv, "0.4", "unit")],
+)
+def test_the_papers_networks_keep_what_the_comparisons_say(backbone, density, kept, monkeypatch):
+    monkeypatch.setattr(prepare, "ENOUGH_UNITS", ENOUGH[0])
+    monkeypatch.setattr(prepare, "ENOUGH_CHANNELS", ENOUGH[1])
+    assert chosen(MultiSubnetwork(backbone([1, 28, 28])), f"pruning.density={density}")[0] == kept
 
 
 def test_a_budget_that_no_network_has_is_refused():
