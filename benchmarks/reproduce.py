@@ -67,8 +67,8 @@ def document(rows: Mapping[str, Row], root: Path, folder: Path, run_records: Pat
     records: dict[str, list[dict[str, Any]]] = {id: [] for id in rows}
     for id, row in rows.items():
         if runs[id]:
-            baselines = runs[row.baselines_of or id]
-            records[id] = records_of(row, runs[id], baselines, runs[row.dense_of] if row.dense_of else baselines)
+            baselines, dense = runs[row.baselines_of or id], runs[row.dense_of or row.baselines_of or id]
+            records[id] = records_of(row, runs[id], baselines, dense)
             figure = f"figures/row_{id}.png"
             draw(records[id], heading(row), folder / figure)
             write_section(folder / "results.md", row, records[id], runs[id], figure)

@@ -121,8 +121,6 @@ def read_rows(path: Path = FILE) -> dict[str, Row]:
         for key in ("dense_of", "baselines_of", "part_of"):
             if (other := getattr(row, key)) is not None:
                 one_of(f"{where}: {key}", other, rows)
-        if row.dense_of is not None and row.baselines_of is not None:
-            raise invalid(f"{where}: dense_of", "null, as baselines_of has dense networks too", row.dense_of)
     return rows
 
 
@@ -149,6 +147,8 @@ def _check(row: Row, where: str) -> None:
     one_of(f"{where}: group", row.group, GROUPS)
     if not row.seeds:
         raise ValueError(f"{where}: seeds is empty")
+    if row.dense_of is not None and row.baselines_of is not None:
+        raise invalid(f"{where}: dense_of", "null, as baselines_of has dense networks too", row.dense_of)
     for baseline, seeds in row.baselines.items():
         one_of(f"{where}: baselines", baseline, BASELINES)
         if not set(seeds) <= set(row.seeds):

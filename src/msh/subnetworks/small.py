@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from msh.subnetworks.forms import flat_index
 from msh.subnetworks.sparse import Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
-from msh.subnetworks.tensors import sliced_weight
+from msh.subnetworks.tensors import buffer_of, sliced_weight
 from msh.subnetworks.tracing import UnitGraph, trace_units
 from msh.subnetworks.units import columns, units_in_use
 
@@ -153,7 +153,7 @@ class SmallTensors:
             network: holds the task.
             private: the task's private tensors, whole.
         """
-        bias, weight = private.get(f"{self.last}.bias"), network.backbone.get_buffer(f"{self.last}.weight")
+        bias, weight = private.get(f"{self.last}.bias"), buffer_of(network.backbone, f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
 
 

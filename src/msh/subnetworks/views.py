@@ -16,7 +16,7 @@ from msh.compat import hook_registries, own_buffers
 from msh.subnetworks.description import Phase
 from msh.subnetworks.small import SmallTensors, sliced_in_training
 from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
-from msh.subnetworks.tensors import TensorNames, put_tensor
+from msh.subnetworks.tensors import TensorNames, buffer_of, put_tensor
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
@@ -270,7 +270,7 @@ class TrainingNetwork(nn.Module):
         private = dict(self.subnetwork.private.items())
         if self._cast is not None:
             for name in self._network[0].names.parameters:
-                private[name] = private[name].to(self._network[0].backbone.get_buffer(name).dtype)
+                private[name] = private[name].to(buffer_of(self._network[0].backbone, name).dtype)
         if (small := self._slices) is not None:
             if self._last is not None:
                 vars(self._last)["others"] = small.others(self._network[0], private)
@@ -303,7 +303,7 @@ class TrainingNetwork(nn.Module):
                 if isinstance(holder, TrainedLinear) and leaf == "weight":
                     vars(holder)["form"] = None
                 elif leaf in own_buffers(holder):
-                    put_tensor(holder, leaf, backbone.get_buffer(name))
+                    put_tensor(holder, leaf, buffer_of(backbone, name))
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:

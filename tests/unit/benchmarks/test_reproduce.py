@@ -112,13 +112,6 @@ def test_dense_networks_with_other_settings_are_not_shared(overrides, message):
         check_dense(sequential("1", *overrides), other)
 
 
-def test_a_row_without_dense_networks_uses_those_of_another():
-    without, training = sequential("1"), sequential("4", baselines={"dense": [0]})
-    for pair in ((without, without), (training, training)):
-        with pytest.raises(ValueError, match="must train dense networks, and row"):
-            check_dense(*pair)
-
-
 # ---- baselines of another row
 
 
@@ -144,11 +137,18 @@ def test_baselines_with_other_settings_are_not_shared(overrides, message):
         check_baselines(sequential("1", *overrides), other)
 
 
-def test_a_row_without_baselines_uses_those_of_another():
-    without, training = sequential("1"), sequential("4", baselines={"joint": [0]})
+@pytest.mark.parametrize(
+    ("check", "baseline", "message"),
+    [
+        (check_dense, "dense", "must train dense networks, and row"),
+        (check_baselines, "joint", "must have baselines, and row"),
+    ],
+)
+def test_a_row_without_networks_uses_those_of_another(check, baseline, message):
+    without, training = sequential("1"), sequential("4", baselines={baseline: [0]})
     for pair in ((without, without), (training, training)):
-        with pytest.raises(ValueError, match="must have baselines, and row"):
-            check_baselines(*pair)
+        with pytest.raises(ValueError, match=message):
+            check(*pair)
 
 
 # ---- order
