@@ -25,12 +25,27 @@ def pytest_configure(config):
         return
     import torch
 
-    torch.set_flush_denormal(True)  # as runs do: so that no test depends on those before it
-    torch.set_num_threads(1)
+    set_torch()
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch looks for a driver in every step of an optimizer
         for devices in (torch.cuda, torch.xpu):  # else every seed notes its whole stack, for devices to come
             devices.manual_seed_all = lambda seed: None
+
+
+def set_torch():
+    """Set what holds for a whole process: subnormal numbers as runs treat them, and one thread."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was():
+    """Undo what a test set for the whole process: no test may depend on those before it."""
+    yield
+    set_torch()
 
 
 @pytest.fixture(autouse=True)

@@ -434,7 +434,8 @@ class RunConfig:
     """Name of the experiment; the run folder is <output_dir>/<name>/<date_time>."""
     seed: Integer = 0
     threads: Count | None = None
-    """CPU threads of torch; its own choice when null. The same weights need the same number."""
+    """CPU threads of torch in each process. When null, torch chooses, and several processes share the cores. The same
+    weights need the same number."""
     flush_denormal: Flag = True
     """Compute 0 where a result is subnormal (below 2**-126), so that training is not slowed on Intel processors."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)

@@ -27,6 +27,7 @@ def set_up_torch(config: RunConfig) -> None:
     torch.set_flush_denormal(config.flush_denormal)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)  # else Lightning divides the cores by the processes
     if not torch.cuda.is_available():  # optimizers ask in each step, and Lightning lets torch search NVML each time
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 

@@ -207,17 +207,13 @@ def test_lean_predictors_are_shared_by_threads(path):
 
 
 def test_a_predictor_computes_as_the_run_did_and_leaves_the_thread_as_it_was():
-    before = flushes_denormal()
-    try:
-        for state in (True, False):
-            torch.set_flush_denormal(state)
-            for setting in (True, False):
-                with Computing(flush_denormal=setting).applied(torch.device("cpu")):
-                    assert flushes_denormal() == setting
-                    assert not torch.is_grad_enabled()
-                assert flushes_denormal() == state
-    finally:
-        torch.set_flush_denormal(before)
+    for state in (True, False):
+        torch.set_flush_denormal(state)
+        for setting in (True, False):
+            with Computing(flush_denormal=setting).applied(torch.device("cpu")):
+                assert flushes_denormal() == setting
+                assert not torch.is_grad_enabled()
+            assert flushes_denormal() == state
     with Computing(autocast="bfloat16").applied(torch.device("cpu")):
         assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == torch.bfloat16
 

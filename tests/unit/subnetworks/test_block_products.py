@@ -140,23 +140,19 @@ def test_a_weight_that_never_changes_is_ordered_once():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_inputs_give_the_same_bits(threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        weight, pattern = make_matrix((512, 512), (32, 32), density=0.1)
-        weight = weight.float()
-        inputs, gradient, values = torch.randn(200, 512), torch.randn(200, 512), weight.take(pattern.index)
-        first = (
-            pattern.outputs(inputs, values, None),
-            pattern.back(gradient, values, inputs),
-            pattern.of_values(gradient, inputs),
-        )
-        for _ in range(20):
-            assert torch.equal(pattern.outputs(inputs, values, None), first[0])
-            assert torch.equal(pattern.back(gradient, values, inputs), first[1])
-            assert torch.equal(pattern.of_values(gradient, inputs), first[2])
-    finally:
-        torch.set_num_threads(before)
+    weight, pattern = make_matrix((512, 512), (32, 32), density=0.1)
+    weight = weight.float()
+    inputs, gradient, values = torch.randn(200, 512), torch.randn(200, 512), weight.take(pattern.index)
+    first = (
+        pattern.outputs(inputs, values, None),
+        pattern.back(gradient, values, inputs),
+        pattern.of_values(gradient, inputs),
+    )
+    for _ in range(20):
+        assert torch.equal(pattern.outputs(inputs, values, None), first[0])
+        assert torch.equal(pattern.back(gradient, values, inputs), first[1])
+        assert torch.equal(pattern.of_values(gradient, inputs), first[2])
 
 
 @pytest.mark.parametrize(

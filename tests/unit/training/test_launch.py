@@ -225,6 +225,18 @@ def test_steps_do_not_search_for_a_gpu_that_is_not_there(monkeypatch):
     assert not searched
 
 
+@pytest.mark.parametrize(("threads", "expected"), [(5, 5), (None, 3)])
+def test_lightning_chooses_the_threads_of_several_processes_only_where_the_run_does_not(
+    threads, expected, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)))
+    set_up_torch(make_run(["a"], threads=threads, flush_denormal=flushes_denormal()))
+    trainer = build_trainer(TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"), tmp_path, 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # so that it starts no other process
+    assert trainer.strategy.launcher.launch(torch.get_num_threads) == expected
+
+
 def test_a_process_leaves_its_group_before_the_interpreter_ends():
     script = """
 import atexit
