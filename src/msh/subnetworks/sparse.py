@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -73,7 +73,7 @@ class Blocks:
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
         """Multiply (batch, rows) transposed and (batch, columns), only at the matrix's indices: (k,)."""
-        values, rows = left.new_zeros(self.parts[-1].values.stop), _transposed(left)
+        values, rows = left.new_zeros(self.parts[-1].values.stop), transposed(left)
         for part in self.parts:
             matrix = self._matrix(part, values)  # in place, as torch copies the indices otherwise
             columns = self._factor(right, part)
@@ -81,7 +81,7 @@ class Blocks:
         return values if self.order is None else torch.empty_like(values).index_copy_(0, self.order, values)
 
     def _factor(self, dense: Tensor, part: Block) -> Tensor:
-        return _transposed(dense if len(self.parts) == 1 else dense[:, part.columns])
+        return transposed(dense if len(self.parts) == 1 else dense[:, part.columns])
 
     def _matrices(self, values: Tensor) -> list[Tensor]:
         """Convert the blocks to CSR; where values are in order, they share their memory and are made once."""
@@ -124,11 +124,8 @@ class Pattern:
     The derived tensors are int32, which the MKL's sparse products need.
 
     Attributes:
-        along_batch: the memory of a layer's outputs runs along the batch.
         handle: int64, (), on the CPU: names this object in compiled graphs, which hold tensors alone.
     """
-
-    along_batch: ClassVar[bool] = True
 
     def __init__(self, index: Tensor, shape: Sequence[int]) -> None:
         _silence_beta_warning()
@@ -171,19 +168,21 @@ class Pattern:
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute the outputs, (rows, batch), from inputs (batch, columns)."""
+    def along_batch(self, inputs: Tensor) -> bool:
+        """Return True if the memory of the outputs for these inputs (*batch, columns) is to run along the batch."""
+        return True
+
+    def outputs(self, inputs: Tensor, values: Tensor, bias: Tensor | None, along_batch: bool) -> Tensor:
+        """Compute the outputs from inputs (batch, columns): (rows, batch) if along the batch, else (batch, rows)."""
         outputs = self.matrix(len(inputs)).times(values, inputs)
         return outputs if bias is None else outputs.add_(bias.unsqueeze(1))
 
-    def back(self, gradient: Tensor, values: Tensor, like: Tensor) -> Tensor:
-        """Compute the gradient of the inputs `like` (batch, columns) from the outputs' (batch, rows)."""
-        back = self.transposed(len(gradient)).times(values, gradient)
-        return _transposed(back) if like.is_contiguous() else back.t()  # with the inputs' memory layout
-
-    def of_values(self, gradient: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the values' gradient (k,) from the outputs' (batch, rows) and the inputs (batch, columns)."""
-        return self.matrix(len(gradient)).sampled(gradient, inputs)
+    def gradients(
+        self, gradient: Tensor, inputs: Tensor, values: Tensor, of_inputs: bool, of_values: bool, along_batch: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute the gradients of inputs (batch, columns) and values (k,) from the outputs' (batch, rows)."""
+        back = laid_out_as(inputs, self.transposed(len(gradient)).times(values, gradient)) if of_inputs else None
+        return back, self.matrix(len(gradient)).sampled(gradient, inputs) if of_values else None
 
     def matrix(self, batch: int) -> Blocks:
         """Divide the matrix into blocks for products with (batch, columns) transposed."""
@@ -324,47 +323,53 @@ def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor
         (*batch, rows). With one batch dimension its memory may run along the batch, which suits the next CSR product.
     """
     flat = inputs.reshape(-1, pattern.shape[1])
+    along_batch = pattern.along_batch(inputs)
     if torch.compiler.is_compiling():
-        outputs: Tensor = torch.ops.msh.sparse_linear(
-            flat, values, pattern.handle, pattern.shape[0], pattern.along_batch
-        )
+        outputs: Tensor = torch.ops.msh.sparse_linear(flat, values, pattern.handle, pattern.shape[0], along_batch)
         if bias is not None:  # outside, where it fuses with what follows
-            outputs = outputs + (bias.unsqueeze(1) if pattern.along_batch else bias)
+            outputs = outputs + (bias.unsqueeze(1) if along_batch else bias)
     elif torch.is_grad_enabled():
-        outputs = _SparseLinear.apply(flat, values, bias, pattern)
+        outputs = _SparseLinear.apply(flat, values, bias, pattern, along_batch)
     else:
-        outputs = pattern.outputs(flat, values, bias)
-    if pattern.along_batch:
+        outputs = pattern.outputs(flat, values, bias, along_batch)
+    if along_batch:
         outputs = outputs.t()  # here, not in the function: the next layer may change a view that autograd has made
     return outputs if inputs.dim() == 2 else outputs.reshape(*inputs.shape[:-1], pattern.shape[0])
 
 
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, along_batch: bool
+    ) -> Tensor:
         ctx.save_for_backward(inputs, values)
-        ctx.pattern = pattern
-        return pattern.outputs(inputs, values, bias)
+        ctx.pattern, ctx.along_batch = pattern, along_batch
+        return pattern.outputs(inputs, values, bias, along_batch)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (inputs, values), pattern = ctx.saved_tensors, ctx.pattern
-        gradient = gradient.t() if pattern.along_batch else gradient  # (batch, rows)
-        of_inputs, of_values, of_bias, _ = ctx.needs_input_grad
+        gradient = gradient.t() if ctx.along_batch else gradient  # (batch, rows)
+        of_inputs, of_values, of_bias, *_ = ctx.needs_input_grad
         bias = gradient.sum(0) if of_bias else None
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
-            return *dense_backward(inputs, values, pattern, gradient), bias, None
-        back = pattern.back(gradient, values, inputs) if of_inputs else None
-        return back, pattern.of_values(gradient, inputs) if of_values else None, bias, None
+            return *dense_backward(inputs, values, pattern, gradient), bias, None, None
+        back, found = pattern.gradients(gradient, inputs, values, of_inputs, of_values, ctx.along_batch)
+        return back, found, bias, None, None
 
 
-def _transposed(matrix: Tensor) -> Tensor:
+def transposed(matrix: Tensor) -> Tensor:
     """Transpose to (columns, rows), contiguous, without a copy where possible."""
     turned = matrix.t()
     if turned.is_contiguous() or turned.numel() < PARALLEL:
         return turned.contiguous()
     image = matrix[None, :, :, None].contiguous(memory_format=torch.channels_last)  # torch copies these in parallel
     return image[0, :, :, 0].t()
+
+
+def laid_out_as(like: Tensor, turned: Tensor) -> Tensor:
+    """Turn (columns, batch) to (batch, columns), with its memory in the order of the other tensor's."""
+    return transposed(turned) if like.is_contiguous() else turned.t()
 
 
 def dense_backward(inputs: Tensor, values: Tensor, pattern: Pattern, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,7 +408,7 @@ OPERATIONS.define(
 
 @torch.library.impl(OPERATIONS, "sparse_linear", "CompositeExplicitAutograd")
 def _outputs(inputs: Tensor, values: Tensor, handle: Tensor, rows: int, along_batch: bool) -> Tensor:
-    return _PATTERNS[int(handle)].outputs(inputs, values, None)
+    return _PATTERNS[int(handle)].outputs(inputs, values, None, along_batch)
 
 
 @torch.library.register_fake("msh::sparse_linear", lib=OPERATIONS)  # type: ignore[untyped-decorator]
@@ -421,9 +426,8 @@ def _gradients(
     of_inputs: bool,
     of_values: bool,
 ) -> tuple[Tensor, Tensor]:
-    pattern, none = _PATTERNS[int(handle)], gradient.new_empty(0)
-    back = pattern.back(gradient, values, inputs) if of_inputs else none
-    return back, pattern.of_values(gradient, inputs) if of_values else none.clone()
+    back, found = _PATTERNS[int(handle)].gradients(gradient, inputs, values, of_inputs, of_values, along_batch)
+    return gradient.new_empty(0) if back is None else back, gradient.new_empty(0) if found is None else found
 
 
 @torch.library.register_fake("msh::sparse_linear_backward", lib=OPERATIONS)  # type: ignore[untyped-decorator]

@@ -28,6 +28,11 @@ def make_matrix(shape, size, density=0.4, seed=0):
     return weight, BlockPattern(held, flat_index(held), size)
 
 
+def all_products(pattern, inputs, gradient, values, along_batch):
+    outputs = pattern.outputs(inputs, values, None, along_batch)
+    return outputs, *pattern.gradients(gradient, inputs, values, True, True, along_batch)
+
+
 def gradients(outputs, *inputs):
     return torch.autograd.grad((outputs * torch.arange(outputs.numel()).view(outputs.shape).cos()).sum(), inputs)
 
@@ -66,20 +71,42 @@ def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs, gradient = torch.randn(300, 20, dtype=torch.float64), torch.randn(300, 12, dtype=torch.float64)
     values = weight.take(pattern.index)
-    whole = (
-        pattern.outputs(inputs, values, None),
-        pattern.back(gradient, values, inputs),
-        pattern.of_values(gradient, inputs),
-    )
+    whole = all_products(pattern, inputs, gradient, values, along_batch=False)
     monkeypatch.setattr(block_products, "AT_ONCE", 1)
-    assert [(here.start, here.stop) for here in pattern._slices(300)] == [(0, 150), (150, 300)]
-    assert [here.stop - here.start for here in pattern._slices(1031)] == [129] * 7 + [128]
-    parts = (
-        pattern.outputs(inputs, values, None),
-        pattern.back(gradient, values, inputs),
-        pattern.of_values(gradient, inputs),
-    )
-    torch.testing.assert_close(parts, whole)
+    assert [(here.start, here.stop) for here in pattern._slices(300, False)] == [(0, 150), (150, 300)]
+    assert [here.stop - here.start for here in pattern._slices(1031, False)] == [129] * 7 + [128]
+    torch.testing.assert_close(all_products(pattern, inputs, gradient, values, along_batch=False), whole)
+
+
+def test_either_order_of_memory_gives_the_same():
+    weight, pattern = make_matrix((12, 20), (5, 7))
+    inputs, gradient = torch.randn(30, 20, dtype=torch.float64), torch.randn(30, 12, dtype=torch.float64)
+    values = weight.take(pattern.index)
+    outputs, *gradients = all_products(pattern, inputs, gradient, values, along_batch=False)
+    turned, *others = all_products(pattern, inputs, gradient, values, along_batch=True)
+    torch.testing.assert_close(turned.t(), outputs)
+    torch.testing.assert_close(others, gradients)
+    outputs, of_inputs, _ = all_products(pattern, inputs.t().contiguous().t(), gradient, values, along_batch=True)
+    assert torch.equal(outputs, turned)
+    assert of_inputs.t().is_contiguous()
+
+
+def test_only_matrices_that_fit_the_cache_run_along_the_batch():
+    _, pattern = make_matrix((1000, 500), (50, 50), density=0.1)
+    found = [pattern.along_batch(torch.zeros(*shape, 500)) for shape in [(), (1,), (524,), (525,), (2, 3)]]
+    assert found == [True, True, True, False, False]
+
+
+def test_sums_that_take_each_lines_members_are_the_same():
+    """As on processors that would add in the order in which their threads finish."""
+    weight, pattern = make_matrix((40, 60), (10, 20))
+    inputs, gradient = torch.randn(7, 60, dtype=torch.float64), torch.randn(7, 40, dtype=torch.float64)
+    values = weight.take(pattern.index)
+    for along_batch in (True, False):
+        expected = all_products(pattern, inputs, gradient, values, along_batch)
+        pattern._members = [block_products._members(*each) for each in zip(pattern._lines, pattern.grid, strict=True)]
+        torch.testing.assert_close(all_products(pattern, inputs, gradient, values, along_batch), expected)
+        pattern._members = None
 
 
 def test_batches_of_many_sizes_keep_few_orders_of_blocks():
@@ -87,8 +114,8 @@ def test_batches_of_many_sizes_keep_few_orders_of_blocks():
     values = weight.flatten()[pattern.index]
     for batch in range(2, 40):
         inputs = torch.randn(batch, 60, dtype=torch.float64)
-        torch.testing.assert_close(pattern.outputs(inputs, values, None), inputs @ weight.t(), **CLOSE)
-        assert len(pattern._made_sources) <= 13
+        torch.testing.assert_close(pattern.outputs(inputs, values, None, False), inputs @ weight.t(), **CLOSE)
+        assert len(pattern._made_sources) <= 9
 
 
 def test_rows_and_columns_without_blocks_give_zeros():
@@ -99,8 +126,10 @@ def test_rows_and_columns_without_blocks_give_zeros():
     values = weight.flatten()[pattern.index]
     for batch in (1, 7):
         inputs, gradient = torch.randn(batch, 60), torch.randn(batch, 40)
-        torch.testing.assert_close(pattern.outputs(inputs, values, None), inputs @ weight.t(), **CLOSE)
-        torch.testing.assert_close(pattern.back(gradient, values, inputs), gradient @ weight, **CLOSE)
+        for along_batch in (True, False):
+            outputs, back, _ = all_products(pattern, inputs, gradient, values, along_batch)
+            torch.testing.assert_close(outputs.t() if along_batch else outputs, inputs @ weight.t(), **CLOSE)
+            torch.testing.assert_close(back, gradient @ weight, **CLOSE)
 
 
 def test_its_backward_pass_can_be_differentiated():
@@ -138,21 +167,17 @@ def test_a_weight_that_never_changes_is_ordered_once():
     torch.testing.assert_close(gradients(sparse_linear(inputs, values, pattern), inputs), gradients(expected, inputs))
 
 
+@pytest.mark.parametrize("along_batch", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_inputs_give_the_same_bits(threads):
+def test_the_same_inputs_give_the_same_bits(threads, along_batch):
     torch.set_num_threads(threads)
     weight, pattern = make_matrix((512, 512), (32, 32), density=0.1)
     weight = weight.float()
     inputs, gradient, values = torch.randn(200, 512), torch.randn(200, 512), weight.take(pattern.index)
-    first = (
-        pattern.outputs(inputs, values, None),
-        pattern.back(gradient, values, inputs),
-        pattern.of_values(gradient, inputs),
-    )
+    first = all_products(pattern, inputs, gradient, values, along_batch)
     for _ in range(20):
-        assert torch.equal(pattern.outputs(inputs, values, None), first[0])
-        assert torch.equal(pattern.back(gradient, values, inputs), first[1])
-        assert torch.equal(pattern.of_values(gradient, inputs), first[2])
+        again = all_products(pattern, inputs, gradient, values, along_batch)
+        assert all(torch.equal(one, other) for one, other in zip(again, first, strict=True))
 
 
 @pytest.mark.parametrize(

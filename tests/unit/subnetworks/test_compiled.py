@@ -209,17 +209,19 @@ def test_a_copied_network_compiles_with_its_own_indices(kind):
 
 
 @pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf.*")  # torch's compiler
-@pytest.mark.parametrize("kind", ["weight", "block"])
+@pytest.mark.parametrize(("kind", "shape"), [("weight", (33,)), ("block", (33,)), ("block", (3, 11))])
 @pytest.mark.parametrize("across", [True, False])
-def test_the_operation_meets_torchs_contract(kind, across):
+def test_the_operation_meets_torchs_contract(kind, shape, across):
     network = make(kind)
     pattern = network.subnetwork("a").patterns["layers.3.weight"]
     inputs = torch.randn(WIDTH, 33).t() if across else torch.randn(33, WIDTH)
     values = torch.randn(len(pattern.index), requires_grad=True)
-    arguments = inputs.requires_grad_(), values, pattern.handle, WIDTH, pattern.along_batch
+    along_batch = pattern.along_batch(inputs.unflatten(0, shape))
+    assert along_batch == (len(shape) == 1)
+    arguments = inputs.requires_grad_(), values, pattern.handle, WIDTH, along_batch
     torch.library.opcheck(torch.ops.msh.sparse_linear.default, arguments)
-    through = sparse_linear(inputs, values, pattern)
-    assert torch.equal(torch.ops.msh.sparse_linear(*arguments), through.t() if pattern.along_batch else through)
+    through = sparse_linear(inputs.unflatten(0, shape), values, pattern).flatten(0, -2)
+    assert torch.equal(torch.ops.msh.sparse_linear(*arguments), through.t() if along_batch else through)
 
 
 @pytest.mark.parametrize("kind", ["weight", "block"])
