@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import msh
 from msh.inference.computing import flushes_denormal
 from msh.training.config import RunConfig
 
@@ -37,7 +38,7 @@ class Machine:
     """Where results were computed: between equal machines they are bitwise the same, between others they round apart.
 
     Attributes:
-        setting: device, threads, torch version and treatment of subnormal numbers.
+        setting: device, threads, versions of torch and msh, and treatment of subnormal numbers.
         processor: its model and the instructions in use; None in records of earlier releases.
     """
 
@@ -55,7 +56,8 @@ def machine(device: torch.device) -> Machine:
         device: the one that computes.
     """
     flushed = ", subnormal numbers flushed" if flushes_denormal() else ""
-    setting = f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}{flushed}"
+    versions = f"torch {torch.__version__}, msh {msh.__version__}"
+    setting = f"{device.type}, {torch.get_num_threads()} threads, {versions}{flushed}"
     parts = [cpu_model(), torch.backends.cpu.get_cpu_capability()]
     parts += [f"{name}={os.environ[name]}" for name in RESTRICTING if name in os.environ]
     if device.type == "cuda":

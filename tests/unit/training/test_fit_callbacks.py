@@ -355,6 +355,9 @@ def test_a_machine_is_named_by_all_that_decides_rounding(monkeypatch):
         monkeypatch.setenv(change, "AVX2")
         assert machine(torch.device("cpu")) != HERE
         monkeypatch.delenv(change)
+    with monkeypatch.context() as later:
+        later.setattr("msh.__version__", "99.0")
+        assert machine(torch.device("cpu")) != HERE
     assert machine(torch.device("cpu")) == HERE
     assert torch.backends.cpu.get_cpu_capability() in str(HERE)
 
