@@ -107,12 +107,12 @@ class BlockPattern(Pattern):
         self, gradient: Tensor, inputs: Tensor, values: Tensor, of_inputs: bool, of_values: bool, along_batch: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the gradients of inputs (batch, columns) and values (k,) from the outputs' (batch, rows)."""
-        matrices = self._matrices(values).transpose(1, 2)
-        back = self._new(gradient, 1, along_batch) if of_inputs else None
-        products = None
+        back, matrices, products = None, None, None
+        if of_inputs:
+            back, matrices = self._new(gradient, 1, along_batch), self._matrices(values).transpose(1, 2)
         for here in self._slices(len(inputs), along_batch):
             left = self._gathered(gradient, here, 0, along_batch)
-            if back is not None:
+            if back is not None and matrices is not None:
                 self._add_products(back, matrices, left, here, 1, along_batch)
             if of_values:
                 right = self._gathered(inputs, here, 1, along_batch).transpose(1, 2)
