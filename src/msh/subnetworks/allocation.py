@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msh.errors import invalid, one_of
 from msh.subnetworks.options import LAYERED, Scope
+from msh.subnetworks.tensors import count_true, kth_highest, selected
 
 FREE = 0
 """Owner id of a weight that no task owns. Tasks have ids 1, 2, ..."""
@@ -60,18 +61,18 @@ def top_k_masks(
                     f"the scores have {tuple(score.shape)}"
                 )
         allowed = torch.cat([candidates[name].reshape(-1) for name in scores])
-    ranked = flat if allowed is None else flat.masked_select(allowed)
+    ranked = flat if allowed is None else selected(flat, allowed)
     if not 0 <= k <= ranked.numel():
         raise invalid("k", f"in [0, {ranked.numel()}], the number of candidates", k)
     if ranked.isnan().any():
         raise ValueError(f"{int(ranked.isnan().sum())} scores are NaN")
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     if k:
-        threshold = ranked.topk(k, sorted=False).values.min()
-        chosen, ties = flat > threshold, flat == threshold
-        if allowed is not None:
-            chosen, ties = chosen & allowed, ties & allowed
-        chosen[ties.nonzero().squeeze(1)[: k - int(chosen.sum())]] = True
+        threshold = kth_highest(ranked, k)
+        chosen = flat >= threshold if allowed is None else (flat >= threshold) & allowed
+        if surplus := count_true(chosen) - k:
+            ties = (chosen & (flat == threshold)).nonzero().squeeze(1)
+            chosen[ties[-surplus:]] = False
     parts = chosen.split([score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
@@ -113,7 +114,7 @@ def choose_at_most(
 
 def at_most(kept: Mapping[str, int], candidates: Mapping[str, Tensor]) -> dict[str, int]:
     """Lower the numbers kept, by tensor name or "" for all, to the numbers of candidates, bool (*shape) each."""
-    counts = {name: int(mask.sum()) for name, mask in candidates.items()}
+    counts = {name: count_true(mask) for name, mask in candidates.items()}
     counts[""] = sum(counts.values())
     return {name: min(k, counts[name]) for name, k in kept.items()}
 
@@ -194,7 +195,7 @@ class Budget:
         if self.scope == "network":
             sizes, free = {"": sum(sizes.values())}, {"": sum(free.values())}
         if self.share is not None:
-            return {name: count // tasks_left for name, count in free.items()}
+            return {name: number // tasks_left for name, number in free.items()}
         total = sum(sizes.values())
         density = self.density if self.density is not None else (self.weights or 0) / total
         wanted = {name: round(density * size) for name, size in sizes.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from msh.errors import requirement
 from msh.subnetworks.allocation import EmptyLayerError
+from msh.subnetworks.tensors import count_true, selected
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
@@ -72,14 +73,14 @@ def check_layers(
 
 def _least_over_all(scores: Mapping[str, Tensor], candidates: Mapping[str, Tensor]) -> int | None:
     """Count the highest scores over all layers that include one of each layer; None if a layer has no candidate."""
-    ranked = [score.detach()[candidates[name]] for name, score in scores.items()]
+    ranked = [selected(score, candidates[name]) for name, score in scores.items()]
     if not all(layer.numel() for layer in ranked):
         return None
     needed = []
     for index, layer in enumerate(ranked):
         best = layer.max()
-        above = sum(int((other > best).sum()) for other in ranked)
-        ties = sum(int((other == best).sum()) for other in ranked[:index])  # they go to earlier layers
+        above = sum(count_true(other > best) for other in ranked)
+        ties = sum(count_true(other == best) for other in ranked[:index])  # they go to earlier layers
         needed.append(above + ties + 1)
     return max(needed)
 

@@ -13,7 +13,7 @@ from msh.subnetworks.block_products import BlockPattern, may_be_in_blocks
 from msh.subnetworks.blocks import BlockSize, is_in_blocks
 from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
-from msh.subnetworks.tensors import mask_bits, masked_weight, restore, scattered_weight
+from msh.subnetworks.tensors import count_true, mask_bits, masked_weight, restore, scattered_weight
 
 
 def prepare(
@@ -31,7 +31,7 @@ def prepare(
     """
     sub.base.set(name, base, persistent=False)
     if sub.phase == "masked":
-        if bool(held.all()) or (padding is not None and int(held.sum()) == held.numel() - held[padding].numel()):
+        if bool(held.all()) or (padding is not None and count_true(held) == held.numel() - held[padding].numel()):
             sub.whole.add(name)
             return
         sub.bits.set(name, mask_bits(held, sub.values[name]), persistent=False)
@@ -51,7 +51,7 @@ def pattern_of(held: Tensor, values: Tensor, size: BlockSize | None) -> Pattern 
         values: for type and device.
         size: rows and columns of its blocks, if it has any.
     """
-    kept = int(held.sum())
+    kept = count_true(held)
     if size is not None and may_be_in_blocks(held.shape, values, kept, size) and is_in_blocks(held, size):
         return BlockPattern(held, flat_index(held), size)
     return Pattern(flat_index(held), held.shape) if may_be_sparse(held.shape, values, kept) else None

@@ -25,7 +25,7 @@ from msh.subnetworks.blocks import (
 from msh.subnetworks.groups import Groups
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
-from msh.subnetworks.tensors import widened
+from msh.subnetworks.tensors import count_true, widened
 from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores, units_in_use
 
@@ -78,7 +78,7 @@ class _Best:
 
     def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
         """Select the highest-scoring elements."""
-        return top_k_mask(scores, int(dropped.sum()), candidates)
+        return top_k_mask(scores, count_true(dropped), candidates)
 
 
 class Weights(_Best):
@@ -187,7 +187,7 @@ class Blocks(Weights):
         """Select blocks with high scores, first those that cover rows and columns of blocks without a kept one."""
         if name not in self.sizes:
             return super().grow(name, scores, candidates, kept, dropped)
-        return choose_covering(scores, int(dropped.sum()), candidates, kept)
+        return choose_covering(scores, count_true(dropped), candidates, kept)
 
     def weights(self, masks: Masks) -> dict[str, Tensor]:
         """Expand selected blocks to their weights."""

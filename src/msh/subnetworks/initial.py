@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from msh.compat import ConvolutionBase, own_buffers
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.description import Families, Family
-from msh.subnetworks.tensors import as_parameters, same_bits, widened
+from msh.subnetworks.tensors import as_parameters, same_bits, selected, widened
 from msh.subnetworks.views import copy_structure
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def start_values(
     """
     if norm is None:
         always = None if chooses else base
-        start = start * _start_scale(start.masked_select(mask), always, initial_norm, start.numel())
+        start = start * _start_scale(selected(start, mask), always, initial_norm, start.numel())
     values = torch.where(mask, start, base)
     if norm is not None:
         rescale_to(values, mask, torch.tensor(norm))
@@ -203,7 +203,7 @@ def give_back(
 
 def norm_of(values: Tensor, mask: Tensor) -> Tensor:
     """Compute the Euclidean norm, (), of the values where mask."""
-    norm: Tensor = widened(values.masked_select(mask)).norm()
+    norm: Tensor = widened(selected(values, mask)).norm()
     return norm
 
 

@@ -13,7 +13,7 @@ from msh.subnetworks.blocks import choose_held
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.options import ScoreStart
 from msh.subnetworks.pruning import own_share
-from msh.subnetworks.tensors import widened
+from msh.subnetworks.tensors import selected, widened
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def let_scores_choose(network: MultiSubnetwork, task: str, kept: Mapping[str, in
     held, own = network.held(task), network.masks(task)
     for name, chosen in choose_held(sub.blocks, dict(sub.scores.items()), kept, held).items():
         values, mine = sub.values[name], chosen & own[name]
-        norm, now = (widened(values[mask]).norm() for mask in (own[name], mine))
+        norm, now = (widened(selected(values, mask)).norm() for mask in (own[name], mine))
         if rescale and now > 0:
             share = own_share(mine, chosen) / own_share(own[name], held[name])
             values[own[name]] *= (share * norm / now).to(values)

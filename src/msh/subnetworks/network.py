@@ -29,6 +29,7 @@ from msh.subnetworks.tensors import (
     TensorBag,
     as_buffers,
     buffer_of,
+    count_true,
     ids_of_tensors,
     make_gradients_dense,
     name_tensors,
@@ -36,6 +37,7 @@ from msh.subnetworks.tensors import (
     pack_bits,
     restore,
     same_bits,
+    selected,
     tie_again,
     trainable,
     wide_enough,
@@ -262,7 +264,7 @@ class MultiSubnetwork(Movable):
         if not sub.selective and not any(bool(mask.any()) for mask in candidates.values()):
             raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
         for name, mask in candidates.items():
-            if taken := int((mask & ~free[name]).sum()):
+            if taken := count_true(mask & ~free[name]):
                 raise CapacityError(f"task {task!r}: other tasks own {taken} weights allocated to it in layer {name!r}")
         base_of = self._read(sub)
         for name, weight in self.weights():
@@ -305,11 +307,11 @@ class MultiSubnetwork(Movable):
         """
         sub = self.in_phase(task, "masked")
         for name in self.names.prunable:
-            if count := int((sub.masks[name] & (self.owners[name] != FREE)).sum()):
-                raise CapacityError(f"task {task!r} holds {count} weights of layer {name!r} that another task owns")
+            if taken := count_true(sub.masks[name] & (self.owners[name] != FREE)):
+                raise CapacityError(f"task {task!r} holds {taken} weights of layer {name!r} that another task owns")
         for name in self.names.prunable:
             mask = sub.masks[name]
-            values = sub.values[name].detach()[mask].clone()  # (k,)
+            values = selected(sub.values[name], mask).clone()  # (k,), in memory of torch's
             self.owners[name][mask] = sub.owner
             sub.values.set(name, trainable(values))
         self._end_choice(sub)

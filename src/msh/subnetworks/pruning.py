@@ -16,6 +16,7 @@ from msh.subnetworks.forms import felt_by
 from msh.subnetworks.granularity import WEIGHTS, Granularity, Masks
 from msh.subnetworks.initial import norm_of, rescale_to
 from msh.subnetworks.network import MultiSubnetwork, dense_leaves
+from msh.subnetworks.tensors import count_true, keep_only
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -25,7 +26,7 @@ def candidate_counts(
     network: MultiSubnetwork, task: str, wanted: Mapping[str, int], granularity: Granularity = WEIGHTS
 ) -> dict[str, int]:
     """Count the elements that a task may still keep, in each tensor or, as in `wanted`, in all (key "")."""
-    counts = {name: int(mask.sum()) for name, mask in granularity.candidates(network, task).items()}
+    counts = {name: count_true(mask) for name, mask in granularity.candidates(network, task).items()}
     return {"": sum(counts.values())} if "" in wanted else counts
 
 
@@ -186,7 +187,7 @@ def cut_state(network: MultiSubnetwork, task: str, optimizer: Optimizer) -> None
     for name, mask in sub.masks.items():
         for part in optimizer.state.get(sub.values[name], {}).values():
             if isinstance(part, Tensor) and part.shape == mask.shape:
-                part.masked_fill_(~mask, 0)
+                keep_only(mask, part)
 
 
 def prune(
@@ -210,7 +211,7 @@ def prune(
 
 def own_share(own: Tensor, held: Tensor) -> float:
     """Compute the share of a tensor's norm for a task's own weights, beside the weights it selected to read."""
-    return math.sqrt(int(own.sum()) / max(1, int(held.sum())))
+    return math.sqrt(count_true(own) / max(1, count_true(held)))
 
 
 def loss_gradients(network: MultiSubnetwork, task: str, loss: Callable[[], Tensor]) -> dict[str, Tensor]:

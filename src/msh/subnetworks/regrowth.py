@@ -13,6 +13,7 @@ from msh.subnetworks.allocation import FREE, top_k_mask
 from msh.subnetworks.forms import flat_index
 from msh.subnetworks.granularity import WEIGHTS, Granularity
 from msh.subnetworks.network import MultiSubnetwork, dense_values
+from msh.subnetworks.tensors import count_true
 
 
 def share_at(share: float, time: float) -> float:
@@ -62,8 +63,8 @@ def choose_regrown(
     elements = {}
     for name, mask in owned.items():
         loose = mask & open_to[name]
-        replaced = min(int(share * int(mask.sum())), int(loose.sum()))
-        kept = mask & ~loose | top_k_mask(strength[name], int(loose.sum()) - replaced, loose)
+        replaced = min(int(share * count_true(mask)), count_true(loose))
+        kept = mask & ~loose | top_k_mask(strength[name], count_true(loose) - replaced, loose)
         wish = growth[name] if growth is not None else torch.rand(mask.shape, generator=generator).to(mask.device)
         elements[name] = kept | granularity.grow(name, wish, open_to[name] & ~kept, kept, mask & ~kept)
     return granularity.weights(elements)
@@ -98,10 +99,10 @@ def move(
     origins = {}
     for name, mask in masks.items():
         owners, old = network.owners[name], before[name]
-        if int(mask.sum()) != int(old.sum()) or bool((mask & (owners != FREE) & ~old).any()):
+        if count_true(mask) != count_true(old) or bool((mask & (owners != FREE) & ~old).any()):
             raise ValueError(f"task {task!r}: new weights of layer {name!r} must be free, and as many as before")
         values, place = sub.values[name], torch.full(old.shape, -1, dtype=torch.int64, device=old.device)
-        place[old] = torch.arange(int(old.sum()), device=old.device)
+        place[old] = torch.arange(count_true(old), device=old.device)
         origins[name] = origin = place.take(flat_index(mask))
         rms = values.square().mean().sqrt()
         drawn = torch.randn(len(origin), generator=generator).to(values) * rms

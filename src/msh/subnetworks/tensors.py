@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -216,6 +217,11 @@ def mask_bits(mask: Tensor, values: Tensor) -> Tensor:
     return mask.to(_INTEGERS[values.element_size()]).neg_()
 
 
+def keep_only(mask: Tensor, values: Tensor) -> None:
+    """Set values (*shape) to 0 where a mask (*shape) is False, in place; `masked_fill_` takes several times as long."""
+    as_integers(values.data).bitwise_and_(mask_bits(mask, values))
+
+
 def as_integers(tensor: Tensor) -> Tensor:
     """View numbers as integers of the same width, for operations on their bits."""
     return tensor.view(_INTEGERS[tensor.element_size()])
@@ -391,6 +397,32 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def widened(tensor: Tensor) -> Tensor:
     """A tensor in float32, or in float64 if it is of that type."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def count_true(mask: Tensor) -> int:
+    """Count the True elements of a mask; `sum` takes three times as long."""
+    return int(mask.count_nonzero())
+
+
+def selected(values: Tensor, mask: Tensor) -> Tensor:
+    """Select the values, (*shape), where a mask (*shape) is True, without gradients: (k,)."""
+    values = values.detach()
+    if not _for_numpy(values):
+        return values.masked_select(mask)
+    return torch.from_numpy(np.compress(mask.reshape(-1).numpy(), values.reshape(-1).numpy()))
+
+
+def kth_highest(values: Tensor, k: int) -> Tensor:
+    """Find the value, (), that k of the values (n,) are not below, 1 <= k <= n; none is NaN."""
+    if not _for_numpy(values):
+        return values.topk(k, sorted=False).values.min()
+    place = len(values) - k
+    return torch.from_numpy(np.partition(values.numpy(), place)[place : place + 1])[0]
+
+
+def _for_numpy(values: Tensor) -> bool:
+    """Tell whether numpy can select from a tensor, several times as fast as torch does on one thread."""
+    return values.is_cpu and values.dtype in (torch.float32, torch.float64)
 
 
 @contextmanager

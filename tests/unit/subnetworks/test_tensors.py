@@ -6,11 +6,16 @@ from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.tensors import (
     TensorBag,
     as_buffers,
+    count_true,
+    keep_only,
+    kth_highest,
     mask_bits,
     masked_weight,
     name_tensors,
     restore,
+    same_bits,
     scattered_weight,
+    selected,
 )
 
 LAYERS = {
@@ -192,3 +197,24 @@ def test_a_moved_tied_weight_is_saved_once():
     loaded.add_task("a")
     loaded.load_state_dict(network.state_dict())
     assert torch.equal(loaded(inputs), network(inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_selections_are_those_of_torch(dtype, density):
+    values = torch.randn(40, 30).to(dtype).t().requires_grad_()  # not contiguous, as some weights are
+    mask = torch.rand(30, 40) < density
+    found = selected(values, mask)
+    assert torch.equal(found, values.detach()[mask])
+    assert not found.requires_grad
+    assert count_true(mask) == int(mask.sum())
+    for k in (1, 7, len(found)) if len(found) else ():
+        assert torch.equal(kth_highest(found, k), found.sort(descending=True).values[k - 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_mask_leaves_out_becomes_0_whatever_it_was(dtype):
+    values = torch.tensor([1.5, float("nan"), -2.0, float("-inf"), float("nan")], dtype=dtype)
+    keep_only(torch.tensor([True, False, False, False, True]), values)
+    expected = torch.tensor([1.5, 0.0, 0.0, 0.0, float("nan")], dtype=dtype)
+    assert same_bits(values, expected)

@@ -26,6 +26,7 @@ from msh.subnetworks import (
     select_apart,
     snapshot,
 )
+from msh.subnetworks.tensors import count_true
 from msh.training.callbacks.scoring import score_task
 from msh.training.module import SubnetworkModule
 from msh.training.ranks import from_rank_zero, is_trial
@@ -219,4 +220,4 @@ def log_sparsity(module: SubnetworkModule, tasks: Iterable[str]) -> None:
 def sparsities(module: SubnetworkModule, tasks: Iterable[str]) -> dict[str, float]:
     """Map tasks to their sparsity: the share of the network's weights that are not the task's, or its candidates."""
     total = sum(module.network.sizes().values())
-    return {task: 1.0 - sum(int(mask.sum()) for mask in module.network.held(task).values()) / total for task in tasks}
+    return {task: 1.0 - sum(count_true(mask) for mask in module.network.held(task).values()) / total for task in tasks}
