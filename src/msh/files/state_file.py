@@ -30,7 +30,7 @@ from msh.files.header import (
 )
 from msh.subnetworks import FREE, MultiSubnetwork, NetworkState, TaskState
 from msh.subnetworks.description import read_description
-from msh.subnetworks.tensors import pack_bits, unpack_bits, wide_enough
+from msh.subnetworks.tensors import count_true, pack_bits, unpack_bits, wide_enough
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types that a subnetwork file's weights can have."""
@@ -184,7 +184,7 @@ def _read_version_2(tensors: dict[str, Tensor], metadata: Mapping[str, str], siz
             weights[name] = tensors.pop(f"weights.{name}")
         else:
             values, mask = tensors.pop(f"values.{name}"), _has_value(owners[name], tasks)
-            if values.shape != (int(mask.sum()),):  # earlier releases wrote some at a compact task's weights, too
+            if values.shape != (count_true(mask),):  # earlier releases wrote some at a compact task's weights, too
                 mask = _has_value(owners[name], tasks, ("planned",))
             weights[name] = unpacked(values, mask, name)
     state = NetworkState(
@@ -209,7 +209,7 @@ def unpacked(values: Tensor, mask: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: the mask has not k True.
     """
-    if values.shape != (count := int(mask.sum()),):
+    if values.shape != (count := count_true(mask),):
         raise ValueError(f"layer {name!r} has {count} owned weights, and values of shape {tuple(values.shape)}")
     weight = values.new_zeros(mask.shape)
     weight[mask] = values

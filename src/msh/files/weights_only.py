@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from msh.checked import check_promised
 from msh.files.codec import decode_mask, decode_owners, encode_mask, encode_owners
-from msh.subnetworks.tensors import as_integers
+from msh.subnetworks.tensors import as_integers, count_true
 
 READABLE = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Parameter)
 """Types that are read back as they are, without the containers."""
@@ -131,7 +131,7 @@ class Packing:
         if not tensor.is_floating_point():
             return tensor
         mask = as_integers(tensor) != 0  # by its bits: -0.0 is none
-        left_out = tensor.numel() - int(mask.sum())
+        left_out = tensor.numel() - count_true(mask)
         if left_out * tensor.element_size() < tensor.numel() / 4:  # a mask takes at most half as much
             return tensor
         return {PACKED: "sparse", "mask": self._mask(mask), "values": tensor.detach()[mask]}
@@ -139,7 +139,7 @@ class Packing:
     def _mask(self, mask: Tensor) -> dict[str, Any]:
         known = self.masks.get(mask.shape)
         if known is None or known[0].device != mask.device or not torch.equal(known[0], mask):
-            rarer = bool(2 * int(mask.sum()) <= mask.numel())
+            rarer = bool(2 * count_true(mask) <= mask.numel())
             coded = encode_mask(mask if rarer else ~mask)
             known = mask.clone(), {PACKED: "mask", "shape": list(mask.shape), "marks": rarer, "bytes": coded}
             self.masks[mask.shape] = known
@@ -170,7 +170,7 @@ def unpacked(state: Any, held: int) -> Any:
 def _unpacked(packed: dict[str, Any], held: int) -> Tensor:
     if packed[PACKED] == "sparse":
         mask, values = _unpacked(packed["mask"], held), packed["values"]
-        if mask.dtype != torch.bool or values.shape != (int(mask.sum()),):
+        if mask.dtype != torch.bool or values.shape != (count_true(mask),):
             raise ValueError("a packed tensor has a mask of another size")
         tensor: Tensor = values.new_zeros(mask.shape)
         tensor[mask.to(values.device)] = values

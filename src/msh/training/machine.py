@@ -35,7 +35,7 @@ def set_up_torch(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where results were computed: between equal machines they are bitwise the same, between others they round apart.
+    """Where results were computed. Equal machines give the same bits; others round differently.
 
     Attributes:
         setting: device, threads, versions of torch and msh, and treatment of subnormal numbers.
