@@ -64,10 +64,11 @@ class BlockPattern(Pattern):
         self._lines = row, column  # (blocks,): each block's row and column of blocks
         self._members = None if held.is_cpu else [_members(*each) for each in zip(self._lines, self.grid, strict=True)]
         width = blocks.sum(1)
-        left = torch.arange(len(row), device=held.device) - (width.cumsum(0) - width)[row]
+        first = (width.cumsum(0) - width)[row]  # of each block's row
+        left = torch.arange(len(row), device=held.device) - first
         number = torch.arange(size[0], device=held.device)
         # (blocks, rows of a block), among all blocks' rows: those of rows above, then those in the same row to the left
-        part = ((width.cumsum(0) - width)[row] * size[0] + left)[:, None] + number * width[row, None]
+        part = (first * size[0] + left)[:, None] + number * width[row, None]
         self._order, self._back = part.view(-1), part.view(-1).argsort()
         padded = [lines * side for lines, side in zip(self.grid, size, strict=True)]
         within = F.pad(held, (0, padded[1] - held.shape[1], 0, padded[0] - held.shape[0]))

@@ -279,7 +279,7 @@ def rewind(
     for name, mask in network.masks(task).items():
         values = sub.values[name]
         norm = granularity.rewound_norm(values, mask)
-        values.masked_fill_(~mask, 0.0)
+        keep_only(mask, values)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)
     network.restrict(task, network.held(task))
