@@ -12,9 +12,23 @@ import torch
 from benchmarks.records import maker_of
 
 BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
+SUMMARY = "<!-- table: summary of make bench -->"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-SAME, OWN = ("id", "what", "unit", "threads", "repeats"), ("value", "spread", "runs", "target", "met", "dense")
-"""Columns for all makers' processors together, and for each maker's."""
+KINDS = ("single weights", "blocks", "whole units")
+OVERVIEW = {
+    "step of FC 6 x 1000, batch 128": ("1-batch128", "block-fc-step128", "11-fc-step128"),
+    "step of the paper's conv net, batch 128": ("2-batch128", None, "11-conv-step128"),
+    "step of a narrow ResNet-18, batch 64": ("19-resnet-weight", None, "19-resnet-unit"),
+    "step of a small ViT, batch 32": ("19-vit-weight", "19-vit-block", "19-vit-unit"),
+    "step of a small GPT, batch 16": ("19-gpt-weight", "19-gpt-block", "19-gpt-unit"),
+    "forward of FC 6 x 1000, frozen, batch 32": ("10-density0.1-batch32", "block-fc-frozen32", "11-fc-frozen32"),
+    "forward of the conv net, frozen, batch 32": (None, None, "11-conv-frozen32"),
+    "peak memory of a step of FC 6 x 1000": ("20-fc-weight", "20-fc-block", "20-fc-unit"),
+    "peak memory of a step of the ResNet-18": ("20-resnet-weight", "20-resnet-block", "20-resnet-unit"),
+    "peak memory of a step of the ViT": ("20-vit-weight", "20-vit-block", "20-vit-unit"),
+    "peak memory of a step of the GPT": ("20-gpt-weight", "20-gpt-block", "20-gpt-unit"),
+}
+"""Lines of the summary: ids of the records for each of KINDS."""
 
 
 def write_table(path: Path, records: Sequence[Mapping]) -> None:
@@ -28,21 +42,59 @@ def write_table(path: Path, records: Sequence[Mapping]) -> None:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"# Performance\n\n{BEGIN}\n{END}\n")
+        path.write_text(f"# Performance\n\n{SUMMARY}\n{END}\n\n{BEGIN}\n{END}\n")
     sentences = dict.fromkeys(record["machine"] for record in records)
-    replace_between(path, BEGIN, "\n".join(sentences) + "\n\n" + by_maker(records))
+    replace_between(path, SUMMARY, "\n".join([*sentences, _targets_met(records)]) + "\n\n" + summary(records))
+    replace_between(path, BEGIN, by_maker(records))
+
+
+def makers_of(records: Sequence[Mapping]) -> list[str]:
+    """List the makers of the processors that records are of."""
+    return list(dict.fromkeys(maker_of(record["machine"]) for record in records))
+
+
+def summary(records: Sequence[Mapping]) -> str:
+    """Format the main ratios as a Markdown table, with each maker's value in a cell."""
+    makers = makers_of(records)
+    known = {(record["id"], maker_of(record["machine"])): record["value"] for record in records}
+    head = f"share of the dense network's ({' / '.join(makers)})"
+    lines = []
+    for what, ids in OVERVIEW.items():
+        found = [[known.get((id or "", maker)) for maker in makers] for id in ids]
+        cells = [" / ".join("–" if x is None else f"{x:.2f}" for x in row) if any(row) else "–" for row in found]
+        lines.append({head: what} | dict(zip(KINDS, cells, strict=True)))
+    return table([line for line in lines if set(line.values()) != {line[head], "–"}], [head, *KINDS])
+
+
+def _targets_met(records: Sequence[Mapping]) -> str:
+    """Count the targets that are met on each maker's processors, in a sentence."""
+    parts = []
+    for maker in makers_of(records):
+        met = [r["met"] for r in records if maker_of(r["machine"]) == maker and r["met"] is not None]
+        parts.append(f"{maker} {sum(met)} of {len(met)}")
+    return f"Targets met: {', '.join(parts)}."
 
 
 def by_maker(records: Sequence[Mapping]) -> str:
     """Format records as a Markdown table with a line for each id, and columns for each maker's processors."""
-    makers = list(dict.fromkeys(maker_of(record["machine"]) for record in records))
     lines: dict[str, dict[str, object]] = {}
+    columns = [f"{maker}{column}" for maker in makers_of(records) for column in ("", " target", " dense")]
     for record in records:
-        line = lines.setdefault(record["id"], {column: record[column] for column in SAME})
-        own = {column: record[column] for column in OWN} | {"runs": len(record["runs"] or [record["value"]])}
-        line |= {f"{maker_of(record['machine'])} {column}": cell for column, cell in own.items()}
-    columns = [*SAME[:2], *(f"{maker} {column}" for maker in makers for column in OWN), *SAME[2:]]
+        line = lines.setdefault(record["id"], {"id": record["id"], "what": record["what"], "unit": record["unit"]})
+        target = record["target"] if record["met"] in (None, True) else f"{_cell(record['target'])}, **missed**"
+        own = (_with_spread(record), target, record["dense"])
+        maker = maker_of(record["machine"])
+        line |= zip((maker, f"{maker} target", f"{maker} dense"), own, strict=True)
+    columns = ["id", "what", *columns, "unit"]
     return table([dict.fromkeys(columns) | line for line in lines.values()], columns)
+
+
+def _with_spread(record: Mapping) -> str:
+    """Format a record's value, with the spread of its rounds or runs and the number of runs."""
+    runs = record["runs"] or ()
+    spread = [] if record["spread"] is None else [_cell(record["spread"])]
+    notes = [*spread, *([f"{len(runs)} runs"] if len(runs) > 1 else [])]
+    return _cell(record["value"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def replace_between(path: Path, begin: str, text: str) -> None:

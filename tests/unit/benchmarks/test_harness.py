@@ -68,11 +68,25 @@ def test_another_maker_s_records_stay_beside_new_ones(tmp_path):
     document.write_table(path, merged)
     header, _, line = path.read_text().splitlines()[-4:-1]
     cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
-    assert (cells["Intel value"], cells["AMD value"], cells["Intel target"], cells["AMD target"]) == (
-        *("0.5", "0.3"),
-        *("0.45", "0.35"),
-    )
+    shown = {name: cells[name] for name in ("Intel", "Intel target", "AMD", "AMD target")}
+    assert shown == {"Intel": "0.5", "Intel target": "0.45, **missed**", "AMD": "0.3", "AMD target": "0.35"}
     assert [text in path.read_text() for text in (AMD, INTEL)] == [True, True]
+
+
+def test_the_summary_has_each_maker_s_value_beside_the_others():
+    found = [record("1-batch128", 0.386), record("1-batch128", 0.58, machine=INTEL), record("11-fc-step128", 0.21)]
+    found.append(record("19-vit-block", 0.9, machine=INTEL))
+    assert document.summary([asdict(each) for each in found]).splitlines() == [
+        "| share of the dense network's (AMD / Intel) | single weights | blocks | whole units |",
+        "|---|---|---|---|",
+        "| step of FC 6 x 1000, batch 128 | 0.39 / 0.58 | – | 0.21 / – |",
+        "| step of a small ViT, batch 32 | – | – / 0.90 | – |",
+    ]
+
+
+def test_every_id_of_the_summary_was_measured():
+    measured = {found["id"] for found in records.read(ROOT / "benchmarks" / "results.json")}
+    assert {id for ids in document.OVERVIEW.values() for id in ids if id} <= measured
 
 
 def test_runs_add_up_to_their_median_on_the_same_machine():
@@ -88,13 +102,14 @@ def test_runs_add_up_to_their_median_on_the_same_machine():
 
 def test_the_table_replaces_only_the_text_between_the_markers(tmp_path):
     path = tmp_path / "performance.md"
-    path.write_text(f"# By hand\n\n{document.BEGIN}\nold\n{document.END}\n\nAlso by hand\n")
+    marked = [f"{begin}\nold\n{document.END}" for begin in (document.SUMMARY, document.BEGIN)]
+    path.write_text("\n\n".join(["# By hand", *marked, "Also by hand\n"]))
     document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))])
     first = path.read_text()
     assert first.startswith("# By hand\n")
     assert first.endswith(f"{document.END}\n\nAlso by hand\n")
-    assert "| 1-batch32 | a step | 0.36 |  | 1 | 0.35 | **no** | 2 | ratio (dense in ms) | 2 | 7 |" in first
-    assert "| compile-dense | a step |  |  | 1 |  |  | 2 |" in first
+    assert "| 1-batch32 | a step | 0.36 | 0.35, **missed** | 2 | ratio (dense in ms) |" in first
+    assert "| compile-dense | a step |  |  | 2 |" in first
     assert "old" not in first
     document.write_table(path, [asdict(record(value=0.36)), asdict(record("compile-dense", None))])
     assert path.read_text() == first
@@ -111,9 +126,12 @@ def test_a_document_without_markers_is_refused_and_unchanged(tmp_path):
 def test_the_project_s_documents_have_each_marker_once_with_an_end():
     text = (ROOT / "docs" / "performance.md").read_text()
     begins = re.findall(r"<!-- table: .* -->", text)
-    assert {document.BEGIN, "<!-- table: accuracy mnist_fashion -->", "<!-- table: accuracy densities -->"} <= set(
-        begins
-    )
+    assert {
+        document.SUMMARY,
+        document.BEGIN,
+        "<!-- table: accuracy mnist_fashion -->",
+        "<!-- table: accuracy densities -->",
+    } <= set(begins)
     assert len(set(begins)) == len(begins)
     marks = re.findall(r"<!-- (table|end of table)\b", text)
     assert marks == ["table", "end of table"] * len(begins)
@@ -138,7 +156,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_with_its_quartiles():
     times = timing.Times({"dense": [1.0, 10.0, 1.0, 2.0, 1.0], "other": [2.0, 10.0, 3.0, 8.0, 0.5]})
     found = Settings().ratio("1-batch32", "a step", times, "other", "dense", 5)
     assert (found.value, found.spread, found.dense) == (2.0, [1.0, 3.0], 1000.0)
-    assert "| 2 | 1 to 3 | 1 | 0.35 |" in document.by_maker([asdict(replace(found, machine=AMD))])
+    assert "| 2 (1 to 3) | 0.35, **missed** |" in document.by_maker([asdict(replace(found, machine=AMD))])
     assert timing.Times({"dense": [2.0], "other": [1.0]}).ratio("other", "dense") == (0.5, 0.5, 0.5)
 
 
