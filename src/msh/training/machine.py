@@ -26,11 +26,29 @@ def set_up_torch(config: RunConfig) -> None:
         config: the run's.
     """
     torch.set_flush_denormal(config.flush_denormal)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)  # else Lightning divides the cores by the processes
+    _set_threads(config.threads)
     if not torch.cuda.is_available():  # optimizers ask in each step, and Lightning lets torch search NVML each time
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+
+_BEFORE: dict[tuple[int, str | None], tuple[int, str | None]] = {}
+"""The threads and OMP_NUM_THREADS that the last run of this process set, to those before it."""
+
+
+def _set_threads(number: int | None) -> None:
+    """Set torch's threads; None: leave them, or undo what an earlier run, such as another job of a sweep, has set."""
+    now = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    before = _BEFORE.pop(now, now)
+    _BEFORE.clear()
+    if number is not None:
+        _BEFORE[number, str(number)] = before
+    elif before == now:
+        return
+    threads, variable = before if number is None else (number, str(number))
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if variable is not None:  # else Lightning divides the cores by the processes
+        os.environ["OMP_NUM_THREADS"] = variable
 
 
 @dataclass(frozen=True)

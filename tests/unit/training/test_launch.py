@@ -237,6 +237,27 @@ def test_lightning_chooses_the_threads_of_several_processes_only_where_the_run_d
     assert trainer.strategy.launcher.launch(torch.get_num_threads) == expected
 
 
+@pytest.mark.parametrize("variable", [None, "7"])
+def test_a_job_without_threads_gets_none_of_an_earlier_jobs(variable, monkeypatch):
+    torch.set_num_threads(3)
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+
+    def found_after(threads):
+        set_up_torch(make_run(["a"], threads=threads, flush_denormal=flushes_denormal()))
+        return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+
+    assert found_after(None) == (3, variable)
+    assert found_after(2) == (2, "2")
+    assert found_after(4) == (4, "4")
+    assert found_after(None) == found_after(None) == (3, variable)
+    assert found_after(2) == (2, "2")
+    torch.set_num_threads(5)  # by the script that starts the runs
+    assert found_after(None) == (5, "2")
+
+
 def test_a_process_leaves_its_group_before_the_interpreter_ends():
     script = """
 import atexit
