@@ -29,13 +29,16 @@ CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
 ELEMENTWISE = (
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
     *("sigmoid", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "threshold", "dropout", "alpha_dropout"),
-    *("abs", "square", "exp", "neg", "clamp", "pow", "contiguous", "clone", "detach", "to", "float", "half", "double"),
-    *("bfloat16", "type_as"),
+    *("abs", "square", "exp", "neg", "clamp", "pow", "contiguous", "clone", "detach", "float", "half", "double"),
+    "bfloat16",
 )
 """Functions that treat every entry alike, by their names in torch and torch.nn.functional, or as a tensor's methods."""
+CASTS = ("to", "type_as")
+"""Those that may have a tensor as their other argument, whose values do not matter."""
 BY_NUMBERS = ("add", "sub", "mul", "div", "true_divide", "truediv", "rsub")
 """Those that do so where their other argument is a number."""
-PRODUCTS = ("mul", "multiply")
+BY_ENTRY = ("add", "iadd", "sub", "subtract", "isub", "mul", "multiply", "imul")
+"""Those that combine two tensors entry by entry."""
 REDUCED = ("mean", "sum", "amax", "amin")
 """Reductions of dimensions."""
 POOLS = {f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
@@ -69,7 +72,7 @@ class Layer:
         source: the units that feed its columns; None for the backbone's inputs, and for layers that stay whole.
         whole: why all of its units stay, as operations after it need them all; "" if tasks may keep some of them.
         group: the layer that has the same units: itself, the layer before a depthwise convolution, or one whose
-            outputs multiply its own.
+            outputs are added to its own, or multiply them.
         parts, size: rows are laid out as (parts, units, size): (1, units, 1), or (3, heads, size of a head) for an
             attention's projection to queries, keys and values.
     """
@@ -147,7 +150,7 @@ def trace_units(
     """Find a backbone's units.
 
     With granularity "unit", a layer stays whole if an operation behind it has an unknown effect on units, such as a
-    residual addition. With the others, that is an error.
+    layer normalisation. With the others, that is an error.
 
     Args:
         network: in any phase; not changed.
@@ -302,13 +305,14 @@ class _UnitTracer(TorchFunctionMode):
             if not self.lenient and len(known) > 1:
                 raise self._unknown(name)
             return None
-        if len(known) == 2 and name in PRODUCTS and self.lenient:
-            return self._product(name, known, shapes, result)
+        if len(known) == 2 and name in BY_ENTRY and self.lenient:
+            return self._combined(name, known, shapes, result)
         units = known[0]
         if len(known) > 1 or units is None:
             raise self._unknown(name)
         others = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in ELEMENTWISE or (name in BY_NUMBERS and len(others) == 1):
+        alone = sum(leaf.dim() > 0 for leaf in others) == 1  # beside numbers
+        if (alone and name in (*ELEMENTWISE, *BY_NUMBERS)) or name in CASTS:
             return units
         before, after = shapes[0], result.shape
         if name in REDUCED and _leaves_dim(units.dim, len(before), args, kwargs):
@@ -372,10 +376,10 @@ class _UnitTracer(TorchFunctionMode):
         self.leader |= {inner: inner, outer: outer}
         return UnitSource(outer, dim=result.dim() - 1)
 
-    def _product(
+    def _combined(
         self, name: str, known: Sequence[UnitSource | None], shapes: Sequence[torch.Size], result: Tensor
     ) -> UnitSource:
-        """Tie the layers of two activations that are multiplied unit by unit, such as gates."""
+        """Tie the layers of two activations that are combined unit by unit: gates, and a residual stream's."""
         one, other = known
         if one is None or other is None or (one.block, one.dim) != (other.block, other.dim):
             raise self._unknown(name)

@@ -143,7 +143,7 @@ def test_a_backbone_without_a_layer_for_units_is_refused_with_the_cause(kind, me
 
 
 class Block(nn.Module):
-    """A residual block, an inverted residual with a gate, and a token mixer."""
+    """A residual block, an inverted residual with a gate, and a token mixer, which needs the whole stream."""
 
     def __init__(self):
         super().__init__()
@@ -165,10 +165,11 @@ class Block(nn.Module):
         return (tokens + self.down(F.gelu(self.up(self.norms(tokens))))).mean(1)
 
 
-def test_what_residual_additions_need_stays_whole_and_the_rest_has_units():
+def test_what_a_token_mixer_needs_stays_whole_and_the_rest_has_units():
     graph = trace(Block(), "unit", (2, 3, 4, 4))
     assert set(graph.whole) == {f"{name}.weight" for name in ("stem", "back", "project", "down")}
-    assert "operation 'add': its effect on units is not known" in graph.whole["back.weight"]
+    assert "operation 'flatten': its effect on units is not known" in graph.whole["back.weight"]
+    assert "operation 'add': its effect on units is not known" in graph.whole["down.weight"]
     assert graph.groups == {
         "body.weight": ["body.weight"],
         "expand.weight": ["expand.weight", "depthwise.weight", "excite.weight"],
@@ -193,6 +194,80 @@ def test_what_residual_additions_need_stays_whole_and_the_rest_has_units():
     assert graph.output is None
     assert not graph.is_chain
     assert graph.small == set(graph.layers) - {"stem.weight"}
+
+
+class Stages(nn.Module):
+    """Two stages of a residual stream, and layers behind it; an addition that the stream's units do not fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.back = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+        self.down, self.short, self.norm = nn.Conv2d(8, 12, 1), nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12)
+        self.one, self.two, self.last = nn.Linear(12, 1), nn.Linear(12, 5), nn.Linear(5, 4)
+
+    def forward(self, inputs):
+        stream = self.stem(inputs)
+        stream += self.back(F.relu(self.body(F.relu(stream))))
+        stream = torch.sub(self.down(stream), self.short(stream), alpha=2)
+        features = self.norm(stream).mean((2, 3))
+        return self.last(self.one(features) + self.two(features))
+
+
+def test_layers_whose_outputs_are_added_share_units():
+    graph = trace(Stages(), "unit", (2, 3, 4, 4))
+    assert graph.groups == {
+        "stem.weight": ["stem.weight", "back.weight"],
+        "body.weight": ["body.weight"],
+        "down.weight": ["down.weight", "short.weight"],
+        "last.weight": ["last.weight"],
+    }
+    assert list(graph.whole) == ["one.weight", "two.weight"]
+    assert "operation 'add': its effect on units is not known" in graph.whole["one.weight"]
+    fed = {name: graph.layers[name].source for name in graph.layers}
+    assert graph.layers[fed["short.weight"].layer].group == "stem.weight"
+    assert fed["one.weight"] == UnitSource("down.weight")
+    assert fed["last.weight"] is None
+    assert graph.norms == {"norm": UnitSource("down.weight")}
+
+
+class ByChannel(nn.Module):
+    """An operation with a number per unit."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.operation, self.numbers = operation, nn.Parameter(torch.ones(6))
+
+    def forward(self, inputs):
+        return self.last(self.two(self.operation(self.one(inputs).sigmoid(), self.numbers)))
+
+
+BY_CHANNEL = {
+    "pow": torch.pow,
+    "clamp": lambda hidden, numbers: hidden.clamp(min=numbers),
+    "mul": torch.mul,
+    "add": torch.add,
+}
+
+
+@pytest.mark.parametrize("name", BY_CHANNEL)
+def test_a_layer_before_an_operation_with_a_number_per_unit_stays_whole(name):
+    graph = trace(ByChannel(BY_CHANNEL[name]), "unit")
+    assert list(graph.whole) == ["one.weight"]
+    assert f"operation '{name}': its effect on units is not known" in graph.whole["one.weight"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda hidden, _: hidden**2,
+        lambda hidden, _: hidden.clamp(min=torch.tensor(0.1)) * torch.tensor(2.0),
+        lambda hidden, numbers: hidden.type_as(numbers),
+        lambda hidden, numbers: hidden.to(numbers),
+    ],
+)
+def test_a_layer_before_an_operation_with_one_number_has_units(operation):
+    assert not trace(ByChannel(operation), "unit").whole
 
 
 class Gated(nn.Module):
