@@ -191,13 +191,13 @@ def examples(run: Path) -> dict[str, str]:
 def tensor_bytes(run: Path) -> dict[str, int]:
     """Count the bytes of the tensors that compute four tasks: in `msh serve`, and in four dense networks."""
     import msh
-    from msh.subnetworks.sparse import SparseForm
+    from msh.subnetworks.sparse import FrozenForm
 
     predictor = msh.load(run, lean=True)
     modules = [module for task in predictor.tasks for module in predictor.module(task).modules()]
     held = {tensor.data_ptr(): tensor.nbytes for module in modules for tensor in module.buffers(recurse=False)}
     for form in (getattr(module, "form", None) for module in modules):
-        if isinstance(form, SparseForm):
+        if isinstance(form, FrozenForm):
             [block] = form.pattern.matrix(1).parts
             held |= {tensor.data_ptr(): tensor.nbytes for tensor in (form.sparse(), block.starts, block.column)}
     networks = [dense_network(features) for features in FEATURES.values()]

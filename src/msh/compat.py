@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvolutionBase
@@ -69,14 +70,19 @@ def pre_hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:
 
 
 def version_of(tensor: Tensor) -> int:
-    """Count a tensor's changes in place, as autograd does."""
-    return tensor._version
+    """Count a tensor's changes in place, as autograd does; 0 for tensors of inference mode, which count none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_exporting() -> bool:
     """Tell whether torch.export traces; in torch 2.6, which does not tell it from torch.compile, either."""
     ask: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return ask()
+
+
+def is_transformed() -> bool:
+    """Tell whether a transformation of torch.func is under way, or forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def hook_registries(module: nn.Module) -> list[Any]:
@@ -111,6 +117,17 @@ def scaled_to_norm(direction: Tensor, norm: Tensor, dim: int) -> Tensor:
     """Scale a direction's rows to norms, with the kernel of torch's weight normalization: see `weight_norm.py`."""
     weight: Tensor = torch._weight_norm(direction, norm, dim)
     return weight
+
+
+class Loadable(nn.Module):
+    """A module that is notified after its own tensors were loaded: hooks would be shared with other copies of it."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Follow the loaded tensors."""
 
 
 class Movable(nn.Module):

@@ -22,7 +22,10 @@ LAUNCH = "wandb.sdk.launch.inputs.internal"
 NAMES = [
     "torch:_weight_norm",
     "torch:Tensor._version",
+    "torch._C:_functorch.peek_interpreter_stack",
+    "torch.autograd.forward_ad:_current_level",
     "torch.nn:Module._apply",
+    "torch.nn:Module._load_from_state_dict",
     "torch.nn.modules.batchnorm:_BatchNorm",
     "torch.nn.modules.batchnorm:_NormBase",
     "torch.nn.modules.conv:_ConvNd",

@@ -329,9 +329,11 @@ def export_file(source: str | os.PathLike[str], task: str | None, out: Path) -> 
 
 
 def is_sliceable(network: MultiSubnetwork, task: str) -> bool:
-    """Tell whether a task owns whole units and reads no other task's weights, so that `sliced` can copy it."""
+    """Tell whether a task owns whole units of every layer and reads no other task's weights: `sliced` can copy it."""
     sub = network.subnetwork(task)
-    return sub.granularity in ("unit", "neuron", "channel") and not sub.reads and type(sub.head) is nn.Linear
+    if sub.granularity not in ("unit", "neuron", "channel") or sub.reads or type(sub.head) is not nn.Linear:
+        return False
+    return all(bool(mask.any()) for mask in network.masks(task).values())
 
 
 @torch.no_grad()

@@ -488,10 +488,10 @@ class Predictor:
         network = self._modules
         if isinstance(network, FrozenTasks) or computes_small(network.subnetwork(info.name)):
             return network.module(info.name)
-        if not is_sliceable(network, info.name):
-            return network.module(info.name)
         with self._lock:
             if info.name not in self._small:
+                if not is_sliceable(network, info.name):
+                    return network.module(info.name)
                 self._small[info.name] = sliced(network, info.name)
             return self._small[info.name]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msh.compat import ConvolutionBase
 from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import Budget, CapacityError, EmptyLayerError, choose_at_most, top_k_mask
-from msh.subnetworks.empty import ALLOW, least_density
+from msh.subnetworks.empty import ALLOW, decimals_from
 from msh.subnetworks.roles import TABLES
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def block_sizes(network: MultiSubnetwork, block_size: BlockSize | None = None) -
         block_size: rows and columns of all blocks, less where a tensor has fewer; by `usual_side` when None.
     Returns:
         Tensor name to (rows, columns).
+    Raises:
+        ValueError: a side of the blocks is no whole number, or below 1.
     """
+    if block_size is not None and not all(isinstance(side, int) and side >= 1 for side in block_size):
+        raise invalid("block_size", "two whole numbers from 1 on", block_size)
     sizes: dict[str, BlockSize] = {}
     for name, weight, _ in matrices(network):
         rows, columns = weight.shape[:2]
@@ -154,6 +158,8 @@ def choose_blocks(
     """
     if "" in kept:
         raise invalid("kept", "a number per tensor, with blocks", dict(kept))
+    if missing := [name for name in scores if name not in kept]:
+        raise invalid("kept", f"a number for every tensor, also for {missing[0]!r}", dict(kept))
     choosers = {name: choose_covering if name in sizes else top_k_mask for name in scores}
     return {name: choosers[name](scores[name], kept[name], candidates[name]) for name in scores}
 
@@ -218,8 +224,9 @@ def _cover(scores: Tensor, candidates: Tensor, rows: Tensor, columns: Tensor) ->
     for row in (candidates.any(1) & rows).nonzero().flatten().tolist():
         if row not in column_of:
             lines.append((row, int(gains[row].argmax())))
+    paired = set(column_of.values())
     for column in (candidates.any(0) & columns).nonzero().flatten().tolist():
-        if column not in column_of.values():
+        if column not in paired:
             lines.append((int(gains[:, column].argmax()), column))
     return by_score(list(column_of.items())) + by_score(lines)
 
@@ -232,13 +239,14 @@ def _pairs(scores: Tensor, candidates: Tensor) -> dict[int, int]:
     """
     column_of: dict[int, int] = {}
     row_of: dict[int, int] = {}
-    open_to = candidates.clone()
-    while bool(open_to.any()):
-        row, column = divmod(int(scores.masked_fill(~open_to, -torch.inf).argmax()), scores.shape[1])
-        if not bool(open_to[row, column]):  # every open score is -inf
-            row, column = open_to.nonzero()[0].tolist()
-        column_of[row], row_of[column] = column, row
-        open_to[row], open_to[:, column] = False, False
+    places = candidates.flatten().nonzero().squeeze(1)
+    falling = places[scores.flatten()[places].argsort(descending=True, stable=True)]
+    most = min(int(candidates.any(dim).sum()) for dim in (0, 1))
+    for row, column in zip((falling // scores.shape[1]).tolist(), (falling % scores.shape[1]).tolist(), strict=True):
+        if row not in column_of and column not in row_of:
+            column_of[row], row_of[column] = column, row
+            if len(column_of) == most:
+                break
     columns = {row: found.nonzero().flatten().tolist() for row, found in enumerate(candidates)}
     for start in columns:
         if start not in column_of:
@@ -306,7 +314,7 @@ def plan_blocks(
         else:
             density = budget.density or (budget.weights or 0) / weights
             exact = {name: density * size for name, size in sizes.items()}
-            wanted = {name: int(number + ROUNDING) or round(number) for name, number in exact.items()}
+            wanted = {name: int(number + ROUNDING) or int(number + ROUNDING + 0.5) for name, number in exact.items()}
         for name, count in wanted.items():
             if count < 1 and not (allow_empty and any(wanted.values())):
                 raise EmptyLayerError(
@@ -326,7 +334,7 @@ def plan_blocks(
 def _cure(budget: Budget, weights: int, smallest: int) -> str:
     """Name the smallest budget that keeps a block of a layer with the smallest number of blocks."""
     if budget.density is not None:
-        return requirement("density", f">= {least_density(1, smallest)}", budget.density)
+        return requirement("density", f">= {decimals_from(1 / (2 * smallest))[0]}", budget.density)
     if budget.weights is not None:
-        return requirement("weights", f">= {weights // (2 * smallest) + 1}", budget.weights)
+        return requirement("weights", f">= {-(-weights // (2 * smallest))}", budget.weights)
     return "give the network more weights"

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from msh.compat import version_of
+from msh.compat import is_transformed, version_of
 from msh.subnetworks.block_products import BlockPattern, may_be_in_blocks
 from msh.subnetworks.blocks import BlockSize, is_in_blocks
-from msh.subnetworks.sparse import Pattern, SparseForm, may_be_sparse, taken_values
+from msh.subnetworks.sparse import FrozenForm, Pattern, SparseForm, may_be_sparse, taken_values
 from msh.subnetworks.subnetwork import Subnetwork
-from msh.subnetworks.tensors import count_true, mask_bits, masked_weight, restore, scattered_weight
+from msh.subnetworks.tensors import count_true, mask_bits, masked_weight, restore, scattered_weight, without_row
 
 
 def prepare(
@@ -27,12 +27,15 @@ def prepare(
         held: bool, (*shape): its candidates, or the weights it owns.
         base: (*shape) or (), the weights it reads from other tasks.
         dtype: type it computes in.
-        padding: row of an embedding that gets no gradient, and so needs no mask to stay 0.
+        padding: row of an embedding that stays 0, for which no mask is needed.
     """
     sub.base.set(name, base, persistent=False)
     if sub.phase == "masked":
-        if bool(held.all()) or (padding is not None and count_true(held) == held.numel() - held[padding].numel()):
-            sub.whole.add(name)
+        if bool(held.all()):
+            sub.whole[name] = None
+            return
+        if padding is not None and count_true(held) == held.numel() - held[padding].numel() and not held[padding].any():
+            sub.whole[name] = padding
             return
         sub.bits.set(name, mask_bits(held, sub.values[name]), persistent=False)
         restore(sub.values[name], sub.bits[name], base)  # correct before the next forward pass too
@@ -85,9 +88,10 @@ def training_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | Sparse
 def _held_weight(sub: Subnetwork, name: str, like: Tensor) -> Tensor | SparseForm:
     values = sub.values[name]
     if name in sub.whole:
-        return values
+        row = sub.whole[name]
+        return values if row is None else without_row(values, row)
     pattern = sub.patterns.get(name)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         if pattern is None or sub.phase == "masked":
             return _traceable(sub, name, like)
         return SparseForm(pattern, lambda: values, lambda: _traceable(sub, name, like))
@@ -161,28 +165,14 @@ def _traceable(sub: Subnetwork, name: str, like: Tensor) -> Tensor:
 
 def shown_form(
     weight: Tensor, owned: Tensor, size: BlockSize | None = None, dense: Tensor | None = None
-) -> SparseForm | None:
+) -> FrozenForm | None:
     """Rebuild the sparse form in which a task that reads no other was trained, where it may be sparse.
 
     Args:
         weight: (*shape), the network's or the task's.
         owned: bool (*shape), the frozen task's own weights.
         size: rows and columns of its blocks, if it has any.
-        dense: (*shape), the task's weight; None: it is made from the values where it is needed.
+        dense: (*shape), the weight of its layer; None: this has the values alone.
     """
     pattern = pattern_of(owned, weight, size)
-    if pattern is None:
-        return None
-    values = weight.take(pattern.index)
-    if isinstance(pattern, BlockPattern):
-        pattern.fix(values)
-    else:
-        pattern.compress()
-
-    def scattered() -> Tensor:
-        made = values.new_zeros(owned_shape)
-        made.view(-1)[pattern.index] = values
-        return made
-
-    owned_shape = tuple(weight.shape)
-    return SparseForm(pattern, lambda: values, scattered if dense is None else lambda: dense)
+    return None if pattern is None else FrozenForm(pattern, weight.take(pattern.index), dense)

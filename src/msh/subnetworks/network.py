@@ -20,8 +20,8 @@ from msh.subnetworks.initial import Initialisers, start_values
 from msh.subnetworks.loading import register_hooks
 from msh.subnetworks.options import Reuse
 from msh.subnetworks.roles import Prunable
-from msh.subnetworks.small import SmallTensors, computes_small
-from msh.subnetworks.sparse import SparseForm
+from msh.subnetworks.small import SmallTensors, computes_small, sliced_to_units
+from msh.subnetworks.sparse import FrozenForm, SparseForm
 from msh.subnetworks.state import Masks, NetworkState
 from msh.subnetworks.subnetwork import Subnetwork
 from msh.subnetworks.tensors import (
@@ -258,12 +258,17 @@ class MultiSubnetwork(Movable):
                 networks.
         Raises:
             CapacityError: no weight is free or readable; or another task owns weights planned for this one.
+            ValueError: the allocation has no mask for a layer, or one of another shape.
         """
         sub, free = self.in_phase(task, "new"), self.free()
+        if allocation is not None and (missing := [n for n in free if n not in allocation.masks]):
+            raise ValueError(f"task {task!r}: no mask is allocated to it in layer {missing[0]!r}")
         candidates = free if allocation is None else {n: allocation.masks[n].to(free[n].device) for n in free}
         if not sub.selective and not any(bool(mask.any()) for mask in candidates.values()):
             raise CapacityError(f"task {task!r} has nothing to train: no weight of the network is free")
         for name, mask in candidates.items():
+            if mask.shape != free[name].shape:
+                raise ValueError(f"task {task!r}: the mask allocated to it in layer {name!r} has another shape")
             if taken := count_true(mask & ~free[name]):
                 raise CapacityError(f"task {task!r}: other tasks own {taken} weights allocated to it in layer {name!r}")
         base_of = self._read(sub)
@@ -482,9 +487,9 @@ class MultiSubnetwork(Movable):
         with torch.inference_mode(False), torch.no_grad():  # the module outlives an inference pass
             state = self.view(sub.task)
             owned = {} if sub.reads else state.owned(sub.task)
-            weights: dict[str, tuple[Tensor | None, SparseForm | None]] = {}
+            weights: dict[str, tuple[Tensor | None, FrozenForm | None]] = {}
             size = 0
-            small = SmallTensors(self, sub.task) if computes_small(sub) else None
+            small = sliced_to_units(self, sub.task)
             places = find_places(self.backbone, self.names) if lean and owned else {}
             for name in self.names.prunable:
                 if small is not None and name in small.shapes:
@@ -552,13 +557,12 @@ class MultiSubnetwork(Movable):
         """Do nothing: the description is read before the tensors are loaded."""
 
 
-def _shown(weight: Tensor | SparseForm, rest: bool) -> tuple[tuple[Tensor | None, SparseForm | None], int]:
+def _shown(weight: Tensor | SparseForm, rest: bool) -> tuple[tuple[Tensor | None, FrozenForm | None], int]:
     """Return a small weight of a frozen task as `frozen_network` takes it, and its bytes; `rest`: also as a matrix."""
     if not isinstance(weight, SparseForm):
         return (weight, None), weight.nbytes
-    weight.pattern.compress()
-    dense = weight.dense() if rest else None
-    return (dense, weight), 2 * weight.sparse().nbytes if dense is None else dense.nbytes
+    dense, values = weight.dense() if rest else None, weight.sparse()
+    return (dense, FrozenForm(weight.pattern, values, dense)), 2 * values.nbytes if dense is None else dense.nbytes
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from msh.compat import (
     pre_hooks,
     pruned_name,
 )
-from msh.errors import suggestion
+from msh.errors import invalid, suggestion
 
 Kind = Literal["prunable", "private", "shared"]
 
@@ -204,6 +204,21 @@ def check_aliases(backbone: nn.Module) -> None:
                     f"parameter {names[id(buffer)]!r} is also registered as buffer {name!r} of {_class_name(module)}, "
                     "where it would never be trained"
                 )
+
+
+def check_tables(backbone: nn.Module) -> None:
+    """Raise if an embedding scales its rows in each forward pass: they belong to several tasks.
+
+    Raises:
+        ValueError: naming the embedding and its `max_norm`.
+    """
+    for path, module in backbone.named_modules():
+        if isinstance(module, TABLES) and module.max_norm is not None:
+            raise invalid(
+                f"max_norm of {path or 'the backbone'} ({_class_name(module)})",
+                "null, as it would change the weights of all tasks in each forward pass",
+                module.max_norm,
+            )
 
 
 def _contents(value: object, seen: set[int]) -> Iterator[object]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msh.subnetworks.forms import flat_index
-from msh.subnetworks.sparse import Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
+from msh.subnetworks.sparse import LeanLinear, Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
 from msh.subnetworks.tensors import buffer_of, sliced_weight
 from msh.subnetworks.tracing import UnitGraph, trace_units
 from msh.subnetworks.units import columns, units_in_use
@@ -165,14 +165,22 @@ def _filled(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
 def sliced_in_training(network: MultiSubnetwork, task: str) -> SmallTensors | None:
     """Slice a task in training to its units, or to those of its candidates; None where it computes as a whole."""
     sub = network.subnetwork(task)
-    if not computes_small(sub) or sub.exposed or sub.scored:
+    if sub.exposed or sub.scored:
         return None
     if sub.phase == "compact":
-        return SmallTensors(network, task)
+        return sliced_to_units(network, task)
     if not network.small_while_masked or len(sub.whole) == len(network.names.prunable):
         return None
+    small = sliced_to_units(network, task)
+    return small if small is not None and small.share <= FULLEST else None
+
+
+def sliced_to_units(network: MultiSubnetwork, task: str) -> SmallTensors | None:
+    """Slice a task to its units; None where it computes as a whole: a convolution without units has no outputs."""
+    if not computes_small(network.subnetwork(task)):
+        return None
     small = SmallTensors(network, task)
-    return small if small.share <= FULLEST else None
+    return None if any(0 in shape for shape in small.shapes.values()) else small
 
 
 def _groups(backbone: nn.Module, where: str) -> int:
@@ -282,6 +290,10 @@ class WideTrainedLinear(Widened, TrainedLinear):
     """Such a linear layer in training."""
 
 
+class WideLeanLinear(Widened, LeanLinear):
+    """Such a linear layer that has its values alone."""
+
+
 class WideConv1d(Widened, nn.Conv1d):
     """Such a convolution."""
 
@@ -296,6 +308,6 @@ class WideConv3d(Widened, nn.Conv3d):
 
 WIDE: Mapping[type, type] = {
     cls: wide
-    for wide in (WideLinear, WideSparseLinear, WideTrainedLinear, WideConv1d, WideConv2d, WideConv3d)
+    for wide in (WideLinear, WideSparseLinear, WideTrainedLinear, WideLeanLinear, WideConv1d, WideConv2d, WideConv3d)
     for cls in wide.__bases__[1:]
 }

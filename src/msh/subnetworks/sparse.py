@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from msh.compat import is_exporting
+from msh.compat import Loadable, is_exporting, is_transformed, version_of
 
 SMALLEST = 2**18
 """Matrix size in weights below which a dense product costs less, however sparse."""
@@ -61,6 +61,10 @@ class Blocks:
     order: Tensor | None
     parts: list[Block]
     last: list[Tensor] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the last CSR matrices, which torch cannot copy."""
+        return {**vars(self), "last": []}
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
         """Multiply with (batch, columns) transposed: (rows, batch)."""
@@ -152,11 +156,19 @@ class Pattern:
         row = torch.arange(self.shape[0]).repeat_interleave(block.starts.diff())
         return row * self.shape[1] + block.column
 
-    def compress(self) -> Pattern:
+    def compress(self) -> None:
         """Keep the rows' starts and the columns in place of the indices, which take twice the memory."""
         self._lay_out(False, 1)
         self._index = None
-        return self
+
+    def fix(self, values: Tensor) -> None:
+        """Prepare for values (k,) that never change."""
+        self.compress()
+
+    def scattered(self, values: Tensor) -> Tensor:
+        """Write values (k,) at the indices into zeros: (rows, columns)."""
+        made = values.new_zeros(math.prod(self.shape))
+        return made.index_copy_(0, self.index.to(values.device), values).view(self.shape)
 
     def suits(self, inputs: Tensor) -> bool:
         """Return True if the sparse product costs less than the dense one for these inputs (*batch, columns)."""
@@ -276,21 +288,78 @@ def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return get
 
 
-class SparseLinear(nn.Linear):
-    """Compute with the values of a sparse weight where that costs less.
+class FrozenForm:
+    """A frozen weight that is 0 outside a pattern, as values.
 
-    Exporters and tracers see the dense weight.
+    A layer computes with them while its own tensor is the one that they come from, unchanged: one whose tensors are
+    loaded, moved to another type or changed in place computes with these as any layer does.
+
+    Args:
+        pattern: indices of the values.
+        values: (k,), in the pattern's order.
+        source: the layer's tensor; None: the values are it.
     """
 
-    form = cast(Any, None)  # a SparseForm, or the dense tensor; without an annotation, which torch.jit would read
+    def __init__(self, pattern: Pattern, values: Tensor, source: Tensor | None = None) -> None:
+        pattern.fix(values)
+        self.pattern, self.values, self._source = pattern, values, values if source is None else source
+        self._version: int | None = version_of(self._source)
+
+    def sparse(self) -> Tensor:
+        """Return the values, (k,)."""
+        return self.values
+
+    def dense(self) -> Tensor:
+        """Make the dense tensor, (*shape)."""
+        return self.pattern.scattered(self.values)
+
+    def is_current(self, source: Tensor) -> bool:
+        """Tell whether a layer's tensor is still the one that the values come from."""
+        return source is self._source and version_of(source) == self._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_version": 0 if self.is_current(self._source) else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let a copy belong to the copied tensor, whose count begins anew."""
+        vars(self).update(state)
+        if self._version is not None:
+            self._version = version_of(self._source)
+
+
+class SparseLinear(Loadable, nn.Linear):
+    """Compute with the values of a sparse weight where that costs less.
+
+    Exporters and tracers see the dense weight, and so do transformations of torch.func.
+    """
+
+    form = cast(Any, None)  # a form, or the dense tensor; without an annotation, which torch.jit would read
 
     def forward(self, input: Tensor) -> Tensor:
         """(*batch, columns) to (*batch, rows)."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             form = self.form
-            if isinstance(form, SparseForm) and not _is_traced(input) and form.pattern.suits(input):
+            if isinstance(form, SparseForm | FrozenForm) and form.pattern.suits(input) and self._may_use(form, input):
                 return sparse_linear(input, form.sparse(), form.pattern, self.bias)
         return F.linear(input, self.weight, self.bias)
+
+    def _may_use(self, form: SparseForm | FrozenForm, input: Tensor) -> bool:
+        """Tell whether nothing follows the operations, and the form has the layer's weight, in the input's type."""
+        if _is_traced(input):
+            return False
+        if isinstance(form, SparseForm) or torch.compiler.is_compiling():
+            return True
+        return form.values.dtype == input.dtype and form.is_current(self.source)
+
+    @property
+    def source(self) -> Tensor:
+        """The tensor that a frozen layer's values come from."""
+        return self.weight
+
+    def loaded(self) -> None:
+        """Drop a form that has not the loaded weight: compiled graphs do not look at it in each call."""
+        if isinstance(self.form, FrozenForm) and not self.form.is_current(self.source):
+            vars(self)["form"] = None
 
 
 class TrainedLinear(SparseLinear):
@@ -303,9 +372,31 @@ class TrainedLinear(SparseLinear):
         return self.form.dense() if isinstance(self.form, SparseForm) else self.form
 
 
+class LeanLinear(SparseLinear):
+    """A frozen linear layer that has its weight's values alone, (k,), as buffer `values`."""
+
+    values: Tensor
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(rows, columns), made on each use."""
+        scattered: Tensor = self.form.pattern.scattered(self.values)
+        return scattered
+
+    @property
+    def source(self) -> Tensor:
+        """The values."""
+        return self.values
+
+    def loaded(self) -> None:
+        """Keep the form, which has the indices."""
+
+
 def _is_traced(inputs: Any) -> bool:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return bool(tracing or is_exporting() or isinstance(inputs, fx.Proxy))
+    if torch.compiler.is_compiling():
+        return bool(tracing or is_exporting())
+    return bool(tracing or isinstance(inputs, fx.Proxy) or is_transformed())
 
 
 def sparse_linear(inputs: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None) -> Tensor:

@@ -332,7 +332,7 @@ class NetworkState:
                 raise ValueError(f"{label}: task {task!r} owns other weights of layer {name!r} than planned")
         for name, mask in masks.items():
             owners, weight = self.owners[name].view(-1), self.weights[name].view(-1)
-            index = mask.view(-1).nonzero().squeeze(1)  # (k,)
+            index = mask.reshape(-1).nonzero().squeeze(1)  # (k,)
             rivals = owners[index]
             rivals = rivals[(rivals != FREE) & (rivals != owner)]
             if rivals.numel():
@@ -341,7 +341,7 @@ class NetworkState:
                     f"{labels.get(rival, 'the plan')} (task {rival!r}) and {label} (task {task!r}) own the same "
                     f"weights, {int((rivals == rivals[0]).sum())} of layer {name!r}: train both on one plan"
                 )
-            owners[index], weight[index] = owner, other.weights[name].view(-1)[index]
+            owners[index], weight[index] = owner, other.weights[name].reshape(-1)[index]
         start = {f"private.{name}": self.defaults[name] for name in self.buffers}
         changed = {k: t for k, t in entry.private.items() if k not in start or not same_bits(t, start[k])}
         self.tasks[task] = replace(entry, owner=owner, private=changed, base=None)

@@ -39,7 +39,8 @@ class Subnetwork(nn.Module):
         bits: int8, (*shape), while masked: the masks as bits. Not saved.
         chosen: (*shape), while scores choose: 0 at candidates that were not chosen, else 1. Not saved.
         patterns: while masked or compact: indices of the values, for tensors that may be used in sparse form.
-        whole: names of tensors whose every weight is a candidate: these need no mask.
+        whole: names of tensors whose every weight is a candidate, which need no mask; to the row of an embedding that
+            stays 0, if there is one.
         exposed: while `dense_leaves` is in use: tensor name to the weight (*shape) to compute with.
         written: tensor name to the version of its values when they were last scattered.
     """
@@ -65,7 +66,7 @@ class Subnetwork(nn.Module):
         self.base = TensorBag()
         self.bits = TensorBag()
         self.patterns: dict[str, Pattern] = {}
-        self.whole: set[str] = set()
+        self.whole: dict[str, int | None] = {}
         self.exposed: dict[str, Tensor] = {}
         self.untrained: list[tuple[nn.Module, str]] = []
         self.written: dict[str, int] = {}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msh.compat import list_weights, non_persistent, own_buffers, own_modules, own_parameters
-from msh.subnetworks.roles import Prunable, check_aliases, find_roles, padding_rows, tied_names
+from msh.compat import is_transformed, list_weights, non_persistent, own_buffers, own_modules, own_parameters
+from msh.subnetworks.roles import Prunable, check_aliases, check_tables, find_roles, padding_rows, tied_names
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def name_tensors(backbone: nn.Module, prunable: Prunable = None) -> TensorNames:
         ValueError: a parameter has no clear role, or is used in a way that would leave it untrained.
     """
     check_aliases(backbone)
+    check_tables(backbone)
     roles = find_roles(backbone, prunable)
     by_kind = {kind: [r.name for r in roles if (r.kind, r.parameter) == kind] for kind in KINDS}
     rows = padding_rows(backbone)
@@ -240,7 +241,30 @@ class _MaskedGradient(torch.autograd.Function):
         bits = ctx.bits
         if torch.is_grad_enabled():  # this backward pass is to be differentiated itself
             return torch.where(bits.bool(), gradient, gradient.new_zeros(())), None
-        return as_integers(gradient).bitwise_and(bits).view(gradient.dtype), None
+        return as_integers(gradient.resolve_neg()).bitwise_and(bits).view(gradient.dtype), None
+
+
+class _StillRow(torch.autograd.Function):
+    """Forward: the weight itself. Backward: no gradient in one row."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, row: int) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.row = row
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        if gradient.is_cpu and not gradient[ctx.row].any():  # as where only an embedding layer computes with it
+            return gradient, None
+        return gradient.index_fill(0, torch.tensor(ctx.row, device=gradient.device), 0.0), None
+
+
+def without_row(values: Tensor, row: int) -> Tensor:
+    """Return a weight (rows, *columns) whose gradient is 0 in one row; that row must be 0."""
+    if torch.compiler.is_compiling() or is_transformed():
+        return values.index_fill(0, torch.tensor(row, device=values.device), 0.0)
+    weight: Tensor = _StillRow.apply(values, row)
+    return weight
 
 
 class _Scattered(torch.autograd.Function):
@@ -284,6 +308,9 @@ def sliced_weight(values: Tensor, rows: Tensor, columns: Tensor, inside: Tensor 
     Returns:
         (r, c, *kernel); its gradient is 0 where there is no candidate.
     """
+    if is_transformed():
+        part = values.index_select(0, rows).index_select(1, columns)
+        return part if inside is None else torch.where(inside, part, part.new_zeros(()))
     weight: Tensor = _Sliced.apply(values, rows, columns, inside)
     return weight
 
@@ -386,7 +413,8 @@ def only_at(mask: Tensor, weight: Tensor) -> Tensor:
 
 def raw_bytes(tensor: Tensor) -> Any:
     """View a tensor's memory as a buffer of bytes."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    whole = tensor.detach().cpu().resolve_neg().contiguous()
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data  # one element may have any stride
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

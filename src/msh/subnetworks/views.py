@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from msh.compat import hook_registries, own_buffers
 from msh.subnetworks.description import Phase
 from msh.subnetworks.small import SmallTensors, sliced_in_training
-from msh.subnetworks.sparse import SparseForm, SparseLinear, TrainedLinear
+from msh.subnetworks.sparse import FrozenForm, LeanLinear, SparseForm, SparseLinear, TrainedLinear
 from msh.subnetworks.tensors import TensorNames, buffer_of, put_tensor
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def in_own_type(part: nn.Module, inputs: Tensor) -> Tensor:
 def frozen_network(
     network: MultiSubnetwork,
     sub: Subnetwork,
-    weights: Mapping[str, tuple[Tensor | None, SparseForm | None]],
+    weights: Mapping[str, tuple[Tensor | None, FrozenForm | None]],
     small: SmallTensors | None = None,
 ) -> TaskNetwork:
     """Build a frozen task's module.
@@ -168,8 +168,10 @@ def frozen_network(
             else:
                 delattr(*place)
             if form is not None and is_linear_weight(place):
-                place[0].__class__ = TrainedLinear if dense is None else SparseLinear
+                place[0].__class__ = LeanLinear if dense is None else SparseLinear
                 vars(place[0])["form"] = form
+                if dense is None:
+                    place[0].register_buffer("values", form.values)
     private = dict(sub.private.items())
     if small is not None:
         for name in network.names.buffers:  # unchanged ones are the backbone's

@@ -156,11 +156,12 @@ def test_more_blocks_than_are_free_is_refused():
 
 
 def test_a_budget_without_a_block_in_a_layer_is_refused():
-    with pytest.raises(EmptyLayerError, match=f"no block of layer 'a'.*{says('density', '>= 0.03126', 0.02)}"):
+    with pytest.raises(EmptyLayerError, match=f"no block of layer 'a'.*{says('density', '>= 0.03125', 0.02)}"):
         plan_blocks(SIZES, 560, {"x": Budget(density=0.02)})
     with pytest.raises(EmptyLayerError, match=f"no block of layer 'a'.*{says('weights', '>= 18', 17)}"):
         plan_blocks(SIZES, 560, {"x": Budget(weights=17)})
     assert plan_blocks(SIZES, 560, {"x": Budget(weights=18)})["x"]["a"] == 1
+    assert plan_blocks(SIZES, 560, {"x": Budget(density=0.03125)})["x"]["a"] == 1  # half a block
     assert plan_blocks(SIZES, 560, {"x": Budget(density=0.02)}, allow_empty=True) == {"x": {"a": 0, "b": 1}}
     with pytest.raises(EmptyLayerError, match="no block of layer 'a'"):
         plan_blocks(SIZES, 560, {"x": Budget(density=0.002)}, allow_empty=True)
@@ -174,6 +175,21 @@ def test_a_budget_over_the_whole_network_is_refused():
     network.begin("a")
     with pytest.raises(ValueError, match=says("kept", "a number per tensor, with blocks", {"": 3})):
         prune(network, "a", {"": 3}, granularity=Blocks.of(network))
+
+
+@pytest.mark.parametrize("size", [(0, 1), (-1, 2), (2.5, 2)])
+def test_sides_that_are_no_whole_numbers_are_refused(size):
+    with pytest.raises(ValueError, match=says("block_size", "two whole numbers from 1 on", size)):
+        Blocks.of(MultiSubnetwork(make_mlp(4, 4)), size)
+
+
+def test_a_missing_number_of_blocks_is_refused():
+    network = MultiSubnetwork(make_mlp(4, 4, 4))
+    network.add_task("a", nn.Linear(4, 2), granularity="block")
+    network.begin("a")
+    first, second = network.sizes()
+    with pytest.raises(ValueError, match=f"kept must be a number for every tensor, also for '{second}'"):
+        prune(network, "a", {first: 1}, granularity=Blocks.of(network, (2, 2)))
 
 
 def test_a_task_keeps_the_blocks_with_the_largest_norms_and_the_tensors_norm():

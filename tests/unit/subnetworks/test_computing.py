@@ -210,3 +210,45 @@ def test_a_pass_in_inference_mode_does_not_disturb_training():
         before = network.digest("a")
         train(network, make_optimizer(torch.optim.SGD, network))
         assert network.digest("a") != before
+
+
+class Tied(nn.Module):
+    """Reads words from the table that it also computes with as a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.middle = nn.Embedding(30, 16, padding_idx=0), nn.Linear(16, 16)
+
+    def forward(self, tokens):
+        return nn.functional.linear(torch.tanh(self.middle(self.words(tokens))), self.words.weight).mean(1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_padding_row_stays_0_where_the_table_is_also_a_matrix(pruned, compiled):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(Tied())
+    network.add_task("a")
+    network.begin("a")
+    tokens, labels = torch.randint(0, 30, (6, 5)), torch.zeros(6, dtype=torch.long)
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    train_on(run, network, tokens, labels)
+    if pruned:
+        prune(network, "a", {"words.weight": 200, "middle.weight": 100})
+        train_on(run, network, tokens, labels)
+    assert not network.subnetwork("a").values["words.weight"][0].any()
+    network.settle("a")
+    before = network(tokens, "a")
+    network.compact("a")
+    torch.testing.assert_close(network(tokens, "a"), before)
+    network.freeze("a")
+    torch.testing.assert_close(network(tokens, "a"), before)
+
+
+def train_on(run, network, inputs, labels, steps=5):
+    optimizer = torch.optim.Adam(network.subnetwork("a").parameters(), 0.05, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(run(inputs, "a"), labels).backward()
+        assert not network.subnetwork("a").values["words.weight"].grad[0].any()
+        optimizer.step()

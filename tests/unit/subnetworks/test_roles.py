@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models import SwinTransformer, VisionTransformer
 
+from messages import says
 from msh.subnetworks.roles import check_aliases, find_roles, padding_rows, tied_names
+from msh.subnetworks.tensors import name_tensors
 
 LAYERS = {
     "Linear": (lambda: nn.Linear(4, 3), ["weight"]),
@@ -446,3 +448,10 @@ def test_transformers_models():
     assert bert["embeddings.position_embeddings.weight"] == ("private", "position embedding")
     assert bert["embeddings.token_type_embeddings.weight"] == ("private", "token type embedding")
     assert bert["embeddings.word_embeddings.weight"] == ("prunable", "weight of Embedding")
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_scales_its_rows_is_refused(kind):
+    backbone = nn.Sequential(OrderedDict(words=kind(6, 4, max_norm=1.5)))
+    with pytest.raises(ValueError, match=says(f"max_norm of words ({kind.__name__})", value=1.5)):
+        name_tensors(backbone)

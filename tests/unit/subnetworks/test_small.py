@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from helpers import load_network
-from msh.backbones import MLP, PaperConv
+from msh.backbones import MLP, PaperConv, ResNet18
 from msh.files.state_file import save_network
-from msh.inference.export import sliced
+from msh.inference.export import is_sliceable, sliced
 from msh.subnetworks import (
     Budget,
     MultiSubnetwork,
@@ -23,7 +23,7 @@ from msh.subnetworks import (
 )
 from msh.subnetworks.modules import flops_share
 from msh.subnetworks.small import FewHeads
-from msh.subnetworks.sparse import SparseForm
+from msh.subnetworks.sparse import FrozenForm
 
 
 class NoBias(nn.Module):
@@ -75,6 +75,26 @@ class Blocks(nn.Module):
         return (tokens + self.down(functional.gelu(self.up(tokens)))).mean(1)
 
 
+class Residual(nn.Module):
+    """Two stages of a residual stream, added in place and not, with normalisation before and after."""
+
+    input_shape, features = (3, 6, 6), 10
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.norm, self.back, self.after = nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.down, self.short = nn.Conv2d(8, 12, 3, 2, 1, bias=False), nn.Conv2d(8, 12, 1, 2)
+        self.other, self.last = nn.BatchNorm2d(12), nn.Conv2d(12, 10, 3)
+
+    def forward(self, inputs):
+        stream = self.stem(inputs)
+        branch = self.after(self.back(functional.relu(self.norm(self.body(stream)))))
+        branch += stream
+        stream = functional.relu(self.other(self.down(branch)) - self.short(functional.relu(branch)))
+        return self.last(stream).mean((2, 3))
+
+
 class EndsDepthwise(nn.Sequential):
     """A convolution and a depthwise one that computes the features."""
 
@@ -113,7 +133,13 @@ class Attends(nn.Module):
         return self.two(hidden.transpose(0, 1), src_mask=self.mask, is_causal=True).mean(0)
 
 
-BRANCHED = {"blocks": Blocks, "depthwise": EndsDepthwise, "attention": Attends}
+BRANCHED = {
+    "blocks": Blocks,
+    "depthwise": EndsDepthwise,
+    "attention": Attends,
+    "residual": Residual,
+    "resnet": lambda: ResNet18((3, 8, 8), width=4),
+}
 
 
 def make(backbone, granularity, tasks=("a",), dtype=torch.float64, density=0.2, overlap=False):
@@ -237,6 +263,23 @@ def is_small(network):
     return network.module("a")._slices is not None
 
 
+def test_a_task_without_units_of_a_convolution_computes_as_a_whole():
+    outputs = []
+    for phase in ("masked", "compact", "frozen"):
+        torch.manual_seed(0)
+        network = MultiSubnetwork(EndsInChannels().double())
+        units = OverlappingUnits(trace_units(network))
+        network.add_task("a", nn.Linear(10, 3).double(), granularity="unit")
+        network.begin("a")
+        prune(network, "a", {"0.weight": 0, "2.weight": 20}, granularity=units, allow_empty=True)
+        if phase != "masked":
+            getattr(network, {"compact": "compact", "frozen": "freeze"}[phase])("a")
+        outputs.append(network.eval()(batch(network)[0], "a"))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(outputs[2], outputs[0])
+    assert not is_sliceable(network, "a")
+
+
 def filled_up(width=600, task="last"):
     """Make a network whose tasks own almost all weights, and a compact task of what is left between its units."""
     torch.manual_seed(0)
@@ -267,7 +310,7 @@ def test_the_last_of_many_tasks_computes_by_sparse_products(tmp_path):
         each.freeze("last")
         each.eval()
     small = network.module("last").backbone
-    assert [isinstance(getattr(layer, "form", None), SparseForm) for layer in small.modules()].count(True) == 2
+    assert [isinstance(getattr(layer, "form", None), FrozenForm) for layer in small.modules()].count(True) == 2
     outputs = network(inputs, "last")
     torch.testing.assert_close(outputs, whole(inputs, "last"), rtol=1e-4, atol=1e-5)
     many = torch.randn(4000, 40)  # for which dense products cost less

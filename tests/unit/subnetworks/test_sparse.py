@@ -9,8 +9,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from msh.backbones import MLP
-from msh.subnetworks import Budget, MultiSubnetwork, prune, sparse
+from msh.subnetworks import (
+    WEIGHTS,
+    Blocks,
+    Budget,
+    MultiSubnetwork,
+    OverlappingUnits,
+    prune,
+    sparse,
+    trace_units,
+)
 from msh.subnetworks.sparse import (
+    FrozenForm,
     Pattern,
     SparseForm,
     SparseLinear,
@@ -58,7 +68,8 @@ def test_a_compressed_pattern_has_the_same_indices():
     weight, pattern = make_matrix()
     index, inputs = pattern.index, torch.randn(3, 11)
     expected = sparse_linear(inputs, weight.take(index), pattern)
-    again = Pattern(index, weight.shape).compress()
+    again = Pattern(index, weight.shape)
+    again.compress()
     assert torch.equal(again.index, index)
     assert torch.equal(sparse_linear(inputs, weight.take(index), again), expected)
     assert torch.equal(again.transposed(3).parts[0].column, pattern.transposed(3).parts[0].column)
@@ -295,12 +306,109 @@ def test_a_frozen_task_computes_with_its_values_alone(monkeypatch):
     made = network.module("task")
     inputs = torch.randn(4, 784)
     expected = made(inputs)
-    for name, layer in made.backbone.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.fill_(torch.nan)
-            assert isinstance(layer, SparseLinear), name
-    with torch.no_grad():
-        assert torch.equal(made(inputs), expected)
+    layers = [layer for layer in made.backbone.modules() if isinstance(layer, nn.Linear)]
+    assert all(isinstance(layer, SparseLinear) for layer in layers)
+    layers[-1].form.values.zero_()  # the dense weight stays
+    assert not torch.equal(made(inputs), expected)
+
+
+def make_frozen(kind):
+    """Make a network with a frozen task in CSR or in blocks, and inputs for it."""
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((512,), width=512, depth=2))
+    granularity = Blocks.of(network, (32, 32)) if kind == "blocks" else WEIGHTS
+    sizes = granularity.sizes if kind == "blocks" else None
+    network.add_task("a", nn.Linear(512, 3), granularity="block" if kind == "blocks" else "weight", blocks=sizes)
+    network.begin("a")
+    counts = Budget(density=0.1).counts(granularity.counts(network.sizes()), {})
+    prune(network, "a", counts, granularity=granularity)
+    network.freeze("a")
+    return network.eval(), torch.randn(40, 512)
+
+
+def module_of(network, lean):
+    return network.without_rest().module("a") if lean else network.module("a")
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("kind", ["csr", "blocks"])
+def test_a_frozen_module_s_copies_compute_bitwise_as_it_does(kind, lean):
+    network, inputs = make_frozen(kind)
+    module = module_of(network, lean)
+    expected = module(inputs)
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).float()):
+        assert torch.equal(again(inputs), expected)
+    with torch.inference_mode():
+        again = copy.deepcopy(module)
+        torch.testing.assert_close(again(inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("kind", ["csr", "blocks"])
+def test_a_frozen_module_follows_its_tensors(kind, lean):
+    network, inputs = make_frozen(kind)
+    module = module_of(network, lean)
+    expected = module(inputs)
+    torch.testing.assert_close(copy.deepcopy(module).double()(inputs.double()), expected.double(), **CLOSE)
+    doubled = copy.deepcopy(module)
+    doubled.load_state_dict({name: 2 * tensor for name, tensor in module.state_dict().items()})
+    changed = copy.deepcopy(module)
+    for tensor in changed.state_dict().values():
+        tensor.mul_(2)
+    plain = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
+    tensors = [tensor for layer in linear_layers(module) for tensor in (layer.weight, layer.bias)]
+    plain.load_state_dict(dict(zip(plain.state_dict(), (2 * tensor for tensor in tensors), strict=True)))
+    for other in (doubled, changed):
+        torch.testing.assert_close(other(inputs), plain(inputs).detach(), **CLOSE)
+    assert torch.equal(module(inputs), expected)
+
+
+def linear_layers(module):
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize("kind", ["csr", "blocks"])
+def test_a_compiled_frozen_module_follows_loaded_tensors(kind):
+    network, inputs = make_frozen(kind)
+    module = network.module("a")
+    compiled = torch.compile(module, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs), module(inputs), **CLOSE)
+    module.load_state_dict({name: 2 * tensor for name, tensor in module.state_dict().items()})
+    assert not any(isinstance(layer.form, FrozenForm) for layer in linear_layers(module.backbone))
+    torch.testing.assert_close(compiled(inputs), module(inputs), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own, in its forward mode
+@pytest.mark.parametrize("phase", ["masked", "compact", "frozen"])
+@pytest.mark.parametrize("kind", ["csr", "blocks", "unit"])
+def test_transformations_of_torch_func_work(kind, phase):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(MLP((512,), width=512, depth=2))
+    name = {"csr": "weight", "blocks": "block"}.get(kind, "unit")
+    kinds = {"weight": lambda: WEIGHTS, "block": lambda: Blocks.of(network, (32, 32))}
+    granularity = kinds.get(name, lambda: OverlappingUnits(trace_units(network)))()
+    blocks = granularity.sizes if name == "block" else None
+    network.add_task("a", nn.Linear(512, 3), granularity=name, blocks=blocks)
+    network.begin("a")
+    counts = Budget(density=0.1).counts(granularity.counts(network.sizes()), {})
+    prune(network, "a", counts, granularity=granularity)
+    for step in {"masked": [], "compact": [network.compact], "frozen": [network.freeze]}[phase]:
+        step("a")
+    module, inputs = network.eval().module("a"), torch.randn(33, 512)
+    expected = torch.autograd.functional.jacobian(module, inputs)
+    torch.testing.assert_close(torch.func.jacrev(module)(inputs), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.func.vmap(module)(inputs.view(33, 1, 512)).squeeze(1), module(inputs), **CLOSE)
+    slope = torch.func.jvp(module, (inputs,), (torch.ones_like(inputs),))[1]
+    torch.testing.assert_close(slope, expected.sum((-2, -1)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("phase", ["masked", "compact"])
+def test_a_network_is_copied_after_it_has_computed(phase):
+    network = make_wide(phase == "compact")
+    inputs = torch.randn(4, 784)
+    network(inputs).sum().backward()
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    assert torch.equal(averaged(inputs), network(inputs))
 
 
 def test_an_optimizer_that_moves_pruned_weights_is_undone_in_sparse_form_too(always):

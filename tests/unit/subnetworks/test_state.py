@@ -570,3 +570,29 @@ def test_blocks_are_described():
     tasks, _ = read_description(state.describe())
     assert tasks["b"].blocks == {"first": (2, 1)}
     assert tasks["a"].blocks == {}
+
+
+def test_a_network_with_another_layout_in_memory_is_merged():
+    def made(task, odd):
+        torch.manual_seed(0)
+        backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten())
+        network = MultiSubnetwork(backbone).to(memory_format=torch.channels_last)
+        network.add_task(task)
+        mask = (torch.arange(216) % 2 == odd).view(8, 3, 3, 3)
+        network.begin(task, Allocation({NAME: mask}, {NAME: 1.0}))
+        network.freeze(task)
+        return network
+
+    state, other = made("a", 0).state, made("b", 1)
+    state.take([("b", other.state)])
+    assert torch.equal(state.weight("b", NAME), other.state.weight("b", NAME))
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 2, dtype=torch.bool), None])
+def test_an_allocation_that_does_not_fit_is_refused(mask):
+    network = make_square()
+    network.add_task("a")
+    what = "has another shape" if mask is not None else "no mask is allocated"
+    with pytest.raises(ValueError, match=what):
+        network.begin("a", Allocation({} if mask is None else {NAME: mask}, {NAME: 1.0}))
+    assert network.subnetwork("a").phase == "new"

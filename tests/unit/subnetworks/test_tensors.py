@@ -12,6 +12,7 @@ from msh.subnetworks.tensors import (
     mask_bits,
     masked_weight,
     name_tensors,
+    raw_bytes,
     restore,
     same_bits,
     scattered_weight,
@@ -218,3 +219,38 @@ def test_what_a_mask_leaves_out_becomes_0_whatever_it_was(dtype):
     keep_only(torch.tensor([True, False, False, False, True]), values)
     expected = torch.tensor([1.5, 0.0, 0.0, 0.0, float("nan")], dtype=dtype)
     assert same_bits(values, expected)
+
+
+class Spectral(nn.Module):
+    """Computes with the conjugate of its weights, whose gradient torch holds as the negative of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.re_weight, self.im_weight = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+
+    def forward(self, inputs):
+        return (torch.fft.fft(inputs) @ torch.complex(self.re_weight, self.im_weight).conj()).real
+
+
+def test_gradients_that_are_held_as_negatives_are_masked():
+    torch.manual_seed(0)
+    network, inputs = MultiSubnetwork(Spectral()), torch.randn(5, 4)
+    network.add_task("a")
+    network.begin("a")
+    network(inputs, "a").square().sum().backward()
+    values = network.subnetwork("a").values
+    whole = {name: values[name].grad.clone() for name in network.sizes()}
+    masks = {name: torch.rand(4, 4) < 0.5 for name in whole}
+    bits = {name: mask_bits(mask, values[name]) for name, mask in masks.items()}
+    network.restrict("a", masks)
+    assert all(torch.equal(network.subnetwork("a").bits[name], bits[name]) for name in bits)
+    network.zero_grad()
+    network(inputs, "a").square().sum().backward()
+    assert not any(values[name].grad[~masks[name]].any() for name in masks)
+    assert all(values[name].grad[masks[name]].any() for name in masks)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3, 4)[:1, 0], torch.ones(3, 4)[:, 1], torch.tensor(2.0)])
+def test_bytes_of_any_layout(tensor):
+    assert raw_bytes(tensor) == tensor.contiguous().clone().numpy().tobytes()
+    assert same_bits(tensor, tensor.clone())
