@@ -85,7 +85,7 @@ def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None =
         if target not in classes and not is_known(target):
             raise ValueError(
                 f"{part} is built by {target!r}, which is not in msh, torch, torchvision, timm or transformers: pass "
-                f"the constructor, classes={{{target!r}: ...}}"
+                f"the constructor, classes={{{target!r}: ...}}, or --allow {target} on the command line"
             )
     try:
         with torch.device("meta"), _RealNumbers():

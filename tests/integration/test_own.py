@@ -5,11 +5,13 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from running import few_steps, here
 from torch import nn
 
 import msh
-from msh.cli import evaluate, train
+from msh.cli import app, evaluate, train
+from msh.cli.own import allowed
 
 SETTINGS = ["trainer.max_epochs=2", "logger=none", "report=false", "threads=1", "trainer.accelerator=cpu"]
 DIGITS = ["tasks=[digits]", *few_steps("digits")]
@@ -56,8 +58,21 @@ def test_everything_of_the_users_is_named_by_its_target(tmp_path, capsys):
     assert json.loads((folder / "evaluation.json").read_text())[0]["score"] == results["test"]
     predictor = msh.load(folder, classes={f"{__name__}.Net": Net})
     assert len(predictor.predict("digits", torch.zeros(2, 8, 8).numpy()).labels) == 2
-    with pytest.raises(ValueError, match="pass the constructor"):
+    with pytest.raises(ValueError, match=f"pass the constructor.* or --allow {__name__}.Net on the command line"):
         msh.load(folder)
+    Image.new("L", (8, 8), 99).save(tmp_path / "in.png")
+    allow = ["--allow", f"{__name__}.Net"]
+    here(app.main, "predict", folder, tmp_path / "in.png", *allow, "-o", tmp_path / "out.csv", cwd=tmp_path)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+    here(app.main, "export", folder, *allow, "-o", tmp_path / "one.safetensors", cwd=tmp_path)
+    assert (tmp_path / "one.safetensors").stat().st_size
+
+
+def test_names_that_cannot_be_imported_are_refused_together():
+    with pytest.raises(ValueError, match="--allow must be a class or function, got") as caught:
+        allowed(["nowhere.Net", f"{__name__}.SETTINGS", f"{__name__}.Net"])
+    assert "--allow must be a class or function that can be imported (ModuleNotFoundError" in str(caught.value)
+    assert f"{__name__}.Net" not in str(caught.value)
 
 
 class Plain(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from msh.cli.own import add_allow, allowed
+
 ALL = "all"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 
@@ -22,6 +24,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", dest="out", type=Path, metavar="FILE", required=True, help="file to write")
     parser.add_argument("--quantize", choices=["int8"], help="ONNX: type of the weights")
     parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
+    add_allow(parser)
 
 
 def export(given: Namespace) -> None:
@@ -41,7 +44,7 @@ def export(given: Namespace) -> None:
         kind = given.format or given.out.suffix[1:]
         if given.quantize is not None and kind != "onnx":
             problems.add(f"--quantize {given.quantize} needs --format onnx, not {kind}")
-    predictor = load(given.source, base=given.base)
+    predictor = load(given.source, base=given.base, classes=allowed(given.allow))
     task = None if given.task == ALL and ALL not in predictor.tasks else predictor.task(given.task).name
     if task is None and given.quantize is not None:
         raise ValueError(f"--quantize {given.quantize} needs one task, not --task {ALL}: tasks share their weights")

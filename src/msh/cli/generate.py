@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 
+from msh.cli.own import add_allow, allowed
+
 
 def arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -23,6 +25,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most probable tokens; default: all")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
     parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
+    add_allow(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
 
 
@@ -36,7 +39,7 @@ def generate(given: Namespace) -> None:
     from msh.inference.predictor import load
 
     prompts = sys.stdin.read().splitlines() if given.prompts == ["-"] else given.prompts
-    predictor = load(given.source, base=given.base, device=given.device)
+    predictor = load(given.source, base=given.base, classes=allowed(given.allow), device=given.device)
     texts = predictor.generate(
         given.task,
         prompts,

@@ -9,6 +9,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from msh.cli.own import add_allow, allowed
+
 SOME_BAD = 3
 """Exit code where some inputs were skipped."""
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -39,6 +41,7 @@ def arguments(parser: ArgumentParser) -> None:
         "answered if an input is bad",
     )
     parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
+    add_allow(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
     parser.add_argument("--batch-size", type=int, metavar="N", help="inputs per batch; default: as the run evaluated")
 
@@ -61,7 +64,7 @@ def predict(given: Namespace) -> None:
             problems.check(at_least, "--batch-size", 1, given.batch_size)
         if given.out is not None:
             problems.check(one_of, "-o: the suffix", given.out.suffix, FORMATS)
-    predictor = load(given.source, base=given.base, device=given.device)
+    predictor = load(given.source, base=given.base, classes=allowed(given.allow), device=given.device)
     tasks = [*predictor.tasks.values()] if given.task is None else [predictor.task(given.task)]
     inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column, given.encoding)
     how = {"batch_size": given.batch_size, "skip_bad": given.skip_bad, "names": inputs.names}

@@ -10,6 +10,8 @@ import socket
 import sys
 from argparse import ArgumentParser, Namespace
 
+from msh.cli.own import add_allow, allowed
+
 KEY = "MSH_API_KEY"
 GRACE = 5
 """Seconds beyond --timeout that clients have to read answers after SIGTERM."""
@@ -21,6 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine only")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
     parser.add_argument("--base", help="network file with the tasks that a subnetwork file's task reads")
+    add_allow(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
     parser.add_argument(
         "--batch-milliseconds",
@@ -61,7 +64,7 @@ def serve(given: Namespace) -> None:
         limits = problems.check(Limits, given.batch_milliseconds, given.max_bytes, given.max_inputs, given.timeout)
         problems.check(_check_port, given.port)
         key = problems.check(_key)
-    predictor = load(given.source, base=given.base, device=given.device, lean=True)
+    predictor = load(given.source, base=given.base, classes=allowed(given.allow), device=given.device, lean=True)
     app = make_app(predictor, limits, key)
     listening = _listen(given.host, given.port)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + GRACE)

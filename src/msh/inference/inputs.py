@@ -39,6 +39,24 @@ class Inputs:
     kind: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """The inputs of a file.
+
+    Attributes:
+        examples: as in `Inputs`.
+        rows: number of each, from 1: its line in JSON Lines and plain text, else its place.
+    """
+
+    examples: Any
+    rows: Sequence[int]
+
+    @classmethod
+    def of(cls, examples: Any) -> Part:
+        """Count the inputs of a file."""
+        return cls(examples, range(1, len(examples) + 1))
+
+
 def read_inputs(
     tasks: Sequence[Steps], sources: Sequence[str], column: str | None = None, encoding: str = "utf-8"
 ) -> Inputs:
@@ -70,10 +88,11 @@ def read_inputs(
     if len(per_file) > 1:
         raise ValueError("--task: name the task, as some read a text per file, and others one per line")
     whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
-    readers: dict[str, Callable[[str], Any]] = {
-        "table": lambda file: _table(file, {c.name for c in columns if getattr(c, "form", None) != PLAIN}, encoding),
+    as_written = {c.name for c in columns if getattr(c, "form", None) != PLAIN}
+    readers: dict[str, Callable[[str], Part]] = {
+        "table": lambda file: Part.of(_table(file, as_written, encoding)),
         "tokenize": lambda file: _texts(file, column, True in per_file, encoding),
-        "next_tokens": lambda file: _texts(file, column, False, encoding),
+        "next_tokens": lambda file: _without_blank(_texts(file, column, False, encoding)),
         "tagged_words": lambda file: _words(file, column, encoding),
         "arrays": lambda file: _array(file, encoding),
         "named": lambda file: _named(firsts[0], file, encoding),
@@ -82,14 +101,15 @@ def read_inputs(
     with Problems() as problems:
         parts = [problems.check(readers[kind], file) for file in files]
         for file, part in zip(files, parts, strict=True):
-            if part is not None and len(part) == 0:
+            if part is not None and not part.rows:
                 problems.add(f"{file} has no inputs")
+    read = [part for part in parts if part is not None]
     names = [
         file if is_whole else f"{file}:{row}"
-        for file, part, is_whole in zip(files, parts, whole, strict=True)
-        for row in range(1, (0 if part is None else len(part)) + 1)
+        for file, part, is_whole in zip(files, read, whole, strict=True)
+        for row in part.rows
     ]
-    return Inputs(_joined(parts), names, kind)
+    return Inputs(_joined([part.examples for part in read]), names, kind)
 
 
 def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> str:
@@ -145,6 +165,12 @@ def _lines(file: str, encoding: str) -> Iterator[tuple[int, Any]]:
             yield number, _json(line, f"{file}, line {number}")
 
 
+def _values(file: str, encoding: str) -> Part:
+    """Read the values of a JSONL file."""
+    found = list(_lines(file, encoding))
+    return Part([value for _, value in found], [number for number, _ in found])
+
+
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -171,46 +197,61 @@ def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
     return pd.DataFrame(rows)
 
 
-def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> list[str | None]:
+def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> Part:
+    """Read a text per line, of which only the last ones may be blank; or per file; or from a column or JSON Lines."""
     if column is not None:
         rows = _table(file, None, encoding)
         one_of("--column", column, list(rows.columns))
-        return [cell if isinstance(cell, str) else as_text(cell, ()) for cell in rows[column]]  # None is refused later
+        cells = rows[column]
+        return Part.of([cell if isinstance(cell, str) else as_text(cell, ()) for cell in cells])  # None: refused later
     if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):
-        return [value for _, value in _lines(file, encoding)]
-    text = _text_of(file, encoding)
-    return [line for line in ([text] if per_file else text.split("\n")) if line.strip()]
+        return _values(file, encoding)
+    lines = [_text_of(file, encoding)] if per_file else _text_of(file, encoding).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return Part.of(lines)
 
 
-def _words(file: str, column: str | None, encoding: str) -> list[Any]:
+def _without_blank(part: Part) -> Part:
+    """Leave out blank texts, from which no next word follows."""
+    rows = [
+        row for row, text in zip(part.rows, part.examples, strict=True) if not isinstance(text, str) or text.strip()
+    ]
+    kept = set(rows)
+    return Part([text for row, text in zip(part.rows, part.examples, strict=True) if row in kept], rows)
+
+
+def _words(file: str, column: str | None, encoding: str) -> Part:
     """Read a text per line, or JSON: a text or a list of words, alone or in an object."""
     if not file.endswith(JSON):
         return _texts(file, column, False, encoding)
-    rows = [value for _, value in _lines(file, encoding)]
-    return [row.get(column or "tokens") if isinstance(row, dict) else row for row in rows]
+    part = _values(file, encoding)
+    key = column or "tokens"
+    return Part([row.get(key) if isinstance(row, dict) else row for row in part.examples], part.rows)
 
 
-def _array(file: str, encoding: str) -> Any:
+def _array(file: str, encoding: str) -> Part:
     if file.endswith(".npy"):
         try:
-            return np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            return Part.of(np.load(file, allow_pickle=False))
+        except (OSError, TypeError, ValueError) as error:  # an array of one number has no length
             raise ValueError(f"{file} is not an array of numbers: {error}") from error
+    part = _values(file, encoding)
     try:
-        return np.asarray([value for _, value in _lines(file, encoding)], dtype=np.float64)
+        return Part(np.asarray(part.examples, dtype=np.float64), part.rows)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is not an array of numbers, one example per line in JSON: {error}") from error
 
 
-def _named(step: ReadNamed, file: str, encoding: str) -> list[Any]:
+def _named(step: ReadNamed, file: str, encoding: str) -> Part:
     """Read inputs by name: an NPZ file of arrays (examples, ...), or an object per line in JSON."""
     if not file.endswith(".npz"):
-        return [value for _, value in _lines(file, encoding)]
+        return _values(file, encoding)
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return step.examples({name: arrays[name] for name in arrays.files})
+            return Part.of(step.examples({name: arrays[name] for name in arrays.files}))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} has no arrays by name: {error}") from error
 

@@ -131,4 +131,4 @@ def _idle_stopping(
 
 def stage_name(stage: Stage) -> str:
     """Name a stage in a message."""
-    return f"stage {stage.index} ({', '.join(stage.tasks)})"
+    return f"stage {stage.index + 1} ({', '.join(stage.tasks)})"

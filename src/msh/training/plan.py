@@ -111,17 +111,17 @@ def fits_of(stage: Stage, stages: int, pruning: PruningConfig) -> list[Fit]:
     if pruning.is_gated and dense < 1:
         raise invalid(
             "pruning.begin",
-            f">= {1 / stage.max_epochs:g} with pruning.gate.step, so that stage {stage.index} trains at least one of "
-            f"its {stage.max_epochs} epochs dense, to compare with",
+            f">= {1 / stage.max_epochs:g} with pruning.gate.step, so that stage {stage.index + 1} trains at least one "
+            f"of its {stage.max_epochs} epochs dense, to compare with",
             pruning.begin,
         )
     if pruning.rewind is not None and not 0 <= pruning.rewind <= dense:
-        first = f"the epochs before the first cut of stage {stage.index} (pruning.begin x max_epochs)"
+        first = f"the epochs before the first cut of stage {stage.index + 1} (pruning.begin x max_epochs)"
         raise invalid("pruning.rewind", f"in [0, {dense:g}], {first}", pruning.rewind)
     pruned = _epochs_until(pruning.gate.until if pruning.is_gated else pruning.end, stage)
     to_budget = _epochs_until(pruning.end, stage)
     if pruning.is_gated and pruned <= to_budget:
-        bound = f"> {to_budget / stage.max_epochs:.3g}, so that the gate has an epoch of stage {stage.index}"
+        bound = f"> {to_budget / stage.max_epochs:.3g}, so that the gate has an epoch of stage {stage.index + 1}"
         raise invalid("pruning.gate.until", bound, pruning.gate.until)
     title = f"stage {stage.index + 1}/{stages} {'+'.join(stage.tasks)}"
     search = "prune"

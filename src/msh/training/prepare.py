@@ -301,12 +301,16 @@ def _plan_budgets(
                 "tasks keep whole units of %d of the backbone's %d layers; the others stay whole, such as %s (%s)",
                 *(len(graph.layers) - len(graph.whole), len(graph.layers), *next(iter(graph.whole.items()))),
             )
+    elif overlap is None and config.pruning.share is not None:
+        log.info("the tasks share units, so that each owns an equal part of the weights")
     elif not overlap:
         owners = {name: network.owners[name] for name in network.names.prunable}
         free = {name: int(mask.sum()) for name, mask in candidate_units(graph, network.free(), owners).items()}
         budgets = {task: config.budget(task) for stage in stages for task in stage.tasks}
         try:
-            return granularity, plan_units(graph, budgets, free)
+            plan = plan_units(graph, budgets, free)
+            log.info("each task keeps units of its own; with pruning.overlap=true tasks would share units")
+            return granularity, plan
         except EmptyLayerError:
             raise
         except CapacityError as error:

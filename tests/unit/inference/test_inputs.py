@@ -7,7 +7,9 @@ import torch
 
 from msh.inference.inputs import read_inputs
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
+from msh.tasks.steps import ReadArrays, Tokenize
 from msh.tasks.tables import table
+from msh.tasks.windows import NextTokens
 
 ROWS = "größe;menge;preis;art\n" + "".join(f"1,{i:02};{1 + i}.000;{i}.234 kr;{i % 2}\n" for i in range(1, 40))
 
@@ -37,3 +39,34 @@ def test_one_row_is_read_in_the_training_files_way(trained, tmp_path):
     for name in ("one.csv", "one.jsonl"):
         examples = read_inputs([steps], [str(tmp_path / name)]).examples
         assert steps[0](examples).tolist() == [[1.01, 2000, 1234]]
+
+
+WORDS = (Tokenize("{}"),)
+
+
+def test_a_blank_line_is_an_input_too_except_at_the_end(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("good\n\nbad\n  \n\n")
+    found = read_inputs([WORDS], [str(path)])
+    assert list(found.examples) == ["good", "", "bad"]
+    assert found.names == [f"{path}:{line}" for line in (1, 2, 3)]
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match=r"in\.txt has no inputs"):
+        read_inputs([WORDS], [str(path)])
+
+
+def test_inputs_are_named_by_their_lines(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('"good"\n\n"bad"\n')
+    found = read_inputs([WORDS], [str(path)])
+    assert (list(found.examples), found.names) == (["good", "bad"], [f"{path}:1", f"{path}:3"])
+    path.write_text("[1.0, 2.0]\n\n[3.0, 4.0]\n")
+    found = read_inputs([(ReadArrays((2,)),)], [str(path)])
+    assert (found.examples.tolist(), found.names) == ([[1, 2], [3, 4]], [f"{path}:1", f"{path}:3"])
+
+
+def test_texts_of_a_language_model_are_named_by_their_lines(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("\nthe cat\n\nran\n")
+    found = read_inputs([(NextTokens("{}", 4, 0),)], [str(path)])
+    assert (list(found.examples), found.names) == (["the cat", "ran"], [f"{path}:2", f"{path}:4"])

@@ -11,8 +11,9 @@ from msh.backbones.conv import PaperConv
 from msh.backbones.mlp import MLP
 from msh.backbones.resnet import ResNet18
 from msh.backbones.transformer import Transformer
-from msh.subnetworks import CapacityError, MultiSubnetwork
+from msh.subnetworks import CapacityError, MultiSubnetwork, OverlappingUnits
 from msh.training import prepare
+from msh.training.build import build_granularity
 from msh.training.config import run_config
 from msh.training.plan import stages_of
 from msh.training.prepare import choose_granularity
@@ -60,6 +61,26 @@ def test_units_are_kept_where_every_layer_has_its_own(backbone, pruning, caplog)
     with caplog.at_level(logging.INFO):
         assert chosen(MultiSubnetwork(backbone()), f"pruning={pruning}") == ("unit", True)
     assert "tasks keep whole units" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "overlap"),
+    [(["pruning.density=0.1"], False), (["pruning.density=0.3"], True), (["pruning.density=null"], True)],
+)
+def test_tasks_share_units_where_their_own_do_not_suffice_or_shares_are_equal(overrides, overlap, caplog):
+    shared = ["pruning.share=equal"] if overrides == ["pruning.density=null"] else []
+    tasks = ["tasks=[wine,iris,digits]", "pruning.granularity=unit"]
+    config = run_config(composed("config", *QUIET, *tasks, *overrides, *shared))
+    network = make_mlp(width=40)
+    with caplog.at_level(logging.INFO):
+        granularity, plan = prepare._plan_budgets(
+            config, network, stages_of(config), build_granularity(config, network)
+        )
+    assert isinstance(granularity, OverlappingUnits) == overlap
+    assert ("each task keeps units of its own" in caplog.text) == (not overlap)
+    if shared:
+        owned = [sum(counts.values()) for counts in plan.values()]
+        assert owned == pytest.approx([sum(network.sizes().values()) / len(plan)] * len(plan), rel=0.01)
 
 
 @pytest.mark.parametrize(("channels", "kept"), [(8, "weight"), (16, "unit")])

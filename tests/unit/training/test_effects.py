@@ -44,7 +44,7 @@ REFUSED = [
     (
         "limit_train_batches",
         0.2,
-        r"limit_train_batches must be >= 0.25, .*the 4 batches of stage 0 \(a\).* 0.2",
+        r"limit_train_batches must be >= 0.25, .*the 4 batches of stage 1 \(a\).* 0.2",
     ),
     ("limit_val_batches", 0, says("trainer.limit_val_batches", ANY, 0)),
     (
@@ -96,7 +96,7 @@ def test_accumulated_batches_are_compared_with_one_pass_through_the_data():
     check({"a": make_task(repeat=10)}, trainer={"accumulate_grad_batches": 4})
     both = {"a": make_task(), "b": make_task("b", batch_size=4)}  # 4 and 8 batches
     check(both, curriculum=[["a", "b"]], trainer={"accumulate_grad_batches": 8})
-    with pytest.raises(ValueError, match=r"must be <= 4, .* stage 0 \(a, b\), got 5"):
+    with pytest.raises(ValueError, match=r"must be <= 4, .* stage 1 \(a, b\), got 5"):
         check(both, curriculum=[["a", "b"]], uneven="shortest", trainer={"accumulate_grad_batches": 5})
 
 
@@ -113,10 +113,10 @@ def test_without_a_best_epoch_none_needs_to_be_validated():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"pruning": GRADUAL | {"rounds": 12}}, "pruning.rounds = 12 become 8 in stage 0 (a): it has 7.2 batches"),
+        ({"pruning": GRADUAL | {"rounds": 12}}, "pruning.rounds = 12 become 8 in stage 1 (a): it has 7.2 batches"),
         (
             {"pruning": GRADUAL | {"rounds": 5}, "trainer": {"max_epochs": 2}},
-            "pruning.rounds = 5 become 3 in stage 0 (a)",
+            "pruning.rounds = 5 become 3 in stage 1 (a)",
         ),
         ({"pruning": {"rounds": 5}}, "pruning.rounds = 5 become 1"),
         ({"pruning": GRADUAL | {"rounds": 3}}, None),

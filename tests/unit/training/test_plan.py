@@ -75,7 +75,7 @@ def test_a_gate_that_cannot_pass_or_has_no_metric_is_refused(kept, trainer, mess
 
 def test_a_gate_needs_an_epoch_to_prune_in():
     pruning = PruningConfig(begin=0.5, end=0.51, gate=GateConfig(**GATE))
-    with pytest.raises(ValueError, match=says("pruning.gate.until", "> 1, so that the gate has an epoch of stage 0")):
+    with pytest.raises(ValueError, match=says("pruning.gate.until", "> 1, so that the gate has an epoch of stage 1")):
         fits_of(Stage(0, ("wine",), 2), 1, pruning)
     fits_of(Stage(0, ("wine",), 6), 1, pruning)
 
