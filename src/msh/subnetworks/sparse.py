@@ -349,16 +349,15 @@ class SparseLinear(Loadable, nn.Linear):
             return False
         if isinstance(form, SparseForm) or torch.compiler.is_compiling():
             return True
-        return form.values.dtype == input.dtype and form.is_current(self.source)
+        return form.values.dtype == input.dtype and form.is_current(self.source())
 
-    @property
     def source(self) -> Tensor:
-        """The tensor that a frozen layer's values come from."""
+        """Return the tensor that a frozen layer's values come from."""
         return self.weight
 
     def loaded(self) -> None:
         """Drop a form that has not the loaded weight: compiled graphs do not look at it in each call."""
-        if isinstance(self.form, FrozenForm) and not self.form.is_current(self.source):
+        if isinstance(self.form, FrozenForm) and not self.form.is_current(self.source()):
             vars(self)["form"] = None
 
 
@@ -383,9 +382,8 @@ class LeanLinear(SparseLinear):
         scattered: Tensor = self.form.pattern.scattered(self.values)
         return scattered
 
-    @property
     def source(self) -> Tensor:
-        """The values."""
+        """Return the values."""
         return self.values
 
     def loaded(self) -> None:
