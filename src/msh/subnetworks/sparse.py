@@ -339,13 +339,13 @@ class SparseLinear(Loadable, nn.Linear):
         """(*batch, columns) to (*batch, rows)."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             form = self.form
-            if isinstance(form, SparseForm | FrozenForm) and form.pattern.suits(input) and self._may_use(form, input):
+            if isinstance(form, SparseForm | FrozenForm) and self._suits(form, input):
                 return sparse_linear(input, form.sparse(), form.pattern, self.bias)
         return F.linear(input, self.weight, self.bias)
 
-    def _may_use(self, form: SparseForm | FrozenForm, input: Tensor) -> bool:
-        """Tell whether nothing follows the operations, and the form has the layer's weight, in the input's type."""
-        if _is_traced(input):
+    def _suits(self, form: SparseForm | FrozenForm, input: Tensor) -> bool:
+        """Tell whether a form costs less, is not traced, and has the layer's weight, in the input's type."""
+        if _is_traced(input) or not form.pattern.suits(input):
             return False
         if isinstance(form, SparseForm) or torch.compiler.is_compiling():
             return True

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from msh.backbones import MLP
 from msh.subnetworks import (
@@ -376,6 +376,15 @@ def test_a_compiled_frozen_module_follows_loaded_tensors(kind):
     module.load_state_dict({name: 2 * tensor for name, tensor in module.state_dict().items()})
     assert not any(isinstance(layer.form, FrozenForm) for layer in linear_layers(module.backbone))
     torch.testing.assert_close(compiled(inputs), module(inputs), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["csr", "blocks"])
+def test_a_frozen_module_is_traced_with_its_weights(kind):
+    network, inputs = make_frozen(kind)
+    module = network.module("a")
+    expected = module(inputs)
+    whole = fx.symbolic_trace(module.backbone)
+    torch.testing.assert_close(module.head(whole(inputs)), expected, **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own, in its forward mode
