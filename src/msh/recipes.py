@@ -124,6 +124,12 @@ def is_known(target: str) -> bool:
     return inspect.isclass(constructor) and issubclass(constructor, nn.Module) and origin.startswith(LIBRARIES)
 
 
+def own_names(value: Any, key: str = "") -> list[str]:
+    """List what a recipe, or a config at a dotted key, has built by code that files may not name by themselves."""
+    names = dict.fromkeys(str(target) for _, target in targets_in(value, key))
+    return [name for name in names if not is_known(name) and "." in name]
+
+
 def _make(recipe: Mapping[str, Any], classes: Constructors) -> nn.Module:
     """Build a module, after the modules among its arguments."""
     arguments = {key: _argument(value, classes) for key, value in recipe.items() if key not in KEYWORDS}

@@ -66,6 +66,33 @@ def test_everything_of_the_users_is_named_by_its_target(tmp_path, capsys):
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
     here(app.main, "export", folder, *allow, "-o", tmp_path / "one.safetensors", cwd=tmp_path)
     assert (tmp_path / "one.safetensors").stat().st_size
+    here(app.main, "inspect", folder, "--modules", *allow, cwd=tmp_path)
+    here(app.main, "push", folder, f"{tmp_path / 'card'}/", cwd=tmp_path)
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert (
+        f"import {__name__}\nimport msh\n\npredictor = msh.load('.', classes={{'{__name__}.Net': {__name__}.Net}})"
+        in card
+    )
+    assert f"--allow {__name__}.Net\nmsh serve . --allow {__name__}.Net" in card
+
+
+def test_a_network_of_an_own_class_learns_another_task_if_the_class_is_named_again(tmp_path, capsys):
+    own = ["backbone=module", f"backbone.target={__name__}.Net", "+backbone.args.width=24"]
+    small = [*SETTINGS, "trainer.max_epochs=1", "callbacks=none"]
+    here(train.main, *own, *DIGITS, *small, f"hydra.run.dir={tmp_path / 'one'}", cwd=tmp_path)
+    more = [f"network={tmp_path / 'one'}", "retrain=[digits]"]
+    two = f"hydra.run.dir={tmp_path / 'two'}"
+    with pytest.raises(SystemExit):
+        here(train.main, *more, *small, two, cwd=tmp_path)
+    assert "name it with the same override" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        here(train.main, *more, *own[:2], "+backbone.args.width=32", "backbone.pool=cls", *small, two, cwd=tmp_path)
+    problems = capsys.readouterr().err
+    assert "backbone must be {'_target_': " in problems
+    assert "'width': 24}, as in the network" in problems
+    assert "backbone.pool must be 'mean', as in the network" in problems
+    here(train.main, *more, *own, *small, two, cwd=tmp_path)
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["status"] == "finished"
 
 
 def test_names_that_cannot_be_imported_are_refused_together():

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
+from msh.cli.own import add_allow, allowed
 from msh.errors import suggestion
 from msh.training.launch import check_start
 
@@ -122,6 +123,7 @@ def _inspect_arguments(parser: ArgumentParser) -> None:
         "(private), or all use the same (shared), and why",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configs, with settings")
+    add_allow(parser)
 
 
 def _inspect(given: Namespace) -> None:
@@ -137,7 +139,7 @@ def _inspect(given: Namespace) -> None:
     elif given.parameters:
         print_parameters(path)
     elif given.modules:
-        print_modules(path)
+        print_modules(path, classes=allowed(given.allow))
     else:
         print_folder_or_file(path, given.all)
 

@@ -11,6 +11,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from msh.backbones.named import named
 from msh.cli.arguments import by_key, literal
 from msh.cli.configs import config_folder
 from msh.cli.resume import OVERLAYS, check_calls, trusted_calls
@@ -18,7 +19,7 @@ from msh.errors import Problems, invalid, is_under, one_of
 from msh.files.header import task_names
 from msh.files.yaml_files import read_config
 from msh.inference.hub import source_file
-from msh.recipes import is_known, targets_in
+from msh.recipes import Recipe, is_known, targets_in
 from msh.training.settings import flat
 from msh.training.targets import is_safe
 
@@ -67,11 +68,33 @@ def _check_given(config: DictConfig, values: Mapping[str, Any], given: Mapping[s
     if any(key in OVERLAYS for key in given):
         usual = flat(compose(HydraConfig.get().job.config_name))
     with Problems() as problems:
+        if (again := _named_again(values.get("backbone", {}), config, given)) is not None:
+            for key, value in again.items():
+                if value != values["backbone"].get(key):
+                    whole = "backbone" if key == "model" else f"backbone.{key}"
+                    problems.add(invalid(whole, f"{values['backbone'].get(key)!r}, as in the network {network}", value))
+            values = {key: value for key, value in values.items() if key != "backbone"}
         for key, value in _leaves(values, config):
             now = OmegaConf.select(config, key)
             is_given = is_under(key, given) or (bool(usual) and now != usual.get(key))
             if is_given and _differs(config, key, value):
                 problems.add(invalid(key, f"{value!r}, as in the network {network}", now))
+
+
+def _named_again(backbone: Mapping[str, Any], config: DictConfig, given: Mapping[str, str]) -> Recipe | None:
+    """Write what the command line says of the file's backbone, where it names its class or model as its run did.
+
+    Returns:
+        The model's recipe, and the settings that the command line has; None where it names none.
+    """
+    if "model" not in backbone or config.backbone.get("_target_") != backbone.get("_target_"):
+        return None
+    settings: Any = OmegaConf.to_container(config.backbone, resolve=True, throw_on_missing=False)
+    found = named(settings)
+    if found is None:
+        return None
+    recipe = found.recipe(tuple(found.input_shape or backbone["input_shape"]), found.inputs())
+    return {key: value for key, value in recipe.items() if key == "model" or f"backbone.{key}" in given}
 
 
 def _leaves(values: Mapping[str, Any], config: DictConfig) -> Iterator[tuple[str, Any]]:

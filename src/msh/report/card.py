@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msh
 from msh.errors import without_secrets
 from msh.inference.hub import hub_package
-from msh.recipes import Recipe
+from msh.recipes import Recipe, own_names
 from msh.report.usage import Usage, usage_of
 from msh.runs.results import Results, comparison
 from msh.runs.words import ARROWS, counted, listed, number
@@ -43,7 +43,8 @@ def write_card(state: NetworkState, results: Results | None, source: str, name: 
         ValueError: a task has no preprocessing, as an earlier release wrote it; or the package for cards is missing.
     """
     hub = hub_package("a model card")
-    usages = [_usage(task, entry.recipe) for task, entry in state.tasks.items()]
+    own = own_names(state.recipe)
+    usages = [_usage(task, entry.recipe, own) for task, entry in state.tasks.items()]
     kinds = sorted({pipeline for usage in usages if (pipeline := _pipeline(usage))})
     scores = _scores(results)
     data = hub.ModelCardData(
@@ -71,8 +72,8 @@ def write_card(state: NetworkState, results: Results | None, source: str, name: 
     return without_secrets(f"---\n{data.to_yaml()}\n---\n\n{page}\n")
 
 
-def _usage(task: str, recipe: Recipe) -> Usage:
-    usage = usage_of(task, recipe)
+def _usage(task: str, recipe: Recipe, own: Sequence[str]) -> Usage:
+    usage = usage_of(task, recipe, own=own)
     if usage is None:
         raise ValueError(f"task {task!r} has no preprocessing, as an earlier release wrote it: train it again")
     return usage
@@ -112,7 +113,7 @@ def _page(
         parts += [f"### {usage.task}", f"```python\n{usage.python(source)}```"]
     parts += [
         "On the command line, and over HTTP:",
-        f"```sh\n{usages[0].command(source)}\nmsh serve {shlex.quote(source)}\n```",
+        f"```sh\n{usages[0].command(source)}\nmsh serve {shlex.quote(source)}{usages[0].allowed}\n```",
         "## Licence",
         licence or "The authors state no licence.",
         f"Written by msh {msh.__version__}.",

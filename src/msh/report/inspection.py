@@ -22,6 +22,7 @@ from msh.runs.words import abbreviated, number, shape_of, share
 from msh.subnetworks.description import Capacity, Holdings
 
 if TYPE_CHECKING:
+    from msh.recipes import Constructors
     from msh.subnetworks.modules import BackboneFacts, ModuleFacts
     from msh.subnetworks.state import NetworkState
 
@@ -67,17 +68,18 @@ def print_parameters(path: Path, console: Console | None = None) -> None:
     print_table(tensors_table(_roles(_read(path))), console=console)
 
 
-def print_modules(path: Path, console: Console | None = None) -> None:
+def print_modules(path: Path, console: Console | None = None, classes: Constructors | None = None) -> None:
     """Print each backbone module's role, weights, granularities and FLOPs.
 
     Args:
         path: run folder; or network, subnetwork or plan file.
         console: to print on.
+        classes: constructors of other code that the file names.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, has another kind, or does not say how to build its backbone.
     """
-    facts = modules_in(_read(path), path)
+    facts = modules_in(_read(path), path, classes)
     print_table(modules_table(facts), facts.note, console)
 
 
@@ -120,19 +122,20 @@ def modules_table(facts: BackboneFacts, summary: str = "") -> Table[ModuleFacts]
     return Table("modules", columns, [*facts.modules, facts.total], summary=summary)
 
 
-def modules_in(state: NetworkState, path: Path) -> BackboneFacts:
+def modules_in(state: NetworkState, path: Path, classes: Constructors | None = None) -> BackboneFacts:
     """Describe the modules of a state's backbone.
 
     Args:
         state: has the backbone's recipe.
         path: its file, for messages.
+        classes: constructors of other code that the file names.
     Raises:
         ValueError: it has no recipe, or one of other code.
     """
     from msh.inference.rebuilding import backbone_of
     from msh.subnetworks.modules import describe_modules
 
-    return describe_modules(backbone_of(path, state), list(state.owners))
+    return describe_modules(backbone_of(path, state, classes), list(state.owners))
 
 
 def _roles(state: NetworkState) -> Iterator[tuple[str, tuple[int, ...], str, str]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from omegaconf import OmegaConf
 
+from msh.recipes import own_names
 from msh.report.inspection import modules_in, modules_table
 from msh.report.pages import REPORT, Code, Legend, Page, Section, legend_of, write_page
 from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, owner_maps, scores_plot, sparsity_plot
@@ -374,7 +376,10 @@ def _use(facts: RunFacts) -> Section:
     code.append(Code("In a terminal", "\n".join([*commands, *again]) + "\n"))
     if requests:
         code.append(
-            Code("Serve all tasks, and ask from another terminal", "\n".join(["msh serve .", *requests]) + "\n")
+            Code(
+                "Serve all tasks, and ask from another terminal",
+                "\n".join([f"msh serve .{usages[0].allowed}", *requests]) + "\n",
+            )
         )
     lead = "Run this in the folder of this page, wherever it is. The folder, or a copy of its network.safetensors, is "
     lead += "enough: neither data nor config is needed."
@@ -384,11 +389,13 @@ def _use(facts: RunFacts) -> Section:
 def _usages(facts: RunFacts) -> list[Usage]:
     """List how tasks are used whose preprocessing the network file has."""
     tasks = [*facts.holdings.tasks.items()][:MOST_TASKS] if facts.holdings else []
+    backbone = None if facts.config is None else OmegaConf.select(facts.config, "backbone")
+    own = [] if backbone is None else own_names(OmegaConf.to_container(backbone), "backbone")
     found = []
     for name, entry in tasks:
         file = file_of(facts.examples.get(name))
         try:
-            usage = usage_of(name, entry.recipe, file if file and (facts.folder / file).is_file() else None)
+            usage = usage_of(name, entry.recipe, file if file and (facts.folder / file).is_file() else None, own)
         except ValueError as error:
             facts.notes.append(f"How {name} is used is unknown: {error}.")
             continue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msh.inference.requests import example_input
 from msh.inference.router import TEXTS
-from msh.recipes import Recipe
+from msh.recipes import Recipe, own_names
 from msh.runs.words import listed, shape_of
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import steps_from_data
@@ -29,12 +30,14 @@ class Usage:
         steps: its preprocessing; the first step reads raw inputs.
         outputs: its answers.
         file: path of a file with inputs, where the code runs; None: the code makes an input.
+        own: dotted names of the classes of other code that the network is built with.
     """
 
     task: str
     steps: Steps
     outputs: Outputs
     file: str | None = None
+    own: Sequence[str] = ()
 
     @property
     def reads(self) -> str:
@@ -61,8 +64,11 @@ class Usage:
             source: as `msh.load` takes it.
         """
         imports, inputs = self._inputs()
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in self.own)
+        imports += "".join(f"import {module}\n" for module in modules)
+        classes = f", classes={{{', '.join(f'{name!r}: {name}' for name in self.own)}}}" if self.own else ""
         return (
-            f"{imports}import msh\n\npredictor = msh.load({source!r})\n"
+            f"{imports}import msh\n\npredictor = msh.load({source!r}{classes})\n"
             f"answers = predictor.predict({self.task!r}, {inputs})\nprint(answers.to_pandas())\n"
         )
 
@@ -94,7 +100,12 @@ class Usage:
     def command(self, source: str) -> str:
         """Write the command that answers the inputs of the file; without one, INPUT stands for it."""
         file = "INPUT ..." if self.file is None else shlex.quote(self.file)
-        return f"msh predict {shlex.quote(source)} --task {self.task} {file}"
+        return f"msh predict {shlex.quote(source)} --task {self.task} {file}{self.allowed}"
+
+    @property
+    def allowed(self) -> str:
+        """Write the end of a command that lets it build the classes of other code."""
+        return "".join(f" --allow {name}" for name in self.own)
 
     def request(self) -> str | None:
         """Write the command that asks a server of `msh serve`; None where an input is too long for one."""
@@ -109,12 +120,17 @@ class Usage:
         return f"curl {address} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
-def usage_of(task: str, recipe: Recipe, file: str | None = None) -> Usage | None:
+def usage_of(task: str, recipe: Recipe, file: str | None = None, own: Sequence[str] = ()) -> Usage | None:
     """Read how a task is used from its recipe; None for a task of an earlier release, without preprocessing.
 
+    Args:
+        task, file: as in `Usage`.
+        recipe: the task's.
+        own: classes of other code that the backbone is built with; the recipe may name more.
     Raises:
         ValueError: the recipe is damaged.
     """
     if not {"preprocessing", "outputs"} <= recipe.keys():
         return None
-    return Usage(task, steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"]), file)
+    names = [*dict.fromkeys([*own, *own_names(recipe)])]
+    return Usage(task, steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"]), file, names)

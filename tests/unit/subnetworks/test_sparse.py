@@ -379,6 +379,15 @@ def test_a_compiled_frozen_module_follows_loaded_tensors(kind):
 
 
 @pytest.mark.parametrize("kind", ["csr", "blocks"])
+def test_a_frozen_module_is_exported_for_batches_of_any_size(kind):
+    network, inputs = make_frozen(kind)
+    module = network.module("a")
+    program = torch.export.export(module, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for size in (1, 7, 40):
+        torch.testing.assert_close(program.module()(inputs[:size]), module(inputs[:size]), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["csr", "blocks"])
 def test_a_frozen_module_is_traced_with_its_weights(kind):
     network, inputs = make_frozen(kind)
     module = network.module("a")
