@@ -234,3 +234,22 @@ def hydra_commands() -> Any:
     from hydra._internal import hydra
 
     return hydra
+
+
+class Composing:
+    """A part of Hydra's loader that is notified after a config is composed, before overrides are applied to it."""
+
+    overrides: Sequence[Any] = ()
+
+    def _parse_overrides_and_create_caching_repo(self, *args: Any, **kwargs: Any) -> Any:
+        parsed = cast(Any, super())._parse_overrides_and_create_caching_repo(*args, **kwargs)
+        self.overrides = parsed[0]
+        return parsed
+
+    def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> Any:
+        config = cast(Any, super())._compose_config_from_defaults_list(*args, **kwargs)
+        self.composed(config, self.overrides)
+        return config
+
+    def composed(self, config: Any, overrides: Sequence[Any]) -> None:
+        """Change parsed overrides in place before they are applied."""

@@ -20,9 +20,9 @@ SECRETS = ("MSH_API_KEY", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_T
 """Variables whose values are shown nowhere."""
 
 
-def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the nearest allowed name, or "" where none is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+def suggestion(name: str, allowed: Iterable[str], similarity: float = 0.5) -> str:
+    """Return "; did you mean ...?" with the nearest allowed name, or "" where none is similar enough, of at most 1."""
+    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=similarity)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

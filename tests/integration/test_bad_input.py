@@ -106,6 +106,7 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_name(refused):
             ["there is no setting backbone.weight; .*MLP takes .*, width, .*did you mean 'width'"],
         ),
         (["+tasks.wine.source.fold=1"], ["there is no setting tasks.wine.source.fold; .* takes name, test_fraction"]),
+        (["tasks.wine.source.nam=1"], ["no setting tasks.wine.source.nam; .* takes name, .*did you mean 'name'"]),
         (["scheduler.max_lr=-1"], ["scheduler cannot be built from .*: it begins with a learning rate of -0.04"]),
         (["+scheduler.steps=9"], ["there is no setting scheduler.steps; .* did you mean 'total_steps'"]),
         (

@@ -35,6 +35,8 @@ NAMES = [
     "pytorch_lightning.utilities:CombinedLoader._load_state_dicts",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._check_log_dir_exists",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._rewrite_with_new_header",
+    "hydra._internal.config_loader_impl:ConfigLoaderImpl._compose_config_from_defaults_list",
+    "hydra._internal.config_loader_impl:ConfigLoaderImpl._parse_overrides_and_create_caching_repo",
     "wandb.sdk.wandb_run:Run._detect_and_apply_job_inputs",
     "wandb.sdk.wandb_run:Run._log_artifact",
     "wandb_workspaces.workspaces:Workspace._to_model",

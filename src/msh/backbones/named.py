@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.backbones.libraries import LIBRARIES, Images, Inputs, Tokens
-from msh.errors import Problems, invalid, one_of
+from msh.errors import Problems, invalid, one_of, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -184,8 +184,8 @@ def named(settings: Mapping[str, Any]) -> Named | None:
         return None
     values = {key: value for key, value in settings.items() if key != "_target_"}
     with Problems() as problems:
-        for key in values:
-            problems.check(one_of, "a setting of backbone", key, Named.__dataclass_fields__)
+        for key in values.keys() - Named.__dataclass_fields__.keys():
+            problems.add(_unknown_setting(key, values))
         if values.get("library") is None and values.get("target") is None:
             problems.add("backbone.target is missing: name the class, as in backbone.target=my_package.Net")
         if values.get("library") is not None:
@@ -195,6 +195,14 @@ def named(settings: Mapping[str, Any]) -> Named | None:
         if not isinstance(values.get("args") or {}, Mapping):
             problems.add(invalid("backbone.args", "a mapping", values["args"]))
     return Named(**values)
+
+
+def _unknown_setting(key: str, values: Mapping[str, Any]) -> str:
+    """Say that the backbone has no such setting, and which one may be meant: perhaps an argument of its class."""
+    own = arguments_of(str(values.get("target"))) or set()
+    names = list(Named.__dataclass_fields__)
+    meant = "; did you mean 'backbone.args." + key + "'?" if key in own else suggestion(key, names, similarity=0.75)
+    return f"there is no setting backbone.{key}; backbone has {', '.join(names)}{meant}"
 
 
 def arguments_of(target: str) -> set[str] | None:

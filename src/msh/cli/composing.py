@@ -1,4 +1,7 @@
-"""Compose a command's config once: Hydra's commands do so first to read `hydra.mode`, and then again to run."""
+"""Compose configs with a loader of our own: once for a command, and with new keys for settings that take any.
+
+Hydra's commands compose a config first to read `hydra.mode`, and then again to run.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,16 @@ class ComposedOnce:
 
 def composing_once(loader: type) -> type:
     """Extend Hydra's loader, unless it is extended already."""
-    return loader if issubclass(loader, ComposedOnce) else type("ComposedOnce", (ComposedOnce, loader), {})
+    from msh.cli.open_keys import OpenKeys  # needs torch, which help does not
+
+    return loader if issubclass(loader, ComposedOnce) else type("ComposedOnce", (ComposedOnce, OpenKeys, loader), {})
+
+
+def use_own_loader() -> None:
+    """Make Hydra compose configs with the extended loader from now on."""
+    from msh.compat import hydra_commands
+
+    hydra_commands().ConfigLoaderImpl = composing_once(hydra_commands().ConfigLoaderImpl)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
@@ -61,9 +73,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @wraps(run)
         def main() -> Any:
-            from msh.compat import hydra_commands  # needs torch, which help does not
-
-            hydra_commands().ConfigLoaderImpl = composing_once(hydra_commands().ConfigLoaderImpl)
+            use_own_loader()
             return run()
 
         return main

@@ -34,10 +34,12 @@ def compose_config(overrides: Sequence[str], own: str | None = None) -> RunConfi
     from omegaconf import OmegaConf, open_dict, read_write
 
     from msh.cli.arguments import quoted
+    from msh.cli.composing import use_own_loader
     from msh.cli.inherited import drop_inherited
     from msh.training.config import register, run_config
 
     register()
+    use_own_loader()
     path = [f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]"] if own else []
     with initialize_config_dir(config_folder(), version_base="1.3"):
         config = compose("config", [*overrides, *path], return_hydra_config=True)

@@ -63,14 +63,17 @@ def _show(config: RunConfig, out: Path) -> None:
 def _load(config: RunConfig) -> dict[str, Task]:
     """Load all tasks; if one fails, try each, so that all problems are raised together."""
     from msh.training.build import build_tasks
+    from msh.training.targets import check_task_arguments
 
     try:
+        check_task_arguments(config.tasks)
         return build_tasks(config)
     except (ValueError, OSError, InstantiationException):
         told = set()  # a source's own problem is the same for all variants
         with Problems() as problems:
             for name in config.tasks:
                 try:
+                    check_task_arguments({name: config.tasks[name]})
                     build_tasks(config, [name])
                 except (ValueError, OSError, InstantiationException) as error:
                     message = message_of(error)

@@ -157,7 +157,9 @@ def _nearest_key(text: str) -> str:
         from msh.training.config import TaskConfig
 
         return suggestion(of_task.group(1), [field.name for field in fields(TaskConfig)])
-    return suggestion(missing.group(1), known_keys())
+    group, dot, _ = missing.group(1).partition(".")
+    keys = known_keys()
+    return suggestion(missing.group(1), [key for key in keys if key.startswith(group + dot)] if group in keys else keys)
 
 
 def known_keys() -> list[str]:

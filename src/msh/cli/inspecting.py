@@ -22,8 +22,10 @@ def inspect_settings(arguments: Sequence[str], own: str | None = None, parameter
     from msh.subnetworks.modules import describe_modules
     from msh.subnetworks.roles import find_roles
     from msh.training.build import build_backbone, find_input_shape
+    from msh.training.targets import check_arguments
 
     config = compose_config(split_arguments(arguments)[1], own)
+    check_arguments(config)
     shape, origin = find_input_shape(config)
     backbone = build_backbone(config.with_input_shape(shape), {})
     print(f"inputs: {list(shape)}, {origin}")

@@ -14,6 +14,7 @@ from torch import nn
 
 from msh.backbones.named import GIVEN
 from msh.cli.arguments import by_key, literal
+from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
 from msh.cli.inherited import drop_inherited
 from msh.cli.train import run_composed
@@ -45,6 +46,7 @@ def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Res
         if "pruning.start" not in by_key(overrides):
             settings.append("pruning.start=backbone")
     GlobalHydra.instance().clear()
+    use_own_loader()
     with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
         config = compose("config", settings, return_hydra_config=True)
     folder = Path(config.hydra.run.dir).resolve()

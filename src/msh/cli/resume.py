@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.cli.arguments import by_key, literal, quoted, unquoted
+from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
 from msh.files.yaml_files import read_config, read_overrides
 from msh.recipes import OWN
@@ -131,6 +132,7 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], uns
     changes = register_stored("resumed", read_config(path), path, started, own, overrides, unsafe)
     if own is not None:
         changes.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
+    use_own_loader()
     with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
         try:
             config = compose("resumed", changes, return_hydra_config=True)

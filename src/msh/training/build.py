@@ -425,7 +425,7 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
     if words is not None and padding != task.padding:
         raise ValueError(
             f"task {task.name!r} pads texts with the token id {task.padding}, but backbone.padding is {padding}: "
-            f"set ++backbone.padding={task.padding}"
+            f"set backbone.padding={task.padding}"
         )
     if words is not None and task.input_shape != tuple(cast(Any, backbone).input_shape):
         raise ValueError(

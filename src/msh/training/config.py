@@ -471,9 +471,9 @@ class RunConfig:
     prune_scheduler: Block | None = None
     """The same while the task is being pruned."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    callbacks: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Block | None] = field(default_factory=dict)
     """Name to `_target_` and arguments of additional Lightning callbacks."""
-    logger: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Block | None] = field(default_factory=dict)
     """Name to `_target_` and arguments of Lightning loggers."""
     owner_maps: Annotated[Layers, BeforeValidator(_listed)] = 4
     """Layers whose owner maps trackers get as a picture: their names, or how many, from the first to the last."""

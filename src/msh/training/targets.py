@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from msh.backbones.named import named
 from msh.errors import Problems, requirement, suggestion
 from msh.recipes import targets_in
-from msh.training.config import RunConfig
+from msh.training.config import RunConfig, TaskConfig
 
 SAFE = (
     *("msh.", "torch.nn.", "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers."),
@@ -64,12 +64,24 @@ def check_arguments(config: RunConfig) -> None:
         blocks = {"backbone.args": {"_target_": chosen.target, **(chosen.args or {})}}
     blocks |= {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
     blocks |= {"callbacks": config.callbacks, "logger": config.logger}
-    for name, task in config.tasks.items():
+    with Problems() as problems:
+        problems.check(check_task_arguments, config.tasks)
+        _add_unknown_arguments(problems, blocks)
+
+
+def check_task_arguments(tasks: Mapping[str, TaskConfig]) -> None:
+    """Check the arguments of tasks' sources and stems, as `check_arguments` does."""
+    blocks: dict[str, Any] = {}
+    for name, task in tasks.items():
         blocks |= {f"tasks.{name}.source": task.source, f"tasks.{name}.stem": task.stem}
     with Problems() as problems:
-        for key, block in blocks.items():
-            for problem in _unknown_arguments(key, block):
-                problems.add(problem)
+        _add_unknown_arguments(problems, blocks)
+
+
+def _add_unknown_arguments(problems: Problems, blocks: Mapping[str, Any]) -> None:
+    for key, block in blocks.items():
+        for problem in _unknown_arguments(key, block):
+            problems.add(problem)
 
 
 def _unknown_arguments(key: str, block: Any) -> Iterator[str]:

@@ -112,6 +112,28 @@ def _unknown(hint: Any, value: Any, key: str, extra: Iterable[str] = ()) -> Iter
             yield from _unknown(part, value, key)
 
 
+def open_mapping(kind: type[Any], key: str) -> str | None:
+    """Find the mapping above a dotted key whose keys the config's classes do not list.
+
+    Args:
+        kind: a config class.
+        key: such as "tasks.wine.source.decimal".
+    Returns:
+        The mapping's key, such as "tasks.wine.source"; None: the classes list all keys.
+    """
+    hint: Any = kind
+    parts = key.split(".")
+    for number, part in enumerate(parts):
+        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        inner = next((get_args(member)[1] for member in members if get_origin(member) is dict), None)
+        classes = [member for member in members if dataclasses.is_dataclass(member)]
+        is_name = inner is not None and not dataclasses.is_dataclass(inner) and number + 1 == len(parts)
+        if Any in (*members, inner) or is_name:
+            return ".".join(parts[:number])
+        hint = inner or (_hints(classes[0]).get(part) if classes else None)  # type: ignore[arg-type]
+    return None
+
+
 @cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)

@@ -91,6 +91,21 @@ def test_a_config_is_read_with_all_its_problems():
 
 
 @pytest.mark.parametrize(
+    ("target", "key", "meant"),
+    [
+        ("torch.nn.Linear", "bias", "backbone.args.bias"),
+        ("torch.nn.Linear", "wieghts", "weights"),
+        ("torch.nn.Linear", "width", None),
+        ("torch.nn.Linear", "vocabulry", "vocabulary"),
+    ],
+)
+def test_an_unknown_setting_of_a_module_may_be_an_argument_of_its_class(target, key, meant):
+    with pytest.raises(ValueError, match=f"no setting backbone.{key}; backbone has library, name") as error:
+        named({"_target_": "msh.backbones.Adapted", "target": target, key: 3})
+    assert str(error.value).endswith(f"did you mean {meant!r}?" if meant else "vocabulary, padding")
+
+
+@pytest.mark.parametrize(
     "recipe",
     [
         {"_target_": "msh.backbones.libraries.timm_model", "name": "resnet10t", "args": {"checkpoint_path": "/x"}},

@@ -37,6 +37,14 @@ def test_problems_of_all_tasks_are_told_at_once(run, capsys, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_an_argument_that_a_source_does_not_take_is_named_with_those_it_takes(run, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        run("wine", "iris", "tasks.wine.source.nam=x", "tasks.iris.source.name=irises")
+    printed = capsys.readouterr().err
+    assert re.search(r"no setting tasks.wine.source.nam; .* takes name, .*did you mean 'name'", printed)
+    assert "tasks.iris" in printed
+
+
 TABLE = "id;area;city;rent\n" + "".join(f"{i};{i},5;{'Bonn' if i % 2 else 'Köln'};{i % 3}\n" for i in range(40))
 
 
