@@ -70,6 +70,11 @@ def at_least(key: str, least: int, value: object) -> None:
         raise invalid(key, f">= {least}", value)
 
 
+def described(error: BaseException) -> str:
+    """Write an error of other code in one line: "KeyError: 'name'"."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 class ProblemsError(ValueError):
     """One or more problems of one input.
 

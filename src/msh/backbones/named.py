@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.backbones.libraries import LIBRARIES, Images, Inputs, Tokens
-from msh.errors import Problems, invalid, one_of, suggestion
+from msh.errors import Problems, described, invalid, one_of, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,9 @@ class Named:
             return {"_target_": target, **args}
         try:
             constructor = pkgutil.resolve_name(target)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise invalid("backbone.target", f"a class or function that can be imported ({error})", target) from error
+        except Exception as error:  # importing a module may raise any type
+            bound = f"a class or function that can be imported ({described(error)})"
+            raise invalid("backbone.target", bound, target) from error
         try:
             parameters = inspect.signature(constructor).parameters
         except (TypeError, ValueError):

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from msh.cli.app import leave_pipe
 from msh.cli.arguments import flag_value
 from msh.cli.configs import config_folder
-from msh.errors import suggestion, without_secrets
+from msh.errors import described, suggestion, without_secrets
 from msh.files.atomic import write_text
 from msh.runs.results import ENDED, UNFINISHED
 from msh.training.launch import fate
@@ -112,7 +112,8 @@ def _log_traceback(error: BaseException) -> None:
 def message_of(error: BaseException) -> str:
     """Write the message for the user: the error's own, and the nearest valid name where one is misspelt."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return message_of(error.__cause__)
+        own = error.__cause__
+        return message_of(own) if isinstance(own, (*EXPECTED, TypeError)) else described(own)
     text = str(error).strip() or type(error).__name__
     if isinstance(error, MissingConfigException):
         return text + _nearest_option(text)

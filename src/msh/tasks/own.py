@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from msh.errors import invalid, one_of
+from msh.errors import described, invalid, one_of
 from msh.tasks.options import Kind
 from msh.tasks.task import METRICS, Loss, MetricSpec, Task
 
@@ -67,7 +67,7 @@ def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, M
         targets = task.splits["train"].targets[:TRIED]
         task.update(built, _blank(task, targets), targets)
     except Exception as error:  # each metric raises its own types
-        raise ValueError(f"{key} cannot be computed with {dict(block)}: {error}") from error
+        raise ValueError(f"{key} cannot be computed with {dict(block)}: {described(error)}") from error
     usual = None if higher is None else "max" if higher else "min"
     direction = block.get("direction", usual)
     if direction is None:
@@ -91,7 +91,7 @@ def _read_loss(key: str, block: Any) -> Loss:
     try:
         module = target(**args)
     except Exception as error:  # a constructor may raise any type
-        raise ValueError(f"{key} cannot be built from {dict(block)}: {error}") from error
+        raise ValueError(f"{key} cannot be built from {dict(block)}: {described(error)}") from error
     if any(True for _ in module.parameters()):
         raise invalid(f"{key}._target_", "a module without parameters, which none would train", block["_target_"])
     return module
@@ -105,7 +105,7 @@ def _try_loss(key: str, task: Task) -> None:
     except Exception as error:  # a loss may raise any type
         raise ValueError(
             f"{key} cannot be computed from outputs {list(outputs.shape)} and targets {list(targets.shape)} of type "
-            f"{targets.dtype}: {error}"
+            f"{targets.dtype}: {described(error)}"
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -122,7 +122,9 @@ def _located(key: str, block: Mapping[str, Any]) -> Callable[..., Any]:
     try:
         located = pkgutil.resolve_name(str(target))
     except Exception as error:  # importing a module may raise any type
-        raise invalid(f"{key}._target_", f"a class or function that can be imported ({error})", target) from error
+        raise invalid(
+            f"{key}._target_", f"a class or function that can be imported ({described(error)})", target
+        ) from error
     if not callable(located):
         raise invalid(f"{key}._target_", "a class or function", target)
     return cast(Callable[..., Any], located)

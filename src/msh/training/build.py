@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
 from msh.compat import BatchNormBase
-from msh.errors import invalid
+from msh.errors import described, invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build, freeze_base
 from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
@@ -35,6 +36,7 @@ from msh.tasks.tokens import described_tokenizer
 from msh.tasks.transforms import transformed
 from msh.training.config import RunConfig, TaskConfig
 from msh.training.launch import place_among_processes
+from msh.training.own_code import reporting
 from msh.training.precision import drawing_in, true_type
 from msh.training.shared import SharedNetwork
 
@@ -45,7 +47,8 @@ PROBED = 1000
 
 
 def _load(name: str, source: dict[str, Any]) -> RawData:
-    data = instantiate(source, _convert_="all")
+    with reporting(f"tasks.{name}.source._target_", source.get("_target_"), "cannot load the data"):
+        data = instantiate(source, _convert_="all")
     if not isinstance(data, RawData):
         has = f"{source['_target_']} returns a {type(data).__name__}" if "_target_" in source else "it has no _target_"
         raise ValueError(
@@ -342,13 +345,8 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     kind = settings.pop("_dtype_", None)
     torch.manual_seed(derive_seed(config.seed, "backbone"))
     chosen = named(config.backbone)
-    try:
-        with drawing_in(kind):
-            backbone: nn.Module = build(settings, GIVEN) if chosen else instantiate(settings, _convert_="all")
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise  # the module's own
-        raise ValueError(f"backbone cannot be built from {settings}: {error}") from error
+    with drawing_in(kind):
+        backbone = _build_module(config, settings)
     if chosen is not None:
         chosen.load(cast(Any, backbone).model)
     for name in ("input_shape", "features"):
@@ -368,6 +366,30 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     for task in {task.kind: task for task in tasks.values() if task.per_token}.values():
         check_tokens(backbone, task)
     return backbone
+
+
+def _build_module(config: RunConfig, settings: Recipe) -> nn.Module:
+    """Build the backbone's module from its recipe.
+
+    Raises:
+        ValueError: its class, or the user's in it, raises an error; naming the setting.
+    """
+    chosen = named(config.backbone)
+    if chosen is None:
+        with reporting("backbone._target_", settings["_target_"]):
+            module: nn.Module = instantiate(settings, _convert_="all")
+            return module
+    target = chosen.target
+    if target is None or target in GIVEN:
+        return build(settings, GIVEN)
+    constructor = pkgutil.resolve_name(target)
+    key = "backbone._target_" if config.backbone["_target_"] == target else "backbone.target"
+
+    def construct(*args: Any, **kwargs: Any) -> Any:
+        with reporting(key, target):
+            return constructor(*args, **kwargs)
+
+    return build(settings, {**GIVEN, target: construct})
 
 
 def build_granularity(config: RunConfig, network: MultiSubnetwork) -> Granularity:
@@ -455,7 +477,9 @@ def check_outputs(backbone: nn.Module, per_token: bool) -> None:
         try:
             outputs = copy.deepcopy(backbone).eval()(_ones(backbone, 2))
         except Exception as error:  # a module may raise any type
-            raise ValueError(f"backbone {name} cannot compute inputs of its input_shape {shape}: {error}") from error
+            raise ValueError(
+                f"backbone {name} cannot compute inputs of its input_shape {shape}: {described(error)}"
+            ) from error
     found = f"a {type(outputs).__name__}"
     if isinstance(outputs, Tensor):
         found = f"a tensor {list(outputs.shape)} for two examples"

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from msh.errors import described
 from msh.training.config import RunConfig
 
 SchedulerFactory = Callable[..., LRScheduler]
@@ -46,13 +48,18 @@ def check_optimizer(config: RunConfig) -> None:
     for key, block in blocks.items():
         if not block:
             continue
+        settings = {name: value for name, value in block.items() if name != "_partial_"}
+        target = str(block.get("_target_"))
         try:
             optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
             if key != "optimizer":
                 build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
             rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-            if any(not 0.0 <= rate < math.inf for rate in rates):
-                raise ValueError(f"it begins with a learning rate of {rates[0]:g}")
-        except (TypeError, ValueError, ArithmeticError) as error:
-            settings = {name: value for name, value in block.items() if name != "_partial_"}
+        except HydraException:
+            raise  # there is no such class
+        except Exception as error:  # a class may raise any type
+            if not target.startswith("torch."):
+                raise ValueError(f"{key}._target_ = {target} cannot be built: {described(error)}") from error
             raise ValueError(f"{key} cannot be built from {settings}: {error}") from error
+        if any(not 0.0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"{key} cannot be built from {settings}: it begins with a learning rate of {rates[0]:g}")

@@ -14,6 +14,7 @@ from msh.errors import Problems, invalid
 from msh.tasks import Task
 from msh.training.callbacks.early_stopping import EarlyStoppingPerTask
 from msh.training.config import RunConfig
+from msh.training.own_code import reporting
 
 REFUSED: dict[type[pl.Callback], str] = {
     lightning.StochasticWeightAveraging: (
@@ -57,7 +58,8 @@ def _build(key: str, block: Mapping[str, Any]) -> pl.Callback:
     if target.startswith(UNIFIED):
         block = {**block, "_target_": "pytorch_lightning." + target.removeprefix(UNIFIED)}
     try:
-        callback: pl.Callback = instantiate(block, _convert_="all")
+        with reporting(f"{key}._target_", target):
+            callback: pl.Callback = instantiate(block, _convert_="all")
     except Exception as error:
         if _lacks_lightning(error):
             bound = "a callback that imports from pytorch_lightning.callbacks, as lightning is not installed here"
