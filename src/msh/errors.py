@@ -102,6 +102,8 @@ class Problems:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self.problems: list[str] = []
+        self.cause: ValueError | None = None
+        """The first error that a function raised, for the traceback."""
 
     def add(self, problem: ValueError | str) -> None:
         """Collect a problem, or all in a ProblemsError."""
@@ -114,6 +116,7 @@ class Problems:
             return function(*args, **kwargs)
         except ValueError as error:
             self.add(error)
+            self.cause = self.cause or error
             return None
 
     def __enter__(self) -> Problems:
@@ -121,7 +124,8 @@ class Problems:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None and self.problems:
-            raise ValueError(self.problems[0]) if len(self.problems) == 1 else ProblemsError(self.problems)
+            one = len(self.problems) == 1
+            raise (ValueError(self.problems[0]) if one else ProblemsError(self.problems)) from self.cause
 
 
 def is_under(key: str, roots: Iterable[str]) -> bool:

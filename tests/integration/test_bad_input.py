@@ -119,6 +119,28 @@ def test_an_invalid_value_is_refused(overrides, parts, refused):
     has(refused(*overrides), *parts)
 
 
+def test_all_that_is_wrong_without_data_is_told_at_once(refused):
+    wrong = ["optimizer.lr=-1", "tasks.wine.metric=acuracy", "backbone.width=0", "tasks.wine.source.nam=x"]
+    message = refused("tasks=wine", *wrong)
+    has(message, "4 problems:", "- optimizer cannot be built", "- tasks.wine.metric must be one of", "source.nam;")
+    has(message, says("- backbone.width", ">= 1", 0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "end"),
+    [
+        (["network=nope"], "network = nope: there is no file nope"),
+        (["plan=nope"], "plan = nope: there is no file nope"),
+        (
+            ["tasks=table", "tasks.table.source.path=nope.csv", "tasks.table.source.target=y"],
+            "tasks.table.source.path = nope.csv: there is no file nope.csv",
+        ),
+    ],
+)
+def test_a_path_that_does_not_exist_is_named_with_its_key(overrides, end, refused):
+    assert refused(*overrides).strip().endswith(end)
+
+
 def test_budgets_over_capacity_name_task_layer_wanted_and_free(refused):
     message = refused("tasks=[digits,wine]", "pruning.density={digits:0.7,wine:0.6}")
     has(message, "task 'wine' wants 1229 weights of layer 'layers.1.weight', but only 614 are free")
@@ -199,7 +221,10 @@ def test_image_files_cut_short_are_named(refused, tmp_path):
         ),
         (["+tasks.wine.variants.split_clases=[[0,1]]"], ["did you mean 'split_classes'"]),
         (["tasks.wine.normalize_target=minmax"], ["tasks.wine.normalize_target = minmax needs a regression"]),
-        (["tasks=movie_reviews", "paths.data_dir=nowhere"], ["there is no file nowhere/text/movie_reviews.csv"]),
+        (
+            ["tasks=movie_reviews", "paths.data_dir=nowhere"],
+            [r"source.path = nowhere/text/movie_reviews.csv: there is no file nowhere/text/.*paths.data_dir=DIR"],
+        ),
     ],
 )
 def test_invalid_transforms_are_refused(overrides, parts, refused):

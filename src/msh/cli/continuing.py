@@ -39,14 +39,15 @@ def continued(config: DictConfig) -> DictConfig:
         ValueError: a setting on the command line differs from the file's; the message names all of these. Or the file
             names code that neither msh nor the command line knows.
     """
-    from msh.training.origin import determined
+    from msh.training.origin import determined, named_file
 
     if config.get("network") is None:
         return config
     network = str(config.network)
     overrides = list(HydraConfig.get().overrides.task)
     given, trusted = by_key(overrides), _trusted(overrides)
-    values = determined(source_file(network))
+    with named_file("network", network):
+        values = determined(source_file(network))
     config = config.copy()
     with read_write(config), open_dict(config):
         _check_given(config, values, given, network)

@@ -53,6 +53,8 @@ BY_NAME = ("tasks", "logger", "callbacks")
 """Groups whose options replace each other; those of other groups set some keys, and leave the rest."""
 HYDRAS_OWN = ("hydra", "defaults")
 """Keys by which a stored config, which never has them, could change what Hydra itself loads and calls."""
+SHOWN = 12
+"""Settings that differ which a message names."""
 CREATES = re.compile(r"\$\{\s*oc\.(decode|create)")
 TARGET = re.compile(r"_target_\s*[=:]\s*['\"]?([\w.]+)")
 
@@ -253,13 +255,18 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
     """Raise unless a resumed run's config is the one it was started with.
 
     Raises:
-        ValueError: naming the first setting that differs, and both values.
+        ValueError: naming the settings that differ, and both values of each.
     """
     saved = read_config(folder / ".hydra" / "config.yaml")
     if saved.get("name") != config.get("name"):
         raise ValueError(f"{folder} is a run of experiment {saved.get('name')!r}, not {config.get('name')!r}")
-    for key, (before, now) in differences(saved, config, CHANGEABLE).items():
+    changed = [
+        f"{key} = {json.dumps(before)}, not {json.dumps(now)}"
+        for key, (before, now) in differences(saved, config, CHANGEABLE).items()
+    ]
+    if changed:
+        more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise ValueError(
-            f"{folder} was started with {key} = {json.dumps(before)}, not {json.dumps(now)}: "
-            "a resumed run keeps its settings; start a new run for others"
+            f"{folder} was started with {'; '.join(changed[:SHOWN])}{more}: a resumed run keeps its settings; start a "
+            "new run for others"
         )

@@ -35,6 +35,14 @@ def check_one_entry(key: str, entry: object, example: str) -> None:
         raise invalid(key, f"{{name: argument}}, such as {{{example}}}", entry)
 
 
+class NoSuchPathError(FileNotFoundError):
+    """There is no such file or folder of data."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        super().__init__(f"there is no {kind} {path}")
+        self.path = path
+
+
 def existing(path: str, kind: str) -> Path:
     """Return the path, its ~ expanded.
 
@@ -42,13 +50,13 @@ def existing(path: str, kind: str) -> Path:
         path: to data.
         kind: "file" or "folder".
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none; a NoSuchPathError where nothing has this path.
     """
     expanded = Path(path).expanduser()
     if not (expanded.is_file() if kind == "file" else expanded.is_dir()):
         if expanded.exists():
             raise FileNotFoundError(f"{expanded} must be a {kind}, and is {'a folder' if kind == 'file' else 'a file'}")
-        raise FileNotFoundError(f"there is no {kind} {expanded}: paths.data_dir=DIR sets the folder of the data")
+        raise NoSuchPathError(kind, expanded)
     return expanded
 
 

@@ -6,8 +6,9 @@ import copy
 import json
 import logging
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,14 +20,15 @@ from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
 from msh.compat import BatchNormBase
-from msh.errors import described, invalid
+from msh.errors import Problems, ProblemsError, described, invalid
 from msh.inference.computing import Computing
-from msh.recipes import DTYPES, Recipe, build, freeze_base
+from msh.recipes import DTYPES, Recipe, build, freeze_base, outline
 from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
 from msh.subnetworks.views import half_precision
 from msh.tasks import RawData, Task, build_task
+from msh.tasks.checks import NoSuchPathError
 from msh.tasks.image_step import ReadImages
 from msh.tasks.options import TOKEN_KINDS, Normalize
 from msh.tasks.own import with_own
@@ -42,13 +44,21 @@ from msh.training.shared import SharedNetwork
 
 log = logging.getLogger(__name__)
 
+ANY_SHAPE = [3, 64, 64]
+"""Shape of inputs with which a backbone's other arguments are checked."""
 PROBED = 1000
 """Token ids with which a backbone is probed."""
 
 
-def _load(name: str, source: dict[str, Any]) -> RawData:
-    with reporting(f"tasks.{name}.source._target_", source.get("_target_"), "cannot load the data"):
-        data = instantiate(source, _convert_="all")
+def _load(name: str, source: dict[str, Any], folder: str) -> RawData:
+    """Load a task's data; `folder` is `paths.data_dir`."""
+    try:
+        with reporting(f"tasks.{name}.source._target_", source.get("_target_"), "cannot load the data"):
+            data = instantiate(source, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, NoSuchPathError):
+            raise FileNotFoundError(_missing(name, source, error.__cause__, folder)) from error
+        raise
     if not isinstance(data, RawData):
         has = f"{source['_target_']} returns a {type(data).__name__}" if "_target_" in source else "it has no _target_"
         raise ValueError(
@@ -56,6 +66,16 @@ def _load(name: str, source: dict[str, Any]) -> RawData:
             "msh.tasks.tables.csv_table"
         )
     return data
+
+
+def _missing(name: str, source: Mapping[str, Any], error: NoSuchPathError, folder: str) -> str:
+    """Name the setting of a path that does not exist, and `paths.data_dir` if the path begins with it."""
+    key = f"tasks.{name}.source"
+    for setting, value in source.items():
+        if isinstance(value, str) and Path(value).expanduser() == error.path:
+            key = f"{key}.{setting} = {value}"
+    is_below = error.path.is_relative_to(Path(folder).expanduser())
+    return f"{key}: {error}" + (": paths.data_dir=DIR sets the folder of the data" if is_below else "")
 
 
 def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[str, Task]:
@@ -82,7 +102,7 @@ def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[st
             continue
         source = json.dumps(task.source, sort_keys=True)
         if source not in loaded:
-            loaded[source] = _load(name, task.source)
+            loaded[source] = _load(name, task.source, config.paths.data_dir)
         data, normalize = _for_library(transformed(name, loaded[source], task.transforms), task, config)
         own = isinstance(task.metric, dict)
         made = build_task(
@@ -368,6 +388,32 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     return backbone
 
 
+def check_backbone(config: RunConfig) -> None:
+    """Check the arguments of a backbone of msh, as far as this needs no data.
+
+    Raises:
+        ValueError: naming every argument that has an invalid value.
+    """
+    target = str(config.backbone["_target_"])
+    if named(config.backbone) is not None or not target.startswith("msh."):
+        return
+    try:
+        outline({**config.backbone, "input_shape": config.backbone.get("input_shape") or ANY_SHAPE}, "the backbone")
+    except ValueError as error:
+        if isinstance(error.__cause__, ValueError):
+            with Problems() as problems:
+                for text in _problems_of_arguments(error.__cause__, config.backbone):
+                    if config.backbone.get("input_shape") is not None or not text.startswith("backbone.input_shape"):
+                        problems.add(text)
+
+
+def _problems_of_arguments(error: ValueError, settings: Recipe) -> Iterator[str]:
+    """Yield the sentences of an error that begin with an argument of the backbone, with its key: backbone.width."""
+    for text in getattr(error, "problems", [str(error)]):
+        if text.partition(" ")[0].partition("[")[0] in {"input_shape", *settings}:
+            yield f"backbone.{text}"
+
+
 def _build_module(config: RunConfig, settings: Recipe) -> nn.Module:
     """Build the backbone's module from its recipe.
 
@@ -376,9 +422,16 @@ def _build_module(config: RunConfig, settings: Recipe) -> nn.Module:
     """
     chosen = named(config.backbone)
     if chosen is None:
-        with reporting("backbone._target_", settings["_target_"]):
-            module: nn.Module = instantiate(settings, _convert_="all")
-            return module
+        try:
+            with reporting("backbone._target_", settings["_target_"]):
+                module: nn.Module = instantiate(settings, _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ValueError) and (
+                found := list(_problems_of_arguments(error.__cause__, settings))
+            ):
+                raise ProblemsError(found) from error
+            raise
+        return module
     target = chosen.target
     if target is None or target in GIVEN:
         return build(settings, GIVEN)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,24 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
         raise ValueError("plan and network exclude each other: train on the plan, then `msh merge` into the network")
     if config.plan is not None:
         path = _copy_of_run(config) or Path(config.plan)
-        plan = read_plan(path)
+        with named_file("plan", config.plan):
+            plan = read_plan(path)
         _check_plan(config, plan, names if config.task is None else [config.task])
         return Origin("plan", path, plan.notes["start"], input_shape_in(plan.notes, path), plan)
     if config.network is not None:
         path = _copy_of_run(config) or source_file(config.network)
-        return _read_network(path, names, config.retrain or [])
+        with named_file("network", config.network):
+            return _read_network(path, names, config.retrain or [])
     return None
+
+
+@contextmanager
+def named_file(key: str, value: str) -> Iterator[None]:
+    """Name the setting in the error where its file is missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key} = {value}: {error}") from error
 
 
 def _copy_of_run(config: RunConfig) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Callback
 
-from msh.errors import invalid
+from msh.errors import Problems, invalid, one_of
 from msh.files.plans import explained_by_rounding, notes_for_tasks, notes_of_run, start_of
 from msh.files.state_file import StateFile, fill_network
 from msh.inference.rebuilding import add_task_of
@@ -36,7 +36,16 @@ from msh.subnetworks import (
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units, fit_units
 from msh.tasks import Task
-from msh.training.build import add_task, build_granularity, build_network, build_tasks, check_kinds, fit_tasks
+from msh.tasks.task import METRICS
+from msh.training.build import (
+    add_task,
+    build_granularity,
+    build_network,
+    build_tasks,
+    check_backbone,
+    check_kinds,
+    fit_tasks,
+)
 from msh.training.callbacks.allowed import build_callbacks, check_callbacks, check_monitors
 from msh.training.config import RunConfig
 from msh.training.effects import check_effects
@@ -47,7 +56,7 @@ from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.schedulers import check_optimizer
-from msh.training.targets import check_arguments
+from msh.training.targets import unknown_arguments
 from msh.training.trainers import check_trainer
 
 log = logging.getLogger(__name__)
@@ -140,17 +149,31 @@ def _with_data(stages: Iterable[Stage], tasks: Container[str]) -> list[Stage]:
 
 
 def _check_classes(config: RunConfig) -> list[Callback]:
-    """Build the trainer, optimizers, schedulers and callbacks that the config names, to see that they can be built.
+    """Build what the config names and needs no data, such as trainer, optimizers and callbacks, to see if it can be.
 
     Returns:
         The callbacks; each fit makes new ones.
+    Raises:
+        ValueError: naming every problem.
     """
-    check_arguments(config)
-    check_trainer(config.trainer)
-    check_precision(config)
-    callbacks = build_callbacks(config)
-    check_callbacks(callbacks, config)
-    check_optimizer(config)
+    callbacks: dict[str, Callback] = {}
+    with Problems() as problems:
+        unknown = unknown_arguments(config)
+        for found in unknown.values():
+            for problem in found:
+                problems.add(problem)
+        problems.check(check_trainer, config.trainer)
+        problems.check(check_precision, config)
+        if "callbacks" not in unknown:
+            callbacks = problems.check(build_callbacks, config) or {}
+        problems.check(check_callbacks, callbacks, config)
+        problems.check(check_optimizer, config, leave_out=unknown)
+        if "backbone" not in unknown:
+            problems.check(check_backbone, config)
+        for name, task in config.tasks.items():
+            if isinstance(task.metric, str) and task.metric not in METRICS:
+                problems.check(one_of, f"tasks.{name}.metric", task.metric, METRICS)
+        problems.check(stages_of, config)
     return list(callbacks.values())
 
 

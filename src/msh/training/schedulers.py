@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
 import torch
 from hydra.errors import HydraException
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from msh.errors import described
+from msh.errors import Problems, described
 from msh.training.config import RunConfig
 
 SchedulerFactory = Callable[..., LRScheduler]
@@ -38,28 +39,38 @@ def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int)
     return factory(optimizer, **lengths)
 
 
-def check_optimizer(config: RunConfig) -> None:
+def check_optimizer(config: RunConfig, leave_out: Container[str] = ()) -> None:
     """Check that a run's optimizer and schedulers can be built, with a parameter made for it.
 
+    Args:
+        config: the run's.
+        leave_out: keys of blocks that are known to be wrong; schedulers need the optimizer's.
     Raises:
-        ValueError: naming the block, its settings, and the problem that its class reports.
+        ValueError: naming each block, its settings, and the problem that its class reports.
     """
-    blocks = {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
-    for key, block in blocks.items():
-        if not block:
-            continue
-        settings = {name: value for name, value in block.items() if name != "_partial_"}
-        target = str(block.get("_target_"))
-        try:
-            optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
-            if key != "optimizer":
-                build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
-            rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-        except HydraException:
-            raise  # there is no such class
-        except Exception as error:  # a class may raise any type
-            if not target.startswith("torch."):
-                raise ValueError(f"{key}._target_ = {target} cannot be built: {described(error)}") from error
-            raise ValueError(f"{key} cannot be built from {settings}: {error}") from error
-        if any(not 0.0 <= rate < math.inf for rate in rates):
-            raise ValueError(f"{key} cannot be built from {settings}: it begins with a learning rate of {rates[0]:g}")
+    if "optimizer" in leave_out:
+        return
+    _try(config, "optimizer", config.optimizer)
+    with Problems() as problems:
+        for key, block in (("scheduler", config.scheduler), ("prune_scheduler", config.prune_scheduler)):
+            if block and key not in leave_out:
+                problems.check(_try, config, key, block)
+
+
+def _try(config: RunConfig, key: str, block: Mapping[str, Any]) -> None:
+    """Build the optimizer, and the scheduler if the key is of one."""
+    settings = {name: value for name, value in block.items() if name != "_partial_"}
+    target = str(block.get("_target_"))
+    try:
+        optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
+        if key != "optimizer":
+            build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
+        rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    except HydraException:
+        raise  # there is no such class
+    except Exception as error:  # a class may raise any type
+        if not target.startswith("torch."):
+            raise ValueError(f"{key}._target_ = {target} cannot be built: {described(error)}") from error
+        raise ValueError(f"{key} cannot be built from {settings}: {error}") from error
+    if any(not 0.0 <= rate < math.inf for rate in rates):
+        raise ValueError(f"{key} cannot be built from {settings}: it begins with a learning rate of {rates[0]:g}")

@@ -54,34 +54,52 @@ def is_safe(target: Any) -> bool:
 def check_arguments(config: RunConfig) -> None:
     """Check that no block of a config has an argument that its `_target_` does not take.
 
-    Targets that take any keyword, or do not exist, are left to the call.
-
     Raises:
         ValueError: naming each such key, and the arguments that there are.
     """
-    blocks: dict[str, Any] = {"backbone": config.backbone}
-    if (chosen := named(config.backbone)) is not None:  # the other settings are checked already
-        blocks = {"backbone.args": {"_target_": chosen.target, **(chosen.args or {})}}
+    with Problems() as problems:
+        for found in unknown_arguments(config).values():
+            for problem in found:
+                problems.add(problem)
+
+
+def unknown_arguments(config: RunConfig) -> dict[str, list[str]]:
+    """List the arguments in a config's blocks that their `_target_` does not take.
+
+    Targets that take any keyword, or do not exist, are left to the call.
+
+    Returns:
+        Key of a block, such as "optimizer", to a sentence for each problem; without blocks that have none.
+    """
+    found: dict[str, list[str]] = {}
+    blocks: dict[str, Any] = {}
+    try:
+        chosen = named(config.backbone)
+    except ValueError as error:
+        found["backbone"] = getattr(error, "problems", [str(error)])
+    else:  # the settings of a named one are checked now
+        own = None if chosen is None else {"_target_": chosen.target, **(chosen.args or {})}
+        blocks = {"backbone": config.backbone} if own is None else {"backbone.args": own}
     blocks |= {"optimizer": config.optimizer, "scheduler": config.scheduler, "prune_scheduler": config.prune_scheduler}
     blocks |= {"callbacks": config.callbacks, "logger": config.logger}
-    with Problems() as problems:
-        problems.check(check_task_arguments, config.tasks)
-        _add_unknown_arguments(problems, blocks)
+    blocks |= _blocks_of(config.tasks)
+    for key, block in blocks.items():
+        if problems := list(_unknown_arguments(key, block)):
+            found[key] = problems
+    return found
 
 
 def check_task_arguments(tasks: Mapping[str, TaskConfig]) -> None:
     """Check the arguments of tasks' sources and stems, as `check_arguments` does."""
-    blocks: dict[str, Any] = {}
-    for name, task in tasks.items():
-        blocks |= {f"tasks.{name}.source": task.source, f"tasks.{name}.stem": task.stem}
     with Problems() as problems:
-        _add_unknown_arguments(problems, blocks)
+        for key, block in _blocks_of(tasks).items():
+            for problem in _unknown_arguments(key, block):
+                problems.add(problem)
 
 
-def _add_unknown_arguments(problems: Problems, blocks: Mapping[str, Any]) -> None:
-    for key, block in blocks.items():
-        for problem in _unknown_arguments(key, block):
-            problems.add(problem)
+def _blocks_of(tasks: Mapping[str, TaskConfig]) -> dict[str, Any]:
+    parts = {name: {"source": task.source, "stem": task.stem} for name, task in tasks.items()}
+    return {f"tasks.{name}.{part}": block for name, blocks in parts.items() for part, block in blocks.items()}
 
 
 def _unknown_arguments(key: str, block: Any) -> Iterator[str]:

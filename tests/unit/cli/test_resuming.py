@@ -224,6 +224,17 @@ def test_a_setting_that_is_new_or_gone_is_named(tmp_path):
         check(folder)
 
 
+def test_all_settings_that_differ_are_named(tmp_path):
+    folder = make_run(tmp_path / "run", density=0.1, epochs=[1])
+    config = OmegaConf.create({"name": "sequential", "seed": 4, "density": 0.3, "epochs": [2]})
+    changed = r"started with density = 0.1, not 0.3; epochs = \[1\], not \[2\]; seed = 3, not 4: a resumed run"
+    with pytest.raises(ValueError, match=changed):
+        check_same_run(config, folder)
+    many = OmegaConf.create({"name": "sequential", **{f"key_{i}": 1 for i in range(20)}})
+    with pytest.raises(ValueError, match=r"; and 11 more: a resumed run"):
+        check_same_run(many, folder)
+
+
 def test_another_experiment_is_named(tmp_path):
     folder = make_run(tmp_path / "run")
     with pytest.raises(ValueError, match="is a run of experiment 'sequential', not 'other'"):

@@ -1,4 +1,4 @@
-"""Errors of the user's own classes: one line that names key, class, type and message."""
+"""Errors of classes that a config names: one line that names key, class, type and message."""
 
 import re
 
@@ -10,9 +10,11 @@ from hydra.utils import instantiate
 from torch import nn
 from toys import make_run, make_task
 
+from messages import says
 from msh.cli.errors import message_of
+from msh.errors import Problems
 from msh.tasks.own import with_own
-from msh.training.build import build_backbone, build_tasks
+from msh.training.build import build_backbone, build_tasks, check_backbone
 from msh.training.callbacks.allowed import build_callbacks
 from msh.training.own_code import reporting
 from msh.training.schedulers import check_optimizer
@@ -102,3 +104,40 @@ def test_an_unexpected_error_within_hydra_has_its_type():
     with pytest.raises(InstantiationException) as caught:
         instantiate({"_target_": f"{__name__}.NetKey"})
     assert re.fullmatch(r"KeyError: 'nokey'", message_of(caught.value))
+
+
+def test_the_traceback_of_a_collected_error_is_kept():
+    error = ValueError("why")
+
+    def fail():
+        raise error
+
+    with pytest.raises(ValueError, match="why") as caught, Problems() as problems:
+        problems.check(fail)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("settings", "problems"),
+    [
+        ({"_target_": "msh.backbones.MLP", "width": 0}, [says("backbone.width", ">= 1", 0)]),
+        ({"_target_": "msh.backbones.MLP", "width": 0, "depth": 0}, [says("backbone.width"), says("backbone.depth")]),
+        ({"_target_": "msh.backbones.ResNet18", "width": 0}, [says("backbone.width", ">= 1", 0)]),
+        ({"_target_": "msh.backbones.PaperConv", "pool_stride": 0}, [says("backbone.pool_stride")]),
+        ({"_target_": "msh.backbones.Transformer", "width": 7}, [says("backbone.width")]),
+        ({"_target_": "msh.backbones.ResNet18", "width": 0, "input_shape": [4]}, [says("backbone.input_shape")]),
+    ],
+)
+def test_arguments_of_a_backbone_are_checked_without_data_and_with_their_key(settings, problems):
+    with pytest.raises(ValueError, match=r"backbone\.") as caught:
+        check_backbone(make_run(["a"], backbone=settings))
+    for problem in problems:
+        assert re.search(problem, str(caught.value))
+    if settings["_target_"] == "msh.backbones.MLP":
+        with pytest.raises(ValueError, match=problems[0]):
+            build_backbone(make_run(["a"], backbone=settings), {"a": make_task()})
+
+
+@pytest.mark.parametrize("name", ["MLP", "ResNet18", "PaperConv", "Transformer"])
+def test_backbones_with_valid_arguments_pass(name):
+    check_backbone(make_run(["a"], backbone={"_target_": f"msh.backbones.{name}"}))
