@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 
 import pytest
@@ -191,7 +192,9 @@ def test_a_plan_of_n_of_m_weights_is_followed(tmp_path):
 def test_a_plan_says_what_overlapping_units_cost(tmp_path, capsys):
     how = [*TWO, "pruning.criterion=weight_gradient", "pruning.granularity=unit"]
     how += ["pruning.density=0.45"]
+    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)  # as in a new process
     here(plan.main, *how, "-o", "plan", cwd=tmp_path)
+    assert logging.getLogger("pytorch_lightning").level == logging.WARNING  # no notes on devices
     told = capsys.readouterr().out
     printed = re.findall(r"(\w+): ([\d,]+) weights, 45.0%; ([\d.]+)% of the dense network's FLOPs", told)
     assert [name for name, *_ in printed] == ["wine", "iris"]

@@ -26,8 +26,10 @@ def main() -> None:
 
     @command("config")
     def plan(config: DictConfig) -> None:
+        from msh.cli.train import quiet_lightning
         from msh.training.apart import make_plan
 
+        quiet_lightning()
         give_large_blocks_back()
         composed = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
         made_with: MadeWith = {"config": composed, "overrides": list(HydraConfig.get().overrides.task)}

@@ -6,13 +6,14 @@ import asyncio
 import hmac
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse
@@ -257,6 +258,13 @@ def _unknown(task: str, tasks: list[str]) -> ValueError:
     return invalid("task", f"one of {', '.join(tasks)}", task[:100], tasks)
 
 
+def _invalid_parameter(error: Mapping[str, Any]) -> str:
+    """Say what is wrong with a parameter of a request, as FastAPI describes it; all of them are whole numbers."""
+    least = error.get("ctx", {}).get("ge")
+    bound = "a whole number" if least is None else f">= {least}"
+    return requirement(str(error["loc"][-1]), bound, error["input"])
+
+
 def _described(info: TaskInfo) -> dict[str, Any]:
     facts = {"name": info.name, "kind": info.kind, "classes": list(info.names), "unit": info.unit}
     return {**facts, "input": describe_input(info.steps)}
@@ -322,6 +330,11 @@ def make_app(predictor: Predictor, limits: Limits | None = None, api_key: str | 
     pages = {} if api_key is None else {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = FastAPI(title="msh", version=msh.__version__, lifespan=lifespan, **pages)  # type: ignore[arg-type]
     app.add_middleware(BodyLimit, most=limits.max_bytes)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": "; ".join(map(_invalid_parameter, error.errors()))}, 422)
+
     routes = APIRouter(dependencies=[Depends(check_key)])
 
     @routes.post("/predict/{task:path}", openapi_extra=_examples(tasks), summary="Answer inputs with a task")

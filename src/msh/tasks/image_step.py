@@ -164,7 +164,7 @@ class ReadImages:
         except NotUnderstoodError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
         except Exception as error:  # Pillow raises nearly anything on a damaged file
-            raise ValueError(f"{name} cannot be read: cut short or damaged, or not an image ({error})") from error
+            raise ValueError(f"{name} cannot be read: cut short or damaged, or not an image{_reason(error)}") from error
         if self.strict and jpeg_mode is not None:
             _check_jpeg(source if isinstance(source, bytes) else source.read_bytes(), jpeg_mode, name)
         return pixels
@@ -257,6 +257,14 @@ def as_floats(pixels: Tensor) -> Tensor:
     return pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
 
 
+def _reason(error: Exception) -> str:
+    """Say in parentheses why Pillow cannot read a file, without the file's name; "" where it says no more than that."""
+    from PIL import UnidentifiedImageError
+
+    reason = "" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or str(error)
+    return f" ({reason})" if reason else ""
+
+
 def read_header(file: Path) -> Header:
     """Read an image file's header.
 
@@ -273,7 +281,7 @@ def read_header(file: Path) -> Header:
             profile, conversion = _profile(image)
             return Header(size, is_grey, getattr(image, "is_animated", False), profile, conversion is not None)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image ({error})") from error
+        raise ValueError(f"{file} cannot be read: cut short or damaged, or not an image{_reason(error)}") from error
 
 
 def _profile(image: Image) -> tuple[str, ImageCmsTransform | None]:

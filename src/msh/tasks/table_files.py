@@ -96,15 +96,15 @@ class Table:
         return self.frame[name]
 
     def row(self, row: int) -> str:
-        """Name the file and the line on which a row ends, for errors."""
+        """Name the file and the line on which a row ends, for errors; without lines the row, from 1."""
         label = int(self.frame.index[row])  # rows may have been dropped since
         if self.csv is None:
-            unit = "line" if self.path.suffix.lower() in EXCEL else "row"
-            return f"{self.path}, {unit} {label + 2 if unit == 'line' else label}"
+            below_header = self.path.suffix.lower() in EXCEL
+            return f"{self.path}, {f'line {label + 2}' if below_header else f'row {label + 1}'}"
         with _opened(self.path, self.csv[0]) as file:
             for _, line in itertools.islice(_rows(file, self.csv[1]), label + 1, label + 2):
                 return f"{self.path}, line {line}"
-        return f"{self.path}, row {label}"
+        return f"{self.path}, row {label + 1}"
 
     @property
     def reread(self) -> Callable[[Tensor], Any]:

@@ -28,6 +28,7 @@ pytest.importorskip("httpx", reason="needs httpx")
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from msh.errors import requirement
 from msh.inference.batching import Batcher, Computer
 from msh.inference.serving import Limits, make_app
 
@@ -95,7 +96,9 @@ def test_top_limits_classes_in_falling_order(client):
     first, second = found["probabilities"].items()
     assert (found["label"], first[1] >= second[1]) == (first[0], True)
     assert client.post("/predict/regression?top=2", json={"inputs": [[1, 2, 3, 4]]}).status_code == 422
-    assert client.post("/predict/arrays?top=0", json={"inputs": [[1, 2, 3, 4]]}).status_code == 422
+    for top, bound in ((0, ">= 1"), ("a", "a whole number"), (1.5, "a whole number")):
+        refused = client.post(f"/predict/arrays?top={top}", json={"inputs": [[1, 2, 3, 4]]})
+        assert (refused.status_code, refused.json()["detail"]) == (422, requirement("top", bound, str(top)))
 
 
 def test_every_task_describes_an_input_with_an_example_that_it_answers(client):

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 
 from messages import says
 from msh.tasks import build_task
+from msh.tasks.image_step import ReadImages
 from msh.tasks.images import image_folder
 
 
@@ -106,6 +107,22 @@ def test_a_corrupt_jpeg_is_named(share, folder):
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r"b/2.jpg cannot be read: cut short or damaged, or not an image"):
         image_folder(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(40), b"no image"])
+def test_the_message_of_a_damaged_image_has_its_name_once_and_no_object(content, tmp_path):
+    file = tmp_path / "bad.png"
+    file.write_bytes(content)
+    step = ReadImages("RGB", (4, 4))
+    for image, name in ((file, str(file)), (content, "image 0")):
+        with pytest.raises(ValueError, match="cut short or damaged, or not an image") as caught:
+            step.pixels(image, "image 0")
+        message = str(caught.value)
+        assert message.startswith(f"{name} cannot be read")
+        assert message.count(str(file)) == (name != "image 0")
+        assert "object at 0x" not in message
+    with pytest.raises(ValueError, match=r"cannot be read.*\(No such file or directory\)$"):
+        step.pixels(tmp_path / "none.png", "")
 
 
 def damaged(content, seed):

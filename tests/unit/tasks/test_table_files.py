@@ -104,6 +104,14 @@ def raising(error):
     raise error
 
 
+def test_errors_of_parquet_count_rows_from_1(tmp_path):
+    frame = FRAME.astype({"size": str})
+    frame.loc[3, "size"] = "big"
+    frame.to_parquet(tmp_path / "table.parquet", index=False)
+    with pytest.raises(ValueError, match=r"table.parquet, row 4, column 'size': 'big' is not a finite number"):
+        read(tmp_path / "table.parquet")
+
+
 def test_excel_errors_name_the_line(tmp_path):
     frame = FRAME.astype({"size": object})
     frame.loc[3, "size"] = "big"
