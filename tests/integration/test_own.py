@@ -234,3 +234,17 @@ def test_images_for_pretrained_weights_are_scaled_as_the_library_does(tmp_path):
     assert [step.step for step in steps] == ["images", "scale", "resize", "scale"]
     assert steps[2].size == (160, 160)
     assert [round(float(value), 3) for value in steps[3].shift.flatten()] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("files", [None, [], ["notes.txt"]])
+def test_a_start_from_python_that_fails_leaves_no_folder_of_its_own(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if files is not None:
+        (tmp_path / "run").mkdir()
+        for name in files:
+            (tmp_path / "run" / name).write_text("precious")
+    with pytest.raises(ValueError, match=r"backbone.width must be >= 1, got 0"):
+        msh.train("tasks=wine", "backbone.width=0", *SETTINGS, "hydra.run.dir=run")
+    assert (None if files is None else files) == (
+        [path.name for path in (tmp_path / "run").iterdir()] if (tmp_path / "run").exists() else None
+    )

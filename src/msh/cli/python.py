@@ -17,7 +17,7 @@ from msh.cli.arguments import by_key, literal
 from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
 from msh.cli.inherited import drop_inherited
-from msh.cli.train import run_composed
+from msh.cli.train import USERS_FOLDER, failed_start_removed, run_composed
 from msh.runs.results import Results
 
 NAME = "given"
@@ -50,6 +50,7 @@ def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Res
     with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
         config = compose("config", settings, return_hydra_config=True)
     folder = Path(config.hydra.run.dir).resolve()
+    USERS_FOLDER.set(folder if folder.exists() else None)
     folder.mkdir(parents=True, exist_ok=True)
     with read_write(config), open_dict(config):
         config.hydra.mode = RunMode.RUN
@@ -57,7 +58,8 @@ def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Res
         drop_inherited(config, config.hydra)
     HydraConfig.instance().set_config(config)
     try:
-        run_composed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), folder)
+        with failed_start_removed(folder, has_log=False):
+            run_composed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), folder)
     finally:
         HydraConfig.instance().cfg = None
     return folder, Results.load(folder)

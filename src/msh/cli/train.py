@@ -64,22 +64,27 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
             return run_composed(config, folder)
-    with _failed_start_removed(folder):
+    with failed_start_removed(folder):
         return run_composed(config, folder)
 
 
 @contextmanager
-def _failed_start_removed(folder: Path) -> Iterator[None]:
-    """If a start fails before the run begins, remove the files it wrote, and the folder unless it existed before."""
-    before = set(folder.iterdir())  # Hydra has made the folder
+def failed_start_removed(folder: Path, has_log: bool = True) -> Iterator[None]:
+    """If a start fails before the run begins, remove the files it wrote, and the folder unless it existed before.
+
+    Args:
+        folder: the run folder, which Hydra or the caller has made.
+        has_log: files that the process logs to are there.
+    """
+    before = set(folder.iterdir())
     try:
         yield
     except BaseException:
-        _remove_failed_start(folder, before)
+        _remove_failed_start(folder, before, has_log)
         raise
 
 
-def _remove_failed_start(folder: Path, before: set[Path]) -> None:
+def _remove_failed_start(folder: Path, before: set[Path], has_log: bool) -> None:
     from msh.training.ranks import is_rank_zero
     from msh.training.run import locked
 
@@ -89,7 +94,8 @@ def _remove_failed_start(folder: Path, before: set[Path]) -> None:
         with locked(folder):
             if (folder / FILE_NAME).exists():
                 return
-            _leave_log_file()
+            if has_log:
+                _leave_log_file()
             for path in set(folder.iterdir()) - before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not before and folder.resolve() != USERS_FOLDER.get():
