@@ -191,7 +191,7 @@ def test_a_backbone_with_another_padding_is_refused(tmp_path):
 
     task = task_of(Texts(["good film", "bad"] * 10, None, 6, read_tokenizer(byte_pairs(tmp_path))))
     settings = {"vocabulary": 400, "width": 8, "heads": 2, "hidden": 8}
-    with pytest.raises(ValueError, match=r"set \+\+backbone.padding=1"):
+    with pytest.raises(ValueError, match=r"set backbone.padding=1"):
         check_inputs(Transformer((6,), **settings), task)
     check_inputs(Transformer((6,), **settings, padding=1), task)
 
