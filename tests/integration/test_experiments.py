@@ -580,7 +580,7 @@ def test_a_gate_prunes_blocks_below_their_budget(learned):
     ("overrides", "message"),
     [
         (["pruning.density=0.6"], "task 'iris' wants 124 blocks of layer .*, but only 84 of its 208 are free"),
-        (["pruning.block_size=16"], says("density", ">= 0.2501", 0.1)),
+        (["pruning.block_size=16"], says("density", ">= 0.25", 0.1)),
         (["pruning.scope=erk"], says("pruning.scope", value="erk")),
     ],
 )

@@ -52,6 +52,7 @@ def continued(config: DictConfig) -> DictConfig:
     with read_write(config), open_dict(config):
         _check_given(config, values, given, network)
         _check_code(values.get("backbone", {}), network, trusted)
+        config.pruning.start = config.pruning.start  # it may follow from a setting that the file's backbone lacks
         for key, value in values.items():
             if key == "trainer.precision" and not _differs(config, key, value):
                 continue  # mixed precision computes in other types, and keeps the network's
