@@ -103,8 +103,7 @@ class SmallTensors:
         """Return a task's small weight, or its sparse form where that may cost less; see `weight`."""
         if (pattern := self.patterns.get(name)) is None or values.dtype != torch.float32:
             return self.weight(name, values)
-        shape = self.shapes[name]  # not self, which a frozen task's module would keep in memory
-        return SparseForm(pattern, lambda: values, lambda: _filled(values, pattern.index, shape))
+        return SparseForm(pattern, lambda: values, lambda: pattern.scattered(values))
 
     def private(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a private tensor to the units of its module; the gradient reaches the whole tensor."""

@@ -36,7 +36,10 @@ _BEFORE: dict[tuple[int, str | None], tuple[int, str | None]] = {}
 
 
 def _set_threads(number: int | None) -> None:
-    """Set torch's threads; None: leave them, or undo what an earlier run, such as another job of a sweep, has set."""
+    """Set torch's threads; None: leave them, or undo what an earlier run, such as another job of a sweep, has set.
+
+    Without OMP_NUM_THREADS, Lightning would divide the cores by the processes.
+    """
     now = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     before = _BEFORE.pop(now, now)
     _BEFORE.clear()
@@ -47,7 +50,7 @@ def _set_threads(number: int | None) -> None:
     threads, variable = before if number is None else (number, str(number))
     torch.set_num_threads(threads)
     os.environ.pop("OMP_NUM_THREADS", None)
-    if variable is not None:  # else Lightning divides the cores by the processes
+    if variable is not None:
         os.environ["OMP_NUM_THREADS"] = variable
 
 
