@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from msh.subnetworks.forms import flat_index
+from msh.subnetworks.narrow_norm import NarrowBatchNorm2d
 from msh.subnetworks.sparse import LeanLinear, Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
 from msh.subnetworks.tensors import buffer_of, sliced_weight
 from msh.subnetworks.tracing import UnitGraph, trace_units
@@ -136,7 +137,7 @@ class SmallTensors:
         return wide
 
     def shrink(self, tree: nn.Module) -> None:
-        """Give a backbone's copy the units' number of groups in depthwise convolutions, and of heads in attention."""
+        """Adapt a backbone's copy to the units: groups of depthwise convolutions, heads of attention, norms."""
         for where, rows in self._depthwise.items():
             cast(nn.Conv2d, tree.get_submodule(where)).groups = len(rows)
         for where, heads in self._heads.items():
@@ -144,6 +145,9 @@ class SmallTensors:
             attention.__class__ = FewHeads
             vars(attention)["heads"] = heads.nonzero().squeeze(1)
             vars(attention)["_qkv_same_embed_dim"] = False  # or torch's fused operation would take the tensors
+        for where in self.rows:
+            if type(norm := tree.get_submodule(where)) is nn.BatchNorm2d:
+                norm.__class__ = NarrowBatchNorm2d
 
     def others(self, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's outputs for units without weights, (width,): their biases, or zeros.
