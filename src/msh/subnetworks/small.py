@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from msh.subnetworks.attention import FewHeads
 from msh.subnetworks.forms import flat_index
 from msh.subnetworks.narrow_norm import NarrowBatchNorm2d
 from msh.subnetworks.sparse import LeanLinear, Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
@@ -214,71 +214,6 @@ class Widened(nn.Module):
         others = self.others.to(small.dtype).view(-1, *[1] * (small.dim() - dim - 1)).expand(shape)
         wide: Tensor = others.index_copy(dim, self.rows, small)
         return wide
-
-
-class FewHeads(nn.MultiheadAttention):
-    """Self- or cross-attention with some of the heads.
-
-    Attributes:
-        heads: int64 (heads,), indices of its heads among all.
-    """
-
-    heads: Tensor
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`, without the weights of the attention.
-
-        Raises:
-            ValueError: they are needed.
-        """
-        if need_weights:
-            raise ValueError("a task of whole units has no attention weights of all heads: pass need_weights=False")
-        batched, inputs = query.dim() == 3, [query, key, value]
-        if not batched:
-            inputs = [each.unsqueeze(0) for each in inputs]
-        elif not self.batch_first:
-            inputs = [each.transpose(0, 1) for each in inputs]
-        assert self.in_proj_weight is not None
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        queries, keys, values = (
-            functional.linear(each, weight, bias).unflatten(-1, (len(self.heads), -1)).transpose(1, 2)
-            for each, weight, bias in zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
-        )  # each (batch, heads, tokens, size)
-        mask, dropout = self._mask(attn_mask, key_padding_mask, queries), self.dropout if self.training else 0.0
-        causal = is_causal and mask is None
-        attended = functional.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
-        outputs = self.out_proj(attended.transpose(1, 2).flatten(2))  # (batch, tokens, width)
-        if not batched:
-            return outputs.squeeze(0), None
-        return outputs if self.batch_first else outputs.transpose(0, 1), None
-
-    def _mask(self, among: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-        """Add up the masks, as numbers that are added to the attention: (batch, heads or 1, tokens, keys)."""
-        total: Tensor | None = None
-        if among is not None:  # (tokens, keys), or (batch x all heads, tokens, keys)
-            parts = among.view(-1, self.num_heads, *among.shape[1:])[:, self.heads] if among.dim() == 3 else among
-            total = _added(parts, like)
-        if padding is not None:  # (batch, keys)
-            padded = _added(padding.view(-1, 1, 1, padding.shape[-1]), like)
-            total = padded if total is None else total + padded
-        return total
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """Turn a mask that is True where nothing is attended to into numbers to add."""
-    if mask.dtype != torch.bool:
-        return mask.to(like.dtype)
-    return like.new_zeros(mask.shape).masked_fill(mask, -math.inf)
 
 
 class WideLinear(Widened, nn.Linear):

@@ -339,17 +339,17 @@ class SparseLinear(Loadable, nn.Linear):
         """(*batch, columns) to (*batch, rows)."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             form = self.form
-            if isinstance(form, SparseForm | FrozenForm) and self._suits(form, input):
+            if self._suits(form, input):
                 return sparse_linear(input, form.sparse(), form.pattern, self.bias)
         return F.linear(input, self.weight, self.bias)
 
-    def _suits(self, form: SparseForm | FrozenForm, input: Tensor) -> bool:
+    def _suits(self, form: Any, input: Tensor) -> bool:
         """Tell whether a form costs less, is not traced, and has the layer's weight, in the input's type."""
-        if _is_traced(input) or not form.pattern.suits(input):
+        if not costs_less(form, input):
             return False
         if isinstance(form, SparseForm) or torch.compiler.is_compiling():
             return True
-        return form.values.dtype == input.dtype and form.is_current(self.source())
+        return bool(form.values.dtype == input.dtype and form.is_current(self.source()))
 
     def source(self) -> Tensor:
         """Return the tensor that a frozen layer's values come from."""
@@ -388,6 +388,11 @@ class LeanLinear(SparseLinear):
 
     def loaded(self) -> None:
         """Keep the form, which has the indices."""
+
+
+def costs_less(form: Any, inputs: Tensor) -> bool:
+    """Tell whether a layer's form is sparse, costs less than the dense weight for these inputs, and is not traced."""
+    return isinstance(form, SparseForm | FrozenForm) and not _is_traced(inputs) and form.pattern.suits(inputs)
 
 
 def _is_traced(inputs: Any) -> bool:

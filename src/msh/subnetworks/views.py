@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.compat import hook_registries, own_buffers
+from msh.subnetworks.attention import TrainedAttention
 from msh.subnetworks.description import Phase
 from msh.subnetworks.small import SmallTensors, sliced_in_training
 from msh.subnetworks.sparse import FrozenForm, LeanLinear, SparseForm, SparseLinear, TrainedLinear
@@ -67,6 +68,12 @@ def is_linear_weight(place: Place) -> bool:
     """Tell whether a place is the weight of a layer that may compute with a sparse one."""
     holder, leaf = place
     return leaf == "weight" and type(holder) in LINEAR
+
+
+def _takes_form(holder: nn.Module, leaf: str) -> bool:
+    """Tell whether a tensor of a module in training is its form, in place of a parameter or buffer."""
+    attention = isinstance(holder, TrainedAttention) and leaf == "in_proj_weight"
+    return attention or (isinstance(holder, TrainedLinear) and leaf == "weight")
 
 
 class TaskNetwork(nn.Module):
@@ -204,9 +211,13 @@ class TrainingNetwork(nn.Module):
         self._network = (network,)  # in a tuple: it is no part of this module
         self._places = find_places(self.backbone, network.names)
         for name in network.names.prunable:
-            for place in filter(is_linear_weight, self._places[name]):
-                place[0].__class__ = TrainedLinear
-                delattr(place[0], "weight")
+            for holder, leaf in self._places[name]:
+                if is_linear_weight((holder, leaf)):
+                    holder.__class__ = TrainedLinear
+                elif type(holder) is nn.MultiheadAttention and leaf == "in_proj_weight" and name in sub.blocks:
+                    holder.__class__ = TrainedAttention
+                if _takes_form(holder, leaf):
+                    delattr(holder, leaf)
         for name in network.names.transient:
             for place in self._places[name]:
                 put_tensor(*place, network.backbone.get_buffer(name).clone())
@@ -265,7 +276,7 @@ class TrainingNetwork(nn.Module):
                 copied.training = source.training
         for name, weight in weights.items():
             for holder, leaf in self._places[name]:
-                if isinstance(holder, TrainedLinear) and leaf == "weight":
+                if _takes_form(holder, leaf):
                     vars(holder)["form"] = weight  # not registered: it is no parameter of the layer
                 else:
                     put_tensor(holder, leaf, weight.dense() if isinstance(weight, SparseForm) else weight)
@@ -302,7 +313,7 @@ class TrainingNetwork(nn.Module):
         backbone, names = self._network[0].backbone, self._network[0].names
         for name in (*names.prunable, *names.parameters, *names.buffers):
             for holder, leaf in self._places[name]:
-                if isinstance(holder, TrainedLinear) and leaf == "weight":
+                if _takes_form(holder, leaf):
                     vars(holder)["form"] = None
                 elif leaf in own_buffers(holder):
                     put_tensor(holder, leaf, buffer_of(backbone, name))

@@ -22,7 +22,6 @@ from msh.subnetworks import (
     trace_units,
 )
 from msh.subnetworks.modules import flops_share
-from msh.subnetworks.small import FewHeads
 from msh.subnetworks.sparse import FrozenForm
 
 
@@ -392,56 +391,6 @@ def test_branched_networks_compute_less_and_stay_bitwise_the_same(backbone, tmp_
     load_network(path, loaded)
     assert torch.equal(loaded.eval()(inputs, "a"), before)
     torch.testing.assert_close(sliced(network, "a")(inputs), before)
-
-
-def few_heads(kept, **how):
-    """Make an attention, and its copy with some of the heads, whose others have no weights."""
-    torch.manual_seed(0)
-    whole = nn.MultiheadAttention(12, 4, **how).double()
-    rows = torch.zeros(3, 4, 3, dtype=torch.bool)
-    rows[:, kept] = True
-    with torch.no_grad():
-        whole.in_proj_weight[~rows.flatten()] = 0.0
-        whole.out_proj.weight[:, ~rows[0].flatten()] = 0.0
-    small = copy.deepcopy(whole)
-    small.__class__ = FewHeads
-    vars(small)["heads"] = torch.tensor(kept)
-    small.in_proj_weight = nn.Parameter(whole.in_proj_weight[rows.flatten()])
-    if whole.in_proj_bias is not None:
-        small.in_proj_bias = nn.Parameter(whole.in_proj_bias[rows.flatten()])
-    small.out_proj.weight = nn.Parameter(whole.out_proj.weight[:, rows[0].flatten()])
-    return whole.eval(), small.eval()
-
-
-@pytest.mark.parametrize("how", [{}, {"batch_first": True}, {"bias": False}])
-def test_attention_with_some_heads_is_the_whole_one_whose_others_read_nothing(how):
-    whole, small = few_heads([1, 3], **how)
-    queries, keys = torch.randn(5, 2, 12).double(), torch.randn(7, 2, 12).double()
-    if "batch_first" in how:
-        queries, keys = queries.transpose(0, 1), keys.transpose(0, 1)
-    generator = torch.Generator().manual_seed(1)
-    among = torch.rand(5, 7, generator=generator) < 0.3
-    among[:, 0] = False
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[1, 4:] = True
-    for settings in (
-        {},
-        {"attn_mask": among},
-        {"attn_mask": torch.randn(5, 7).double()},
-        {"attn_mask": torch.randn(8, 5, 7).double()},
-        {"key_padding_mask": padding},
-        {"key_padding_mask": padding, "attn_mask": among},
-    ):
-        expected = whole(queries, keys, keys, need_weights=False, **settings)
-        answer = small(queries, keys, keys, need_weights=False, **settings)
-        torch.testing.assert_close(answer, expected)
-    one = queries[0] if "batch_first" in how else queries[:, 0]
-    causal = {"attn_mask": nn.Transformer.generate_square_subsequent_mask(5).double(), "is_causal": True}
-    for settings in ({}, causal):
-        expected = whole(one, one, one, need_weights=False, **settings)
-        torch.testing.assert_close(small(one, one, one, need_weights=False, **settings), expected)
-    with pytest.raises(ValueError, match="need_weights=False"):
-        small(one, one, one)
 
 
 def test_running_statistics_of_the_units_are_stored_and_others_stay():
