@@ -20,6 +20,8 @@ FULLEST = 0.25
 """Share of weights above which a dense product costs less."""
 AT_ONCE = 2**21
 """Bytes of a layer's inputs or outputs that are computed at a time, so that they stay in the cache."""
+PER_BLOCK = 1024
+"""Inputs from which a product per block, where inputs and outputs lie in memory, costs less on a CPU than a batch."""
 
 
 def may_be_in_blocks(shape: Sequence[int], values: Tensor, kept: int, size: BlockSize) -> bool:
@@ -45,8 +47,9 @@ class BlockPattern(Pattern):
     """Indices of the blocks of a matrix.
 
     Values come in the order of their flat indices. The inputs of all blocks are gathered and multiplied in one batched
-    product; then the products of each line of blocks are added up. Smaller blocks, at the edges, are padded by 0. The
-    same inputs give the same bits: no sum depends on the order in which threads finish.
+    product; then the products of each line of blocks are added up. Smaller blocks, at the edges, are padded by 0. For
+    many inputs on a CPU, each block is multiplied where its inputs and outputs lie in memory. The same inputs give the
+    same bits: no sum depends on the order in which threads finish.
 
     Args:
         held: bool (rows, columns), all weights of some blocks.
@@ -62,6 +65,7 @@ class BlockPattern(Pattern):
         blocks = whole_blocks(held, size)
         row, column = blocks.nonzero(as_tuple=True)
         self._lines = row, column  # (blocks,): each block's row and column of blocks
+        self._pairs = list(zip(row.tolist(), column.tolist(), strict=True)) if held.is_cpu else []
         self._members = None if held.is_cpu else [_members(*each) for each in zip(self._lines, self.grid, strict=True)]
         width = blocks.sum(1)
         first = (width.cumsum(0) - width)[row]  # of each block's row
@@ -98,6 +102,11 @@ class BlockPattern(Pattern):
             outputs = super().outputs(inputs, values, bias, along_batch=True)
             return outputs if along_batch else outputs.t().clone()  # no view: see `sparse_linear`
         matrices = self._matrices(values) if self._fixed is None else self._fixed
+        if self._per_block(len(inputs), along_batch):
+            outputs = inputs.new_zeros(len(inputs), self.shape[0])
+            for here in self._slices(len(inputs), along_batch):
+                self._add_each(outputs[here], matrices, inputs[here], 0)
+            return outputs if bias is None else outputs.add_(bias)
         outputs = self._new(inputs, 0, along_batch)
         for here in self._slices(len(inputs), along_batch):
             self._add_products(outputs, matrices, self._gathered(inputs, here, 1, along_batch), here, 0, along_batch)
@@ -108,6 +117,8 @@ class BlockPattern(Pattern):
         self, gradient: Tensor, inputs: Tensor, values: Tensor, of_inputs: bool, of_values: bool, along_batch: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the gradients of inputs (batch, columns) and values (k,) from the outputs' (batch, rows)."""
+        if self._per_block(len(inputs), along_batch):
+            return self._gradients_per_block(gradient, inputs, values, of_inputs, of_values)
         back, matrices, products = None, None, None
         if of_inputs:
             back, matrices = self._new(gradient, 1, along_batch), self._matrices(values).transpose(1, 2)
@@ -122,6 +133,44 @@ class BlockPattern(Pattern):
             back = self._trimmed(back, 1, along_batch)
             back = laid_out_as(inputs, back) if along_batch else back
         return back, None if products is None else self._values(products)
+
+    def _per_block(self, batch: int, along_batch: bool) -> bool:
+        return bool(self._pairs) and batch >= PER_BLOCK and not along_batch
+
+    def _gradients_per_block(
+        self, gradient: Tensor, inputs: Tensor, values: Tensor, of_inputs: bool, of_values: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute `gradients` with a product per block."""
+        matrices = self._matrices(values).transpose(1, 2)
+        back = torch.zeros_like(inputs, memory_format=torch.contiguous_format) if of_inputs else None
+        products = torch.zeros_like(matrices)
+        for here in self._slices(len(inputs), False):
+            if back is not None:
+                self._add_each(back[here], matrices, gradient[here], 1)
+            if of_values:
+                self._add_weights(products, gradient[here], inputs[here])
+        return back, self._values(products.transpose(1, 2).contiguous()) if of_values else None
+
+    def _add_each(self, result: Tensor, matrices: Tensor, tensor: Tensor, axis: int) -> None:
+        """Multiply each block (side, side across) with its columns of (batch, lines across), and add where it writes.
+
+        Args:
+            result: (batch, rows) for axis 0, (batch, columns) for axis 1.
+            matrices: (blocks, side, side across).
+            tensor: (batch, columns) for axis 0, (batch, rows) for axis 1.
+            axis: in which blocks write.
+        """
+        into, across = result.split(self.size[axis], 1), tensor.split(self.size[1 - axis], 1)
+        for pair, matrix in zip(self._pairs, matrices, strict=True):
+            target, source = into[pair[axis]], across[pair[1 - axis]]
+            target.addmm_(source, matrix[: target.shape[1], : source.shape[1]].t())
+
+    def _add_weights(self, products: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+        """Add each block's gradient to products (blocks, columns, rows), from (batch, rows) and (batch, columns)."""
+        rows, columns = gradient.split(self.size[0], 1), inputs.split(self.size[1], 1)
+        for (row, column), product in zip(self._pairs, products, strict=True):
+            left, right = columns[column], rows[row]
+            product[: left.shape[1], : right.shape[1]].addmm_(left.t(), right)
 
     def _matrices(self, values: Tensor) -> Tensor:
         """Arrange values (k,) by block: (blocks, rows, columns)."""
@@ -208,7 +257,8 @@ class BlockPattern(Pattern):
 
     def _slices(self, batch: int, along_batch: bool) -> Iterator[slice]:
         """Divide a batch into slices that fit the cache, equal ones if possible, as each size has orders of its own."""
-        number = 1 if along_batch else max(1, round(batch / max(128, AT_ONCE // (4 * max(self.shape)))))
+        least = PER_BLOCK if self._per_block(batch, along_batch) else 128
+        number = 1 if along_batch else max(1, round(batch / max(least, AT_ONCE // (4 * max(self.shape)))))
         step = math.ceil(max(1, batch) / next((n for n in range(number, 2 * number) if batch % n == 0), number))
         yield from (slice(start, min(start + step, batch)) for start in range(0, batch, step))
 

@@ -18,6 +18,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 SHAPES = [((12, 20), (3, 4)), ((12, 20), (5, 7)), ((7, 3), (2, 3)), ((4, 9), (4, 2)), ((1, 1), (1, 1))]
 
 
+@pytest.fixture(params=[False, True], ids=["gathered", "per block"])
+def per_block(request, monkeypatch):
+    """Both ways of computing inputs that lie in rows: those of few, and of many inputs."""
+    monkeypatch.setattr(block_products, "PER_BLOCK", 1 if request.param else 2**60)
+    return request.param
+
+
 def make_matrix(shape, size, density=0.4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     grid = [-(-length // side) for length, side in zip(shape, size, strict=True)]
@@ -40,6 +47,7 @@ def gradients(outputs, *inputs):
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 @pytest.mark.parametrize("batch", [(), (1,), (300,), (2, 3)])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.usefixtures("per_block")
 def test_it_is_a_linear_layer(shape, size, batch, with_bias):
     weight, pattern = make_matrix(shape, size)
     inputs = torch.randn(*batch, shape[1], dtype=torch.float64, requires_grad=True)
@@ -67,17 +75,20 @@ def test_the_next_layer_may_change_the_outputs_in_place(shape, size, batch):
     assert torch.equal(found, expected)
 
 
-def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch):
+def test_inputs_in_parts_that_fit_the_cache_give_the_same(monkeypatch, per_block):
     weight, pattern = make_matrix((12, 20), (3, 4))
     inputs, gradient = torch.randn(300, 20, dtype=torch.float64), torch.randn(300, 12, dtype=torch.float64)
     values = weight.take(pattern.index)
     whole = all_products(pattern, inputs, gradient, values, along_batch=False)
     monkeypatch.setattr(block_products, "AT_ONCE", 1)
+    if per_block:
+        monkeypatch.setattr(block_products, "PER_BLOCK", 128)
     assert [(here.start, here.stop) for here in pattern._slices(300, False)] == [(0, 150), (150, 300)]
     assert [here.stop - here.start for here in pattern._slices(1031, False)] == [129] * 7 + [128]
     torch.testing.assert_close(all_products(pattern, inputs, gradient, values, along_batch=False), whole)
 
 
+@pytest.mark.usefixtures("per_block")
 def test_either_order_of_memory_gives_the_same():
     weight, pattern = make_matrix((12, 20), (5, 7))
     inputs, gradient = torch.randn(30, 20, dtype=torch.float64), torch.randn(30, 12, dtype=torch.float64)
@@ -89,6 +100,25 @@ def test_either_order_of_memory_gives_the_same():
     outputs, of_inputs, _ = all_products(pattern, inputs.t().contiguous().t(), gradient, values, along_batch=True)
     assert torch.equal(outputs, turned)
     assert of_inputs.t().is_contiguous()
+
+
+def test_many_inputs_are_multiplied_per_block(monkeypatch):
+    weight, pattern = make_matrix((12, 20), (3, 4))
+    values, tokens = weight.take(pattern.index), torch.randn(4, block_products.PER_BLOCK // 4, 20, dtype=torch.float64)
+    monkeypatch.setattr(pattern, "_gathered", lambda *_: pytest.fail("gathered"))
+    torch.testing.assert_close(sparse_linear(tokens, values, pattern), tokens @ weight.t())
+    with pytest.raises(pytest.fail.Exception, match="gathered"):
+        sparse_linear(tokens[:, 1:], values, pattern)
+
+
+@pytest.mark.parametrize("laid_out", ["expanded", "strided"])
+def test_gradients_of_any_layout_are_multiplied_per_block(laid_out, per_block):
+    weight, pattern = make_matrix((12, 20), (3, 4))
+    inputs, values = torch.randn(30, 20, dtype=torch.float64), weight.take(pattern.index)
+    gradient = torch.randn(30, 12, dtype=torch.float64)
+    other = gradient[:1].expand(30, 12) if laid_out == "expanded" else gradient.t().contiguous().t()
+    found = all_products(pattern, inputs.t().contiguous().t(), other, values, along_batch=False)
+    torch.testing.assert_close(found, all_products(pattern, inputs, other.contiguous(), values, along_batch=False))
 
 
 def test_only_matrices_that_fit_the_cache_run_along_the_batch():
@@ -118,6 +148,7 @@ def test_batches_of_many_sizes_keep_few_orders_of_blocks():
         assert len(pattern._made_sources) <= 9
 
 
+@pytest.mark.usefixtures("per_block")
 def test_rows_and_columns_without_blocks_give_zeros():
     held = torch.zeros(40, 60, dtype=torch.bool)
     held[10:20, 20:40] = held[30:, :20] = True
@@ -147,15 +178,16 @@ def test_its_backward_pass_can_be_differentiated():
     torch.testing.assert_close(ours[1], theirs[1].take(pattern.index))
 
 
+@pytest.mark.usefixtures("per_block")
 def test_only_needed_gradients_are_computed():
     weight, pattern = make_matrix((12, 20), (3, 4))
-    inputs, values = torch.randn(5, 20, dtype=torch.float64), weight.take(pattern.index)
+    inputs, values = torch.randn(5, 1, 20, dtype=torch.float64), weight.take(pattern.index)
     (sparse_linear(inputs, values.requires_grad_(), pattern)).sum().backward()
     assert inputs.grad is None
     assert values.grad is not None
     through = inputs.clone().requires_grad_()
     sparse_linear(through, values.detach(), pattern).sum().backward()
-    torch.testing.assert_close(through.grad, weight.sum(0).expand(5, 20))
+    torch.testing.assert_close(through.grad, weight.sum(0).expand(5, 1, 20))
 
 
 def test_a_weight_that_never_changes_is_ordered_once():
