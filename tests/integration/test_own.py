@@ -236,6 +236,14 @@ def test_images_for_pretrained_weights_are_scaled_as_the_library_does(tmp_path):
     assert [round(float(value), 3) for value in steps[3].shift.flatten()] == [0.5, 0.5, 0.5]
 
 
+def test_a_misspelt_setting_from_python_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"did you mean 'pruning.density'\?$") as caught:
+        msh.train("tasks=wine", "pruning.densty=0.1")
+    assert caught.value.__suppress_context__
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("files", [None, [], ["notes.txt"]])
 def test_a_start_from_python_that_fails_leaves_no_folder_of_its_own(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

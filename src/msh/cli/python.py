@@ -8,14 +8,17 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from msh.backbones.named import GIVEN
 from msh.cli.arguments import by_key, literal
 from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
+from msh.cli.errors import message_of
 from msh.cli.inherited import drop_inherited
 from msh.cli.train import USERS_FOLDER, failed_start_removed, run_composed
 from msh.runs.results import Results
@@ -47,8 +50,11 @@ def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Res
             settings.append("pruning.start=backbone")
     GlobalHydra.instance().clear()
     use_own_loader()
-    with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
-        config = compose("config", settings, return_hydra_config=True)
+    try:
+        with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
+            config = compose("config", settings, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(message_of(error)) from None
     folder = Path(config.hydra.run.dir).resolve()
     USERS_FOLDER.set(folder if folder.exists() else None)
     folder.mkdir(parents=True, exist_ok=True)

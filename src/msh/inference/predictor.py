@@ -128,6 +128,13 @@ class Predictor:
         self._small: dict[str, TaskNetwork] = {}
         self._lock = Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock, which neither copies nor pickles, for `copy.deepcopy` and other processes."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
+
     @property
     def network(self) -> MultiSubnetwork:
         """The network that holds the tasks.

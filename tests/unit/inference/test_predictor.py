@@ -1,5 +1,7 @@
 """Test predictions from files: as the network computes them, from raw inputs, with errors that name the input."""
 
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -194,6 +196,23 @@ def test_a_lean_predictor_holds_the_tasks_weights_alone(granularity, tmp_path):
             assert torch.equal(lean.module(name)(inputs[:size]), whole.module(name)(inputs[:size]))
     held = [buffer.numel() for name in lean.tasks for buffer in lean.module(name).buffers()]
     assert sum(held) < 2**17
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("granularity", ["weight", "unit"])
+def test_a_copy_answers_bitwise_as_the_predictor(copied, lean, granularity, tmp_path):
+    """Also one that has answered, as its modules are built then; pickles reach workers' processes."""
+    backbone = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 512, "depth": 3}
+    tasks = [build_task(name, data_of(name)) for name in ("classification", "regression")]
+    save_network(tmp_path / "network.safetensors", frozen(backbone, tasks, granularity, 0.1))
+    predictor, inputs = msh.load(tmp_path / "network.safetensors", lean=lean), torch.randn(50, 4)
+    before = copied(predictor)
+    expected = {task: answers.raw for task, answers in predictor.predict_all(inputs).items()}
+    for copy_ in (before, copied(predictor)):
+        found = {task: answers.raw for task, answers in copy_.predict_all(inputs).items()}
+        assert all(torch.equal(found[task], raw) for task, raw in expected.items())
+        assert torch.equal(copy_.predict("regression", inputs).raw, predictor.predict("regression", inputs).raw)
 
 
 def test_lean_predictors_are_shared_by_threads(path):
