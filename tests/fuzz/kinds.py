@@ -36,7 +36,9 @@ from msh.files.state_file import read_state, save_network, save_subnetwork, writ
 from msh.files.weights_only import Packing
 from msh.files.yaml_files import read_config as read_saved
 from msh.report.inspection import print_folder_or_file
+from msh.report.run_page import write_report
 from msh.report.sweeps import print_sweep, read_sweep, write_csv
+from msh.runs.examples import Example
 from msh.runs.facts import read_run
 from msh.runs.metrics import write_rows
 from msh.runs.ownership import mask_overlap, owner_matrix
@@ -268,6 +270,11 @@ def report_on(folder: Path) -> None:
     inspect(run)
 
 
+def show_run(folder: Path) -> None:
+    """`msh report RUN_DIR`."""
+    write_report(folder / "run")
+
+
 def go_on_logging(folder: Path) -> None:
     """The CSV logger of a run that goes on."""
     logger = RunCSVLogger(str(folder / "run"))
@@ -314,6 +321,13 @@ def run_kinds(folder: Path) -> list[Kind]:
     columns = ["a/train/loss", "a/val/accuracy", "a/sparsity", "b/val/accuracy", "epoch", "step"]
     rows = [dict.fromkeys(columns, "0.5") | {"step": str(step)} for step in range(8)]
     write_rows(run / "metrics.csv", columns, rows)
+    (run / "examples").mkdir()
+    Image.new("L", (2, 2)).save(run / "examples" / "a.png")
+    shown: dict[str, list[Example]] = {
+        "a": [{"file": "a.png", "input": "a.png", "answer": {"answer": "7", "7": 0.75}, "target": "1"}],
+        "b": [{"file": "b.jsonl", "input": {"rooms": 3, "heat": None}, "answer": {"answer": 2.5}, "target": "3"}],
+    }
+    (run / "examples" / "index.json").write_text(json.dumps(shown))
     files = contents(folder)
     known = {key: value for key, value in config.items() if key != "rate"} | {
         "optimizer": optimizer | {"lr": "${seed}"}
@@ -328,6 +342,7 @@ def run_kinds(folder: Path) -> list[Kind]:
         Kind("run: metrics.csv", files, "run/metrics.csv", (hostile_csv,), report_on),
         Kind("run: config.yaml", files, "run/.hydra/config.yaml", yaml, report_on),
         Kind("run: network", files, "run/network.safetensors", TENSOR_FILE, report_on),
+        Kind("page: examples", files, "run/examples/index.json", (hostile_json,), show_run),
         Kind("metrics.csv to go on", files, "run/metrics.csv", (hostile_csv,), go_on_logging),
         Kind("config.yaml", files, "run/.hydra/config.yaml", yaml, read_config),
         Kind("config.yaml to resume", whole, "run/.hydra/config.yaml", yaml, resume),
