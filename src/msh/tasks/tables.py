@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from msh.errors import Problems, invalid
 from msh.tasks.build import RawData, check_test_fraction
 from msh.tasks.options import Kind
 from msh.tasks.table_files import Table, read_table
+from msh.tasks.table_leaks import leaking_columns
 from msh.tasks.table_plan import Wishes, describe, plan_columns
 from msh.tasks.table_splits import Rows, SplitBy, split_rows
 from msh.tasks.table_step import CHUNK, ReadTable
@@ -149,6 +151,7 @@ def _splits(
         raw = RawInputs(place.table.reread, torch.from_numpy(place.table.frame.index.to_numpy()[place.rows]))
         splits[part] = Split(inputs[part], values[place.file][torch.from_numpy(place.rows)], raw)
     _report_duplicates(splits, places)
+    _report_leaks(step, splits["train"], tables["train"].path)
     return splits["train"], splits["test"], splits.get("val")
 
 
@@ -164,6 +167,16 @@ def _report_duplicates(splits: Mapping[str, Split], places: Mapping[str, Place])
             log.warning(
                 "%d of %d rows of the %s split are also training rows: %s", len(rows), len(place.rows), part, example
             )
+
+
+def _report_leaks(step: ReadTable, train: Split, path: Path) -> None:
+    """Warn of columns that give the target away in every training row."""
+    for name, reason in leaking_columns(step, train.inputs[:].numpy(), train.targets.numpy()):
+        log.warning(
+            "%s: column %r gives the target away: %s; if you will not know it when you predict, drop it with "
+            "source.exclude=[%s]",
+            *(path, name, reason, name),
+        )
 
 
 def _twins(splits: Mapping[str, Split], keys: Mapping[str, np.ndarray], part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ PEOPLE = pd.DataFrame(
         "customer": [f"c{i:03}" for i in range(60)],
         "age": [20.5 + i if i % 5 else None for i in range(60)],
         "zip": [f"0{1000 + i % 4}" for i in range(60)],
-        "member": ["yes", "no"] * 30,
+        "member": ["yes", "no", "no", "yes"] * 15,
         "since": DAYS,
         "land": ["de", "fr", "NA"] * 20,
         "street": [f"street{i // 2}" for i in range(60)],
