@@ -37,10 +37,10 @@ def drop_inherited(config: DictConfig, hydra: DictConfig) -> None:
             continue
         from msh.backbones.named import arguments_of
 
-        taken = arguments_of(str(target))
+        taken, now = arguments_of(str(target)), cast(Any, OmegaConf.to_container(block, resolve=False))
         anew = group == "backbone" and f"{group}._target_" in written
         for key, value in option.items():
-            inherited = f"{group}.{key}" not in written and block.get(key) == value and key not in KEPT
+            inherited = f"{group}.{key}" not in written and now.get(key) == value and key not in KEPT
             if inherited and (anew or key == "fused" or (taken is not None and key not in taken)):
                 with open_dict(block):
                     del block[key]

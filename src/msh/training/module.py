@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +41,13 @@ RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class NonFiniteLossError(ValueError):
-    """A training loss became NaN or infinite."""
+    """A training loss, or a weight, became NaN or infinite."""
+
+
+def has_stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return true if the optimizer steps with this batch: it ends a window of accumulated gradients, or the epoch."""
+    done = batch_idx + 1
+    return done % trainer.accumulate_grad_batches == 0 or done >= trainer.num_training_batches
 
 
 @dataclass
@@ -287,12 +293,16 @@ class TaskModule(pl.LightningModule, ABC):
             return
         counts = self.trainer.strategy.reduce(torch.stack(list(self.context.nonfinite.values())).int(), reduce_op="sum")
         assert isinstance(counts, Tensor)
-        if named := [repr(name) for name, count in zip(self.context.nonfinite, counts.tolist(), strict=True) if count]:
-            raise NonFiniteLossError(
-                f"the loss of {', '.join(named)} became NaN or infinite in epoch "
-                f"{self.current_epoch} of {self.context.name}; the last good checkpoint is kept. "
-                "A lower optimizer.lr or trainer.gradient_clip_val=1 usually helps: start a new run with it"
-            )
+        named = [name for name, count in zip(self.context.nonfinite, counts.tolist(), strict=True) if count]
+        if named:
+            raise self._nonfinite("loss", named)
+
+    def _nonfinite(self, what: str, tasks: Sequence[str]) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"the {what} of {', '.join(map(repr, tasks))} became NaN or infinite in epoch "
+            f"{self.current_epoch} of {self.context.name}; the last good checkpoint is kept. "
+            "A lower optimizer.lr or trainer.gradient_clip_val=1 usually helps: start a new run with it"
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update one task's validation loss and metric."""
@@ -343,6 +353,22 @@ class SubnetworkModule(TaskModule):
     def groups(self) -> dict[tuple[str, ...], nn.Module]:
         """Return each task alone, with its subnetwork."""
         return {(task,): self.network.subnetwork(task) for task in self.context.tasks}
+
+    def stop_if_unusable(self, tasks: Iterable[str]) -> None:
+        """Check, before weights are scored, that neither losses nor weights are NaN or infinite.
+
+        A step after a finite loss may still have made weights so. Sharded weights must be whole.
+
+        Args:
+            tasks: whose weights are checked.
+        Raises:
+            NonFiniteLossError: naming tasks and epoch.
+        """
+        self.stop_if_nonfinite()
+        values = {task: self.network.subnetwork(task).values.items() for task in tasks}
+        named = [task for task, tensors in values.items() if not all(bool(v.sum().isfinite()) for _, v in tensors)]
+        if named:
+            raise self._nonfinite("weights", named)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the subnetworks in training alone: a resumed run has the rest of the network before the fit starts."""

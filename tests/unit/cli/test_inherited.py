@@ -55,3 +55,24 @@ def test_pretrained_backbones_are_started_from_unless_the_user_says_otherwise():
     pretrained = [*named, "backbone.weights=default"]
     assert run_config(composed(*pretrained)).pruning.start == "backbone"
     assert run_config(composed(*pretrained, "pruning.start=fresh")).pruning.start == "fresh"
+
+
+STEPS = "scheduler._target_=torch.optim.lr_scheduler.StepLR"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([STEPS, "+scheduler.step_size=20"], {"step_size": 20}),
+        ([STEPS, "+scheduler.step_size=20", "optimizer.lr=0.5"], {"step_size": 20}),
+        ([STEPS, "+scheduler.step_size=20", "scheduler=cosine"], {"step_size": 20}),
+        (
+            ["scheduler._target_=torch.optim.lr_scheduler.CyclicLR", "+scheduler.base_lr=1"],
+            {"max_lr": 1e-3, "base_lr": 1},
+        ),
+    ],
+)
+def test_a_scheduler_keeps_references_that_it_takes(overrides, expected):
+    """The option's `max_lr` is a reference, `${optimizer.lr}`."""
+    block = OmegaConf.to_container(composed(*overrides).scheduler, resolve=True)
+    assert {key: value for key, value in block.items() if not key.startswith("_")} == expected

@@ -9,6 +9,7 @@ from messages import says
 from msh.subnetworks import CRITERIA, SCHEDULES, EmptyLayerError, Units, trace_units
 from msh.training.callbacks import IterativePruning, scoring
 from msh.training.callbacks.scoring import sample_gradients
+from msh.training.module import NonFiniteLossError
 
 WANTED = {"2.weight": 4, "6.weight": 10}
 
@@ -52,6 +53,32 @@ def test_rounds_between_two_batches_are_made_together():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make_pruner(**settings)
+
+
+@pytest.mark.parametrize("rewind_epoch", [None, 0])
+def test_cuts_wait_for_the_step_of_accumulated_gradients(rewind_epoch, tmp_path):
+    module, steps = begin(make_module(), "a"), []
+
+    class Watched(IterativePruning):
+        def _cut_down_to(self, module, number):
+            super()._cut_down_to(module, number)
+            steps.append((module.trainer.global_step, number))
+
+    usual = {"criterion": CRITERIA["magnitude"], "schedule": SCHEDULES["linear"]}
+    pruner = Watched({"a": WANTED}, **usual, begin=0, end=2, rounds=8, rewind_epoch=rewind_epoch)
+    fit(module, tmp_path, pruner, config=make_config(accumulate_grad_batches=3))
+    assert steps == [(1, 3), (2, 4), (3, 7), (4, 8)]  # after the third and the last batch of each epoch
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "learned"])
+def test_weights_that_diverge_before_a_cut_are_named(criterion, tmp_path):
+    def exploding(parameters):
+        return torch.optim.SGD(parameters, lr=1e30)
+
+    module = begin(make_module(make_task("wine"), optimizer=exploding), "wine", criterion)
+    pruner = IterativePruning({"wine": WANTED}, CRITERIA[criterion], SCHEDULES["linear"], 0.5, 1, rounds=4)
+    with pytest.raises(NonFiniteLossError, match="of 'wine' became NaN or infinite in epoch 0 of toy"):
+        fit(module, tmp_path, pruner, name="wine")
 
 
 @pytest.fixture(scope="module")

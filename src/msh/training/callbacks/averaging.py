@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from msh.compat import averaging_settings
 from msh.subnetworks.tensors import TensorBag
 from msh.training.callbacks.best import RestoreBest
-from msh.training.module import TaskModule
+from msh.training.module import FitContext, TaskModule
 
 
 class AverageWeights(pl.Callback):
@@ -39,6 +39,8 @@ class AverageWeights(pl.Callback):
         self.steps = 0
         """Optimizer steps in the fit at the latest average."""
         self.rewinds = 0
+        self.context: FitContext | None = None
+        """The fit's, once it has started."""
 
     @property
     def state_key(self) -> str:
@@ -50,7 +52,7 @@ class AverageWeights(pl.Callback):
         assert isinstance(pl_module, TaskModule)
         settings = averaging_settings(self.callback)
         settings["device"] = settings["device"] or pl_module.device
-        self.rewinds = pl_module.context.rewinds
+        self.context, self.rewinds = pl_module.context, pl_module.context.rewinds
         for name, part in named_groups(pl_module).items():
             self.names[name] = changing(part)
             self.averages[name] = AveragedModel(self._now(name, part), **settings)
@@ -73,7 +75,7 @@ class AverageWeights(pl.Callback):
 
     def _update(self, module: pl.LightningModule) -> None:
         assert isinstance(module, TaskModule)
-        self._forget_rewound(module)
+        self._forget_rewound(module.context)
         for group, part in module.groups().items():
             if not module.context.stopped.issuperset(group):
                 self.averages[name := "+".join(group)].update_parameters(self._now(name, part))
@@ -85,9 +87,9 @@ class AverageWeights(pl.Callback):
             bag.set(key, tensors[key])
         return bag
 
-    def _forget_rewound(self, module: TaskModule) -> None:
-        if module.context.rewinds != self.rewinds:
-            self.rewinds = module.context.rewinds
+    def _forget_rewound(self, context: FitContext) -> None:
+        if context.rewinds != self.rewinds:
+            self.rewinds = context.rewinds
             for average in self.averages.values():
                 average.n_averaged.zero_()
 
@@ -101,7 +103,7 @@ class AverageWeights(pl.Callback):
 
     def _swap(self, module: pl.LightningModule) -> None:
         assert isinstance(module, TaskModule)
-        self._forget_rewound(module)
+        self._forget_rewound(module.context)
         with torch.inference_mode(False), torch.no_grad():  # the tensors outlive the evaluation
             for name, part in named_groups(module).items():
                 for average, now in self._pairs(name, part):
@@ -122,14 +124,16 @@ class AverageWeights(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the averages, except where the best epoch's were restored."""
         assert isinstance(pl_module, TaskModule)
-        self._forget_rewound(pl_module)
+        self._forget_rewound(pl_module.context)
         for name, part in named_groups(pl_module).items():
             if self.best is None or name not in self.best.states:
                 for average, now in self._pairs(name, part):
                     now.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages, and the step of the latest."""
+        """Return the averages, without those of weights that were rewound or replaced since, and the latest's step."""
+        if self.context is not None:
+            self._forget_rewound(self.context)
         averages = {name: average.state_dict() for name, average in self.averages.items()}
         return {"averages": averages, "steps": self.steps, "callback": self.callback.state_dict()}
 

@@ -19,6 +19,7 @@ from msh.files.atomic import write_bytes
 from msh.files.header import damages
 from msh.files.sealed import drop_old, is_whole, seal, sealed_files
 from msh.files.weights_only import Packing, readable, unpacked
+from msh.training.module import has_stepped
 from msh.training.preemption import PREEMPTION
 from msh.training.ranks import is_trial
 
@@ -102,7 +103,7 @@ class EpochCheckpoint(Checkpoint):
     ) -> None:
         """End the run after a signal, between two optimizer steps; after the last one, validate first."""
         done = batch_idx + 1
-        between = done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0
+        between = done < trainer.num_training_batches and has_stepped(trainer, batch_idx)
         if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_signalled(trainer):
             log_batch(trainer)  # Lightning would log this batch later
             self._end(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")

@@ -28,7 +28,7 @@ from msh.subnetworks import (
 )
 from msh.subnetworks.tensors import count_true
 from msh.training.callbacks.scoring import score_task
-from msh.training.module import SubnetworkModule
+from msh.training.module import SubnetworkModule, has_stepped
 from msh.training.ranks import from_rank_zero, is_trial
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class IterativePruning(pl.Callback):
     """Narrow the candidates of the tasks in training, cut by cut, to their budgets.
 
     The `rounds` cuts follow training batches, evenly spaced from `begin` to `end`, the last at `end`. A cut changes
-    masks only: parameters stay the same objects, with the same shape. Tasks in one stage start with the same
+    masks only: parameters stay the same objects, with the same shape. With accumulated gradients a cut waits for the
+    optimizer's step, or they would move weights that it rewinds. Tasks in one stage start with the same
     candidates, each with separate values, and divide them in order: see `select_apart`. With learned scores, a task
     computes from `begin` on with the highest-scoring weights within its budget; cuts narrow the candidates.
 
@@ -119,6 +120,8 @@ class IterativePruning(pl.Callback):
     ) -> None:
         """Make the cuts that are due."""
         assert isinstance(pl_module, SubnetworkModule)
+        if not has_stepped(trainer, batch_idx):
+            return
         per_epoch = int(trainer.num_training_batches)
         step = trainer.current_epoch * per_epoch + batch_idx + 1
         self._choose_if_due(pl_module, step, per_epoch)
@@ -128,6 +131,7 @@ class IterativePruning(pl.Callback):
             self._keep_earlier(pl_module, self.rewind_epoch)  # a trial ends before that epoch
         if due > self.rounds_done:
             with pl_module.whole():
+                pl_module.stop_if_unusable(self.wanted)
                 self._cut_down_to(pl_module, due)
             for task in self.wanted:
                 cut_states(pl_module, task)
@@ -161,6 +165,8 @@ class IterativePruning(pl.Callback):
         if any(module.network.subnetwork(task).kept for task in self.wanted):
             return
         with module.whole():
+            if step:
+                module.stop_if_unusable(self.wanted)
             self._cut_down_to(module, 0)
             for task, budget in self.wanted.items():
                 let_scores_choose(module.network, task, budget, self.rescale)

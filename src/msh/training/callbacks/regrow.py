@@ -13,7 +13,7 @@ from msh.subnetworks import WEIGHTS, Granularity
 from msh.subnetworks.regrowth import choose_regrown, move, move_state, share_at
 from msh.tasks.seeds import derive_seed
 from msh.training.callbacks.scoring import sample_gradients
-from msh.training.module import SubnetworkModule
+from msh.training.module import SubnetworkModule, has_stepped
 from msh.training.ranks import from_rank_zero, is_trial
 
 Growth = Literal["gradient", "random"]
@@ -23,8 +23,8 @@ Growth = Literal["gradient", "random"]
 class Regrowth(pl.Callback):
     """Replace each task's weakest elements by free ones, at evenly spaced training batches.
 
-    Parameters stay the same objects, with the same shapes; the optimizer's state follows the weights. Tasks of one
-    stage take turns, in order.
+    Parameters stay the same objects, with the same shapes; the optimizer's state follows the weights. With accumulated
+    gradients a replacement waits for the optimizer's step. Tasks of one stage take turns, in order.
 
     Args:
         tasks: compact tasks.
@@ -58,10 +58,13 @@ class Regrowth(pl.Callback):
     ) -> None:
         """Replace weights if it is time to."""
         assert isinstance(pl_module, SubnetworkModule)
+        if not has_stepped(trainer, batch_idx):
+            return
         per_epoch = int(trainer.num_training_batches)
         due = self.rounds_due(trainer.current_epoch * per_epoch + batch_idx + 1, per_epoch)
         due = self.rounds if is_trial(trainer) else due
         if due > self.rounds_done:
+            pl_module.stop_if_unusable(self.tasks)
             for task in self.tasks:
                 self._replace(trainer, pl_module, task, due)
             pl_module.context.rewinds += 1
