@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from forking import run, run_ranks
-from running import ROOT, SMALL
+from running import ROOT, SMALL, finish, start
 
 from msh.files.state_file import read_state
 from msh.training.evaluation import evaluate
@@ -53,6 +53,20 @@ def test_processes_regrow_the_same_weights(tmp_path):
         assert row["val"] > 0.6
     measured = {row["task"]: row["score"] for row in evaluate(folder)}
     assert measured == {name: row["test"] for name, row in results["tasks"].items()}
+
+
+def test_two_processes_do_a_sweep_together(tmp_path):
+    """Each job is trained by both, the first process reports, and a job that fails leaves the others alone."""
+    small = [setting for setting in SMALL if not setting.startswith("trainer.")]
+    settings = ["tasks=[wine]", "trainer.max_epochs=2", "logger=csv", "optimizer=sgd", *small, "trainer=ddp_sim"]
+    process = start("train.py", "-m", *settings, "optimizer.lr=1e6,0.01,0.02", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    code, printed = finish(process)
+    assert code == 1, printed
+    assert "Traceback" not in printed
+    assert printed.count("written: ") == printed.count("1 of 3 jobs failed: 0") == 1
+    rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()))
+    assert [(row["job"], row["status"]) for row in rows] == [("0", "failed"), ("1", "finished"), ("2", "finished")]
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1", "2"]
 
 
 def test_an_epochs_score_is_that_of_the_saved_network(two):

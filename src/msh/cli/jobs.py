@@ -23,6 +23,7 @@ from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives
 from msh.runs.results import UNFINISHED, Results
 from msh.training.config import run_config
+from msh.training.ranks import is_rank_zero
 from msh.training.settings import INCIDENTAL, identity, on_disk
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Jobs:
         self.stored: set[Path] = set()
         """Configs of jobs that have been read."""
         self._read_folders()
-        if self.folders and not config.skip_finished:
+        if self.folders and not config.skip_finished and is_rank_zero():  # others follow the first process's sweep
             raise ValueError(
                 f"{self.folder} has {len(self.folders)} jobs already: skip_finished=true continues with them, or "
                 "choose another hydra.sweep.dir"

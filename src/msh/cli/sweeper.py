@@ -19,6 +19,7 @@ from msh.cli.jobs import Jobs, Outcome
 from msh.cli.search import search
 from msh.cli.submitit_jobs import is_submitit
 from msh.report.sweeps import CSV_NAME, print_sweep, read_sweep, write_csv
+from msh.training.ranks import is_rank_zero
 from msh.training.settings import INCIDENTAL
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ def run_sweep(
         log.warning("the sweep was stopped: %s continues it%s", again, left)
         raise
     finally:
-        if any(folder.is_dir() for folder in jobs.folders.values()):
+        if is_rank_zero() and any(folder.is_dir() for folder in jobs.folders.values()):
             _summarize_if_possible(jobs.folder)
     failed = [outcome.folder.name for outcome in outcomes if outcome.values is None]
-    if failed and (is_grid or len(failed) == len(outcomes)):
+    if is_rank_zero() and failed and (is_grid or len(failed) == len(outcomes)):
         raise RuntimeError(f"{len(failed)} of {len(outcomes)} jobs failed: {', '.join(failed)}; {again} repeats these")
     return outcomes
 

@@ -104,7 +104,7 @@ def _means(scored: Sequence[JobRow]) -> Section | None:
     groups: dict[tuple[str, ...], list[JobRow]] = {}
     for row in scored:
         groups.setdefault(tuple(row.settings[key] for key in keys), []).append(row)
-    if not keys or "seed" not in scored[0].settings or len(groups) == len(scored):
+    if not scored or "seed" not in scored[0].settings or len(groups) == len(scored):
         return None
 
     def mean(settings: tuple[str, ...], name: str = "final_score") -> float:
@@ -124,7 +124,7 @@ def _means(scored: Sequence[JobRow]) -> Section | None:
     ]
 
     def find(settings: tuple[str, ...]) -> str:
-        return " ".join(f"{key}={value}" for key, value in zip(keys, settings, strict=True))
+        return " ".join(f"{key}={value}" for key, value in zip(keys, settings, strict=True)) or "all jobs"
 
     return Section("seeds", "Means over seeds", tables=[Table("Means over seeds", columns, list(groups), find)])
 

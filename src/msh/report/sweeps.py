@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -10,11 +11,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from msh.errors import is_under
 from msh.files.atomic import write_text
-from msh.files.yaml_files import read_overrides
+from msh.files.yaml_files import DAMAGES, read_config, read_overrides
 from msh.report.terminal import new_console
 from msh.runs.objectives import mean_density, mean_score
 from msh.runs.results import ENDED, UNFINISHED, Results
@@ -71,11 +74,13 @@ def read_sweep(folder: Path, leave_out: Sequence[str] = ()) -> list[JobRow]:
         raise FileNotFoundError(f"{folder} is not the folder of a sweep: no run folder is below it")
     overrides = [_settings(path, leave_out) for path in jobs]
     keys = dict.fromkeys(key for settings in overrides for key in settings)
-    differing = [key for key in keys if len({settings.get(key, "") for settings in overrides}) > 1]
-    return [
-        _row(folder, path, {key: settings.get(key, "") for key in differing})
-        for path, settings in zip(jobs, overrides, strict=True)
-    ]
+    differing = [key for key in keys if len({_comparable(settings.get(key)) for settings in overrides}) > 1]
+    for path, settings in zip(jobs, overrides, strict=True):
+        if missing := [key for key in differing if key not in settings]:
+            settings |= _composed(path, missing)
+    values = {key: _spelled_alike([settings[key] for settings in overrides]) for key in differing}
+    shown = [key for key in differing if len(set(values[key])) > 1]
+    return [_row(folder, path, {key: values[key][place] for key in shown}) for place, path in enumerate(jobs)]
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
@@ -87,6 +92,42 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 def _settings(job: Path, leave_out: Sequence[str]) -> dict[str, str]:
     pairs = [override.lstrip("+~").partition("=") for override in read_overrides(job / ".hydra" / "overrides.yaml")]
     return {key: value for key, _, value in pairs if not is_under(key, leave_out)}
+
+
+def _composed(job: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Read settings that a job was not started with: a group's option, or the composed value; "" if unknown."""
+    found: dict[str, str] = {}
+    for file, prefix in (("hydra.yaml", "hydra.runtime.choices."), ("config.yaml", "")):
+        for key in keys:
+            try:
+                value = OmegaConf.select(read_config(job / ".hydra" / file), prefix + key, default="")
+            except (*DAMAGES, OmegaConfBaseException):  # a damaged file; a reference that only the run resolves
+                continue
+            if value != "":
+                found.setdefault(key, _written([*value] if key == "tasks" else value))
+    return {key: found.get(key, "") for key in keys}
+
+
+def _written(value: Any) -> str:
+    """Write a value of a config as on the command line."""
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value, resolve=False)
+    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ": ")).replace('"', "")
+
+
+def _comparable(value: str | None) -> str | float | None:
+    """Return a number for a setting that is one, so that 1e-3 is 0.001."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return value
+    return value if math.isnan(number) else number
+
+
+def _spelled_alike(values: Sequence[str]) -> list[str]:
+    """Spell equal numbers as the first of them."""
+    first: dict[str | float | None, str] = {}
+    return [first.setdefault(_comparable(value), value) for value in values]
 
 
 def _row(sweep: Path, job: Path, settings: dict[str, str]) -> JobRow:

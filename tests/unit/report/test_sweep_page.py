@@ -113,3 +113,15 @@ def test_a_sweep_without_a_finished_job_has_a_page_too(tmp_path):
     write_run(tmp_path / "0", {"a": {}}, overrides=["seed=1"], status="running")
     write_sweep_page(tmp_path, read_sweep(tmp_path))
     assert "0 of 1" in (tmp_path / FILE_NAME).read_text()
+
+
+def test_jobs_that_differ_in_their_seeds_alone_have_a_mean(tmp_path):
+    for seed, score in enumerate((0.5, 0.6, 0.7)):
+        overrides = [f"seed={seed}", "pruning.density=0.1"]
+        write_run(tmp_path / str(seed), {"a": {"val": score, "test": 0.5, "density": 0.1}}, overrides=overrides)
+    write_sweep_page(tmp_path, read_sweep(tmp_path))
+    text = (tmp_path / FILE_NAME).read_text()
+    means = text[text.index('<section id="seeds">') :]
+    means = means[: means.index("</section>")]
+    assert means.count("<tr data-task") == 1
+    assert re.findall(r">(0\.\d{4})<", means)[:2] == ["0.6000", "0.1000"]

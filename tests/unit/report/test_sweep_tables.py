@@ -4,6 +4,7 @@ import csv
 import io
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from fakes import write_run
@@ -36,6 +37,38 @@ def test_jobs_come_in_order_with_the_settings_that_differ(sweep):
         ("3", {"pruning.density": "0.2"}, "unfinished", ENDED),
         ("10", {"pruning.density": "0.3"}, "finished", ""),
     ]
+
+
+def test_settings_that_a_job_was_not_started_with_are_its_composed_ones(tmp_path):
+    """As when a sweep is extended by another key, or a value is written in another way."""
+    choices = {"hydra": {"runtime": {"choices": {"pruning": "gradual", "pruning/criterion": "magnitude"}}}}
+    config = {"pruning": {"density": 0.1, "weights": None}, "optimizer": {"lr": 0.001}, "seed": 1}
+    jobs = [
+        ["seed=1"],
+        ["seed=1", "pruning.density=1e-1", "pruning.weights=7", "pruning=lottery", "pruning/criterion=random"],
+        ["seed=1", "pruning.density=0.2", "optimizer.lr=1e-3", "tasks=[a,b]"],
+    ]
+    for number, overrides in enumerate(jobs):
+        folder = write_run(tmp_path / str(number), {"a": {"val": 0.5, "test": 0.5}}, config=config, overrides=overrides)
+        OmegaConf.save(OmegaConf.create(choices), folder / ".hydra" / "hydra.yaml")
+    usual = {"pruning.weights": "null", "pruning": "gradual", "pruning/criterion": "magnitude", "tasks": "[a]"}
+    assert [row.settings for row in read_sweep(tmp_path)] == [
+        {"pruning.density": "0.1"} | usual,
+        {"pruning.density": "0.1", "pruning.weights": "7", "pruning": "lottery", "pruning/criterion": "random"}
+        | {"tasks": "[a]"},
+        {"pruning.density": "0.2"} | usual | {"tasks": "[a,b]"},
+    ]
+
+
+@pytest.mark.parametrize("damage", ["{", "[1, 2]", "pruning: {density: '${nothing}'}", None])
+def test_settings_are_empty_where_a_jobs_config_cannot_be_read(tmp_path, damage):
+    for number, overrides in enumerate(([], ["pruning.density=0.2"])):
+        folder = write_run(tmp_path / str(number), {"a": {"val": 0.5, "test": 0.5}}, overrides=overrides)
+        for name in ("hydra.yaml", "config.yaml"):
+            (folder / ".hydra" / name).unlink(missing_ok=True)
+            if damage is not None:
+                (folder / ".hydra" / name).write_text(damage)
+    assert [row.settings for row in read_sweep(tmp_path)] == [{"pruning.density": ""}, {"pruning.density": "0.2"}]
 
 
 def test_a_job_with_damaged_results_failed_and_the_error_names_the_file(sweep):
