@@ -7,6 +7,7 @@ import pytest
 from running import few_steps
 from sources import instead_of
 
+from msh.tracking.tracking import Tracking
 from msh.training.baselines import Baselines
 from msh.training.evaluation import evaluate
 
@@ -101,6 +102,19 @@ def test_a_finished_run_without_checkpoints_takes_a_baseline_without_training_ag
         assert row["joint"] is not None
         assert row | {"joint": None} == before["tasks"][task]  # its train_seconds among them
     assert all(path.read_bytes() == content for path, content in files.items())
+
+
+@pytest.mark.parametrize("keeps_metrics", [True, False])
+def test_what_follows_a_run_without_checkpoints_is_logged_at_its_last_step(keeps_metrics, train_here, monkeypatch):
+    ended, steps = Tracking.ended, []
+    monkeypatch.setattr(Tracking, "ended", lambda self, results, step: (steps.append(step), ended(self, results, step)))
+    settings = ["+experiment=mixed", *TWO, "curriculum=[[wine],[iris]]", "trainer.max_epochs=2", "logger=csv"]
+    folder, _ = train_here(*settings, "trainer.accumulate_grad_batches=3")
+    shutil.rmtree(folder / "checkpoints")
+    if not keeps_metrics:
+        (folder / "metrics.csv").unlink()
+    train_here(f"resume={folder}", "baseline=joint")
+    assert steps[0] == steps[1] > 0
 
 
 def test_a_run_that_failed_in_a_baseline_resumes_there(train_here, monkeypatch):

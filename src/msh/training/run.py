@@ -7,6 +7,7 @@ learn other tasks, in parallel or in sequence.
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import signal
 import time
@@ -25,6 +26,7 @@ from omegaconf import OmegaConf
 from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, fill_network, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
+from msh.runs.metrics import read_rows
 from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
 from msh.subnetworks import Capacity
@@ -232,7 +234,7 @@ class Run:
         names = self.results.incomplete_trackers
         if not names:
             return
-        self.module.run_step = self._steps_after(-1)
+        self.module.run_step = self._last_step()
         self._make_loggers(only=names)
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._end_trackers()
@@ -265,7 +267,7 @@ class Run:
         ended = self._restore()
         if self._is_evaluated():
             if not ended:  # its checkpoints are gone
-                self.module.run_step = self._steps_after(-1)
+                self.module.run_step = self._last_step()
             return
         number = 0  # of the fit within the run
         for stage, fits in self.fits.items():
@@ -336,13 +338,23 @@ class Run:
         self._save_results()
         PREEMPTION.release()
 
-    def _steps_after(self, number: int) -> int:
-        """Count the batches of the curriculum's fits after this one."""
+    def _steps_after(self, number: int, window: int = 1) -> int:
+        """Count the batches of the curriculum's fits after this one, or windows of accumulated gradients."""
         coming = [(stage, fit) for stage, fits in self.fits.items() for fit in fits][number + 1 :]
-        return sum(
-            fit.epochs * steps_per_epoch([self.tasks[task] for task in stage.tasks], fit.uneven, self.config.trainer)
+        batches = [
+            (fit, steps_per_epoch([self.tasks[task] for task in stage.tasks], fit.uneven, self.config.trainer))
             for stage, fit in coming
-        )
+        ]
+        return sum(fit.epochs * math.ceil(each / window) for fit, each in batches)
+
+    def _last_step(self) -> int:
+        """Return the run's last optimizer step when its checkpoints are gone: that of metrics.csv, or as planned."""
+        try:
+            _, rows = read_rows(self.folder / "metrics.csv")
+        except ValueError:
+            rows = []
+        planned = self._steps_after(-1, self.config.trainer.accumulate_grad_batches)
+        return max((int(row["step"]) for row in rows), default=planned)
 
     def _record_learned(self) -> None:
         """Record the tasks of the network that the run starts from, to check them after later stages."""
