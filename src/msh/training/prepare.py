@@ -55,6 +55,7 @@ from msh.training.module import SubnetworkModule
 from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
+from msh.training.same_data import check_same_data
 from msh.training.schedulers import check_optimizer
 from msh.training.targets import unknown_arguments
 from msh.training.trainers import check_trainer
@@ -212,7 +213,9 @@ def _build_network(
     """Build the network that a run starts with, and the notes for its files."""
     names = None if origin is None else list(origin.file.state.owners)
     if origin is not None:
-        check_kinds(tasks, {task: origin.file.state.task(task).recipe for task in origin.learned})
+        recipes = {task: origin.file.state.task(task).recipe for task in origin.learned}
+        check_kinds(tasks, recipes)
+        check_same_data(origin.path, tasks, recipes, "name a task of other data otherwise, or train it again (retrain)")
     network = build_network(config, tasks, names)
     start = start_of(network)
     if origin is None:

@@ -52,6 +52,7 @@ from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import agree, is_rank_zero
 from msh.training.routing import fit_router
+from msh.training.same_data import check_same_data
 from msh.training.state import Counted, RunState
 from msh.training.trainers import connect, device_of
 
@@ -291,6 +292,8 @@ class Run:
         """Load the network saved after the last fit that ended; return the number of fits that have ended."""
         ended, file, counted = self.state.newest()
         if file is not None:
+            recipes = {task: entry.recipe for task, entry in file.state.tasks.items()}
+            check_same_data(self.state.folder, self.tasks, recipes, "resume with the data that the run began with")
             for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
@@ -390,7 +393,8 @@ class Run:
         self.tracking.stage_ended(self.results, self.module.run_step)
         self._save_results()
         for task in new:
-            log.info("learned %s: %s %.4f on the test split", task, self.tasks[task].metric, test[task])
+            word = "learned" if self.fits[stage] else "evaluated"
+            log.info("%s %s: %s %.4f on the test split", word, task, self.tasks[task].metric, test[task])
         if not stage.index and (others := self.results.not_evaluated):
             log.info("without data, so not evaluated, and compared by their digests: %s", ", ".join(others))
 

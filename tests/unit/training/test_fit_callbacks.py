@@ -1,6 +1,7 @@
 """RestoreBest, Freeze and Guarantee."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -309,7 +310,7 @@ def test_outputs_of_another_machine_that_are_bitwise_the_records_are_not_counted
 
 
 @pytest.mark.parametrize(
-    "changed", [lambda o: far(o, 1e-3), lambda o: o[:-1], lambda o: o * float("nan"), torch.zeros_like]
+    "changed", [lambda o: far(o, 1e-3), lambda o: o[:, :-1].contiguous(), lambda o: o * float("nan"), torch.zeros_like]
 )
 def test_outputs_of_another_machine_beyond_rounding_are_a_violation(changed, learned, tmp_path):
     module, guarantee = learned
@@ -317,6 +318,30 @@ def test_outputs_of_another_machine_beyond_rounding_are_a_violation(changed, lea
     with pytest.raises(GuaranteeError, match=r"its outputs, by .* rounding explains 3.5e-04"):
         guarantee.check(module, ["a"])
     assert guarantee.counts == {"checked": 1, "violations": 1}
+
+
+def test_other_data_are_no_violation_but_refused(learned, caplog):
+    module, guarantee = learned
+    split = module.tasks["a"].splits["val"]
+    other = replace(split, inputs=split.inputs + 1)
+    module.tasks["a"] = replace(module.tasks["a"], splits=module.tasks["a"].splits | {"val": other})
+    with pytest.raises(ValueError, match="the data of task 'a' have changed since it was frozen"):
+        guarantee.check(module, ["a"])
+    guarantee.on_violation = "warn"
+    guarantee.check(module, ["a"])
+    assert "the data of task 'a' have changed" in caplog.text
+    assert guarantee.counts == {"checked": 1, "violations": 0}
+    tamper(module)
+    guarantee.check(module, ["a"])  # other weights are a violation, whatever the data
+    assert guarantee.counts == {"checked": 2, "violations": 1}
+
+
+def test_a_comparison_takes_as_many_examples_as_the_record(learned):
+    module, guarantee = learned
+    assert len(module.tasks["a"].splits["val"]) > 5
+    Guarantee(guarantee.folder, examples=5).record(module, "a")
+    guarantee.check(module, ["a"])
+    assert guarantee.counts == {"checked": 1, "violations": 0}
 
 
 def test_another_digit_on_the_records_own_machine_is_a_violation(learned, tmp_path):

@@ -6,6 +6,7 @@ there, outputs that are not bitwise the record's must be within `tolerance` of t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterable
@@ -47,12 +48,14 @@ class Record:
         digest: over all its weights and private tensors.
         machine: the one that computed the outputs.
         batch_size: examples per batch for the outputs; None: all in one batch, as in earlier releases.
+        inputs: digest of the examples, as they are prepared; None in records of earlier releases.
     """
 
     outputs: Tensor | None
     digest: str
     machine: Machine
     batch_size: int | None = None
+    inputs: str | None = None
 
 
 def read_record(path: Path) -> Record:
@@ -69,7 +72,7 @@ def read_record(path: Path) -> Record:
     batch_size = None if size is None else int(size)
     try:
         computed_on = Machine(metadata["computed_on"], metadata.get("processor"))
-        return Record(tensors.get("outputs"), metadata["digest"], computed_on, batch_size)
+        return Record(tensors.get("outputs"), metadata["digest"], computed_on, batch_size, metadata.get("inputs"))
     except KeyError as error:
         raise ValueError(f"{path} is damaged: {error} is missing") from error
 
@@ -138,8 +141,9 @@ class Guarantee(pl.Callback):
         metadata |= {"computed_on": here.setting, "processor": str(here.processor)}
         tensors = {}
         if task in module.tasks:
-            size = self.batch_size or module.tasks[task].batch_size
-            tensors, metadata["batch_size"] = {"outputs": self._outputs(module, task, size)}, str(size)
+            size, inputs = self.batch_size or module.tasks[task].batch_size, self._inputs(module, task)
+            tensors = {"outputs": _outputs(module, task, inputs, size)}
+            metadata |= {"batch_size": str(size), "inputs": _digest(inputs)}
         write_bytes(self.folder / f"{task}.safetensors", save(tensors, metadata))
 
     def has(self, task: str) -> bool:
@@ -159,8 +163,13 @@ class Guarantee(pl.Callback):
             if module.network.digest(task) != record.digest:
                 problems.append("its weights")
             if task in module.tasks and record.outputs is not None:
-                outputs = self._outputs(module, task, record.batch_size)
-                if not same_bits(outputs, record.outputs):
+                inputs = self._inputs(module, task, len(record.outputs))
+                outputs = _outputs(module, task, inputs, record.batch_size)
+                if same_bits(outputs, record.outputs):
+                    pass
+                elif not problems and _has_other_inputs(record, inputs, module):
+                    self._refuse_other_data(task)
+                else:
                     problems += self._judge(task, outputs, record, module)
             module.network.forget_modules(task)  # memory does not grow with the number of tasks
             self.checked += 1
@@ -170,6 +179,15 @@ class Guarantee(pl.Callback):
                 if self.on_violation == "error":
                     raise GuaranteeError(message)
                 log.warning(message)
+
+    def _refuse_other_data(self, task: str) -> None:
+        message = (
+            f"the data of task {task!r} have changed since it was frozen: its validation examples are others, so that "
+            "its outputs cannot be compared; its weights are unchanged"
+        )
+        if self.on_violation == "error":
+            raise ValueError(message)
+        log.warning(message)
 
     def _judge(self, task: str, outputs: Tensor, record: Record, module: SubnetworkModule) -> list[str]:
         """Return the problem, if there is one, with outputs that are not bitwise the record's."""
@@ -192,13 +210,29 @@ class Guarantee(pl.Callback):
             )
         return []
 
-    def _outputs(self, module: SubnetworkModule, task: str, batch_size: int | None) -> Tensor:
-        of, most = module.tasks[task], self.examples
-        if of.per_token:
-            most = min(most, max(1, LOGITS // of.outputs_per_example))
-        inputs = of.splits["val"].inputs[:most]  # (examples, *input shape)
-        batches = inputs.split(batch_size or max(1, len(inputs)))
-        return torch.cat([frozen_outputs(module.network, task, batch.to(module.device)) for batch in batches])
+    def _inputs(self, module: SubnetworkModule, task: str, number: int | None = None) -> Tensor:
+        """Return the first validation examples, (examples, *input shape): so many, or as the settings say."""
+        of = module.tasks[task]
+        if number is None:
+            number = min(self.examples, max(1, LOGITS // of.outputs_per_example)) if of.per_token else self.examples
+        return of.splits["val"].inputs[:number]
+
+
+def _outputs(module: SubnetworkModule, task: str, inputs: Tensor, batch_size: int | None) -> Tensor:
+    """Compute a frozen task's outputs (examples, outputs) in batches of a size; all at once when None."""
+    batches = inputs.split(batch_size or max(1, len(inputs)))
+    return torch.cat([frozen_outputs(module.network, task, batch.to(module.device)) for batch in batches])
+
+
+def _has_other_inputs(record: Record, inputs: Tensor, module: SubnetworkModule) -> bool:
+    """Tell whether outputs differ because the examples do; another machine may prepare them otherwise."""
+    return record.inputs is not None and machine(module.device) == record.machine and _digest(inputs) != record.inputs
+
+
+def _digest(inputs: Tensor) -> str:
+    """Hash examples: their type, shape and content."""
+    content = inputs.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(f"{inputs.dtype} {[*inputs.shape]} ".encode() + content, digest_size=16).hexdigest()
 
 
 @torch.no_grad()
