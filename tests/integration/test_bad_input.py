@@ -119,6 +119,16 @@ def test_an_invalid_value_is_refused(overrides, parts, refused):
     has(refused(*overrides), *parts)
 
 
+@pytest.mark.parametrize("name", ["a b", "a/b", "v1.2", "Ünï", "all"])
+def test_a_name_that_a_task_cannot_have_is_refused_before_any_training(name, refused, tmp_path):
+    """Also where the task comes late in the curriculum."""
+    (tmp_path / "my" / "tasks").mkdir(parents=True)
+    source = "{source: {_target_: msh.tasks.bundled.bundled, name: iris}}"
+    (tmp_path / "my" / "tasks" / "mine.yaml").write_text(f'"{name}": {source}\n')
+    message = refused("--config-dir", str(tmp_path / "my"), "tasks=[wine,mine]")
+    has(message, "task name must be ", re.escape(name))
+
+
 def test_all_that_is_wrong_without_data_is_told_at_once(refused):
     wrong = ["optimizer.lr=-1", "tasks.wine.metric=acuracy", "backbone.width=0", "tasks.wine.source.nam=x"]
     message = refused("tasks=wine", *wrong)

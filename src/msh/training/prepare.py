@@ -33,6 +33,7 @@ from msh.subnetworks import (
     plan_units,
     trace_units,
 )
+from msh.subnetworks.description import check_task_name
 from msh.subnetworks.empty import ALLOW
 from msh.subnetworks.units import candidate_units, fit_units
 from msh.tasks import Task
@@ -61,6 +62,8 @@ from msh.training.targets import unknown_arguments
 from msh.training.trainers import check_trainer
 
 log = logging.getLogger(__name__)
+ALL = "all"
+"""No task's name: commands that take a task's name take this for all tasks."""
 
 ENOUGH_UNITS, ENOUGH_CHANNELS = 75, 20
 """Units of linear layers with which a task was at least as accurate as with single weights, and channels of
@@ -172,6 +175,9 @@ def _check_classes(config: RunConfig) -> list[Callback]:
         if "backbone" not in unknown:
             problems.check(check_backbone, config)
         for name, task in config.tasks.items():
+            problems.check(check_task_name, name)
+            if name == ALL:
+                problems.add(invalid("task name", f"another one, as `msh export --task {ALL}` means all tasks", name))
             if isinstance(task.metric, str) and task.metric not in METRICS:
                 problems.check(one_of, f"tasks.{name}.metric", task.metric, METRICS)
         problems.check(stages_of, config)
