@@ -22,7 +22,7 @@ Dtype = Literal["float32", "float64", "int64"]
 PartDtype = Literal["float32", "int64", "bool"]
 
 
-def _to_tensor(value: Any) -> Any:
+def tensor_from_data(value: Any) -> Any:
     """Decode a tensor from a file: {"dtype", "shape", "data" in base64}; others pass."""
     if not isinstance(value, Mapping):
         return value
@@ -39,7 +39,7 @@ def _to_data(tensor: Tensor) -> dict[str, Any]:
     return {"dtype": str(array.dtype), "shape": list(array.shape), "data": content.decode()}
 
 
-Array = Annotated[Tensor, BeforeValidator(_to_tensor), PlainSerializer(_to_data)]
+Array = Annotated[Tensor, BeforeValidator(tensor_from_data), PlainSerializer(_to_data)]
 """A tensor field, which files hold as base64."""
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from msh.errors import Problems
 from msh.tasks import Task
 from msh.tasks.outputs import outputs_from_data
-from msh.tasks.preprocessing import steps_from_data, steps_to_data
+from msh.tasks.steps import tensor_from_data
 
 ROUNDING = {"rel_tol": 1e-4, "abs_tol": 1e-6}
 """Statistics of the same data that differ by no more: processors add up in other orders."""
@@ -35,22 +37,26 @@ def check_same_data(path: Path, tasks: Mapping[str, Task], recipes: Mapping[str,
         for name in (name for name in recipes if name in tasks):
             if not {"preprocessing", "outputs"} <= recipes[name].keys():
                 continue
-            before, now = _filled(recipes[name]), tasks[name].data_recipe()
-            found = _difference("", before, {key: now[key] for key in before})
+            outputs = outputs_from_data(recipes[name]["outputs"]).to_data()
+            before = {"preprocessing": recipes[name]["preprocessing"], "outputs": outputs}
+            found = _difference("", before, tasks[name].data_recipe())
             if found is not None:
                 problems.add(f"{path}: task {name!r} was trained on other data than this run reads: {found}; {cure}")
 
 
-def _filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Read preprocessing and outputs, so that settings added since have their values."""
-    steps, outputs = steps_from_data(recipe["preprocessing"]), outputs_from_data(recipe["outputs"])
-    return {"preprocessing": steps_to_data(steps), "outputs": outputs.to_data()}
-
-
 def _difference(at: str, before: Any, now: Any) -> str | None:
-    """Describe the first difference between JSON values, numbers compared to within rounding; None if there is none."""
+    """Describe the first difference between JSON values; None if there is none.
+
+    Numbers are compared to within rounding. Settings that only the new ones have were added by a later release.
+    """
+    if _is_tensor(before) and _is_tensor(now):
+        before, now = (tensor_from_data(value).double() for value in (before, now))
+        if before.shape != now.shape:
+            return f"{at} had the shape {[*before.shape]}, and has {[*now.shape]}"
+        apart = ~torch.isclose(before, now, ROUNDING["rel_tol"], ROUNDING["abs_tol"], equal_nan=True)
+        return f"{at} was {before[apart][0]:.6g}, and is {now[apart][0]:.6g}" if bool(apart.any()) else None
     if isinstance(before, dict) and isinstance(now, dict):
-        pairs = [(f"{at}.{key}".lstrip("."), before.get(key), now.get(key)) for key in before | now]
+        pairs = [(f"{at}.{key}".lstrip("."), value, now.get(key)) for key, value in before.items()]
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
         pairs = [(f"{at}[{place}]", *pair) for place, pair in enumerate(zip(before, now, strict=True))]
     elif _equal(before, now):
@@ -58,6 +64,10 @@ def _difference(at: str, before: Any, now: Any) -> str | None:
     else:
         return f"{at} was {_shown(before)}, and is {_shown(now)}"
     return next(filter(None, (_difference(*pair) for pair in pairs)), None)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"dtype", "shape", "data"}
 
 
 def _equal(before: Any, now: Any) -> bool:
