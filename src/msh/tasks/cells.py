@@ -58,6 +58,9 @@ SAMPLE = 200
 """Different cells that decide whether a column may hold numbers."""
 CODE = re.compile(r"0\d+")
 """A number with a leading zero, as postal codes have, is a name."""
+LEADING_ZERO = re.compile(r"[+-]?0\d")
+WHOLE = re.compile(r"(-?\d+)(\.0*)?")
+"""A whole number, as programs write it where a column has gaps, too: 1.0."""
 LARGEST = float(np.finfo(np.float32).max)
 TRUE, FALSE = ("true", "yes", "t", "y", "on", "1"), ("false", "no", "f", "n", "off", "0")
 DATE_FORMATS = tuple(
@@ -157,6 +160,27 @@ def as_text(cell: Any, missing: Collection[str] = MISSING) -> str | None:
     else:
         text = unicodedata.normalize("NFC", str(cell)).strip()
     return None if text in missing else text
+
+
+def number_as_text(text: str) -> str:
+    """Write a text that is a number as `as_text` writes that number: 1.0 as 1; others, and codes such as 01, stay."""
+    if not NUMBER.fullmatch(text) or LEADING_ZERO.match(text):
+        return text
+    if whole := WHOLE.fullmatch(text):
+        return "0" if whole[1] == "-0" else whole[1]
+    number = float(text)
+    return (as_text(number, ()) or text) if np.isfinite(number) else text
+
+
+def have_values(texts: Sequence[str]) -> bool:
+    """Tell whether there are numbers among a column's different texts, and equal ones mean the same.
+
+    Codes such as 01 are no numbers. 1 and 1.0 mean the same; of others, such as the versions 1.1 and 1.10, none are
+    equal as numbers.
+    """
+    numbers = [text for text in texts if NUMBER.fullmatch(text) and not LEADING_ZERO.match(text)]
+    spellings = Counter(map(number_as_text, numbers))
+    return bool(numbers) and all(spellings[number_as_text(text)] == 1 or WHOLE.fullmatch(text) for text in numbers)
 
 
 def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, list[str]]:
@@ -383,7 +407,7 @@ def read_booleans(cells: Any, where: Where, name: str) -> np.ndarray:
         ValueError: a cell is neither true, yes, t, y, on, 1 nor false, no, f, n, off, 0.
     """
     codes, texts = coded(cells)
-    words = [text.casefold() for text in texts]
+    words = [number_as_text(text).casefold() for text in texts]  # 1.0 where a column of 1 and 0 has gaps
     distinct = np.array([1.0 if w in TRUE else 0.0 if w in FALSE else np.inf for w in words] + [np.nan])
     values: np.ndarray = distinct[codes]
     if np.isinf(values).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
 
@@ -16,12 +18,19 @@ from msh.tasks.cells import (
     NumberForm,
     Where,
     coded,
+    number_as_text,
     read_booleans,
     read_dates,
     read_numbers,
 )
 from msh.tasks.steps import CONFIG
 
+log = logging.getLogger(__name__)
+
+FEWEST_CELLS = 10
+"""Cells of a column, at least, most of which are rare or unknown by no coincidence."""
+SHOWN = 5
+"""Values that a warning shows."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Buckets = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -171,12 +180,14 @@ class Category:
         values: those with a feature, frequent in the training rows.
         other: add a feature for rare values; it also stands for unknown ones, whose features are else all 0.
         missing: add a feature for missing cells, whose features are else all 0.
+        by_value: texts that are equal as numbers are one value: see `number_as_text`. False in earlier releases' files.
     """
 
     name: str
     values: tuple[str, ...]
     other: bool = False
     missing: bool = False
+    by_value: bool = False
     role: Literal["category"] = "category"
 
     @property
@@ -195,16 +206,40 @@ class Category:
         codes, texts = coded(cells)
         features = np.zeros((len(texts) + 1, self.features))  # the last row: missing
         for code, text in enumerate(texts):
-            place = self._places.get(text, len(self.values) if self.other else None)
+            value = number_as_text(text) if self.by_value else text
+            place = self._places.get(value, len(self.values) if self.other else None)
             if place is not None:
                 features[code, place] = 1
         if self.missing:
             features[-1, -1] = 1
         return np.asarray(features[codes])
 
+    def report_unknown(self, cells: Any, features: np.ndarray) -> None:
+        """Warn if most of the cells (rows,) that are not missing have none of the values.
+
+        Args:
+            cells: of the column, (rows,).
+            features: as `read` returns them, (rows, features).
+        """
+        known = np.asarray(features[:, : len(self.values)].any(1))
+        count = int(known.sum())
+        if len(known) < FEWEST_CELLS or 2 * count >= len(known):
+            return
+        codes, texts = coded(cells[~known])
+        unknown = int((codes >= 0).sum())
+        if count + unknown >= FEWEST_CELLS and unknown > count:
+            log.warning(
+                "column %r: %d of %d cells are none of the values that are frequent in the training rows (%s): %s",
+                *(self.name, unknown, count + unknown, _some(self.values), _some(texts)),
+            )
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {value: place for place, value in enumerate(self.values)}
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts[:SHOWN])) + ", ..." * (len(texts) > SHOWN)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -215,12 +250,14 @@ class Hashed:
         name: in the header.
         buckets: number of features.
         missing: add a feature for missing cells, whose features are else all 0.
+        by_value: as in `Category`.
     Source: Weinberger et al. 2009, Feature hashing for large scale multitask learning.
     """
 
     name: str
     buckets: Buckets
     missing: bool = False
+    by_value: bool = False
     role: Literal["hashed"] = "hashed"
 
     @property
@@ -237,6 +274,7 @@ class Hashed:
         """Return the hashed values."""
         codes, texts = coded(cells)
         hashed = np.zeros((len(texts) + 1, self.features))
+        texts = list(map(number_as_text, texts)) if self.by_value else texts
         if texts:
             hashed[:-1, : self.buckets] = self._hasher.transform([[text] for text in texts]).toarray()
         if self.missing:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msh.errors import Problems, invalid, suggestion
 from msh.tasks.cells import Where, column_cells, row_number
-from msh.tasks.columns import AnyColumn
+from msh.tasks.columns import AnyColumn, Category
 from msh.tasks.steps import CONFIG
 
 CHUNK = 4096
@@ -60,12 +60,14 @@ class ReadTable:
         import pandas as pd
 
         if isinstance(inputs, pd.DataFrame):
-            return self.read(inputs, row_number)
-        if isinstance(inputs, Tensor | np.ndarray):
-            return self._read(self._cells_of_array(np.asarray(inputs)), row_number, [np.arange(len(inputs))])[0]
-        if isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
-            return self._read(self._cells_of_rows(inputs), row_number, [np.arange(len(inputs))])[0]
-        raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
+            cells = self._cells_of_frame(inputs)
+        elif isinstance(inputs, Tensor | np.ndarray):
+            cells = self._cells_of_array(np.asarray(inputs))
+        elif isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
+            cells = self._cells_of_rows(inputs)
+        else:
+            raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
+        return self._read(cells, row_number, [np.arange(len(inputs))], reports_unknown=True)[0]
 
     def read(self, frame: Any, where: Where) -> Tensor:
         """Return the features of a DataFrame; `where` names its rows in errors."""
@@ -79,18 +81,18 @@ class ReadTable:
             where: names its rows in errors.
             parts: rows of each part, int64 (rows,).
         """
-        at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
-        self._check_columns(at)
-        frame = frame.reset_index(drop=True)
-        return self._read([column_cells(frame.iloc[:, at[name]]) for name in self.inputs], where, parts)
+        return self._read(self._cells_of_frame(frame), where, parts)
 
-    def _read(self, cells: Sequence[Any], where: Where, parts: Sequence[np.ndarray]) -> list[Tensor]:
+    def _read(
+        self, cells: Sequence[Any], where: Where, parts: Sequence[np.ndarray], reports_unknown: bool = False
+    ) -> list[Tensor]:
         """Return the features of some rows.
 
         Args:
             cells: of the columns in `inputs`, (rows,) each.
             where: names the rows in errors.
             parts: rows of each part, int64 (rows,).
+            reports_unknown: warn of columns most of whose categories are unknown.
         """
         features = [np.empty((len(rows), *self.shape), dtype=self.dtype) for rows in parts]
         end = 0
@@ -100,6 +102,8 @@ class ReadTable:
                 values = problems.check(column.read, own, where)
                 if values is not None:
                     group[end] = values
+                    if reports_unknown and isinstance(column, Category):
+                        column.report_unknown(own, values)
                 end += column.features
                 if end - min(group, default=end) >= GROUP or column is self._used[-1]:
                     _write(group, parts, features)
@@ -112,6 +116,13 @@ class ReadTable:
                 f"inputs: the columns {', '.join(map(repr, missing))} are missing; there are "
                 f"{', '.join(map(repr, names)) or 'none'}{suggestion(missing[0], names)}"
             )
+
+    def _cells_of_frame(self, frame: Any) -> list[Any]:
+        """Return the columns' cells (rows,) of a DataFrame."""
+        at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
+        self._check_columns(at)
+        frame = frame.reset_index(drop=True)
+        return [column_cells(frame.iloc[:, at[name]]) for name in self.inputs]
 
     def _cells_of_rows(self, rows: Sequence[Mapping[Any, Any]]) -> list[np.ndarray]:
         """Return the columns' cells, objects (rows,), of dicts."""

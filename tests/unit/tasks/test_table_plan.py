@@ -1,7 +1,9 @@
 """The plan of a table's columns, the step that it makes, splits, and features for raw rows."""
 
+import decimal
 import json
 import logging
+import re
 import tempfile
 
 import numpy as np
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 
 from messages import says
 from msh.tasks import build_task
-from msh.tasks.columns import Hashed
+from msh.tasks.columns import Category, Hashed
 from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.table_files import Table
 from msh.tasks.table_plan import Wishes, plan_columns
+from msh.tasks.table_step import ReadTable
 from msh.tasks.tables import table
 
 DAYS = pd.date_range("2024-01-01", periods=60).astype(str)
@@ -152,6 +155,90 @@ def test_rare_values_share_a_feature_that_unknown_ones_get():
     ]
 
 
+KINDS = [1.0, 2.0, 3.0, None]
+SPELLINGS = {  # of the numbers 1, 2, 3 and of a missing cell
+    "texts of pandas": pd.Series(["1.0", "2.0", "3.0", ""]),
+    "texts": pd.Series(["1", "2", "3", ""]),
+    "floats": pd.Series(KINDS),
+    "integers": pd.Series([1, 2, 3, None], dtype="Int64"),
+    "objects": pd.Series([1, 2, 3, None], dtype=object),
+    "decimals": pd.Series([decimal.Decimal("1.00"), 2, 3, None], dtype=object),
+}
+
+
+@pytest.mark.parametrize("read", SPELLINGS)
+@pytest.mark.parametrize("fitted", SPELLINGS)
+@pytest.mark.parametrize("role", ["category", "hashed"])
+def test_numbers_in_a_column_of_categories_are_read_however_they_are_written(role, fitted, read, caplog):
+    """Trained on one kind of file, asked with another."""
+    others = [f"v{i // 5}" for i in range(200 * (role == "hashed"))]  # so many values that they are hashed
+    frame = pd.DataFrame({"kind": [*(SPELLINGS[fitted].tolist() * 10), *others]}, dtype=object)
+    step = plan_columns(Table(None, frame), Wishes({}, None, {"kind": "category"}))
+    assert step.columns[0].role == role
+    [again] = through_json((step,))
+    asked = pd.concat([SPELLINGS[read]] * 5, ignore_index=True)
+    answers = again(pd.DataFrame({"kind": asked}))
+    assert torch.equal(answers, step.read(frame[:20], str))
+    assert len(answers.unique(dim=0)) == 4
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "cells", [["1.0", "0.0", ""], ["1", "0", ""], [1, 0, None], [1.0, 0.0, None], [True, False, None]]
+)
+def test_booleans_may_be_numbers(cells):
+    frame = pd.DataFrame({"is_new": cells * 10}, dtype=object)
+    step = plan_columns(Table(None, frame), Wishes({}, None, {"is_new": "boolean"}))
+    assert step(frame[:3]).tolist() == [[1, 0], [0, 0], [0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "values", "by_value"),
+    [
+        (["01", "1", "2.0", "2"], ("01", "1", "2"), True),
+        (["2.50", "3.00", ".5"], ("0.5", "2.5", "3"), True),
+        (["9007199254740993.0", "9007199254740992"], ("9007199254740992", "9007199254740993"), True),
+        (["1.1", "1.10", "1.2"], ("1.1", "1.10", "1.2"), False),  # versions
+        (["+49", "49", "1.0"], ("+49", "1.0", "49"), False),
+        (["007", "08"], ("007", "08"), False),
+        (["1e999", "-0", "a"], ("0", "1e999", "a"), True),
+        (["a", "b"], ("a", "b"), False),
+    ],
+)
+def test_codes_versions_and_words_are_told_from_numbers(texts, values, by_value):
+    frame = pd.DataFrame({"kind": texts * 10})
+    [column] = plan_columns(Table(None, frame), Wishes({}, None, {"kind": "category"})).columns
+    assert (column.values, column.by_value) == (values, by_value)
+
+
+def test_categories_of_earlier_releases_are_read_as_they_were():
+    [step] = steps_from_data(
+        [{"step": "table", "columns": [{"name": "a", "values": ["1.0", "2"], "role": "category"}]}]
+    )
+    assert step.columns == (Category("a", ("1.0", "2")),)
+    assert step([{"a": "1.0"}, {"a": "1"}, {"a": 2}, {"a": "2.0"}]).tolist() == [[1, 0], [0, 0], [0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([1001] * 6 + ["01002"] * 5, "6 of 11 cells are none of the values .* \\('01001', '01002'\\): '1001'$"),
+        ([1001, None] * 6 + ["01002"] * 5, "6 of 11 cells"),
+        ([1001] * 6 + ["01002"] * 6, ""),
+        ([1001] * 9 + [None] * 9, ""),
+    ],
+)
+def test_a_column_of_mostly_unknown_values_is_warned_of(cells, message, other, missing, caplog):
+    step = ReadTable((Category("zip", ("01001", "01002"), other, missing),))
+    step(pd.DataFrame({"zip": cells}, dtype=object))
+    assert len(caplog.messages) == bool(message)
+    assert re.search(message, caplog.text.rstrip())
+    step.read(pd.DataFrame({"zip": cells}, dtype=object), str)  # in training, values may be rare
+    assert len(caplog.messages) == bool(message)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -276,7 +363,7 @@ def test_rows_in_two_splits_are_reported(people, caplog):
 
 CELLS = {
     "number": st.one_of(st.none(), st.integers(-(10**17), 10**17), st.floats(-1e30, 1e30, allow_subnormal=False)),
-    "category": st.one_of(st.none(), st.sampled_from(["a", "b", " a", "c\u00e9", "07"])),
+    "category": st.one_of(st.none(), st.sampled_from(["a", "b", " a", "c\u00e9", "07", 1, 2.0, "1.0"])),
     "boolean": st.sampled_from(["yes", "no", "", "No "]),
     "date": st.one_of(st.just(""), st.dates().map(str), st.datetimes().map(str)),
     "text": st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20),
