@@ -55,6 +55,10 @@ MAGIC = {
     b"RDX": "a file of R: save it as CSV",
 }
 """First bytes of files that are no texts, and what they are."""
+BLOCK = 2**22
+"""Bytes of a CSV file that are looked through at a time."""
+LONGEST_CODE = 64
+"""Digits, at most, of a code such as 01 that is sought in the bytes of a CSV file."""
 NAMELESS = "Unnamed: "
 """Start of the name that pandas gives a column without one; its number follows."""
 
@@ -168,7 +172,7 @@ def written_rows(file: Path, csv_form: tuple[str, str] | None, rows: Tensor) -> 
         _check_long_enough(file, last, len(frame))
         return frame.iloc[wanted].astype(object).map(lambda cell: as_text(cell, ()) or "")
     try:
-        names, _ = _header(file, *csv_form, given=True)
+        names = _header(file, *csv_form, given=True)
         with _opened(file, csv_form[0]) as opened:
             below = enumerate(cells for cells, _ in itertools.islice(_rows(opened, csv_form[1]), 1, last + 2))
             found = {row: cells for row, cells in below if row in chosen}
@@ -244,8 +248,8 @@ def _read_csv(
     csv.field_size_limit(sys.maxsize)  # the default limit is too small for texts
     try:
         mark = delimiter or _found_delimiter(file, encoding)
-        names, codes = _header(file, encoding, mark, delimiter is not None)
-        as_written = codes | (set(names if texts is None else texts) & set(names))
+        names = _header(file, encoding, mark, delimiter is not None)
+        as_written = set(names if texts is None else texts) & set(names)
         frame = _parsed(file, encoding, mark, names, as_written)
     except UnicodeError as error:
         raise wrong_encoding(file, encoding, error) from error
@@ -262,6 +266,7 @@ def _read_csv(
         _check_rows(file, encoding, mark, len(names))
     if not len(frame):
         raise _empty(file)
+    as_written |= _restore_codes(frame, as_written, file, encoding, mark, names)
     table = _with_numbers(Table(file, frame, (encoding, mark), decimal), as_written)
     return table if table.decimal != "," else _with_points_between_thousands(table, names, as_written)
 
@@ -415,8 +420,57 @@ def _found_delimiter(file: Path, encoding: str) -> str:
     return max(widths, key=lambda mark: widths[mark])
 
 
-def _header(file: Path, encoding: str, delimiter: str, given: bool) -> tuple[list[str], set[str]]:
-    """Return the columns' names, and those with codes such as 01; R's header misses the name of the first column."""
+def _restore_codes(
+    frame: Any, as_written: Collection[str], file: Path, encoding: str, delimiter: str, names: Sequence[str]
+) -> set[str]:
+    """Read columns of numbers again, as texts, where any cell is a code such as 01; return their names.
+
+    Args:
+        frame: the parsed file, which changes.
+        as_written: columns that are texts already.
+        file, encoding, delimiter, names: see `_parsed`.
+    """
+    numbers = frame.select_dtypes("number")
+    whole = [name for name, values in numbers.items() if name not in as_written and (values == np.floor(values)).any()]
+    if not whole or not _may_have_codes(file, encoding, delimiter):
+        return set()
+    columns, codes = {names.index(name): name for name in whole}, []
+    with _opened(file, encoding) as opened:
+        for cells in itertools.islice(csv.reader(opened, delimiter=delimiter), 1, None):  # as lenient as pandas
+            if len(cells) == len(names):
+                zeros = [at for at in columns if cells[at].lstrip()[:1] == "0"]
+                codes += [columns.pop(at) for at in zeros if CODE.fullmatch(cells[at].strip())]
+    if codes:
+        again = _parsed(file, encoding, delimiter, names, codes, codes)
+        for name in codes:
+            frame[name] = again[name]
+    return set(codes)
+
+
+def _may_have_codes(file: Path, encoding: str, delimiter: str) -> bool:
+    """Tell by a file's bytes whether cells may be codes such as 01; far faster than reading rows."""
+    if is_wide(encoding) or not delimiter.isascii():
+        return True
+    is_edge = np.zeros(256, dtype=bool)
+    is_edge[list(b'\r\n\t "' + delimiter.encode())] = True
+    rest = b"\n"
+    with contents(file) as content:
+        for block in itertools.chain(iter(partial(content.read, BLOCK), b""), [b"\n"]):
+            characters = np.frombuffer(rest + block, dtype=np.uint8)
+            is_digit = characters - np.uint8(ord("0")) <= 9  # characters below 0 become large
+            is_start = (characters[1:-1] == ord("0")) & is_digit[2:] & ~is_digit[:-2]
+            zeros = np.flatnonzero(is_start) + 1
+            ends = zeros[is_edge[characters[zeros - 1]]] + 1
+            while len(ends := ends[ends < len(characters)]):
+                if is_edge[characters[ends]].any():
+                    return True
+                ends = ends[is_digit[ends]] + 1
+            rest = characters[-LONGEST_CODE:].tobytes()
+    return False
+
+
+def _header(file: Path, encoding: str, delimiter: str, given: bool) -> list[str]:
+    """Return the columns' names; R's header misses the name of the first column."""
     with _opened(file, encoding) as opened:
         try:
             rows = [cells for cells, _ in itertools.islice(_rows(opened, delimiter), SAMPLE)]
@@ -438,9 +492,7 @@ def _header(file: Path, encoding: str, delimiter: str, given: bool) -> tuple[lis
         header.insert(0, "")
     if any(len(cells) != len(header) for cells in rows[1:]):
         _check_rows(file, encoding, delimiter, len(header))
-    names = _checked_names(file, header)
-    zeros = ((at, cell.strip()) for cells in rows[1:] for at, cell in enumerate(cells) if cell.lstrip()[:1] == "0")
-    return names, {names[at] for at, cell in zeros if CODE.fullmatch(cell)}
+    return _checked_names(file, header)
 
 
 def _check_rows(file: Path, encoding: str, delimiter: str, width: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messages import says
+from msh.tasks import table_files
 from msh.tasks.cells import find_form
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
 from msh.tasks.table_files import read_table
@@ -490,3 +491,49 @@ def test_missing_last_cells_are_no_short_rows(quote, end, write, monkeypatch):
         read_table(write(short))
     monkeypatch.setattr("msh.tasks.table_files._check_rows", lambda *a: pytest.fail("read row by row"))
     assert len(read_table(write(even)).frame) == 50
+
+
+@pytest.mark.parametrize("cell", ["01001", " 01001 ", '"01001"', "007"])
+@pytest.mark.parametrize("row", [0, 250, 299])
+@pytest.mark.parametrize(
+    "layout", ["last", "first", "gaps", "quotes", "gzip", "utf-16", "no line end", "carriage returns"]
+)
+def test_one_code_anywhere_keeps_a_column_of_numbers_as_written(cell, row, layout, write, tmp_path):
+    codes = [cell if i == row else f"{1000 + i % 5}" for i in range(300)]
+    expected = [code.strip(' "') for code in codes]
+    if layout == "gaps":
+        codes[150], expected[150] = "", ""
+    rows = [f'"5 01, 02","01.02.2024",{i / 8},{code}' for i, code in enumerate(codes)]
+    if layout == "first":
+        rows = [f"{code},{i / 8}" for i, code in enumerate(codes)]
+    header = {"first": "code,x"}.get(layout, "text,day,x,code")
+    if layout == "quotes":
+        rows[3] = rows[3].replace('"5', '"5"" pipe\n0123,')
+    content = "\n".join([header, *rows]) + "\n" * (layout != "no line end")
+    if layout == "old line ends":
+        content = content.replace("\n", "\r")
+    path = write(content, encoding="utf-16" if layout == "utf-16" else "utf-8")
+    if layout == "gzip":
+        (tmp_path / "table.csv").write_bytes(gzip.compress(content.encode()))
+    frame = read_table(path).frame
+    assert frame["code"].str.strip().tolist() == expected
+    assert frame["x"].tolist() == [i / 8 for i in range(300)]
+
+
+@pytest.mark.parametrize("cell", ["0", "0.5", "00.5", "-01", "1001"])
+def test_other_numbers_stay_numbers(cell, write):
+    rows = "".join(f'"call 01, or 02",01.02.2024,{cell if i == 250 else 1000 + i}\n' for i in range(300))
+    assert pd.api.types.is_numeric_dtype(read_table(write("text,day,x\n" + rows)).frame["x"].dtype)
+
+
+def test_codes_are_found_across_the_blocks_of_a_file(write, monkeypatch):
+    for size in range(1, 40):
+        monkeypatch.setattr(table_files, "BLOCK", size)
+        assert read_table(write("x,y\n" + "1,2.5\n" * 3 + "0123,2.5\n")).frame["x"].tolist() == ["1"] * 3 + ["0123"]
+
+
+def test_the_order_of_codes_does_not_change_their_role(write):
+    codes = [f"{10000 + i % 5}" for i in range(250)] + [f"0{1000 + i % 5}" for i in range(50)]
+    for ordered in (codes, codes[::-1]):
+        path = write("zip,x,y\n" + "".join(f"{code},{i / 8},{i % 2}\n" for i, code in enumerate(ordered)))
+        assert columns_of(table(path, target="y"))["zip"].role == "category"
