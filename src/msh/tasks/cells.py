@@ -6,6 +6,7 @@ A column's cells are a NumPy array of numbers, booleans or objects (rows,), or a
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -16,6 +17,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 MISSING = frozenset(
     ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "Null", "null", "None", "?", "-", "<NA>", "#N/A", "NaT")
@@ -448,6 +451,33 @@ def parse_dates(texts: list[str], format: str) -> np.ndarray:
         times = pd.Series(pd.to_datetime(texts, format=format, errors="coerce", utc=True)).fillna(pd.Series(times))
     stamps: np.ndarray = pd.DatetimeIndex(times).as_unit("us").asi8
     return stamps
+
+
+def report_short_years(cells: Any, times: np.ndarray, format: str, name: str, in_training: bool = True) -> None:
+    """Warn if a column's years have two digits, and dates are in the future; in training, log how they are read.
+
+    Python reads 69 to 99 as 1969 to 1999, and 00 to 68 as 2000 to 2068.
+
+    Args:
+        cells: of the column, (rows,).
+        times: as `read_dates` returns them.
+        format: of `datetime.strptime`.
+        name: the column's.
+        in_training: rather than in a prediction.
+    """
+    present = times[times != NO_DATE]
+    if "%y" not in format or not len(present):
+        return
+    first, last = np.array([present.min(), present.max()]).astype("datetime64[us]").astype("datetime64[D]")
+    if last > np.datetime64("today"):
+        codes, texts = coded(cells)
+        log.warning(
+            "column %r: %r is read as %s, which is in the future: if an earlier year is meant, write years with four "
+            "digits, or drop the column with source.columns={%s: drop}",
+            *(name, texts[codes[times.argmax()]], last, name),
+        )
+    elif in_training:
+        log.info("column %r: years have two digits, and are read as from %s to %s", name, first, last)
 
 
 def find_date_format(name: str, texts: list[str]) -> str | None:

@@ -22,6 +22,8 @@ from msh.tasks.cells import (
     read_booleans,
     read_dates,
     read_numbers,
+    report_short_years,
+    row_number,
 )
 from msh.tasks.steps import CONFIG
 
@@ -214,7 +216,7 @@ class Category:
             features[-1, -1] = 1
         return np.asarray(features[codes])
 
-    def report_unknown(self, cells: Any, features: np.ndarray) -> None:
+    def report(self, cells: Any, features: np.ndarray) -> None:
         """Warn if most of the cells (rows,) that are not missing have none of the values.
 
         Args:
@@ -318,6 +320,17 @@ class Date:
     def note(self) -> str:
         """List the features."""
         return "days, month, weekday" + ", hour" * self.times + (f"; format {self.format}" if self.format else "")
+
+    def report(self, cells: Any, features: np.ndarray) -> None:
+        """Warn if years of two digits are read as in the future.
+
+        Args:
+            cells: of the column, (rows,).
+            features: as `read` returns them, (rows, features).
+        """
+        if "%y" in self.format:
+            times = read_dates(cells, self.format, row_number, self.name)
+            report_short_years(cells, times, self.format, self.name, in_training=False)
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the dates' features."""

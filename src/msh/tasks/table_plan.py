@@ -30,6 +30,7 @@ from msh.tasks.cells import (
     read_booleans,
     read_dates,
     read_numbers,
+    report_short_years,
 )
 from msh.tasks.columns import Amount, Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
 from msh.tasks.table_files import NAMELESS, Table
@@ -286,6 +287,7 @@ def _date(cells: Any, where: Where, name: str, format: str) -> Column:
     present = np.sort(times[times != NO_DATE])
     if not len(present):
         raise ValueError(f"column {name!r}: every cell is missing; source.exclude drops the column")
+    report_short_years(cells, times, format, name)
     with_times = bool((present % 86_400_000_000).any())
     fill = int(present[len(present) // 2])
     return Date(name, int(present[0]), fill, format, with_times, len(present) < len(times))

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from msh.errors import invalid, one_of
 from msh.tasks.build import TEST_FRACTION, empty_part, hold_out
-from msh.tasks.cells import NO_DATE, cell_error, coded, find_date_format, numbers_or_bad, read_dates
+from msh.tasks.cells import (
+    NO_DATE,
+    cell_error,
+    coded,
+    find_date_format,
+    numbers_or_bad,
+    read_dates,
+    report_short_years,
+)
 from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 from msh.tasks.task import Split
@@ -149,10 +157,13 @@ def _times(table: Table, name: str, cells: Any) -> np.ndarray:
     times, bad = numbers_or_bad(cells)
     missing = np.isnan(times)
     if bad.any():
-        times = read_dates(cells, find_date_format(name, coded(cells)[1]) or "", table.row, name)
+        format = find_date_format(name, coded(cells)[1]) or ""
+        times = read_dates(cells, format, table.row, name)
         missing = times == NO_DATE
     if missing.any():
         raise cell_error(table.row, name, cells, missing, "is no time (source.split.time)")
+    if bad.any():
+        report_short_years(cells, times, format, name)
     return times
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msh.errors import Problems, invalid, suggestion
 from msh.tasks.cells import Where, column_cells, row_number
-from msh.tasks.columns import AnyColumn, Category
+from msh.tasks.columns import AnyColumn, Category, Date
 from msh.tasks.steps import CONFIG
 
 CHUNK = 4096
@@ -67,7 +67,7 @@ class ReadTable:
             cells = self._cells_of_rows(inputs)
         else:
             raise invalid("inputs", "a DataFrame, a list of dicts, or an array (rows, columns)", type(inputs).__name__)
-        return self._read(cells, row_number, [np.arange(len(inputs))], reports_unknown=True)[0]
+        return self._read(cells, row_number, [np.arange(len(inputs))], reports=True)[0]
 
     def read(self, frame: Any, where: Where) -> Tensor:
         """Return the features of a DataFrame; `where` names its rows in errors."""
@@ -84,7 +84,7 @@ class ReadTable:
         return self._read(self._cells_of_frame(frame), where, parts)
 
     def _read(
-        self, cells: Sequence[Any], where: Where, parts: Sequence[np.ndarray], reports_unknown: bool = False
+        self, cells: Sequence[Any], where: Where, parts: Sequence[np.ndarray], reports: bool = False
     ) -> list[Tensor]:
         """Return the features of some rows.
 
@@ -92,7 +92,7 @@ class ReadTable:
             cells: of the columns in `inputs`, (rows,) each.
             where: names the rows in errors.
             parts: rows of each part, int64 (rows,).
-            reports_unknown: warn of columns most of whose categories are unknown.
+            reports: warn of columns whose cells are hardly meant as they are read.
         """
         features = [np.empty((len(rows), *self.shape), dtype=self.dtype) for rows in parts]
         end = 0
@@ -102,8 +102,8 @@ class ReadTable:
                 values = problems.check(column.read, own, where)
                 if values is not None:
                     group[end] = values
-                    if reports_unknown and isinstance(column, Category):
-                        column.report_unknown(own, values)
+                    if reports and isinstance(column, Category | Date):
+                        column.report(own, values)
                 end += column.features
                 if end - min(group, default=end) >= GROUP or column is self._used[-1]:
                     _write(group, parts, features)

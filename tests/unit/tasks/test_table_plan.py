@@ -294,6 +294,41 @@ def test_dates_of_two_meanings_need_a_format(write):
     assert data.steps[0].columns[0].format == "%m/%d/%Y"
 
 
+SHORT = ["%d.%m.%y", "%d-%b-%y", "%d.%m.%y %H:%M"]
+
+
+@pytest.mark.parametrize("format", SHORT)
+@pytest.mark.parametrize("births", [1940, 1990])
+def test_years_of_two_digits_in_the_future_are_warned_of(births, format, write, caplog):
+    born = pd.date_range(f"{births}-01-15", periods=200, freq="50D").strftime(format)
+    path = write("born,x,y\n" + "".join(f"{day},{i / 8},{i % 2}\n" for i, day in enumerate(born)))
+    with caplog.at_level(logging.INFO):
+        step = table(path, target="y").steps[0]
+    assert step.columns[0].format == format
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if births == 1990:
+        assert not warnings
+        assert re.search(r"'born': years have two digits, and are read as from 1990-\d\d-\d\d to 2017", caplog.text)
+        return
+    assert len(warnings) == 1
+    example = (
+        r"column 'born': '\d\d.*67.*' is read as 2067-\d\d-\d\d, which is in the future: .*source.columns={born: drop}"
+    )
+    assert re.match(example, warnings[0])
+    caplog.clear()
+    asked = pd.DataFrame({"born": ["", *born[:2]], "x": 0.0})
+    step(asked[:1])
+    assert not caplog.messages
+    step(asked)
+    assert re.match(rf"column 'born': '{born[1]}' is read as 2040-03-05", caplog.messages[0])
+
+
+def test_a_split_by_years_of_two_digits_is_warned_of(people, caplog):
+    born = pd.date_range("1960-01-15", periods=60, freq="90D").strftime("%d.%m.%y")
+    people(PEOPLE.assign(born=born), split={"time": "born"}, columns={"born": "drop"})
+    assert caplog.text.count("column 'born': '28.11.68' is read as 2068-11-28, which is in the future") == 1
+
+
 # ---- splits
 
 
