@@ -110,28 +110,34 @@ class ReadTable:
                     group = {}
         return [torch.from_numpy(part) for part in features]
 
-    def _check_columns(self, names: Mapping[str, Any]) -> None:
-        if missing := [name for name in self.inputs if name not in names]:
+    def _check_columns(self, names: Sequence[str]) -> None:
+        there = set(names)
+        if missing := [name for name in self.inputs if name not in there]:
             raise ValueError(
                 f"inputs: the columns {', '.join(map(repr, missing))} are missing; there are "
                 f"{', '.join(map(repr, names)) or 'none'}{suggestion(missing[0], names)}"
             )
+        if len(there) < len(names) and (repeated := [name for name in self.inputs if names.count(name) > 1]):
+            raise ValueError(
+                f"inputs: the columns {', '.join(map(repr, repeated))} are there more than once: name each column once"
+            )
 
     def _cells_of_frame(self, frame: Any) -> list[Any]:
         """Return the columns' cells (rows,) of a DataFrame."""
-        at = {str(name).strip(): place for place, name in reversed(list(enumerate(frame.columns)))}
-        self._check_columns(at)
+        names = [str(name).strip() for name in frame.columns]
+        self._check_columns(names)
+        at = {name: place for place, name in enumerate(names)}
         frame = frame.reset_index(drop=True)
         return [column_cells(frame.iloc[:, at[name]]) for name in self.inputs]
 
     def _cells_of_rows(self, rows: Sequence[Mapping[Any, Any]]) -> list[np.ndarray]:
         """Return the columns' cells, objects (rows,), of dicts."""
-        rows = [{str(name).strip(): cell for name, cell in row.items()} for row in rows]
         with Problems() as problems:
             for number, row in enumerate(rows):
                 with_prefix = Problems(f"{row_number(number)}: ")
-                with_prefix.check(self._check_columns, row)
+                with_prefix.check(self._check_columns, [str(name).strip() for name in row])
                 problems.problems += with_prefix.problems
+        rows = [{str(name).strip(): cell for name, cell in row.items()} for row in rows]
         # fromiter, since assignments would look into cells that are lists
         return [np.fromiter((row[name] for row in rows), dtype=object, count=len(rows)) for name in self.inputs]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from messages import says
 from msh.tasks import build_task
-from msh.tasks.columns import Category, Hashed
+from msh.tasks.columns import Category, Dropped, Hashed, Number
 from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.table_files import Table
@@ -258,6 +258,28 @@ def test_wrong_inputs_are_refused_by_column_and_value(rows, message, people):
         rows = pd.DataFrame([PEOPLE.iloc[0].to_dict(), PEOPLE.iloc[1].to_dict() | rows])
     with pytest.raises(ValueError, match=message):
         step(rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a"], "inputs: the columns 'a' are there more than once: name each column once"),
+        (["a", "b", " a "], "the columns 'a' are there more than once"),
+        (["b", "a", "b", "a", "x"], "the columns 'a', 'b' are there more than once"),
+        (["a", "b", "x", "x"], ""),
+    ],
+)
+def test_repeated_columns_are_refused_if_they_are_needed(names, message):
+    step = ReadTable((Number("a", 0), Number("b", 0), Dropped("x", "constant")))
+    frame = pd.DataFrame([range(len(names))], columns=names)
+    if not message:
+        assert step(frame).tolist() == [[0, 1]]
+        return
+    with pytest.raises(ValueError, match=message):
+        step(frame)
+    if len(set(names)) == len(names):
+        with pytest.raises(ValueError, match=f"row 0: .*{message}"):
+            step([dict(zip(names, range(len(names)), strict=True))])
 
 
 def test_the_test_split_changes_nothing_that_is_fitted(people):
