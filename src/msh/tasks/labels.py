@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-from msh.tasks.cells import MISSING, NUMBER, coded
+from msh.tasks.cells import MISSING, NUMBER, as_text, coded
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,31 @@ def find_classes(origin: str, labels: Labels) -> Classes:
     classes = Classes(tuple(names), tuple(counts[value] for value in values))
     _report(origin, classes)
     return classes
+
+
+def too_few(origin: str, classes: Classes, cells: Sequence[Any], missing: np.ndarray) -> ValueError:
+    """Build the error for a training column with one class: it names the words that were read as missing labels.
+
+    Args:
+        origin: names the column.
+        classes: its one class.
+        cells: of the column, (rows,).
+        missing: bool (rows,), True where the label is missing.
+    """
+    name = classes.names[0]
+    if not missing.any():
+        return ValueError(f"{origin}: every row has {name!r}; needs at least two classes")
+    words = missing_words(itertools.compress(cells, missing))
+    cure = "" if words == "''" else "; if these are classes, give them other names, such as 'none'"
+    return ValueError(
+        f"{origin}: every row with a label has {name!r}; needs at least two classes; {int(missing.sum())} of "
+        f"{len(missing)} rows have none, but {words}, for missing labels{cure}"
+    )
+
+
+def missing_words(cells: Iterable[Any]) -> str:
+    """List the different words of missing cells, as they are written."""
+    return ", ".join(sorted({repr(as_text(cell, ()) or "") for cell in cells}))
 
 
 def _value(text: str) -> Decimal | str:

@@ -16,13 +16,21 @@ from msh.tasks.cells import (
     PLAIN,
     NumberForm,
     are_nested,
-    as_text,
     cell_error,
     find_form,
     numbers_or_bad,
     read_numbers,
 )
-from msh.tasks.labels import MISSING_LABELS, Classes, Labels, find_classes, read_labels, shown_names
+from msh.tasks.labels import (
+    MISSING_LABELS,
+    Classes,
+    Labels,
+    find_classes,
+    missing_words,
+    read_labels,
+    shown_names,
+    too_few,
+)
 from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 
@@ -94,7 +102,7 @@ class Targets:
         if self.missing_labels == "error" or count == len(cells):
             problem = "is no target; source.missing_labels=drop drops such rows"
             raise cell_error(table.row, self.column, cells, missing, problem if count < len(cells) else "is no target")
-        words = ", ".join(sorted({repr(as_text(word, ()) or "") for word in cells[missing].drop_duplicates()}))
+        words = missing_words(cells[missing].drop_duplicates())
         log.warning("%s: dropped %d rows without a target: %r is %s", table.path, count, self.column, words)
         return table.take(np.flatnonzero(~missing))
 
@@ -136,7 +144,7 @@ def find_targets(
     classes = find_classes(origin, labels)
     names = classes.names
     if len(names) == 1:
-        raise ValueError(f"{table.path}, column {column!r}: every row has {names[0]!r}; needs at least two classes")
+        raise too_few(origin, classes, cells, labels.missing)
     if len(names) > MOST_NUMERIC_CLASSES and 2 * len(names) > len(cells) and all(map(NUMBER.fullmatch, names)):
         raise ValueError(
             f"{table.path}, column {column!r} has {len(names)} different numbers in {len(cells)} rows: "

@@ -143,7 +143,14 @@ REFUSED = [
     ("x,y\n1,2\n2,3\n", {"threshold": 1}, r"source.threshold = 1 .*kind=classification"),
     ("x,y\n1,2\n2,3\n", {"test_fraction": 1.5}, says("source.test_fraction", "in (0, 1)", 1.5)),
     ("x,y\n1,2\n2,3\n", {"encoding": "uft-8"}, says("source.encoding", value="uft-8")),
-    ("x,y\n1,a\n2,a\n", {"kind": "classification"}, r"column 'y': every row has 'a'; needs at least two classes"),
+    ("x,y\n1,a\n2,a\n", {"kind": "classification"}, r"column 'y': every row has 'a'; needs at least two classes$"),
+    (
+        "x,y\n1,None\n2,NA\n3,Mild\n4,NA\n",
+        {"kind": "classification"},
+        r"column 'y': every row with a label has 'Mild'; needs at least two classes; 3 of 4 rows have none, but "
+        r"'NA', 'None', for missing labels; if these are classes, give them other names, such as 'none'$",
+    ),
+    ("x,y\n1,\n2,a\n", {"kind": "classification"}, r"'a'; .*; 1 of 2 rows have none, but '', for missing labels$"),
 ]
 
 
