@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,6 +32,9 @@ LITTER = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "lost+found")
 )
 """Files and folders that systems create, besides those whose names start with a dot."""
+
+SHOWN = 5
+"""Rows of a file that a warning lists."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def in_table(
         encoding: a CSV file's.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: columns, cells or images are missing or invalid; all are reported.
+        ValueError: columns, cells or images are missing or invalid, or an image has several classes; all are reported.
     """
     read = read_table(path, encoding, texts=None)
     table = read.path
@@ -140,7 +144,9 @@ def in_table(
                 problems.add(f"{table}, row {line}, column {file!r}: there is no file {image}")
         if not has_lists:  # an empty list is a list
             cells = problems.check(_labelled, table, cells, target, kind, names, missing_labels) or cells
-    files = [folder / rows[line - 2][file] for line in cells]
+    images = {line: folder / rows[line - 2][file] for line in cells}
+    files = list(images.values())
+    _report_repeated(table, images)
     if kind == "regression":
         return Labelled(files, _numbers(read, cells, target), ())
     if kind == "multilabel" and not has_lists:
@@ -149,6 +155,7 @@ def in_table(
         cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
     numbers, names = _numbered(table, cells, names)
     if not has_lists:
+        _check_classes(read, images, [names[number] for (number,) in numbers], target[0])
         return Labelled(files, torch.tensor([number for (number,) in numbers]), names)
     flags = torch.zeros(len(files), len(names))
     for i, labels in enumerate(numbers):
@@ -179,6 +186,43 @@ def _labelled(
                 problems.add(f"{table}, row {line}, column {target[at]!r}: the label is missing, {cell!r}{cure}")
     log.warning("%s: dropped %d rows without a label, such as row %d", table, len(missing), next(iter(missing)))
     return {line: row for line, row in cells.items() if line not in missing}
+
+
+def _repeated(files: Mapping[int, Path]) -> list[list[int]]:
+    """Return the rows of each file that several rows name."""
+    rows = defaultdict(list)
+    for row, file in files.items():
+        rows[os.path.normpath(file)].append(row)
+    return [lines for lines in rows.values() if len(lines) > 1]
+
+
+def _report_repeated(table: Path, files: Mapping[int, Path]) -> None:
+    if repeated := _repeated(files):
+        lines = ", ".join(map(str, repeated[0][:SHOWN]))
+        text = "%s: %d files are listed more than once, such as %s (rows %s)"
+        log.warning(text, table, len(repeated), files[repeated[0][0]], lines)
+
+
+def _check_classes(table: Table, files: Mapping[int, Path], classes: Sequence[str], column: str) -> None:
+    """Raise if rows give a file several classes.
+
+    Args:
+        table: with the labels.
+        files: row to the file that it names.
+        classes: of each row in `files`.
+        column: the labels'.
+    """
+    by_row = dict(zip(files, classes, strict=True))
+    with ListedProblems() as problems:
+        for lines in _repeated(files):
+            first = {by_row[line]: line for line in reversed(lines)}
+            if len(first) > 1:
+                rows = sorted((line, name) for name, line in first.items())
+                shown = ", ".join(f"{name!r} (row {line})" for line, name in rows[:SHOWN])
+                problems.add(
+                    f"{table.path}, column {column!r}: {files[lines[0]]} has several classes, {shown}: keep one of its "
+                    "rows, or set source.kind=multilabel for images with several labels"
+                )
 
 
 def _absent(column: list[str]) -> list[bool]:

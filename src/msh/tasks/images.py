@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,6 +200,7 @@ def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | N
         train, test = torch.arange(len(files)).split([len(part.files) for part in parts])
     else:
         train, test = (cast(Tensor, part.inputs) for part in hold_out(rows, test_fraction, kind))
+    _report_duplicates([files[row] for row in train.tolist()], [files[row] for row in test.tolist()])
     step = _chosen([files[row] for row in train.tolist()], settings)
     inputs, kept = settings.load(files, step)
     targets, names = rows.targets[kept], parts[0].names
@@ -209,6 +211,14 @@ def _read(parts: Sequence[Labelled], settings: Reading, test_fraction: float | N
     everything = Split(inputs, targets)
     first, second = (everything.take(places[part][places[part] >= 0]) for part in (train, test))
     return RawData(kind, first, second, len(names) or targets.shape[1], classes=names, steps=(step,))
+
+
+def _report_duplicates(train: Sequence[Path], test: Sequence[Path]) -> None:
+    """Warn of files of the test split that are also in the training split."""
+    training = set(map(os.path.normpath, train))
+    if twins := [file for file in test if os.path.normpath(file) in training]:
+        text = "%d of %d images of the test split are also training images, such as %s"
+        log.warning(text, len(twins), len(test), twins[0])
 
 
 def _chosen(files: Sequence[Path], settings: Reading) -> ReadImages:

@@ -386,6 +386,38 @@ def test_wrong_tables_of_labels_are_refused(text, settings, messages, folder):
         assert re.search(message, str(caught.value))
 
 
+REPEATED = ["a/0.png,x,1", "a/1.png,y,0", "b/0.png,x,1", "./a/0.png,x,1", "a/../a/1.png, y ,0", "b/0.png,x,0"]
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": "multilabel"}, {"kind": "regression", "target": "z"}])
+def test_files_that_a_table_lists_twice_are_warned_of(kind, folder, caplog):
+    text = "file,label,z\n" + "".join(row + "\n" for row in REPEATED)
+    data = image_folder(**with_labels(folder, text), **kind)
+    assert (len(data.train), len(data.test)) == (3, 3)
+    listed, split = caplog.messages
+    assert re.search(r"labels.csv: 3 files are listed more than once, such as .*a/0.png \(rows 2, 5\)$", listed)
+    assert re.match(r"\d of 3 images of the test split are also training images, such as .*png$", split)
+
+
+def test_a_file_in_both_tables_is_warned_of(folder, caplog):
+    rows = "a/0.png,x\nb/1.png,x\na/1.png,y\nb/0.png,y\n"
+    settings = with_labels(folder, f"file,label\n{rows}") | {"test_fraction": None}
+    (folder("tests") / "t.csv").write_text("file,label\na/1.png,y\na/2.png,x\n")
+    tests = settings["path"].replace("images", "tests") + "/t.csv"
+    image_folder(**settings, test_labels=tests)
+    [message] = caplog.messages
+    assert re.match(r"1 of 2 images of the test split are also training images, such as .*a/1.png$", message)
+
+
+def test_an_image_with_several_classes_is_refused(folder):
+    rows = ["a/0.png,1", "a/1.png,2", "a/0.png,1.0", "a/1.png,1", "./a/1.png,3", "a/2.png,2", "a/2.png,1", "b/0.png,2"]
+    settings = with_labels(folder, "file,label\n" + "".join(row + "\n" for row in rows))
+    with pytest.raises(ValueError, match="2 problems") as caught:
+        image_folder(**settings)
+    for found in ("1.png has several classes, '2' (row 3), '1' (row 5), '3' (row 6)", "'2' (row 7), '1' (row 8)"):
+        assert re.search(f"labels.csv, column 'label': .*{re.escape(found)}", str(caught.value))
+
+
 @pytest.mark.parametrize("name", ["labels.csv", "labels.xlsx", "labels.parquet"])
 def test_labels_are_read_from_tables_of_any_program(name, folder, tmp_path):
     path = folder()
