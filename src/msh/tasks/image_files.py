@@ -44,7 +44,7 @@ class Labelled:
     Attributes:
         files: their paths.
         targets: as in `Split`.
-        names: of the classes or labels, in the order of their numbers; () in a regression.
+        names: of the classes, labels or values, in order.
     """
 
     files: list[Path]
@@ -148,7 +148,7 @@ def in_table(
     files = list(images.values())
     _report_repeated(table, images)
     if kind == "regression":
-        return Labelled(files, _numbers(read, cells, target), ())
+        return Labelled(files, _numbers(read, cells, target), tuple(target))
     if kind == "multilabel" and not has_lists:
         return Labelled(files, _flags(read, cells, target), tuple(target))
     if has_lists:

@@ -13,6 +13,7 @@ from messages import says
 from msh.tasks import build_task
 from msh.tasks.image_step import ReadImages
 from msh.tasks.images import image_folder
+from msh.tasks.outputs import outputs_from_data
 
 
 @pytest.fixture
@@ -315,8 +316,14 @@ def by_file(data):
         (
             ["file,age", "1000000001", "2", "3.5", "-4"],
             {"kind": "regression", "target": "age"},
-            (),
+            ("age",),
             [[1000000001], [2], [3.5], [-4]],
+        ),
+        (
+            ["file,x,y", "1,10", "2,20", "3,30", "4,40"],
+            {"kind": "regression", "target": ["y", "x"]},
+            ("y", "x"),
+            [[10, 1], [20, 2], [30, 3], [40, 4]],
         ),
     ],
 )
@@ -326,7 +333,8 @@ def test_labels_are_read_from_a_table(rows, settings, names, targets, folder):
     assert (data.kind, data.classes) == (settings.get("kind", "classification"), names)
     assert by_file(data) == targets
     task = build_task("a", data, val_fraction=0.5)
-    assert task.data_recipe()["outputs"]["number"] == (len(names) or 1)
+    outputs = outputs_from_data(task.data_recipe()["outputs"])
+    assert (outputs.number, outputs.names) == (len(names), names)
 
 
 @pytest.mark.parametrize(
