@@ -18,7 +18,7 @@ from torch import Tensor
 from msh.errors import Problems, invalid
 from msh.tasks.cells import PLAIN, as_text, find_form, numbers_or_bad
 from msh.tasks.checks import ListedProblems
-from msh.tasks.labels import Classes, find_classes, read_labels
+from msh.tasks.labels import Classes, find_classes, read_labels, too_few
 from msh.tasks.options import Kind
 from msh.tasks.table_files import Table, read_table
 
@@ -129,12 +129,7 @@ def in_table(
     """
     read = read_table(path, encoding, texts=None)
     table = read.path
-    with Problems() as problems:
-        for key, column in [("file", file), *(("target", column) for column in target)]:
-            problems.check(read.column, f"source.{key}", column)
-        if kind == "classification" and len(target) > 1:
-            problems.add(invalid("source.target", "one column in a classification", list(target)))
-    columns = {name: [as_text(cell, ()) or "" for cell in read.frame[name]] for name in (file, *target)}
+    columns = _columns(read, kind, file, target)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     has_lists = kind == "multilabel" and len(target) == 1
     cells = {line: [row[column] for column in target] for line, row in enumerate(rows, 2)}
@@ -153,14 +148,28 @@ def in_table(
         return Labelled(files, _flags(read, cells, target), tuple(target))
     if has_lists:
         cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
+    is_training = names is None
     numbers, names = _numbered(table, cells, names)
     if not has_lists:
+        if is_training and len(names) == 1:
+            missing = np.array([line not in cells for line in range(2, len(rows) + 2)])
+            raise too_few(f"{table}, column {target[0]!r}", names[0], columns[target[0]], missing)
         _check_classes(read, images, [names[number] for (number,) in numbers], target[0])
         return Labelled(files, torch.tensor([number for (number,) in numbers]), names)
     flags = torch.zeros(len(files), len(names))
     for i, labels in enumerate(numbers):
         flags[i, labels] = 1
     return Labelled(files, flags, names)
+
+
+def _columns(table: Table, kind: Kind, file: str, target: Sequence[str]) -> dict[str, list[str]]:
+    """Return the cells of the columns that settings name, as texts."""
+    with Problems() as problems:
+        for key, column in [("file", file), *(("target", column) for column in target)]:
+            problems.check(table.column, f"source.{key}", column)
+        if kind == "classification" and len(target) > 1:
+            problems.add(invalid("source.target", "one column in a classification", list(target)))
+    return {name: [as_text(cell, ()) or "" for cell in table.frame[name]] for name in (file, *target)}
 
 
 Cells = dict[int, list[str]]

@@ -103,16 +103,15 @@ def find_classes(origin: str, labels: Labels) -> Classes:
     return classes
 
 
-def too_few(origin: str, classes: Classes, cells: Sequence[Any], missing: np.ndarray) -> ValueError:
+def too_few(origin: str, name: str, cells: Sequence[Any], missing: np.ndarray) -> ValueError:
     """Build the error for a training column with one class: it names the words that were read as missing labels.
 
     Args:
         origin: names the column.
-        classes: its one class.
+        name: of its one class.
         cells: of the column, (rows,).
         missing: bool (rows,), True where the label is missing.
     """
-    name = classes.names[0]
     if not missing.any():
         return ValueError(f"{origin}: every row has {name!r}; needs at least two classes")
     words = missing_words(itertools.compress(cells, missing))

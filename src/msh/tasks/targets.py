@@ -144,7 +144,7 @@ def find_targets(
     classes = find_classes(origin, labels)
     names = classes.names
     if len(names) == 1:
-        raise too_few(origin, classes, cells, labels.missing)
+        raise too_few(origin, names[0], cells, labels.missing)
     if len(names) > MOST_NUMERIC_CLASSES and 2 * len(names) > len(cells) and all(map(NUMBER.fullmatch, names)):
         raise ValueError(
             f"{table.path}, column {column!r} has {len(names)} different numbers in {len(cells)} rows: "

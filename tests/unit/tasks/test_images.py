@@ -374,6 +374,12 @@ def test_colour_profiles_other_than_srgb_are_warned_of(folder, caplog):
         ),
         ("file,label\na/0.png,\n", {}, ["row 2, column 'label': the label is missing"]),
         ("file,label\na/0.png,x\n", {"missing_labels": "skip"}, [says("source.missing_labels", value="skip")]),
+        ("file,label\na/0.png,x\na/1.png,x\n", {}, ["column 'label': every row has 'x'; needs at least two classes$"]),
+        (
+            "file,label\na/0.png,x\na/1.png,None\na/2.png,NA\n",
+            {},
+            ["every row with a label has 'x'; .*; 2 of 3 rows have none, but 'NA', 'None', for missing labels; if"],
+        ),
         ("file,class\na/0.png,x\n", {}, [says("source.target", value="label")]),
         ("name,label\na/0.png,x\n", {}, [says("source.file", value="file")]),
         ("file,label\na/0.png,x\n", {"kind": "regression"}, ["row 2, column 'label': 'x' is no number"]),
