@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any, cast, overload
 
@@ -22,6 +21,7 @@ from msh.errors import at_least, invalid, one_of
 from msh.files.merging import merged
 from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
+from msh.inference.examples import as_examples, read_once
 from msh.inference.export import is_sliceable, sliced
 from msh.inference.hub import source_file
 from msh.inference.language import Sampling, continued, token_answers
@@ -35,7 +35,7 @@ from msh.subnetworks.views import FrozenTasks
 from msh.tasks.options import TOKEN_KINDS, Kind
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
-from msh.tasks.steps import ReadNamed, Steps
+from msh.tasks.steps import Steps
 from msh.tasks.windows import NextTokens, TaggedWords, Windowed
 
 log = logging.getLogger(__name__)
@@ -261,6 +261,8 @@ class Predictor:
                 does not say how to choose between the tasks that read the inputs.
         """
         if inputs is None:
+            if isinstance(task, str) and task in self.tasks:
+                raise ValueError(f"inputs must not be None: the text {task!r} is the name of a task; pass it in a list")
             task, inputs = None, task
         if batch_size is not None:
             at_least("batch_size", 1, batch_size)
@@ -358,6 +360,7 @@ class Predictor:
         Raises:
             ValueError: no task can, or tasks count the inputs differently.
         """
+        inputs = read_once(inputs)
         if isinstance(inputs, Sequence) and not inputs:
             raise invalid("inputs", "at least one input", 0)
         infos = [*self.tasks.values()] if among is None else [self.task(name) for name in among]
@@ -485,7 +488,7 @@ class Predictor:
         if not isinstance(step := info.steps[0], NextTokens):
             raise invalid("task", "of kind lm, which writes texts", f"{info.name} of kind {info.kind}")
         sampling = Sampling(max_new_tokens, temperature, top_k, seed)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = as_examples(info.steps, prompt)
         with info.computing.applied(self._device):
             texts = continued(self._modules.module(info.name), step, prompts, sampling, self._device)
         return texts[0] if isinstance(prompt, str) else texts
@@ -597,26 +600,6 @@ def _answered(module: nn.Module, batch: Tensor, routed: TaskInfo | None) -> tupl
     return outputs, routed.route.confidence(routed.kind, outputs, features.flatten(1))
 
 
-def as_examples(steps: Steps, inputs: Any) -> Any:
-    """Return several inputs, as a sequence or a DataFrame, from one or several.
-
-    Args:
-        steps: the task's; the first one reads the inputs.
-        inputs: one input (a path, text, bytes, image or dictionary; an array of an example's shape), or several.
-    """
-    first: Any = steps[0]
-    if isinstance(first, ReadNamed):
-        return first.examples(inputs)
-    if isinstance(inputs, str | bytes | Path | Mapping) or hasattr(inputs, "getexif"):
-        return [inputs]
-    if hasattr(inputs, "iloc"):
-        return inputs.to_frame().T if inputs.ndim == 1 else inputs
-    if not hasattr(inputs, "ndim"):
-        return list(inputs)
-    is_one = first.is_one(inputs) if hasattr(first, "is_one") else inputs.ndim == len(first.shape)
-    return inputs[None] if is_one else inputs
-
-
 def _part(examples: Any, part: slice) -> Any:
     return examples.iloc[part] if hasattr(examples, "iloc") else examples[part]
 
@@ -624,10 +607,14 @@ def _part(examples: Any, part: slice) -> Any:
 def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str]]:
     """Prepare a batch: the good examples, None if there are none, and the others' positions and reasons."""
     try:
-        return prepare(steps, examples), {}
+        read = prepare(steps, examples)
     except (ValueError, FileNotFoundError) as error:
         if len(examples) == 1:
             return None, {0: str(error)}
+    else:
+        if len(read) != len(examples):
+            raise invalid("inputs: the number of examples that were read from them", str(len(examples)), len(read))
+        return read, {}
     good: list[Tensor] = []
     bad: dict[int, str] = {}
     for row in range(len(examples)):

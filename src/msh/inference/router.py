@@ -268,8 +268,9 @@ def may_read(step: Step, inputs: Any) -> bool:
         inputs: one or several.
     """
     kind = step.step
-    if hasattr(inputs, "iloc"):
-        return kind == "table"
+    if hasattr(inputs, "iloc"):  # of pandas; a Series whose index has names is a row, else a column
+        is_column = inputs.ndim == 1 and inputs.index.inferred_type != "string"
+        return kind == "table" or (is_column and any(may_read(step, one) for one in inputs))
     if hasattr(inputs, "ndim"):
         is_text = getattr(getattr(inputs, "dtype", None), "kind", None) in ("O", "U", "S")
         return kind in (("images", *TEXTS) if is_text else ("arrays", "images", "table"))

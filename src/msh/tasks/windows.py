@@ -96,10 +96,6 @@ class Windowed(ABC):
         """Return the windows of all texts, int64 (windows, length); see `windows`."""
         return self.windows(inputs).tokens
 
-    def is_one(self, inputs: Any) -> bool:
-        """Return false: an array holds several texts."""
-        return False
-
     def names(self, tokens: Tensor) -> list[str]:
         """Return the tokens of a window, int64 (length,), without padding."""
         return [self.built.id_to_token(token) for token in tokens.tolist() if token != self.padding]

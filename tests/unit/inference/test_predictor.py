@@ -17,7 +17,7 @@ from msh.errors import requirement
 from msh.files.merging import split_task
 from msh.files.state_file import save_network
 from msh.inference.computing import Computing, computing_from_data, flushes_denormal
-from msh.inference.predictor import as_examples
+from msh.inference.examples import as_examples
 from msh.recipes import build
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import RawData, Split, build_task
