@@ -7,21 +7,24 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msh.errors import Problems, invalid, one_of
+from msh.errors import Problems, ProblemsError, invalid, one_of
 from msh.tasks.cells import PLAIN, as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import ReadNamed, Steps
-from msh.tasks.table_files import EXCEL, PARQUET, read_table
+from msh.tasks.table_files import EXCEL, PARQUET, contents, encoding_of, read_table
 from msh.tasks.text_files import read_text
 
 STDIN = "-"
 JSON = (".jsonl", ".ndjson", ".json")
+START = 4096
+"""Bytes of standard input that tell JSON from CSV."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Inputs:
     """Raw inputs, and a name for each.
 
     Attributes:
-        examples: a list, an array or a DataFrame, as the task's first step reads them.
+        examples: a list, an array or a DataFrame, as the task's first step reads them; rows of a table that have
+            different columns are dictionaries, so that each of them is checked.
         names: where each came from: a file, or a file and its row, from 1.
         kind: the first step that reads them.
     """
@@ -109,7 +113,8 @@ def read_inputs(
         for file, part, is_whole in zip(files, read, whole, strict=True)
         for row in part.rows
     ]
-    return Inputs(_joined([part.examples for part in read]), names, kind)
+    needed = {name for first in firsts if first.step == "table" for name in first.inputs}
+    return Inputs(_joined([part.examples for part in read], needed), names, kind)
 
 
 def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> str:
@@ -154,20 +159,37 @@ def _images(files: Sequence[str]) -> Inputs:
     return Inputs(examples, list(files), "images")
 
 
+@contextmanager
+def _as_file(file: str) -> Iterator[Path]:
+    """Yield a file, or a copy of standard input, which errors call by its name."""
+    if file != STDIN:
+        yield Path(file)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.csv"
+        path.write_bytes(sys.stdin.buffer.read())
+        try:
+            yield path
+        except ValueError as error:
+            problems = error.problems if isinstance(error, ProblemsError) else [str(error)]
+            raise ProblemsError([problem.replace(str(path), "standard input") for problem in problems]) from error
+
+
 def _text_of(file: str, encoding: str) -> str:
-    return sys.stdin.read() if file == STDIN else read_text(Path(file), encoding)
+    with _as_file(file) as path:
+        return read_text(path, encoding)
 
 
-def _lines(file: str, encoding: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of a JSONL file."""
-    for number, line in enumerate(_text_of(file, encoding).split("\n"), 1):  # splitlines splits at more characters
+def _lines(file: str, content: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of a JSONL file's content."""
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines splits at more characters
         if line.strip():
             yield number, _json(line, f"{file}, line {number}")
 
 
 def _values(file: str, encoding: str) -> Part:
     """Read the values of a JSONL file."""
-    found = list(_lines(file, encoding))
+    found = list(_lines(file, _text_of(file, encoding)))
     return Part([value for _, value in found], [number for number, _ in found])
 
 
@@ -179,30 +201,39 @@ def _json(text: str, where: str) -> Any:
 
 
 def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
-    """Read rows of a table as training reads them; `as_written` names columns that are no plain numbers, None: all."""
+    """Read rows of a table as training reads them: a DataFrame, or dictionaries where rows have different columns.
+
+    Args:
+        file: its path, or "-".
+        as_written: columns that are no plain numbers; None: all.
+        encoding: of text.
+    """
     import pandas as pd  # slow to import
 
-    if file == STDIN:
-        content = sys.stdin.buffer.read()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / ("input.jsonl" if content.lstrip()[:1] in (b"{", b"[") else "input.csv")
-            path.write_bytes(content)
-            return _table(str(path), as_written, encoding)
-    if not file.endswith(JSON):
-        return read_table(file, encoding, texts=as_written).frame
-    is_list = _text_of(file, encoding).lstrip()[:1] == "["
-    rows = _json(_text_of(file, encoding), file) if is_list else [row for _, row in _lines(file, encoding)]
+    with _as_file(file) as path:
+        if not file.endswith(JSON) and not (file == STDIN and _is_json(path, encoding)):
+            return read_table(str(path), encoding, texts=as_written).frame
+        content = read_text(path, encoding)
+    rows = _json(content, file) if content.lstrip()[:1] == "[" else [row for _, row in _lines(file, content)]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file}: a table needs an object with the columns per row")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if all(row.keys() == rows[0].keys() for row in rows) else rows
+
+
+def _is_json(path: Path, encoding: str) -> bool:
+    """Tell from the beginning of standard input whether it is JSON, no CSV."""
+    with contents(path) as opened:
+        start = opened.read(START).decode(encoding_of(path, encoding), errors="ignore")
+    return start.lstrip()[:1] in ("{", "[")
 
 
 def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> Part:
     """Read a text per line, of which only the last ones may be blank; or per file; or from a column or JSON Lines."""
     if column is not None:
         rows = _table(file, None, encoding)
-        one_of("--column", column, list(rows.columns))
-        cells = rows[column]
+        is_list = isinstance(rows, list)
+        one_of("--column", column, dict.fromkeys(name for row in rows for name in row) if is_list else rows.columns)
+        cells = [row.get(column) for row in rows] if is_list else rows[column]
         return Part.of([cell if isinstance(cell, str) else as_text(cell, ()) for cell in cells])  # None: refused later
     if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
         raise invalid("--column", f"a column of {file}", None)
@@ -256,12 +287,21 @@ def _named(step: ReadNamed, file: str, encoding: str) -> Part:
         raise ValueError(f"{file} has no arrays by name: {error}") from error
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    """Put the examples of several files into one sequence, array or DataFrame."""
+def _joined(parts: Sequence[Any], needed: Collection[str]) -> Any:
+    """Put the examples of several files into one sequence, array or DataFrame.
+
+    Args:
+        parts: of each file.
+        needed: columns that a task reads; rows of a file that lacks some stay apart, since joining would fill them.
+    """
     if len(parts) == 1:
         return parts[0]
-    if hasattr(parts[0], "iloc"):
+    frames = [part for part in parts if hasattr(part, "iloc")]
+    columns = {frozenset(name for name in frame.columns if str(name).strip() in needed) for frame in frames}
+    if len(frames) == len(parts) and len(columns) == 1:
         import pandas as pd
 
-        return pd.concat(parts, ignore_index=True)
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [text for part in parts for text in part]
+        return pd.concat(frames, ignore_index=True)
+    if isinstance(parts[0], np.ndarray) and len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    return [row for part in parts for row in (part.to_dict("records") if hasattr(part, "iloc") else part)]

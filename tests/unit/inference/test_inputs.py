@@ -1,6 +1,7 @@
 """Inputs of the command line: read as the task's training file was, in any encoding."""
 
 import gzip
+import io
 
 import pytest
 import torch
@@ -70,3 +71,93 @@ def test_texts_of_a_language_model_are_named_by_their_lines(tmp_path):
     path.write_text("\nthe cat\n\nran\n")
     found = read_inputs([(NextTokens("{}", 4, 0),)], [str(path)])
     assert (list(found.examples), found.names) == (["the cat", "ran"], [f"{path}:2", f"{path}:4"])
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """The steps of a table with the columns a and b."""
+    path = tmp_path / "numbers.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i / 7},{i / 3},{i % 2}\n" for i in range(1, 40)))
+    return table(str(path), "y", test_path=str(path)).steps
+
+
+@pytest.mark.parametrize(
+    ("files", "values", "bad"),
+    [
+        ({"one.csv": "a,b\n1,2\n", "two.csv": "b,a,c\n4,3,x\n"}, [[1, 2], [3, 4]], []),
+        ({"one.csv": "a,b\n1,2\n", "two.csv": "a,B\n3,4\n"}, [[1, 2]], [1]),
+        ({"one.csv": "a,b\n1,2\n", "two.jsonl": '{"a": 3, "b": 4}\n{"a": 5}\n'}, [[1, 2], [3, 4]], [2]),
+        ({"one.jsonl": '{"a": 1, "b": 2}\n{"a": 3, "B": 4}\n'}, [[1, 2]], [1]),
+        ({"one.json": '[{"a": 1, "b": 2}, {"b": 4}]'}, [[1, 2]], [1]),
+        ({"one.jsonl": '{"a": 1, "b": 2}\n', "two.jsonl": '{"a": 3, "B": 4}\n'}, [[1, 2]], [1]),
+        ({"one.jsonl": '{"a": 1, "b": 2}\n{"b": 4, "a": null}\n'}, [[1, 2], [20 / 7, 4]], []),  # null: the median
+    ],
+    ids=["same", "files", "mixed", "lines", "list", "files of lines", "null"],
+)
+def test_a_missing_column_is_never_filled(numbers, tmp_path, files, values, bad):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    examples = read_inputs([numbers], [str(tmp_path / name) for name in files]).examples
+    rows = [
+        examples.iloc[i : i + 1] if hasattr(examples, "iloc") else examples[i : i + 1] for i in range(len(examples))
+    ]
+    good = [row for place, row in enumerate(rows) if place not in bad]
+    assert [numbers[0](row)[0].tolist() for row in good] == [pytest.approx(row) for row in values]
+    for place in bad:
+        with pytest.raises(ValueError, match=r"the columns '[ab]' are missing; there are "):
+            numbers[0](rows[place])
+
+
+def test_a_text_that_lacks_its_column_is_no_text(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n')
+    assert list(read_inputs([WORDS], [str(tmp_path / "in.jsonl")], column="text").examples) == ["good", None]
+
+
+def test_arrays_of_several_shapes_stay_apart(tmp_path):
+    (tmp_path / "one.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "two.jsonl").write_text("[3, 4, 5]\n")
+    found = read_inputs([(ReadArrays((2,)),)], [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")])
+    assert [example.tolist() for example in found.examples] == [[1, 2], [3, 4, 5]]
+
+
+@pytest.fixture
+def type_in(monkeypatch):
+    """Pass bytes on standard input."""
+    return lambda content: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+
+
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        ("latin-1", "latin-1"),
+        ("utf-8", "utf-8"),
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-8"),
+        ("utf-16-le", "utf-16-le"),
+    ],
+)
+def test_standard_input_is_decoded_as_files_are(type_in, numbers, written, given):
+    type_in("größe\r\nzwei\n".encode(written))
+    found = read_inputs([WORDS], ["-"], encoding=given)
+    assert (list(found.examples), found.names) == (["größe", "zwei"], ["-:1", "-:2"])
+    for content in ("a,b,größe\n1,2,3\n", '{"a": 1, "b": 2, "größe": 3}\n', '[{"a": 1, "b": 2, "größe": 3}]'):
+        type_in(content.encode(written))
+        assert numbers[0](read_inputs([numbers], ["-"], encoding=given).examples).tolist() == [[1, 2]]
+    type_in("[1, 2]\n".encode(written))
+    assert read_inputs([(ReadArrays((2,)),)], ["-"], encoding=given).examples.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a,b\n", "^standard input has no rows"),
+        (b"", "^standard input is empty|^standard input has no"),
+        (b"a,b\n1,2\n1,2,3\n", "^standard input, line 3"),
+        (b"a,b\n\xff,2\n", "^standard input is not in utf-8"),
+        (b'{"a": 1', "^-, line 1: not JSON"),
+    ],
+)
+def test_errors_name_standard_input(type_in, numbers, content, problem):
+    type_in(content)
+    with pytest.raises(ValueError, match=problem):
+        read_inputs([numbers], ["-"])
