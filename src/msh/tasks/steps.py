@@ -94,22 +94,54 @@ class ReadArrays:
         """Convert arrays or tensors (examples, *shape), or a sequence of examples.
 
         Raises:
-            ValueError: another shape, or values that are no numbers.
+            ValueError: another shape, or values that are no finite numbers, or for int64, no whole ones.
         """
         given = type(inputs).__name__
         try:
             if not isinstance(inputs, Tensor | np.ndarray):
-                inputs = np.stack([np.asarray(example) for example in inputs])
-            tensor = torch.as_tensor(inputs)
+                inputs = np.stack([_unmasked("inputs", example) for example in inputs])
+            tensor = torch.as_tensor(inputs if isinstance(inputs, Tensor) else _unmasked("inputs", inputs))
         except (TypeError, ValueError) as error:
             raise invalid("inputs", f"numbers of the shape (examples, {self._sides})", given) from error
         if tuple(tensor.shape[1:]) != self.shape:
             raise invalid("inputs: the shape", f"(examples, {self._sides})", tuple(tensor.shape))
-        return tensor.to(getattr(torch, self.dtype))
+        if tensor.is_complex():
+            raise invalid("inputs: the type", "real numbers", str(tensor.dtype).removeprefix("torch."))
+        found = tensor.to(getattr(torch, self.dtype))
+        if tensor.is_floating_point():
+            _check_numbers("inputs", tensor, found, self.dtype)
+        return found
 
     @property
     def _sides(self) -> str:
         return ", ".join(map(str, self.shape))
+
+
+def _unmasked(key: str, value: Any) -> np.ndarray:
+    """Convert to an array.
+
+    Raises:
+        ValueError: some of its values are masked, and so unknown.
+    """
+    if np.ma.is_masked(value):
+        raise invalid(key, "without masked values", type(value).__name__)
+    return np.asarray(value)
+
+
+def _check_numbers(key: str, given: Any, read: Any, dtype: str) -> None:
+    """Raise unless numbers are finite in the type that the network gets, and whole where this is int64.
+
+    Args:
+        key: of the numbers, for the message.
+        given: real numbers, an array or tensor.
+        read: the same ones as read.
+        dtype: that the network gets.
+    """
+    good = given == read if dtype == "int64" else abs(read) < math.inf
+    if not good.all():
+        value = given[~good][0].item()
+        finite = f"finite in {dtype}" if math.isfinite(value) else "finite"
+        raise invalid(f"{key}: each number", "a whole number" if dtype == "int64" else finite, value)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -169,7 +201,7 @@ class ReadNamed:
         if not isinstance(inputs, Mapping):
             return list(inputs)
         self._check_names(inputs)
-        arrays = {name: np.asarray(inputs[name]) for name in self.parts}
+        arrays = {name: _unmasked(f"inputs.{name}", inputs[name]) for name in self.parts}
         if all(array.ndim == len(self.parts[name].shape) for name, array in arrays.items()):
             return [arrays]
         if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
@@ -180,7 +212,7 @@ class ReadNamed:
         """Pack arrays by name (examples, *shape), or a sequence of examples: float32, (examples, numbers).
 
         Raises:
-            ValueError: other names or shapes, or values that are no numbers or too large to be exact.
+            ValueError: other names or shapes, or values that are no finite numbers or too large to be exact.
         """
         if not isinstance(inputs, Mapping):
             rows = [dict(zip(self.parts, one, strict=False)) if isinstance(one, tuple) else one for one in inputs]
@@ -190,13 +222,17 @@ class ReadNamed:
         self._check_names(inputs)
         packed = []
         for name, part in self.parts.items():
-            array = np.asarray(inputs[name])
+            array = _unmasked(f"inputs.{name}", inputs[name])
             if array.dtype.kind not in "buif" or tuple(array.shape[1:]) != part.shape:
                 bound = f"numbers of the shape (examples, {', '.join(map(str, part.shape))})"
                 raise invalid(f"inputs.{name}", bound, f"{array.dtype} of shape {array.shape}")
             if part.dtype == "int64" and array.size and not (np.abs(array).max() < EXACT):
                 raise invalid(f"inputs.{name}", f"whole numbers below {EXACT}", array.max().item())
-            packed.append(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)).flatten(1))
+            with np.errstate(over="ignore"):  # refused below
+                read = np.ascontiguousarray(array, dtype=np.float32)
+            if array.dtype.kind == "f":
+                _check_numbers(f"inputs.{name}", array, np.floor(array) if part.dtype == "int64" else read, part.dtype)
+            packed.append(torch.as_tensor(read).flatten(1))
         return torch.cat(packed, 1)
 
     def _check_names(self, inputs: Any) -> None:
@@ -211,7 +247,7 @@ class ReadNamed:
 
 def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
     try:
-        return np.stack([np.asarray(value) for value in values])
+        return np.stack([_unmasked(f"inputs.{name}", value) for value in values])
     except ValueError as error:
         raise invalid(f"inputs.{name}", "arrays of one shape", str(error)) from error
 

@@ -1,7 +1,9 @@
 """Test that steps and outputs survive a file, and prepare raw inputs bitwise as in training."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from messages import says
 from msh.tasks import RawData, Split, build_task
 from msh.tasks.outputs import Outputs, outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
-from msh.tasks.steps import ReadArrays, Tokenize
+from msh.tasks.steps import ReadArrays, ReadNamed, Tokenize
 from msh.tasks.tokens import Texts
 from msh.tasks.transforms import transformed
 
@@ -86,6 +88,64 @@ def test_arrays_of_another_shape_or_without_numbers_are_refused(inputs, value):
     with pytest.raises(ValueError, match=r"\(examples, 4\)") as raised:
         ReadArrays((4,))(inputs)
     assert str(value) in str(raised.value)
+
+
+MASKED = np.ma.masked_array([[1.0, 2.0, 3.0, 4.0]], [[False, True, False, False]])
+UNFIT = {
+    "nan": (np.array([[1, 2, np.nan, 4]]), "float32", says("inputs: each number", "finite", math.nan)),
+    "infinite": (torch.tensor([[1, -math.inf, 3, 4]]), "float64", says("inputs: each number", "finite", -math.inf)),
+    "none": ([[1.0, None, 3.0, 4.0]], "float32", r"inputs must be numbers of the shape \(examples, 4\)"),
+    "too large": (np.array([[1, 2, 3, 1e300]]), "float32", says("inputs: each number", "finite in float32", 1e300)),
+    "complex": (np.ones((1, 4), "complex64"), "float32", says("inputs: the type", "real numbers", "complex64")),
+    "dates": (np.zeros((1, 4), "datetime64[s]"), "float32", r"inputs must be numbers of the shape \(examples, 4\)"),
+    "no whole number": (np.array([[1, 2.5, 3, 4]]), "int64", says("inputs: each number", "a whole number", 2.5)),
+    "no number for int64": (
+        torch.tensor([[1, 2, 3, math.nan]]),
+        "int64",
+        says("inputs: each number", "a whole number"),
+    ),
+    "masked": (MASKED, "float32", r"inputs must be numbers of the shape \(examples, 4\)"),
+    "masked in a list": ([MASKED[0]], "float32", r"inputs must be numbers of the shape \(examples, 4\)"),
+}
+
+
+@pytest.mark.parametrize("fault", UNFIT)
+def test_numbers_that_training_refuses_are_refused(fault):
+    inputs, dtype, problem = UNFIT[fault]
+    with pytest.raises(ValueError, match=problem):
+        ReadArrays((4,), dtype)(inputs)
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int32", "int64", "float16", "float32", "float64"])
+def test_real_numbers_of_any_type_are_read(kind):
+    given = np.array([[0, 1, 1, 0]], kind)
+    for dtype in ("float32", "float64", "int64"):
+        read = ReadArrays((4,), dtype)(given)
+        assert (read.tolist(), str(read.dtype)) == ([[0, 1, 1, 0]], f"torch.{dtype}")
+        assert torch.equal(ReadArrays((4,), dtype)(torch.from_numpy(given)), read)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"a": [1.0, math.nan]}, says("inputs.a: each number", "finite", math.nan)),
+        ({"a": [math.inf, 1.0]}, says("inputs.a: each number", "finite", math.inf)),
+        ({"a": [1.0, 1e300]}, says("inputs.a: each number", "finite in float32", 1e300)),
+        ({"a": [1j, 0]}, r"inputs\.a must be numbers of the shape \(examples, 2\), got 'complex128"),
+        ({"a": MASKED[0][:2]}, says("inputs.a", "without masked values", "MaskedArray")),
+        ({"ids": [1.0, 2.5]}, says("inputs.ids: each number", "a whole number", 2.5)),
+        ({"ids": [1.0, math.nan]}, says("inputs.ids", f"whole numbers below {2**24}", math.nan)),
+        ({"flag": [math.nan]}, says("inputs.flag: each number", "finite", math.nan)),
+    ],
+)
+def test_numbers_by_name_that_training_refuses_are_refused(values, problem):
+    arrays = {"a": np.zeros((3, 2)), "ids": np.arange(6).reshape(3, 2), "flag": np.zeros((3, 1), bool)}
+    step = ReadNamed.of(arrays)
+    row = {name: array[0] for name, array in arrays.items()}
+    assert step([row]).tolist() == [[0, 0, 0, 1, 0]]
+    for inputs in ([row | values], step.examples(row | values) if "masked" not in problem else [row | values]):
+        with pytest.raises(ValueError, match=problem):
+            step(inputs)
 
 
 @pytest.mark.parametrize(
