@@ -33,6 +33,9 @@ ORIENTATION = 0x0112  # EXIF tag
 SPACES = {"RGB": ("RGB", "RGBA", "P", "PA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
 """A colour profile's space to modes of images that it can describe."""
 
+CHANNELS = (1, 3, 4)
+"""Numbers of channels that an array of an image may have."""
+
 Mode = Literal["L", "RGB"]
 Fit = Literal["stretch", "crop", "pad"]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
@@ -97,9 +100,32 @@ class ReadImages:
         return "float32"
 
     def is_one(self, array: Any) -> bool:
-        """Tell one image's array from several: without a channel axis, or with as many channels as the task has."""
-        shape = tuple(array.shape)
-        return len(shape) == 2 or (len(shape) == 3 and self.shape[0] in (shape[0], shape[-1]))
+        """Tell one image's array from several.
+
+        With three axes, it is one image if an axis of 1, 3 or 4 can be its channels. It is several grey ones if these
+        have the size of the task's images, and one image is less likely.
+
+        Raises:
+            ValueError: it can be either.
+        """
+        shape: tuple[int, ...] = tuple(array.shape)
+        if len(shape) != 3:
+            return len(shape) == 2
+        first, last = (shape[axis] in CHANNELS for axis in (0, -1))
+        has_task_size, has_task_channels = shape[1:] == self.size, shape[0] == self.shape[0]
+        if shape[0] == 1 or not (first or last):
+            return first
+        if last and not has_task_size:
+            return True
+        if last and not (shape[:2] == self.size or has_task_channels):
+            return False
+        if not last and (has_task_channels or (has_task_size and self.mode == "L")):
+            return has_task_channels
+        raise ValueError(
+            f"inputs: an array of the shape {shape} may be {shape[0]} grey images, or one with "
+            f"{shape[-1] if last else shape[0]} channels: pass a list of images, or an array (images, height, width, "
+            "channels)"
+        )
 
     def __call__(self, inputs: Any) -> Tensor:
         """Read images.
@@ -367,7 +393,7 @@ def _channels_last(images: Tensor | np.ndarray, axes: tuple[int, int]) -> np.nda
     if array.ndim == axes[0]:
         return array[..., None]
     if array.ndim == axes[1]:
-        is_first, is_last = (array.shape[axis] in (1, 3, 4) for axis in (-3, -1))
+        is_first, is_last = (array.shape[axis] in CHANNELS for axis in (-3, -1))
         if is_last and not (is_first and first_is_usual):
             return array
         if is_first:

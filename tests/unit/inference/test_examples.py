@@ -114,6 +114,50 @@ def test_inputs_without_an_order_or_a_number_are_refused(kind):
         as_examples((STEPS[kind],), 5)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ((8, 8), 1),
+        *(((20, 24, channels), 1) for channels in (1, 3, 4)),  # as NumPy's images
+        *(((8, 8, channels), 1) for channels in (1, 3, 4)),
+        ((1, 8, 8), 1),
+        *(((5, 8, 8), 5), ((5, 20, 24), 5), ((24, 24, 24), 24)),  # grey ones
+        *(((2, 1, 8, 8), 2), ((2, 8, 8, 3), 2), ((2, 20, 24, 4), 2), ((0, 8, 8), 0)),
+    ],
+)
+def test_one_image_is_told_from_several(mode, shape, count):
+    step = ReadImages(mode=mode, size=(8, 8))
+    examples = as_examples((step,), np.zeros(shape, "uint8"))
+    assert len(examples) == count
+    assert step(examples).shape == (count, *step.shape)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "shape", "count"),
+    [
+        ("RGB", (8, 8), (3, 8, 8), 1),  # as torch's images
+        ("RGB", (8, 8), (3, 20, 24), 1),
+        ("L", (8, 8), (3, 8, 8), 3),  # of the task's size
+        ("L", (8, 8), (4, 8, 8), 4),
+        ("L", (4, 4), (6, 4, 4), 6),
+        ("RGB", (4, 4), (6, 4, 4), 6),
+        ("L", (8, 8), (3, 20, 24), None),
+        ("RGB", (8, 8), (4, 8, 8), None),
+        ("RGB", (8, 8), (4, 20, 24), None),
+        ("L", (4, 4), (4, 4, 4), None),
+        ("RGB", (4, 4), (3, 4, 4), None),
+    ],
+)
+def test_an_array_that_may_be_one_image_or_several_is_refused(mode, size, shape, count):
+    inputs = np.zeros(shape, "uint8")
+    if count is not None:
+        assert len(as_examples((ReadImages(mode, size),), inputs)) == count
+        return
+    with pytest.raises(ValueError, match=r"shape \(.*\) may be . grey images, or one .*: pass a list of images, or"):
+        as_examples((ReadImages(mode, size),), inputs)
+
+
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     """A classifier of texts, and one of rows of numbers."""

@@ -21,7 +21,6 @@ from msh.inference.examples import as_examples
 from msh.recipes import build
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import RawData, Split, build_task
-from msh.tasks.image_step import ReadImages
 from msh.tasks.outputs import Outputs
 from msh.tasks.tokens import Texts
 
@@ -266,17 +265,3 @@ def test_examples_of_one_or_several_inputs(tasks):
 
 def test_values_without_a_name_are_called_value():
     assert Outputs("regression", 1).label(0) == "value"
-
-
-@pytest.mark.parametrize(
-    ("mode", "shape", "count"),
-    [
-        *(("L", (8, 8), 1), ("L", (5, 8, 8), 5), ("L", (1, 8, 8), 1), ("L", (2, 1, 8, 8), 2)),
-        *(("RGB", (8, 8, 3), 1), ("RGB", (3, 8, 8), 1), ("RGB", (8, 8), 1), ("RGB", (2, 8, 8, 3), 2)),
-    ],
-)
-def test_one_image_is_told_from_several(mode, shape, count):
-    step = ReadImages(mode=mode, size=(8, 8))
-    examples = as_examples((step,), np.zeros(shape, "uint8"))
-    assert len(examples) == count
-    assert step(examples).shape == (count, *step.shape)
