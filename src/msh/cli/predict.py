@@ -55,7 +55,7 @@ def predict(given: Namespace) -> None:
     """
     from msh.errors import Problems, at_least, one_of
     from msh.inference.inputs import read_inputs
-    from msh.inference.predictions import AnyPredictions
+    from msh.inference.predictions import AnyPredictions, with_facts
     from msh.inference.predictor import load
 
     with Problems() as problems:
@@ -74,7 +74,7 @@ def predict(given: Namespace) -> None:
         if given.task is None
         else predictor.predict(given.task, inputs.examples, **how)
     )
-    rows = [{"input": inputs.names[row.pop("index")], **row} for row in answers.to_rows(given.top)]
+    rows = [with_facts({"input": inputs.names[row.pop("index")]}, row) for row in answers.to_rows(given.top)]
     if given.out is not None:
         _write(rows, given.out)
         print(f"written: {given.out} ({len(rows)} rows)")

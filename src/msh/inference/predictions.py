@@ -15,6 +15,19 @@ THRESHOLD = 0.5
 """Probability from which a label of a multilabel task counts as present."""
 
 
+def with_facts(facts: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """Put facts about an input before its answers; an answer's column of a fact's name becomes "NAME (predicted)"."""
+    if not facts.keys() & answers.keys():
+        return facts | answers
+    row = dict(facts)
+    for name, answer in answers.items():
+        column = name
+        while column in facts or (column != name and column in answers):
+            column += " (predicted)"
+        row[column] = answer
+    return row
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The answer to one input.
@@ -114,7 +127,8 @@ class Predictions:
         """Return a flat dictionary per input: "label" and "probability" ("label_2", ... up to `top`), or values.
 
         Multilabel tasks have a column per label, with its probability. Token classification has "text" and "label", the
-        words and their classes, parted by white space. The input's position is "index".
+        words and their classes, parted by white space. The input's position is "index"; an answer of this name is
+        "index (predicted)".
         """
         if self.outputs.kind == "token_classification":
             rows: list[dict[str, Any]] = [
@@ -132,7 +146,7 @@ class Predictions:
                 }
                 for best in self.top(top)
             ]
-        return [{"index": index, **row} for index, row in zip(self.indices, rows, strict=True)]
+        return [with_facts({"index": index}, row) for index, row in zip(self.indices, rows, strict=True)]
 
     def to_pandas(self, top: int = 1) -> Any:
         """Return a pandas DataFrame of `to_rows`, indexed by the inputs' positions."""
@@ -203,14 +217,20 @@ class RoutedPredictions:
         return [prediction.label for prediction in self]
 
     def to_rows(self, top: int = 1) -> list[dict[str, Any]]:
-        """Return a flat dictionary per input: "index", "task", and what its task's `Predictions.to_rows` has."""
+        """Return a flat dictionary per input: "index", "task", and what its task's `Predictions.to_rows` has.
+
+        An answer called "task" is "task (predicted)".
+        """
         rows = {
             task: {row["index"]: row for row in part.to_rows(top)}
             for task, part in self.parts.items()
             if task in self.tasks
         }
         found = zip(self.indices, self.tasks, strict=True)
-        return [{"index": index, "task": task} | rows[task][index] for index, task in found]
+        return [
+            with_facts({"index": index, "task": task}, {k: v for k, v in rows[task][index].items() if k != "index"})
+            for index, task in found
+        ]
 
     def to_pandas(self, top: int = 1) -> Any:
         """Return a pandas DataFrame of `to_rows`, indexed by the inputs' positions."""
