@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -17,7 +18,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
-from msh.errors import at_least, invalid, one_of
+from msh.errors import ProblemsError, at_least, invalid, one_of
 from msh.files.merging import merged
 from msh.files.state_file import read_state
 from msh.inference.computing import Computing, computing_from_data
@@ -44,6 +45,10 @@ SHOWN_BATCHES = 50
 """Batches from which a progress bar is shown."""
 LISTED = 5
 """Bad inputs that an error names."""
+OWN_NUMBER = re.compile(r"^(?:row 0(?:, |: )|image 0 (?=cannot be read|is damaged))")
+"""Number of an input that a first step reads alone, at the beginning of a problem."""
+SETTINGS = re.compile(r"(?:;|, unless) source\.\w+=[^;\n]*")
+"""Advice to set how a source is read, which is fixed once a task is trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -610,7 +615,7 @@ def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str
         read = prepare(steps, examples)
     except (ValueError, FileNotFoundError) as error:
         if len(examples) == 1:
-            return None, {0: str(error)}
+            return None, {0: _reason(error)}
     else:
         if len(read) != len(examples):
             raise invalid("inputs: the number of examples that were read from them", str(len(examples)), len(read))
@@ -624,6 +629,13 @@ def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str
         else:
             good.append(batch)
     return torch.cat(good) if good else None, bad
+
+
+def _reason(error: Exception) -> str:
+    """Say why an input that was read alone is refused: without its number, which is 0, and settings of training."""
+    problems = error.problems if isinstance(error, ProblemsError) else [str(error)]
+    problems = [SETTINGS.sub("", OWN_NUMBER.sub("", problem)) for problem in problems]
+    return str(ProblemsError(problems))
 
 
 def _read_alone(info: TaskInfo, inputs: Any) -> Tensor:

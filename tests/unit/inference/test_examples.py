@@ -16,6 +16,7 @@ from msh.tasks import RawData, Split, build_task
 from msh.tasks.image_step import ReadImages
 from msh.tasks.steps import NamedInput, ReadArrays, ReadNamed, Tokenize
 from msh.tasks.table_step import ReadTable
+from msh.tasks.tables import table
 from msh.tasks.tokens import Texts
 from msh.tasks.windows import NextTokens, TaggedWords
 
@@ -160,7 +161,7 @@ def test_an_array_that_may_be_one_image_or_several_is_refused(mode, size, shape,
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
-    """A classifier of texts, and one of rows of numbers."""
+    """Classifiers of texts, of rows of numbers, and of a table's rows."""
     rows = torch.arange(60)
     texts = Texts([f"word{i % 9} word{i % 4}" for i in range(60)], vocabulary=20, length=4)
     split = Split(rows, rows % 2)
@@ -170,7 +171,10 @@ def predictor(tmp_path_factory):
     numbers = build_task("numbers", RawData("classification", split, split, 2, None, ("no", "yes")))
     backbone = {"_target_": "msh.backbones.mlp.MLP", "input_shape": [4], "width": 16, "depth": 2}
     path = tmp_path_factory.mktemp("examples") / "network.safetensors"
-    save_network(path, frozen(backbone, [mails, numbers]))
+    frame = pd.DataFrame(split.inputs.numpy(), columns=list("abcd")).assign(y=["no", "yes"] * 30)
+    frame.to_csv(path.with_suffix(".csv"), index=False)
+    houses = build_task("houses", table(str(path.with_suffix(".csv")), "y"))
+    save_network(path, frozen(backbone, [mails, numbers, houses]))
     return msh.load(path)
 
 
@@ -211,3 +215,18 @@ def test_a_step_that_reads_another_number_of_examples_is_refused(predictor, monk
     monkeypatch.setattr(ReadArrays, "__call__", lambda self, inputs: torch.zeros(3, 4))
     with pytest.raises(ValueError, match=says("inputs: the number of examples that were read from them", "2", 3)):
         predictor.predict("numbers", np.zeros((2, 4)))
+
+
+def test_each_problem_of_a_row_is_listed_without_the_rows_number(predictor):
+    reasons = predictor.predict("houses", [{"a": "x", "b": 1, "c": "1,5", "d": 2}], skip_bad=True).errors
+    problems = (
+        "- column 'a': 'x' is not a finite number\n- column 'c': '1,5' is not a finite number: write a decimal point"
+    )
+    assert reasons == {0: f"2 problems:\n{problems}"}
+
+
+def test_a_row_of_a_table_without_a_task_is_a_row(predictor):
+    frame = pd.DataFrame([[1.0, 2.0, 3.0, 4.0]], columns=list("abcd"))
+    found = predictor.predict(frame.iloc[0])
+    assert found.tasks == ("houses",)
+    assert found.labels == predictor.predict("houses", frame).labels

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,32 @@ def test_a_bad_row_is_named_with_the_predictors_reason(client):
         assert part in answer.json()["detail"]
 
 
+WRITTEN = "column 'rooms': '2,5' is not a finite number: write a decimal point"
+MISSING = "inputs: the columns 'rooms' are missing; there are 'heat'"
+
+
+@pytest.mark.parametrize(
+    ("task", "bad", "reason"),
+    [
+        ("flats", {"rooms": "2,5", "heat": "oil"}, WRITTEN),
+        ("flats", {"heat": "oil"}, MISSING),
+        ("birds", b"no image", r"cannot be read: cut short or damaged, or not an image"),
+        ("birds", np.full((9, 9), 1.5), r"cannot be read: its values are .*: images deeper than 8 bits must be .*\]"),
+    ],
+)
+def test_a_reason_has_no_number_but_the_inputs_and_no_setting_of_training(client, predictor, path, task, bad, reason):
+    good = {"flats": {"rooms": 1, "heat": "oil"}, "birds": image_bytes(path)}[task]
+    inputs = [good, good, bad, good]
+    assert re.fullmatch(reason, predictor.predict(task, inputs, skip_bad=True).errors[2])
+    with pytest.raises(ValueError, match=rf"^task '{task}', input 2: {reason}$"):
+        predictor.predict(task, inputs)
+    with pytest.raises(ValueError, match=rf"^task '{task}', two: {reason}$"):
+        predictor.predict(task, inputs, names=["none", "one", "two", "three"])
+    if task == "flats":
+        detail = client.post(f"/predict/{task}", json={"inputs": inputs}).json()["detail"]
+        assert re.fullmatch(rf"task 'flats', input 2: {reason}", detail)
+
+
 def test_requests_that_arrive_together_are_one_batch_and_a_bad_one_harms_none(predictor):
     vectors = np.random.default_rng(0).normal(size=(9, 4))
     with TestClient(make_app(predictor, Limits(batch_milliseconds=300))) as client, ThreadPoolExecutor(9) as pool:
@@ -160,7 +187,7 @@ def test_a_bad_row_in_a_batch_refuses_its_request_alone_with_the_same_reason(pre
     monkeypatch.setattr(step, "__call__", lambda self, inputs: read.append(len(inputs)) or call(self, inputs))
     with TestClient(make_app(predictor, Limits(0))) as client:
         reason = client.post("/predict/flats", json={"inputs": bad}).json()
-    assert "input 1: row 0, column 'rooms': 'many'" in reason["detail"]
+    assert "input 1: column 'rooms': 'many'" in reason["detail"]
     read.clear()
 
     def ask(inputs):
