@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 
 from msh.cli.own import add_allow, allowed
@@ -36,9 +35,13 @@ def generate(given: Namespace) -> None:
         FileNotFoundError: a file is missing.
         ValueError: an argument is invalid, or the task is no language model.
     """
+    from msh.inference.inputs import STDIN, text_of
     from msh.inference.predictor import load
 
-    prompts = sys.stdin.read().splitlines() if given.prompts == ["-"] else given.prompts
+    prompts = given.prompts
+    if prompts == [STDIN]:
+        typed = text_of(STDIN, "utf-8").removesuffix("\n")
+        prompts = typed.split("\n") if typed else []
     predictor = load(given.source, base=given.base, classes=allowed(given.allow), device=given.device)
     texts = predictor.generate(
         given.task,

@@ -65,14 +65,14 @@ def predict(given: Namespace) -> None:
         if given.out is not None:
             problems.check(one_of, "-o: the suffix", given.out.suffix, FORMATS)
     predictor = load(given.source, base=given.base, classes=allowed(given.allow), device=given.device)
-    tasks = [*predictor.tasks.values()] if given.task is None else [predictor.task(given.task)]
+    tasks = [predictor.task(name) for name in (predictor.candidates if given.task is None else [given.task])]
     inputs = read_inputs([task.steps for task in tasks], given.inputs, given.column, given.encoding)
     how = {"batch_size": given.batch_size, "skip_bad": given.skip_bad, "names": inputs.names}
     readers = [task.name for task in tasks if task.steps[0].step == inputs.kind]
     answers: AnyPredictions = (
         predictor.predict(inputs.examples, among=readers, **how)
-        if given.task is None
-        else predictor.predict(given.task, inputs.examples, **how)
+        if len(tasks) > 1
+        else predictor.predict(tasks[0].name, inputs.examples, **how)
     )
     rows = [with_facts({"input": inputs.names[row.pop("index")]}, row) for row in answers.to_rows(given.top)]
     if given.out is not None:

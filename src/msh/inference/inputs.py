@@ -175,7 +175,8 @@ def _as_file(file: str) -> Iterator[Path]:
             raise ProblemsError([problem.replace(str(path), "standard input") for problem in problems]) from error
 
 
-def _text_of(file: str, encoding: str) -> str:
+def text_of(file: str, encoding: str) -> str:
+    """Read a text file, or standard input: "-"."""
     with _as_file(file) as path:
         return read_text(path, encoding)
 
@@ -189,7 +190,7 @@ def _lines(file: str, content: str) -> Iterator[tuple[int, Any]]:
 
 def _values(file: str, encoding: str) -> Part:
     """Read the values of a JSONL file."""
-    found = list(_lines(file, _text_of(file, encoding)))
+    found = list(_lines(file, text_of(file, encoding)))
     return Part([value for _, value in found], [number for number, _ in found])
 
 
@@ -239,7 +240,7 @@ def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> Part
         raise invalid("--column", f"a column of {file}", None)
     if file.endswith(JSON):
         return _values(file, encoding)
-    lines = [_text_of(file, encoding)] if per_file else _text_of(file, encoding).split("\n")
+    lines = [text_of(file, encoding)] if per_file else text_of(file, encoding).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     return Part.of(lines)

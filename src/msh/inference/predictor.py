@@ -122,11 +122,22 @@ class Predictor:
     Args:
         network: holds the tasks, frozen; or their modules alone.
         tasks: by name.
+        candidates: tasks that answer where none is named; (): all.
+
+    Attributes:
+        tasks: by name.
+        candidates: tasks that answer where none is named: of a subnetwork file with a base, the file's own.
     """
 
-    def __init__(self, network: MultiSubnetwork | FrozenTasks, tasks: Mapping[str, TaskInfo]) -> None:
+    def __init__(
+        self,
+        network: MultiSubnetwork | FrozenTasks,
+        tasks: Mapping[str, TaskInfo],
+        candidates: Sequence[str] = (),
+    ) -> None:
         self._modules = network
         self.tasks = dict(tasks)
+        self.candidates = tuple(candidates or self.tasks)
         # Tasks with equal steps prepare raw inputs in the same way; with equal first steps, they read them so.
         self._steps = {name: json.dumps(steps_to_data(info.steps)) for name, info in self.tasks.items()}
         self._readers = {name: json.dumps(steps_to_data(info.steps[:1])) for name, info in self.tasks.items()}
@@ -258,7 +269,7 @@ class Predictor:
             batch_size: inputs per batch; None: as in the run's evaluation, so that outputs are bitwise the run's.
             names: of the inputs, for messages; None: their positions.
             skip_bad: leave out inputs that cannot be read, and keep the reasons in `Predictions.errors`.
-            among: without a task, the tasks to choose between; None: all.
+            among: without a task, the tasks to choose between; None: `candidates`.
         Returns:
             `Predictions` of the task, or `RoutedPredictions` if the router chose between several.
         Raises:
@@ -271,7 +282,7 @@ class Predictor:
             task, inputs = None, task
         if batch_size is not None:
             at_least("batch_size", 1, batch_size)
-        if task is None and len(self.tasks) > 1:
+        if task is None and (len(self.candidates) > 1 or (among is not None and len(self.tasks) > 1)):
             return self._routed(inputs, batch_size, skip_bad, names, among)
         info = self.task(task)
         examples = as_examples(info.steps, inputs)
@@ -294,7 +305,7 @@ class Predictor:
         Raises:
             ValueError: no task can read the inputs, or one cannot read all of them.
         """
-        found = self._fitting(inputs, batch_size, names, small=True)
+        found = self._fitting(inputs, batch_size, names, [*self.tasks], small=True)
         for answers in found if not skip_bad else ():
             if answers.errors:
                 raise _refused(answers.info.name, answers.errors, names)
@@ -368,7 +379,7 @@ class Predictor:
         inputs = read_once(inputs)
         if isinstance(inputs, Sequence) and not inputs:
             raise invalid("inputs", "at least one input", 0)
-        infos = [*self.tasks.values()] if among is None else [self.task(name) for name in among]
+        infos = [self.task(name) for name in (self.candidates if among is None else among)]
         passes: dict[tuple[str, Computing], list[TaskInfo]] = {}
         for info in infos:
             if may_read(info.steps[0], inputs):
@@ -517,9 +528,9 @@ class Predictor:
             ValueError: there is no such task, or there are several.
         """
         if name is None:
-            if len(self.tasks) > 1:
-                raise ValueError(f"name the task, as there are {len(self.tasks)}: {', '.join(self.tasks)}")
-            return next(iter(self.tasks.values()))
+            if len(self.candidates) > 1:
+                raise ValueError(f"name the task, as there are {len(self.candidates)}: {', '.join(self.candidates)}")
+            return self.tasks[self.candidates[0]]
         one_of("task", name, self.tasks)
         return self.tasks[name]
 
@@ -537,7 +548,8 @@ def load(
     Args:
         source: run folder, network file, a task's subnetwork file, or a repository on the Hugging Face hub,
             "hf://user/name" or "hf://user/name@revision".
-        base: network file, run folder or repository with the tasks that a subnetwork file's task reads.
+        base: network file, run folder or repository with the tasks that a subnetwork file's task reads; they answer
+            only inputs that come with their names.
         device: where to compute.
         classes: constructors of modules outside msh, torch, torchvision, timm and transformers that the file names.
         lean: for servers: build all tasks' modules now, and keep only the weights that they compute with, if these
@@ -549,6 +561,7 @@ def load(
     """
     path = source_file(source)
     file = read_state(path, "network", "subnetwork")
+    own = list(file.state.tasks)
     if base is not None:
         file = merged(source_file(base), [path])
     network = network_of(path, file, classes)
@@ -573,8 +586,8 @@ def load(
     if rest is not None:
         del network, file
         _return_memory()
-        return Predictor(rest, tasks)
-    return Predictor(network, tasks)
+        return Predictor(rest, tasks, own)
+    return Predictor(network, tasks, own)
 
 
 def _return_memory() -> None:

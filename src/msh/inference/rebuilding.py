@@ -37,11 +37,15 @@ def network_of(path: Path, file: StateFile, classes: Constructors | None = None)
         )
     for entry in state.tasks.values():
         if missing := [other for other in entry.reads if other not in state.tasks]:
-            raise ValueError(f"{path}: task {entry.name!r} reads task {missing[0]!r}: use the network file of both")
+            raise ValueError(
+                f"{path}: task {entry.name!r} reads task {missing[0]!r}: use the network file of both, or pass a "
+                f"network file with task {missing[0]!r} as its base (--base on the command line)"
+            )
         if entry.base is not None:
             raise ValueError(
                 f"{path}: task {entry.name!r} changes a pretrained backbone, which the file does not hold: use the "
-                "network file of its run, or pass a network file with this backbone as its base"
+                "network file of its run, or pass a network file with this backbone as its base (--base on the command "
+                "line)"
             )
     backbone = backbone_of(path, state, classes)
     with damages(path):

@@ -2,10 +2,13 @@
 
 import gzip
 import io
+from argparse import ArgumentParser
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from msh.cli import generate
 from msh.inference.inputs import read_inputs
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
 from msh.tasks.steps import ReadArrays, Tokenize
@@ -145,6 +148,17 @@ def test_standard_input_is_decoded_as_files_are(type_in, numbers, written, given
         assert numbers[0](read_inputs([numbers], ["-"], encoding=given).examples).tolist() == [[1, 2]]
     type_in("[1, 2]\n".encode(written))
     assert read_inputs([(ReadArrays((2,)),)], ["-"], encoding=given).examples.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("written", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_from_standard_input_are_decoded_as_files_are(type_in, monkeypatch, capsys, written):
+    predictor = SimpleNamespace(generate=lambda task, prompts, **settings: [f"<{prompt}>" for prompt in prompts])
+    monkeypatch.setattr("msh.inference.predictor.load", lambda *args, **settings: predictor)
+    parser = ArgumentParser()
+    generate.arguments(parser)
+    type_in("größe\r\n\nzwei\n".encode(written))
+    generate.generate(parser.parse_args(["run", "-"]))
+    assert capsys.readouterr().out == "<größe>\n<>\n<zwei>\n"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Test predictions from files: as the network computes them, from raw inputs, with errors that name the input."""
 
 import copy
+import csv
 import pickle
 import threading
+from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,8 +15,9 @@ from torch import nn
 import msh
 from frozen import frozen
 from messages import says
+from msh.cli import predict
 from msh.errors import requirement
-from msh.files.merging import split_task
+from msh.files.merging import release_task, split_task
 from msh.files.state_file import save_network
 from msh.inference.computing import Computing, computing_from_data, flushes_denormal
 from msh.inference.examples import as_examples
@@ -113,6 +116,40 @@ def test_the_task_may_be_left_out_where_there_is_one_or_a_router(predictor, path
     split_task(path, "classification", tmp_path / "one.safetensors")
     alone = msh.load(tmp_path / "one.safetensors")
     assert torch.equal(alone.predict(raw).raw, predictor.predict("classification", raw).raw)
+
+
+@pytest.fixture
+def split(path, tmp_path):
+    """A task's own file, and a network file with the other tasks."""
+    own, base = tmp_path / "own.safetensors", tmp_path / "base.safetensors"
+    split_task(path, "classification", own)
+    release_task(path, "classification", base)
+    return own, base
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_tasks_own_file_answers_with_this_task_alone_whatever_its_base_has(split, predictor, lean):
+    raw = vectors("classification")[0][:5]
+    joined = msh.load(split[0], base=split[1], lean=lean)
+    assert list(joined.tasks) == ["multilabel", "regression", "texts", "classification"]
+    expected = predictor.predict("classification", raw).raw
+    assert torch.equal(joined.predict(raw).raw, expected)
+    assert torch.equal(joined.predict("classification", raw).raw, expected)
+    assert joined.task().name == "classification"
+    assert torch.equal(joined.predict("regression", raw).raw, predictor.predict("regression", raw).raw)
+    assert joined.predict(raw, among=["regression"]).tasks == ("regression",) * 5
+    assert set(joined.predict_all(raw)) == {"classification", "multilabel", "regression"}
+
+
+def test_the_command_line_asks_for_no_task_of_a_tasks_own_file(split, predictor, tmp_path, capsys):
+    raw = vectors("classification")[0][:5].numpy()
+    np.save(tmp_path / "in.npy", raw)
+    parser = ArgumentParser()
+    predict.arguments(parser)
+    predict.predict(parser.parse_args([str(split[0]), str(tmp_path / "in.npy"), "--base", str(split[1])]))
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert list(rows[0]) == ["input", "label", "probability"]
+    assert [row["label"] for row in rows] == predictor.predict("classification", raw).labels
 
 
 def test_an_unknown_task_is_refused(predictor):
