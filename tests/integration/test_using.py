@@ -1,5 +1,6 @@
 """What a run has learned is used elsewhere: no data, no config, a new process; bitwise the run's own outputs."""
 
+import contextlib
 import csv
 import io
 import json
@@ -13,8 +14,10 @@ from PIL import Image
 from running import SMALL, here
 
 import msh
-from msh.cli import app, train
+from msh.cli import app, evaluate, train
+from msh.files.state_file import open_safetensors, write_safetensors
 from msh.inference.computing import Computing
+from msh.training.callbacks.guarantee import RECORDS
 from msh.training.evaluation import load_run
 
 TASKS = """
@@ -186,6 +189,22 @@ def test_rows_without_a_column_are_refused_and_unseen_categories_are_not(used):
     assert len(predictor.predict("houses", row)) == 1
     with pytest.raises(ValueError, match=r"task 'houses'.*'built'"):
         predictor.predict("houses", {"rooms": 3, "street": "Park Row"})
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_evaluate_exits_with_another_code_where_a_task_has_changed(used, tmp_path, capsys, changed):
+    run = shutil.copytree(used[0], tmp_path / "run")
+    record = run / RECORDS / "flats.safetensors"
+    tensors, metadata = open_safetensors(record)
+    write_safetensors(record, tensors, metadata | ({"digest": "0" * 64} if changed else {}))
+    with pytest.raises(SystemExit) if changed else contextlib.nullcontext() as stop:
+        here(evaluate.main, f"run={run}", f"paths.data_dir={used[1]}", cwd=tmp_path)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*NAMES, "evaluation.json"])
+    assert ("guarantee violated: task 'flats' has changed" in printed) == changed
+    assert len(json.loads((run / "evaluation.json").read_text())) == len(NAMES)
+    if changed:
+        assert stop.value.code == evaluate.VIOLATED == 4
 
 
 @pytest.mark.parametrize("task", NAMES)

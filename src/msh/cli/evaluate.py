@@ -14,6 +14,9 @@ from msh.cli.arguments import split_arguments
 from msh.cli.composing import command
 from msh.cli.errors import user_errors
 
+VIOLATED = 4
+"""Exit code where a task has changed since it was frozen."""
+
 
 @dataclass
 class EvaluatePaths:
@@ -41,14 +44,17 @@ ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 def _evaluate(config: DictConfig) -> None:
     from msh.cli.train import quiet_lightning
     from msh.report.terminal import print_scores
-    from msh.training.evaluation import evaluate
+    from msh.training.evaluation import evaluate_run
 
     quiet_lightning()
     if OmegaConf.is_missing(config, "run"):
         raise ValueError("which run? give its folder: msh evaluate run=RUN_DIR")
     folder = Path(config.run)
-    print_scores(evaluate(folder, config.paths.data_dir, config.unsafe))
+    evaluation = evaluate_run(folder, config.paths.data_dir, config.unsafe)
+    print_scores(evaluation.rows)
     print(f"written: {folder / 'evaluation.json'}")
+    if evaluation.violations:
+        sys.exit(VIOLATED)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,31 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     return tasks, network
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of evaluating a run again.
+
+    Attributes:
+        rows: a row per task and per ensemble: task, metric, score.
+        violations: number of tasks that have changed since they were frozen.
+    """
+
+    rows: list[dict[str, Any]]
+    violations: int
+
+
 def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) -> list[dict[str, Any]]:
+    """Evaluate a run as `evaluate_run` does, and return its rows."""
+    return evaluate_run(folder, data_dir, unsafe).rows
+
+
+def evaluate_run(folder: Path, data_dir: str | None = None, unsafe: bool = False) -> Evaluation:
     """Evaluate every task of a run on its test split, and write evaluation.json into the run folder.
 
     Logs whether the scores are those in results.json, and whether the tasks compute as when they were frozen.
 
     Args:
         folder, data_dir, unsafe: as in `read_settings`.
-    Returns:
-        A row per task and per ensemble: task, metric, score.
     """
     config = read_settings(folder, data_dir, unsafe)
     config = replace(config, trainer=replace(config.trainer, devices=1, strategy="auto"))
@@ -125,8 +141,7 @@ def evaluate(folder: Path, data_dir: str | None = None, unsafe: bool = False) ->
         rows.append({"task": name, "metric": row["metric"], "score": row["test"]})
     write_text(folder / FILE_NAME, json.dumps(rows, indent=1) + "\n")
     _compare_scores(Results.load(folder), rows, config)
-    _compare_with_records(folder / RECORDS, module)
-    return rows
+    return Evaluation(rows, _compare_with_records(folder / RECORDS, module))
 
 
 def _compare_scores(results: Results, rows: Sequence[Mapping[str, Any]], config: RunConfig) -> None:
@@ -149,11 +164,12 @@ def _compare_scores(results: Results, rows: Sequence[Mapping[str, Any]], config:
     )
 
 
-def _compare_with_records(folder: Path, module: SubnetworkModule) -> None:
-    """Compare tasks with the records of the time they were frozen, as far as the run folder has them."""
+def _compare_with_records(folder: Path, module: SubnetworkModule) -> int:
+    """Compare tasks with the records of the time they were frozen, as far as the run folder has them; count changes."""
     guarantee = Guarantee(folder, on_violation="warn")
     guarantee.check(module, [task for task in module.network.tasks if guarantee.has(task)])
     counts = guarantee.counts
     if counts["checked"]:
         how = f"{counted(counts['checked'], 'time')}, {counts['violations']} changed"
         log.info("frozen tasks compared %s: %s", comparison(counts), how)
+    return guarantee.violations
