@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from msh.errors import invalid
 from msh.inference.router import TEXTS
@@ -44,6 +47,8 @@ def as_examples(steps: Steps, inputs: Any) -> Any:
         inputs = inputs.to_numpy() if is_number else inputs.tolist()
     if isinstance(first, ReadNamed):
         return first.examples(inputs if isinstance(inputs, Mapping | tuple) else _listed(kind, inputs))
+    if kind == "table" and isinstance(inputs, Mapping):
+        _check_row(inputs, first.inputs)
     if isinstance(inputs, str | bytes | Path | Mapping) or hasattr(inputs, "getexif"):
         return [inputs]
     if not hasattr(inputs, "ndim"):
@@ -75,10 +80,26 @@ def read_once(inputs: Any) -> Any:
 
 def _listed(kind: str, inputs: Any) -> list[Any]:
     if isinstance(inputs, set | frozenset):
-        raise invalid("inputs", "a list, as a set has no order", inputs)
+        raise invalid("inputs", "a list, as a set has no order", type(inputs).__name__)
     if not isinstance(inputs, Iterable):
         raise invalid("inputs", WANTED[kind], inputs)
     return list(inputs)
+
+
+def _check_row(row: Mapping[Any, Any], needed: Sequence[str]) -> None:
+    """Raise for a dictionary of columns, each with the cells of several rows: a dictionary is one row.
+
+    Args:
+        row: column to cell.
+        needed: the columns that the task reads.
+    """
+    for name, cell in row.items():
+        several = isinstance(cell, list | tuple | dict | np.ndarray | Tensor) or is_column(cell)
+        if several and str(name).strip() in needed:
+            raise ValueError(
+                f"inputs: a dictionary is one row, but column {name!r} has a {type(cell).__name__}: pass a dictionary "
+                "per row, or a DataFrame"
+            )
 
 
 def _refused_frame(kind: str, frame: Any) -> ValueError:

@@ -34,6 +34,10 @@ WORDS = ["word1", "word2 word1", "word3"]
 FRAME = pd.DataFrame({"id": [1, 2, 3], "text": WORDS}, index=[7, 8, 9])
 
 
+def frame_of(rows):
+    return pd.DataFrame(np.ones((rows, 4)), columns=list("abcd"))
+
+
 class Frame:
     """A table of another library: iterating over it gives columns."""
 
@@ -109,7 +113,7 @@ def test_a_frame_of_another_library_is_no_table():
 @pytest.mark.parametrize("kind", STEPS)
 def test_inputs_without_an_order_or_a_number_are_refused(kind):
     for inputs in ({"a"}, frozenset(["a"])):
-        with pytest.raises(ValueError, match=says("inputs", "a list, as a set has no order", inputs)):
+        with pytest.raises(ValueError, match=says("inputs", "a list, as a set has no order", type(inputs).__name__)):
             as_examples((STEPS[kind],), inputs)
     with pytest.raises(ValueError, match=r"inputs must be .*, got 5"):
         as_examples((STEPS[kind],), 5)
@@ -203,6 +207,18 @@ def test_texts_without_a_task_are_all_answered(predictor, inputs):
         ("mails", [["word1"], "word2"], r"input 0: inputs must be texts, got \['word1'\]"),
         ("numbers", {"a": 1.0}, "input 0: inputs must be numbers of the shape"),
         ("numbers", "word1", "input 0: inputs must be numbers of the shape"),
+        (
+            "houses",
+            frame_of(2).to_dict("list"),
+            "a dictionary is one row, but column 'a' has a list: pass a dictionary",
+        ),
+        (
+            "houses",
+            frame_of(2).to_dict(),
+            "a dictionary is one row, but column 'a' has a dict: pass a dictionary per row",
+        ),
+        ("houses", dict(frame_of(2)), "a dictionary is one row, but column 'a' has a Series"),
+        ("houses", {"a": 1, "b": 2, "c": 3, "d": np.array([4])}, "column 'd' has a ndarray"),
         ("mails", None, "inputs must not be None: the text 'mails' is the name of a task; pass it in a list"),
     ],
 )
@@ -226,7 +242,9 @@ def test_each_problem_of_a_row_is_listed_without_the_rows_number(predictor):
 
 
 def test_a_row_of_a_table_without_a_task_is_a_row(predictor):
-    frame = pd.DataFrame([[1.0, 2.0, 3.0, 4.0]], columns=list("abcd"))
+    frame = frame_of(1)
     found = predictor.predict(frame.iloc[0])
     assert found.tasks == ("houses",)
     assert found.labels == predictor.predict("houses", frame).labels
+    row = frame.iloc[0].to_dict() | {"e": [1, 2]}
+    assert predictor.predict("houses", row).labels == found.labels  # additional columns are ignored
