@@ -630,7 +630,7 @@ def _prepared(steps: Steps, examples: Any) -> tuple[Tensor | None, dict[int, str
         if len(examples) == 1:
             return None, {0: _reason(error)}
     else:
-        if len(read) != len(examples):
+        if len(read) != len(examples) and not isinstance(steps[0], Windowed):  # a text has several windows
             raise invalid("inputs: the number of examples that were read from them", str(len(examples)), len(read))
         return read, {}
     good: list[Tensor] = []
