@@ -23,7 +23,6 @@ from msh.files.yaml_files import read_config
 from msh.runs.objectives import objective_values, read_objectives
 from msh.runs.results import UNFINISHED, Results
 from msh.training.config import run_config
-from msh.training.ranks import is_rank_zero
 from msh.training.settings import INCIDENTAL, identity, on_disk
 
 log = logging.getLogger(__name__)
@@ -56,6 +55,8 @@ class Jobs:
         """Identity of a job's config to its run folder."""
         self.stored: set[Path] = set()
         """Configs of jobs that have been read."""
+        from msh.training.ranks import is_rank_zero  # imports torch, which `msh sweep` needs not
+
         self._read_folders()
         if self.folders and not config.skip_finished and is_rank_zero():  # others follow the first process's sweep
             raise ValueError(

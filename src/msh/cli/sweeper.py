@@ -19,7 +19,6 @@ from msh.cli.jobs import Jobs, Outcome
 from msh.cli.search import search
 from msh.cli.submitit_jobs import is_submitit
 from msh.report.sweeps import CSV_NAME, print_sweep, read_sweep, write_csv
-from msh.training.ranks import is_rank_zero
 from msh.training.settings import INCIDENTAL
 
 log = logging.getLogger(__name__)
@@ -43,6 +42,8 @@ def run_sweep(
         HydraException: a job cannot be composed; none has begun then.
         RuntimeError: jobs failed, and all others are done; in a search, all of them failed.
     """
+    from msh.training.ranks import is_rank_zero  # imports torch, which `msh sweep` needs not
+
     overrides = read_overrides(settings.params, arguments, context)
     is_grid = settings.n_trials is None
     jobs = Jobs(config, context, launcher, shared=not is_grid)
