@@ -103,9 +103,9 @@ class BlockPattern(Pattern):
             return outputs if along_batch else outputs.t().clone()  # no view: see `sparse_linear`
         matrices = self._matrices(values) if self._fixed is None else self._fixed
         if self._per_block(len(inputs), along_batch):
-            outputs = inputs.new_zeros(len(inputs), self.shape[0])
+            outputs = inputs.new_empty(len(inputs), self.shape[0])
             for here in self._slices(len(inputs), along_batch):
-                self._add_each(outputs[here], matrices, inputs[here], 0)
+                self._write_each(outputs[here], matrices, inputs[here], 0)
             return outputs if bias is None else outputs.add_(bias)
         outputs = self._new(inputs, 0, along_batch)
         for here in self._slices(len(inputs), along_batch):
@@ -142,28 +142,36 @@ class BlockPattern(Pattern):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute `gradients` with a product per block."""
         matrices = self._matrices(values).transpose(1, 2)
-        back = torch.zeros_like(inputs, memory_format=torch.contiguous_format) if of_inputs else None
+        back = torch.empty_like(inputs, memory_format=torch.contiguous_format) if of_inputs else None
         products = torch.zeros_like(matrices)
         for here in self._slices(len(inputs), False):
             if back is not None:
-                self._add_each(back[here], matrices, gradient[here], 1)
+                self._write_each(back[here], matrices, gradient[here], 1)
             if of_values:
                 self._add_weights(products, gradient[here], inputs[here])
         return back, self._values(products.transpose(1, 2).contiguous()) if of_values else None
 
-    def _add_each(self, result: Tensor, matrices: Tensor, tensor: Tensor, axis: int) -> None:
-        """Multiply each block (side, side across) with its columns of (batch, lines across), and add where it writes.
+    def _write_each(self, result: Tensor, matrices: Tensor, tensor: Tensor, axis: int) -> None:
+        """Multiply each block (side, side across) with its columns of (batch, lines across), and add up by line.
 
         Args:
-            result: (batch, rows) for axis 0, (batch, columns) for axis 1.
+            result: (batch, rows) for axis 0, (batch, columns) for axis 1; written wholly.
             matrices: (blocks, side, side across).
             tensor: (batch, columns) for axis 0, (batch, rows) for axis 1.
             axis: in which blocks write.
         """
         into, across = result.split(self.size[axis], 1), tensor.split(self.size[1 - axis], 1)
+        empty = set(range(len(into)))
         for pair, matrix in zip(self._pairs, matrices, strict=True):
             target, source = into[pair[axis]], across[pair[1 - axis]]
-            target.addmm_(source, matrix[: target.shape[1], : source.shape[1]].t())
+            matrix = matrix[: target.shape[1], : source.shape[1]].t()
+            if pair[axis] in empty:
+                torch.mm(source, matrix, out=target)
+                empty.remove(pair[axis])
+            else:
+                target.addmm_(source, matrix)
+        for line in empty:
+            into[line].zero_()
 
     def _add_weights(self, products: Tensor, gradient: Tensor, inputs: Tensor) -> None:
         """Add each block's gradient to products (blocks, columns, rows), from (batch, rows) and (batch, columns)."""
