@@ -50,8 +50,10 @@ def _torch_as_it_was():
 
 @pytest.fixture(autouse=True)
 def _root_logger() -> None:
-    """Take away the handlers that a command left in this process: their streams may be closed."""
+    """Undo what a command left in this process: its level, and handlers whose streams may be closed."""
     root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    logging.getLogger("msh").setLevel(logging.NOTSET)
     for handler in [handler for handler in root.handlers if not type(handler).__module__.startswith("_pytest")]:
         root.removeHandler(handler)
 

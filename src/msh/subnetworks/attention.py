@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -33,13 +32,14 @@ class AttentionInParts(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`, without the weights of the attention.
+        """As `nn.MultiheadAttention`, which computes what a subclass leaves to it.
 
         Raises:
-            ValueError: they are needed.
+            ValueError: see `computes`.
         """
-        if need_weights:
-            raise ValueError("a task of whole units has no attention weights of all heads: pass need_weights=False")
+        if not self.computes(query, key, value, need_weights):
+            whole, others = (query, key, value, key_padding_mask), (attn_mask, average_attn_weights, is_causal)
+            return super().forward(*whole, need_weights, *others)
         batched, inputs = query.dim() == 3, [query, key, value]
         if not batched:
             inputs = [each.unsqueeze(0) for each in inputs]
@@ -57,6 +57,14 @@ class AttentionInParts(nn.MultiheadAttention):
         if not batched:
             return outputs.squeeze(0), None
         return outputs if self.batch_first else outputs.transpose(0, 1), None
+
+    def computes(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> bool:
+        """Tell whether this class computes these inputs from its parts.
+
+        Raises:
+            ValueError: no class can.
+        """
+        raise NotImplementedError
 
     def projected(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Project queries, keys and values: each (batch, tokens, width) to (batch, tokens, heads x size)."""
@@ -89,7 +97,13 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 
 
 class FewHeads(AttentionInParts):
-    """Attention with some of the heads: its tensors are theirs alone."""
+    """Attention with some of the heads: its tensors are theirs alone, and it has no attention weights of others."""
+
+    def computes(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> bool:
+        """Return True, unless attention weights are needed, which is an error."""
+        if need_weights:
+            raise ValueError("a task of whole units has no attention weights of all heads: pass need_weights=False")
+        return True
 
 
 class TrainedAttention(AttentionInParts):
@@ -107,22 +121,10 @@ class TrainedAttention(AttentionInParts):
         assert self.form is not None
         return self.form.dense() if isinstance(self.form, SparseForm) else self.form
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`, which computes what no product with the form would make cheaper."""
+    def computes(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> bool:
+        """Return True for self-attention without more keys or attention weights, where the form costs less."""
         more = need_weights or self.add_zero_attn or self.bias_k is not None
-        own = query is key and key is value and not more and costs_less(self.form, query)
-        forward = super().forward if own else partial(nn.MultiheadAttention.forward, self)
-        return forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return query is key and key is value and not more and costs_less(self.form, query)
 
     def projected_alike(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Project one input with the form."""

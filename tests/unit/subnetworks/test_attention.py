@@ -128,18 +128,12 @@ def test_attention_trains_with_a_projection_in_blocks(monkeypatch, how, settings
     torch.testing.assert_close(ours, whole)
 
 
-@pytest.mark.parametrize("more", [{"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_attention_with_more_keys_is_torchs(more):
-    network = network_of_blocks(batch_first=True, **more)
-    tokens = torch.randn(8, 9, 256).double()
-    trained = network.module("a")(tokens)
-    network.freeze("a")
-    torch.testing.assert_close(network(tokens, "a"), trained)
-
-
-def test_weights_of_the_attention_are_torchs():
-    network = network_of_blocks(batch_first=True)
-    network.module("a").backbone.settings = {"need_weights": True}
+@pytest.mark.parametrize(
+    ("how", "settings"), [({"add_bias_kv": True}, {}), ({"add_zero_attn": True}, {}), ({}, {"need_weights": True})]
+)
+def test_attention_with_more_keys_or_with_its_weights_is_torchs(how, settings):
+    network = network_of_blocks(batch_first=True, **how)
+    network.module("a").backbone.settings |= settings
     tokens = torch.randn(8, 9, 256).double()
     trained = network.module("a")(tokens)
     network.freeze("a")
