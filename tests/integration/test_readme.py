@@ -17,6 +17,7 @@ from PIL import Image
 from running import ROOT, few_steps, here
 
 from msh.cli import data
+from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
 from msh.training.config import NAMED, register, run_config
 
@@ -115,6 +116,7 @@ def test_settings_in_the_pages_compose(words, tmp_path):
         if not re.match(r"hydra[./]launcher", text):  # launchers are extras
             plain.append(text.replace("+experiment=", "experiment="))  # as train.py does
     register()
+    use_own_loader()
     with initialize_config_dir(config_folder(), version_base="1.3"):
         run_config(compose("config", overrides=plain))
 
