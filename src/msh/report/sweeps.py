@@ -98,10 +98,14 @@ def _composed(job: Path, keys: Sequence[str]) -> dict[str, str]:
     """Read settings that a job was not started with: a group's option, or the composed value; "" if unknown."""
     found: dict[str, str] = {}
     for file, prefix in (("hydra.yaml", "hydra.runtime.choices."), ("config.yaml", "")):
+        try:
+            config = read_config(job / ".hydra" / file)
+        except (FileNotFoundError, ValueError):
+            continue
         for key in keys:
             try:
-                value = OmegaConf.select(read_config(job / ".hydra" / file), prefix + key, default="")
-            except (*DAMAGES, OmegaConfBaseException):  # a damaged file; a reference that only the run resolves
+                value = OmegaConf.select(config, prefix + key, default="")
+            except (*DAMAGES, OmegaConfBaseException):  # a damaged value; a reference that only the run resolves
                 continue
             if value != "":
                 found.setdefault(key, _written([*value] if key == "tasks" else value))

@@ -56,7 +56,7 @@ def _set_threads(number: int | None) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where results were computed. Equal machines give the same bits; others round differently.
+    """A machine that computes results. Equal machines give the same bits; others round differently.
 
     Attributes:
         setting: device, threads, versions of torch and msh, and treatment of subnormal numbers.
