@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from running import SMALL, here
 
+from golden.recording import told_to_end_after
 from msh.cli import evaluate, train
 from msh.files.state_file import read_state
 
@@ -76,3 +77,37 @@ def test_a_run_resumes_with_the_data_it_began_with_alone(learned, capsys):
     with pytest.raises(SystemExit):
         here(train.main, "resume=first", cwd=learned)
     assert "resume with the data that the run began with" in " ".join(capsys.readouterr().err.split())
+
+
+BEGUN = {
+    "other statistics": data(scale=10),
+    "more rows": pd.concat([data(), data()[:1]]),
+    "other targets": data().assign(y=data(seed=1).y),
+}
+
+
+@pytest.mark.parametrize("frame", BEGUN.values(), ids=BEGUN)
+def test_a_run_that_stopped_in_its_first_fit_resumes_with_its_data_alone(frame, tmp_path, capsys):
+    data().to_csv(tmp_path / "data.csv", index=False)
+    with told_to_end_after(2), pytest.raises(SystemExit):
+        here(train.main, "tasks=[table]", *TABLE, *SMALLER, "hydra.run.dir=first", cwd=tmp_path)
+    assert not list((tmp_path / "first" / "checkpoints").glob("after-*"))
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        here(train.main, "resume=first", cwd=tmp_path)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "task 'table' was trained on other data than this run reads: " in printed
+    assert "resume with the data that the run began with" in printed
+    data().to_csv(tmp_path / "data.csv", index=False)
+    here(train.main, "resume=first", cwd=tmp_path)
+    assert json.loads((tmp_path / "first" / "results.json").read_text())["status"] == "finished"
+
+
+def test_a_damaged_record_of_the_data_is_named(learned, capsys):
+    record = learned / "first" / "checkpoints" / "data.json"
+    record.write_text(record.read_text()[:-5])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        here(evaluate.main, "run=first", cwd=learned)
+    assert "data.json" in " ".join(capsys.readouterr().err.split())

@@ -29,6 +29,7 @@ from msh.training.fitting import evaluate_tasks
 from msh.training.machine import machine, set_up_torch
 from msh.training.module import SubnetworkModule
 from msh.training.same_data import check_same_data
+from msh.training.state import RunState
 from msh.training.targets import check_targets
 from msh.training.trainers import device_of
 from msh.training.typed import ConfigError
@@ -88,8 +89,9 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     if "input_shape" in file.notes:
         config = config.with_input_shape(input_shape_in(file.notes, path))
     tasks = fit_tasks(config, tasks)
-    recipes = {task: entry.recipe for task, entry in file.state.tasks.items()}
-    check_same_data(path, tasks, recipes, "evaluate with the data of the run; msh predict answers others")
+    learned = {task: entry.recipe for task, entry in file.state.tasks.items()}
+    begun = {**learned, **RunState(folder / "checkpoints", writes=False).data()}
+    check_same_data(path, tasks, begun, "evaluate with the data of the run; msh predict answers others")
     network = build_network(config, tasks, list(file.state.owners))
     for task, entry in file.state.tasks.items():
         if task in tasks:

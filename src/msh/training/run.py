@@ -52,7 +52,7 @@ from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
 from msh.training.ranks import agree, is_rank_zero
 from msh.training.routing import fit_router
-from msh.training.same_data import check_same_data
+from msh.training.same_data import check_same_data, data_record
 from msh.training.state import Counted, RunState
 from msh.training.trainers import connect, device_of
 
@@ -291,9 +291,10 @@ class Run:
     def _restore(self) -> int:
         """Load the network saved after the last fit that ended; return the number of fits that have ended."""
         ended, file, counted = self.state.newest()
+        learned = {} if file is None else {task: entry.recipe for task, entry in file.state.tasks.items()}
+        begun = {**learned, **self.state.data()}
+        check_same_data(self.state.folder, self.tasks, begun, "resume with the data that the run began with")
         if file is not None:
-            recipes = {task: entry.recipe for task, entry in file.state.tasks.items()}
-            check_same_data(self.state.folder, self.tasks, recipes, "resume with the data that the run began with")
             for task in file.state.tasks:
                 if task not in self.network.tasks:
                     add_task(self.network, self.tasks[task], self.config)
@@ -304,6 +305,7 @@ class Run:
 
     def _do_fit(self, number: int, stage: Stage, fit: Fit) -> None:
         """Do a fit's part of a stage: begin its tasks, prune, train the remaining weights, freeze them."""
+        agree(lambda: self._record_data(stage.tasks))
         for task in stage.tasks:
             if task not in self.network.tasks:
                 life.begin(self.network, self.tasks[task], self.config, self.prepared.plan)
@@ -340,6 +342,13 @@ class Run:
         self.state.fit_ended(number, fit.key, self.network, counted)
         self._save_results()
         PREEMPTION.release()
+
+    def _record_data(self, tasks: Sequence[str]) -> None:
+        """Record the data of tasks that begin, to compare those that a resumed run reads."""
+        before = self.state.data()
+        new = {task: data_record(self.tasks[task]) for task in tasks if task not in before}
+        if new:
+            self.state.record_data(new)
 
     def _steps_after(self, number: int, window: int = 1) -> int:
         """Count the batches of the curriculum's fits after this one, or windows of accumulated gradients."""

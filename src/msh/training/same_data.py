@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from msh.errors import Problems
 from msh.tasks import Task
@@ -18,6 +20,24 @@ from msh.tasks.steps import tensor_from_data
 ROUNDING = {"rel_tol": 1e-4, "abs_tol": 1e-6}
 """Statistics of the same data that differ by no more: processors add up in other orders."""
 SHOWN = 60
+COMPARED = "preprocessing", "outputs", "splits"
+"""Keys of a record of a task's data."""
+
+
+def data_record(task: Task) -> dict[str, Any]:
+    """Describe a task's data so that `check_same_data` finds other data: its recipe, and each split's size and targets.
+
+    Inputs are described by the recipe alone: prepared, they differ by rounding from processor to processor.
+    """
+    splits = {
+        name: {"examples": len(split), "targets_digest": _digest(split.targets)} for name, split in task.splits.items()
+    }
+    return {**task.data_recipe(), "splits": splits}
+
+
+def _digest(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(content.tobytes(), digest_size=8).hexdigest()
 
 
 def check_same_data(path: Path, tasks: Mapping[str, Task], recipes: Mapping[str, Mapping[str, Any]], cure: str) -> None:
@@ -28,7 +48,8 @@ def check_same_data(path: Path, tasks: Mapping[str, Task], recipes: Mapping[str,
     Args:
         path: file of the network.
         tasks: of the run, with its data.
-        recipes: task to its recipe in the network; those without preprocessing, of earlier releases, are skipped.
+        recipes: task to its recipe in the network, or its `data_record`; those without preprocessing, of earlier
+            releases, are skipped.
         cure: what to do, for the message.
     Raises:
         ValueError: naming the tasks and what is different.
@@ -37,9 +58,10 @@ def check_same_data(path: Path, tasks: Mapping[str, Task], recipes: Mapping[str,
         for name in (name for name in recipes if name in tasks):
             if not {"preprocessing", "outputs"} <= recipes[name].keys():
                 continue
-            outputs = outputs_from_data(recipes[name]["outputs"]).to_data()
-            before = {"preprocessing": recipes[name]["preprocessing"], "outputs": outputs}
-            found = _difference("", before, tasks[name].data_recipe())
+            before = {key: recipes[name][key] for key in COMPARED if key in recipes[name]}
+            before["outputs"] = outputs_from_data(before["outputs"]).to_data()
+            now = data_record(tasks[name]) if "splits" in before else tasks[name].data_recipe()
+            found = _difference("", before, now)
             if found is not None:
                 problems.add(f"{path}: task {name!r} was trained on other data than this run reads: {found}; {cure}")
 

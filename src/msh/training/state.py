@@ -6,16 +6,19 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from msh.checked import parsed
+from msh.files.atomic import write_text
 from msh.files.sealed import drop_old, is_whole, seal, sealed_files
 from msh.files.state_file import StateFile, read_state, save_network
 from msh.subnetworks import MultiSubnetwork
 
 log = logging.getLogger(__name__)
 
-PATTERN = "after-*.safetensors"
+PATTERN, DATA = "after-*.safetensors", "data.json"
 Counted = dict[str, int | float]
 """The run's counts: its steps, and those of the guarantee."""
 NUMBER = re.compile(r"after-(\d{4})\.")
@@ -24,7 +27,8 @@ NUMBER = re.compile(r"after-(\d{4})\.")
 class RunState:
     """A run's `checkpoints` folder.
 
-    `after-NNNN.CHECKSUM.safetensors` is the network after fit N; `<fit>/` holds the checkpoints of the fit under way.
+    `after-NNNN.CHECKSUM.safetensors` is the network after fit N; `<fit>/` holds the checkpoints of the fit under way;
+    `data.json` describes the data of the tasks that have begun.
 
     Args:
         folder: the `checkpoints` folder.
@@ -73,6 +77,31 @@ class RunState:
         seal(path)
         drop_old(self.folder, PATTERN)
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)
+
+    def record_data(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write records of the data of tasks that begin (`same_data.data_record`), beside those of the others."""
+        if self.writes:
+            write_text(self.data_file, json.dumps({**self.data(), **records}))
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Read the records of data, by task; runs of earlier releases have none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.data_file.exists():
+            return {}
+        kind = dict[str, dict[str, Any]]
+        try:
+            return cast(kind, parsed({DATA: self.data_file.read_text()}, DATA, kind))
+        except ValueError as error:
+            cure = "delete it to resume without comparing the data"
+            raise ValueError(f"{self.data_file.parent}/{error}: {cure}") from error
+
+    @property
+    def data_file(self) -> Path:
+        """The file of `data`."""
+        return self.folder / DATA
 
     def fit_folder(self, key: str) -> Path:
         """Return the folder for a fit's checkpoints."""

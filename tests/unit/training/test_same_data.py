@@ -2,6 +2,7 @@
 
 import base64
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from toys import make_task
 
 from msh.tasks.steps import tensor_from_data
-from msh.training.same_data import check_same_data
+from msh.training.same_data import check_same_data, data_record
 
 
 def as_data(tensor):
@@ -87,3 +88,15 @@ def test_the_first_difference_is_named(change, message):
 
 def test_tasks_that_the_run_has_no_data_of_are_not_compared(task):
     check_same_data(Path("network.safetensors"), {}, {"b": changed(recipe_of(task), 1.0)}, "do this")
+
+
+def test_records_name_a_split_with_other_examples(task):
+    record = copy.deepcopy(data_record(task))
+    compared(task, record)
+    train = task.splits["train"]
+    fewer = replace(task, splits={**task.splits, "train": train.take(torch.arange(len(train) - 1))})
+    with pytest.raises(ValueError, match=r"splits.train.examples was (\d+), and is (\d+)"):
+        compared(fewer, record)
+    turned = replace(task, splits={**task.splits, "train": replace(train, targets=train.targets.flip(0))})
+    with pytest.raises(ValueError, match=r"splits.train.targets_digest was "):
+        compared(turned, record)
