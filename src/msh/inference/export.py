@@ -20,7 +20,7 @@ from msh.files.atomic import write_bytes
 from msh.files.state_file import read_state
 from msh.inference.hub import source_file
 from msh.subnetworks import MultiSubnetwork, TaskNetwork, UnitGraph, trace_units
-from msh.subnetworks.small import SmallTensors
+from msh.subnetworks.small import SmallTensors, narrow
 from msh.subnetworks.tensors import as_parameters, bag_key, evaluating, put_tensor
 from msh.subnetworks.tracing import CONVOLUTIONS, example_inputs
 from msh.subnetworks.units import columns
@@ -370,6 +370,8 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
             backbone.get_submodule(where), leaf, copied if name in network.names.buffers else nn.Parameter(copied)
         )
     small.shrink(backbone)
+    for where, passed in graph.norms.items():  # those behind the last layer, too
+        narrow(backbone.get_submodule(where), int(small.units[passed.layer].sum()) * passed.block)
     for where in (*(graph.layers[name].module for name in graph.small), *graph.norms):
         _resize(backbone.get_submodule(where))
     stem = copy.deepcopy(sub.stem, memo)
@@ -422,9 +424,7 @@ def _resize(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, CONVOLUTIONS):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-        if module.groups > 1:  # a depthwise convolution
-            module.groups = module.in_channels = module.out_channels
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
 
 
 def _sliced_head(head: nn.Linear, features: Tensor, constants: Tensor) -> nn.Linear:

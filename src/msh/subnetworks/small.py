@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from msh.compat import ConvolutionBase
 from msh.subnetworks.attention import FewHeads
 from msh.subnetworks.forms import flat_index
 from msh.subnetworks.narrow_norm import NarrowBatchNorm2d
@@ -81,7 +82,6 @@ class SmallTensors:
         sizes = {name: mask.numel() for name, mask in masks.items()}
         self.share = sum((sizes | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(sizes.values())
         self.last = None if output is None else graph.layers[output].module
-        self._depthwise = {m: r for m, r in self.rows.items() if _groups(network.backbone, m) > 1}
         layers = graph.layers.items()
         self._heads = {layer.module: units[name] for name, layer in layers if layer.parts > 1 and not layer.whole}
         for where, source in graph.norms.items():
@@ -137,17 +137,17 @@ class SmallTensors:
         return wide
 
     def shrink(self, tree: nn.Module) -> None:
-        """Adapt a backbone's copy to the units: groups of depthwise convolutions, heads of attention, norms."""
-        for where, rows in self._depthwise.items():
-            cast(nn.Conv2d, tree.get_submodule(where)).groups = len(rows)
+        """Adapt a backbone's copy to the units: heads of attention, groups of convolutions, norms."""
         for where, heads in self._heads.items():
             attention = tree.get_submodule(where)
             attention.__class__ = FewHeads
             vars(attention)["heads"] = heads.nonzero().squeeze(1)
             vars(attention)["_qkv_same_embed_dim"] = False  # or torch's fused operation would take the tensors
-        for where in self.rows:
-            if type(norm := tree.get_submodule(where)) is nn.BatchNorm2d:
-                norm.__class__ = NarrowBatchNorm2d
+        for where, rows in self.rows.items():
+            module = tree.get_submodule(where)
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = NarrowBatchNorm2d
+            narrow(module, len(rows))
 
     def others(self, network: MultiSubnetwork, private: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's outputs for units without weights, (width,): their biases, or zeros.
@@ -158,6 +158,18 @@ class SmallTensors:
         """
         bias, weight = private.get(f"{self.last}.bias"), buffer_of(network.backbone, f"{self.last}.weight")
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def narrow(module: nn.Module, units: int) -> None:
+    """Set the sizes by which a module computes: groups, and the numbers that it checks its inputs against."""
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = units * module.num_groups // module.num_channels
+        module.num_channels = units
+    elif isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+        module.num_features = units
+    elif isinstance(module, ConvolutionBase) and module.groups > 1:
+        module.groups = units * module.groups // module.out_channels
+        module.out_channels = units
 
 
 def _filled(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -184,10 +196,6 @@ def sliced_to_units(network: MultiSubnetwork, task: str) -> SmallTensors | None:
         return None
     small = SmallTensors(network, task)
     return None if any(0 in shape for shape in small.shapes.values()) else small
-
-
-def _groups(backbone: nn.Module, where: str) -> int:
-    return int(getattr(backbone.get_submodule(where), "groups", 1))
 
 
 def computes_small(sub: Subnetwork) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from msh.compat import BatchNormBase
+from msh.compat import NormBase
 from msh.errors import one_of, requirement
 from msh.subnetworks.options import GRANULARITIES, GranularityName
 from msh.subnetworks.roles import TABLES
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
+NORMALIZED = (F.batch_norm, F.instance_norm, F.group_norm)
 ELEMENTWISE = (
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
     *("sigmoid", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "threshold", "dropout", "alpha_dropout"),
@@ -53,7 +54,7 @@ class UnitSource:
 
     Attributes:
         layer: the tensor whose rows compute them.
-        block: consecutive indices per unit: 1, or a channel's positions once it is flattened.
+        block: consecutive indices per unit: 1, a channel's positions once it is flattened, or those of a group.
         dim: the dimension.
     """
 
@@ -71,10 +72,11 @@ class Layer:
         shape: the tensor's.
         source: the units that feed its columns; None for the backbone's inputs, and for layers that stay whole.
         whole: why all of its units stay, as operations after it need them all; "" if tasks may keep some of them.
-        group: the layer that has the same units: itself, the layer before a depthwise convolution, or one whose
+        group: the layer that has the same units: itself, the layer before a convolution with groups, or one whose
             outputs are added to its own, or multiply them.
         parts, size: rows are laid out as (parts, units, size): (1, units, 1), or (3, heads, size of a head) for an
-            attention's projection to queries, keys and values.
+            attention's projection to queries, keys and values, or (1, groups, channels of a group) around a
+            convolution with groups, and before a group normalization.
     """
 
     module: str
@@ -212,6 +214,8 @@ class _UnitTracer(TorchFunctionMode):
         self.leader: dict[str, str] = {}
         """Tensor to another one with the same units; the first of a group to itself."""
         self.norms: dict[str, UnitSource] = {}
+        self.grouped: dict[str, tuple[int, str]] = {}
+        """Tensor to the number of equal groups in which its rows stay or go, and the module that needs them so."""
         self.held: dict[int, tuple[Tensor, UnitSource | None]] = {id(example): (example, None)}
         """Tensor that depends on the inputs, by its id (the reference keeps the id valid), to its units."""
         self.discrete = set() if example.is_floating_point() else {id(example)}
@@ -320,12 +324,20 @@ class _UnitTracer(TorchFunctionMode):
         if units.dim == 1:
             if name == "flatten" and len(after) == 2 and before[0] == after[0]:
                 return UnitSource(units.layer, units.block * math.prod(before[2:]))
-            if func is F.batch_norm and isinstance(self.inside[-1][1], BatchNormBase):
-                self.norms[self.inside[-1][0]] = units
+            if func in NORMALIZED and self._normalizes(units, *self.inside[-1]):
                 return units
             if len(before) == POOLS.get(name, -1) + 2:
                 return units
         raise self._unknown(name)
+
+    def _normalizes(self, units: UnitSource, path: str, module: nn.Module) -> bool:
+        """Note a normalization that computes with each unit alone, or with groups of units; False for others."""
+        if isinstance(module, nn.GroupNorm) and self.lenient and units.block == 1:
+            self._group(units.layer, module.num_groups)
+        elif not isinstance(module, NormBase):
+            return False
+        self.norms[path] = units
+        return True
 
     def _layer(
         self, weight: Tensor, groups: int, spatial: int | None, units: UnitSource | None, before: torch.Size
@@ -336,8 +348,8 @@ class _UnitTracer(TorchFunctionMode):
         dim = 1 if spatial is not None else len(before) - 1
         if spatial is not None and self.granularity == "neuron":
             raise self._unknown(name, "a convolution's units are channels: use 'unit'")
-        depthwise = self.lenient and 1 < groups == len(weight) and weight.shape[1] == 1
-        if groups != 1 and not depthwise:
+        grouped = groups != 1
+        if grouped and not self.lenient:
             raise self._unknown(name, requirement("groups", "1", groups))
         if len(before) != expected and not (self.lenient and spatial is None):
             raise self._unknown(name, f"its input has {len(before)} dimensions, not {expected}")
@@ -350,12 +362,13 @@ class _UnitTracer(TorchFunctionMode):
             error = self._unknown(name, "it is used more than once in a forward pass")
             self._keep_whole([self.layers[tensor].source], str(error))
             raise error
-        if (units is not None and units.dim != dim) or (depthwise and (units is None or units.block != 1)):
+        if (units is not None and units.dim != dim) or (grouped and (units is None or units.block != 1)):
             raise self._unknown(name)
-        self.layers[tensor] = Layer(tensor.rpartition(".")[0], tuple(weight.shape), None if depthwise else units)
+        self.layers[tensor] = Layer(tensor.rpartition(".")[0], tuple(weight.shape), None if grouped else units)
         self.leader[tensor] = tensor
-        if depthwise and units is not None:
+        if grouped and units is not None:
             self._tie(units.layer, tensor)
+            self._group(tensor, groups)
         return UnitSource(tensor, dim=dim)
 
     def _attention(self, known: Sequence[UnitSource | None], result: Tensor) -> UnitSource:
@@ -388,6 +401,11 @@ class _UnitTracer(TorchFunctionMode):
         self._tie(one.layer, other.layer)
         return one
 
+    def _group(self, tensor: str, number: int) -> None:
+        """Let a layer's rows stay or go in a number of equal groups, and in all that it has been given so far."""
+        before, _ = self.grouped.get(tensor, (number, ""))
+        self.grouped[tensor] = math.gcd(before, number), self._where("groups")
+
     def _tie(self, one: str, other: str) -> None:
         self.leader[self._first(other)] = self._first(one)
 
@@ -416,6 +434,7 @@ class _UnitTracer(TorchFunctionMode):
             raise self._refused("its outputs: they must be one tensor, of the units of one layer")
         if output is not None and self.lenient:
             self._check_output(network, output.layer)
+        sizes = self._sizes()
         for name in list(self.whole):
             for other in self.layers:
                 if self._first(other) == self._first(name):
@@ -425,14 +444,32 @@ class _UnitTracer(TorchFunctionMode):
             raise self._refused(self.whole[first])
 
         def source(units: UnitSource | None) -> UnitSource | None:
-            return None if units is None or units.layer in self.whole else units
+            if units is None or units.layer in self.whole:
+                return None
+            return replace(units, block=units.block * sizes.get(units.layer, 1))
 
         layers = {}
         for name, layer in self.layers.items():
             group = next(other for other in self.layers if self._first(other) == self._first(name))
-            layers[name] = replace(layer, source=source(layer.source), whole=self.whole.get(name, ""), group=group)
-        norms = {where: units for where, units in self.norms.items() if source(units) is not None}
+            size = 1 if name in self.whole else sizes.get(name, 1)
+            layers[name] = replace(
+                layer, source=source(layer.source), whole=self.whole.get(name, ""), group=group, size=layer.size * size
+            )
+        passed = {where: source(units) for where, units in self.norms.items()}
+        norms = {where: units for where, units in passed.items() if units is not None}
         return UnitGraph(layers, norms, source(output))
+
+    def _sizes(self) -> dict[str, int]:
+        """Map each layer whose rows stay or go in groups to the rows of one; those with a single group stay whole."""
+        sizes: dict[str, int] = {}
+        for first in dict.fromkeys(self._first(name) for name in self.grouped):
+            members = {name: self.layers[name].shape[0] for name in self.layers if self._first(name) == first}
+            numbers, reasons = zip(*(self.grouped[name] for name in members if name in self.grouped), strict=True)
+            number = math.gcd(*numbers, *members.values())
+            sizes |= {name: rows // number for name, rows in members.items()}
+            if number == 1:
+                self.whole.setdefault(first, f"{reasons[0]}: its groups need all units together")
+        return sizes
 
     def _check_output(self, network: MultiSubnetwork, name: str) -> None:
         """Keep the last layer whole, unless its outputs can be written between those of units without weights."""

@@ -94,6 +94,43 @@ class Residual(nn.Module):
         return self.last(stream).mean((2, 3))
 
 
+class Grouped(nn.Module):
+    """A residual stream with groups of several sizes: normalization, convolutions; and instance normalization."""
+
+    input_shape, features = (3, 6, 6), 10
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 24, 3, padding=1), nn.GroupNorm(8, 24)
+        self.body, self.norm = nn.Conv2d(24, 12, 1, bias=False), nn.GroupNorm(6, 12)
+        self.depthwise, self.inner = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.GroupNorm(4, 12, affine=False)
+        self.back, self.after = nn.Conv2d(12, 24, 1), nn.GroupNorm(12, 24)
+        self.short, self.each = nn.Conv2d(24, 8, 3, 2), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+        self.plain = nn.InstanceNorm2d(8)
+        self.flat, self.last = nn.Linear(24 * 9, 20), nn.Linear(20, 10)
+        self.narrow, self.grouped = nn.Conv2d(8, 12, 1), nn.GroupNorm(6, 12)
+        self.wider = nn.Conv2d(12, 24, 2, padding=1, groups=4)
+
+    def forward(self, inputs):
+        stream = functional.relu(self.first(self.stem(inputs)))
+        hidden = functional.relu(self.norm(self.body(stream)))
+        stream = stream + self.after(self.back(self.inner(self.depthwise(hidden))))
+        each = self.plain(functional.relu(self.each(self.short(stream))))
+        flat = functional.relu(self.wider(self.grouped(self.narrow(each)))).flatten(1)
+        return self.last(functional.relu(self.flat(flat)))
+
+
+class EndsInGroups(nn.Sequential):
+    """Convolutions of which the last one's channels are normalized in groups, and each alone."""
+
+    input_shape, features = (2, 6, 6), 12
+
+    def __init__(self):
+        norms = [nn.GroupNorm(6, 12), nn.InstanceNorm2d(12), nn.GroupNorm(4, 12)]
+        pool = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(nn.Conv2d(2, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 12, 3), *norms, *pool)
+
+
 class EndsDepthwise(nn.Sequential):
     """A convolution and a depthwise one that computes the features."""
 
@@ -137,6 +174,8 @@ BRANCHED = {
     "depthwise": EndsDepthwise,
     "attention": Attends,
     "residual": Residual,
+    "groups": Grouped,
+    "ends in groups": EndsInGroups,
     "resnet": lambda: ResNet18((3, 8, 8), width=4),
 }
 

@@ -230,6 +230,36 @@ def test_layers_whose_outputs_are_added_share_units():
     assert graph.norms == {"norm": UnitSource("down.weight")}
 
 
+def in_groups(*behind):
+    """A convolution of 12 channels, what is behind it, and another convolution."""
+    return nn.Sequential(nn.Conv2d(3, 12, 1), *behind, nn.Conv2d(12, 5, 1))
+
+
+GROUPED = {
+    "norm": ([nn.GroupNorm(4, 12)], {"0.weight": (4, 3)}),
+    "two norms": ([nn.GroupNorm(4, 12), nn.GroupNorm(6, 12)], {"0.weight": (2, 6)}),
+    "convolution": ([nn.Conv2d(12, 12, 1, groups=6)], {"0.weight": (6, 2), "1.weight": (6, 2)}),
+    "wider": ([nn.Conv2d(12, 24, 1, groups=4), nn.Conv2d(24, 12, 1)], {"0.weight": (4, 3), "1.weight": (4, 6)}),
+    "depthwise": ([nn.Conv2d(12, 24, 1, groups=12), nn.Conv2d(24, 12, 1)], {"0.weight": (12, 1), "1.weight": (12, 2)}),
+    "each": ([nn.InstanceNorm2d(12)], {"0.weight": (12, 1)}),
+}
+
+
+@pytest.mark.parametrize(("behind", "expected"), GROUPED.values(), ids=GROUPED)
+def test_rows_that_are_computed_with_in_groups_are_one_unit(behind, expected):
+    graph = trace(in_groups(*behind), "unit", (2, 3, 4, 4))
+    assert not graph.whole
+    assert {name: (graph.layers[name].units, graph.layers[name].size) for name in expected} == expected
+    last = [*graph.layers.values()][-1]
+    assert last.source.block * graph.layers[last.source.layer].units == last.shape[1]
+
+
+@pytest.mark.parametrize("behind", [[nn.GroupNorm(1, 12)], [nn.GroupNorm(3, 12), nn.GroupNorm(4, 12)]], ids=len)
+def test_a_layer_with_all_rows_in_one_group_stays_whole(behind):
+    graph = trace(in_groups(*behind), "unit", (2, 3, 4, 4))
+    assert graph.whole == {"0.weight": f"module '{len(behind)}' (GroupNorm): its groups need all units together"}
+
+
 class ByChannel(nn.Module):
     """An operation with a number per unit."""
 
