@@ -35,7 +35,7 @@ from msh.files.merging import Merge
 from msh.files.plans import MadeWith, made_with, read_plan
 from msh.files.state_file import StateFile
 from msh.runs.results import ENDED, UNFINISHED, Results
-from msh.runs.words import SCORE, counted, duration, shortened
+from msh.runs.words import counted, duration, number, shortened
 from msh.training.settings import INCIDENTAL, differences, identity, on_disk
 
 log = logging.getLogger(__name__)
@@ -355,7 +355,7 @@ class Fleet:
         self.failed.pop(task, None)
         self.unwritten += 1
         row = results.tasks[task]
-        score = "" if row.test is None else f"{row.metric} {row.test:{SCORE}}, "
+        score = "" if row.test is None else f"{row.metric} {number(row.test)}, "
         self._report(task, f"{score}{duration(results.wall_seconds)}")
 
     def _fail(self, task: str, reason: str) -> None:

@@ -13,7 +13,7 @@ from msh.report.plots import Drawn, Plot, chart_plot, curves_plot, scores_plot
 from msh.runs.colours import colours_of
 from msh.runs.facts import RunFacts
 from msh.runs.tables import Column, Mark, Table
-from msh.runs.words import ARROWS, SCORE, duration
+from msh.runs.words import ARROWS, duration, number
 from msh.subnetworks.description import Capacity
 from msh.tracking.figures import capacity_chart
 
@@ -136,7 +136,7 @@ def _score_column(run: str) -> Column[Any]:
     def mark(row: Any) -> Mark:
         return "best" if row[3] is not None and row[2].get(run) == row[3] else ""
 
-    return Column(run, lambda row: row[2].get(run), SCORE, mark=mark)
+    return Column(run, lambda row: row[2].get(run), number, mark=mark)
 
 
 def _curves(runs: Mapping[str, RunFacts], colours: Mapping[str, str]) -> Section | None:

@@ -18,7 +18,7 @@ from bokeh.plotting import figure
 from msh.runs.colours import FREE_COLOUR
 from msh.runs.facts import Curve
 from msh.runs.ownership import owner_matrix, spaced
-from msh.runs.words import SCORE, counted, listed, number, shape_of, shortened
+from msh.runs.words import counted, listed, number, shape_of, shortened
 from msh.tracking.figures import Chart, capacity_caption, owner_indices
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def _curves_caption(drawn: Sequence[Drawn]) -> str:
     """Name each curve's ends, or the lowest and the highest last value if there are many."""
 
     def end(d: Drawn, index: int) -> str:
-        return format(d.curve.values[index], ".3g" if d.curve.quantity == "loss" else SCORE)
+        value = d.curve.values[index]
+        return format(value, ".3g") if d.curve.quantity == "loss" else number(value)
 
     if len(drawn) <= 12:
         ways = [f"from {end(d, 0)} to {end(d, -1)}" if len(d.curve.steps) > 1 else end(d, -1) for d in drawn]

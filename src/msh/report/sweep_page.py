@@ -15,7 +15,7 @@ from msh.report.sweep_plots import front_plot, importance_chart, parallel_plot
 from msh.report.sweeps import DENSITY, JOB, JobRow, described, jobs_table, short
 from msh.runs.colours import SCORES
 from msh.runs.tables import Column, Table
-from msh.runs.words import SCORE, duration, number
+from msh.runs.words import duration, number
 
 FILE_NAME = "sweep.html"
 SCORE_OF = attrgetter("final_score")
@@ -117,8 +117,8 @@ def _means(scored: Sequence[JobRow]) -> Section | None:
     best = max(map(mean, groups))
     columns: list[Column[tuple[str, ...]]] = [
         *(Column[Any](key, itemgetter(place), short, words=True) for place, key in enumerate(keys)),
-        Column("mean score", mean, SCORE, mark=lambda settings: "best" if mean(settings) == best else ""),
-        Column("standard deviation", spread, SCORE),
+        Column("mean score", mean, number, mark=lambda settings: "best" if mean(settings) == best else ""),
+        Column("standard deviation", spread, number),
         Column("density", lambda settings: mean(settings, "density"), DENSITY.form),
         Column("seeds", lambda settings: len(groups[settings])),
     ]

@@ -22,7 +22,7 @@ from msh.report.terminal import new_console
 from msh.runs.objectives import mean_density, mean_score
 from msh.runs.results import ENDED, UNFINISHED, Results
 from msh.runs.tables import Column, Mark, Table
-from msh.runs.words import SCORE, duration
+from msh.runs.words import duration, number
 
 CSV_NAME = "sweep.csv"
 
@@ -188,7 +188,7 @@ def jobs_table(rows: Sequence[JobRow], **how: Any) -> Table[JobRow]:
     def mark(row: JobRow) -> Mark:
         return "best" if best is not None and row.final_score == best else ""
 
-    score = Column[JobRow]("mean_score", attrgetter("final_score"), SCORE, "mean score", mark=mark)
+    score = Column[JobRow]("mean_score", attrgetter("final_score"), number, "mean score", mark=mark)
     columns = [JOB, *setting_columns(rows[0].settings), STATUS, score, DENSITY, SECONDS]
     return Table("Jobs", columns, rows, described, **how)
 

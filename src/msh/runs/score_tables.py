@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from msh.runs.results import Matrix, Results, TaskResult
 from msh.runs.tables import Column, Table
-from msh.runs.words import ARROWS, SCORE, duration, shape_of
+from msh.runs.words import ARROWS, duration, number, shape_of
 
 if TYPE_CHECKING:
     from msh.subnetworks import Capacity, NetworkState
@@ -41,7 +41,7 @@ def tasks_table(
 
 
 def _columns(results: Results, rows: Mapping[str, TaskResult], file_sizes: Mapping[str, int]) -> list[Column[str]]:
-    def score(name: str, form: str = SCORE, **how: Any) -> Column[str]:
+    def score(name: str, form: str | Callable[[Any], str] = number, **how: Any) -> Column[str]:
         return Column(name, lambda task: getattr(rows[task], name), form, **how)
 
     def forgetting(task: str, matrix: Matrix) -> float | None:
@@ -65,7 +65,7 @@ def _columns(results: Results, rows: Mapping[str, TaskResult], file_sizes: Mappi
         Column(
             "finetune_forgetting",
             lambda task: forgetting(task, results.finetune["matrix"]),
-            SCORE,
+            number,
             "forgetting when fine-tuned",
             optional=True,
         ),
@@ -97,7 +97,7 @@ def matrix_table(
     """
     rows = [(stage, *scores) for stage, scores in zip(stages, matrix, strict=False)]
     columns = [Column[Any]("after", itemgetter(0), words=True)]
-    columns += [Column(task, itemgetter(place), SCORE) for place, task in enumerate(tasks, start=1)]
+    columns += [Column(task, itemgetter(place), number) for place, task in enumerate(tasks, start=1)]
     return Table(title, columns, rows, summary=summary)
 
 

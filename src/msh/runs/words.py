@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 ARROWS = {"max": "↑", "min": "↓"}
 """Direction of a metric to the arrow that points to better scores."""
-SCORE = ".4f"
-"""Format specification of scores."""
+SMALLEST = 0.001
+"""Numbers below this one have three digits in place of four decimal places."""
 
 
 def number(score: float | None) -> str:
-    """Format a score, to four places; "" for None."""
-    return "" if score is None else format(score, SCORE)
+    """Format a score: to four places, small ones in three digits; "" for None."""
+    if score is None:
+        return ""
+    return format(score, ".3g" if 0 < abs(score) < SMALLEST else ".4f")
 
 
 def quantity(value: float) -> str:

@@ -27,7 +27,7 @@ from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
 from msh.tasks.options import ExampleKind
-from msh.tasks.steps import ReadNamed, Steps
+from msh.tasks.steps import EXACT, ReadNamed, Steps
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)
@@ -425,7 +425,7 @@ def _packed(pairs: Mapping[str, Pair], origins: Mapping[str, str]) -> tuple[Step
 
 
 def _split(origin: str, pair: Pair, kind: ExampleKind) -> Split:
-    """Check arrays, and convert them to tensors: inputs to float32, or float64 where they have 64 bits."""
+    """Check arrays, and convert their numbers to float32, or to float64 where that would not be exact."""
     inputs, targets = pair
     assert isinstance(inputs, np.ndarray)
     with Problems(f"{origin}: ") as problems:
@@ -463,10 +463,13 @@ def _check_values(problems: Problems, what: str, bound: str, array: np.ndarray, 
 
 
 def _numbers(inputs: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(inputs, dtype="float64" if inputs.dtype.itemsize > 4 else "float32"))
+    large = inputs.dtype.kind in "iu" and inputs.size and max(int(inputs.max()), -int(inputs.min())) > EXACT
+    exact = inputs.dtype.itemsize <= 4 and not large
+    return torch.from_numpy(np.ascontiguousarray(inputs, dtype="float32" if exact else "float64"))
 
 
 def _target_numbers(targets: np.ndarray, kind: ExampleKind) -> Tensor:
     if kind == "classification":
         return torch.from_numpy(targets.astype(np.int64))
-    return torch.from_numpy(targets.reshape(len(targets), -1).astype(np.float32))
+    rows = targets.reshape(len(targets), -1)
+    return torch.from_numpy(rows.astype(np.float32)) if kind == "multilabel" else _numbers(rows)

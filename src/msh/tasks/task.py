@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, Metric, R2Score
+from torchmetrics import ExplainedVariance, MeanSquaredError, Metric, R2Score, RelativeSquaredError
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 from torchmetrics.text import Perplexity
 
@@ -100,6 +100,8 @@ class MetricSpec:
 
 
 CLASSES: tuple[Kind, ...] = ("classification", "token_classification")
+SUMS_OF_SQUARES = ExplainedVariance, R2Score, RelativeSquaredError
+"""Metrics that subtract a squared mean from a mean of squares, which is not exact for targets far from 0."""
 METRICS: dict[str, MetricSpec] = {
     "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", CLASSES),
     "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", CLASSES),
@@ -294,6 +296,11 @@ class Task:
             targets: as in `Split`.
         """
         outputs, targets = self.counted(self.predictions(outputs), targets)
+        if self.kind == "regression" and isinstance(
+            metric, SUMS_OF_SQUARES
+        ):  # their differences are not exact far from 0, and no shift changes them
+            mean = self.target_mean.to(targets)
+            outputs, targets = outputs - mean.to(outputs), targets - mean
         if self.kind == "lm":  # torchmetrics wants (texts, tokens, outputs)
             outputs, targets = outputs[None], targets[None]
         metric.update(outputs, targets)

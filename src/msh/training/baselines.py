@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from msh.files.atomic import write_bytes
 from msh.files.state_file import open_safetensors
+from msh.runs import words
 from msh.runs.results import Results
 from msh.tasks import Task
 from msh.training import life
@@ -149,5 +150,5 @@ class Baselines:
     def _evaluate(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
         scores = evaluate_tasks(module, tasks, "test", self.config, self.folder)
         for task, score in scores.items():
-            log.info("%s %s: %s %.4f on the test split", kind, task, self.tasks[task].metric, score)
+            log.info("%s %s: %s %s on the test split", kind, task, self.tasks[task].metric, words.number(score))
         return scores

@@ -298,7 +298,11 @@ def _against_units(config: RunConfig, network: MultiSubnetwork, stages: Sequence
         return str(error)
     if not graph.is_chain:
         layer, reason = next(iter(graph.whole.items()), ("", ""))
-        return f"layer {layer} would stay whole ({reason})" if layer else "layers of the backbone share units or have them in groups"
+        return (
+            f"layer {layer} would stay whole ({reason})"
+            if layer
+            else "layers of the backbone share units or have them in groups"
+        )
     for task, counts in plan_weights(config.with_granularity("unit"), network, stages).items():
         units = fit_units(graph, sum(counts.values())) or dict.fromkeys(graph.layers, 0)
         for name in graph.layers:

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, fill_network, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
+from msh.runs import words
 from msh.runs.metrics import read_rows
 from msh.runs.ownership import chosen_layers
 from msh.runs.results import FILE_NAME, Results, TaskResult
@@ -403,7 +404,7 @@ class Run:
         self._save_results()
         for task in new:
             word = "learned" if self.fits[stage] else "evaluated"
-            log.info("%s %s: %s %.4f on the test split", word, task, self.tasks[task].metric, test[task])
+            log.info("%s %s: %s %s on the test split", word, task, self.tasks[task].metric, words.number(test[task]))
         if not stage.index and (others := self.results.not_evaluated):
             log.info("without data, so not evaluated, and compared by their digests: %s", ", ".join(others))
 

@@ -12,6 +12,9 @@ def test_one_task_is_no_plural():
 
 def test_scores_and_shares():
     assert [number(score) for score in (None, 0.97412, 58.94428)] == ["", "0.9741", "58.9443"]
+    assert [number(score) for score in (0, 0.001, 9.996e-4, -3.2e-5, 1.005e-8)] == [
+        *("0.0000", "0.0010", "0.001", "-3.2e-05", "1.01e-08")
+    ]
     assert [share(1, 3), share(0, 0)] == ["33.3%", "0.0%"]
 
 

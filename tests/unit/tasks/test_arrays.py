@@ -48,7 +48,28 @@ def test_npy_files_with_a_test_split_keep_their_order(save):
     x, y = save("x.npy", INPUTS), save("y.npy", CLASSES * 1.5)
     data = arrays(x, y, test_path=x, test_targets_path=y, kind="regression")
     assert torch.equal(data.train.inputs, torch.from_numpy(INPUTS))
-    assert torch.equal(data.test.targets[:, 0], torch.from_numpy(CLASSES * 1.5).float())
+    assert torch.equal(data.test.targets[:, 0], torch.from_numpy(CLASSES * 1.5))
+
+
+EXACTLY = {
+    "float64": 1e9 + np.arange(30) / 8,
+    "int64": 2**53 - np.arange(30),
+    "int32": 1_700_000_000 + np.arange(30, dtype=np.int32),
+    "uint32": (2**32 - 1 - np.arange(30)).astype(np.uint32),
+    "negative": -(2**24) - np.arange(30, dtype=np.int32),
+    "large": 1e300 * np.arange(30),
+}
+
+
+@pytest.mark.parametrize("numbers", EXACTLY.values(), ids=EXACTLY)
+def test_inputs_and_targets_that_float32_would_round_stay_exact(numbers, save):
+    data = arrays(save("a.npz", inputs=numbers[:, None], targets=numbers), kind="regression")
+    for part in (data.train.inputs, data.train.targets):
+        assert part.dtype == torch.float64
+        assert np.isin(part.numpy(), numbers.astype(np.float64)).all()
+    small = numbers.astype(np.int16) if numbers.dtype.kind in "iu" else np.arange(30, dtype=np.float32)
+    data = arrays(save("b.npz", inputs=small[:, None], targets=small), kind="regression")
+    assert data.train.inputs.dtype == data.train.targets.dtype == torch.float32
 
 
 def test_pickled_objects_are_refused_and_not_called(save, tmp_path):

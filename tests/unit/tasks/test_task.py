@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchmetrics import ExplainedVariance, R2Score, RelativeSquaredError
 
 from msh.tasks import METRICS, RawData, Split, build_task
 
@@ -81,6 +82,23 @@ def test_every_metric_agrees_with_a_score_by_hand(kind, name, outputs, data, pre
         if name == "r2":
             break
     assert metric.compute().item() == pytest.approx(score, rel=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1.7e9, 1e12])
+@pytest.mark.parametrize("kind", [R2Score, ExplainedVariance, RelativeSquaredError])
+def test_metrics_of_squares_are_exact_far_from_zero(kind, offset):
+    draw = torch.Generator().manual_seed(0)
+    targets = 10 * torch.randn(200, 1, generator=draw, dtype=torch.float64)
+    outputs = targets + torch.randn(200, 1, generator=draw, dtype=torch.float64)
+    metric = kind().set_dtype(torch.float64)
+    metric.update(outputs, targets)
+    expected = metric.compute()
+    metric.reset()
+    task = make_task("regression", 1, targets + offset)
+    for part in (slice(0, 77), slice(77, None)):
+        scaled = (outputs[part] + offset - task.target_mean) / task.target_std
+        task.update(metric, scaled, targets[part] + offset)
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-3, atol=0)
 
 
 def test_every_metric_is_worked_out_by_hand_above():

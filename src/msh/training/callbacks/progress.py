@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from msh.runs import words
 from msh.training.callbacks.prune import sparsities
 from msh.training.module import SubnetworkModule, TaskModule
 
@@ -71,9 +72,9 @@ class StageProgress(ProgressBar):
         room, numbers = width - len(head) - max(LEFT, len(tail)) - BAR[0] - 2, ""
         for name, value in self._numbers(trainer, module).items():
             short = name.removeprefix(f"{module.context.tasks[0]}/") if len(module.context.tasks) == 1 else name
-            number = f"  {short} {value:<{NUMBER}.3g}"
-            if not name.endswith("train/loss") and len(numbers) + len(number) <= room:
-                numbers += number
+            shown = f"  {short} {value:<{NUMBER}.3g}"
+            if not name.endswith("train/loss") and len(numbers) + len(shown) <= room:
+                numbers += shown
         bar = max(0, min(BAR[1], BAR[0] + room - len(numbers)))
         full = round(bar * (self.done - trainer.current_epoch * total) / total)
         strokes = (("━" * full, "magenta"), ("━" * (bar - full), "dim"))
@@ -143,7 +144,7 @@ class StageProgress(ProgressBar):
             return
         assert isinstance(module, TaskModule)
         self.logged = time.monotonic()
-        parts = [f"{name} {value:.4f}" for name, value in self._numbers(trainer, module).items()]
+        parts = [f"{name} {words.number(value)}" for name, value in self._numbers(trainer, module).items()]
         left = self.seconds_left(trainer, module)
         parts += [f"{spoken(left)} left"] if left is not None else []
         where = f"{module.context.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{batch}"
