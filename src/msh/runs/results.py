@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -98,7 +98,7 @@ class EnsembleResult(TypedDict):
     metric: str
     direction: Literal["max", "min"]
     tasks: list[str]
-    test: float
+    test: float | None
     val: NotRequired[float | None]
     """Absent in runs of earlier releases."""
 
@@ -197,7 +197,7 @@ class Results:
     incomplete_trackers: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
-    def add_row(self, scores: dict[str, float]) -> None:
+    def add_row(self, scores: Mapping[str, float | None]) -> None:
         """Add a stage's test scores for every task learned so far; update forgetting and bwt."""
         stage = len(self.matrix)
         self.matrix.append([scores.get(task) for task in self.tasks])
@@ -208,7 +208,7 @@ class Results:
                 result.test_when_learned = score
         self.forgetting, self.bwt = self._forgetting_and_bwt(self.matrix)
 
-    def add_finetune_row(self, scores: dict[str, float]) -> None:
+    def add_finetune_row(self, scores: Mapping[str, float | None]) -> None:
         """Add the fine-tuned network's test scores after one more task."""
         matrix = [*self.finetune["matrix"], [scores.get(task) for task in self.tasks]]
         forgetting, bwt = self._forgetting_and_bwt(matrix)
@@ -238,7 +238,9 @@ class Results:
     @property
     def learned(self) -> str:
         """Number of learned tasks: "2 of 3"."""
-        learned = sum(task.test is not None or not task.evaluated for task in self.tasks.values())
+        learned = sum(
+            task.test is not None or task.weights is not None or not task.evaluated for task in self.tasks.values()
+        )
         return f"{learned} of {len(self.tasks)}"
 
     @property

@@ -147,7 +147,7 @@ class Baselines:
             shutil.rmtree(checkpoints, ignore_errors=True)
         return seconds
 
-    def _evaluate(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float]:
+    def _evaluate(self, module: TaskModule, kind: str, tasks: Sequence[str]) -> dict[str, float | None]:
         scores = evaluate_tasks(module, tasks, "test", self.config, self.folder)
         for task, score in scores.items():
             log.info("%s %s: %s %s on the test split", kind, task, self.tasks[task].metric, words.number(score))

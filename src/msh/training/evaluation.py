@@ -150,7 +150,8 @@ def _compare_scores(results: Results, rows: Sequence[Mapping[str, Any]], config:
     """Log how scores differ from those in results.json, and whether another machine explains it."""
     before = {name: task.test for name, task in results.tasks.items()}
     before |= {name: row["test"] for name, row in results.ensemble.items()}
-    pairs = [(row["score"], score) for row in rows if (score := before.get(row["task"])) is not None]
+    pairs = [(row["score"], before.get(row["task"])) for row in rows]
+    pairs = [(now, score) for now, score in pairs if now is not None and score is not None]
     apart = [abs(now - score) for now, score in pairs if now != score]
     if not apart:
         log.info("scores: all %d as in results.json", len(pairs))

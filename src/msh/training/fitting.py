@@ -180,7 +180,7 @@ def evaluate_tasks(
     config: RunConfig,
     folder: Path,
     loggers: Sequence[Logger] = (),
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Evaluate tasks on a split; the network does not change.
 
     Args:
@@ -191,7 +191,7 @@ def evaluate_tasks(
         folder: the run folder.
         loggers: get the scores.
     Returns:
-        Task to score, in the metric's unit.
+        Task to score, in the metric's unit; None, with a warning, where the metric is not a finite number.
     """
     if not tasks:
         return {}
@@ -201,4 +201,9 @@ def evaluate_tasks(
     run(module, dataloaders=_evaluation_loaders(module.tasks, tasks, split, config, trainer), verbose=False)
     if isinstance(module.network, MultiSubnetwork):
         module.network.forget_modules()  # memory does not grow with the number of tasks
-    return {name: float(trainer.callback_metrics[f"{name}/{split}/{module.tasks[name].metric}"]) for name in tasks}
+    keys = {name: f"{name}/{split}/{module.tasks[name].metric}" for name in tasks}
+    scores = {name: float(trainer.callback_metrics[key]) for name, key in keys.items()}
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            log.warning("%s is %s, so that the task has no score on this split", keys[name], score)
+    return {name: score if math.isfinite(score) else None for name, score in scores.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -144,12 +145,14 @@ class TaskModule(pl.LightningModule, ABC):
             by: "metric" or "loss". Several tasks are judged by their mean skill score, which has no unit, or by the
                 sum of their losses.
         Returns:
-            The score, higher is better; None if a task was not evaluated.
+            The score, higher is better; None if a task was not evaluated; -inf where a metric is not a number.
         """
         keys = [f"{name}/val/{'loss' if by == 'loss' else self.tasks[name].metric}" for name in group]
         if not metrics.keys() >= set(keys):
             return None
         scores = [float(metrics[key]) for key in keys]
+        if any(map(math.isnan, scores)):
+            return -math.inf
         if by == "loss":
             return -sum(scores)
         tasks = [self.tasks[name] for name in group]

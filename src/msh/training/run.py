@@ -473,7 +473,7 @@ class Run:
         if not (self.writes and self.config.report and self.report):
             return
         try:
-            known = [task for task, row in self.results.tasks.items() if row.test is not None]
+            known = [task for task, row in self.results.tasks.items() if row.weights is not None and row.evaluated]
             tasks = {task: (self.tasks[task], computing(self.config, self.tasks[task])) for task in known}
             write_examples(self.folder, self.network, tasks)
             self.report(self.folder)

@@ -252,3 +252,5 @@ def test_tasks_of_one_trunk_are_scored_by_mean_skill_or_summed_loss():
     assert module.val_score(scores, ("b",)) == pytest.approx(-0.25 * constant)
     assert module.val_score(losses, ("b",), "loss") == -2.0
     assert module.val_score({"a/val/accuracy": torch.tensor(1.0)}, ("a", "b")) is None
+    undefined = scores | {"b/val/rmse": torch.tensor(torch.nan)}
+    assert [module.val_score(undefined, group) for group in (("b",), ("a", "b"))] == [-torch.inf, -torch.inf]
