@@ -40,6 +40,7 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
     for name in network.names.prunable:
         saved = state[f"{prefix}owners.{bag_key(name)}"]
         network.owners.set(name, torch.zeros_like(saved, device=network.owners[name].device))
+    _name_again(network.backbone, state, f"{prefix}backbone.")
     device = next(network.weights())[1].device
     for task, entry in tasks.items():
         sub = network.subnetwork(task)
@@ -58,6 +59,17 @@ def _adopt(network: MultiSubnetwork, state: dict[str, Any], prefix: str, *_: Any
                 empty = torch.zeros_like(saved, device=device)
                 getattr(sub, kind).set(name, trainable(empty) if kind in ("values", "scores") else empty)
     network.active = network_active
+
+
+def _name_again(backbone: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Add the tensors of modules with several names under each: torch asks for all, files have the first alone."""
+    firsts: dict[int, str] = {}
+    for path, module in backbone.named_modules(remove_duplicate=False):
+        first = firsts.setdefault(id(module), path)
+        if first != path:
+            here = f"{prefix}{first}."
+            for key in [key for key in state if key.startswith(here)]:
+                state.setdefault(f"{prefix}{path}.{key.removeprefix(here)}", state[key])
 
 
 def _adopt_private(network: MultiSubnetwork, sub: Subnetwork, saved: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
-from helpers import PRUNABLE, differences, make_head, make_network
+from helpers import PRUNABLE, differences, load_network, make_head, make_network
+from msh.files.state_file import save_network
+from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.loading import completed, in_training
 
 
@@ -82,3 +85,44 @@ def test_weights_that_another_task_has_by_now_are_refused():
         (other.freeze if task == "z" else other.compact)(task)
     with pytest.raises(ValueError, match=r"task 'a' owns weights of layer '2\.weight' that another task has by now"):
         completed(reduced, other)
+
+
+class Again(nn.Module):
+    """Modules under several names: a block with its normalization, and a list of one layer three times."""
+
+    input_shape, features = (8,), 8
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.layers = nn.ModuleList([nn.Linear(8, 8)] * 3)
+
+    def forward(self, inputs):
+        hidden = self.second(self.first(inputs))
+        for layer in self.layers:
+            hidden = layer(hidden).relu()
+        return hidden
+
+
+@pytest.mark.parametrize("phase", ["masked", "compact", "frozen"])
+def test_modules_with_several_names_are_loaded_from_files(phase, tmp_path):
+    torch.manual_seed(0)
+    network, inputs = MultiSubnetwork(Again()), torch.randn(6, 8)
+    network.add_task("a", nn.Linear(8, 3))
+    network.begin("a")
+    network.restrict("a", every(0, network, "a"))
+    network.train()
+    network(inputs, "a").sum().backward()
+    if phase != "masked":
+        getattr(network, {"compact": "compact", "frozen": "freeze"}[phase])("a")
+    expected = network.eval()(inputs, "a")
+    save_network(tmp_path / "network.safetensors", network)
+    loaded = MultiSubnetwork(Again())
+    loaded.add_task("a", nn.Linear(8, 3))
+    load_network(tmp_path / "network.safetensors", loaded)
+    assert torch.equal(loaded.eval()(inputs, "a"), expected)
+    assert loaded.digest("a") == network.digest("a")
+    again = MultiSubnetwork(Again())
+    again.add_task("a", nn.Linear(8, 3))
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again.eval()(inputs, "a"), expected)
