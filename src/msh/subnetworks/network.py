@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -55,6 +56,8 @@ from msh.subnetworks.views import (
     is_linear_weight,
 )
 from msh.subnetworks.weight_norm import make_weight_norms_safe
+
+log = logging.getLogger(__name__)
 
 
 class MultiSubnetwork(Movable):
@@ -332,6 +335,7 @@ class MultiSubnetwork(Movable):
         if sub.phase == "masked":
             self.compact(task)
         self.in_phase(task, "compact")
+        self._warn_of_lost(task)
         for name, weight in self.weights():
             weight[self.owners[name] == sub.owner] = sub.values[name].detach().to(weight)
         sub.make_untrainable()
@@ -341,6 +345,15 @@ class MultiSubnetwork(Movable):
         sub.phase = "frozen"
         self._drop_unchanged(sub)
         self.forget_modules(task)
+
+    def _warn_of_lost(self, task: str) -> None:
+        trained = self._in_training.get(task)
+        if trained is not None and (lost := trained.changed_but_not_stored()):
+            log.warning(
+                "task %s: what training has written into %s is lost, as no file holds it: register such tensors as "
+                "persistent buffers",
+                *(task, ", ".join(lost)),
+            )
 
     def _drop_unchanged(self, sub: Subnetwork) -> None:
         """Drop buffers that a task has not changed: it uses the backbone's, which are stored once."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from msh.compat import hook_registries, own_buffers
+from msh.compat import hook_registries, non_persistent, own_buffers
 from msh.subnetworks.attention import TrainedAttention
 from msh.subnetworks.description import Phase
 from msh.subnetworks.small import SmallTensors, sliced_in_training
 from msh.subnetworks.sparse import FrozenForm, LeanLinear, SparseForm, SparseLinear, TrainedLinear
-from msh.subnetworks.tensors import TensorNames, buffer_of, put_tensor
+from msh.subnetworks.tensors import TensorNames, buffer_of, put_tensor, same_bits
 
 if TYPE_CHECKING:
     from msh.subnetworks.network import MultiSubnetwork
@@ -304,6 +304,23 @@ class TrainingNetwork(nn.Module):
                     private.set(name, now.detach())
                 else:
                     self._slices.put_back(name, private[name], now.detach())
+
+    def changed_but_not_stored(self) -> list[str]:
+        """Name the tensors that training has changed and files lack: other buffers, and attributes of modules.
+
+        Those that have another shape now are left out: caches grow with their inputs.
+        """
+        found = []
+        for (path, copied), (source, _) in zip(self.backbone.named_modules(), self._modes, strict=True):
+            buffers, kept = own_buffers(source), own_buffers(copied)
+            pairs = {leaf: (buffers[leaf], kept.get(leaf)) for leaf in non_persistent(source) if leaf in buffers}
+            pairs |= {leaf: (value, vars(copied).get(leaf)) for leaf, value in vars(source).items()}
+            for leaf, (before, now) in pairs.items():
+                if not isinstance(before, Tensor) or not isinstance(now, Tensor) or before.shape != now.shape:
+                    continue
+                if not same_bits(before, now.to(before)):
+                    found.append(f"{path}.{leaf}".lstrip("."))
+        return found
 
     def drop(self) -> None:
         """Put the backbone's tensors in place of computed ones.

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from msh.backbones.named import GIVEN, named
 from msh.compat import BatchNormBase
 from msh.errors import Problems, ProblemsError, described, invalid
 from msh.inference.computing import Computing
-from msh.recipes import DTYPES, Recipe, build, freeze_base, outline
+from msh.recipes import DTYPES, Recipe, build, freeze_base, outline, own_names
 from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
@@ -385,6 +385,9 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
         check_batch(backbone, task)
     for task in {task.kind: task for task in tasks.values() if task.per_token}.values():
         check_tokens(backbone, task)
+    if own_names(settings) and (chosen is None or chosen.target not in GIVEN):
+        with drawing_in(kind):
+            check_rebuilt(backbone, settings, lambda: _build_module(config, settings))
     return backbone
 
 
@@ -560,6 +563,40 @@ def check_batch(backbone: nn.Module, task: Task) -> None:
         except ValueError as error:  # of batch_norm
             bound = f"two examples or more per process, as the backbone normalizes batches ({error})"
             raise invalid(f"tasks.{task.name}.batch_size", bound, task.batch_size) from error
+
+
+def check_rebuilt(backbone: nn.Module, settings: Recipe, build_again: Callable[[], nn.Module]) -> None:
+    """Check that a backbone of the user's, built again and given the same state dict, computes the same features.
+
+    Files hold the state dict alone, so that they would answer otherwise than the run.
+
+    Raises:
+        ValueError: it has random tensors or modules that the state dict lacks, or other tensors each time.
+    """
+    target = own_names(settings)[0]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive_seed(0, "built again"))
+        again = build_again()
+        for one, other in zip(again.parameters(), backbone.parameters(), strict=False):
+            one.data = one.data.to(other.dtype)
+        try:
+            again.load_state_dict(backbone.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{target} has other tensors when it is built again: {' '.join(str(error).split())}"
+            ) from error
+        before = copy.deepcopy(backbone).eval()
+        found = [model(_ones(backbone, 1)) for model in (before, before, again.eval())]
+    if not all(isinstance(features, Tensor) for features in found):
+        return
+    near = 1e-3 * found[0].abs().max()
+    if bool((found[1] - found[0]).abs().max() > near):  # it computes at random
+        return
+    if bool((found[2] - found[0]).abs().max() > near):
+        raise ValueError(
+            f"{target}, built again with the same state dict, computes other features, and so would msh.load: register "
+            "what it draws at random, as parameters or buffers that are persistent, and modules in a ModuleList"
+        )
 
 
 def check_tokens(backbone: nn.Module, task: Task) -> None:

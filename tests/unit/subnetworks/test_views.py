@@ -432,3 +432,43 @@ def test_the_padding_row_is_unowned_and_stays_0(generator):
     assert (total.owned, total.free, total.size) == ({"a": 100}, 52, 152)
     network.release("a")
     assert (network.state.total().free, network.backbone.table.weight[0].abs().max()) == (152, 0.0)
+
+
+class Remembers(nn.Module):
+    """A backbone that writes into a tensor while it trains."""
+
+    input_shape, features = (8,), 8
+
+    def __init__(self, where):
+        super().__init__()
+        self.layer, self.where = nn.Linear(8, 8), where
+        if where == "attribute":
+            self.mean = torch.zeros(8)
+        else:
+            self.register_buffer("mean", torch.zeros(8), persistent=where == "persistent")
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, inputs):
+        hidden = self.layer(inputs)
+        self.cache = torch.zeros(len(inputs))  # grows, as a cache of positions does
+        if self.training and self.where != "nothing":
+            self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        return hidden - self.mean
+
+
+@pytest.mark.parametrize("where", ["persistent", "nothing", "lost", "attribute"])
+def test_freezing_warns_of_what_training_wrote_and_no_file_holds(where, caplog):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(nn.Sequential(Remembers(where)))
+    network.add_task("a", nn.Linear(8, 3))
+    network.begin("a")
+    network.train()
+    network(torch.randn(6, 8), "a")
+    network.eval()
+    network.compact("a")
+    before = network(torch.ones(1, 8), "a")
+    network.freeze("a")
+    is_same = torch.allclose(network(torch.ones(1, 8), "a"), before)
+    assert is_same == (where in ("persistent", "nothing"))
+    expected = "task a: what training has written into 0.mean is lost"
+    assert [expected in record.message for record in caplog.records] == ([] if is_same else [True])
