@@ -213,7 +213,7 @@ def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
 
     with _as_file(file) as path:
         if not file.endswith(JSON) and not (file == STDIN and _is_json(path, encoding)):
-            return read_table(str(path), encoding, texts=as_written).frame
+            return read_table(str(path), encoding, texts=as_written, alone=True).frame
         content = read_text(path, encoding)
     rows = _json(content, file) if content.lstrip()[:1] == "[" else [row for _, row in _lines(file, content)]
     if not all(isinstance(row, dict) for row in rows):

@@ -126,6 +126,7 @@ def read_table(
     delimiter: str | None = None,
     decimal: str | None = None,
     texts: Collection[str] | None = (),
+    alone: bool = False,
 ) -> Table:
     """Read a table with a header: CSV, or by suffix Parquet (.parquet, .pq) or Excel (.xlsx; the first sheet).
 
@@ -135,6 +136,8 @@ def read_table(
         delimiter: character between the cells of a CSV file; None: found from the first rows.
         decimal: "." or "," for decimal numbers written as text; None: found from the cells.
         texts: columns whose cells are kept as written, so that 01 stays 01; None: all.
+        alone: read each column's numbers as its own cells show, whatever other columns do. For files that are read as
+            a training file was: that one decides, and additional columns must not.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file has another encoding, no rows, uneven rows or repeated names, or a setting is invalid.
@@ -148,8 +151,8 @@ def read_table(
     suffix = file.suffix.lower()
     if suffix in PARQUET + EXCEL:
         frame = _read_typed(file, suffix)
-        return _with_numbers(Table(file, frame, None, decimal), frame.columns if texts is None else texts)
-    return _read_csv(file, encoding, delimiter, decimal, texts)
+        return _with_numbers(Table(file, frame, None, decimal), frame.columns if texts is None else texts, alone)
+    return _read_csv(file, encoding, delimiter, decimal, texts, alone)
 
 
 def written_rows(file: Path, csv_form: tuple[str, str] | None, rows: Tensor) -> Any:
@@ -240,7 +243,7 @@ def _checked_names(file: Path, header: Sequence[str]) -> list[str]:
 
 
 def _read_csv(
-    file: Path, encoding: str, delimiter: str | None, decimal: str | None, texts: Collection[str] | None
+    file: Path, encoding: str, delimiter: str | None, decimal: str | None, texts: Collection[str] | None, alone: bool
 ) -> Table:
     import pandas as pd
 
@@ -267,8 +270,8 @@ def _read_csv(
     if not len(frame):
         raise _empty(file)
     as_written |= _restore_codes(frame, as_written, file, encoding, mark, names)
-    table = _with_numbers(Table(file, frame, (encoding, mark), decimal), as_written)
-    return table if table.decimal != "," else _with_points_between_thousands(table, names, as_written)
+    table = _with_numbers(Table(file, frame, (encoding, mark), decimal), as_written, alone)
+    return table if alone or table.decimal != "," else _with_points_between_thousands(table, names, as_written)
 
 
 def _parsed(
@@ -529,10 +532,11 @@ def wrong_encoding(file: Path, encoding: str, error: UnicodeError) -> ValueError
     )
 
 
-def _with_numbers(table: Table, as_written: Collection[str]) -> Table:
+def _with_numbers(table: Table, as_written: Collection[str], alone: bool) -> Table:
     """Read the columns of texts all of which are numbers, written in one way; find the file's decimal mark.
 
-    Columns where commas or points may mark decimals or thousands are read as the others show, or stay texts.
+    Columns where commas or points may mark decimals or thousands are read as the others show, or stay texts; `alone`:
+    they stay texts.
     """
     import pandas as pd
 
@@ -547,7 +551,7 @@ def _with_numbers(table: Table, as_written: Collection[str]) -> Table:
             forms[name] = find_form(cells, str, name, decimal=table.decimal)
         except ValueError:
             open_columns.append(name)
-    decimal = table.decimal or _decimal_of(table, forms, bool(open_columns))
+    decimal = table.decimal or (None if alone else _decimal_of(table, forms, bool(open_columns)))
     for name in open_columns if decimal is not None else ():
         forms[name] = find_form(table.frame[name], str, name, decimal=decimal)
     read = {}

@@ -77,7 +77,7 @@ def table(
     tables = {"train": read_table(path, encoding, delimiter, decimal, written)}
     written |= tables["train"].forms.keys()  # the other files' numbers are read as this one's
     for part, file in (("val", val_path), ("test", test_path)):
-        tables |= {} if file is None else {part: read_table(file, encoding, delimiter, decimal, written)}
+        tables |= {} if file is None else {part: read_table(file, encoding, delimiter, decimal, written, alone=True)}
     targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
     tables, values = _labelled(tables, targets, wishes)
     rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, "test" in tables)
