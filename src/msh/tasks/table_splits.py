@@ -42,18 +42,23 @@ class SplitBy:
     Attributes:
         by: "column": names each row's split; "group": its values stay in one split; "time": the latest rows test.
         name: the column's.
+        role: the one that a setting chooses for the column, such as "date %d.%m.%Y", in which times are written; or "".
     """
 
     by: Literal["column", "group", "time"]
     name: str
+    role: str = ""
 
     @classmethod
-    def parse(cls, split: Mapping[str, str] | None, others: Mapping[str, Any]) -> SplitBy | None:
+    def parse(
+        cls, split: Mapping[str, str] | None, others: Mapping[str, Any], roles: Mapping[str, str] | None = None
+    ) -> SplitBy | None:
         """Read `source.split`.
 
         Args:
             split: {"column", "group" or "time": name of a column}, or None.
             others: settings that cannot be set beside it.
+            roles: `source.columns`.
         """
         if split is None:
             return None
@@ -63,7 +68,7 @@ class SplitBy:
         one_of("source.split", by, ("column", "group", "time"))
         if clash := [key for key, value in others.items() if value is not None]:
             raise ValueError(f"source.split = {dict(split)} cannot be set beside source.{clash[0]}: remove one")
-        return cls(cast(Literal["column", "group", "time"], by), name)
+        return cls(cast(Literal["column", "group", "time"], by), name, str((roles or {}).get(name, "")))
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def split_rows(
             raise cell_error(table.row, by.name, cells, groups < 0, "is no group (source.split.group)")
         rest, test = _grouped(rows, groups, test_fraction or TEST_FRACTION)
         return Rows(*_grouped(rest, groups, VAL_FRACTION), test)
-    order = np.argsort(_times(table, by.name, cells), kind="stable")
+    order = np.argsort(_times(table, by.name, cells, by.role), kind="stable")
     rest, test = _cut(order, test_fraction or TEST_FRACTION)
     train, val = _cut(rest, VAL_FRACTION)
     return Rows(np.sort(train), np.sort(val), np.sort(test))
@@ -153,16 +158,19 @@ def _grouped(rows: np.ndarray, groups: np.ndarray, fraction: float) -> tuple[np.
     return rows[np.sort(first)], rows[np.sort(second)]
 
 
-def _times(table: Table, name: str, cells: Any) -> np.ndarray:
+def _times(table: Table, name: str, cells: Any, role: str) -> np.ndarray:
+    """Read a column as times: as dates if its role says so or some cells are no numbers, else as numbers."""
+    kind, _, format = role.partition(" ")
     times, bad = numbers_or_bad(cells)
     missing = np.isnan(times)
-    if bad.any():
-        format = find_date_format(name, coded(cells)[1]) or ""
+    are_dates = kind == "date" or bad.any()
+    if are_dates:
+        format = format or find_date_format(name, coded(cells)[1]) or ""
         times = read_dates(cells, format, table.row, name)
         missing = times == NO_DATE
     if missing.any():
         raise cell_error(table.row, name, cells, missing, "is no time (source.split.time)")
-    if bad.any():
+    if are_dates:
         report_short_years(cells, times, format, name)
     return times
 

@@ -65,7 +65,7 @@ def table(
     Raises:
         ValueError: a column is missing, a cell fits neither its column's role nor the classes, or a setting is invalid.
     """
-    by = _checked_split(split, test_fraction, test_seed, test_path, val_path)
+    by = _checked_split(split, test_fraction, test_seed, test_path, val_path, columns)
     roles = dict(columns or {})
     written = {*exclude, *(name for name, role in roles.items() if role != "number")}
     written |= {target} if kind == "classification" and threshold is None else set()
@@ -105,6 +105,7 @@ def _checked_split(
     test_seed: int | None,
     test_path: str | None,
     val_path: str | None,
+    roles: Mapping[str, str] | None,
 ) -> SplitBy | None:
     """Check the settings that choose the splits."""
     with Problems() as problems:
@@ -114,7 +115,7 @@ def _checked_split(
         if test_seed is not None and test_path is not None:
             problems.add(f"source.test_seed = {test_seed} cannot be set beside source.test_path: remove one")
         others = {"test_path": test_path, "val_path": val_path, "test_seed": test_seed}
-        return problems.check(SplitBy.parse, split, others)
+        return problems.check(SplitBy.parse, split, others, roles)
 
 
 def _labelled(

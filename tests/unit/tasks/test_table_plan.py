@@ -384,6 +384,25 @@ def test_the_latest_rows_are_the_test_split(column, people):
     assert latest[1].max() < latest[2].min()
 
 
+@pytest.mark.parametrize(
+    ("format", "role"),
+    [
+        ("%d%m%Y", "date %d%m%Y"),  # numbers, too, but those do not grow with time
+        ("%m.%Y", "date %m.%Y"),
+        ("%d/%m/%Y", "date %d/%m/%Y"),  # without the role, month and day could be exchanged
+        ("%Y%m%d", "date"),
+        ("%d.%m.%Y", "drop"),
+    ],
+)
+def test_rows_are_split_by_time_in_the_format_that_is_set(format, role, people):
+    days = pd.date_range("2021-11-01", periods=60, freq="MS")
+    frame = PEOPLE.assign(sold=days.strftime(format)).sample(frac=1, random_state=0)
+    data = people(frame, split={"time": "sold"}, columns={"sold": role})
+    order = frame.index.to_numpy()  # by time
+    splits = [sorted(order[split.raw.rows].tolist()) for split in (data.train, data.val, data.test)]
+    assert splits == [list(range(38)), list(range(38, 48)), list(range(48, 60))]
+
+
 def test_a_validation_file_is_the_validation_split(people, tmp_path):
     PEOPLE[:7].to_csv(tmp_path / "val.csv", index=False)
     data = people(val_path=str(tmp_path / "val.csv"))
