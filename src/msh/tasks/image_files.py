@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msh.errors import Problems, invalid
-from msh.tasks.cells import PLAIN, as_text, find_form, numbers_or_bad
+from msh.tasks.cells import PLAIN, NumberForm, as_text, find_form, numbers_or_bad
 from msh.tasks.checks import ListedProblems
 from msh.tasks.labels import Classes, find_classes, read_labels, too_few
 from msh.tasks.options import Kind
@@ -45,11 +45,13 @@ class Labelled:
         files: their paths.
         targets: as in `Split`.
         names: of the classes, labels or values, in order.
+        forms: the ways in which the table writes the numbers of each target; () for classes and lists of labels.
     """
 
     files: list[Path]
     targets: Tensor
     names: tuple[str, ...]
+    forms: tuple[NumberForm, ...] = ()
 
 
 def is_litter(name: str) -> bool:
@@ -107,7 +109,7 @@ def in_table(
     kind: Kind,
     file: str,
     target: Sequence[str],
-    names: tuple[str, ...] | None = None,
+    training: Labelled | None = None,
     missing_labels: str = "drop",
     encoding: str = "utf-8",
 ) -> Labelled:
@@ -120,13 +122,15 @@ def in_table(
             by ";"; "regression": numbers.
         file: column with the images' paths, below `folder`.
         target: columns to predict.
-        names: of the training split's classes or labels; None: found in the file, sorted.
+        training: the training split, whose classes, labels and ways of writing numbers hold here, too; None: they are
+            found in the file, classes and labels sorted.
         missing_labels: for rows without a label: "drop" drops and counts them, "error" raises.
         encoding: a CSV file's.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: columns, cells or images are missing or invalid, or an image has several classes; all are reported.
     """
+    names = None if training is None else training.names
     read = read_table(path, encoding, texts=None)
     table = read.path
     columns = _columns(read, kind, file, target)
@@ -142,10 +146,10 @@ def in_table(
     images = {line: folder / rows[line - 2][file] for line in cells}
     files = list(images.values())
     _report_repeated(table, images)
-    if kind == "regression":
-        return Labelled(files, _numbers(read, cells, target), tuple(target))
-    if kind == "multilabel" and not has_lists:
-        return Labelled(files, _flags(read, cells, target), tuple(target))
+    if not has_lists and kind != "classification":
+        values, forms = _numbers(read, cells, target, training)
+        targets = values if kind == "regression" else _flags(read, cells, target, values)
+        return Labelled(files, targets, tuple(target), forms)
     if has_lists:
         cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
     is_training = names is None
@@ -254,28 +258,32 @@ def _numbered(table: Path, listed: Cells, names: tuple[str, ...] | None) -> tupl
     return [list(islice(left, len(row))) for row in listed.values()], classes.names
 
 
-def _numbers(table: Table, cells: Cells, target: Sequence[str]) -> Tensor:
-    import pandas as pd
-
+def _numbers(
+    table: Table, cells: Cells, target: Sequence[str], training: Labelled | None
+) -> tuple[Tensor, tuple[NumberForm, ...]]:
+    """Return the numbers of rows, float64 (rows, targets), and the ways in which they are written."""
     numbers, lines = torch.empty(len(cells), len(target), dtype=torch.float64), list(cells)
+    forms = [PLAIN] * len(target) if training is None else list(training.forms)
     with ListedProblems() as problems:
         for i, column in enumerate(target):
-            texts = pd.Series([row[i] for row in cells.values()], dtype="str")
+            own = table.frame[column].iloc[[line - 2 for line in lines]]
             where = partial(_row, table, lines)
-            form = problems.check(find_form, texts, where, column, decimal=table.decimal) or PLAIN
-            values, bad = numbers_or_bad(texts, form=form)
-            numbers[:, i] = torch.from_numpy(values)
+            if training is None:
+                forms[i] = problems.check(find_form, own, where, column, decimal=table.decimal) or PLAIN
+            values, bad = numbers_or_bad(own, form=forms[i])
+            numbers[:, i] = torch.tensor(values)
             for row in np.flatnonzero(bad | np.isnan(values)).tolist():
-                problems.add(f"{where(row)}, column {column!r}: {texts[row]!r} is no number")
-    return numbers
+                problems.add(f"{where(row)}, column {column!r}: {cells[lines[row]][i]!r} is no number")
+    return numbers, tuple(forms)
 
 
 def _row(table: Table, lines: Sequence[int], row: int) -> str:
     return f"{table.path}, row {lines[row]}"
 
 
-def _flags(table: Table, cells: Cells, target: Sequence[str]) -> Tensor:
-    flags, lines = _numbers(table, cells, target).float(), list(cells)
+def _flags(table: Table, cells: Cells, target: Sequence[str], values: Tensor) -> Tensor:
+    """Return numbers (rows, labels) as float32 if all are 0 or 1."""
+    flags, lines = values.float(), list(cells)
     with ListedProblems() as problems:
         for i, j in ((flags != 0) & (flags != 1)).nonzero().tolist():
             line = lines[i]

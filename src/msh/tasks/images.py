@@ -187,9 +187,9 @@ def _of_tables(
 ) -> list[Labelled]:
     columns, parts = [target] if isinstance(target, str) else list(target), list[Labelled]()
     for table, folder in zip(tables, (folders[0], folders[-1]), strict=True):
-        names = parts[0].names if parts else None
         if table is not None:
-            parts.append(in_table(table, folder, kind, file, columns, names, missing_labels, encoding))
+            training = parts[0] if parts else None
+            parts.append(in_table(table, folder, kind, file, columns, training, missing_labels, encoding))
     return parts
 
 

@@ -104,16 +104,22 @@ def _read_files(
     written: set[str],
     by: SplitBy | None,
 ) -> dict[str, Table]:
-    """Read the file or folder of each split; all problems are reported together."""
+    """Read the file or folder of each split, the training split's first: the others' numbers are read as its are.
+
+    All problems are reported together.
+    """
     written = written | (set() if by is None or by.by == "time" else {by.name})
+    tables: dict[str, Table] = {}
     with Problems() as problems:
-        read = [
-            problems.check(read_documents, path, text, unit, encoding, delimiter)
-            if kind == "lm"
-            else problems.check(read_texts, path, text, label, encoding, delimiter, written)
-            for path in paths.values()
-        ]
-    return {part: table for part, table in zip(paths, read, strict=True) if table is not None}
+        for part, path in paths.items():
+            if kind == "lm":
+                read = problems.check(read_documents, path, text, unit, encoding, delimiter)
+            else:
+                alone = part != "train"
+                read = problems.check(read_texts, path, text, label, encoding, delimiter, written, alone)
+                written |= set() if alone or read is None else read.forms.keys()
+            tables |= {} if read is None else {part: read}
+    return tables
 
 
 def _check_kind(kind: Kind, unit: str | None, threshold: float | None, vocabulary: int | None) -> None:

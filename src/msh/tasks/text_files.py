@@ -47,7 +47,13 @@ class NamedRows(Table):
 
 
 def read_texts(
-    path: str, text: str, label: str, encoding: str, delimiter: str | None, as_written: Collection[str]
+    path: str,
+    text: str,
+    label: str,
+    encoding: str,
+    delimiter: str | None,
+    as_written: Collection[str],
+    alone: bool = False,
 ) -> Table:
     """Read texts: by suffix a table or JSON Lines (.jsonl, .ndjson, .json), or a folder with a folder per class.
 
@@ -56,7 +62,7 @@ def read_texts(
         text: column with the texts; a folder's get this name.
         label: column with the labels; a folder's get this name.
         encoding: of a CSV file, of JSON, or of all files in a folder; a byte order mark is recognized.
-        delimiter: as in `read_table`.
+        delimiter, alone: as in `read_table`.
         as_written: likewise, its `texts`.
     Raises:
         FileNotFoundError: there is no such file or folder, or no class folder.
@@ -66,7 +72,7 @@ def read_texts(
         return _read_folder(existing(path, "folder"), text, label, encoding)
     if Path(path).suffix.lower() in JSON:
         return _read_json(existing(path, "file"), encoding)
-    return read_table(path, encoding, delimiter, texts=as_written)
+    return read_table(path, encoding, delimiter, texts=as_written, alone=alone)
 
 
 def read_documents(path: str, text: str, unit: str | None, encoding: str, delimiter: str | None) -> Table:

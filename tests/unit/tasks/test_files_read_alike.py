@@ -2,9 +2,12 @@
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from msh.inference.inputs import read_inputs
+from msh.tasks.images import image_folder
 from msh.tasks.tables import table
+from msh.tasks.text import texts
 
 WEIGHTS = [3.548, 1.25, 2.5, 4.125]
 PLAIN = "weight,y\n" + "".join(f"{weight:.3f},{'ab'[weight > 3]}\n" for weight in WEIGHTS * 5)
@@ -44,3 +47,49 @@ def test_a_plain_column_is_read_by_its_own_cells_or_refused(write):
     for remark in ("1,5", "1,234.5"):
         with pytest.raises(ValueError, match=r"new\.csv, line 2, column 'weight': '3,548' is not a finite number"):
             table(write(PLAIN), "y", test_path=write(beside(remark, ["3,548"]), "new.csv"))
+
+
+# ---- targets of images and texts
+
+GERMAN = ["1.210", "1.310,5", "2.430,5", "1.930", "80,5"] * 6
+THOUSANDS = ["1.070", "1.320", "1.740"] * 4
+
+
+def listing(prices, word, tmp_path):
+    """Return a table of prices, with a text each and the images that it names."""
+    for i in range(len(prices)):
+        Image.new("L", (4, 4), 5 * i + (word == "new")).save(tmp_path / f"{word}{i}.png")
+    return pd.DataFrame(
+        {"file": [f"{word}{i}.png" for i in range(len(prices))], "text": [f"a {word} {i}" for i in range(len(prices))]}
+    ).assign(price=prices)
+
+
+def regression(source, train, test, tmp_path):
+    if source == "images":
+        return image_folder(str(tmp_path), labels=train, test_labels=test, target="price", kind="regression")
+    if source == "texts":
+        return texts(train, label="price", kind="regression", test_path=test, val_path=test)
+    roles = {"file": "category", "text": "category"}
+    return table(train, "price", kind="regression", test_path=test, val_path=test, columns=roles)
+
+
+@pytest.mark.parametrize("source", ["images", "texts", "tables"])
+def test_targets_of_other_files_are_read_as_the_training_files(source, tmp_path):
+    """Alone, 1.070 would be 1.07; a number of an Excel file is one, however texts are written."""
+    listing(GERMAN, "old", tmp_path).to_csv(tmp_path / "train.csv", sep=";", index=False)
+    listing(THOUSANDS, "new", tmp_path).to_csv(tmp_path / "test.csv", sep=";", index=False)
+    listing([1.07, 1.234, 7] * 4, "new", tmp_path).to_excel(tmp_path / "test.xlsx", index=False)
+    for name, expected in (("test.csv", [1070, 1320, 1740]), ("test.xlsx", [1.07, 1.234, 7])):
+        data = regression(source, str(tmp_path / "train.csv"), str(tmp_path / name), tmp_path)
+        assert data.train.targets.flatten()[:5].tolist() == [1210, 1310.5, 2430.5, 1930, 80.5]
+        for split in filter(None, (data.test, data.val)):
+            assert split.targets.flatten()[:3].tolist() == expected
+
+
+@pytest.mark.parametrize("source", ["images", "texts"])
+def test_plain_targets_stay_plain_beside_thousands_in_another_file(source, tmp_path):
+    listing([1.07, 1.25, 2.5] * 4, "old", tmp_path).to_csv(tmp_path / "train.csv", index=False)
+    new = listing(["1.070", "1.320"], "new", tmp_path).assign(remark="1,5")
+    new.to_csv(tmp_path / "test.csv", index=False)
+    data = regression(source, str(tmp_path / "train.csv"), str(tmp_path / "test.csv"), tmp_path)
+    assert data.test.targets.flatten().tolist() == [1.07, 1.32]
