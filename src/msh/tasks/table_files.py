@@ -197,7 +197,7 @@ def _read_typed(file: Path, suffix: str) -> Any:
     others = ""
     try:
         if suffix in PARQUET:
-            frame = pd.read_parquet(file).reset_index(drop=True)
+            frame = _with_index(pd.read_parquet(file))
             header = [str(name).strip() for name in frame.columns]
         else:
             cells, others = _first_sheet(file)
@@ -212,6 +212,24 @@ def _read_typed(file: Path, suffix: str) -> Any:
     if others:
         log.warning("%s: only the first sheet is read, not %s", file, others)
     frame.columns = pd.Index(_checked_names(file, header))
+    return frame
+
+
+def _with_index(frame: Any) -> Any:
+    """Put the index of a DataFrame into columns before the others, as CSV files have it, and number the rows from 0.
+
+    Left out are copies of columns, and whole numbers without a name: pandas numbers rows so, and keeps the numbers
+    where it selects rows.
+    """
+    import pandas as pd
+
+    levels = [frame.index.get_level_values(number) for number in range(frame.index.nlevels)]
+    frame = frame.reset_index(drop=True)
+    are_numbers = [level.name is None and pd.api.types.is_integer_dtype(level.dtype) for level in levels]
+    are_copies = [level.name in frame and pd.Index(frame[level.name]).equals(level) for level in levels]
+    kept = [level for level, *flags in zip(levels, are_numbers, are_copies, strict=True) if not any(flags)]
+    for place, level in enumerate(kept):
+        frame.insert(place, "" if level.name is None else level.name, level, allow_duplicates=True)
     return frame
 
 

@@ -123,8 +123,12 @@ class ReadTable:
             )
 
     def _cells_of_frame(self, frame: Any) -> list[Any]:
-        """Return the columns' cells (rows,) of a DataFrame."""
+        """Return the columns' cells (rows,) of a DataFrame; those that are no columns may be in its index, by name."""
         names = [str(name).strip() for name in frame.columns]
+        needed = set(self.inputs) - set(names)
+        if in_index := [name for name in frame.index.names if name is not None and str(name).strip() in needed]:
+            frame = frame.reset_index(level=in_index)
+            names = [*(str(name).strip() for name in in_index), *names]
         self._check_columns(names)
         at = {name: place for place, name in enumerate(names)}
         frame = frame.reset_index(drop=True)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messages import says
+from msh.inference.inputs import read_inputs
 from msh.tasks import table_files
 from msh.tasks.cells import find_form
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
@@ -87,6 +88,44 @@ def test_parquet_and_excel_files_are_read(tmp_path, expected):
         digits = {"rtol": 1e-15 if suffix == "xlsx" else 0, "atol": 0}  # Excel keeps 16 digits
         torch.testing.assert_close(data.train.inputs, expected.train.inputs, **digits)
         torch.testing.assert_close(data.train.targets, expected.train.targets, **digits)
+
+
+@pytest.mark.parametrize(
+    ("index", "names"),
+    [
+        (pd.date_range("2024-01-01", periods=40, name="day"), ["day"]),
+        (pd.RangeIndex(40, name="floor"), ["floor"]),
+        (pd.MultiIndex.from_arrays([list("abcd") * 10, range(40)], names=["street", "house"]), ["street", "house"]),
+        (pd.Index([f"house {i}" for i in range(40)]), ["Unnamed: 0"]),
+        (pd.Index(range(40, 0, -1)), []),  # numbers of selected rows
+        (pd.Index(FRAME["size"]), []),  # a copy of a column
+    ],
+)
+def test_the_index_that_pandas_writes_into_parquet_is_read(index, names, tmp_path):
+    FRAME.set_axis(index).to_parquet(tmp_path / "table.parquet")
+    found = read_table(str(tmp_path / "table.parquet"))
+    assert [*found.frame.columns] == [*names, *FRAME.columns]
+    for level, name in enumerate(names):
+        assert found.frame[name].tolist() == index.get_level_values(level).tolist()
+    again = found.reread(torch.tensor([3]))
+    assert [*again.columns] == [*names, *FRAME.columns]
+
+
+def test_an_index_with_a_columns_name_and_other_cells_is_refused(tmp_path):
+    FRAME.set_axis(pd.RangeIndex(40, name="size")).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match="the header names 'size' more than once"):
+        read_table(str(tmp_path / "table.parquet"))
+
+
+@pytest.mark.parametrize("indices", [["day"], ["other", "day"], ["size", "day"]])
+def test_rows_to_predict_may_have_columns_in_their_index(indices, tmp_path):
+    frame = FRAME.assign(day=pd.date_range("2024-01-01", periods=len(FRAME)), other=range(len(FRAME)))
+    frame.drop(columns="other").to_csv(tmp_path / "table.csv", index=False)
+    step = read(tmp_path / "table.csv").steps[0]
+    expected = step(frame)
+    assert torch.equal(step(frame.set_index(indices)), expected)
+    frame.set_index(indices).to_parquet(tmp_path / "new.parquet")
+    assert torch.equal(step(read_inputs([(step,)], [str(tmp_path / "new.parquet")]).examples), expected)
 
 
 @pytest.mark.parametrize(("suffix", "module"), [("xlsx", "openpyxl"), ("parquet", "pyarrow")])
