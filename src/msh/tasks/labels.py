@@ -30,10 +30,12 @@ class Labels:
     Attributes:
         codes: int64 (rows,), index in `texts`; -1 where the label is missing.
         texts: the different labels as written, stripped, in order of appearance.
+        are_names: each text is a class; else texts that are equal as numbers are one.
     """
 
     codes: np.ndarray
     texts: list[str]
+    are_names: bool = False
 
     @property
     def missing(self) -> np.ndarray:
@@ -55,23 +57,28 @@ class Classes:
 
     def number(self, labels: Labels) -> np.ndarray:
         """Number labels by their class, int64 (rows,); -1 where the class is unknown or the label missing."""
-        numbers = {_value(name): number for number, name in enumerate(self.names)}
-        known = np.array([*(numbers.get(_value(text), -1) for text in labels.texts), -1], dtype=np.int64)
+        written = {name: number for number, name in enumerate(self.names)}
+        numbers = {_value(name): written[name] for name in sorted(self.names, key=len, reverse=True)}
+        found = [written.get(text, numbers.get(_value(text), -1)) for text in labels.texts]
+        known = np.array([*found, -1], dtype=np.int64)
         return np.asarray(known[labels.codes])
 
 
-def read_labels(cells: Any, classes: Classes | None = None) -> Labels:
+def read_labels(cells: Any, classes: Classes | None = None, are_names: bool = False) -> Labels:
     """Read a column of labels.
 
     Args:
         cells: (rows,), a pandas Series or a sequence.
         classes: of the training column; None: this is it.
+        are_names: cells are names of classes, such as folders: only None and empty ones are missing, no words are.
     Returns:
-        Labels; "-" is one only if "+" is another in the training column.
+        Labels; "-" is one only if "+" is another in the training column, or if cells are names.
     """
     import pandas as pd
 
     series = cells if isinstance(cells, pd.Series) else pd.Series(list(cells), dtype=object)
+    if are_names:
+        return Labels(*coded(series, ("",)), are_names=True)
     codes, texts = coded(series, MISSING - {"-"})
     signs = texts if classes is None else classes.names
     if "-" in texts and "+" not in signs:
@@ -82,8 +89,8 @@ def read_labels(cells: Any, classes: Classes | None = None) -> Labels:
 def find_classes(origin: str, labels: Labels) -> Classes:
     """Find the classes of a training column, and log them with their counts.
 
-    Labels that are equal as numbers, such as 1, 1.0 and 01, are one class. Warns of names that differ only in case,
-    blanks or punctuation, and of classes with one row.
+    Labels that are equal as numbers, such as 1, 1.0 and 01, are one class, unless they are names. Warns of names that
+    differ only in case, blanks or punctuation, and of classes with one row.
 
     Args:
         origin: names the column in the log.
@@ -94,9 +101,10 @@ def find_classes(origin: str, labels: Labels) -> Classes:
     counts: dict[Any, int] = defaultdict(int)
     for text, count in zip(labels.texts, rows, strict=True):
         if count:
-            spellings[_value(text)].append(text)
-            counts[_value(text)] += count
-    values = sorted(spellings, key=_natural)
+            value = text if labels.are_names else _value(text)
+            spellings[value].append(text)
+            counts[value] += count
+    values = sorted(spellings, key=lambda value: _natural(_value(spellings[value][0])))
     names = [min(spellings[value], key=lambda text: (len(text), text)) for value in values]
     classes = Classes(tuple(names), tuple(counts[value] for value in values))
     _report(origin, classes)

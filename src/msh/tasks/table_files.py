@@ -73,6 +73,7 @@ class Table:
         csv: (encoding, delimiter) of a CSV file.
         decimal: "." or "," if the file's numbers or a setting decide which is the decimal mark.
         forms: ways in which columns of numbers were written; others are plain, or still texts.
+        in_class_folders: the labels are the names of folders, each of which is a class.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class Table:
     csv: tuple[str, str] | None = None
     decimal: str | None = None
     forms: Mapping[str, NumberForm] = field(default_factory=dict)
+    in_class_folders: bool = False
 
     def column(self, key: str, name: str) -> Any:
         """Return a column.

@@ -45,7 +45,7 @@ def tagged_texts(
             has a word and, as the line's last part, its class on each line, and a blank line after each text.
         tokens: JSON Lines: the field with the words.
         tags: JSON Lines: the field with the classes, names or numbers, in natural order. Words whose class is missing
-            (null) are read, and count nowhere.
+            (null or empty) are read, and count nowhere.
         test_path: the test split's file.
         val_path: the validation split's file.
         test_fraction: without a test file, the test split's share of the texts, .2 if None; the same for every seed.
@@ -64,7 +64,7 @@ def tagged_texts(
         read = [problems.check(_read, p, tokens, tags, encoding) for p in paths.values()]
     tables = [table for table in read if table is not None]
     named = [chain.from_iterable(table.frame[tags]) for table in tables]
-    labels = read_labels(list(named[0]))
+    labels = read_labels(list(named[0]), are_names=True)
     classes = find_classes(f"{tables[0].path}, {tags}", labels)
     with Problems() as problems:
         rows = [problems.check(_numbered, table, tags, classes) for table in tables]
@@ -145,7 +145,7 @@ def _numbered(table: Table, tags: str, classes: Classes) -> list[np.ndarray]:
         ValueError: a class is not in the training file.
     """
     cells = table.frame[tags]
-    labels = read_labels(list(chain.from_iterable(cells)), classes)
+    labels = read_labels(list(chain.from_iterable(cells)), classes, are_names=True)
     numbers = classes.number(labels)
     if unknown := sorted({labels.texts[code] for code in labels.codes[(numbers < 0) & ~labels.missing]}):
         shown = ", ".join(map(repr, unknown[:8]))

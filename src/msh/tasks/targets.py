@@ -85,7 +85,7 @@ class Targets:
             missing = np.isnan(numbers)
             values = numbers[:, None] if self.threshold is None else (numbers > self.threshold).astype(np.int64)
         else:
-            labels = read_labels(cells, self.classes)
+            labels = read_labels(cells, self.classes, table.in_class_folders)
             values, missing = self.classes.number(labels), labels.missing
             unknown = (values < 0) & ~missing
             if unknown.any():
@@ -133,7 +133,7 @@ def find_targets(
         cells: Any = problems.check(table.column, key, column)
     if cells.dtype == object and (nested := are_nested(cells)).any():
         raise cell_error(table.row, column, cells, nested, "is neither a label nor a number")
-    origin, labels = f"{table.path}, column {column!r}", read_labels(cells)
+    origin, labels = f"{table.path}, column {column!r}", read_labels(cells, are_names=table.in_class_folders)
     form = table.forms.get(column, PLAIN)
     if form == PLAIN and (kind != "classification" or threshold is not None):
         form = find_form(cells, table.row, column, decimal=table.decimal)

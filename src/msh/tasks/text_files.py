@@ -135,7 +135,8 @@ def _read_folder(folder: Path, text: str, label: str, encoding: str) -> Table:
     with ListedProblems() as problems:
         texts = [problems.check(read_text, file, encoding) for file in files]
     labels = [name for name, group in found.items() for _ in group]
-    return NamedRows(folder, pd.DataFrame({text: texts, label: labels}, dtype=object), names=files)
+    frame = pd.DataFrame({text: texts, label: labels}, dtype=object)
+    return NamedRows(folder, frame, in_class_folders=True, names=files)
 
 
 def read_text(file: Path, encoding: str) -> str:

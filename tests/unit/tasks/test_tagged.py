@@ -64,6 +64,18 @@ def test_classes_may_be_numbers_and_be_missing(write):
     assert data.train.targets[0].tolist() == [0, IGNORED, 1]
 
 
+@pytest.mark.parametrize("name", ["t.conll", "t.jsonl"])
+@pytest.mark.parametrize("none", ["O", "None", "NA", "-", "?", "null", "nan"])
+def test_words_for_missing_cells_are_classes(write, name, none):
+    rows = [{"tokens": ["Ann", "left", "Rome"], "tags": ["PER", none, "LOC"]}] * 5
+    columns = "\n\n".join("\n".join(map(" ".join, zip(row["tokens"], row["tags"], strict=True))) for row in rows)
+    path = write(jsonl(rows) if name.endswith("jsonl") else columns, name)
+    data = tagged_texts(path, test_path=path)
+    assert sorted(data.classes) == sorted(["PER", none, "LOC"])
+    for split in (data.train, data.test):
+        assert [data.classes[target] for target in split.targets[0]] == ["PER", none, "LOC"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

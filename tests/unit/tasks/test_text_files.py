@@ -167,6 +167,30 @@ def test_names_of_folders_can_be_numbers(tmp_path):
     assert sorted(texts(str(tmp_path), kind="regression").train.targets.unique().tolist()) == [1, 2, 10]
 
 
+def test_each_folder_is_a_class_whatever_its_name(tmp_path):
+    names = ["1", "01", "1.0", "NA", "None", "-", "null", "EU"]
+    for part in ("train", "test"):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                (tmp_path / part / name / f"{i}.txt").write_text(f"{name} in {part} {i}")
+    data = texts(str(tmp_path / "train"), test_path=str(tmp_path / "test"))
+    assert sorted(data.classes) == sorted(names)
+    for part in ("train", "test"):
+        classes = [data.classes[target] for target in data.splits[part].targets]
+        assert classes == [text.split()[0] for text in read(data, part)]
+
+
+def test_labels_of_a_table_find_the_folders_of_training(tmp_path, write):
+    for name in ("1", "01", "2", "NA"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "train" / name / f"{i}.txt").write_text(f"{name} {i}")
+    test = write("text,label\na,01\nb,1\nc,2.0\nd,1.0\ne,NA\n", "test.csv")
+    data = texts(str(tmp_path / "train"), test_path=test)
+    assert [data.classes[target] for target in data.test.targets] == ["01", "1", "2", "1"]
+
+
 def test_bad_lines_are_named_together(write):
     bad = ['{"text": "a"', "[1]", "null", '{"text": "b", "label": 1}', "", '{"text": 7} x']
     with pytest.raises(ValueError, match="4 problems") as caught:
