@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,13 +19,15 @@ from msh.errors import Problems, ProblemsError, invalid, one_of
 from msh.tasks.cells import PLAIN, as_text
 from msh.tasks.image_files import files_below
 from msh.tasks.steps import ReadNamed, Steps
-from msh.tasks.table_files import EXCEL, PARQUET, contents, encoding_of, read_table
+from msh.tasks.table_files import EXCEL, PARQUET, contents, encoding_of, read_table, suffix_of
 from msh.tasks.text_files import read_text
 
 STDIN = "-"
 JSON = (".jsonl", ".ndjson", ".json")
 START = 4096
-"""Bytes of standard input that tell JSON from CSV."""
+"""Bytes of a file that tell JSON from CSV."""
+OBJECTS = re.compile(r"\s*(\{\s*[\"}]|\[\s*[{\]])")
+"""Beginning of JSON Lines, or of a list of objects; a CSV file's header may be [a],[b]."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def read_inputs(
     per_file = {first.files for first in firsts if first.step == kind == "tokenize"}
     if len(per_file) > 1:
         raise ValueError("--task: name the task, as some read a text per file, and others one per line")
-    whole = [True in per_file and column is None and not file.endswith(JSON) for file in files]
+    whole = [True in per_file and column is None and suffix_of(file) not in JSON for file in files]
     as_written = {c.name for c in columns if getattr(c, "form", None) != PLAIN}
     readers: dict[str, Callable[[str], Part]] = {
         "table": lambda file: Part.of(_table(file, as_written, encoding)),
@@ -126,7 +129,7 @@ def _kind_of(files: Sequence[str], kinds: Sequence[str], column: str | None) -> 
     tables = ".csv", ".tsv", *PARQUET, *EXCEL
     by_suffix = dict.fromkeys(tables, "table" if column is None else "tokenize")
     by_suffix |= {".npy": "arrays", ".npz": "named", ".txt": "tokenize", STDIN: "", **dict.fromkeys(JSON, "")}
-    found = {by_suffix.get(file if file == STDIN else Path(file).suffix, "images") for file in files}
+    found = {by_suffix.get(file if file == STDIN else suffix_of(file), "images") for file in files}
     if len(found) != 1 or not found <= set(kinds):
         raise ValueError(
             f"--task: name the task, as its tasks read {', '.join(kinds)}, and the files' names do not say which"
@@ -212,7 +215,8 @@ def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
     import pandas as pd  # slow to import
 
     with _as_file(file) as path:
-        if not file.endswith(JSON) and not (file == STDIN and _is_json(path, encoding)):
+        suffix = suffix_of(file)
+        if suffix in PARQUET + EXCEL or (suffix not in JSON and not _is_json(path, encoding)):
             return read_table(str(path), encoding, texts=as_written, alone=True).frame
         content = read_text(path, encoding)
     rows = _json(content, file) if content.lstrip()[:1] == "[" else [row for _, row in _lines(file, content)]
@@ -222,10 +226,10 @@ def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
 
 
 def _is_json(path: Path, encoding: str) -> bool:
-    """Tell from the beginning of standard input whether it is JSON, no CSV."""
+    """Tell from the beginning of a file whether it holds objects in JSON, no CSV."""
     with contents(path) as opened:
         start = opened.read(START).decode(encoding_of(path, encoding), errors="ignore")
-    return start.lstrip()[:1] in ("{", "[")
+    return OBJECTS.match(start) is not None
 
 
 def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> Part:
@@ -236,9 +240,9 @@ def _texts(file: str, column: str | None, per_file: bool, encoding: str) -> Part
         one_of("--column", column, dict.fromkeys(name for row in rows for name in row) if is_list else rows.columns)
         cells = [row.get(column) for row in rows] if is_list else rows[column]
         return Part.of([cell if isinstance(cell, str) else as_text(cell, ()) for cell in cells])  # None: refused later
-    if file.endswith((".csv", ".tsv", *PARQUET, *EXCEL)):
+    if suffix_of(file) in (".csv", ".tsv", *PARQUET, *EXCEL):
         raise invalid("--column", f"a column of {file}", None)
-    if file.endswith(JSON):
+    if suffix_of(file) in JSON:
         return _values(file, encoding)
     lines = [text_of(file, encoding)] if per_file else text_of(file, encoding).split("\n")
     while lines and not lines[-1].strip():
@@ -257,7 +261,7 @@ def _without_blank(part: Part) -> Part:
 
 def _words(file: str, column: str | None, encoding: str) -> Part:
     """Read a text per line, or JSON: a text or a list of words, alone or in an object."""
-    if not file.endswith(JSON):
+    if suffix_of(file) not in JSON:
         return _texts(file, column, False, encoding)
     part = _values(file, encoding)
     key = column or "tokens"
@@ -265,7 +269,7 @@ def _words(file: str, column: str | None, encoding: str) -> Part:
 
 
 def _array(file: str, encoding: str) -> Part:
-    if file.endswith(".npy"):
+    if suffix_of(file) == ".npy":
         try:
             return Part.of(np.load(file, allow_pickle=False))
         except (OSError, TypeError, ValueError) as error:  # an array of one number has no length
@@ -279,7 +283,7 @@ def _array(file: str, encoding: str) -> Part:
 
 def _named(step: ReadNamed, file: str, encoding: str) -> Part:
     """Read inputs by name: an NPZ file of arrays (examples, ...), or an object per line in JSON."""
-    if not file.endswith(".npz"):
+    if suffix_of(file) != ".npz":
         return _values(file, encoding)
     try:
         with np.load(file, allow_pickle=False) as arrays:

@@ -308,7 +308,7 @@ def _joined(join: Callable[[list[np.ndarray]], np.ndarray], pairs: Sequence[Pair
 
 
 def _check_pair(problems: Problems, prefix: str, path: str, targets_path: str | None) -> None:
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in (".npz", ".npy"):
         problems.add(invalid(f"source.{prefix}path", "a file .npz or .npy", path))
     elif suffix == ".npy" and targets_path is None:

@@ -398,6 +398,11 @@ def is_wide(encoding: str) -> bool:
     return encoding.replace("_", "-").lower().startswith(("utf-16", "utf-32"))
 
 
+def suffix_of(file: str | Path) -> str:
+    """Return a file's suffix in lower case, without gzip's: ".csv" of NEW.CSV.gz."""
+    return Path(str(file).lower().removesuffix(".gz")).suffix
+
+
 def contents(file: Path) -> BinaryIO:
     """Open a file of text, unpacked if it is compressed with gzip.
 

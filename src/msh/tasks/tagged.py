@@ -15,7 +15,7 @@ from msh.tasks.checks import ListedProblems, existing
 from msh.tasks.labels import Classes, find_classes, read_labels
 from msh.tasks.outputs import IGNORED
 from msh.tasks.steps import is_text
-from msh.tasks.table_files import Table
+from msh.tasks.table_files import Table, suffix_of
 from msh.tasks.table_splits import split_rows
 from msh.tasks.text import checked_tokenizer, splits_of
 from msh.tasks.text_files import JSON, NamedRows, read_text, read_texts
@@ -87,7 +87,7 @@ def tagged_texts(
 
 def _read(path: str, tokens: str, tags: str, encoding: str) -> Table:
     """Read texts and their classes: a table whose cells are lists of words, and of as many classes."""
-    if not path.lower().endswith(JSON):
+    if suffix_of(path) not in JSON:
         return _read_lines(path, tokens, tags, encoding)
     table = read_texts(path, tokens, tags, encoding, None, ())
     with Problems() as problems:

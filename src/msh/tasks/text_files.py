@@ -18,7 +18,7 @@ from msh.tasks.cells import as_text, cell_error
 from msh.tasks.checks import ListedProblems, existing
 from msh.tasks.image_files import class_folders, files_below, is_litter
 from msh.tasks.steps import is_text
-from msh.tasks.table_files import Table, contents, encoding_of, read_table, wrong_encoding
+from msh.tasks.table_files import Table, contents, encoding_of, read_table, suffix_of, wrong_encoding
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def read_texts(
     """
     if Path(path).expanduser().is_dir():
         return _read_folder(existing(path, "folder"), text, label, encoding)
-    if Path(path).suffix.lower() in JSON:
+    if suffix_of(path) in JSON:
         return _read_json(existing(path, "file"), encoding)
     return read_table(path, encoding, delimiter, texts=as_written, alone=alone)
 
@@ -91,7 +91,7 @@ def read_documents(path: str, text: str, unit: str | None, encoding: str, delimi
     import pandas as pd
 
     whole = Path(path).expanduser()
-    if not whole.is_dir() and whole.suffix.lower() not in PLAIN:
+    if not whole.is_dir() and suffix_of(whole) not in PLAIN:
         if unit is not None:
             raise invalid("source.unit", "left out, as only plain text files and folders have units", unit)
         return read_texts(path, text, text, encoding, delimiter, {text})

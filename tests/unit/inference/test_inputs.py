@@ -3,15 +3,17 @@
 import gzip
 import io
 from argparse import ArgumentParser
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from msh.cli import generate
 from msh.inference.inputs import read_inputs
 from msh.tasks.preprocessing import steps_from_data, steps_to_data
-from msh.tasks.steps import ReadArrays, Tokenize
+from msh.tasks.steps import ReadArrays, ReadNamed, Tokenize
 from msh.tasks.tables import table
 from msh.tasks.windows import NextTokens
 
@@ -114,6 +116,55 @@ def test_a_missing_column_is_never_filled(numbers, tmp_path, files, values, bad)
 def test_a_text_that_lacks_its_column_is_no_text(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n')
     assert list(read_inputs([WORDS], [str(tmp_path / "in.jsonl")], column="text").examples) == ["good", None]
+
+
+def save(folder, name, suffix, content):
+    """Write a file, packed if its name says so."""
+    path = folder / name.format(suffix.upper() if name.isupper() else suffix)
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["new{}", "NEW{}", "new{}.gz", "NEW{}.GZ"])
+def test_names_in_capitals_and_of_packed_files_are_read_alike(tmp_path, numbers, name):
+    lines, table = '{"text": "good"}\n{"text": "bad"}\n', "text,n\ngood,1\nbad,2\n"
+    for suffix, content in ((".csv", table), (".tsv", table.replace(",", "\t")), (".jsonl", lines), (".json", lines)):
+        path = save(tmp_path, name, suffix, content)
+        assert list(read_inputs([WORDS], [path], column="text").examples) == ["good", "bad"]
+        if suffix in (".csv", ".tsv"):
+            with pytest.raises(ValueError, match=r"--column must be a column of"):
+                read_inputs([WORDS], [path])
+    path = save(tmp_path, name, ".jsonl", '"good"\n"bad"\n')
+    for steps in ([WORDS], [(Tokenize("{}", files=True),)], [(NextTokens("{}", 4, 0),)]):
+        found = read_inputs(steps, [path])
+        assert (list(found.examples), found.names) == (["good", "bad"], [f"{path}:1", f"{path}:2"])
+    for suffix, content in ((".csv", "a,b\n1,2\n"), (".jsonl", '{"a": 1, "b": 2}\n')):
+        path = save(tmp_path, name, suffix, content)
+        assert numbers[0](read_inputs([numbers], [path]).examples).tolist() == [[1, 2]]
+    path = save(tmp_path, name, ".csv", "a,b\n1,2\n")
+    assert read_inputs([numbers, WORDS], [path]).kind == "table"
+    path = save(tmp_path, name, ".jsonl", "[1, 2]\n")
+    assert read_inputs([(ReadArrays((2,)),)], [path]).examples.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["new{}", "NEW{}"])
+def test_arrays_are_read_whatever_the_case_of_their_names(tmp_path, name):
+    array, named = io.BytesIO(), io.BytesIO()
+    np.save(array, np.ones((3, 2)))
+    np.savez(named, a=np.ones((3, 2)), b=np.ones((3, 1)))
+    path = save(tmp_path, name, ".npy", array.getvalue())
+    assert read_inputs([(ReadArrays((2,)),)], [path]).examples.shape == (3, 2)
+    step = ReadNamed.of({"a": np.ones((3, 2)), "b": np.ones((3, 1))})
+    assert len(read_inputs([(step,)], [save(tmp_path, name, ".npz", named.getvalue())]).names) == 3
+
+
+def test_json_in_a_file_of_another_name_is_a_table(tmp_path):
+    (tmp_path / "new.txt").write_text('{"message": "bad car"}\n{"message": "good car"}\n')
+    read = partial(read_inputs, [WORDS], [str(tmp_path / "new.txt")])
+    assert list(read(column="message").examples) == ["bad car", "good car"]
+    with pytest.raises(ValueError, match=r"^--column must be one of message, got 'text'"):
+        read(column="text")
 
 
 def test_arrays_of_several_shapes_stay_apart(tmp_path):

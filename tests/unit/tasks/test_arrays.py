@@ -44,6 +44,15 @@ def test_an_npz_file_gives_sequences_that_its_steps_prepare_bitwise(save):
     assert torch.equal(prepare(task.steps, data.test.inputs.numpy()), task.splits["test"].inputs)
 
 
+def test_suffixes_may_be_in_capitals(save, tmp_path):
+    for name in ("x.npy", "y.npy", "a.npz"):
+        save(name, **({"inputs": INPUTS, "targets": CLASSES} if name == "a.npz" else {"array": CLASSES}))
+        (tmp_path / name).rename(tmp_path / name.upper())
+    assert len(arrays(str(tmp_path / "A.NPZ")).train) == 24
+    with pytest.raises(ValueError, match=r"X\.NPY has no targets: set source.targets_path"):
+        arrays(str(tmp_path / "X.NPY"))
+
+
 def test_npy_files_with_a_test_split_keep_their_order(save):
     x, y = save("x.npy", INPUTS), save("y.npy", CLASSES * 1.5)
     data = arrays(x, y, test_path=x, test_targets_path=y, kind="regression")

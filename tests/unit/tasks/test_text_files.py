@@ -138,6 +138,20 @@ def test_packed_json_is_read_and_labels_that_are_lists_are_refused(tmp_path):
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.jsonl.gz", "A.JSON.GZ"])
+def test_json_is_read_by_the_suffix_in_any_case_and_below_gzips(name, tmp_path):
+    content = lines([{"text": f"a text {i}", "label": "ab"[i % 2]} for i in range(30)]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith("gz") else content)
+    assert len(texts(str(tmp_path / name)).train) == 24
+
+
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.txt.gz"])
+def test_plain_texts_are_read_by_the_suffix_in_any_case_and_below_gzips(name, tmp_path):
+    content = "".join(f"the line, {i}\n" for i in range(30)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert len(texts(str(tmp_path / name), kind="lm", test_fraction=0.2).texts.texts) == 30
+
+
 def test_files_that_are_no_texts_are_named_together(folder):
     (folder / "bad" / "1.txt").write_bytes("é".encode("latin-1"))
     (folder / "good" / "2.txt").write_bytes(b"PK\x03\0")
