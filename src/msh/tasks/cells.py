@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time
 from functools import cache
 from typing import Any
 
@@ -81,6 +81,9 @@ DATE = re.compile(
     r"([ T]\d{1,2}:\d{2}.*)?"
 )
 """Texts that may be dates."""
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?([+-]\d\d:\d\d)?)?")
+DIGITS = 10
+"""Digits, at most, in the shortest text of a float32, with a zero in front; that of a float64 has mostly more."""
 NESTED = (list, tuple, dict, set, bytes, np.ndarray)
 """Types of cells that no column can have."""
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -173,6 +176,75 @@ def number_as_text(text: str) -> str:
         return "0" if whole[1] == "-0" else whole[1]
     number = float(text)
     return (as_text(number, ()) or text) if np.isfinite(number) else text
+
+
+def other_texts(cell: Any) -> list[str]:
+    """List the texts, besides that of `as_text`, as which files have a boolean, a date or a float32; else none.
+
+    Args:
+        cell: a Python, NumPy or pandas value that is not missing.
+    """
+    import pandas as pd
+
+    if isinstance(cell, bool | np.bool_):
+        return [str(cell).lower(), str(cell).upper()]
+    if isinstance(cell, np.floating) and cell.itemsize < 8:
+        return [as_text(float(str(cell)), ()) or ""]
+    if isinstance(cell, np.datetime64):
+        cell = pd.Timestamp(cell)
+    if not isinstance(cell, date):
+        return []
+    day = cell.isoformat()[:10]
+    if not isinstance(cell, datetime):
+        return [f"{day}T00:00:00", f"{day} 00:00:00"]
+    is_midnight = cell.time() == time.min and cell.tzinfo is None
+    exact = ["auto"] if cell.second or cell.microsecond else ["auto", "minutes"]
+    return [day] * is_midnight + [cell.isoformat(mark, timespec) for timespec in exact for mark in ("T", " ")]
+
+
+def spelling(text: str) -> str:
+    """Return the way in which a text of a boolean, a date or a decimal number is written; "" for others."""
+    if text.casefold() in ("true", "false"):
+        return "true" if text.islower() else "TRUE" if text.isupper() else "True"
+    if ISO_DATE.fullmatch(text):
+        return re.sub(r"\d", "0", text)
+    if NUMBER.fullmatch(text) and not WHOLE.fullmatch(text):
+        return "0.0" if len(re.sub(r"\D", "", text)) <= DIGITS else "0.00000000"
+    return ""
+
+
+def coded_as(cells: Any, is_known: Callable[[str], bool]) -> tuple[np.ndarray, list[str]]:
+    """Number a column's different texts as `coded` does, typed cells by known texts.
+
+    A boolean, date or float32 whose text is unknown gets the first of its `other_texts` that is known.
+    """
+    codes, texts = coded(cells)
+    if not _may_have_others(cells):
+        return codes, texts
+    unknown = np.array([not is_known(text) for text in texts] + [False])[codes]
+    values = cells if isinstance(cells, np.ndarray) else cells.array
+    if cells.dtype.kind == "f":
+        values = np.asarray(cells.to_numpy(np.float32, na_value=np.nan)) if values is not cells else cells
+    numbers = {text: number for number, text in enumerate(texts)}
+    for row in np.flatnonzero(unknown):
+        value = values[row]
+        found = None if isinstance(value, str) else next(filter(is_known, other_texts(value)), None)
+        if found is not None:
+            codes[row] = numbers.setdefault(found, len(numbers))
+    return codes, list(numbers)
+
+
+def _may_have_others(cells: Any) -> bool:
+    """Tell whether a column may have cells with `other_texts`: not so texts, integers and float64."""
+    import pandas as pd
+
+    if isinstance(cells.dtype, pd.CategoricalDtype):
+        return bool(pd.api.types.infer_dtype(cells.cat.categories) != "string")
+    if isinstance(cells.dtype, pd.StringDtype) or cells.dtype.kind in "iu":
+        return False
+    if cells.dtype.kind == "f":
+        return bool(cells.dtype.itemsize < 8)
+    return len(cells) <= FEW or pd.api.types.infer_dtype(cells, skipna=True) != "string"
 
 
 def have_values(texts: Sequence[str]) -> bool:

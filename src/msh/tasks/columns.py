@@ -18,12 +18,14 @@ from msh.tasks.cells import (
     NumberForm,
     Where,
     coded,
+    coded_as,
     number_as_text,
     read_booleans,
     read_dates,
     read_numbers,
     report_short_years,
     row_number,
+    spelling,
 )
 from msh.tasks.steps import CONFIG
 
@@ -175,7 +177,7 @@ def _filled(values: np.ndarray, fill: float, missing: bool) -> np.ndarray:
 
 @dataclass(frozen=True, config=CONFIG)
 class Category:
-    """A column with few values: a feature for each.
+    """A column with few values: a feature for each. Booleans, dates and float32 have a value as any file writes them.
 
     Attributes:
         name: in the header.
@@ -205,11 +207,12 @@ class Category:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return 1 for the cell's value, 0 for the others."""
-        codes, texts = coded(cells)
+        codes, texts = coded_as(cells, lambda text: self._place(text) is not None)
         features = np.zeros((len(texts) + 1, self.features))  # the last row: missing
         for code, text in enumerate(texts):
-            value = number_as_text(text) if self.by_value else text
-            place = self._places.get(value, len(self.values) if self.other else None)
+            place = self._place(text)
+            if place is None and self.other:
+                place = len(self.values)
             if place is not None:
                 features[code, place] = 1
         if self.missing:
@@ -235,6 +238,9 @@ class Category:
                 *(self.name, unknown, count + unknown, _some(self.values), _some(texts)),
             )
 
+    def _place(self, text: str) -> int | None:
+        return self._places.get(number_as_text(text) if self.by_value else text)
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {value: place for place, value in enumerate(self.values)}
@@ -253,6 +259,8 @@ class Hashed:
         buckets: number of features.
         missing: add a feature for missing cells, whose features are else all 0.
         by_value: as in `Category`.
+        spellings: ways in which the training file writes booleans, dates and decimal numbers: see `spelling`. Cells of
+            these types are hashed as if written so; empty in earlier releases' files.
     Source: Weinberger et al. 2009, Feature hashing for large scale multitask learning.
     """
 
@@ -260,6 +268,7 @@ class Hashed:
     buckets: Buckets
     missing: bool = False
     by_value: bool = False
+    spellings: tuple[str, ...] = ()
     role: Literal["hashed"] = "hashed"
 
     @property
@@ -274,7 +283,7 @@ class Hashed:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the hashed values."""
-        codes, texts = coded(cells)
+        codes, texts = coded_as(cells, lambda text: spelling(text) in self.spellings)
         hashed = np.zeros((len(texts) + 1, self.features))
         texts = list(map(number_as_text, texts)) if self.by_value else texts
         if texts:

@@ -31,6 +31,7 @@ from msh.tasks.cells import (
     read_dates,
     read_numbers,
     report_short_years,
+    spelling,
 )
 from msh.tasks.columns import Amount, Boolean, Category, Column, Date, Dropped, Hashed, Number, Text
 from msh.tasks.table_files import NAMELESS, Table
@@ -271,7 +272,7 @@ def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:
     frequent = sorted(text for text, count in zip(texts, counts, strict=True) if count >= least)
     missing = bool((codes < 0).any())
     if not frequent or len(frequent) > MOST_VALUES:
-        return Hashed(name, BUCKETS, missing, is_by_value)
+        return Hashed(name, BUCKETS, missing, is_by_value, tuple(sorted({spelling(text) for text in texts} - {""})))
     return Category(name, tuple(frequent), len(frequent) < len(texts), missing, is_by_value)
 
 

@@ -1,5 +1,6 @@
 """The plan of a table's columns, the step that it makes, splits, and features for raw rows."""
 
+import datetime
 import decimal
 import json
 import logging
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from messages import says
 from msh.tasks import build_task
+from msh.tasks.cells import as_text
 from msh.tasks.columns import Category, Dropped, Hashed, Number
 from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
@@ -181,6 +183,62 @@ def test_numbers_in_a_column_of_categories_are_read_however_they_are_written(rol
     assert torch.equal(answers, step.read(frame[:20], str))
     assert len(answers.unique(dim=0)) == 4
     assert not caplog.records
+
+
+TYPED = {  # texts of a training file to cells of the same values
+    "true,false": [True, False],
+    "TRUE,FALSE": [True, False],
+    "True,False": np.array([True, False]),
+    " true,false ": pd.Series([True, False], dtype="boolean"),
+    "0.1,0.25": np.array([0.1, 0.25], np.float32),
+    "0.1,.25": pd.Series([0.1, 0.25], dtype="Float32"),
+    "2024-01-05,2024-01-06": pd.to_datetime(["2024-01-05", "2024-01-06"]),
+    "2024-01-05 00:00:00,2024-01-06 00:00:00": [np.datetime64("2024-01-05"), np.datetime64("2024-01-06", "ns")],
+    "2024-01-05 10:30,2024-01-06 00:00": pd.to_datetime(["2024-01-05 10:30", "2024-01-06 00:00"]),
+    "2024-01-05T10:30:00,2024-01-06T00:00:00": pd.to_datetime(["2024-01-05 10:30", "2024-01-06 00:00"]).astype(
+        "category"
+    ),
+    "2024-01-05 00:00:00,2024-01-06 00:00:00 ": [datetime.date(2024, 1, 5), datetime.date(2024, 1, 6)],
+}
+
+
+@pytest.mark.parametrize("texts", TYPED)
+@pytest.mark.parametrize("role", ["category", "hashed"])
+def test_typed_cells_are_read_as_the_training_file_writes_their_values(role, texts):
+    others = [f"v{i // 5}" for i in range(200 * (role == "hashed"))]
+    first, second = texts.split(",")
+    frame = pd.DataFrame({"kind": [first, second, "unknown"] * 10 + others}, dtype=object)
+    step = plan_columns(Table(None, frame), Wishes({}, None, {"kind": "category"}))
+    assert step.columns[0].role == role
+    [again] = through_json((step,))
+    expected = step.read(frame[:2], str)
+    assert len(step.read(frame[:3], str).unique(dim=0)) == 3
+    asked = pd.DataFrame({"kind": TYPED[texts]})
+    assert torch.equal(again(asked), expected)
+    assert torch.equal(again(asked[::-1]), expected.flip(0))
+    for cells in (list(TYPED[texts]), [*TYPED[texts], "unknown"]):
+        assert torch.equal(again([{"kind": cell} for cell in cells])[:2], expected)
+        assert torch.equal(again(pd.DataFrame({"kind": pd.Series(cells, dtype=object)}))[:2], expected)
+
+
+def test_typed_cells_equal_themselves():
+    """Training on a file with types, in which they have the texts of earlier releases."""
+    for role, others in (("category", []), ("hashed", [f"v{i // 5}" for i in range(200)])):
+        for cells in TYPED.values():
+            frame = pd.DataFrame({"kind": pd.Series([*pd.Series(cells).astype(object), "unknown"] * 10 + others)})
+            step = plan_columns(Table(None, frame), Wishes({}, None, {"kind": "category"}))
+            assert step.columns[0].role == role
+            assert torch.equal(step(pd.DataFrame({"kind": cells})), step.read(frame[:2], str))
+            assert len(step.read(frame[:3], str).unique(dim=0)) == 3
+
+
+def test_texts_are_compared_as_they_are_written():
+    step = ReadTable((Category("a", ("true", "2024-01-05")),))
+    texts = ["true", "TRUE", "2024-01-05", "2024-01-05T00:00:00", "2024-01-05 00:00"]
+    assert step([{"a": text} for text in texts]).sum(1).tolist() == [1, 0, 1, 0, 0]
+    earlier = Hashed("a", 8)
+    typed = pd.Series([True, pd.Timestamp("2024-01-05"), np.float32(0.1)], dtype=object)
+    assert (earlier.read(typed, str) == earlier.read(typed.map(as_text), str)).all()
 
 
 @pytest.mark.parametrize(
