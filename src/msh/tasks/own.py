@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -27,6 +29,8 @@ SIZES: dict[Kind, dict[str, Any]] = {
     "token_classification": {"num_classes": None, "task": "multiclass"},
 }
 """Kind of task to the arguments that metrics have for it; None stands for the number of outputs."""
+LOSS = "loss"
+"""Name of a task's loss in logs, NAME/val/loss, where its metric is NAME/val/METRIC."""
 TRIED = 4
 """Examples that a metric or loss is tried with."""
 
@@ -68,6 +72,7 @@ def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, M
         task.update(built, _blank(task, targets), targets)
     except Exception as error:  # each metric raises its own types
         raise ValueError(f"{key} cannot be computed with {dict(block)}: {described(error)}") from error
+    _check_score(key, built)
     usual = None if higher is None else "max" if higher else "min"
     direction = block.get("direction", usual)
     if direction is None:
@@ -76,7 +81,23 @@ def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, M
     name = str(block.get("name") or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower())
     if name in METRICS:
         raise invalid(f"{key}.name", f"another name than msh's metrics ({', '.join(METRICS)})", name)
+    if name == LOSS:
+        raise invalid(f"{key}.name", f"another name than {LOSS!r}, which logs have for the task's loss", name)
     return name, MetricSpec(lambda _: kind(**args), cast(Literal["max", "min"], direction), (task.kind,))
+
+
+def _check_score(key: str, metric: Metric) -> None:
+    """Raise unless a metric that has seen a few examples computes one number."""
+    metric.distributed_available_fn = lambda: False  # not every process has to be here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few examples
+        try:
+            score = metric.compute()
+        except Exception:  # few examples, with outputs of 0, may not suffice
+            return
+    if not isinstance(score, Real) and (not isinstance(score, Tensor) or score.numel() != 1):
+        bound = "a metric that computes one number (classes have average: micro or macro for it)"
+        raise invalid(key, bound, _form(score))
 
 
 def _read_loss(key: str, block: Any) -> Loss:
@@ -108,8 +129,12 @@ def _try_loss(key: str, task: Task) -> None:
             f"{targets.dtype}: {described(error)}"
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise invalid(key, "a loss that returns a scalar tensor, the batch's mean, with a gradient", got)
+        raise invalid(key, "a loss that returns a scalar tensor, the batch's mean, with a gradient", _form(loss))
+
+
+def _form(value: Any) -> str:
+    """Describe what a metric or loss returns: "a tensor of shape (10,)"."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _blank(task: Task, targets: Tensor) -> Tensor:

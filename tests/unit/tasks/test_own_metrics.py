@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchmetrics
 from torch.nn import functional
 
 from messages import says
@@ -57,6 +58,22 @@ WRONG_METRICS = [
         {"_target_": "torchmetrics.classification.MulticlassAUROC", "direction": "up"},
         says("tasks.a.metric.direction", value="up"),
     ),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassAUROC", "name": "loss"},
+        says("tasks.a.metric.name", value="loss"),
+    ),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassAccuracy", "average": None},
+        says("tasks.a.metric", value="a tensor of shape (3,)"),
+    ),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassConfusionMatrix", "direction": "max"},
+        says("tasks.a.metric", value="a tensor of shape (3, 3)"),
+    ),
+    (
+        {"_target_": "torchmetrics.classification.MulticlassROC", "direction": "max"},
+        says("tasks.a.metric", value="a tuple"),
+    ),
 ]
 
 
@@ -64,6 +81,29 @@ WRONG_METRICS = [
 def test_wrong_metrics_are_refused_before_training(block, message):
     with pytest.raises(ValueError, match=message):
         with_own(make_task(), block, None)
+
+
+class OfMany(torchmetrics.Metric):
+    """Cannot be computed for a few examples."""
+
+    higher_is_better = True
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("seen", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs, targets):
+        self.seen += len(targets)
+
+    def compute(self):
+        if self.seen < 5:
+            raise ZeroDivisionError
+        return float(self.seen)
+
+
+def test_a_metric_may_need_more_examples_than_it_is_tried_with():
+    task = with_own(make_task(), {"_target_": f"{__name__}.OfMany"}, None)
+    assert task.constant_score("val") == len(task.splits["val"])
 
 
 def absolute(outputs, targets, factor=1.0):
