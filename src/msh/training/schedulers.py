@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from msh.errors import Problems, described
+from msh.errors import Problems, described, invalid
 from msh.training.config import RunConfig
 
 SchedulerFactory = Callable[..., LRScheduler]
@@ -61,10 +61,11 @@ def _try(config: RunConfig, key: str, block: Mapping[str, Any]) -> None:
     """Build the optimizer, and the scheduler if the key is of one."""
     settings = {name: value for name, value in block.items() if name != "_partial_"}
     target = str(block.get("_target_"))
+    scheduler = None
     try:
         optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
         if key != "optimizer":
-            build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
+            scheduler = build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
     except HydraException:
         raise  # there is no such class
@@ -72,5 +73,19 @@ def _try(config: RunConfig, key: str, block: Mapping[str, Any]) -> None:
         if not target.startswith("torch."):
             raise ValueError(f"{key}._target_ = {target} cannot be built: {described(error)}") from error
         raise ValueError(f"{key} cannot be built from {settings}: {error}") from error
+    if scheduler is not None and not _steps_with_batches(scheduler):
+        bound = "a torch.optim.lr_scheduler.LRScheduler that needs no metric, as it steps after each batch"
+        raise invalid(f"{key}._target_", f"{bound}, such as torch's CosineAnnealingLR or OneCycleLR", target)
     if any(not 0.0 <= rate < math.inf for rate in rates):
         raise ValueError(f"{key} cannot be built from {settings}: it begins with a learning rate of {rates[0]:g}")
+
+
+def _steps_with_batches(scheduler: Any) -> bool:
+    """Tell whether a scheduler steps without arguments, as Lightning calls it; a plateau's would need a monitor."""
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        return False
+    arguments = inspect.signature(scheduler.step).parameters.values()
+    return all(
+        argument.default is not argument.empty or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        for argument in arguments
+    )

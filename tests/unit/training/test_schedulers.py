@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch.optim import lr_scheduler
-from toys import AfterBatch, begin, fit, make_config, make_module
+from toys import AfterBatch, begin, fit, make_config, make_module, make_run
 
-from msh.training.schedulers import build_scheduler
+from messages import says
+from msh.training.schedulers import build_scheduler, check_optimizer
+
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True}
 
 
 def make_optimizer(lr=1.0):
@@ -59,3 +62,29 @@ def test_a_fit_steps_the_scheduler_with_every_batch(tmp_path):
     assert len(seen.seen) == 8
     assert seen.seen == sorted(seen.seen, reverse=True)
     assert seen.seen[-1] < 0.1 * seen.seen[0]
+
+
+class OfLoss(lr_scheduler.LRScheduler):
+    """A scheduler of the user's that needs a metric."""
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, loss=0.0, *, best):
+        super().step()
+
+    def _initial_step(self):
+        pass
+
+
+def no_scheduler(optimizer):
+    return optimizer
+
+
+@pytest.mark.parametrize("key", ["scheduler", "prune_scheduler"])
+@pytest.mark.parametrize(
+    "target", ["torch.optim.lr_scheduler.ReduceLROnPlateau", f"{__name__}.OfLoss", f"{__name__}.no_scheduler"]
+)
+def test_what_cannot_step_after_each_batch_is_refused_by_its_key(key, target):
+    with pytest.raises(ValueError, match=says(f"{key}._target_", value=target)):
+        check_optimizer(make_run(["a"], optimizer=ADAM, **{key: {"_target_": target, "_partial_": True}}))
