@@ -5,9 +5,12 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from running import few_steps, here
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import msh
 from msh.cli import app, evaluate, train
@@ -234,6 +237,37 @@ def test_images_for_pretrained_weights_are_scaled_as_the_library_does(tmp_path):
     assert [step.step for step in steps] == ["images", "scale", "resize", "scale"]
     assert steps[2].size == (160, 160)
     assert [round(float(value), 3) for value in steps[3].shift.flatten()] == [0.5, 0.5, 0.5]
+
+
+def of_class_minus_one():
+    return TensorDataset(torch.zeros(20, 4), torch.arange(20) % 3 - 1)
+
+
+def of_no_file():
+    raise FileNotFoundError("no file")
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        (
+            {"_target_": "msh.tasks.arrays.dataset", "train": {"_target_": f"{__name__}.of_class_minus_one"}},
+            ValueError,
+            "got -1",
+        ),
+        ({"_target_": "msh.tasks.arrays.dataset"}, ValueError, "train"),
+        ({"_target_": f"{__name__}.of_no_file"}, OSError, "no file"),
+        ({"_target_": "msh.tasks.arrays.arrays", "path": "no.npz"}, FileNotFoundError, "source.path = no.npz"),
+        ({"_target_": "no.such"}, ValueError, "no.such"),
+        ({"_target_": "msh.tasks.arrays.arrays", "path": "${oc.env:MSH_NO_SUCH}"}, ValueError, "MSH_NO_SUCH"),
+    ],
+)
+def test_bad_data_from_python_is_an_error_of_pythons_own(source, kind, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_task(tmp_path, "mine", target=None, **source)  # with its own _target_
+    with pytest.raises(kind, match=message) as caught:
+        msh.train(f"hydra.searchpath=[file://{tmp_path / 'my'}]", "tasks=mine", *SETTINGS, "hydra.run.dir=run")
+    assert not isinstance(caught.value, HydraException | OmegaConfBaseException)
 
 
 def test_a_misspelt_setting_from_python_is_one_error(tmp_path, monkeypatch):

@@ -23,8 +23,17 @@ class OpenKeys(Composing):
         """Let overrides of open mappings add keys."""
         begun = set(_begun(overrides))
         for override in overrides:
+            _begin_missing(config, override)
             if override.type == OverrideType.CHANGE and _may_add(config, override, begun):
                 override.type = OverrideType.FORCE_ADD
+
+
+def _begin_missing(config: DictConfig, override: Override) -> None:
+    """Begin the open mapping above an override's key where a task's file leaves it to be set: OmegaConf cannot."""
+    above, _, name = (open_mapping(RunConfig, override.key_or_group) or "").rpartition(".")
+    place: Any = OmegaConf.select(config, above) if above else None
+    if isinstance(place, DictConfig) and OmegaConf.is_missing(place, name):
+        place[name] = {}
 
 
 def _begun(overrides: Iterable[Override]) -> Iterator[str]:

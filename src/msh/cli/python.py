@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -27,6 +29,22 @@ NAME = "given"
 """Stands for the module in configs and recipes."""
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise errors of Hydra and OmegaConf, and of what Hydra calls, as errors of a setting or of data.
+
+    Raises:
+        FileNotFoundError: what they call found no file.
+        ValueError: anything else.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        kind = FileNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ValueError
+        raise kind(message_of(error)) from error.__cause__
+
+
+@_plain_errors()
 def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Results]:
     """Train a curriculum, as `msh train` does.
 
@@ -50,11 +68,8 @@ def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Res
             settings.append("pruning.start=backbone")
     GlobalHydra.instance().clear()
     use_own_loader()
-    try:
-        with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
-            config = compose("config", settings, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(message_of(error)) from None
+    with initialize_config_dir(config_folder(), job_name="train", version_base="1.3"):
+        config = compose("config", settings, return_hydra_config=True)
     folder = Path(config.hydra.run.dir).resolve()
     USERS_FOLDER.set(folder if folder.exists() else None)
     folder.mkdir(parents=True, exist_ok=True)

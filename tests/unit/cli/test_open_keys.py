@@ -66,6 +66,16 @@ def test_a_key_of_an_open_mapping_needs_no_plus(overrides, key, value, plus):
     assert list(config.hydra.overrides.task) == overrides  # as typed
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_overrides_set_a_source_that_a_tasks_file_leaves_out(plus, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text("mine: {batch_size: 8}")
+    keys = [f"{plus}tasks.mine.source._target_=x.Y", f"{plus}tasks.mine.source.of.which=3"]
+    config = composed(f"hydra.searchpath=[file://{tmp_path}]", "tasks=mine", *keys)
+    assert config.tasks.mine.source == {"_target_": "x.Y", "of": {"which": 3}}
+    assert config.tasks.mine.batch_size == 8
+
+
 @pytest.mark.parametrize(
     "override",
     [
