@@ -147,9 +147,8 @@ def in_table(
     files = list(images.values())
     _report_repeated(table, images)
     if not has_lists and kind != "classification":
-        values, forms = _numbers(read, cells, target, training)
-        targets = values if kind == "regression" else _flags(read, cells, target, values)
-        return Labelled(files, targets, tuple(target), forms)
+        values, forms = _numbers(read, cells, kind, target, training)
+        return Labelled(files, values, tuple(target), forms)
     if has_lists:
         cells = {line: [name for part in row[0].split(";") if (name := part.strip())] for line, row in cells.items()}
     is_training = names is None
@@ -259,9 +258,9 @@ def _numbered(table: Path, listed: Cells, names: tuple[str, ...] | None) -> tupl
 
 
 def _numbers(
-    table: Table, cells: Cells, target: Sequence[str], training: Labelled | None
+    table: Table, cells: Cells, kind: Kind, target: Sequence[str], training: Labelled | None
 ) -> tuple[Tensor, tuple[NumberForm, ...]]:
-    """Return the numbers of rows, float64 (rows, targets), and the ways in which they are written."""
+    """Return a regression's targets, float64 (rows, targets), or flags, float32, and how they are written."""
     numbers, lines = torch.empty(len(cells), len(target), dtype=torch.float64), list(cells)
     forms = [PLAIN] * len(target) if training is None else list(training.forms)
     with ListedProblems() as problems:
@@ -274,7 +273,7 @@ def _numbers(
             numbers[:, i] = torch.tensor(values)
             for row in np.flatnonzero(bad | np.isnan(values)).tolist():
                 problems.add(f"{where(row)}, column {column!r}: {cells[lines[row]][i]!r} is no number")
-    return numbers, tuple(forms)
+    return numbers if kind == "regression" else _flags(table, cells, target, numbers), tuple(forms)
 
 
 def _row(table: Table, lines: Sequence[int], row: int) -> str:
