@@ -96,8 +96,9 @@ def read_inputs(
         raise ValueError("--task: name the task, as some read a text per file, and others one per line")
     whole = [True in per_file and column is None and suffix_of(file) not in JSON for file in files]
     as_written = {c.name for c in columns if getattr(c, "form", None) != PLAIN}
+    shares = {c.name for c in columns if getattr(c, "form", PLAIN).mark == "%"}
     readers: dict[str, Callable[[str], Part]] = {
-        "table": lambda file: Part.of(_table(file, as_written, encoding)),
+        "table": lambda file: Part.of(_table(file, as_written, encoding, shares)),
         "tokenize": lambda file: _texts(file, column, True in per_file, encoding),
         "next_tokens": lambda file: _without_blank(_texts(file, column, False, encoding)),
         "tagged_words": lambda file: _words(file, column, encoding),
@@ -204,20 +205,21 @@ def _json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error})") from error
 
 
-def _table(file: str, as_written: Collection[str] | None, encoding: str) -> Any:
+def _table(file: str, as_written: Collection[str] | None, encoding: str, shares: Collection[str] = ()) -> Any:
     """Read rows of a table as training reads them: a DataFrame, or dictionaries where rows have different columns.
 
     Args:
         file: its path, or "-".
         as_written: columns that are no plain numbers; None: all.
         encoding: of text.
+        shares: columns with percent signs; see `read_table`.
     """
     import pandas as pd  # slow to import
 
     with _as_file(file) as path:
         suffix = suffix_of(file)
         if suffix in PARQUET + EXCEL or (suffix not in JSON and not _is_json(path, encoding)):
-            return read_table(str(path), encoding, texts=as_written, alone=True).frame
+            return read_table(str(path), encoding, texts=as_written, alone=True, shares=shares).frame
         content = read_text(path, encoding)
     rows = _json(content, file) if content.lstrip()[:1] == "[" else [row for _, row in _lines(file, content)]
     if not all(isinstance(row, dict) for row in rows):

@@ -53,6 +53,11 @@ class Labelled:
     names: tuple[str, ...]
     forms: tuple[NumberForm, ...] = ()
 
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Values that are written in percent."""
+        return tuple(name for name, form in zip(self.names, self.forms, strict=False) if form.mark == "%")
+
 
 def is_litter(name: str) -> bool:
     """Tell whether a file or folder is hidden, or one that a system creates."""
@@ -130,8 +135,8 @@ def in_table(
         FileNotFoundError: there is no such file.
         ValueError: columns, cells or images are missing or invalid, or an image has several classes; all are reported.
     """
-    names = None if training is None else training.names
-    read = read_table(path, encoding, texts=None)
+    names, shares = (None, ()) if training is None else (training.names, training.shares)
+    read = read_table(path, encoding, texts=None, shares=shares)
     table = read.path
     columns = _columns(read, kind, file, target)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import logging
+import re
 import sys
 import warnings
 from collections import Counter
@@ -59,6 +60,8 @@ BLOCK = 2**22
 """Bytes of a CSV file that are looked through at a time."""
 LONGEST_CODE = 64
 """Digits, at most, of a code such as 01 that is sought in the bytes of a CSV file."""
+LITERAL = re.compile(r'"[^"]*"|[\\_*].')
+"""Parts of Excel's formats of numbers that are shown as they are, or not at all."""
 NAMELESS = "Unnamed: "
 """Start of the name that pandas gives a column without one; its number follows."""
 
@@ -117,6 +120,12 @@ class Table:
         """Return a function that reads rows again as written, and does not keep the table in memory."""
         return partial(written_rows, self.path, self.csv)
 
+    @property
+    def shares(self) -> set[str]:
+        """Columns of texts with percent signs."""
+        texts = self.frame.select_dtypes(include=["object", "string"])
+        return {name for name, cells in texts.items() if any("%" in text for text in coded(cells)[1])}
+
     def take(self, rows: Any) -> Table:
         """Select rows by position; `row` still finds their lines."""
         return replace(self, frame=self.frame.iloc[rows])
@@ -129,6 +138,7 @@ def read_table(
     decimal: str | None = None,
     texts: Collection[str] | None = (),
     alone: bool = False,
+    shares: Collection[str] = (),
 ) -> Table:
     """Read a table with a header: CSV, or by suffix Parquet (.parquet, .pq) or Excel (.xlsx; the first sheet).
 
@@ -140,6 +150,7 @@ def read_table(
         texts: columns whose cells are kept as written, so that 01 stays 01; None: all.
         alone: read each column's numbers as its own cells show, whatever other columns do. For files that are read as
             a training file was: that one decides, and additional columns must not.
+        shares: columns in which that one has percent signs: .85 that Excel shows as 85% is 85.
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file has another encoding, no rows, uneven rows or repeated names, or a setting is invalid.
@@ -152,7 +163,7 @@ def read_table(
     file = existing(path, "file")
     suffix = file.suffix.lower()
     if suffix in PARQUET + EXCEL:
-        frame = _read_typed(file, suffix)
+        frame = _read_typed(file, suffix, shares)
         return _with_numbers(Table(file, frame, None, decimal), frame.columns if texts is None else texts, alone)
     return _read_csv(file, encoding, delimiter, decimal, texts, alone)
 
@@ -192,8 +203,8 @@ def _check_long_enough(file: Path, row: int, rows: int) -> None:
         raise ValueError(f"{file} has changed: there is no row {row} any more")
 
 
-def _read_typed(file: Path, suffix: str) -> Any:
-    """Read a file whose cells have types."""
+def _read_typed(file: Path, suffix: str, shares: Collection[str] = ()) -> Any:
+    """Read a file whose cells have types; `shares`: as in `read_table`."""
     import pandas as pd
 
     others = ""
@@ -202,8 +213,7 @@ def _read_typed(file: Path, suffix: str) -> Any:
             frame = _with_index(pd.read_parquet(file))
             header = [str(name).strip() for name in frame.columns]
         else:
-            cells, others = _first_sheet(file)
-            header = ["" if pd.isna(name) else str(name).strip() for name in (cells.iloc[0] if len(cells) else [])]
+            header, cells, others = _first_sheet(file, shares)
             frame = cells.iloc[1:].reset_index(drop=True).infer_objects()
     except ImportError as error:
         raise ValueError(f"{file}: Parquet and Excel files need pip install 'msh[tables]' ({error})") from error
@@ -235,13 +245,33 @@ def _with_index(frame: Any) -> Any:
     return frame
 
 
-def _first_sheet(file: Path) -> tuple[Any, str]:
-    """Return an Excel file's first sheet, and the names of the others."""
+def _first_sheet(file: Path, shares: Collection[str]) -> tuple[list[str], Any, str]:
+    """Return the header and all cells of an Excel file's first sheet, and the names of the others."""
     import pandas as pd
 
     with pd.ExcelFile(file) as book:
         cells = pd.read_excel(book, header=None, dtype=object, keep_default_na=False, na_values=[""])
-        return cells, ", ".join(map(repr, book.sheet_names[1:]))
+        header = ["" if pd.isna(name) else str(name).strip() for name in (cells.iloc[0] if len(cells) else [])]
+        places = [place for place, name in enumerate(header) if name in shares]
+        if places and book.engine == "openpyxl":
+            _scale_shares(cells, book.book.worksheets[0], places)
+        return header, cells, ", ".join(map(repr, book.sheet_names[1:]))
+
+
+def _scale_shares(cells: Any, sheet: Any, places: Sequence[int]) -> None:
+    """Replace numbers that Excel shows in percent by those that it shows: .85 by 85.
+
+    Args:
+        cells: DataFrame of the whole sheet, which changes.
+        sheet: of openpyxl.
+        places: columns to look through.
+    """
+    sheet.reset_dimensions()  # those in the file may be wrong
+    for row, found in enumerate(sheet.rows):
+        for place in (place for place in places if place < len(found)):
+            cell = found[place]
+            if cell.data_type == "n" and cell.value is not None and "%" in LITERAL.sub("", cell.number_format):
+                cells.iat[row, place] = float(f"{100 * cell.value:.15g}")  # 7, not 7.000000000000001
 
 
 def _empty(file: Path) -> ValueError:

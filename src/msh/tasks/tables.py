@@ -74,10 +74,9 @@ def table(
         written.add(by.name)
         reserved |= {} if by.name in {*roles, *(features or ())} else {by.name: f"split ({by.by})"}
     wishes = Wishes(reserved, features, roles, exclude)
-    tables = {"train": read_table(path, encoding, delimiter, decimal, written)}
-    written |= tables["train"].forms.keys()  # the other files' numbers are read as this one's
-    for part, file in (("val", val_path), ("test", test_path)):
-        tables |= {} if file is None else {part: read_table(file, encoding, delimiter, decimal, written, alone=True)}
+    whole = read_table(path, encoding, delimiter, decimal, written)
+    paths = {"val": val_path, "test": test_path}
+    tables = {"train": whole, **_read_others(paths, whole, encoding, delimiter, decimal, written)}
     targets = find_targets(tables["train"], "source.target", target, kind, threshold, missing_labels)
     tables, values = _labelled(tables, targets, wishes)
     rows = split_rows(tables["train"], values["train"], targets.kind, by, test_fraction, test_seed, "test" in tables)
@@ -116,6 +115,21 @@ def _checked_split(
             problems.add(f"source.test_seed = {test_seed} cannot be set beside source.test_path: remove one")
         others = {"test_path": test_path, "val_path": val_path, "test_seed": test_seed}
         return problems.check(SplitBy.parse, split, others, roles)
+
+
+def _read_others(
+    paths: Mapping[str, str | None],
+    train: Table,
+    encoding: str,
+    delimiter: str | None,
+    decimal: str | None,
+    written: set[str],
+) -> dict[str, Table]:
+    """Read the files of other splits, whose numbers are read as the training file's."""
+    written = written | train.forms.keys()
+    found = {part: path for part, path in paths.items() if path is not None}
+    shares = train.shares if found else set()
+    return {p: read_table(path, encoding, delimiter, decimal, written, True, shares) for p, path in found.items()}
 
 
 def _labelled(

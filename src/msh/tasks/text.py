@@ -109,15 +109,16 @@ def _read_files(
     All problems are reported together.
     """
     written = written | (set() if by is None or by.by == "time" else {by.name})
-    tables: dict[str, Table] = {}
+    tables, shares = dict[str, Table](), set[str]()
     with Problems() as problems:
         for part, path in paths.items():
             if kind == "lm":
                 read = problems.check(read_documents, path, text, unit, encoding, delimiter)
             else:
                 alone = part != "train"
-                read = problems.check(read_texts, path, text, label, encoding, delimiter, written, alone)
-                written |= set() if alone or read is None else read.forms.keys()
+                read = problems.check(read_texts, path, text, label, encoding, delimiter, written, alone, shares)
+                if read is not None and not alone:
+                    written, shares = written | read.forms.keys(), read.shares
             tables |= {} if read is None else {part: read}
     return tables
 

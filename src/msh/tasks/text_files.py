@@ -54,6 +54,7 @@ def read_texts(
     delimiter: str | None,
     as_written: Collection[str],
     alone: bool = False,
+    shares: Collection[str] = (),
 ) -> Table:
     """Read texts: by suffix a table or JSON Lines (.jsonl, .ndjson, .json), or a folder with a folder per class.
 
@@ -62,7 +63,7 @@ def read_texts(
         text: column with the texts; a folder's get this name.
         label: column with the labels; a folder's get this name.
         encoding: of a CSV file, of JSON, or of all files in a folder; a byte order mark is recognized.
-        delimiter, alone: as in `read_table`.
+        delimiter, alone, shares: as in `read_table`.
         as_written: likewise, its `texts`.
     Raises:
         FileNotFoundError: there is no such file or folder, or no class folder.
@@ -72,7 +73,7 @@ def read_texts(
         return _read_folder(existing(path, "folder"), text, label, encoding)
     if suffix_of(path) in JSON:
         return _read_json(existing(path, "file"), encoding)
-    return read_table(path, encoding, delimiter, texts=as_written, alone=alone)
+    return read_table(path, encoding, delimiter, texts=as_written, alone=alone, shares=shares)
 
 
 def read_documents(path: str, text: str, unit: str | None, encoding: str, delimiter: str | None) -> Table:

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from openpyxl import Workbook
 from PIL import Image
 
 from msh.inference.inputs import read_inputs
@@ -93,3 +94,57 @@ def test_plain_targets_stay_plain_beside_thousands_in_another_file(source, tmp_p
     new.to_csv(tmp_path / "test.csv", index=False)
     data = regression(source, str(tmp_path / "train.csv"), str(tmp_path / "test.csv"), tmp_path)
     assert data.test.targets.flatten().tolist() == [1.07, 1.32]
+
+
+# ---- Excel's percent
+
+
+SHARES = [0.07, 0.855, 1.2, 0.08123, 0.5]
+FORMATS = ["0%", "0.00%", '0.0%" of all"', "0%;[Red]-0%", "#,##0.0 %"]
+
+
+def sheet(path, shares, formats):
+    """Write a table of shares in these formats, and classes."""
+    book = Workbook()
+    page = book.active
+    page.append(["share", "y"])
+    for number, share in enumerate(shares):
+        row = number + 2
+        page.cell(row, 1, share).number_format = formats[number % len(formats)]
+        page.cell(row, 2, "ab"[number % 2])
+    book.save(path)
+
+
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_numbers_that_excel_shows_in_percent_are_read_as_shown_where_training_had_the_sign(decimal, write, tmp_path):
+    """8.123 is no thousand beside decimal commas, and 85 to which a format only adds the sign stays 85."""
+    texts = [f"{100 * share:.5g}%".replace(".", decimal) for share in SHARES * 8]
+    path = write("share;y\n" + "".join(f"{text};{'ab'[number % 2]}\n" for number, text in enumerate(texts)))
+    new = str(tmp_path / "new.xlsx")
+    sheet(new, SHARES, FORMATS)
+    data = table(path, "y", test_path=new, val_path=new)
+    for features in (data.test.inputs, data.val.inputs, data.steps[0](read_inputs([data.steps], [new]).examples)):
+        assert features.flatten().tolist()[: len(SHARES)] == [7, 85.5, 120, 8.123, 50]
+    sheet(new, [85, 85, "85%", 0.85, 0.85], ['0"%"', r"0\%", "@", "0.00", "0%"])
+    assert data.steps[0](read_inputs([data.steps], [new]).examples).flatten().tolist() == [85, 85, 85, 0.85, 85]
+
+
+def test_numbers_of_an_excel_file_stay_as_they_are_where_training_read_them_so(tmp_path):
+    """A DataFrame that pandas reads from the file has the same numbers."""
+    path = str(tmp_path / "table.xlsx")
+    sheet(path, SHARES * 8, FORMATS)
+    data = table(path, "y", test_path=path)
+    assert data.train.inputs.equal(data.test.inputs)
+    assert data.steps[0](pd.read_excel(path)).equal(data.train.inputs)
+    assert data.train.inputs.max() == 1.2
+
+
+@pytest.mark.parametrize("source", ["images", "texts"])
+def test_targets_that_excel_shows_in_percent_are_percent(source, tmp_path):
+    listing(["7%", "85,5%", "120%"] * 4, "old", tmp_path).to_csv(tmp_path / "train.csv", sep=";", index=False)
+    with pd.ExcelWriter(tmp_path / "test.xlsx") as writer:
+        listing([0.07, 0.855], "new", tmp_path).to_excel(writer, index=False)
+        for row in (2, 3):
+            writer.book.active.cell(row, 3).number_format = "0%"
+    data = regression(source, str(tmp_path / "train.csv"), str(tmp_path / "test.xlsx"), tmp_path)
+    assert data.test.targets.flatten().tolist() == [7, 85.5]
