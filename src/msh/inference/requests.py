@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class EncodedImage(BaseModel):
 
 KINDS: dict[str, Any] = {
     "images": EncodedImage,
-    "table": dict[str, str | int | float | bool | None],
+    "table": dict[str, Any],
     "tokenize": str,
     "next_tokens": str,
     "tagged_words": str | list[str],
@@ -57,16 +57,36 @@ def inputs_from_json(steps: Steps, body: bytes) -> Any:
         steps: the task's.
         body: JSON. Images are objects `{"image": BASE64}`, rows of a table objects, texts strings, arrays lists.
     Raises:
-        ValueError: the body is not such JSON; paths are no images.
+        ValueError: the body is not such JSON; paths are no images; lists and objects are no cells of a row.
     """
-    kind = steps[0].step
+    first: Any = steps[0]
+    kind = first.step
     try:
         inputs = _BODIES[kind].validate_json(body).inputs
     except ValidationError as error:
         raise ProblemsError(_problems(error)) from error
     if kind == "images":
         return [_decoded(image.image, number) for number, image in enumerate(inputs)]
+    if kind == "table":
+        _check_cells(first.inputs, inputs)
     return _numbers(inputs) if kind == "arrays" else inputs
+
+
+def _check_cells(columns: Collection[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if cells are lists or objects; additional columns may have them, in rows that have all columns.
+
+    Args:
+        columns: that the task reads.
+        rows: name of a column to its cell.
+    """
+    problems = []
+    for number, row in enumerate(rows):
+        nested = [name for name, cell in row.items() if isinstance(cell, list | dict)]
+        if nested and {*columns} <= {name.strip() for name in row}:
+            nested = [name for name in nested if name.strip() in columns]
+        problems += [f"inputs.{number}.{name}"[:100] for name in nested]
+    if problems:
+        raise ProblemsError(_listed([f"{where}: must be a text, a number, true, false or null" for where in problems]))
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -75,8 +95,12 @@ def _problems(error: ValidationError) -> list[str]:
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         where = ".".join(str(part) for part in problem["loc"][:3]) or "the body"
         found.setdefault(where[:100], problem["msg"])
-    listed = [f"{where}: {message}" for where, message in list(found.items())[:LISTED]]
-    return [*listed, *([f"and {len(found) - LISTED} more problems"] if len(found) > LISTED else [])]
+    return _listed([f"{where}: {message}" for where, message in found.items()])
+
+
+def _listed(problems: Sequence[str]) -> list[str]:
+    rest = [f"and {len(problems) - LISTED} more problems"] if len(problems) > LISTED else []
+    return [*problems[:LISTED], *rest]
 
 
 def _decoded(text: str, number: int) -> bytes:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from enum import Enum
 from functools import cache
 from typing import Any
 
@@ -84,8 +85,6 @@ DATE = re.compile(
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?([+-]\d\d:\d\d)?)?")
 DIGITS = 10
 """Digits, at most, in the shortest text of a float32, with a zero in front; that of a float64 has mostly more."""
-NESTED = (list, tuple, dict, set, bytes, np.ndarray)
-"""Types of cells that no column can have."""
 MICROSECONDS_PER_DAY = 86_400_000_000
 
 FEW = 64
@@ -143,8 +142,40 @@ def _shown(cells: Any, row: int) -> str:
 
 
 def are_nested(cells: Any) -> np.ndarray:
-    """Find cells that are lists, bytes and the like, which no column can have: bool (rows,)."""
-    return np.array([isinstance(cell, NESTED) for cell in cells], dtype=bool)
+    """Find cells that are lists, bytes, tensors and the like, which no column can have: bool (rows,)."""
+    return np.array([_is_nested(cell) for cell in cells], dtype=bool)
+
+
+def _is_nested(cell: Any) -> bool:
+    """Tell whether a cell holds several values, or has a text that is not its value's, as enumerations have."""
+    if isinstance(cell, Enum):
+        return str(cell) != str(cell.value)
+    return not isinstance(cell, str) and (hasattr(type(cell), "__iter__") or hasattr(type(cell), "__len__"))
+
+
+def check_flat(cells: Any, where: Where, name: str) -> None:
+    """Raise if a column has cells that are lists, bytes and the like.
+
+    Args:
+        cells: of the column, (rows,).
+        where: names the row.
+        name: the column's.
+    Raises:
+        ValueError: naming the first such cell.
+    """
+    import pandas as pd
+
+    if isinstance(cells.dtype, pd.StringDtype) or cells.dtype.kind in "biufM":
+        return
+    if isinstance(cells.dtype, pd.CategoricalDtype):
+        nested = np.append(are_nested(cells.cat.categories), False)[cells.cat.codes.to_numpy()]  # code -1: missing
+    elif len(cells) > FEW and pd.api.types.infer_dtype(cells, skipna=True) == "string":
+        return
+    else:
+        nested = are_nested(as_objects(cells))
+    if nested.any():
+        problem = "is no text, number or date: make columns of lists, and texts of bytes and enumerations"
+        raise cell_error(where, name, cells, nested, problem)
 
 
 def as_text(cell: Any, missing: Collection[str] = MISSING) -> str | None:

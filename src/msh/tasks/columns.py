@@ -17,6 +17,7 @@ from msh.tasks.cells import (
     SIGNS,
     NumberForm,
     Where,
+    check_flat,
     coded,
     coded_as,
     number_as_text,
@@ -207,6 +208,7 @@ class Category:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return 1 for the cell's value, 0 for the others."""
+        check_flat(cells, where, self.name)
         codes, texts = coded_as(cells, lambda text: self._place(text) is not None)
         features = np.zeros((len(texts) + 1, self.features))  # the last row: missing
         for code, text in enumerate(texts):
@@ -283,6 +285,7 @@ class Hashed:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the hashed values."""
+        check_flat(cells, where, self.name)
         codes, texts = coded_as(cells, lambda text: spelling(text) in self.spellings)
         hashed = np.zeros((len(texts) + 1, self.features))
         texts = list(map(number_as_text, texts)) if self.by_value else texts
@@ -382,6 +385,7 @@ class Text:
 
     def read(self, cells: Any, where: Where) -> np.ndarray:
         """Return the hashed words."""
+        check_flat(cells, where, self.name)
         codes, texts = coded(cells)
         words = np.zeros((len(texts) + 1, self.buckets))  # the last row: missing
         if texts:

@@ -84,6 +84,21 @@ def test_answers_are_the_predictors_bitwise(client, predictor, path, task):
         assert answer["predictions"] == [{"label": one.label, "probabilities": one.probabilities} for one in expected]
 
 
+def test_lists_in_additional_columns_are_ignored_and_in_others_refused(client):
+    row = {"rooms": 3, "heat": "oil"}
+    expected = client.post("/predict/flats", json={"inputs": [row]}).json()
+    for more in ([1, 2], {"a": [None]}, [], "x"):
+        assert client.post("/predict/flats", json={"inputs": [{**row, "more": more}]}).json() == expected
+    problem = "must be a text, a number, true, false or null"
+    for name in row:
+        for cell in (["oil"], {"oil": 1}, []):
+            refused = client.post("/predict/flats", json={"inputs": [row, {**row, name: cell}]})
+            assert (refused.status_code, refused.json()["detail"]) == (422, f"inputs.1.{name}: {problem}")
+    many = client.post("/predict/flats", json={"inputs": [{**row, "heat": []}] * 9})
+    assert (many.status_code, "and 4 more problems" in many.json()["detail"]) == (422, True)
+    assert client.post("/predict/flats", json={"inputs": [{"rooms": 3, "more": []}]}).status_code == 422
+
+
 def test_uploads_are_answered_as_base64_is(client, path):
     images = [image_bytes(path), image_bytes(path, "wren/1")]
     sent = client.post("/predict/birds", json={"inputs": [encoded(image) for image in images]})

@@ -2,8 +2,10 @@
 
 import datetime
 import decimal
+import enum
 import json
 import logging
+import pathlib
 import re
 import tempfile
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from messages import says
 from msh.tasks import build_task
 from msh.tasks.cells import as_text
-from msh.tasks.columns import Category, Dropped, Hashed, Number
+from msh.tasks.columns import Category, Dropped, Hashed, Number, Text
 from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
 from msh.tasks.table_files import Table
@@ -295,6 +297,52 @@ def test_a_column_of_mostly_unknown_values_is_warned_of(cells, message, other, m
     assert re.search(message, caplog.text.rstrip())
     step.read(pd.DataFrame({"zip": cells}, dtype=object), str)  # in training, values may be rare
     assert len(caplog.messages) == bool(message)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+NESTED = {
+    "list": ["red"],
+    "tuple": ("red",),
+    "set": {"red"},
+    "frozenset": frozenset(["red"]),
+    "dict": {"red": 1},
+    "bytes": b"red",
+    "bytearray": bytearray(b"red"),
+    "array": np.array(["red"]),
+    "array of one": np.array(1.0),
+    "tensor": torch.tensor(1.0),
+    "enumeration": Colour.RED,
+    "masked": np.ma.masked,
+}
+
+
+@pytest.mark.parametrize("cell", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("column", [Category("a", ("red", "1")), Hashed("a", 8), Text("a", 8)], ids=lambda c: c.role)
+def test_cells_that_training_refuses_are_refused(column, cell):
+    step = ReadTable((column,))
+    message = r"row {}, column 'a': .* is no text, number or date"
+    for place, cells in ((1, ["red", cell]), (80, ["red"] * 80 + [cell, cell])):
+        objects = np.fromiter(cells, dtype=object, count=len(cells))
+        for rows in ([{"a": one} for one in cells], pd.DataFrame({"a": pd.Series(objects, dtype=object)})):
+            with pytest.raises(ValueError, match=message.format(place)):
+                step(rows)
+            if isinstance(rows, list):
+                assert len(step([{**row, "a": "red", "more": row["a"]} for row in rows])) == len(cells)
+    if isinstance(cell, tuple | frozenset | bytes | Colour):  # pandas holds them as categories
+        with pytest.raises(ValueError, match=message.format(1)):
+            step(pd.DataFrame({"a": pd.Categorical(pd.Series(["red", cell, None], dtype=object))}))
+
+
+def test_values_of_other_types_are_read_by_their_text():
+    class Size(enum.StrEnum):
+        SMALL = "s"
+
+    step = ReadTable((Category("a", ("s", "1.50", "(0, 1]")),))
+    cells = [Size.SMALL, decimal.Decimal("1.50"), pd.Interval(0, 1), pathlib.PurePosixPath("s")]
+    assert step([{"a": cell} for cell in cells]).argmax(1).tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
