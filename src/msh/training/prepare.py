@@ -57,7 +57,7 @@ from msh.training.origin import Origin, read_origin
 from msh.training.plan import Fit, Stage, check_gate, fits_of, stages_of
 from msh.training.precision import check_precision
 from msh.training.same_data import check_same_data
-from msh.training.schedulers import check_optimizer
+from msh.training.schedulers import check_groups, check_optimizer
 from msh.training.targets import unknown_arguments
 from msh.training.trainers import check_trainer
 
@@ -121,6 +121,7 @@ def prepare(config: RunConfig) -> Prepared:
     stages = stages_of(config)
     origin = read_origin(config, list(config.tasks))
     fits = _own_fits(config, stages, origin)
+    check_groups(config, max((len(stage.tasks) for stage, parts in fits.items() if parts), default=1))
     names = [task for stage in _with_data(fits, config.tasks) for task in stage.tasks]
     read_objectives(config.objective, names)
     ensembles = {name: members for name, members in config.ensembles.items() if set(members) <= set(names)}

@@ -40,7 +40,7 @@ def build_scheduler(factory: SchedulerFactory, optimizer: Optimizer, steps: int)
 
 
 def check_optimizer(config: RunConfig, leave_out: Container[str] = ()) -> None:
-    """Check that a run's optimizer and schedulers can be built, with a parameter made for it.
+    """Check that a run's optimizer and schedulers can be built and take a step, with parameters made for it.
 
     Args:
         config: the run's.
@@ -51,10 +51,63 @@ def check_optimizer(config: RunConfig, leave_out: Container[str] = ()) -> None:
     if "optimizer" in leave_out:
         return
     _try(config, "optimizer", config.optimizer)
+    _check_step(config)
     with Problems() as problems:
         for key, block in (("scheduler", config.scheduler), ("prune_scheduler", config.prune_scheduler)):
             if block and key not in leave_out:
                 problems.check(_try, config, key, block)
+
+
+def check_groups(config: RunConfig, together: int) -> None:
+    """Check that the optimizer takes a parameter group for each of the tasks that train together.
+
+    Args:
+        config: the run's, of which `check_optimizer` approves.
+        together: number of tasks in the run's largest stage.
+    Raises:
+        ValueError: naming the optimizer.
+    """
+    try:
+        _built(config, groups=together)
+    except Exception as error:  # a class may raise any type
+        bound = (
+            f"an optimizer that takes several parameter groups, one for each of {together} tasks that train together"
+        )
+        wrong = invalid("optimizer._target_", bound, config.optimizer["_target_"])
+        raise ValueError(f"{wrong}: {described(error)}; or train them one after another") from error
+
+
+def _built(config: RunConfig, groups: int) -> Optimizer:
+    """Build the optimizer for a tensor in each of its groups."""
+    optimizer: Optimizer = instantiate(config.optimizer)(
+        [{"params": [nn.Parameter(torch.zeros(2))]} for _ in range(groups)]
+    )
+    return optimizer
+
+
+def _check_step(config: RunConfig) -> None:
+    """Raise unless the optimizer can take a step as Lightning does, with dense gradients.
+
+    One that is not torch's may need another device than the CPU: it is tried only in runs on the CPU.
+    """
+    target = str(config.optimizer["_target_"])
+    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if not target.startswith("torch.") and has_device and config.trainer.accelerator != "cpu":
+        return
+    optimizer = _built(config, groups=1)
+    (parameter,) = optimizer.param_groups[0]["params"]
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = (parameter - 1.0).square().sum()
+        loss.backward()
+        return loss
+
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            optimizer.step(closure=closure)
+    except Exception as error:  # a class may raise any type
+        raise ValueError(f"optimizer._target_ = {target} cannot take a step: {described(error)}") from error
 
 
 def _try(config: RunConfig, key: str, block: Mapping[str, Any]) -> None:
@@ -63,7 +116,7 @@ def _try(config: RunConfig, key: str, block: Mapping[str, Any]) -> None:
     target = str(block.get("_target_"))
     scheduler = None
     try:
-        optimizer = instantiate(config.optimizer)([{"params": [nn.Parameter(torch.zeros(1))]}])
+        optimizer = _built(config, groups=1)
         if key != "optimizer":
             scheduler = build_scheduler(instantiate(block), optimizer, TRIED_STEPS)
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]

@@ -7,8 +7,9 @@ import torch
 from torch.optim import lr_scheduler
 from toys import AfterBatch, begin, fit, make_config, make_module, make_run
 
+from helpers import dense_optimizers
 from messages import says
-from msh.training.schedulers import build_scheduler, check_optimizer
+from msh.training.schedulers import build_scheduler, check_groups, check_optimizer
 
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True}
 
@@ -88,3 +89,49 @@ def no_scheduler(optimizer):
 def test_what_cannot_step_after_each_batch_is_refused_by_its_key(key, target):
     with pytest.raises(ValueError, match=says(f"{key}._target_", value=target)):
         check_optimizer(make_run(["a"], optimizer=ADAM, **{key: {"_target_": target, "_partial_": True}}))
+
+
+def make_optimizer_run(target, **settings):
+    return make_run(["a", "b"], optimizer={"_target_": target, "_partial_": True, **settings})
+
+
+class NoClosure(torch.optim.SGD):
+    """An optimizer of the user's, which Lightning cannot call."""
+
+    def step(self):
+        super().step()
+
+
+class Drawing(torch.optim.SGD):
+    def step(self, closure):
+        torch.randn(3)
+        super().step(closure)
+
+
+@pytest.mark.parametrize("target", ["torch.optim.SparseAdam", f"{__name__}.NoClosure"])
+def test_an_optimizer_that_cannot_take_a_step_is_refused(target):
+    with pytest.raises(ValueError, match=rf"optimizer\._target_ = {target} cannot take a step: \w+: "):
+        check_optimizer(make_optimizer_run(target))
+
+
+@pytest.mark.parametrize("cls", dense_optimizers(), ids=lambda cls: cls.__name__)
+def test_every_other_optimizer_of_torch_may_train_but_one_of_matrices_and_one_of_a_single_group(cls):
+    config = make_optimizer_run(f"torch.optim.{cls.__name__}")
+    if cls is torch.optim.Muon:
+        with pytest.raises(ValueError, match=r"optimizer cannot be built from .*2D"):
+            check_optimizer(config)
+        return
+    check_optimizer(config)
+    check_groups(config, 1)
+    if cls is not torch.optim.LBFGS:
+        check_groups(config, 2)
+        return
+    with pytest.raises(ValueError, match=says("optimizer._target_", value="torch.optim.LBFGS")):
+        check_groups(config, 2)
+
+
+def test_trying_an_optimizer_changes_no_draws():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    check_optimizer(make_optimizer_run(f"{__name__}.Drawing", lr=0.1))
+    assert torch.equal(torch.get_rng_state(), before)
