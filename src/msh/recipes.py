@@ -78,6 +78,7 @@ def rebuild(recipe: Mapping[str, Any], part: str, numbers: int, classes: Constru
 def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None = None) -> nn.Module:
     """Build a module's structure from a recipe of unknown origin on the meta device, without memory.
 
+    A constructor of the caller's that cannot work there, as it reads values of tensors, is trusted with memory.
     The arguments and errors are those of `rebuild`.
     """
     classes = dict(classes or {})
@@ -87,11 +88,26 @@ def outline(recipe: Mapping[str, Any], part: str, classes: Constructors | None =
                 f"{part} is built by {target!r}, which is not in msh, torch, torchvision, timm or transformers: pass "
                 f"the constructor, classes={{{target!r}: ...}}, or --allow {target} on the command line"
             )
+    own = {name: _outlined(constructor) for name, constructor in classes.items()}
     try:
         with torch.device("meta"), _RealNumbers():
-            return _make(recipe, classes)
+            return _make(recipe, own)
     except Exception as error:  # a constructor may raise any type
         raise ValueError(f"{part} cannot be rebuilt by {recipe.get('_target_')!r}: {error}") from error
+
+
+def _outlined(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Let a constructor of the caller's have memory if it needs its tensors' values; its module keeps none."""
+
+    def construct(**arguments: Any) -> nn.Module:
+        try:
+            return constructor(**arguments)
+        except Exception:  # a constructor may raise any type
+            with torch.device("cpu"):
+                module = constructor(**arguments)
+            return module.to("meta") if isinstance(module, nn.Module) else module
+
+    return construct
 
 
 class _RealNumbers(TorchFunctionMode):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from msh.backbones import MLP
-from msh.recipes import build, is_known, rebuild
+from msh.recipes import build, is_known, outline, rebuild
 
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
 
@@ -54,6 +54,35 @@ def test_unknown_code_is_not_called(target):
 def test_the_callers_own_constructor_is_called():
     made = rebuild({"_target_": "mine.Net", "width": 3}, "it", 10, {"mine.Net": lambda width: nn.Linear(width, 1)})
     assert made.in_features == 3
+
+
+class Scaled(nn.Module):
+    """Reads a value of its tensors."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.utils.parametrizations.orthogonal(nn.Linear(width, width))
+        nn.init.constant_(self.layer.bias, 2.0)
+        self.scale = float(self.layer.bias.detach().mean())
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_callers_own_constructor_may_read_values_of_its_tensors(adapted):
+    recipe = {"_target_": "mine.Scaled", "width": 5}
+    shape = {"input_shape": [5], "features": 5, "pool": "none"}
+    recipe = {"_target_": "msh.backbones.Adapted", "model": recipe, **shape} if adapted else recipe
+    made = rebuild(recipe, "it", 100, {"mine.Scaled": Scaled})
+    made = made.model if adapted else made
+    assert made.scale == 2
+    assert {tensor.device.type for tensor in made.state_dict().values()} == {"cpu"}
+    assert {tensor.device.type for tensor in outline(recipe, "it", {"mine.Scaled": Scaled}).parameters()} == {"meta"}
+    with pytest.raises(ValueError, match=r"it would have .* numbers, and the file has 100"):
+        rebuild({"_target_": "mine.Scaled", "width": 2100}, "it", 100, {"mine.Scaled": Scaled})
+
+
+def test_an_error_of_the_callers_own_constructor_is_its_error_with_memory():
+    with pytest.raises(ValueError, match=r"it cannot be rebuilt by 'mine.Scaled': .*unexpected keyword argument"):
+        rebuild({"_target_": "mine.Scaled", "wdth": 5}, "it", 100, {"mine.Scaled": Scaled})
 
 
 def test_a_module_too_large_for_its_file_is_refused_before_allocation():
