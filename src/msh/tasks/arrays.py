@@ -27,7 +27,7 @@ from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import existing
 from msh.tasks.options import ExampleKind
-from msh.tasks.steps import EXACT, ReadNamed, Steps
+from msh.tasks.steps import EXACT, ReadNamed, Steps, unmasked
 from msh.tasks.task import Split
 
 log = logging.getLogger(__name__)
@@ -282,8 +282,8 @@ def _pair_of(where: str, bound: str, item: Any) -> Pair:
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         inputs = {str(place): part for place, part in enumerate(inputs)}
     if isinstance(inputs, Mapping):
-        return {str(name): np.asarray(part) for name, part in inputs.items()}, np.asarray(target)
-    return np.asarray(inputs), np.asarray(target)
+        return {str(name): unmasked(where, part) for name, part in inputs.items()}, unmasked(where, target)
+    return unmasked(where, inputs), unmasked(where, target)
 
 
 def _by_name(arrays: Arrays) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from msh.checked import check_promised
 from msh.errors import invalid
 from msh.tasks.checks import ListedProblems
-from msh.tasks.steps import CONFIG, Dtype
+from msh.tasks.steps import CONFIG, Dtype, unmasked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -198,6 +198,8 @@ class ReadImages:
     def _of_pillow(self, image: Image) -> np.ndarray:
         from PIL import Image
 
+        if 0 in image.size:
+            raise NotUnderstoodError("it has no pixels")
         if image.mode == "F" or image.mode.startswith("I"):
             has_16_bits = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
             return np.asarray(self._of_levels(self._opaque(image)[None, ..., None], has_16_bits)[0])
@@ -235,6 +237,8 @@ class ReadImages:
         """Read an array (images, height, width, channels)."""
         from PIL import Image
 
+        if len(array) and not array.size:
+            raise NotUnderstoodError("it has no pixels")
         if array.dtype == bool:
             array = array.astype(np.uint8) * np.uint8(255)
         if array.dtype != np.uint8:
@@ -389,7 +393,7 @@ def _channels_last(images: Tensor | np.ndarray, axes: tuple[int, int]) -> np.nda
     if isinstance(images, Tensor):
         images = images.detach().cpu()
         images = (images.float() if images.dtype in (torch.float16, torch.bfloat16) else images).numpy()
-    array: np.ndarray = images
+    array = unmasked("inputs", images)
     if array.ndim == axes[0]:
         return array[..., None]
     if array.ndim == axes[1]:

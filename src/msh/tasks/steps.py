@@ -99,8 +99,8 @@ class ReadArrays:
         given = type(inputs).__name__
         try:
             if not isinstance(inputs, Tensor | np.ndarray):
-                inputs = np.stack([_unmasked("inputs", example) for example in inputs])
-            tensor = torch.as_tensor(inputs if isinstance(inputs, Tensor) else _unmasked("inputs", inputs))
+                inputs = np.stack([unmasked("inputs", example) for example in inputs])
+            tensor = torch.as_tensor(inputs if isinstance(inputs, Tensor) else unmasked("inputs", inputs))
         except (TypeError, ValueError) as error:
             raise invalid("inputs", f"numbers of the shape (examples, {self._sides})", given) from error
         if tuple(tensor.shape[1:]) != self.shape:
@@ -117,7 +117,7 @@ class ReadArrays:
         return ", ".join(map(str, self.shape))
 
 
-def _unmasked(key: str, value: Any) -> np.ndarray:
+def unmasked(key: str, value: Any) -> np.ndarray:
     """Convert to an array.
 
     Raises:
@@ -201,7 +201,7 @@ class ReadNamed:
         if not isinstance(inputs, Mapping):
             return list(inputs)
         self._check_names(inputs)
-        arrays = {name: _unmasked(f"inputs.{name}", inputs[name]) for name in self.parts}
+        arrays = {name: unmasked(f"inputs.{name}", inputs[name]) for name in self.parts}
         if all(array.ndim == len(self.parts[name].shape) for name, array in arrays.items()):
             return [arrays]
         if len({len(array) if array.ndim else -1 for array in arrays.values()}) > 1:
@@ -222,7 +222,7 @@ class ReadNamed:
         self._check_names(inputs)
         packed = []
         for name, part in self.parts.items():
-            array = _unmasked(f"inputs.{name}", inputs[name])
+            array = unmasked(f"inputs.{name}", inputs[name])
             if array.dtype.kind not in "buif" or tuple(array.shape[1:]) != part.shape:
                 bound = f"numbers of the shape (examples, {', '.join(map(str, part.shape))})"
                 raise invalid(f"inputs.{name}", bound, f"{array.dtype} of shape {array.shape}")
@@ -247,7 +247,7 @@ class ReadNamed:
 
 def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
     try:
-        return np.stack([_unmasked(f"inputs.{name}", value) for value in values])
+        return np.stack([unmasked(f"inputs.{name}", value) for value in values])
     except ValueError as error:
         raise invalid(f"inputs.{name}", "arrays of one shape", str(error)) from error
 

@@ -52,7 +52,7 @@ class ReadTable:
     def __call__(self, inputs: Any) -> Tensor:
         """Return the features (rows, features) of a DataFrame, of dicts (one per row), or of an array (rows, inputs).
 
-        Additional columns are ignored. Arrays have the columns in `inputs`, in this order.
+        Additional columns are ignored. Arrays have the columns in `inputs`, in this order; masked cells are missing.
 
         Raises:
             ValueError: columns are missing, or a cell has a wrong value.
@@ -62,7 +62,7 @@ class ReadTable:
         if isinstance(inputs, pd.DataFrame):
             cells = self._cells_of_frame(inputs)
         elif isinstance(inputs, Tensor | np.ndarray):
-            cells = self._cells_of_array(np.asarray(inputs))
+            cells = self._cells_of_array(inputs if isinstance(inputs, np.ndarray) else np.asarray(inputs))
         elif isinstance(inputs, Sequence) and inputs and all(isinstance(row, Mapping) for row in inputs):
             cells = self._cells_of_rows(inputs)
         else:

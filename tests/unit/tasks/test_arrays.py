@@ -169,6 +169,13 @@ def test_uneven_items_items_without_a_target_and_iterable_data_sets_are_refused(
         dataset(Stream())
 
 
+def test_masked_items_are_refused():
+    masked = np.ma.masked_array(INPUTS[0], INPUTS[0] > 1)
+    for item in ((masked, 1), ({"a": masked}, 1), (INPUTS[0], np.ma.masked_array([1.0, 2.0], [True, False]))):
+        with pytest.raises(ValueError, match=r"source.train: item 2 must be without masked values"):
+            dataset(Items([(INPUTS[0], 0), (INPUTS[0], 1), item]))
+
+
 # ---- data modules
 
 

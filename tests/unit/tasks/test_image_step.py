@@ -452,3 +452,30 @@ def test_profiles_of_grey_palettes_transparency_and_inks_are_converted(tmp_path)
     assert levels(CONVERT, inks) == pytest.approx([255, 0, 0], abs=4)
     black = saved(Image.new("CMYK", (1, 1), (0, 0, 0, 255)), tmp_path / "black.tiff", cmyk_profile())
     assert levels(CONVERT, black) == pytest.approx([0, 0, 0], abs=4)
+
+
+MASKED = np.ma.masked_array(np.full((2, 4, 4, 3), 7, np.uint8), np.arange(96).reshape(2, 4, 4, 3) == 90)
+
+
+@pytest.mark.parametrize(
+    "images", [MASKED, list(MASKED), MASKED[..., 0], MASKED / 255.0], ids=["batch", "list", "grey", "floats"]
+)
+def test_masked_pixels_are_refused(images):
+    with pytest.raises(ValueError, match=r"(^|image 1 cannot be read: )inputs must be without masked values"):
+        ReadImages("RGB", (4, 4))(images)
+    assert ReadImages("RGB", (4, 4))(images[:1]).shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (0, 0)])
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_images_without_pixels_are_refused(fit, size):
+    step = ReadImages("RGB", (4, 4), fit)
+    arrays = [np.zeros((*size, channels), dtype) for channels in (1, 3, 4) for dtype in (np.uint8, np.float32)]
+    pillow = [Image.new(mode, size) for mode in ("L", "RGB", "RGBA", "F", "I;16")]
+    for image in (*arrays, *pillow):
+        with pytest.raises(ValueError, match="image 1 cannot be read: it has no pixels"):
+            step([np.zeros((4, 4, 3), np.uint8), image])
+    for array in arrays:
+        with pytest.raises(ValueError, match="no pixels"):
+            step(array[None])
+    assert step(np.zeros((0, 4, 4, 3), np.uint8)).shape == (0, 3, 4, 4)

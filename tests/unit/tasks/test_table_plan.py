@@ -336,6 +336,14 @@ def test_cells_that_training_refuses_are_refused(column, cell):
             step(pd.DataFrame({"a": pd.Categorical(pd.Series(["red", cell, None], dtype=object))}))
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, object])
+def test_masked_cells_are_missing(dtype):
+    step = ReadTable((Number("n", 5.0, missing=True), Category("c", ("1", "2"), missing=True)))
+    cells = np.ma.masked_array([[3, 1], [4, 2], [9, 9]], [[False, False], [True, True], [False, True]], dtype)
+    assert step(cells).tolist() == [[3, 0, 1, 0, 0], [5, 1, 0, 0, 1], [9, 0, 0, 0, 1]]
+    assert step(cells[:1]).tolist() == step(cells.data[:1]).tolist()
+
+
 def test_values_of_other_types_are_read_by_their_text():
     class Size(enum.StrEnum):
         SMALL = "s"
