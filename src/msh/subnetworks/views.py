@@ -85,7 +85,7 @@ class TaskNetwork(nn.Module):
         backbone: computes the task's features.
         head: from the features to the task's outputs, or identity.
         frozen: stay in evaluation mode, also after `train()`.
-        cast: type of a backbone that is not float32, to which its input is cast; None: float32.
+        cast: type to which the input of a backbone is cast whose weights are not all float32; None: they are.
     """
 
     def __init__(
@@ -128,8 +128,9 @@ class TaskNetwork(nn.Module):
 
 
 def cast_type(weights: Iterable[Tensor]) -> torch.dtype | None:
-    """Return the weights' type if it is float64, bfloat16 or float16, else None: backbone inputs are cast to it."""
-    return next((w.dtype for w in weights if w.dtype in (torch.float64, torch.bfloat16, torch.float16)), None)
+    """Return the type to which a backbone's inputs are cast: its first weight's; None if all are float32."""
+    types = [weight.dtype for weight in weights if weight.is_floating_point()]
+    return types[0] if any(dtype != torch.float32 for dtype in types) else None
 
 
 def half_precision(weights: Iterable[Tensor]) -> torch.dtype | None:

@@ -24,9 +24,10 @@ class SharedNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         make_gradients_dense(backbone)
-        self.cast_type, half = cast_type(backbone.parameters()), half_precision(backbone.parameters())
-        if half and master_weights:
-            for parameter in backbone.parameters():
+        self.cast_type = cast_type(backbone.parameters())
+        self._types = {name: parameter.dtype for name, parameter in backbone.named_parameters()}
+        for parameter in backbone.parameters() if master_weights else ():
+            if half_precision([parameter]):
                 parameter.data = widened(parameter.data)
         self.stems = TaskDict()
         self.heads = TaskDict()
@@ -63,7 +64,7 @@ class SharedNetwork(nn.Module):
         if cast is None:
             outputs: Tensor = head(self.backbone(stem(inputs)))
             return outputs
-        tensors = {name: parameter.to(cast) for name, parameter in self.backbone.named_parameters()}
+        tensors = {name: parameter.to(self._types[name]) for name, parameter in self.backbone.named_parameters()}
         features = cast_features(in_own_type(stem, inputs), cast)
         return in_own_type(head, functional_call(self.backbone, tensors, (features,)))
 

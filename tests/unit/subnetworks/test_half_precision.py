@@ -6,6 +6,7 @@ from torch import nn
 
 from helpers import copy_state, quarter
 from msh.subnetworks import MultiSubnetwork, prune
+from msh.training.shared import SharedNetwork
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -117,3 +118,43 @@ def test_a_compiled_step_equals_the_plain_one():
     network.eval()
     compiled = torch.compile(network, backend="eager")
     torch.testing.assert_close(compiled(make_batch()[0]), network(make_batch()[0]), rtol=1e-2, atol=1e-2)
+
+
+class Mixed(nn.Module):
+    """One layer in another type, for which the forward pass casts."""
+
+    def __init__(self, dtype, first):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 8)
+        (self.one if first else self.two).to(dtype)
+
+    def forward(self, inputs):
+        hidden = torch.relu(self.one(inputs))
+        return self.two(hidden.to(self.two.weight.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_backbone_of_several_types_reads_inputs_in_its_first_weights_type(dtype, first):
+    torch.manual_seed(0)
+    network = MultiSubnetwork(Mixed(dtype, first))
+    learn(network, "a")
+    outputs = network(make_batch()[0], "a")
+    assert outputs.dtype == torch.float32
+    assert {weight.dtype for _, weight in network.weights()} == {dtype, torch.float32}
+    learn(network, "b")
+    assert torch.equal(network(make_batch()[0], "a"), outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_shared_backbone_of_several_types_computes_in_them(dtype, first):
+    torch.manual_seed(0)
+    backbone = Mixed(dtype, first)
+    inputs = make_batch()[0]
+    expected = backbone(inputs.to(backbone.one.weight.dtype)).detach()
+    network = SharedNetwork(backbone)
+    network.add_task("a", nn.Identity())
+    assert torch.equal(network(inputs, "a"), expected)
+    types = backbone.one.weight.dtype, backbone.two.weight.dtype  # in which they train
+    assert set(types) == {dtype if dtype == torch.float64 else torch.float32, torch.float32}
