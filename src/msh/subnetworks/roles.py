@@ -140,9 +140,15 @@ def find_roles(backbone: nn.Module, prunable: Prunable = None) -> list[Role]:
         decision: Decision
         if not first.parameter.requires_grad:
             decision = ("shared", "requires_grad is False")
+        elif first.parameter.is_complex() and prunable is None:
+            decision = ("private", "complex")
         elif prunable is None:
             decision = _decide(occurrences, owners)
         elif prunable(first.module, first.name, first.parameter) if callable(prunable) else first.dotted in selected:
+            if first.parameter.is_complex():
+                raise ValueError(
+                    f"prunable: {first.dotted!r} is complex, and only real tensors can be shared by weights"
+                )
             decision = ("prunable", "selected")
         else:
             decision = ("private", "not selected")

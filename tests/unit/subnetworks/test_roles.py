@@ -129,6 +129,26 @@ def test_unknown_classes_that_are_layers_are_prunable(name):
     assert names(of_class(name, weight=(3, 4))) == ["weight"]
 
 
+class Filter(nn.Module):
+    """A layer with a complex weight, as Fourier layers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.real = nn.Linear(3, 4)
+        self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.cfloat))
+
+
+def test_complex_weights_are_private():
+    assert names(Filter()) == ["real.weight"]
+    assert whys(Filter())["weight"] == ("private", "complex")
+
+
+@pytest.mark.parametrize("prunable", [["real.weight", "weight"], lambda module, name, parameter: name == "weight"])
+def test_complex_weights_cannot_be_selected(prunable):
+    with pytest.raises(ValueError, match="prunable: 'weight' is complex"):
+        find_roles(Filter(), prunable)
+
+
 def test_the_projections_of_all_experts_in_one_parameter_are_prunable():
     class TinyExperts(nn.Module):
         def __init__(self):
