@@ -188,7 +188,11 @@ class TaskModule(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, with a parameter group for each of `groups()`, and the scheduler."""
-        optimizer = self.optimizer_factory([{"params": list(part.parameters())} for part in self.groups().values()])
+        groups = [{"params": list(part.parameters())} for part in self.groups().values()]
+        are_complex = any(parameter.is_complex() for group in groups for parameter in group["params"])
+        is_fused = getattr(self.optimizer_factory, "keywords", {}).get("fused")
+        unfused = {"fused": False} if are_complex and is_fused else {}  # torch fuses real tensors alone
+        optimizer = self.optimizer_factory(groups, **unfused)
         if self.context.scheduler is None:
             return optimizer
         scheduler = build_scheduler(self.context.scheduler, optimizer, int(self.trainer.estimated_stepping_batches))

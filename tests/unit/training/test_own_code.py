@@ -1,6 +1,7 @@
 """Errors of classes that a config names: one line that names key, class, type and message."""
 
 import re
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -8,14 +9,17 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
-from toys import make_run, make_task
+from toys import begin, fit, make_run, make_task
 
+from helpers import FEATURES, INPUTS
 from messages import says
 from msh.cli.errors import message_of
 from msh.errors import Problems
+from msh.subnetworks import MultiSubnetwork
 from msh.tasks.own import with_own
 from msh.training.build import build_backbone, build_tasks, check_backbone
 from msh.training.callbacks.allowed import build_callbacks
+from msh.training.module import SubnetworkModule
 from msh.training.own_code import reporting
 from msh.training.schedulers import check_optimizer
 
@@ -136,6 +140,30 @@ def test_arguments_of_a_backbone_are_checked_without_data_and_with_their_key(set
     if settings["_target_"] == "msh.backbones.MLP":
         with pytest.raises(ValueError, match=problems[0]):
             build_backbone(make_run(["a"], backbone=settings), {"a": make_task()})
+
+
+class Complex(nn.Module):
+    """A layer and a complex filter."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(INPUTS, FEATURES)
+        self.filter = nn.Parameter(torch.ones(FEATURES // 2 + 1, dtype=torch.cfloat))
+
+    def forward(self, inputs):
+        spectrum = torch.fft.rfft(self.layer(inputs))
+        return torch.fft.irfft(spectrum * self.filter, n=FEATURES)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_backbone_with_complex_parameters_trains_them(fused, tmp_path):
+    torch.manual_seed(0)
+    adam = partial(torch.optim.Adam, lr=0.01, fused=fused)
+    module = begin(SubnetworkModule(MultiSubnetwork(Complex()), {"a": make_task()}, adam), "a")
+    fit(module, tmp_path, epochs=1)
+    trained = module.network.subnetwork("a").private["filter"]
+    assert trained.dtype == torch.cfloat
+    assert trained.imag.any()
 
 
 @pytest.mark.parametrize("name", ["MLP", "ResNet18", "PaperConv", "Transformer"])
