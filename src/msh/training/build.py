@@ -577,8 +577,9 @@ def check_rebuilt(backbone: nn.Module, settings: Recipe, build_again: Callable[[
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(0, "built again"))
         again = build_again()
-        for one, other in zip(again.parameters(), backbone.parameters(), strict=False):
-            one.data = one.data.to(other.dtype)
+        types = {name: tensor.dtype for name, tensor in _named_tensors(backbone)}
+        for name, tensor in _named_tensors(again):
+            tensor.data = tensor.data.to(types.get(name, tensor.dtype))
         try:
             again.load_state_dict(backbone.state_dict())
         except RuntimeError as error:
@@ -597,6 +598,11 @@ def check_rebuilt(backbone: nn.Module, settings: Recipe, build_again: Callable[[
             f"{target}, built again with the same state dict, computes other features, and so would msh.load: register "
             "what it draws at random, as parameters or buffers that are persistent, and modules in a ModuleList"
         )
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def check_tokens(backbone: nn.Module, task: Task) -> None:

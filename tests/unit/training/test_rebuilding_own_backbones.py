@@ -44,6 +44,14 @@ def test_one_that_its_state_dict_determines_passes(form):
     checked(form)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_one_of_another_type_passes(kind):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).to(kind)
+    backbone.input_shape = (3,)
+    check_rebuilt(backbone, {"_target_": "mine.Net"}, lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+
+
 @pytest.mark.parametrize("form", ["lost", "attribute", "list"])
 def test_one_with_other_random_tensors_is_refused_by_its_name(form):
     with pytest.raises(ValueError, match=r"^mine.Features, built again with the same state dict, computes other"):
