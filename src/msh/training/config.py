@@ -80,6 +80,10 @@ Limit = Annotated[
 """A number of batches, or a share of them."""
 Block = dict[str, Any]
 """`_target_` and arguments, as Hydra instantiates them."""
+Built = Annotated[
+    Block, bounded("a block with _target_, a class or function", lambda block: not block or "_target_" in block)
+]
+"""The same, refused without `_target_`."""
 
 
 def _name(value: Any) -> Any:
@@ -110,7 +114,7 @@ class TaskConfig:
     texts."""
     normalize_target: Literal["minmax"] | None = None
     """"minmax": scale the target of a regression to [0, 1], and measure errors so; null: keep the data's unit."""
-    stem: Block | None = None
+    stem: Built | None = None
     """`_target_` and arguments of the stem; when null, a linear one where shapes differ."""
     repeat: Count | None = 1
     """Passes through the training examples per epoch: more than one for small data sets; as many as give 40 batches
@@ -471,7 +475,7 @@ class RunConfig:
     prune_scheduler: Block | None = None
     """The same while the task is being pruned."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    callbacks: dict[str, Block | None] = field(default_factory=dict)
+    callbacks: dict[str, Built | None] = field(default_factory=dict)
     """Name to `_target_` and arguments of additional Lightning callbacks."""
     logger: dict[str, Block | None] = field(default_factory=dict)
     """Name to `_target_` and arguments of Lightning loggers."""

@@ -380,3 +380,15 @@ def test_configs_of_earlier_releases_reproduce_these_releases():
     assert stored_config(values | {"evaluation": {"batch_size": None}}).evaluation.batch_size is None
     with pytest.raises(ConfigError, match=says("pruning", "a mapping", 3)):
         stored_config(values | {"pruning": 3})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "key"),
+    [
+        ({"a": {"stem": {"b": 1}}}, {}, "tasks.a.stem"),
+        (["a"], {"callbacks": {"mine": {"b": 1}}}, "callbacks.mine"),
+    ],
+)
+def test_a_block_without_a_target_is_refused_with_its_key(tasks, settings, key):
+    with pytest.raises(ConfigError, match=f"{key} must be a block with _target_, a class or function, got {{'b': 1}}"):
+        make_run(tasks, **settings)
