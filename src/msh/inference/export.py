@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from msh.compat import BatchNormBase
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.state_file import read_state
@@ -372,8 +371,8 @@ def sliced(network: MultiSubnetwork, task: str, example: Tensor | None = None) -
     small.shrink(backbone)
     for where, passed in graph.norms.items():  # those behind the last layer, too
         narrow(backbone.get_submodule(where), int(small.units[passed.layer].sum()) * passed.block)
-    for where in (*(graph.layers[name].module for name in graph.small), *graph.norms):
-        _resize(backbone.get_submodule(where))
+    for name in graph.small:
+        _resize(backbone.get_submodule(graph.layers[name].module))
     stem = copy.deepcopy(sub.stem, memo)
     as_parameters([(cast(nn.Module, memo[id(m)]), name) for m, name in sub.untrained if id(m) in memo])
     head, dtype = copy.deepcopy(sub.head), cast_type(weight for _, weight in network.weights())
@@ -417,11 +416,8 @@ def _sliced_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, small
 
 
 def _resize(module: nn.Module) -> None:
-    """Set a module's size attributes from its tensors."""
-    if isinstance(module, BatchNormBase):
-        tensors = [tensor for tensor in (module.weight, module.running_mean) if tensor is not None]
-        module.num_features = len(tensors[0]) if tensors else module.num_features
-    elif isinstance(module, nn.Linear):
+    """Set a layer's size attributes from its tensors."""
+    if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, CONVOLUTIONS):
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from msh.compat import ConvolutionBase
+from msh.compat import ConvolutionBase, NormBase
 from msh.subnetworks.attention import FewHeads
 from msh.subnetworks.forms import flat_index
 from msh.subnetworks.narrow_norm import NarrowBatchNorm2d
@@ -165,7 +165,7 @@ def narrow(module: nn.Module, units: int) -> None:
     if isinstance(module, nn.GroupNorm):
         module.num_groups = units * module.num_groups // module.num_channels
         module.num_channels = units
-    elif isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+    elif isinstance(module, NormBase):
         module.num_features = units
     elif isinstance(module, ConvolutionBase) and module.groups > 1:
         module.groups = units * module.groups // module.out_channels

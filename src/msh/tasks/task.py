@@ -296,9 +296,7 @@ class Task:
             targets: as in `Split`.
         """
         outputs, targets = self.counted(self.predictions(outputs), targets)
-        if self.kind == "regression" and isinstance(
-            metric, SUMS_OF_SQUARES
-        ):  # their differences are not exact far from 0, and no shift changes them
+        if self.kind == "regression" and isinstance(metric, SUMS_OF_SQUARES):  # no shift changes them
             mean = self.target_mean.to(targets)
             outputs, targets = outputs - mean.to(outputs), targets - mean
         if self.kind == "lm":  # torchmetrics wants (texts, tokens, outputs)

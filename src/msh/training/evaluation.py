@@ -89,8 +89,7 @@ def _rebuild(folder: Path, config: RunConfig) -> tuple[dict[str, Task], MultiSub
     if "input_shape" in file.notes:
         config = config.with_input_shape(input_shape_in(file.notes, path))
     tasks = fit_tasks(config, tasks)
-    learned = {task: entry.recipe for task, entry in file.state.tasks.items()}
-    begun = {**learned, **RunState(folder / "checkpoints", writes=False).data()}
+    begun = RunState(folder / "checkpoints", writes=False).data(file)
     check_same_data(path, tasks, begun, "evaluate with the data of the run; msh predict answers others")
     network = build_network(config, tasks, list(file.state.owners))
     for task, entry in file.state.tasks.items():

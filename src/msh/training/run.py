@@ -292,8 +292,7 @@ class Run:
     def _restore(self) -> int:
         """Load the network saved after the last fit that ended; return the number of fits that have ended."""
         ended, file, counted = self.state.newest()
-        learned = {} if file is None else {task: entry.recipe for task, entry in file.state.tasks.items()}
-        begun = {**learned, **self.state.data()}
+        begun = self.state.data(file)
         check_same_data(self.state.folder, self.tasks, begun, "resume with the data that the run began with")
         if file is not None:
             for task in file.state.tasks:
@@ -349,7 +348,7 @@ class Run:
         before = self.state.data()
         new = {task: data_record(self.tasks[task]) for task in tasks if task not in before}
         if new:
-            self.state.record_data(new)
+            self.state.record_data(before | new)
 
     def _steps_after(self, number: int, window: int = 1) -> int:
         """Count the batches of the curriculum's fits after this one, or windows of accumulated gradients."""

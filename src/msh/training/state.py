@@ -79,21 +79,24 @@ class RunState:
         shutil.rmtree(self.fit_folder(key), ignore_errors=True)
 
     def record_data(self, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write records of the data of tasks that begin (`same_data.data_record`), beside those of the others."""
+        """Write the records of the data of all tasks that have begun (`same_data.data_record`)."""
         if self.writes:
-            write_text(self.data_file, json.dumps({**self.data(), **records}))
+            write_text(self.data_file, json.dumps(records))
 
-    def data(self) -> dict[str, dict[str, Any]]:
-        """Read the records of data, by task; runs of earlier releases have none.
+    def data(self, file: StateFile | None = None) -> dict[str, dict[str, Any]]:
+        """Read the records of data, by task.
 
+        Args:
+            file: the run's network; its tasks without a record, as of earlier releases, have their recipe there.
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file of the records is damaged.
         """
+        recipes = {} if file is None else {task: entry.recipe for task, entry in file.state.tasks.items()}
         if not self.data_file.exists():
-            return {}
+            return recipes
         kind = dict[str, dict[str, Any]]
         try:
-            return cast(kind, parsed({DATA: self.data_file.read_text()}, DATA, kind))
+            return recipes | cast(kind, parsed({DATA: self.data_file.read_text()}, DATA, kind))
         except ValueError as error:
             cure = "delete it to resume without comparing the data"
             raise ValueError(f"{self.data_file.parent}/{error}: {cure}") from error
