@@ -83,7 +83,8 @@ class SmallTensors:
         self.share = sum((sizes | {n: math.prod(s) for n, s in self.shapes.items()}).values()) / sum(sizes.values())
         self.last = None if output is None else graph.layers[output].module
         layers = graph.layers.items()
-        self._heads = {layer.module: units[name] for name, layer in layers if layer.parts > 1 and not layer.whole}
+        self._kept = {layer.module: units[name] for name, layer in layers if not layer.whole}
+        self._counts = {where: (int(units[name].sum()), len(units[name])) for where, name in graph.counts.items()}
         for where, source in graph.norms.items():
             if source.layer != output:
                 self.rows[where] = flat_index(columns(source, units, 0, units[source.layer].device))
@@ -137,12 +138,15 @@ class SmallTensors:
         return wide
 
     def shrink(self, tree: nn.Module) -> None:
-        """Adapt a backbone's copy to the units: heads of attention, groups of convolutions, norms."""
-        for where, heads in self._heads.items():
+        """Adapt a backbone's copy to the units: heads of attention, groups of convolutions, norms, attributes."""
+        for attribute, (few, all_) in self._counts.items():
+            vars(tree.get_submodule(attribute.path))[attribute.name] = attribute.value * few // all_
+        for where, kept in self._kept.items():
             attention = tree.get_submodule(where)
-            attention.__class__ = FewHeads
-            vars(attention)["heads"] = heads.nonzero().squeeze(1)
-            vars(attention)["_qkv_same_embed_dim"] = False  # or torch's fused operation would take the tensors
+            if isinstance(attention, nn.MultiheadAttention):
+                attention.__class__ = FewHeads
+                vars(attention)["heads"] = kept.nonzero().squeeze(1)
+                vars(attention)["_qkv_same_embed_dim"] = False  # or torch's fused operation would take the tensors
         for where, rows in self.rows.items():
             module = tree.get_submodule(where)
             if type(module) is nn.BatchNorm2d:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from msh.compat import NormBase
 from msh.errors import one_of, requirement
+from msh.subnetworks.marks import Attribute, Marked, Origin, Size, is_torchs, marked_attributes
 from msh.subnetworks.options import GRANULARITIES, GranularityName
 from msh.subnetworks.roles import TABLES
+from msh.subnetworks.row_units import ALWAYS, Alike, Along, RowUnits, Still, lean, line, varies
 from msh.subnetworks.tensors import evaluating
 
 if TYPE_CHECKING:
@@ -31,19 +33,43 @@ ELEMENTWISE = (
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
     *("sigmoid", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "threshold", "dropout", "alpha_dropout"),
     *("abs", "square", "exp", "neg", "clamp", "pow", "contiguous", "clone", "detach", "float", "half", "double"),
-    "bfloat16",
+    *("bfloat16", "rsqrt", "sqrt"),
 )
 """Functions that treat every entry alike, by their names in torch and torch.nn.functional, or as a tensor's methods."""
 CASTS = ("to", "type_as")
 """Those that may have a tensor as their other argument, whose values do not matter."""
-BY_NUMBERS = ("add", "sub", "mul", "div", "true_divide", "truediv", "rsub")
-"""Those that do so where their other argument is a number."""
-BY_ENTRY = ("add", "iadd", "sub", "subtract", "isub", "mul", "multiply", "imul")
-"""Those that combine two tensors entry by entry."""
+BY_ENTRY = (
+    *("add", "iadd", "sub", "subtract", "isub", "rsub", "mul", "multiply", "imul", "div", "divide", "true_divide"),
+    *("truediv", "where", "masked_fill", "maximum", "minimum"),
+)
+"""Those that combine tensors, or a tensor and numbers, entry by entry."""
 REDUCED = ("mean", "sum", "amax", "amin")
 """Reductions of dimensions."""
+MIXED = {"softmax": -1, "log_softmax": -1, "normalize": 1}
+"""Functions that keep a shape and compute with all entries along a dimension, to that dimension if none is given."""
+NORMALIZED_LAST = ("layer_norm", "rms_norm")
+"""Those that do so along the last dimensions, whose sizes they are given."""
 POOLS = {f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
 """Name of a pooling to its number of spatial dimensions."""
+PRODUCTS = ("matmul", "bmm")
+"""Products of matrices."""
+ARRANGED = (
+    *("flatten", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "repeat"),
+    *("repeat_interleave", "get"),
+)
+"""Functions that only arrange entries, whatever the number of units, and getters of attributes such as `mT`."""
+GIVEN_SIZES = ("reshape", "view", "expand", "broadcast_to", "unflatten")
+"""Those that are given sizes."""
+JOINED = ("cat", "concat", "concatenate", "stack")
+"""Those that join tensors."""
+PIECES = ("chunk", "split", "unbind")
+"""Those that split one."""
+SELECTED = ("getitem", "select", "narrow")
+"""Those that select entries along dimensions."""
+IN_CHAINS = frozenset((*ELEMENTWISE, *CASTS, *BY_ENTRY, *REDUCED, *POOLS, "flatten", "batch_norm", "instance_norm"))
+"""Those that a chain of layers may have, of which each has units of its own."""
+OUTPUT = "its outputs"
+"""Name of the backbone's features among those that units feed."""
 VALUES = ("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "tolist", "numpy")
 """Methods that turn a tensor's values into Python's."""
 
@@ -55,12 +81,10 @@ class UnitSource:
     Attributes:
         layer: the tensor whose rows compute them.
         block: consecutive indices per unit: 1, a channel's positions once it is flattened, or those of a group.
-        dim: the dimension.
     """
 
     layer: str
     block: int = 1
-    dim: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,11 +96,11 @@ class Layer:
         shape: the tensor's.
         source: the units that feed its columns; None for the backbone's inputs, and for layers that stay whole.
         whole: why all of its units stay, as operations after it need them all; "" if tasks may keep some of them.
-        group: the layer that has the same units: itself, the layer before a convolution with groups, or one whose
-            outputs are added to its own, or multiply them.
+        group: the first layer that has the same units: itself, the layer before a convolution with groups, one whose
+            outputs are added to its own, or multiply them, or the projection to queries for those to keys and values.
         parts, size: rows are laid out as (parts, units, size): (1, units, 1), or (3, heads, size of a head) for an
-            attention's projection to queries, keys and values, or (1, groups, channels of a group) around a
-            convolution with groups, and before a group normalization.
+            attention's projection to queries, keys and values, (1, groups, channels of a group) around a convolution
+            with groups and before a group normalization, or (2, units, 1) for the two halves of a gated layer.
     """
 
     module: str
@@ -114,11 +138,14 @@ class UnitGraph:
         layers: tensor name to layer, in computing order.
         norms: each normalisation's dotted name to the units it passes through.
         output: units behind the backbone's features; None if these are whole.
+        counts: modules' attributes that count units, such as `num_heads`, or something per unit, to a layer that has
+            these units.
     """
 
     layers: dict[str, Layer]
     norms: dict[str, UnitSource]
     output: UnitSource | None
+    counts: dict[Attribute, str] = field(default_factory=dict)
 
     @property
     def whole(self) -> dict[str, str]:
@@ -166,7 +193,8 @@ def trace_units(
     one_of("granularity", granularity, GRANULARITIES[3:])
     example = example_inputs(network, example)
     tracer = _UnitTracer(network, granularity, example)
-    with evaluating(network.backbone), torch.no_grad(), tracer.following(network.backbone), tracer:
+    marked = marked_attributes(network.backbone, tracer.report)
+    with evaluating(network.backbone), torch.no_grad(), tracer.following(network.backbone), marked, tracer:
         features = network.backbone(example)
     return tracer.finished(network, features)
 
@@ -195,7 +223,7 @@ class _UnknownEffectError(Exception):
 
 
 class _UnitTracer(TorchFunctionMode):
-    """Record the units of each activation while a backbone computes an example, operation by operation.
+    """Record which rows each entry of an activation comes from while a backbone computes an example.
 
     Args:
         network: holds the backbone.
@@ -208,16 +236,17 @@ class _UnitTracer(TorchFunctionMode):
         self.granularity, self.lenient = granularity, granularity == "unit"
         self.names = {id(weight): name for name, weight in network.weights()}
         self.tied = set(network.names.tied.values())
-        self.layers: dict[str, Layer] = {}
+        self.rows = RowUnits()
+        self.layers: dict[str, tuple[int, ...]] = {}
+        """Tensor to its shape, in computing order."""
+        self.columns: dict[str, Tensor] = {}
+        """Tensor to the rows that feed its columns, (columns,); a normalization's dotted name to its channels' rows."""
+        self.norms: list[str] = []
         self.whole: dict[str, str] = {}
         """Tensor whose units all stay, to the reason."""
-        self.leader: dict[str, str] = {}
-        """Tensor to another one with the same units; the first of a group to itself."""
-        self.norms: dict[str, UnitSource] = {}
-        self.grouped: dict[str, tuple[int, str]] = {}
-        """Tensor to the number of equal groups in which its rows stay or go, and the module that needs them so."""
-        self.held: dict[int, tuple[Tensor, UnitSource | None]] = {id(example): (example, None)}
-        """Tensor that depends on the inputs, by its id (the reference keeps the id valid), to its units."""
+        self.held: dict[int, tuple[Tensor, Tensor | None]] = {id(example): (example, None)}
+        """Tensor that depends on the inputs, by its id (the reference keeps the id valid), to its entries' rows; None
+        if all entries are always there."""
         self.discrete = set() if example.is_floating_point() else {id(example)}
         """Ids of tensors that follow from tokens alone, such as masks of padding: code may branch on these."""
         self.inside: list[tuple[str, nn.Module]] = []
@@ -245,7 +274,7 @@ class _UnitTracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Compute an operation, and its units from its inputs' units."""
+        """Compute an operation, and its entries' rows from those of its inputs."""
         kwargs = dict(kwargs or {})
         before = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self.held]
         known = [self.held[id(leaf)][1] for leaf in before]
@@ -258,35 +287,62 @@ class _UnitTracer(TorchFunctionMode):
         name = name.strip("_")
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not before or not outputs:
-            return result
-        units = None
+        if not before or (not outputs and name != "setitem"):
+            return result if not known or known[0] is None else self._size(name, known[0], args, kwargs, result)
+        found: Sequence[Tensor | None] = [None] * len(outputs)
         try:
-            if func is F.multi_head_attention_forward and len(outputs) == 1:
-                units = self._attention(known, outputs[0])
+            if name == "setitem":
+                self._assign(known, *args)
+            elif func is F.multi_head_attention_forward and len(outputs) == 1:
+                found = [self._attention(known, outputs[0])]
+            elif name in PIECES and self.lenient:
+                found = found if known[0] is None else self._pieces(name, known[0], func, args, kwargs, outputs)
             elif len(outputs) != 1 or outputs[0] is not result:
                 raise self._unknown(name)
             else:
-                units = self._after(func, name, args, kwargs, known, shapes, result)
+                found = [self._after(func, name, args, kwargs, known, shapes, result)]
         except _UnknownEffectError as error:
-            if any(known) or not self.lenient:
-                self._keep_whole(known, str(error))
+            if not self.lenient:
+                raise self._refused(str(error)) from None
+            self._keep_whole(known, str(error))
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor) and id(leaf) in self.names:
                     self.whole.setdefault(self.names[id(leaf)], str(error))
-        for leaf in outputs:
-            self.held[id(leaf)] = (leaf, units)
+        for leaf, rows in zip(outputs, found, strict=True):
+            self.held[id(leaf)] = (leaf, rows)
             if discrete and not leaf.is_floating_point():
                 self.discrete.add(id(leaf))
         return result
 
-    def _keep_whole(self, known: Iterable[UnitSource | None], why: str) -> None:
-        """Let the layers of these units stay whole; without lenience, refuse the backbone."""
+    def report(self, origin: Origin) -> None:
+        """Note that code computes with an attribute, or with a tensor's size, otherwise than as a size."""
+        if isinstance(origin, Attribute):
+            self.rows.fixed.add(origin)
+        else:
+            path, module = self.inside[-1]
+            why = f"module {path!r} ({type(module).__name__}) computes with the number of units"
+            self.rows.needs.append(Still(lean(origin.rows), why, origin.dim))
+
+    def _keep_whole(self, known: Iterable[Tensor | None], why: str) -> None:
+        """Let the layers of these rows stay whole; without lenience, refuse the backbone."""
         if not self.lenient:
             raise self._refused(why)
-        for units in known:
-            if units is not None:
-                self.whole.setdefault(units.layer, why)
+        for name in self.rows.layers(*known):
+            self.whole.setdefault(name, why)
+
+    def _size(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+        """Mark the sizes that code asks for, other than torch's, whose modules get their own sizes."""
+        if is_torchs(self.inside[-1][1]):
+            return result
+        if isinstance(result, torch.Size):
+            sizes = (Marked(size, (Size(rows, dim),), self.report) for dim, size in enumerate(result))
+            return torch.Size(sizes)
+        if name == "size":
+            dim = kwargs["dim"] if "dim" in kwargs else args[1]
+            return Marked(result, (Size(rows, dim),), self.report)
+        for dim in {"len": range(1), "numel": range(rows.dim())}.get(name, ()):
+            self.report(Size(rows, dim))
+        return result
 
     def _after(
         self,
@@ -294,62 +350,277 @@ class _UnitTracer(TorchFunctionMode):
         name: str,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        known: Sequence[UnitSource | None],
+        known: Sequence[Tensor | None],
         shapes: Sequence[torch.Size],
         result: Tensor,
-    ) -> UnitSource | None:
-        """Return the units of an operation's result."""
+    ) -> Tensor | None:
+        """Return the rows of an operation's result."""
         weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
         if len(known) == 1 and (func is F.linear or func in CONVOLVED) and isinstance(weight, Tensor):
-            groups = kwargs.get("groups", args[6] if len(args) > 6 else 1) if func in CONVOLVED else 1
-            return self._layer(
-                weight, groups, None if func is F.linear else CONVOLVED.index(func) + 1, known[0], shapes[0]
-            )
-        if not any(known):  # the inputs are kept whole
+            groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1)) if func in CONVOLVED else 1
+            spatial = None if func is F.linear else CONVOLVED.index(func) + 1
+            return self._layer(weight, groups, spatial, known[0], shapes[0], result)
+        if all(rows is None for rows in known):  # the inputs are kept whole
             if not self.lenient and len(known) > 1:
                 raise self._unknown(name)
             return None
-        if len(known) == 2 and name in BY_ENTRY and self.lenient:
-            return self._combined(name, known, shapes, result)
-        units = known[0]
-        if len(known) > 1 or units is None:
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        tensors = [(leaf.shape, self.held.get(id(leaf), (None, None))[1]) for leaf in leaves]
+        if not self.lenient and (len(known) > 1 or name not in IN_CHAINS):
             raise self._unknown(name)
-        others = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        alone = sum(leaf.dim() > 0 for leaf in others) == 1  # beside numbers
-        if (alone and name in (*ELEMENTWISE, *BY_NUMBERS)) or name in CASTS:
-            return units
-        before, after = shapes[0], result.shape
-        if name in REDUCED and _leaves_dim(units.dim, len(before), args, kwargs):
-            return units
-        if units.dim == 1:
-            if name == "flatten" and len(after) == 2 and before[0] == after[0]:
-                return UnitSource(units.layer, units.block * math.prod(before[2:]))
-            if func in NORMALIZED and self._normalizes(units, *self.inside[-1]):
-                return units
-            if len(before) == POOLS.get(name, -1) + 2:
-                return units
+        if name in CASTS:
+            return tensors[0][1]
+        if name in (*ELEMENTWISE, *BY_ENTRY):
+            if not self.lenient and len(tensors) > 1:
+                raise self._unknown(name)
+            return self._by_entry(name, tensors, result.shape)
+        if name in PRODUCTS:
+            return self._product(name, tensors, result)
+        if func is F.scaled_dot_product_attention:
+            return self._attended(name, kwargs, tensors, result)
+        if name in JOINED:
+            return self._arranged(name, func, args, kwargs, result)
+        rows = tensors[0][1]
+        if rows is None or any(other is not None for _, other in tensors[1:]):
+            raise self._unknown(name)
+        if name in (*ARRANGED, *GIVEN_SIZES, *SELECTED):
+            if name in SELECTED:
+                self._select(name, rows, args, kwargs)
+            arranged = self._arranged(name, func, args, kwargs, result)
+            if name in GIVEN_SIZES:
+                self._sized(name, arranged, args, kwargs)
+            return arranged
+        return self._mixed(func, name, rows, args, kwargs, result)
+
+    def _mixed(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        rows: Tensor,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Tensor,
+    ) -> Tensor:
+        """Return the rows of a result that is computed from all entries along dimensions of one activation."""
+
+        def given(key: str, place: int, default: Any = None) -> Any:
+            return kwargs.get(key, args[place] if len(args) > place else default)
+
+        if name in REDUCED:
+            dims, kept = given("dim", 1), given("keepdim", 2, False)
+            dims = [dims] if isinstance(dims, int) else dims
+            if not dims:
+                raise self._unknown(name)
+            each = self._mix(name, rows, dims)
+            each = each if kept else each.squeeze(tuple(dims))
+            return each.expand(result.shape)
+        if rows.dim() == POOLS.get(name, -1) + 2:
+            return self._mix(name, rows, range(2, rows.dim())).expand(result.shape)
+        if func in NORMALIZED and self._normalizes(rows, *self.inside[-1]):
+            return rows
+        if name in MIXED:
+            dim = given("dim", 2 if name == "normalize" else 1, MIXED[name])
+            self._mix(name, rows, [dim])
+            return rows
+        if name in NORMALIZED_LAST:
+            self._mix(name, rows, range(-len(given("normalized_shape", 1)), 0))
+            return rows
+        if name == "glu":
+            dim = given("dim", 1, -1)
+            one, other = rows.chunk(2, dim)
+            self.rows.needs.append(Alike(lean(rows), str(self._unknown(name)), dim, 2))
+            self.rows.unite(one, other)
+            return one
         raise self._unknown(name)
 
-    def _normalizes(self, units: UnitSource, path: str, module: nn.Module) -> bool:
-        """Note a normalization that computes with each unit alone, or with groups of units; False for others."""
-        if isinstance(module, nn.GroupNorm) and self.lenient and units.block == 1:
-            self._group(units.layer, module.num_groups)
+    def _mix(self, name: str, rows: Tensor, dims: Iterable[int]) -> Tensor:
+        """Unite rows along dimensions, whose sizes become 1; refuse it if that leaves a single unit."""
+        each, apart = self.rows.mix(rows, dims, self._where(name))
+        if not apart:
+            raise self._unknown(name)
+        return each
+
+    def _by_entry(
+        self, name: str, tensors: Sequence[tuple[torch.Size, Tensor | None]], shape: torch.Size
+    ) -> Tensor | None:
+        """Unite the rows of tensors that are combined entry by entry: gates, residual streams, numbers per unit.
+
+        Args:
+            name: of the operation.
+            tensors: the shape of each, and its rows; these broadcast to the shape.
+            shape: of the result.
+        """
+        sizes = [(1,) * (len(shape) - len(size)) + tuple(size) for size, _ in tensors]
+        first: Tensor | None = None
+        for index, (_, rows) in enumerate(tensors):
+            if rows is None:
+                continue
+            rows = rows.expand(sizes[index])
+            others = [(i, other) for i, (_, other) in enumerate(tensors) if i != index]
+            alone = [
+                dim
+                for dim in range(len(shape))
+                if varies(rows, dim) and any((sizes[i][dim] > 1) == (other is None) for i, other in others)
+            ]
+            rows = self._mix(name, rows, alone).expand(shape)
+            if first is None:
+                first = rows
+                continue
+            if not torch.equal(lean(first < 0), lean(rows < 0)):
+                raise self._unknown(name)
+            self.rows.unite(first, rows)
+        return first
+
+    def _product(self, name: str, tensors: Sequence[tuple[torch.Size, Tensor | None]], result: Tensor) -> Tensor | None:
+        """Unite the rows that a product of matrices adds up, and those of the matrices that it multiplies."""
+        if len(tensors) != 2 or min(len(size) for size, _ in tensors) < 2:
+            raise self._unknown(name)
+        summed = []
+        for dim, (size, rows) in zip((-1, -2), tensors, strict=True):
+            left = [*size]
+            left[dim] = 1
+            summed.append((torch.Size(left), None if rows is None else self._mix(name, rows, [dim]).expand(left)))
+        return self._by_entry(name, summed, result.shape)
+
+    def _attended(
+        self,
+        name: str,
+        kwargs: Mapping[str, Any],
+        tensors: Sequence[tuple[torch.Size, Tensor | None]],
+        result: Tensor,
+    ) -> Tensor | None:
+        """Unite the rows of each head's queries, keys and values, (batch, heads, tokens, size)."""
+        heads, left = result.shape[-3], []
+        for place, (size, rows) in enumerate(tensors):  # queries, keys, values and a mask, (.., tokens, keys)
+            summed = 2 if place in (1, 2) else 1  # dimensions that are added up, or lie along another tensor's
+            after = (*size[:-summed], *[1] * summed)
+            each = None if rows is None else self._mix(name, rows, range(-summed, 0)).expand(after)
+            if place in (1, 2) and size[-3] < heads and kwargs.get("enable_gqa", False):
+                after = (*after[:-3], heads, 1, 1)  # several queries' heads for each of keys and values
+                each = None if each is None else each.repeat_interleave(heads // size[-3], -3)
+            left.append((torch.Size(after), each))
+        rows = self._by_entry(name, left, torch.Size((*result.shape[:-1], 1)))
+        return None if rows is None else rows.expand(result.shape)
+
+    def _arranged(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    ) -> Tensor:
+        """Arrange rows as an operation arranges the entries."""
+        rows = self._apply(name, func, args, kwargs)
+        if not isinstance(rows, Tensor) or rows.shape != result.shape:
+            raise self._unknown(name)
+        return self._noted(name, rows)
+
+    def _noted(self, name: str, rows: Tensor) -> Tensor:
+        """Note an activation in which entries lie otherwise than in the one before."""
+        self.rows.needs.append(Along(lean(rows), str(self._unknown(name))))
+        return lean(rows).expand(rows.shape)
+
+    def _apply(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Apply an operation to rows in place of entries."""
+
+        def rows_of(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or (name in SELECTED and id(leaf) not in self.held):
+                return leaf
+            rows = self.held.get(id(leaf), (None, None))[1]
+            return torch.full((), ALWAYS).expand(leaf.shape) if rows is None else rows
+
+        replaced, named = tree_map(rows_of, (args, dict(kwargs)))
+        if any(isinstance(leaf, torch.dtype) for leaf in tree_leaves((args, kwargs))):
+            raise self._unknown(name)  # other numbers in the same memory
+        return torch.Tensor.reshape(*replaced, **named) if name == "view" else func(*replaced, **named)
+
+    def _sized(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note the sizes that an operation is given."""
+        first, sizes = 0, [*args[1:], *kwargs.values()]
+        if name == "unflatten":
+            first, sizes = int(sizes[0]) % (rows.dim() - len(sizes[1]) + 1), sizes[1:]
+        flat = [size for each in sizes for size in (each if isinstance(each, tuple | list) else (each,))]
+        why = f"{self._where(name)}: it is given a size that does not follow from the number of units"
+        self.rows.sized(rows, flat, why, first)
+
+    def _select(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note the dimensions of which an operation selects entries."""
+        dims: list[int] = []
+        if name in ("getitem", "setitem"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            used = [each for each in index if each is not None and each is not Ellipsis]
+            if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in used):
+                raise self._unknown(name)
+            dim = 0
+            for each in index:
+                if each is Ellipsis:
+                    dim += rows.dim() - len(used)
+                elif each is not None:
+                    if each != slice(None):
+                        dims.append(dim)
+                    dim += 1
+        else:
+            dims.append(kwargs["dim"] if "dim" in kwargs else args[1])
+        self.rows.needs += [Still(lean(rows), str(self._unknown(name)), dim) for dim in dims]
+
+    def _assign(self, known: Sequence[Tensor | None], target: Tensor, index: Any, value: Any) -> None:
+        """Note the dimensions of which an assignment selects entries."""
+        rows = self.held.get(id(target), (None, None))[1]
+        if rows is not None and len(known) == 1 and not (isinstance(value, Tensor) and value.dim() > 0):
+            self._select("setitem", rows, (target, index), {})
+        elif any(rows is not None for rows in known):
+            raise self._unknown("setitem")
+
+    def _pieces(
+        self,
+        name: str,
+        rows: Tensor,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: Sequence[Tensor],
+    ) -> list[Tensor | None]:
+        """Return the rows of the pieces of a tensor."""
+        found: Sequence[Tensor] = self._apply(name, func, args, kwargs)
+        given, why = [*args[1:], *kwargs.values()], str(self._unknown(name))
+        place = 0 if name == "unbind" else 1
+        dim = int(kwargs.get("dim", given[place] if len(given) > place else 0))
+        if [rows.shape for rows in found] != [leaf.shape for leaf in outputs]:
+            raise self._unknown(name)
+        if name == "unbind" or len({piece.shape for piece in found}) > 1:
+            self.rows.needs.append(Still(lean(rows), why, dim))
+        else:
+            self.rows.needs.append(Alike(lean(rows), why, dim, len(found)))
+            if name == "split":
+                sizes = given[0] if isinstance(given[0], tuple | list) else [given[0]] * len(found)
+                for piece, size in zip(found, sizes, strict=True):
+                    self.rows.sized(piece, [size], why, dim % rows.dim())
+        return [self._noted(name, piece) for piece in found]
+
+    def _normalizes(self, rows: Tensor, path: str, module: nn.Module) -> bool:
+        """Note a normalization that computes with each channel alone, or with groups of channels; False for others."""
+        channels = line(rows, 1)
+        if isinstance(module, nn.GroupNorm) and self.lenient:
+            self.rows.mix(channels.view(module.num_groups, -1), [1], self._where("groups"))
         elif not isinstance(module, NormBase):
             return False
-        self.norms[path] = units
+        self.rows.needs.append(Along(lean(rows), str(self._unknown("norm")), 1))
+        self.norms.append(path)
+        self.columns[path] = channels
         return True
 
     def _layer(
-        self, weight: Tensor, groups: int, spatial: int | None, units: UnitSource | None, before: torch.Size
-    ) -> UnitSource | None:
-        """Note a linear layer (`spatial` is None) or a convolution, and return its units."""
+        self,
+        weight: Tensor,
+        groups: int,
+        spatial: int | None,
+        rows: Tensor | None,
+        before: torch.Size,
+        result: Tensor,
+    ) -> Tensor:
+        """Note a linear layer (`spatial` is None) or a convolution, and return its result's rows."""
         tensor, name = self.names.get(id(weight), ""), "linear" if spatial is None else f"conv{spatial}d"
         expected = (spatial or 0) + 2
         dim = 1 if spatial is not None else len(before) - 1
         if spatial is not None and self.granularity == "neuron":
             raise self._unknown(name, "a convolution's units are channels: use 'unit'")
-        grouped = groups != 1
-        if grouped and not self.lenient:
+        if groups != 1 and not self.lenient:
             raise self._unknown(name, requirement("groups", "1", groups))
         if len(before) != expected and not (self.lenient and spatial is None):
             raise self._unknown(name, f"its input has {len(before)} dimensions, not {expected}")
@@ -360,59 +631,41 @@ class _UnitTracer(TorchFunctionMode):
             raise self._unknown(name, "its weight is tied, or is not shared between tasks")
         if tensor in self.layers:
             error = self._unknown(name, "it is used more than once in a forward pass")
-            self._keep_whole([self.layers[tensor].source], str(error))
+            self._keep_whole([self.columns.get(tensor)], str(error))
             raise error
-        if (units is not None and units.dim != dim) or (grouped and (units is None or units.block != 1)):
+        if groups != 1 and rows is None:
             raise self._unknown(name)
-        self.layers[tensor] = Layer(tensor.rpartition(".")[0], tuple(weight.shape), None if grouped else units)
-        self.leader[tensor] = tensor
-        if grouped and units is not None:
-            self._tie(units.layer, tensor)
-            self._group(tensor, groups)
-        return UnitSource(tensor, dim=dim)
+        own = self._add(tensor, tuple(weight.shape))
+        if rows is not None:
+            self.rows.needs.append(Along(lean(rows), str(self._unknown(name)), dim))
+            feeding = line(rows, dim)
+            if groups == 1:
+                self.columns[tensor] = feeding
+            else:
+                where = self._where("groups")
+                each = [self.rows.mix(part.view(groups, -1), [1], where)[0] for part in (feeding, own)]
+                self.rows.unite(*each)
+        return own.view(-1, *[1] * (result.dim() - dim - 1)).expand(result.shape)
 
-    def _attention(self, known: Sequence[UnitSource | None], result: Tensor) -> UnitSource:
-        """Note the projections of torch's self-attention, whose units are heads, and return the output's units."""
+    def _add(self, tensor: str, shape: tuple[int, ...]) -> Tensor:
+        self.layers[tensor] = shape
+        return self.rows.add(tensor, shape[0])
+
+    def _attention(self, known: Sequence[Tensor | None], result: Tensor) -> Tensor:
+        """Note the projections of torch's self-attention, whose units are heads, and return the result's rows."""
         module, names = self.inside[-1][1], [""]
         if type(module) is nn.MultiheadAttention:
             names = [self.names.get(id(weight), "") for weight in (module.in_proj_weight, module.out_proj.weight)]
         plain = all(names) and not self.tied.intersection(names) and not self.layers.keys() & set(names)
         more = getattr(module, "bias_k", None) is not None or getattr(module, "add_zero_attn", False)
-        if not self.lenient or any(known) or not plain or more:
+        if not self.lenient or any(rows is not None for rows in known) or not plain or more:
             raise self._unknown("multi_head_attention_forward")
         assert isinstance(module, nn.MultiheadAttention)
         inner, outer = names
-        shapes = tuple(module.in_proj_weight.shape), tuple(module.out_proj.weight.shape)
-        size = cast(int, module.head_dim)
-        self.layers[inner] = Layer(inner.rpartition(".")[0], shapes[0], None, parts=3, size=size)
-        self.layers[outer] = Layer(outer.rpartition(".")[0], shapes[1], UnitSource(inner, size))
-        self.leader |= {inner: inner, outer: outer}
-        return UnitSource(outer, dim=result.dim() - 1)
-
-    def _combined(
-        self, name: str, known: Sequence[UnitSource | None], shapes: Sequence[torch.Size], result: Tensor
-    ) -> UnitSource:
-        """Tie the layers of two activations that are combined unit by unit: gates, and a residual stream's."""
-        one, other = known
-        if one is None or other is None or (one.block, one.dim) != (other.block, other.dim):
-            raise self._unknown(name)
-        if len({len(result.shape), *map(len, shapes)}) > 1 or shapes[0][one.dim] != shapes[1][one.dim]:
-            raise self._unknown(name)
-        self._tie(one.layer, other.layer)
-        return one
-
-    def _group(self, tensor: str, number: int) -> None:
-        """Let a layer's rows stay or go in a number of equal groups, and in all that it has been given so far."""
-        before, _ = self.grouped.get(tensor, (number, ""))
-        self.grouped[tensor] = math.gcd(before, number), self._where("groups")
-
-    def _tie(self, one: str, other: str) -> None:
-        self.leader[self._first(other)] = self._first(one)
-
-    def _first(self, tensor: str) -> str:
-        while self.leader[tensor] != tensor:
-            tensor = self.leader[tensor]
-        return tensor
+        heads = self._add(inner, tuple(module.in_proj_weight.shape)).view(3, module.num_heads, -1)
+        self.rows.mix(heads, (0, 2), self._where("attention"))
+        self.columns[outer] = heads[2].flatten()
+        return self._add(outer, tuple(module.out_proj.weight.shape)).expand(result.shape)
 
     def finished(self, network: MultiSubnetwork, features: Any) -> UnitGraph:
         """Return the graph; the units of layers that stay whole are nobody's source."""
@@ -420,6 +673,7 @@ class _UnitTracer(TorchFunctionMode):
         if not isinstance(features, Tensor):
             held = [self.held[id(leaf)][1] for leaf in tree_leaves(features) if id(leaf) in self.held]
             self._keep_whole(held, "its outputs: they must be one tensor")
+        shapes, computing = dict(self.layers), [*self.layers]
         for name, weight in network.weights():
             if name not in self.layers:
                 if not self.lenient:
@@ -428,58 +682,56 @@ class _UnitTracer(TorchFunctionMode):
                 path, _, leaf = name.rpartition(".")
                 why = f"module {path!r} ({kind}): no linear layer or convolution computes with its {leaf} alone"
                 self.whole.setdefault(name, why)
-                self.layers[name] = Layer(name.rpartition(".")[0], tuple(weight.shape), None)
-                self.leader[name] = name
+                shapes[name] = tuple(weight.shape)
+        last: list[str] = []
         if output is None and not self.lenient:
             raise self._refused("its outputs: they must be one tensor, of the units of one layer")
-        if output is not None and self.lenient:
-            self._check_output(network, output.layer)
-        sizes = self._sizes()
-        for name in list(self.whole):
-            for other in self.layers:
-                if self._first(other) == self._first(name):
-                    self.whole.setdefault(other, self.whole[name])
-        if self.whole.keys() >= self.layers.keys():
+        if output is not None:
+            last = self._last(network, output)
+        solution = self.rows.solve(self.layers, self.columns, self.whole, last)
+        if self.whole.keys() >= shapes.keys():
             first = min(self.whole, key=lambda name: isinstance(_holder(network, name), TABLES))  # tables have no units
             raise self._refused(self.whole[first])
 
-        def source(units: UnitSource | None) -> UnitSource | None:
-            if units is None or units.layer in self.whole:
-                return None
-            return replace(units, block=units.block * sizes.get(units.layer, 1))
+        def source(where: str) -> UnitSource | None:
+            found = solution.source(self.columns[where]) if where in self.columns else None
+            return None if found is None else UnitSource(*found)
 
         layers = {}
-        for name, layer in self.layers.items():
-            group = next(other for other in self.layers if self._first(other) == self._first(name))
-            size = 1 if name in self.whole else sizes.get(name, 1)
-            layers[name] = replace(
-                layer, source=source(layer.source), whole=self.whole.get(name, ""), group=group, size=layer.size * size
+        for name, shape in shapes.items():
+            found = solution.structures.get(name)
+            layers[name] = Layer(
+                name.rpartition(".")[0],
+                shape,
+                source(name) if name in computing else None,
+                self.whole.get(name, ""),
+                solution.leaders.get(name, name),
+                *((1, 1) if found is None else (found.parts, found.size)),
             )
-        passed = {where: source(units) for where, units in self.norms.items()}
-        norms = {where: units for where, units in passed.items() if units is not None}
-        return UnitGraph(layers, norms, source(output))
+        norms = {where: units for where in self.norms if (units := source(where)) is not None}
+        return UnitGraph(layers, norms, source(OUTPUT), solution.counts)
 
-    def _sizes(self) -> dict[str, int]:
-        """Map each layer whose rows stay or go in groups to the rows of one; those with a single group stay whole."""
-        sizes: dict[str, int] = {}
-        for first in dict.fromkeys(self._first(name) for name in self.grouped):
-            members = {name: self.layers[name].shape[0] for name in self.layers if self._first(name) == first}
-            numbers, reasons = zip(*(self.grouped[name] for name in members if name in self.grouped), strict=True)
-            number = math.gcd(*numbers, *members.values())
-            sizes |= {name: rows // number for name, rows in members.items()}
-            if number == 1:
-                self.whole.setdefault(first, f"{reasons[0]}: its groups need all units together")
-        return sizes
+    def _last(self, network: MultiSubnetwork, output: Tensor) -> list[str]:
+        """Return the layer that computes the outputs.
 
-    def _check_output(self, network: MultiSubnetwork, name: str) -> None:
-        """Keep the last layer whole, unless its outputs can be written between those of units without weights."""
-        kind = type(network.backbone.get_submodule(self.layers[name].module))
-        if kind not in (nn.Linear, *CONVOLUTIONS):
-            self.whole.setdefault(
-                name, f"module {self.layers[name].module!r} ({kind.__name__}): it computes the outputs"
-            )
-        if sum(self._first(other) == self._first(name) for other in self.layers) > 1:
-            self.whole.setdefault(name, "its outputs: several layers have their units")
+        It stays whole, unless its outputs can be written between those of units without weights.
+        """
+        names = self.rows.layers(output)
+        along = [dim for dim in range(output.dim()) if varies(output, dim)]
+        self.columns[OUTPUT] = line(output, along[-1] if along else -1)
+        if not self.lenient:
+            return names
+        leaders, kept = self.rows.leaders(), {}
+        for name in names:
+            path = name.rpartition(".")[0]
+            kind = type(network.backbone.get_submodule(path))
+            if kind not in (nn.Linear, *CONVOLUTIONS):
+                kept[name] = f"module {path!r} ({kind.__name__}): it computes the outputs"
+            elif len(along) > 1 or sum(leader == leaders[name] for leader in leaders.values()) > 1 or len(names) > 1:
+                kept[name] = "its outputs: several layers have their units"
+        for name, why in kept.items():
+            self.whole.setdefault(name, why)
+        return names
 
     # ---- messages
 
@@ -493,20 +745,10 @@ class _UnitTracer(TorchFunctionMode):
         """Name the module of torch's that computes, or else the operation."""
         if self.inside:
             path, module = self.inside[-1]
-            if type(module).__module__.startswith("torch.nn"):
+            if is_torchs(module):
                 return f"module {path!r} ({type(module).__name__})"
         return f"operation {name!r}"
 
 
 def _holder(network: MultiSubnetwork, name: str) -> nn.Module:
     return network.backbone.get_submodule(name.rpartition(".")[0])
-
-
-def _leaves_dim(dim: int, dims: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a reduction leaves a dimension of its input as it is, and at its place."""
-    reduced = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    kept = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-    if reduced is None:
-        return False
-    places = [place % dims for place in ([reduced] if isinstance(reduced, int) else reduced)]
-    return dim not in places and (bool(kept) or min(places) > dim)

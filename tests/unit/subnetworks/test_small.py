@@ -169,7 +169,95 @@ class Attends(nn.Module):
         return self.two(hidden.transpose(0, 1), src_mask=self.mask, is_causal=True).mean(0)
 
 
+class Fused(nn.Module):
+    """Attention with one projection to queries, keys and values, normalized per head, and sizes from attributes."""
+
+    def __init__(self, width, heads, size):
+        super().__init__()
+        self.heads, self.size, self.inner = heads, size, heads * size
+        self.qkv, self.project = nn.Linear(width, 3 * self.inner), nn.Linear(self.inner, width, bias=False)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, tokens):
+        batch, number, _ = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, number, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(0)
+        attended = functional.scaled_dot_product_attention(self.norm(queries), self.norm(keys), values)
+        return self.project(attended.transpose(1, 2).reshape(batch, number, self.inner))
+
+
+class Rotated(nn.Module):
+    """Attention whose queries share keys and values, with rotated halves, in products of matrices, and causal."""
+
+    def __init__(self, width, heads, shared, size):
+        super().__init__()
+        self.size, self.times = size, heads // shared
+        self.queries, self.keys = nn.Linear(width, heads * size), nn.Linear(width, shared * size)
+        self.values, self.project = nn.Linear(width, shared * size), nn.Linear(heads * size, width)
+
+    def rotated(self, heads):
+        angles = torch.arange(heads.shape[2])[:, None] * torch.arange(1, self.size + 1).to(heads)
+        one, other = heads[..., : heads.shape[-1] // 2], heads[..., heads.shape[-1] // 2 :]
+        return heads * angles.cos() + torch.cat((-other, one), -1) * angles.sin()
+
+    def forward(self, tokens):
+        shape = (*tokens.shape[:-1], -1, self.size)
+        queries, keys, values = (
+            layer(tokens).view(shape).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
+        )
+        batch, heads, number, size = keys.shape
+        queries, keys = self.rotated(queries), self.rotated(keys)
+        keys, values = (
+            each[:, :, None]
+            .expand(batch, heads, self.times, number, size)
+            .reshape(batch, heads * self.times, number, size)
+            for each in (keys, values)
+        )
+        weights = queries @ keys.transpose(2, 3) * size**-0.5
+        weights = weights + torch.full((number, number), -torch.inf).triu(1).to(weights)
+        attended = (weights.softmax(-1) @ values).transpose(1, 2).contiguous()
+        return self.project(attended.flatten(2))
+
+
+class ByHead(nn.Module):
+    """Attention whose rows are queries, keys and values of one head after the other; torch repeats the shared ones."""
+
+    def __init__(self, width, heads, size):
+        super().__init__()
+        self.size = size
+        self.qkv, self.project = nn.Linear(width, heads * 3 * size), nn.Linear(heads * size, width)
+        self.more, self.gate = nn.Linear(width, 2 * heads * size), nn.Linear(width, heads * size)
+
+    def forward(self, tokens):
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (-1, 3 * self.size)).transpose(1, 2).chunk(3, -1)
+        more = self.more(tokens).unflatten(-1, (-1, self.size)).transpose(1, 2)
+        attended = functional.scaled_dot_product_attention(more, keys, values, is_causal=True, enable_gqa=True)
+        attended = attended.transpose(1, 2).flatten(2).unflatten(-1, (-1, 2, self.size)).sum(-2).flatten(2)
+        return self.project((attended + queries.transpose(1, 2).flatten(2)) * torch.sigmoid(self.gate(tokens)))
+
+
+class Heads(nn.Module):
+    """Attention as libraries write it, and gated layers."""
+
+    input_shape, features = (5, 8), 8
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Fused(8, 4, 6), Rotated(8, 6, 3, 4), ByHead(8, 3, 4)])
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(3)])
+        self.up, self.down, self.halves = nn.Linear(8, 24), nn.Linear(12, 8), nn.Linear(8, 20, bias=False)
+        self.back = nn.Linear(10, 8)
+
+    def forward(self, tokens):
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            tokens = tokens + block(norm(tokens))
+        one, other = self.up(tokens).chunk(2, dim=-1)
+        tokens = tokens + self.down(functional.silu(one) * other)
+        return (tokens + self.back(functional.glu(self.halves(tokens)))).mean(1)
+
+
 BRANCHED = {
+    "heads": Heads,
     "blocks": Blocks,
     "depthwise": EndsDepthwise,
     "attention": Attends,

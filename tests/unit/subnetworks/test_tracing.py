@@ -168,8 +168,8 @@ class Block(nn.Module):
 def test_what_a_token_mixer_needs_stays_whole_and_the_rest_has_units():
     graph = trace(Block(), "unit", (2, 3, 4, 4))
     assert set(graph.whole) == {f"{name}.weight" for name in ("stem", "back", "project", "down")}
-    assert "operation 'flatten': its effect on units is not known" in graph.whole["back.weight"]
-    assert "operation 'add': its effect on units is not known" in graph.whole["down.weight"]
+    assert "module 'norms' (LayerNorm): its effect on units is not known" in graph.whole["back.weight"]
+    assert graph.whole["down.weight"] == graph.whole["back.weight"]
     assert graph.groups == {
         "body.weight": ["body.weight"],
         "expand.weight": ["expand.weight", "depthwise.weight", "excite.weight"],
@@ -189,7 +189,7 @@ def test_what_a_token_mixer_needs_stays_whole_and_the_rest_has_units():
         "up.weight": None,
         "down.weight": "up.weight",
     }
-    assert graph.layers["down.weight"].source == UnitSource("up.weight", dim=2)
+    assert graph.layers["down.weight"].source == UnitSource("up.weight")
     assert graph.norms == {"norm": UnitSource("body.weight"), "inner": UnitSource("depthwise.weight")}
     assert graph.output is None
     assert not graph.is_chain
@@ -257,7 +257,7 @@ def test_rows_that_are_computed_with_in_groups_are_one_unit(behind, expected):
 @pytest.mark.parametrize("behind", [[nn.GroupNorm(1, 12)], [nn.GroupNorm(3, 12), nn.GroupNorm(4, 12)]], ids=len)
 def test_a_layer_with_all_rows_in_one_group_stays_whole(behind):
     graph = trace(in_groups(*behind), "unit", (2, 3, 4, 4))
-    assert graph.whole == {"0.weight": f"module '{len(behind)}' (GroupNorm): its groups need all units together"}
+    assert graph.whole == {"0.weight": f"module '{len(behind)}' (GroupNorm): it needs all units together"}
 
 
 class ByChannel(nn.Module):
