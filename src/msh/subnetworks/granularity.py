@@ -57,7 +57,7 @@ class Granularity(Protocol):
     def replaceable(self, network: MultiSubnetwork, task: str) -> dict[str, Tensor]:
         """Mark the elements that a compact task may give up or take: its own and free ones, all of one size."""
 
-    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+    def fresh(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Mark the weights to draw, rather than start from 0, where a task owns other ones than before: (*shape)."""
 
     def grow(self, name: str, scores: Tensor, candidates: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ class Granularity(Protocol):
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Mark the elements that any number of tasks may keep, as they are only read; None if there are none."""
 
-    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+    def rescaled(self, name: str, before: Tensor, mask: Tensor) -> Tensor:
         """Mark the weights whose norm a cut from `before` to `mask` keeps; all are bool (*shape)."""
 
-    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+    def rewound_norm(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
         """Compute the norm, (), that the weights in a mask get when they are rewound to values, both (*shape)."""
 
 
@@ -113,7 +113,7 @@ class Weights(_Best):
         free = network.free()
         return {name: mask | free[name] for name, mask in network.masks(task).items()}
 
-    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+    def fresh(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Mark nothing: new weights start from 0."""
         return torch.zeros_like(after)
 
@@ -121,11 +121,11 @@ class Weights(_Best):
         """Mark the weights that tasks own already: others can only read them."""
         return {name: ~free for name, free in network.free().items()}
 
-    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+    def rescaled(self, name: str, before: Tensor, mask: Tensor) -> Tensor:
         """Return `before`: the survivors get the norm of the whole tensor."""
         return before
 
-    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+    def rewound_norm(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
         """Compute the norm of the whole tensor."""
         norm: Tensor = widened(values).norm()
         return norm
@@ -220,19 +220,31 @@ class NofM(Weights):
 
 
 class _Rows(_Best):
-    """Keep the norm of rows over a cut, and read no other task's weights: both kinds of units do."""
+    """Keep the norm of rows over a cut, and read no other task's weights: both kinds of units do.
+
+    Attributes:
+        graph: of the backbone, from `trace_units`.
+    """
+
+    graph: UnitGraph
+
+    def rows(self, name: str, mask: Tensor) -> Tensor:
+        """Mark the whole rows in which a tensor's mask has weights: bool, (*shape)."""
+        turned = self.graph.layers[name].turned
+        rows = turned(mask).flatten(1).any(1)
+        return turned(rows.view(-1, *[1] * (mask.dim() - 1))).expand_as(mask)
 
     def shared(self, network: MultiSubnetwork) -> dict[str, Tensor] | None:
         """Return None: a task reads no other task's weights."""
         return None
 
-    def rescaled(self, before: Tensor, mask: Tensor) -> Tensor:
+    def rescaled(self, name: str, before: Tensor, mask: Tensor) -> Tensor:
         """Mark the weights of the kept rows."""
-        return before & _rows(mask)
+        return before & self.rows(name, mask)
 
-    def rewound_norm(self, values: Tensor, mask: Tensor) -> Tensor:
+    def rewound_norm(self, name: str, values: Tensor, mask: Tensor) -> Tensor:
         """Compute the norm of the kept rows."""
-        return norm_of(values, _rows(mask))
+        return norm_of(values, self.rows(name, mask))
 
 
 @dataclass(frozen=True)
@@ -276,9 +288,9 @@ class Units(_Rows):
         owners = {name: network.owners[name].masked_fill(mask, FREE) for name, mask in own.items()}
         return candidate_units(self.graph, {name: mask | free[name] for name, mask in own.items()}, owners)
 
-    def fresh(self, before: Tensor, after: Tensor) -> Tensor:
+    def fresh(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         """Mark the rows of new units: were both their rows and their columns 0, no gradient would reach them."""
-        return after & ~_rows(before)
+        return after & ~self.rows(name, before)
 
 
 @dataclass(frozen=True)
@@ -302,8 +314,3 @@ class OverlappingUnits(_Rows, Weights):
 
 
 WEIGHTS = Weights()
-
-
-def _rows(mask: Tensor) -> Tensor:
-    """Mark the whole rows in which a mask has weights: bool, (*shape)."""
-    return mask.flatten(1).any(1).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)

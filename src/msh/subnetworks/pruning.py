@@ -166,7 +166,7 @@ def cut(
     """
     values = network.subnetwork(task).values
     before, held = network.masks(task), network.held(task)
-    scaled = {name: granularity.rescaled(before[name], mask) for name, mask in masks.items()}
+    scaled = {name: granularity.rescaled(name, before[name], mask) for name, mask in masks.items()}
     norms = {name: norm_of(values[name], scaled[name]) / (own_share(before[name], held[name]) or 1.0) for name in masks}
     network.restrict(task, masks)
     if rescale:
@@ -278,7 +278,7 @@ def rewind(
         parameter.copy_(earlier[name])
     for name, mask in network.masks(task).items():
         values = sub.values[name]
-        norm = granularity.rewound_norm(values, mask)
+        norm = granularity.rewound_norm(name, values, mask)
         keep_only(mask, values)
         if rescale and not sub.reads:
             rescale_to(values, mask, norm)

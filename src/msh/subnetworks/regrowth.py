@@ -106,7 +106,7 @@ def move(
         origins[name] = origin = place.take(flat_index(mask))
         rms = values.square().mean().sqrt()
         drawn = torch.randn(len(origin), generator=generator).to(values) * rms
-        fresh = granularity.fresh(old, mask).masked_select(mask)  # (k,)
+        fresh = granularity.fresh(name, old, mask).masked_select(mask)  # (k,)
         values.copy_(torch.where(origin < 0, torch.where(fresh, drawn, 0.0), values[origin.clamp(min=0)]))
         owners[old], owners[mask] = FREE, sub.owner
     network.derive(sub)

@@ -36,7 +36,8 @@ class SmallTensors:
 
     Attributes:
         units: tensor name to bool (units,), the units it computes with.
-        shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors.
+        shapes: tensor name to the shape (units, columns, *kernel) of its small weight, for sliced tensors; here and
+            below (columns, units) for a transposed one.
         places: tensor name to the flat indices (k,) of the task's values there, where it does not own all of them.
         patterns: tensor name to these indices as a pattern, where so few are its own that a sparse product may cost
             less; so it is for the last tasks that share units.
@@ -66,16 +67,16 @@ class SmallTensors:
             if name not in graph.small:
                 continue
             fed, rows = columns(layer.source, units, layer.shape[1], units[name].device), layer.rows(units[name])
-            self.shapes[name] = (int(rows.sum()), int(fed.sum()), *layer.shape[2:])
-            owned = masks[name][rows][:, fed]
+            index, inputs = flat_index(rows), flat_index(fed)
+            owned = layer.turned(layer.turned(masks[name])[rows][:, fed])
+            self.shapes[name] = tuple(owned.shape)
             inside = None if bool(owned.all()) else owned
-            index = flat_index(rows)
             if masked:
-                self.slices[name] = index, flat_index(fed), inside
+                self.slices[name] = (inputs, index, inside) if layer.transposed else (index, inputs, inside)
             elif inside is not None:
                 self.places[name] = flat_index(inside)
                 kept, whole = len(self.places[name]), network.backbone.get_buffer(name)
-                if may_be_sparse(self.shapes[name], whole, kept):
+                if not layer.transposed and may_be_sparse(self.shapes[name], whole, kept):
                     self.patterns[name] = Pattern(self.places[name], self.shapes[name])
             if not layer.whole:
                 self.rows[layer.module] = index

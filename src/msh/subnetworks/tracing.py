@@ -93,11 +93,12 @@ class Layer:
 
     Attributes:
         module: dotted name of its module.
-        shape: the tensor's.
+        shape: (units, columns, *kernel).
         source: the units that feed its columns; None for the backbone's inputs, and for layers that stay whole.
         whole: why all of its units stay, as operations after it need them all; "" if tasks may keep some of them.
         group: the first layer that has the same units: itself, the layer before a convolution with groups, one whose
             outputs are added to its own, or multiply them, or the projection to queries for those to keys and values.
+        transposed: the tensor is (columns, units), as the layer multiplies its inputs with it from the right.
         parts, size: rows are laid out as (parts, units, size): (1, units, 1), or (3, heads, size of a head) for an
             attention's projection to queries, keys and values, (1, groups, channels of a group) around a convolution
             with groups and before a group normalization, or (2, units, 1) for the two halves of a gated layer.
@@ -110,11 +111,16 @@ class Layer:
     group: str = ""
     parts: int = 1
     size: int = 1
+    transposed: bool = False
 
     @property
     def units(self) -> int:
         """Output units."""
         return self.shape[0] // (self.parts * self.size)
+
+    def turned(self, tensor: Tensor) -> Tensor:
+        """Turn the tensor's values into (units, columns, *kernel), and back; a view."""
+        return tensor.transpose(0, 1) if self.transposed else tensor
 
     def rows(self, units: Tensor) -> Tensor:
         """Expand a value per unit, (units,), to one per row, (rows,)."""
@@ -170,7 +176,7 @@ class UnitGraph:
     def is_chain(self) -> bool:
         """True if every layer has units of its own, of which tasks may keep some."""
         own = all(layer.group == name and layer.parts == layer.size == 1 for name, layer in self.layers.items())
-        return own and not self.whole
+        return own and not self.whole and not any(layer.transposed for layer in self.layers.values())
 
 
 def trace_units(
@@ -239,6 +245,7 @@ class _UnitTracer(TorchFunctionMode):
         self.rows = RowUnits()
         self.layers: dict[str, tuple[int, ...]] = {}
         """Tensor to its shape, in computing order."""
+        self.transposed: set[str] = set()
         self.columns: dict[str, Tensor] = {}
         """Tensor to the rows that feed its columns, (columns,); a normalization's dotted name to its channels' rows."""
         self.norms: list[str] = []
@@ -360,6 +367,9 @@ class _UnitTracer(TorchFunctionMode):
             groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1)) if func in CONVOLVED else 1
             spatial = None if func is F.linear else CONVOLVED.index(func) + 1
             return self._layer(weight, groups, spatial, known[0], shapes[0], result)
+        if name == "addmm" and len(known) == 1 and id(args[2]) in self.names:
+            self.transposed.add(self.names[id(args[2])])
+            return self._layer(args[2], 1, None, known[0], shapes[0], result)
         if all(rows is None for rows in known):  # the inputs are kept whole
             if not self.lenient and len(known) > 1:
                 raise self._unknown(name)
@@ -624,9 +634,7 @@ class _UnitTracer(TorchFunctionMode):
             raise self._unknown(name, requirement("groups", "1", groups))
         if len(before) != expected and not (self.lenient and spatial is None):
             raise self._unknown(name, f"its input has {len(before)} dimensions, not {expected}")
-        module = self.inside[-1][1]
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or module.weight is not weight:
-            raise self._unknown(name)
+        self._check_module(name, weight, tensor in self.transposed)
         if not tensor or tensor in self.tied:
             raise self._unknown(name, "its weight is tied, or is not shared between tasks")
         if tensor in self.layers:
@@ -635,7 +643,7 @@ class _UnitTracer(TorchFunctionMode):
             raise error
         if groups != 1 and rows is None:
             raise self._unknown(name)
-        own = self._add(tensor, tuple(weight.shape))
+        own = self._add(tensor, tuple(weight.T.shape if tensor in self.transposed else weight.shape))
         if rows is not None:
             self.rows.needs.append(Along(lean(rows), str(self._unknown(name)), dim))
             feeding = line(rows, dim)
@@ -646,6 +654,17 @@ class _UnitTracer(TorchFunctionMode):
                 each = [self.rows.mix(part.view(groups, -1), [1], where)[0] for part in (feeding, own)]
                 self.rows.unite(*each)
         return own.view(-1, *[1] * (result.dim() - dim - 1)).expand(result.shape)
+
+    def _check_module(self, name: str, weight: Tensor, transposed: bool) -> None:
+        """Refuse a layer that has other tensors than a weight and a bias per unit."""
+        module = self.inside[-1][1]
+        own = dict((*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))
+        bias, units = own.get("bias"), weight.shape[1 if transposed else 0]
+        known = transposed or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if not known or own.get("weight") is not weight or (bias is not None and bias.shape != (units,)):
+            raise self._unknown(name)
+        if more := own.keys() - {"weight", "bias"}:
+            raise self._unknown(name, f"it has more tensors than a weight and a bias: {', '.join(sorted(more))}")
 
     def _add(self, tensor: str, shape: tuple[int, ...]) -> Tensor:
         self.layers[tensor] = shape
@@ -707,6 +726,7 @@ class _UnitTracer(TorchFunctionMode):
                 self.whole.get(name, ""),
                 solution.leaders.get(name, name),
                 *((1, 1) if found is None else (found.parts, found.size)),
+                name in self.transposed,
             )
         norms = {where: units for where in self.norms if (units := source(where)) is not None}
         return UnitGraph(layers, norms, source(OUTPUT), solution.counts)

@@ -130,10 +130,10 @@ def candidate_units(graph: UnitGraph, masks: Mapping[str, Tensor], owners: Mappi
     """
     units: dict[str, Tensor] = {}
     for name, layer in graph.layers.items():
-        mask = masks[name]
+        mask = layer.turned(masks[name])
         unused = ~columns(layer.source, units, layer.shape[1], mask.device)  # (columns,)
         held = mask | unused.view(1, -1, *[1] * len(layer.shape[2:]))
-        units[name] = (held & (owners[name] == FREE)).flatten(1).all(1)
+        units[name] = (held & (layer.turned(owners[name]) == FREE)).flatten(1).all(1)
     return units
 
 
@@ -147,7 +147,10 @@ def unit_scores(graph: UnitGraph, scores: Mapping[str, Tensor], masks: Mapping[s
     Returns:
         Tensor name to (units,).
     """
-    return {name: torch.where(masks[name], scores[name], 0.0).flatten(1).sum(1) for name in graph.layers}
+    return {
+        name: layer.turned(torch.where(masks[name], scores[name], 0.0)).flatten(1).sum(1)
+        for name, layer in graph.layers.items()
+    }
 
 
 def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,7 +166,8 @@ def unit_masks(graph: UnitGraph, units: Mapping[str, Tensor]) -> dict[str, Tenso
     for name, layer in graph.layers.items():
         rows = layer.rows(units[name])
         mask = rows[:, None] & columns(layer.source, units, layer.shape[1], rows.device)  # (units, columns)
-        masks[name] = mask.view(*mask.shape, *[1] * len(layer.shape[2:])).expand(layer.shape).contiguous()
+        mask = mask.view(*mask.shape, *[1] * len(layer.shape[2:])).expand(layer.shape)
+        masks[name] = layer.turned(mask).contiguous()
     return masks
 
 
@@ -185,10 +189,10 @@ def units_in_use(graph: UnitGraph, masks: Mapping[str, Tensor]) -> dict[str, Ten
     """
     units = {}
     for name, layer in graph.layers.items():
-        units[name] = layer.by_unit(masks[name].flatten(1).any(1)).any(1) | bool(layer.whole)
+        units[name] = layer.by_unit(layer.turned(masks[name]).flatten(1).any(1)).any(1) | bool(layer.whole)
     for name, layer in graph.layers.items():
         if layer.source is not None:
-            feeding = masks[name].transpose(0, 1).flatten(1).any(1)  # (columns,)
+            feeding = layer.turned(masks[name]).transpose(0, 1).flatten(1).any(1)  # (columns,)
             units[layer.source.layer] |= feeding.view(-1, layer.source.block).any(1)
     for members in graph.groups.values():
         together = torch.stack([units[name] for name in members]).any(0)
@@ -269,7 +273,7 @@ def _between(graph: UnitGraph, name: str, candidates: Tensor, rank: Mapping[str,
     """
     layer, source = graph.layers[name], graph.layers[name].source
     block = layer.shape[1] if source is None else source.block
-    held = candidates.reshape(layer.parts, layer.units, layer.size, -1, block * layer.kernel)
+    held = layer.turned(candidates).reshape(layer.parts, layer.units, layer.size, -1, block * layer.kernel)
     kind = torch.int32 if candidates.numel() < 2**31 else torch.int64
     counts = held.sum((0, 2, 4), dtype=kind)[rank[name].argsort(stable=True)]  # (units, feeding units)
     if source is not None:
@@ -293,8 +297,9 @@ def _ranks(tensors: Sequence[tuple[Layer, Tensor, Tensor]]) -> Tensor:
     """
     sums, some = [], []  # a tensor (units,) per layer
     for layer, scores, mask in tensors:
-        sums.append(layer.by_unit(torch.where(mask, scores.detach(), 0.0).flatten(1).sum(1)).sum(1))
-        some.append(layer.by_unit(mask.flatten(1).any(1)).any(1))
+        held = layer.turned(torch.where(mask, scores.detach(), 0.0))
+        sums.append(layer.by_unit(held.flatten(1).sum(1)).sum(1))
+        some.append(layer.by_unit(layer.turned(mask).flatten(1).any(1)).any(1))
     total = torch.stack(sums).sum(0)
     total[~torch.stack(some).any(0)] = -math.inf
     ranks = torch.empty_like(total, dtype=torch.int64)

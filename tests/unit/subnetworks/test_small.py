@@ -236,6 +236,35 @@ class ByHead(nn.Module):
         return self.project((attended + queries.transpose(1, 2).flatten(2)) * torch.sigmoid(self.gate(tokens)))
 
 
+class FromTheRight(nn.Module):
+    """A layer that multiplies its inputs with its weight (inputs, outputs), as GPT-2's do."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.outputs = outputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, inputs):
+        flat = torch.addmm(self.bias, inputs.view(-1, inputs.size(-1)), self.weight)
+        return flat.view(*inputs.size()[:-1], self.outputs)
+
+
+class Split(nn.Module):
+    """Attention as in GPT-2."""
+
+    def __init__(self, width, heads, size):
+        super().__init__()
+        self.size, self.inner = size, heads * size
+        self.qkv, self.project = FromTheRight(width, 3 * self.inner), FromTheRight(self.inner, width)
+
+    def forward(self, tokens):
+        queries, keys, values = self.qkv(tokens).split(self.inner, dim=2)
+        shape = (*queries.shape[:-1], -1, self.size)
+        queries, keys, values = (each.view(shape).transpose(1, 2) for each in (queries, keys, values))
+        attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2)
+        return self.project(attended.reshape(*attended.shape[:-2], -1).contiguous())
+
+
 class Heads(nn.Module):
     """Attention as libraries write it, and gated layers."""
 
@@ -243,8 +272,8 @@ class Heads(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([Fused(8, 4, 6), Rotated(8, 6, 3, 4), ByHead(8, 3, 4)])
-        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(3)])
+        self.blocks = nn.ModuleList([Fused(8, 4, 6), Rotated(8, 6, 3, 4), ByHead(8, 3, 4), Split(8, 5, 2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(4)])
         self.up, self.down, self.halves = nn.Linear(8, 24), nn.Linear(12, 8), nn.Linear(8, 20, bias=False)
         self.back = nn.Linear(10, 8)
 

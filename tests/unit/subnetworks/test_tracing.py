@@ -360,6 +360,24 @@ def test_other_attention_stays_whole(how):
     assert trace(Other(**how), "unit", (2, 5, 12)).small == {"up.weight", "down.weight"}
 
 
+class Scaled(nn.Linear):
+    """A linear layer that scales its inputs."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.scale = nn.Parameter(torch.ones(inputs))
+
+    def forward(self, inputs):
+        return super().forward(inputs * self.scale)
+
+
+def test_a_layer_with_more_tensors_than_weight_and_bias_stays_whole():
+    graph = trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), Scaled(4, 4), nn.Linear(4, 3)), "unit")
+    assert set(graph.whole) == {"2.weight", "3.weight"}
+    assert "module '3' (Scaled)" not in graph.whole["2.weight"]
+    assert graph.whole["3.weight"] == "operation 'linear': it has more tensors than a weight and a bias: scale"
+
+
 class Tokens(nn.Module):
     """Skips its mask where no token is padding, as language models do."""
 

@@ -251,6 +251,42 @@ def fewest_by_counting(graph, scores, kept, free):
     return {name: ranks[name] < count for name, count in counts.items()}
 
 
+class FromTheRight(nn.Module):
+    """A layer that multiplies its inputs with its weight (inputs, outputs)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(layer.weight.detach().T.clone()), layer.bias
+
+    def forward(self, inputs):
+        return torch.addmm(self.bias, inputs, self.weight)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_transposed_weight_is_cut_and_rewound_as_the_layers_own(again):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))
+    turned = nn.Sequential(FromTheRight(plain[0]), nn.ReLU(), FromTheRight(plain[2]), nn.ReLU(), nn.Linear(8, 5))
+    found = []
+    for backbone in (plain, turned):
+        network = MultiSubnetwork(backbone)
+        graph = trace_units(network, example=torch.zeros(1, 6))
+        network.add_task("a", nn.Linear(5, 2), granularity="unit")
+        network.begin("a")
+        values = network.subnetwork("a").values
+        for name, layer in graph.layers.items():  # the same in both, whatever order weights are drawn in
+            drawn = torch.randn(layer.shape, generator=torch.Generator().manual_seed(layer.shape[0]))
+            values[name].data.copy_(layer.turned(drawn))
+        earlier = snapshot(network, "a")
+        prune(network, "a", {"0.weight": 20, "2.weight": 20, "4.weight": 15}, granularity=OverlappingUnits(graph))
+        if again:
+            rewind(network, "a", earlier, granularity=OverlappingUnits(graph))
+        found.append({name: layer.turned(values[name].detach()) for name, layer in graph.layers.items()})
+    assert [layer.transposed for layer in graph.layers.values()] == [True, True, False]
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected)
+
+
 def test_overlapping_units_use_every_weight():
     """Ten tasks of a tenth fit, of which disjoint units would allow three; each computes with as few units as fit."""
     network, graph = make_network(inputs=20, width=30)
