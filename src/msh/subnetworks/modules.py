@@ -19,6 +19,7 @@ from msh.subnetworks.roles import Prunable
 from msh.subnetworks.small import SmallTensors
 from msh.subnetworks.tensors import TensorNames, evaluating, name_tensors
 from msh.subnetworks.tracing import example_inputs, trace_units
+from msh.subnetworks.views import frozen_network
 
 ModuleRole = Literal["prunable", "private", "shared", "unused", ""]
 PARAMETRIZATION = re.compile(r"\.?\bparametrizations\.\w+$")
@@ -126,19 +127,19 @@ def flops_share(network: MultiSubnetwork, task: str) -> float:
         network: holds the task.
         task: a compact or frozen one of whole units.
     """
-    small, fused = SmallTensors(network, task), torch.backends.mha.get_fastpath_enabled()
+    sub, small = network.subnetwork(task), SmallTensors(network, task)
+    weights = {n: (w.new_zeros(small.shapes.get(n, tuple(w.shape))), None) for n, w in network.weights()}
+    smaller, fused = frozen_network(network, sub, weights, small), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whose operations are not counted
+    counts = []
     try:
-        with evaluating(network.backbone), FlopCounterMode(display=False) as counter:
-            network.backbone(example_inputs(network))
+        for backbone in (smaller.backbone, network.backbone):
+            with evaluating(backbone), FlopCounterMode(display=False) as counter:
+                backbone(example_inputs(network))
+            counts.append(counter.get_total_flops())
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    flops = _own_flops(network.backbone, counter.get_flop_counts())
-    saved = 0.0
-    for name, weight in network.weights():
-        if (shape := small.shapes.get(name)) is not None:
-            saved += flops[name.rpartition(".")[0]] * (1 - prod(shape) / weight.numel())
-    return 1 - saved / sum(flops.values())
+    return float(counts[0] / counts[1])
 
 
 def _own_parameters(module: nn.Module, path: str, names: TensorNames) -> list[str]:

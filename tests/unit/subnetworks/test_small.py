@@ -549,6 +549,19 @@ def test_branched_networks_compute_less_and_stay_bitwise_the_same(backbone, tmp_
     torch.testing.assert_close(sliced(network, "a")(inputs), before)
 
 
+def test_flops_of_attention_are_those_of_the_heads_that_are_left():
+    network = MultiSubnetwork(Fused(8, 4, 6).double())
+    network.backbone.input_shape = (5, 8)
+    network.add_task("a", nn.Linear(8, 3).double(), granularity="unit")
+    network.begin("a")
+    masks = {name: torch.ones_like(mask) for name, mask in network.masks("a").items()}
+    masks["qkv.weight"].view(3, 4, 6, 8)[:, 1:] = False
+    masks["project.weight"][:, 6:] = False
+    network.restrict("a", masks)
+    network.compact("a")
+    assert flops_share(network, "a") == 0.25
+
+
 def test_running_statistics_of_the_units_are_stored_and_others_stay():
     network = make("norm", "unit")
     before = {name: tensor.clone() for name, tensor in network.subnetwork("a").private.items()}
