@@ -411,7 +411,7 @@ def _sliced_tensors(network: MultiSubnetwork, task: str, graph: UnitGraph, small
         where = name.rpartition(".")[0]
         if kind != "private":
             continue
-        tensors[name] = tensor[rows[where]] if where in rows and tensor.dim() else tensor
+        tensors[name] = tensor[rows[where]] if where in rows and tensor.dim() else small.private(name, tensor)
     return tensors
 
 

@@ -44,6 +44,7 @@ from msh.subnetworks.tensors import (
     wide_enough,
     widened,
 )
+from msh.subnetworks.tracing import UnitGraph
 from msh.subnetworks.views import (
     FrozenTasks,
     ModuleCache,
@@ -112,6 +113,8 @@ class MultiSubnetwork(Movable):
         self.active: str | None = None
         self._modules_in_use = ModuleCache(cache_bytes)
         self._in_training: dict[str, TrainingNetwork] = {}
+        self.graphs: dict[str, UnitGraph] = {}
+        """Granularity to the backbone's units, which `trace_units` finds once."""
         register_hooks(self)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -1,8 +1,9 @@
 """Find the units of layers: the rows that operations compute with together, and so stay or go together.
 
-Every row of every layer has a number, and an activation has the numbers of the rows that its entries come from. An
-operation unites the rows that it computes with together; the sets of united rows are the units. A task that keeps some
-of them computes each activation at their entries alone, so that code must not depend on how many there are.
+Every row of every layer has a number, and so has every entry of other parameters, such as a number per head. An
+activation has the numbers of the rows that its entries come from. An operation unites the rows that it computes with
+together; the sets of united rows are the units. A task that keeps some of them computes each activation at their
+entries alone, so that code must not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -76,6 +77,21 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A parameter that is not a layer's weight, with entries per unit.
+
+    Attributes:
+        layer: has these units.
+        dim: of the parameter, along which they lie.
+        units: int64 (size of the dimension,), the unit of each index; ALWAYS where there is none.
+    """
+
+    layer: str
+    dim: int
+    units: Tensor
+
+
+@dataclass(frozen=True)
 class Solution:
     """The units of all layers.
 
@@ -83,19 +99,21 @@ class Solution:
         structures: layer to its units, for those that do not stay whole.
         leaders: layer to the first layer with the same units.
         counts: attributes that count something per unit, to a layer that has these units.
+        parameters: name of each other parameter with entries per unit to these.
     """
 
     structures: dict[str, Structure]
     leaders: dict[str, str]
     counts: dict[Attribute, str]
-    _layer_of: Callable[[Tensor], list[str]]
+    parameters: dict[str, Parameter]
+    _layer_of: Callable[[Tensor], str | None]
 
     def source(self, rows: Tensor) -> tuple[str, int] | None:
         """Return the layer whose units feed these columns, (columns,), and the columns per unit; None if all stay."""
-        layers = self._layer_of(rows)
-        if not layers or layers[0] not in self.structures:
+        layer = self._layer_of(rows)
+        if layer not in self.structures:
             return None
-        return layers[0], len(rows) // len(self.structures[layers[0]].units)
+        return layer, len(rows) // len(self.structures[layer].units)
 
 
 class RowUnits:
@@ -103,7 +121,9 @@ class RowUnits:
 
     def __init__(self) -> None:
         self.first: dict[str, int] = {}
-        """Layer to the number of its first row."""
+        """Layer, or other parameter, to the number of its first row."""
+        self.others: dict[str, torch.Size] = {}
+        """Other parameter to its shape."""
         self.count = 0
         self.united: list[Tensor] = []
         """Pairs of rows, (2, pairs)."""
@@ -118,8 +138,13 @@ class RowUnits:
         self.first[layer], self.count = self.count, self.count + rows
         return torch.arange(self.count - rows, self.count)
 
+    def add_other(self, parameter: str, shape: torch.Size) -> Tensor:
+        """Number the entries of a parameter that is not a layer's weight: (*shape)."""
+        self.others[parameter] = shape
+        return self.add(parameter, shape.numel()).view(shape)
+
     def layers(self, *rows: Tensor | None) -> list[str]:
-        """Name the layers that these rows belong to, in computing order."""
+        """Name the layers and other parameters that these rows belong to, in computing order."""
         found: set[int] = set()
         for numbers in rows:
             if numbers is not None:
@@ -130,7 +155,9 @@ class RowUnits:
 
     def _owners(self, rows: Tensor) -> Tensor:
         """Look up the index of each row's layer."""
-        return torch.bucketize(rows, torch.tensor([*self.first.values()], dtype=torch.int64), right=True) - 1
+        return (
+            torch.bucketize(rows.contiguous(), torch.tensor([*self.first.values()], dtype=torch.int64), right=True) - 1
+        )
 
     def unite(self, one: Tensor, other: Tensor) -> None:
         """Unite rows that stand at the same position of two tensors, which broadcast."""
@@ -157,8 +184,13 @@ class RowUnits:
         self.mixers |= dict.fromkeys(self.layers(rows), why)
         kept = rows.amax(dims, keepdim=True)
         self.unite(rows, kept.expand_as(rows))
-        apart = len(kept[kept >= 0].unique()) != 1 or len(rows[rows >= 0].unique()) == 1
+        apart = len(kept[self.of_layers(kept)].unique()) != 1 or len(rows[self.of_layers(rows)].unique()) == 1
         return kept, apart
+
+    def of_layers(self, rows: Tensor) -> Tensor:
+        """Mark the rows of layers, unlike those of other parameters and entries that are always there."""
+        layers = torch.tensor([name not in self.others for name in self.first])
+        return (rows >= 0) & layers[self._owners(rows).clamp(min=0)]
 
     def sized(self, rows: Tensor, sizes: Sequence[int], why: str, first: int = 0) -> None:
         """Note the sizes of an activation's dimensions, from dimension `first` on, that code gives; -1 is none."""
@@ -182,10 +214,12 @@ class RowUnits:
             whole: layer to the reason why it stays whole; more are added.
             last: the layer behind the outputs, whose activations have all entries even where a task keeps some units.
         """
-        if not self.first:
-            return Solution({}, {}, {}, self.layers)
+        if not shapes:
+            return Solution({}, {}, {}, {}, lambda rows: None)
         labels, leaders = self._labels(), self.leaders()
         owners = self._owners(torch.arange(self.count))
+        of_layers = torch.tensor([name in shapes for name in self.first])[owners]
+        united = torch.zeros(self.count, dtype=torch.bool).index_fill(0, labels[of_layers], True)[labels]
         while True:
             for name in [name for name in self.first if name in whole]:
                 for other in self.first:
@@ -193,7 +227,7 @@ class RowUnits:
                         whole.setdefault(other, whole[name])
             before = len(whole)
             alive = torch.tensor([name not in whole for name in self.first])[owners]
-            current = torch.where(alive, labels, ALWAYS)
+            current = torch.where(alive & united, labels, ALWAYS)
             structures = self._structures(shapes, labels, leaders, whole)
             if len(whole) == before:
                 some = current.clone()
@@ -201,9 +235,11 @@ class RowUnits:
                     some[self.first[name] : self.first[name] + shapes[name][0]] = ALWAYS
                 counts = self._check_needs(some, leaders, whole)
             if len(whole) == before:
-                self._check_columns(columns, structures, current, whole)
+                self._check_columns(columns, structures, current, leaders, whole)
             if len(whole) == before:
-                return Solution(structures, leaders, counts, self.layers)
+                parameters = self._parameters(structures, some, leaders, whole)
+            if len(whole) == before:
+                return Solution(structures, leaders, counts, parameters, lambda rows: self._layer_of(rows, leaders))
 
     def _labels(self) -> Tensor:
         """Label every row by the set that it is united to: (rows,)."""
@@ -215,11 +251,35 @@ class RowUnits:
         labels = self._labels()
         names, owners = [*self.first], self._owners(torch.arange(self.count))
         least = torch.full((self.count,), len(names)).scatter_reduce(0, labels, owners, "amin")[labels]
-        groups = _components(torch.stack((owners, least)).unique(dim=1), len(names)).tolist()
+        pairs = (owners * len(names) + least).unique()  # far faster than of two columns
+        groups = _components(torch.stack((pairs // len(names), pairs % len(names))), len(names)).tolist()
         leader: dict[int, str] = {}
-        for name, group in zip(names, groups, strict=True):
+        for name, group in sorted(zip(names, groups, strict=True), key=lambda pair: pair[0] in self.others):
             leader.setdefault(group, name)
         return {name: leader[group] for name, group in zip(names, groups, strict=True)}
+
+    def _layer_of(self, rows: Tensor, leaders: Mapping[str, str]) -> str | None:
+        """Name a layer that has the units of these rows."""
+        names = self.layers(rows)
+        return None if not names else leaders[names[0]] if names[0] in self.others else names[0]
+
+    def _parameters(
+        self, structures: Mapping[str, Structure], current: Tensor, leaders: Mapping[str, str], whole: dict[str, str]
+    ) -> dict[str, Parameter]:
+        """Find other parameters' entries per unit; units must lie along one of their dimensions."""
+        found: dict[str, Parameter] = {}
+        for name, shape in self.others.items():
+            labels = current[self.first[name] : self.first[name] + shape.numel()].view(shape)
+            if not bool((labels >= 0).any()):
+                continue
+            dims = [dim for dim in range(len(shape)) if varies(labels, dim)]
+            if len(dims) != 1:
+                whole[name] = f"parameter {name!r}: units do not lie along one of its dimensions"
+                continue
+            units = structures[leaders[name]].units
+            index = torch.full((self.count,), ALWAYS).index_copy(0, units, torch.arange(len(units)))
+            found[name] = Parameter(leaders[name], dims[0], _labelled(index, line(labels, dims[0])))
+        return found
 
     def _structures(
         self,
@@ -230,7 +290,7 @@ class RowUnits:
     ) -> dict[str, Structure]:
         structures: dict[str, Structure] = {}
         for name, start in self.first.items():
-            if name in whole:
+            if name in whole or name in self.others:
                 continue
             rows = labels[start : start + shapes[name][0]]
             found = _structure(rows)
@@ -249,6 +309,7 @@ class RowUnits:
         columns: Mapping[str, Tensor],
         structures: Mapping[str, Structure],
         current: Tensor,
+        leaders: Mapping[str, str],
         whole: dict[str, str],
     ) -> None:
         """Let layers stay whole unless each of their units feeds as many columns, one unit after the other."""
@@ -256,11 +317,10 @@ class RowUnits:
             labels = _labelled(current, rows)
             if not bool((labels >= 0).any()):
                 continue
-            layers = self.layers(rows[labels >= 0])
-            units = structures[layers[0]].units
+            units = structures[leaders[self.layers(rows[labels >= 0])[0]]].units
             block, rest = divmod(len(rows), len(units))
             if rest or not torch.equal(labels, units.repeat_interleave(block)):
-                for name in layers:
+                for name in self.layers(rows[labels >= 0]):
                     whole.setdefault(name, f"{where}: the units that feed it lie in no regular order")
 
     def _check_needs(self, current: Tensor, leaders: Mapping[str, str], whole: dict[str, str]) -> dict[Attribute, str]:

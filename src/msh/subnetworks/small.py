@@ -86,6 +86,10 @@ class SmallTensors:
         layers = graph.layers.items()
         self._kept = {layer.module: units[name] for name, layer in layers if not layer.whole}
         self._counts = {where: (int(units[name].sum()), len(units[name])) for where, name in graph.counts.items()}
+        self._entries: dict[str, tuple[int, Tensor]] = {}
+        for name, other in graph.parameters.items():
+            mine = units[other.layer][other.units.clamp(min=0).to(units[other.layer].device)]
+            self._entries[name] = other.dim, flat_index(mine | (other.units < 0).to(mine.device))
         for where, source in graph.norms.items():
             if source.layer != output:
                 self.rows[where] = flat_index(columns(source, units, 0, units[source.layer].device))
@@ -110,6 +114,8 @@ class SmallTensors:
 
     def private(self, name: str, tensor: Tensor) -> Tensor:
         """Slice a private tensor to the units of its module; the gradient reaches the whole tensor."""
+        if name in self._entries:
+            return tensor.index_select(*self._entries[name])
         rows = self.rows.get(name.rpartition(".")[0])
         return tensor if rows is None or tensor.dim() == 0 else tensor.index_select(0, rows)
 

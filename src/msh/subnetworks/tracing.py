@@ -20,7 +20,7 @@ from msh.errors import one_of, requirement
 from msh.subnetworks.marks import Attribute, Marked, Origin, Size, is_torchs, marked_attributes
 from msh.subnetworks.options import GRANULARITIES, GranularityName
 from msh.subnetworks.roles import TABLES
-from msh.subnetworks.row_units import ALWAYS, Alike, Along, RowUnits, Still, lean, line, varies
+from msh.subnetworks.row_units import ALWAYS, Alike, Along, Parameter, RowUnits, Still, lean, line, varies
 from msh.subnetworks.tensors import evaluating
 
 if TYPE_CHECKING:
@@ -146,12 +146,14 @@ class UnitGraph:
         output: units behind the backbone's features; None if these are whole.
         counts: modules' attributes that count units, such as `num_heads`, or something per unit, to a layer that has
             these units.
+        parameters: other parameters with entries per unit, such as a table of position biases per head, to these.
     """
 
     layers: dict[str, Layer]
     norms: dict[str, UnitSource]
     output: UnitSource | None
     counts: dict[Attribute, str] = field(default_factory=dict)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
 
     @property
     def whole(self) -> dict[str, str]:
@@ -197,12 +199,18 @@ def trace_units(
             "neuron" and "channel", it has an operation with an unknown effect on units.
     """
     one_of("granularity", granularity, GRANULARITIES[3:])
+    usual = example is None
+    if usual and granularity in network.graphs:
+        return network.graphs[granularity]
     example = example_inputs(network, example)
     tracer = _UnitTracer(network, granularity, example)
     marked = marked_attributes(network.backbone, tracer.report)
     with evaluating(network.backbone), torch.no_grad(), tracer.following(network.backbone), marked, tracer:
         features = network.backbone(example)
-    return tracer.finished(network, features)
+    graph = tracer.finished(network, features)
+    if usual:
+        network.graphs[granularity] = graph
+    return graph
 
 
 def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> Tensor:
@@ -256,6 +264,11 @@ class _UnitTracer(TorchFunctionMode):
         if all entries are always there."""
         self.discrete = set() if example.is_floating_point() else {id(example)}
         """Ids of tensors that follow from tokens alone, such as masks of padding: code may branch on these."""
+        self.private = _other_parameters(network) if self.lenient else {}
+        """Id of each parameter beside layers' weights, biases and norms, such as a table of position biases, to its
+        name."""
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        """Such a parameter, or a tensor computed from these alone, by its id, to its entries' rows."""
         self.inside: list[tuple[str, nn.Module]] = []
         """Modules whose forward pass is under way, with their dotted names."""
 
@@ -294,6 +307,8 @@ class _UnitTracer(TorchFunctionMode):
         name = name.strip("_")
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if self.private:
+            result = self._follow_own(func, name, args, kwargs, known, result, outputs)
         if not before or (not outputs and name != "setitem"):
             return result if not known or known[0] is None else self._size(name, known[0], args, kwargs, result)
         found: Sequence[Tensor | None] = [None] * len(outputs)
@@ -320,6 +335,72 @@ class _UnitTracer(TorchFunctionMode):
             if discrete and not leaf.is_floating_point():
                 self.discrete.add(id(leaf))
         return result
+
+    def _rows_of(self, tensor: Tensor) -> Tensor | None:
+        """Return the rows of a tensor's entries; None if all are always there."""
+        if id(tensor) in self.held:
+            return self.held[id(tensor)][1]
+        if id(tensor) in self.private and id(tensor) not in self.own:
+            self.own[id(tensor)] = tensor, self.rows.add_other(self.private[id(tensor)], tensor.shape)
+        return self.own[id(tensor)][1] if id(tensor) in self.own else None
+
+    def _follow_own(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        known: Sequence[Tensor | None],
+        result: Any,
+        outputs: Sequence[Tensor],
+    ) -> Any:
+        """Follow parameters that are no layer's through an operation, before they meet activations.
+
+        Where an operation's effect on their entries is not known, or all entries of an activation are always there, so
+        are theirs.
+        """
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        own = [leaf for leaf in leaves if id(leaf) in self.own or id(leaf) in self.private]
+        if not own:
+            return result
+        met = func is F.scaled_dot_product_attention or name in (*ELEMENTWISE, *BY_ENTRY, *JOINED, *PRODUCTS)
+        if any(rows is not None for rows in known) and met:
+            return result  # as activations
+        if not known and not outputs and len(own) == 1 and name in ("get", "size", "dim", "is_floating_point"):
+            rows = self._rows_of(own[0])
+            return result if rows is None else self._size(name, rows, args, kwargs, result)
+        try:
+            if known or len(outputs) != 1 or outputs[0] is not result:
+                raise self._unknown(name)
+            rows = self._after_own(func, name, args, kwargs, leaves, result)
+            self.own[id(result)] = (result, rows)
+        except _UnknownEffectError as error:
+            for leaf in own:
+                if id(leaf) in self.own:
+                    self.rows.needs.append(Still(self.own[id(leaf)][1].flatten(), str(error), 0))
+                self.private.pop(id(leaf), None)
+        return result
+
+    def _after_own(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        leaves: Sequence[Tensor],
+        result: Tensor,
+    ) -> Tensor:
+        """Return the rows of a result that is computed from parameters alone."""
+        if name in (*ELEMENTWISE, *BY_ENTRY, *CASTS):
+            tensors = [(leaf.shape, self._rows_of(leaf)) for leaf in leaves[: 1 if name in CASTS else None]]
+            rows = self._by_entry(name, [each for each in tensors if each[0]], result.shape)
+        elif name in (*ARRANGED, *GIVEN_SIZES, *SELECTED, *JOINED):
+            rows = self._arrange(func, name, args, kwargs, result)
+        else:
+            raise self._unknown(name)
+        if rows is None:
+            raise self._unknown(name)
+        return rows
 
     def report(self, origin: Origin) -> None:
         """Note that code computes with an attribute, or with a tensor's size, otherwise than as a size."""
@@ -375,7 +456,7 @@ class _UnitTracer(TorchFunctionMode):
                 raise self._unknown(name)
             return None
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        tensors = [(leaf.shape, self.held.get(id(leaf), (None, None))[1]) for leaf in leaves]
+        tensors = [(leaf.shape, self._rows_of(leaf)) for leaf in leaves]
         if not self.lenient and (len(known) > 1 or name not in IN_CHAINS):
             raise self._unknown(name)
         if name in CASTS:
@@ -389,17 +470,12 @@ class _UnitTracer(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attended(name, kwargs, tensors, result)
         if name in JOINED:
-            return self._arranged(name, func, args, kwargs, result)
+            return self._arrange(func, name, args, kwargs, result)
         rows = tensors[0][1]
         if rows is None or any(other is not None for _, other in tensors[1:]):
             raise self._unknown(name)
         if name in (*ARRANGED, *GIVEN_SIZES, *SELECTED):
-            if name in SELECTED:
-                self._select(name, rows, args, kwargs)
-            arranged = self._arranged(name, func, args, kwargs, result)
-            if name in GIVEN_SIZES:
-                self._sized(name, arranged, args, kwargs)
-            return arranged
+            return self._arrange(func, name, args, kwargs, result)
         return self._mixed(func, name, rows, args, kwargs, result)
 
     def _mixed(
@@ -461,6 +537,7 @@ class _UnitTracer(TorchFunctionMode):
             shape: of the result.
         """
         sizes = [(1,) * (len(shape) - len(size)) + tuple(size) for size, _ in tensors]
+        tensors = self._met_by_entry(name, sizes, tensors)
         first: Tensor | None = None
         for index, (_, rows) in enumerate(tensors):
             if rows is None:
@@ -480,6 +557,24 @@ class _UnitTracer(TorchFunctionMode):
                 raise self._unknown(name)
             self.rows.unite(first, rows)
         return first
+
+    def _met_by_entry(
+        self, name: str, sizes: Sequence[tuple[int, ...]], tensors: Sequence[tuple[torch.Size, Tensor | None]]
+    ) -> Sequence[tuple[torch.Size, Tensor | None]]:
+        """Let all of a parameter stay that has no entry per unit of the activation which it meets.
+
+        Units lie along the first of several dimensions: heads lie before the size of a head.
+        """
+        own = [rows is not None and not bool(self.rows.of_layers(lean(rows)).any()) for _, rows in tensors]
+        met = [(size, rows) for size, (_, rows), mine in zip(sizes, tensors, own, strict=True) if not mine]
+        dims = [dim for size, rows in met if rows is not None for dim in range(len(size)) if _along(rows, size, dim)]
+        found = []
+        for size, (shape, rows), mine in zip(sizes, tensors, own, strict=True):
+            if mine and rows is not None and dims and size[min(dims)] == 1:
+                self.rows.needs.append(Still(lean(rows).flatten(), str(self._unknown(name)), 0))
+                rows = None
+            found.append((shape, rows))
+        return found
 
     def _product(self, name: str, tensors: Sequence[tuple[torch.Size, Tensor | None]], result: Tensor) -> Tensor | None:
         """Unite the rows that a product of matrices adds up, and those of the matrices that it multiplies."""
@@ -512,14 +607,19 @@ class _UnitTracer(TorchFunctionMode):
         rows = self._by_entry(name, left, torch.Size((*result.shape[:-1], 1)))
         return None if rows is None else rows.expand(result.shape)
 
-    def _arranged(
-        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    def _arrange(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> Tensor:
         """Arrange rows as an operation arranges the entries."""
+        if name in SELECTED and (selected := self._rows_of(args[0])) is not None:
+            self._select(name, selected, args, kwargs)
         rows = self._apply(name, func, args, kwargs)
         if not isinstance(rows, Tensor) or rows.shape != result.shape:
             raise self._unknown(name)
-        return self._noted(name, rows)
+        noted = self._noted(name, rows)
+        if name in GIVEN_SIZES:
+            self._sized(name, noted, args, kwargs)
+        return noted
 
     def _noted(self, name: str, rows: Tensor) -> Tensor:
         """Note an activation in which entries lie otherwise than in the one before."""
@@ -530,9 +630,11 @@ class _UnitTracer(TorchFunctionMode):
         """Apply an operation to rows in place of entries."""
 
         def rows_of(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or (name in SELECTED and id(leaf) not in self.held):
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0:
                 return leaf
-            rows = self.held.get(id(leaf), (None, None))[1]
+            rows = self._rows_of(leaf)
+            if rows is None and name in SELECTED:  # an index
+                return leaf
             return torch.full((), ALWAYS).expand(leaf.shape) if rows is None else rows
 
         replaced, named = tree_map(rows_of, (args, dict(kwargs)))
@@ -729,7 +831,7 @@ class _UnitTracer(TorchFunctionMode):
                 name in self.transposed,
             )
         norms = {where: units for where in self.norms if (units := source(where)) is not None}
-        return UnitGraph(layers, norms, source(OUTPUT), solution.counts)
+        return UnitGraph(layers, norms, source(OUTPUT), solution.counts, solution.parameters)
 
     def _last(self, network: MultiSubnetwork, output: Tensor) -> list[str]:
         """Return the layer that computes the outputs.
@@ -751,7 +853,7 @@ class _UnitTracer(TorchFunctionMode):
                 kept[name] = "its outputs: several layers have their units"
         for name, why in kept.items():
             self.whole.setdefault(name, why)
-        return names
+        return [name for name in names if name in self.layers]
 
     # ---- messages
 
@@ -768,6 +870,23 @@ class _UnitTracer(TorchFunctionMode):
             if is_torchs(module):
                 return f"module {path!r} ({type(module).__name__})"
         return f"operation {name!r}"
+
+
+def _along(rows: Tensor, size: Sequence[int], dim: int) -> bool:
+    """Tell whether rows differ along a dimension of the shape that they broadcast to."""
+    return varies(rows.expand(size), dim)
+
+
+def _other_parameters(network: MultiSubnetwork) -> dict[int, str]:
+    """Map the ids of private parameters of modules that are not torch's, and have no layer's weight, to their names."""
+    layers = {name.rpartition(".")[0] for name, _ in network.weights()}
+    found = {}
+    for name in network.names.parameters:
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(network.backbone.get_submodule(path), leaf)
+        if not is_torchs(network.backbone.get_submodule(path)) and path not in layers and tensor.numel() > 1:
+            found[id(tensor)] = name
+    return found
 
 
 def _holder(network: MultiSubnetwork, name: str) -> nn.Module:

@@ -219,6 +219,28 @@ class Rotated(nn.Module):
         return self.project(attended.flatten(2))
 
 
+class Biased(nn.Module):
+    """Attention with a table of position biases and a temperature per head, and a number per entry of its values."""
+
+    def __init__(self, width, heads, size, tokens):
+        super().__init__()
+        self.heads, self.size = heads, size
+        self.qkv, self.project = nn.Linear(width, 3 * heads * size), nn.Linear(heads * size, width)
+        self.table = nn.Parameter(torch.randn(2 * tokens - 1, heads))
+        self.temperature, self.scale = nn.Parameter(torch.rand(heads, 1, 1)), nn.Parameter(torch.rand(heads * size))
+        places = torch.arange(tokens)
+        self.register_buffer("places", places[:, None] - places + tokens - 1, persistent=False)
+
+    def forward(self, tokens):
+        batch, number, _ = tokens.shape
+        qkv = self.qkv(tokens).view(batch, number, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = functional.normalize(qkv, dim=-1).unbind(0)
+        biases = self.table[self.places.view(-1)].view(number, number, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+        weights = queries @ keys.mT * self.temperature.clamp(max=0.9).exp() + 4 * torch.sigmoid(biases)
+        attended = (weights.softmax(-1) @ values).transpose(1, 2).reshape(batch, number, -1)
+        return self.project(attended * self.scale)
+
+
 class ByHead(nn.Module):
     """Attention whose rows are queries, keys and values of one head after the other; torch repeats the shared ones."""
 
@@ -272,8 +294,10 @@ class Heads(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([Fused(8, 4, 6), Rotated(8, 6, 3, 4), ByHead(8, 3, 4), Split(8, 5, 2)])
-        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(4)])
+        self.blocks = nn.ModuleList(
+            [Fused(8, 4, 6), Rotated(8, 6, 3, 4), ByHead(8, 3, 4), Split(8, 5, 2), Biased(8, 4, 3, 5)]
+        )
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in self.blocks])
         self.up, self.down, self.halves = nn.Linear(8, 24), nn.Linear(12, 8), nn.Linear(8, 20, bias=False)
         self.back = nn.Linear(10, 8)
 

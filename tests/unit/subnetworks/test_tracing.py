@@ -263,10 +263,14 @@ def test_a_layer_with_all_rows_in_one_group_stays_whole(behind):
 class ByChannel(nn.Module):
     """An operation with a number per unit."""
 
-    def __init__(self, operation):
+    def __init__(self, operation, learned=False):
         super().__init__()
         self.one, self.two, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
-        self.operation, self.numbers = operation, nn.Parameter(torch.ones(6))
+        self.operation, numbers = operation, torch.ones(6)
+        if learned:
+            self.numbers = nn.Parameter(numbers)
+        else:
+            self.register_buffer("numbers", numbers)
 
     def forward(self, inputs):
         return self.last(self.two(self.operation(self.one(inputs).sigmoid(), self.numbers)))
@@ -285,6 +289,32 @@ def test_a_layer_before_an_operation_with_a_number_per_unit_stays_whole(name):
     graph = trace(ByChannel(BY_CHANNEL[name]), "unit")
     assert list(graph.whole) == ["one.weight"]
     assert f"operation '{name}': its effect on units is not known" in graph.whole["one.weight"]
+
+
+@pytest.mark.parametrize("name", BY_CHANNEL)
+def test_a_parameter_with_a_number_per_unit_has_units_too(name):
+    graph = trace(ByChannel(BY_CHANNEL[name], learned=True), "unit")
+    assert not graph.whole
+    assert graph.parameters.keys() == {"numbers"}
+    assert (graph.parameters["numbers"].layer, graph.parameters["numbers"].dim) == ("one.weight", 0)
+    assert graph.parameters["numbers"].units.tolist() == list(range(6))
+
+
+TWICE = {
+    "matmul": lambda hidden, numbers: hidden * numbers * (numbers @ numbers),
+    "getitem": lambda hidden, numbers: hidden * numbers * numbers[:1],
+    "sum": lambda hidden, numbers: hidden * numbers + numbers.sum(),
+    "item": lambda hidden, numbers: hidden * numbers + numbers.detach()[0].item(),
+    "cumsum": lambda hidden, numbers: hidden * numbers.cumsum(0) * numbers,
+    "flip": lambda hidden, numbers: hidden * numbers * numbers.flip(0),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_layer_stays_whole_if_all_of_its_parameters_numbers_are_needed(name):
+    graph = trace(ByChannel(TWICE[name], learned=True), "unit")
+    assert "one.weight" in graph.whole
+    assert not graph.parameters
 
 
 @pytest.mark.parametrize(
