@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 log = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 MISSING = frozenset(
     ("", "NA", "N/A", "n/a", "NaN", "nan", "NAN", "NULL", "Null", "null", "None", "?", "-", "<NA>", "#N/A", "NaT")
@@ -314,6 +316,20 @@ def coded(cells: Any, missing: Collection[str] = MISSING) -> tuple[np.ndarray, l
     numbers: dict[str, int] = {}
     codes = np.array([-1 if t is None else numbers.setdefault(t, len(numbers)) for t in texts] + [-1], dtype=np.int64)
     return codes[first], list(numbers)  # factorize numbers missing cells -1, the last code
+
+
+def merged(codes: np.ndarray, texts: Sequence[str], value: Callable[[str], V]) -> tuple[np.ndarray, list[V]]:
+    """Give texts of one value one code.
+
+    Args:
+        codes, texts: as `coded` returns them.
+        value: of a text.
+    Returns:
+        (int64 (rows,) with -1 for missing cells, the different values in order of appearance).
+    """
+    numbers: dict[V, int] = {}
+    found = np.array([numbers.setdefault(value(text), len(numbers)) for text in texts] + [-1], dtype=np.int64)
+    return found[codes], list(numbers)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Classes:
     def number(self, labels: Labels) -> np.ndarray:
         """Number labels by their class, int64 (rows,); -1 where the class is unknown or the label missing."""
         written = {name: number for number, name in enumerate(self.names)}
-        numbers = {_value(name): written[name] for name in sorted(self.names, key=len, reverse=True)}
-        found = [written.get(text, numbers.get(_value(text), -1)) for text in labels.texts]
+        numbers = {value_of(name): written[name] for name in sorted(self.names, key=len, reverse=True)}
+        found = [written.get(text, numbers.get(value_of(text), -1)) for text in labels.texts]
         known = np.array([*found, -1], dtype=np.int64)
         return np.asarray(known[labels.codes])
 
@@ -101,10 +101,10 @@ def find_classes(origin: str, labels: Labels) -> Classes:
     counts: dict[Any, int] = defaultdict(int)
     for text, count in zip(labels.texts, rows, strict=True):
         if count:
-            value = text if labels.are_names else _value(text)
+            value = text if labels.are_names else value_of(text)
             spellings[value].append(text)
             counts[value] += count
-    values = sorted(spellings, key=lambda value: _natural(_value(spellings[value][0])))
+    values = sorted(spellings, key=lambda value: _natural(value_of(spellings[value][0])))
     names = [min(spellings[value], key=lambda text: (len(text), text)) for value in values]
     classes = Classes(tuple(names), tuple(counts[value] for value in values))
     _report(origin, classes)
@@ -135,8 +135,8 @@ def missing_words(cells: Iterable[Any]) -> str:
     return ", ".join(sorted({repr(as_text(cell, ()) or "") for cell in cells}))
 
 
-def _value(text: str) -> Decimal | str:
-    """Return a label's number, or the label."""
+def value_of(text: str) -> Decimal | str:
+    """Return the number that a label or the name of a group is, 7 for 7, 7.0 and 07, else the text."""
     try:
         return Decimal(text) if NUMBER.fullmatch(text) else text
     except ArithmeticError:  # an exponent beyond decimal's limits

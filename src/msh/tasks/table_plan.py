@@ -25,6 +25,7 @@ from msh.tasks.cells import (
     find_form,
     have_values,
     may_be_numbers,
+    merged,
     number_as_text,
     numbers_or_bad,
     read_booleans,
@@ -266,7 +267,7 @@ def _median(name: str, values: np.ndarray) -> tuple[float, bool]:
 
 def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:
     if is_by_value := have_values(texts):
-        codes, texts = _merged(codes, texts)
+        codes, texts = merged(codes, texts, number_as_text)
     counts = np.bincount(codes[codes >= 0], minlength=len(texts))
     least = min(RARE, max(2, len(codes) // 100))
     frequent = sorted(text for text, count in zip(texts, counts, strict=True) if count >= least)
@@ -274,13 +275,6 @@ def _category(name: str, codes: np.ndarray, texts: list[str]) -> Column:
     if not frequent or len(frequent) > MOST_VALUES:
         return Hashed(name, BUCKETS, missing, is_by_value, tuple(sorted({spelling(text) for text in texts} - {""})))
     return Category(name, tuple(frequent), len(frequent) < len(texts), missing, is_by_value)
-
-
-def _merged(codes: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Give texts that are equal as numbers one code: see `coded`, whose result this takes and returns."""
-    values: dict[str, int] = {}
-    numbers = np.array([values.setdefault(number_as_text(text), len(values)) for text in texts] + [-1], dtype=np.int64)
-    return numbers[codes], list(values)
 
 
 def _date(cells: Any, where: Where, name: str, format: str) -> Column:

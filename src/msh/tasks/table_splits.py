@@ -17,10 +17,12 @@ from msh.tasks.cells import (
     cell_error,
     coded,
     find_date_format,
+    merged,
     numbers_or_bad,
     read_dates,
     report_short_years,
 )
+from msh.tasks.labels import value_of
 from msh.tasks.options import Kind
 from msh.tasks.table_files import Table
 from msh.tasks.task import Split
@@ -120,7 +122,7 @@ def split_rows(
     if by.by == "column":
         return _named(table, by.name, cells)
     if by.by == "group":
-        groups, _ = coded(cells)
+        groups, _ = merged(*coded(cells), value_of)  # one group too few leaks nothing
         if (groups < 0).any():
             raise cell_error(table.row, by.name, cells, groups < 0, "is no group (source.split.group)")
         rest, test = _grouped(rows, groups, test_fraction or TEST_FRACTION)

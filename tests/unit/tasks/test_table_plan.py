@@ -488,6 +488,21 @@ def test_a_group_stays_in_one_split(people):
     assert len(groups[2]) == 3
 
 
+@pytest.mark.parametrize("spelling", ["{}.0", "{}.00", "0{}", " {} ", "{}e0"])
+def test_a_group_that_is_written_in_two_ways_stays_in_one_split(spelling, people):
+    numbers = np.random.default_rng(0).integers(1, 16, len(PEOPLE))
+    written = [spelling.format(number) if row % 2 else str(number) for row, number in enumerate(numbers)]
+    data = people(PEOPLE.assign(patient=written), split={"group": "patient"})
+    groups = [set(numbers[split.raw.rows.numpy()].tolist()) for split in (data.train, data.val, data.test)]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len(set(numbers))
+
+
+def test_groups_of_names_are_told_apart(people):
+    names = [f"{place}-{name}" for place in "ab" for name in range(30)]
+    data = people(PEOPLE.assign(patient=names), split={"group": "patient"})
+    assert [len(split) for split in (data.train, data.val, data.test)] == [38, 10, 12]
+
+
 @pytest.mark.parametrize("column", ["since", "id"])
 def test_the_latest_rows_are_the_test_split(column, people):
     shuffled = PEOPLE.sample(frac=1, random_state=0)

@@ -299,6 +299,13 @@ def test_a_column_or_groups_split_texts_as_they_split_tables(write):
         texts(path, split={"group": "writer"})
 
 
+def test_texts_of_a_group_that_is_written_in_two_ways_stay_in_one_split(write):
+    rows = ["text,author,label", *(f"word {i},{i // 2}{'.0' * (i % 2)},{'pn'[i % 3 % 2]}" for i in range(40))]
+    data = texts(write("\n".join(rows), "a.csv"), split={"group": "author"})
+    authors = [{int(text.split()[1]) // 2 for text in read(data, part)} for part in data.splits]
+    assert sum(map(len, authors)) == len(set.union(*authors)) == 20
+
+
 def test_files_of_any_kind_are_the_validation_and_test_splits(write, folder):
     val = write("text,label\nfine,good\n", "val.csv")
     test = write(lines([{"text": "awful", "label": "bad"}]), "test.jsonl")
