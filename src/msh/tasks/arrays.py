@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
-from msh.tasks.checks import existing
+from msh.tasks.checks import check_names, existing
 from msh.tasks.options import ExampleKind
 from msh.tasks.steps import EXACT, ReadNamed, Steps, unmasked
 from msh.tasks.task import Split
@@ -66,6 +66,7 @@ def arrays(
     with Problems() as problems:
         problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(check_test_fraction, test_fraction, test_path is not None)
+        problems.check(check_names, "source.classes", classes)
         if test_path is None and test_targets_path is not None:
             problems.add("source.test_targets_path needs source.test_path")
         _check_pair(problems, "", path, targets_path)
@@ -100,6 +101,7 @@ def dataset(
     with Problems() as problems:
         problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(check_test_fraction, test_fraction)
+        problems.check(check_names, "source.classes", classes)
         if test is not None and test_fraction is not None:
             problems.add(f"source.test_fraction = {test_fraction} cannot be set beside source.test: remove one")
         with _seeded():
@@ -138,6 +140,7 @@ def data_module(
                 name = f"{type(module).__name__}.{hook}"
                 problems.add(f"source.module: {name} would not be called; change items in the data set, or set augment")
         problems.check(check_test_fraction, test_fraction)
+        problems.check(check_names, "source.classes", classes)
     with _seeded():
         _prepare(module)
     with _seeded(), Problems() as problems:
@@ -282,6 +285,7 @@ def _pair_of(where: str, bound: str, item: Any) -> Pair:
     if isinstance(inputs, tuple) and inputs and all(isinstance(part, Tensor | np.ndarray) for part in inputs):
         inputs = {str(place): part for place, part in enumerate(inputs)}
     if isinstance(inputs, Mapping):
+        check_names(f"{where}: a mapping of inputs", list(inputs))
         return {str(name): unmasked(where, part) for name, part in inputs.items()}, unmasked(where, target)
     return unmasked(where, inputs), unmasked(where, target)
 
@@ -401,8 +405,8 @@ def _raw_of_parts(
         outputs = len(classes) or int(train.targets.max()) + 1
     else:
         outputs = train.targets.shape[1]
-        if classes and len(classes) != outputs:
-            raise invalid("source.classes", f"{outputs} names, one for each target", list(classes))
+        if classes:
+            check_names("source.classes", classes, outputs)
     if test is None:
         train, test = hold_out(train, test_fraction, kind)
     return RawData(kind, train, test, outputs, classes=tuple(map(str, classes)), steps=steps, val=splits.get("val"))

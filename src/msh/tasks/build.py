@@ -15,7 +15,7 @@ from torch import Tensor
 from msh.errors import Problems, at_least, invalid, one_of
 from msh.recipes import Recipe
 from msh.tasks.augmentation import read_augmentation
-from msh.tasks.checks import check_fraction, check_image_shape
+from msh.tasks.checks import check_fraction, check_image_shape, check_names
 from msh.tasks.lazy import Inputs, LazyInputs, is_stored
 from msh.tasks.options import TOKEN_KINDS, Kind, Normalize
 from msh.tasks.outputs import IGNORED
@@ -89,7 +89,7 @@ def check_data(name: str, data: RawData) -> None:
 
     Raises:
         ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's, a
-            single class to learn.
+            single class to learn, names that are not one for each class.
     """
     with Problems() as problems:
         for split_name, split in data.splits.items():
@@ -100,6 +100,10 @@ def check_data(name: str, data: RawData) -> None:
                 )
             for problem in _problems_of(split, data):
                 problems.add(f"task {name!r}, {split_name} split: {problem}")
+        if data.classes:
+            problems.check(check_names, f"task {name!r}: the list of its classes, labels or values", data.classes)
+            if len(data.classes) != data.outputs and data.kind != "lm":
+                problems.add(f"task {name!r}: {len(data.classes)} names for {data.outputs} classes, labels or values")
 
 
 def _problems_of(split: Split, data: RawData) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,24 @@ def check_one_entry(key: str, entry: object, example: str) -> None:
     """Raise unless a list's entry is a mapping of one name to its argument."""
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise invalid(key, f"{{name: argument}}, such as {{{example}}}", entry)
+
+
+def check_names(key: str, names: object, number: int | None = None) -> None:
+    """Raise unless names are a list of different ones: answers would lose all but the last of a name.
+
+    Args:
+        key: the setting, or what the names are of.
+        names: of classes, labels, values or columns; texts, or values that become texts, such as 1.
+        number: how many there must be; None: any.
+    Raises:
+        ValueError: it is no list, a name is there twice, such as 1 and "1", or there are more or fewer.
+    """
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise invalid(key, "a list of names", names)
+    if twice := [name for name, count in Counter(map(str, names)).items() if count > 1]:
+        raise ValueError(f"{key} names {', '.join(map(repr, twice))} more than once: give each its own name")
+    if number is not None and len(names) != number:
+        raise invalid(key, f"{number} names, one for each target", list(names))
 
 
 class NoSuchPathError(FileNotFoundError):

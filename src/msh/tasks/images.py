@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
-from msh.tasks.checks import existing
+from msh.tasks.checks import check_names, existing
 from msh.tasks.image_cache import Cache, Unreadable, cannot_be_read, load_images
 from msh.tasks.image_files import Labelled, in_class_folders, in_table
 from msh.tasks.image_step import LARGEST_SIDE, Fit, Mode, ReadImages, read_header
@@ -85,7 +85,7 @@ def image_folder(
         problems.check(one_of, "source.kind", kind, get_args(ExampleKind))
         problems.check(settings.check)
         problems.check(one_of, "source.missing_labels", missing_labels, MISSING_LABELS)
-        _check_labels(problems, kind, labels, test_path, test_labels)
+        _check_labels(problems, kind, labels, test_path, test_labels, target)
     folders = [existing(folder, "folder") for folder in (path, test_path) if folder is not None]
     tables = [labels, test_labels]
     of_tables = (kind, file, target, missing_labels, encoding)
@@ -158,8 +158,14 @@ def check_size(size: Any) -> tuple[int, int]:
 
 
 def _check_labels(
-    problems: Problems, kind: ExampleKind, labels: str | None, test_path: str | None, test_labels: str | None
+    problems: Problems,
+    kind: ExampleKind,
+    labels: str | None,
+    test_path: str | None,
+    test_labels: str | None,
+    target: str | Sequence[str],
 ) -> None:
+    problems.check(check_names, "source.target", [target] if isinstance(target, str) else target)
     if labels is None and kind != "classification":
         problems.add(f"source.kind = {kind} needs source.labels, a table: folders are classes")
     if labels is None and test_labels is not None:

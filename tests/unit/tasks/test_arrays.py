@@ -331,3 +331,35 @@ def test_random_items_are_warned_of(caplog):
 
     dataset(Noisy(range(20)))
     assert "source.train: examples change at random" in caplog.text
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "classes", "twice"),
+    [
+        ("classification", CLASSES, ["cat", "dog", "cat"], "'cat'"),
+        ("classification", CLASSES, [1, 2, "1"], "'1'"),
+        ("multilabel", np.eye(3)[CLASSES], ["a", "a", "b"], "'a'"),
+        ("regression", np.eye(3)[CLASSES], ["a", "b", "a"], "'a'"),
+    ],
+)
+def test_a_name_stands_for_one_class_label_or_value(kind, targets, classes, twice, save):
+    path = save("a.npz", inputs=INPUTS, targets=targets)
+    with pytest.raises(ValueError, match=f"source.classes names {twice} more than once"):
+        arrays(path, kind=kind, classes=classes)
+    pairs = list(zip(torch.tensor(INPUTS), torch.tensor(targets), strict=True))
+    with pytest.raises(ValueError, match=f"source.classes names {twice} more than once"):
+        dataset(Items(pairs), kind=kind, classes=classes)
+
+
+def test_names_are_a_list(save):
+    with pytest.raises(ValueError, match=says("source.classes", "a list of names", value="abc")):
+        arrays(save("a.npz", inputs=INPUTS, targets=CLASSES), classes="abc")
+
+
+def test_an_input_has_one_name():
+    items = Items([({1: torch.ones(2), "1": torch.zeros(2)}, number % 2) for number in range(10)])
+    with pytest.raises(ValueError, match=r"item 0: a mapping of inputs names '1' more than once"):
+        dataset(items)

@@ -1,5 +1,7 @@
 """From raw data to a task: checks, held-out examples, scales."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,6 +137,24 @@ def test_a_single_class_is_rejected():
     data = make_data()
     data.train.targets[:] = 1
     with pytest.raises(ValueError, match=r"task 'a', train split: all \d+ targets are of the class 1"):
+        build_task("a", data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "problem"),
+    [
+        ("classification", ("a", "b", "a"), "names 'a' more than once"),
+        ("multilabel", ("1", 1, "b"), "names '1' more than once"),
+        ("regression", ("a", "b", "b"), "names 'b' more than once"),
+        ("classification", ("a", "b"), "2 names for 3 classes"),
+    ],
+)
+def test_names_that_are_not_one_for_each_answer_are_rejected(kind, names, problem):
+    data = replace(make_data("regression" if kind == "regression" else "classification"), classes=names)
+    if kind == "multilabel":
+        flags = data.map_splits(lambda split: Split(split.inputs, torch.eye(3)[split.targets]))
+        data = replace(flags, kind="multilabel")
+    with pytest.raises(ValueError, match=f"task 'a': .*{problem}"):
         build_task("a", data)
 
 

@@ -454,3 +454,10 @@ def test_a_test_table_has_the_training_tables_labels(folder):
     (tests / "t.csv").write_text("file,label\na/0.png,z\n")
     with pytest.raises(ValueError, match="row 2: 'z' is no label of the training images"):
         image_folder(**settings, test_path=str(tests), test_labels=str(tests / "t.csv"))
+
+
+def test_a_table_of_images_has_each_target_once(folder, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("file,x\n" + "".join(f"a/{number}.png,1\n" for number in range(4)))
+    with pytest.raises(ValueError, match=r"source\.target names 'x' more than once"):
+        image_folder(str(folder()), labels=str(table), target=["x", "x"], kind="regression")
