@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 GIVEN: dict[str, Callable[..., nn.Module]] = {}
 """Name to constructor of modules that were passed to `msh.train`."""
+BY_CALLER = "given"
+"""The name of the module that `msh.train` was passed, in configs and recipes."""
 Recipe = dict[str, Any]
 """See `msh.recipes`, which builds it."""
 ADAPTED = "msh.backbones.Adapted"

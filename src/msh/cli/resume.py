@@ -11,11 +11,13 @@ from typing import Any, cast
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from msh.backbones.named import BY_CALLER
 from msh.cli.arguments import by_key, literal, quoted, unquoted
 from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
@@ -115,14 +117,19 @@ def _is_unfinished(folder: Path) -> bool:
         return False
 
 
-def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], unsafe: bool = False) -> DictConfig:
+def of_new_run(overrides: Sequence[str]) -> list[str]:
+    """Leave out `resume`, where `run_to_resume` has found no run."""
+    return [override for override in overrides if override.partition("=")[0] != "resume"]
+
+
+def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str]) -> DictConfig:
     """Compose a run's config from the stored one and the overrides that the command line adds.
 
     Args:
         folder: the run folder.
         own: the user's config folder, if the command line names one.
-        overrides: of the command line; those that the run was started with count once.
-        unsafe: call what the stored config names, whatever it is.
+        overrides: of the command line; those that the run was started with count once. With `unsafe=true` among them,
+            code that the stored config names is called, whatever it is.
     Returns:
         The config with Hydra's part, for a run in this folder.
     Raises:
@@ -130,8 +137,14 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str], uns
         HydraException: an override does not fit.
     """
     path = folder / ".hydra" / "config.yaml"
+    unsafe = by_key(overrides).get("unsafe", "false").lower() == "true"
+    ours = ("resume", "unsafe", "hydra.run.dir")
+    overrides = [override for override in overrides if override.partition("=")[0] not in ours]
     started = read_overrides(folder / ".hydra" / "overrides.yaml")
-    changes = register_stored("resumed", read_config(path), path, started, own, overrides, unsafe)
+    stored = read_config(path)
+    if OmegaConf.select(stored, OWN) == BY_CALLER and OWN not in by_key(overrides):
+        raise ValueError(f"{path} shares a module that Python passed: resume it by msh.train(..., backbone=MODULE)")
+    changes = register_stored("resumed", stored, path, started, own, overrides, unsafe)
     if own is not None:
         changes.append(f"hydra.searchpath=[{quoted(f'file://{Path(own).resolve()}')}]")
     use_own_loader()
@@ -174,7 +187,7 @@ def register_stored(
         ValueError: it could call any code; or another experiment is named.
     """
     if not unsafe:
-        folders = [Path(source) for source in (config_folder(), own) if source]
+        folders = [Path(source) for source in (config_folder(), own, *_searched(overrides)) if source]
         check_calls(stored, path, trusted_calls(folders, overrides))
     for key, value in lacking(stored).items():
         OmegaConf.update(stored, key, value, force_add=True)
@@ -183,6 +196,13 @@ def register_stored(
     node = {"defaults": ["schema", {"hydra": "default"}, "_self_"], **values}
     ConfigStore.instance().store(name=name, node=node)
     return changes
+
+
+def _searched(overrides: Sequence[str]) -> list[str]:
+    """List the user's config folders among overrides: hydra.searchpath=[file://DIR]."""
+    given = [override for override in overrides if override.partition("=")[0] == "hydra.searchpath"]
+    parsed = OverridesParser.create().parse_overrides(given)
+    return [str(place).removeprefix("file://") for one in parsed for place in cast(Any, one.value())]
 
 
 def _changes(path: Path, stored: DictConfig, started: dict[str, str], overrides: Sequence[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -29,10 +29,10 @@ from msh.cli.continuing import continued
 from msh.cli.errors import recorded, user_errors
 from msh.cli.inherited import drop_inherited
 from msh.cli.processes import check_shared_folder
-from msh.cli.resume import check_same_run, compose_resumed, run_to_resume
+from msh.cli.resume import check_same_run, compose_resumed, of_new_run, run_to_resume
 from msh.errors import refuse_password
 from msh.files.atomic import write_text
-from msh.runs.results import FILE_NAME, UNFINISHED
+from msh.runs.results import FILE_NAME, UNFINISHED, Results
 from msh.training.config import register, run_config
 from msh.training.settings import INCIDENTAL, on_disk
 
@@ -63,9 +63,17 @@ def _train(config: DictConfig) -> float | tuple[float, ...] | None:
     drop_inherited(config, cast(DictConfig, HydraConfig.get()))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         with recorded(folder):
-            return run_composed(config, folder)
+            return _objectives(run_composed(config, folder), config)
     with failed_start_removed(folder):
-        return run_composed(config, folder)
+        return _objectives(run_composed(config, folder), config)
+
+
+def _objectives(results: Results, config: DictConfig) -> float | tuple[float, ...] | None:
+    """Return what a sweep optimizes; None if there is nothing."""
+    from msh.runs.objectives import objective_values, read_objectives
+
+    values = tuple(objective_values(results, read_objectives(config.objective, list(results.tasks))))
+    return values[0] if len(values) == 1 else values or None
 
 
 @contextmanager
@@ -106,31 +114,41 @@ def _remove_failed_start(folder: Path, before: set[Path], has_log: bool) -> None
 
 def _resume(folder: Path, flags: list[str], overrides: list[str]) -> None:
     """Resume the run in a folder with the config that is stored there."""
+    config = compose_resumed(folder, flag_value(flags, "--config-dir", "-cd"), overrides)
+    if flag_value(flags, "--cfg", "-c") is not None:
+        print(OmegaConf.to_yaml(_without_hydra(config)))
+        return
+    configure_log(config.hydra.job_logging, config.hydra.verbose)
+    run_alone(config, folder)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    own: DictConfig = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return own
+
+
+def run_alone(config: DictConfig, folder: Path) -> Results:
+    """Train outside of Hydra's commands, unless the folder holds the results already.
+
+    Args:
+        config: with Hydra's part; `resume` names the folder of a run to resume.
+        folder: the run folder.
+    """
     from msh.training.ranks import is_rank_zero
 
-    given = by_key(overrides)
-    ours = ("resume", "unsafe", "hydra.run.dir")
-    overrides = [override for override in overrides if override.partition("=")[0] not in ours]
-    unsafe = given.get("unsafe", "false").lower() == "true"
-    config = compose_resumed(folder, flag_value(flags, "--config-dir", "-cd"), overrides, unsafe)
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    if flag_value(flags, "--cfg", "-c") is not None:
-        print(OmegaConf.to_yaml(own))
-        return
     HydraConfig.instance().set_config(config)
     try:
-        configure_log(config.hydra.job_logging, config.hydra.verbose)
-        run_composed(own, folder)
-        if is_rank_zero():
-            (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+        results = run_composed(_without_hydra(config), folder)
     finally:
         HydraConfig.instance().cfg = None
+    if config.resume is not None and is_rank_zero():
+        (folder / UNFINISHED).unlink(missing_ok=True)  # of a sweep's job
+    return results
 
 
-def run_composed(config: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
-    """Train, unless the folder holds the results already; returns the objectives."""
+def run_composed(config: DictConfig, folder: Path) -> Results:
+    """Train, unless the folder holds the results already."""
     from msh.report.terminal import print_results
-    from msh.runs.objectives import objective_values, read_objectives
     from msh.training.launch import check_multi_node
     from msh.training.ranks import agree, is_rank_zero
     from msh.training.run import locked, train
@@ -162,8 +180,7 @@ def run_composed(config: DictConfig, folder: Path) -> float | tuple[float, ...] 
     if is_rank_zero() and results.capacity:
         print_results(results)
         print(f"run folder: {folder}")
-    values = tuple(objective_values(results, read_objectives(config.objective, list(results.tasks))))
-    return values[0] if len(values) == 1 else values or None
+    return results
 
 
 def _found(config: DictConfig, folder: Path) -> str | None:
@@ -267,23 +284,33 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message, category=category)
 
 
+def checked(overrides: Sequence[str]) -> dict[str, str]:
+    """Check overrides before Hydra shows them; return their values, as typed, by key.
+
+    Raises:
+        ValueError: one holds a password, or several processes would not find one run folder.
+    """
+    given = by_key(overrides)
+    for key, value in given.items():
+        refuse_password(key, value)
+    check_shared_folder(given)
+    return given
+
+
 def main() -> None:
     """Run the command with the process's arguments."""
     with user_errors():
         flags, overrides = split_arguments(sys.argv[1:])
         if show_help("train", flags):
             return
-        given = by_key(overrides)
-        for key, value in given.items():  # before Hydra shows them
-            refuse_password(key, value)
-        check_shared_folder(given)
+        given = checked(overrides)
         folder = run_to_resume(flags, given)
         if folder is not None:
             _resume(folder, flags, overrides)
         else:
             chosen = Path(unquoted(given.get("hydra.run.dir", "")))
             USERS_FOLDER.set(chosen.resolve() if "hydra.run.dir" in given and chosen.exists() else None)
-            sys.argv[1:] = [*flags, *(override for override in overrides if not override.startswith("resume="))]
+            sys.argv[1:] = [*flags, *of_new_run(overrides)]
             _train()
 
 

@@ -33,10 +33,10 @@ def make_whole_run(folder, *overrides, forget=(), **changes):
     return make_run(folder, overrides=overrides, **config | changes)
 
 
-def resumed(folder, *arguments, **how):
+def resumed(folder, *arguments):
     flags, overrides = split_arguments(arguments)
     assert run_to_resume(flags, by_key(overrides) | {"resume": str(folder)}) == folder.resolve()
-    return compose_resumed(folder, None, overrides, **how)
+    return compose_resumed(folder, None, overrides)
 
 
 # ---- which run
@@ -260,18 +260,22 @@ def test_a_stored_config_may_not_call_any_code(part, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", ["backbone._target_=mine.Net", "+backbone={_target_: mine.Net, x: 2}", "--config-dir", "unsafe"]
+    "given",
+    ["backbone._target_=mine.Net", "+backbone={_target_: mine.Net, x: 2}", "--config-dir", "searchpath", "unsafe"],
 )
 def test_code_that_the_command_line_names_is_trusted(given, tmp_path):
     folder = make_whole_run(tmp_path / "run", backbone={"_target_": "mine.Net", "x": 1})
     with pytest.raises(ValueError, match=r"backbone\._target_ = 'mine\.Net' is not allowed"):
         resumed(folder)
+    own = tmp_path / "own"
+    if given in ("--config-dir", "searchpath"):
+        (own / "backbone").mkdir(parents=True)
+        (own / "backbone" / "net.yaml").write_text("_target_: mine.Net\n")
     if given == "--config-dir":
-        (tmp_path / "own" / "backbone").mkdir(parents=True)
-        (tmp_path / "own" / "backbone" / "net.yaml").write_text("_target_: mine.Net\n")
-        config = compose_resumed(folder, str(tmp_path / "own"), [])
+        config = compose_resumed(folder, str(own), [])
     else:
-        config = resumed(folder, unsafe=True) if given == "unsafe" else resumed(folder, given)
+        named = {"unsafe": "unsafe=true", "searchpath": f"hydra.searchpath=[file://{own}]"}
+        config = resumed(folder, named.get(given, given))
     assert config.backbone._target_ == "mine.Net"
 
 
