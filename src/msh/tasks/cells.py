@@ -559,12 +559,15 @@ def read_dates(cells: Any, format: str, where: Where, name: str) -> np.ndarray:
 
 
 NO_DATE = np.iinfo(np.int64).min
+MOMENTS = ("now", "today")
+"""Words for which pandas takes the time at which it reads them, whatever the format."""
 
 
 def parse_dates(texts: list[str], format: str) -> np.ndarray:
     """Parse dates to microseconds since 1970 in UTC, int64 (texts,); NO_DATE for texts that are no dates."""
     import pandas as pd
 
+    texts = ["" if text in MOMENTS else text for text in texts]
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if format:
         times = pd.Series(pd.to_datetime(texts, format=format, errors="coerce", utc=True)).fillna(pd.Series(times))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from messages import says
 from msh.tasks import build_task
-from msh.tasks.cells import as_text
+from msh.tasks.cells import NO_DATE, as_text, parse_dates
 from msh.tasks.columns import Category, Dropped, Hashed, Number, Text
 from msh.tasks.outputs import outputs_from_data
 from msh.tasks.preprocessing import prepare, steps_from_data, steps_to_data
@@ -362,6 +362,8 @@ def test_values_of_other_types_are_read_by_their_text():
         ({"age": "1,5"}, r"column 'age': '1,5' .*write a decimal point"),
         ({"member": "perhaps"}, r"row 1, column 'member': 'perhaps' is neither true"),
         ({"since": "yesterday"}, r"row 1, column 'since': 'yesterday' is not a date"),
+        ({"since": "today"}, r"row 1, column 'since': 'today' is not a date"),
+        ({"since": "now"}, r"row 1, column 'since': 'now' is not a date"),
         (torch.zeros(2, 3), says("inputs: the shape", "(rows, 6)", (2, 3))),
         ("text", says("inputs", value="str")),
     ],
@@ -670,3 +672,17 @@ def test_large_numbers_stay_distinct(write):
     assert [len(column.unique()) for column in inputs.T] == [len(inputs), len(inputs), 1]
     assert (inputs[:, 2] == 0).all()
     torch.testing.assert_close(inputs[:, 0].mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("word", ["today", "now", "tomorrow"])
+@pytest.mark.parametrize("format", ["", "%d.%m.%Y"])
+def test_words_are_no_dates(word, format, people):
+    assert parse_dates([word, "2024-01-31"], format).tolist() == [NO_DATE, 1706659200000000]
+    days = ["31.01.2024" if format else "2024-01-31", *PEOPLE["since"][1:]]
+    until = PEOPLE.assign(since=[word if row % 7 == 3 else day for row, day in enumerate(days)])
+    role = f"date {format}".strip()
+    with pytest.raises(ValueError, match=f"column 'since': '{word}' is not a date"):
+        people(until, columns={"since": role})
+    with pytest.raises(ValueError, match=f"column 'since': '{word}' is not a date"):
+        people(until, split={"time": "since"}, columns={"since": role})
+    assert roles(people(until))["since"] == "category"
