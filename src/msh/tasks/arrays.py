@@ -417,6 +417,10 @@ def _packed(pairs: Mapping[str, Pair], origins: Mapping[str, str]) -> tuple[Step
     train = pairs["train"][0]
     if not isinstance(train, dict):
         return (), dict(pairs)
+    for name, array in train.items():
+        if not array.size:
+            bound = "(examples, ...) with axes >= 1"
+            raise invalid(f"{origins['train']}: the shape of the input {name!r}", bound, array.shape)
     packed: dict[str, Pair] = {}
     step = ReadNamed.of(train)
     with Problems() as problems:
@@ -438,6 +442,8 @@ def _split(origin: str, pair: Pair, kind: ExampleKind) -> Split:
                 problems.add(invalid(f"the type of the {what}", "numbers", str(array.dtype)))
             elif array.ndim == 0 or len(array) == 0:
                 problems.add(invalid(f"the number of {what}", ">= 1", 0))
+            elif not array.size:
+                problems.add(invalid(f"the shape of the {what}", "(examples, ...) with axes >= 1", array.shape))
         if inputs.ndim == 1:
             problems.add(invalid("the shape of the inputs", "(examples, ...), two axes or more", inputs.shape))
         if inputs.ndim and targets.ndim and len(inputs) != len(targets):

@@ -89,7 +89,7 @@ def check_data(name: str, data: RawData) -> None:
 
     Raises:
         ValueError: empty or uneven splits, NaN or infinite values (with their count), a class beyond the head's, a
-            single class to learn, names that are not one for each class.
+            single class to learn, no classes or values, inputs without numbers, names that are not one for each class.
     """
     with Problems() as problems:
         for split_name, split in data.splits.items():
@@ -100,6 +100,10 @@ def check_data(name: str, data: RawData) -> None:
                 )
             for problem in _problems_of(split, data):
                 problems.add(f"task {name!r}, {split_name} split: {problem}")
+        if 0 in (shape := tuple(data.train.inputs.shape[1:])):
+            problems.add(invalid(f"task {name!r}: the shape of an input", "of at least one number", shape))
+        if data.outputs < 1:
+            problems.add(invalid(f"task {name!r}: the number of its classes, labels or values", ">= 1", data.outputs))
         if data.classes:
             problems.check(check_names, f"task {name!r}: the list of its classes, labels or values", data.classes)
             if len(data.classes) != data.outputs and data.kind != "lm":

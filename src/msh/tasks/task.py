@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import ExplainedVariance, MeanSquaredError, Metric, R2Score, RelativeSquaredError
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MulticlassF1Score, MultilabelAccuracy
 from torchmetrics.text import Perplexity
 
 from msh.recipes import Recipe, build
@@ -105,7 +105,9 @@ SUMS_OF_SQUARES = ExplainedVariance, R2Score, RelativeSquaredError
 METRICS: dict[str, MetricSpec] = {
     "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", CLASSES),
     "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", CLASSES),
-    "label_accuracy": MetricSpec(lambda n: MultilabelAccuracy(n, average="micro"), "max", ("multilabel",)),
+    "label_accuracy": MetricSpec(
+        lambda n: MultilabelAccuracy(n, average="micro") if n > 1 else BinaryAccuracy(), "max", ("multilabel",)
+    ),
     "rmse": MetricSpec(lambda n: MeanSquaredError(squared=False), "min", ("regression",)),
     "mse": MetricSpec(lambda n: MeanSquaredError(), "min", ("regression",)),
     "r2": MetricSpec(lambda n: R2Score(), "max", ("regression",)),

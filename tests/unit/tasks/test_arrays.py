@@ -363,3 +363,18 @@ def test_an_input_has_one_name():
     items = Items([({1: torch.ones(2), "1": torch.zeros(2)}, number % 2) for number in range(10)])
     with pytest.raises(ValueError, match=r"item 0: a mapping of inputs names '1' more than once"):
         dataset(items)
+
+
+# ---- nothing to learn from
+
+
+@pytest.mark.parametrize("shape", [(30, 0), (30, 0, 3), (30, 3, 0, 2)])
+def test_arrays_without_numbers_are_refused(shape, save):
+    with pytest.raises(ValueError, match=r"a\.npz: " + says("the shape of the inputs", value=shape)):
+        arrays(save("a.npz", inputs=np.zeros(shape), targets=CLASSES))
+    for kind in ("multilabel", "regression"):
+        with pytest.raises(ValueError, match=r"a\.npz: " + says("the shape of the targets", value=(30, 0))):
+            arrays(save("a.npz", inputs=INPUTS, targets=np.zeros((30, 0))), kind=kind)
+    items = Items([({"a": torch.ones(2), "b": torch.zeros(shape[1:])}, number % 2) for number in range(30)])
+    with pytest.raises(ValueError, match=r"source\.train: " + says("the shape of the input 'b'", value=shape)):
+        dataset(items)

@@ -158,6 +158,19 @@ def test_names_that_are_not_one_for_each_answer_are_rejected(kind, names, proble
         build_task("a", data)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])
+def test_inputs_without_numbers_are_rejected(shape):
+    data = make_data().map_splits(lambda split: Split(torch.zeros(len(split), *shape), split.targets))
+    with pytest.raises(ValueError, match=says("task 'a': the shape of an input", "of at least one number", shape)):
+        build_task("a", data)
+
+
+def test_targets_without_values_are_rejected():
+    data = make_data("regression").map_splits(lambda split: Split(split.inputs, torch.zeros(len(split), 0)))
+    with pytest.raises(ValueError, match=says("task 'a': the number of its classes, labels or values", ">= 1", 0)):
+        build_task("a", replace(data, outputs=0))
+
+
 def test_an_empty_split_is_rejected():
     data = make_data()
     empty = Split(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
