@@ -414,9 +414,12 @@ def _run() -> None:
     command.arguments(parser)
     given = parser.parse_args(arguments)
     from msh.cli.errors import user_errors
+    from msh.files.atomic import check_output
 
     assert command.run is not None
     with user_errors():
+        if getattr(given, "out", None) is not None:
+            check_output("-o", given.out)
         command.run(given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
+from msh.files.atomic import write_text
 from msh.tracking.dashboard import build_workspace, save_workspace, spec
 
 
@@ -27,5 +28,5 @@ def dashboard(given: Namespace) -> None:
     if given.out is None:
         print(text)
     else:
-        given.out.write_text(text + "\n")
+        write_text(given.out, text + "\n")
         print(f"written: {given.out}")

@@ -13,6 +13,7 @@ from msh.cli.arguments import flag_value, split_arguments
 from msh.cli.configs import compose_config
 from msh.cli.errors import message_of, user_errors
 from msh.errors import Problems
+from msh.files.atomic import check_output
 from msh.tasks import Task
 from msh.training.config import RunConfig
 
@@ -31,6 +32,7 @@ def main() -> None:
             if at + 1 == len(arguments):
                 raise ValueError("-o needs a file: -o data.html")
             arguments = arguments[:at] + arguments[at + 2 :]
+            check_output("-o", out)
         flags, words = split_arguments(arguments)
         if unknown := [flag for flag in flags[::2] if flag not in FLAGS]:
             raise ValueError(f"msh data has no option {unknown[0]}; it has {', '.join(FLAGS)}")

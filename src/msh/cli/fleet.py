@@ -31,6 +31,7 @@ from msh.cli.memory import give_large_blocks_back
 from msh.cli.resume import CHANGEABLE, register_stored
 from msh.cli.sweeper import read_overrides
 from msh.errors import Problems, at_least, invalid, one_of
+from msh.files.atomic import check_output
 from msh.files.merging import Merge
 from msh.files.plans import MadeWith, made_with, read_plan
 from msh.files.state_file import StateFile
@@ -115,6 +116,8 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
             number = int(given.jobs) if given.jobs.isdecimal() else given.jobs
             problems.check(at_least, "--jobs", 1, number)
             given.jobs = number
+        if given.out is not None:
+            problems.check(check_output, "-o", given.out, needs_file=True)
         for key in by_key(rest):
             if key in OWN:
                 problems.add(f"{key} is set by the fleet, from its plan: leave it out")

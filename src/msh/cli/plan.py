@@ -15,6 +15,7 @@ from msh.cli.composing import command
 from msh.cli.errors import user_errors
 from msh.cli.memory import give_large_blocks_back
 from msh.errors import refuse_password
+from msh.files.atomic import check_output
 from msh.files.plans import MadeWith
 from msh.training.config import register, run_config
 
@@ -45,6 +46,7 @@ def main() -> None:
         return
     with user_errors():
         out, arguments = _take_output(sys.argv[1:])
+        check_output("-o", out)
         flags, overrides = split_arguments(arguments)
         for key, value in by_key(overrides).items():  # the plan stores them
             refuse_password(key, value)

@@ -1,10 +1,14 @@
 """The list of commands, their help, and unknown ones."""
 
+import re
 import shlex
+from argparse import ArgumentParser
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from messages import says
 from msh.cli import app
 from msh.training.config import RunConfig
 from msh.training.run import announcement
@@ -43,6 +47,38 @@ def test_help_has_an_example_and_fits_80_columns(command, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert app.COMMANDS[command].example in printed
     assert max(map(len, printed.splitlines())) <= 80
+
+
+WITH_OUTPUT = {
+    "merge": ["no.safetensors", "no.safetensors"],
+    "release": ["no.safetensors", "wine"],
+    "split": ["no.safetensors", "wine"],
+    "predict": ["no", "no.png"],
+    "report": ["no"],
+    "export": ["no"],
+    "dashboard": ["--dry-run"],
+    "data": ["tasks=[no]"],
+    "plan": ["tasks=[no]"],
+    "fleet": ["no.safetensors"],
+}
+
+
+@pytest.mark.parametrize("command", WITH_OUTPUT)
+def test_a_place_that_takes_no_file_is_refused_before_work(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        run(monkeypatch, command, *WITH_OUTPUT[command], "-o", str(tmp_path))
+    assert re.search(f"^error: {says('-o', value=f'{tmp_path}, a folder')}$", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_with_an_output_are_known():
+    texts = {name: Path(app.__file__).with_name(f"{name}.py") for name in app.COMMANDS}
+    found = {name for name, path in texts.items() if path.exists() and '"-o"' in path.read_text()}
+    parsers = {name: ArgumentParser() for name, command in app.COMMANDS.items() if command.arguments is not None}
+    for name, parser in parsers.items():
+        app.COMMANDS[name].arguments(parser)
+    assert found | {name for name, parser in parsers.items() if "-o" in parser.format_help()} == set(WITH_OUTPUT)
 
 
 def test_groups_of_help_are_those_to_choose_from_with_the_users_own_options(tmp_path, capsys):
