@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from running import SMALL, few_steps
 from torch import nn
 
@@ -137,3 +138,23 @@ def test_a_password_is_refused_before_anything_shows_it(tmp_path, monkeypatch):
         msh.train("tasks=[iris]", "logger=mlflow", "logger.mlflow.tracking_uri=https://me:secret@host")
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [230, 231])
+def test_a_task_may_have_as_long_a_name_as_files_allow(length, tmp_path):
+    name, first = "x" * length, np.random.default_rng(0).normal(size=60)
+    path = tmp_path / "t.csv"
+    pd.DataFrame({"a": first, "y": np.where(first > 0, "p", "q")}).to_csv(path, index=False)
+    (tmp_path / "tasks").mkdir()
+    source = {"_target_": "msh.tasks.tables.table", "path": str(path), "target": "y"}
+    (tmp_path / "tasks" / "long.yaml").write_text(yaml.safe_dump({name: {"source": source}}, width=1000))
+    own = [f"hydra.searchpath=[file://{tmp_path}]", "tasks=[long,iris]", "report=true", "baseline=[dense,joint]"]
+    settings = [*(o for o in FEW if o != "report=false"), *own, f"hydra.run.dir={tmp_path / 'run'}"]
+    if length > 230:
+        with pytest.raises(ValueError, match="task name must be at most 230 characters long"):
+            msh.train(*settings)
+        assert not (tmp_path / "run").exists()
+        return
+    folder, _ = msh.train(*settings)
+    assert (folder / "report.html").exists()
+    assert msh.load(folder).predict(name, [{"a": 1.0}]).labels

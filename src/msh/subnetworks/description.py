@@ -30,6 +30,10 @@ PARTS = ("private", "stem", "head")
 BAGS = ("reading", "values", "masks", "scores")
 """Kinds of tensors that a task may have for each prunable tensor."""
 TASK_NAME = re.compile(r"[A-Za-z0-9_-]+")
+LONGEST_NAME = 230
+"""Characters in a task's name, of a byte each: names of files have at most 255 bytes, and need some for other words."""
+SHOWN = 40
+"""Characters of a longer name that an error shows."""
 
 Family = Literal["uniform", "normal"]
 """Distribution of independent values around 0."""
@@ -42,10 +46,13 @@ def check_task_name(task: str) -> None:
     """Raise unless a task's name can be a part of keys and of file names.
 
     Raises:
-        ValueError: the name has another character, or none.
+        ValueError: the name has another character, none or too many.
     """
     if not TASK_NAME.fullmatch(task):
         raise invalid("task name", "letters, digits, '_' and '-'", task)
+    if len(task) > LONGEST_NAME:
+        bound = f"at most {LONGEST_NAME} characters long"
+        raise invalid("task name", bound, f"{task[:SHOWN]}... ({len(task)} characters)")
 
 
 @dataclass

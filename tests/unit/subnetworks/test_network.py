@@ -80,7 +80,12 @@ def test_a_name_that_could_not_be_a_file_is_refused(name):
         make_network().add_task(name)
 
 
-@pytest.mark.parametrize("name", ["train", "values", "keys", "digits-2_B", "0"])
+def test_a_name_that_is_too_long_for_a_file_is_refused():
+    with pytest.raises(ValueError, match=r"task name must be at most 230 characters long, got 'x+\.\.\. \(231 char"):
+        make_network().add_task("x" * 231)
+
+
+@pytest.mark.parametrize("name", ["train", "values", "keys", "digits-2_B", "0", "x" * 230])
 def test_any_word_can_name_a_task(name):
     network = make_network()
     network.add_task(name)
