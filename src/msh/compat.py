@@ -160,6 +160,12 @@ def skip_batches(loaders: Any, states: Sequence[Mapping[str, Any]]) -> None:
     loaders._load_state_dicts(list(states))
 
 
+def end_when_done(trainer: pl.Trainer) -> None:
+    """Let a fit that resumes after its last epoch call the hooks of its start and end; Lightning would skip it."""
+    kind = type(trainer.fit_loop)
+    trainer.fit_loop.__class__ = type(kind.__name__, (kind,), {"skip": False})
+
+
 def log_batch(trainer: pl.Trainer) -> None:
     """Log the last batch's values now; Lightning does so after the callbacks, too late to end a run."""
     trainer._logger_connector.update_train_step_metrics()

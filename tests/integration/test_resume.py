@@ -130,6 +130,25 @@ def test_a_stopped_task_ends_like_an_undisturbed_one(granularity, train_here, tm
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.parametrize("fit", ["stage-000-prune", "stage-000-train", "dense-wine"])
+def test_a_run_stopped_after_a_fits_last_epoch_ends_like_an_undisturbed_one(fit, train_here, tmp_path, monkeypatch):
+    def is_signalled(self, trainer):
+        in_last = trainer.current_epoch == trainer.max_epochs - 1 and trainer.is_last_batch
+        return in_last and trainer.lightning_module.context.key == fit
+
+    settings = ["+experiment=sequential", *WINE, "baseline=dense", "trainer.max_epochs=6", "logger=csv"]
+    settings += ["optimizer.lr=0.1", "scheduler=constant"]  # neither fit is best in its last epoch
+    whole, _ = train_here(*settings, folder="whole")
+    monkeypatch.setattr(EpochCheckpoint, "_is_signalled", is_signalled)
+    with pytest.raises(AssertionError, match="exit code 143"):
+        train_here(*settings)
+    monkeypatch.undo()
+    train_here(f"resume={tmp_path / 'run'}")
+    assert_same_end(tmp_path / "run", whole)
+    dense = [json.loads((f / "results.json").read_text())["tasks"]["wine"]["dense"] for f in (tmp_path / "run", whole)]
+    assert dense[0] == dense[1]
+
+
 @pytest.mark.parametrize("how", [(), ("pruning.granularity=unit", "pruning.regrow.by=random")])
 def test_a_task_stopped_in_the_middle_of_regrowth_ends_like_an_undisturbed_one(how, train_here, tmp_path, monkeypatch):
     settings = ["+experiment=sequential", *WINE, "pruning=regrow", "trainer.max_epochs=6", *how]

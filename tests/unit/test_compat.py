@@ -32,6 +32,7 @@ NAMES = [
     "torch.nn.modules.dropout:_DropoutNd",
     "torch.nn.utils.parametrizations:_SpectralNorm",
     "torch.nn.utils.parametrizations:_WeightNorm",
+    "pytorch_lightning.loops.fit_loop:_FitLoop.skip",
     "pytorch_lightning.utilities:CombinedLoader._load_state_dicts",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._check_log_dir_exists",
     "lightning_fabric.loggers.csv_logs:_ExperimentWriter._rewrite_with_new_header",

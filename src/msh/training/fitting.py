@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import CombinedLoader
 
-from msh.compat import skip_batches
+from msh.compat import end_when_done, skip_batches
 from msh.errors import invalid
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
@@ -71,6 +71,7 @@ def run_fit(
     if saved is not None:
         log.info("resuming from %s", saved)
         skip_batches(loaders, batches_done(saved))
+        end_when_done(trainer)
     trainer.fit(
         module,
         train_dataloaders=loaders,

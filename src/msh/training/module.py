@@ -342,14 +342,16 @@ class TaskModule(pl.LightningModule, ABC):
             self.log("val/loss", torch.stack(present).sum(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's step."""
+        """Save the run's step, and whether a callback has ended the fit."""
         step = self.context.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
         checkpoint["msh"] = {"fit": self.context.name, "run_step": step, "first_step": self.context.first_step}
+        checkpoint["msh"]["should_stop"] = bool(self.trainer.should_stop)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the run's step."""
+        """Restore the run's step; checkpoints of earlier releases do not say whether the fit was ended."""
         self.run_step = int(checkpoint["msh"]["run_step"])
         self.context.first_step = int(checkpoint["msh"]["first_step"])
+        self.trainer.should_stop = bool(checkpoint["msh"].get("should_stop", False))
 
 
 class SubnetworkModule(TaskModule):

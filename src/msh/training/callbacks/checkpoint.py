@@ -101,9 +101,10 @@ class EpochCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the run after a signal, between two optimizer steps; after the last one, validate first."""
+        """End the run after a signal, between two optimizer steps; after the epoch's last one, validate first."""
         done = batch_idx + 1
-        between = done < trainer.num_training_batches and has_stepped(trainer, batch_idx)
+        is_last = done >= trainer.num_training_batches or trainer.should_stop
+        between = not is_last and has_stepped(trainer, batch_idx)
         if between and (trainer.world_size == 1 or done % AGREE_EVERY == 0) and self._is_signalled(trainer):
             log_batch(trainer)  # Lightning would log this batch later
             self._end(trainer, f"epoch-{trainer.current_epoch:05d}-batch-{done:06d}")
