@@ -1,20 +1,22 @@
-"""Read the file that a run starts from: a plan that assigns weights to tasks, or a trained network."""
+"""Read the file that a run starts from: a plan that assigns weights to tasks, a trained network, or its own record."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from msh.checked import parsed
 from msh.errors import Problems, invalid, one_of, suggestion
+from msh.files.atomic import write_bytes
 from msh.files.header import damages, read_metadata
 from msh.files.plans import input_shape_in, read_plan, settings_of
-from msh.files.state_file import StateFile, read_state
+from msh.files.state_file import StateFile, read_state, save_network
 from msh.inference.hub import source_file
+from msh.subnetworks import MultiSubnetwork
 from msh.training.config import RunConfig
 from msh.training.precision import precision_of
 from msh.training.settings import differences
@@ -25,7 +27,8 @@ PLANNED = (
 )
 """Settings of `pruning` that determine an allocation made before any training."""
 ORIGIN = Path("checkpoints", "origin.safetensors")
-"""Copy of the file that a run starts from, below its run folder, so that the run resumes without the file itself."""
+"""Below a run folder: a copy of the file that the run starts from, so that it resumes without the file itself. A run
+that starts from none records its initial network there, without tasks and without the values of its weights."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Origin:
     """A file that a run starts from.
 
     Attributes:
-        key: the setting that names it, "plan" or "network".
+        key: the setting that names it: "plan", "network", or "resume" for the record of a run without either.
         path: the file's.
         start: digest of the initial weights.
         input_shape: the backbone's.
@@ -78,7 +81,8 @@ def read_origin(config: RunConfig, names: Sequence[str]) -> Origin | None:
         path = _copy_of_run(config) or source_file(config.network)
         with named_file("network", config.network):
             return _read_network(path, names, config.retrain or [])
-    return None
+    record = _copy_of_run(config)  # earlier releases wrote none
+    return None if record is None else replace(_read_network(record, names, []), key="resume")
 
 
 @contextmanager
@@ -90,8 +94,23 @@ def named_file(key: str, value: str) -> Iterator[None]:
         raise FileNotFoundError(f"{key} = {value}: {error}") from error
 
 
+def record_origin(path: Path, origin: Origin | None, network: MultiSubnetwork, notes: dict[str, str]) -> None:
+    """Copy the file that a run starts from; of a run without one, record the initial network.
+
+    Args:
+        path: where to write.
+        origin: the file, or None.
+        network: the run's, without tasks if there is no file.
+        notes: those of the run's files.
+    """
+    if origin is None:
+        save_network(path, network, notes, free_weights=False)
+    else:
+        write_bytes(path, origin.path.read_bytes())
+
+
 def _copy_of_run(config: RunConfig) -> Path | None:
-    """Return the copy that the folder of a resumed run has of the file that the run started from; None without one."""
+    """Return the file that the folder of a resumed run has as `ORIGIN`; None without one."""
     copy = None if config.resume is None else Path(config.resume) / ORIGIN
     return copy if copy is not None and copy.is_file() else None
 

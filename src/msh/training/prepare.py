@@ -82,7 +82,7 @@ class Prepared:
         wanted: task without an allocation, to its budget: tensor name, or "" for all, to number of elements.
         granularity: elements that tasks keep as one.
         ensembles: those whose tasks are all in this run.
-        origin: the plan or network file that the run starts from, or None.
+        origin: the plan or network file that the run starts from, or a resumed run's record; None for other new runs.
         notes: origin of the run, written into its files.
     """
 
@@ -231,7 +231,7 @@ def _build_network(
         if not explained_by_rounding(origin.file.state, network.state):
             raise ValueError(
                 f"{origin.key} {origin.path} starts from other weights than this run with seed={config.seed}: "
-                "seed, backbone and torch version must be the same"
+                "seed, backbone with its pretrained weights, and torch version must be the same"
             )
         log.warning(
             "%s %s was made on another kind of processor, which rounds initial weights otherwise: its tasks are used "

@@ -23,7 +23,6 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from msh.files.atomic import write_bytes
 from msh.files.state_file import DTYPES, fill_network, save_network, save_subnetwork
 from msh.inference.computing import flushes_denormal
 from msh.runs import words
@@ -47,7 +46,7 @@ from msh.training.ensembles import evaluate_ensembles
 from msh.training.examples import write_examples
 from msh.training.fitting import evaluate_tasks, run_fit, steps_per_epoch
 from msh.training.machine import machine
-from msh.training.origin import ORIGIN
+from msh.training.origin import ORIGIN, record_origin
 from msh.training.plan import Fit, Stage
 from msh.training.preemption import PREEMPTION, PreemptedError
 from msh.training.prepare import Prepared, build_module, prepare
@@ -204,7 +203,7 @@ class Run:
         self.results.status = "running"
         self.results.flush_denormal = flushes_denormal()
         self._name_machine()
-        agree(self._copy_origin)
+        agree(self._record_origin)
         agree(self._save_results)  # loggers of all ranks may read it
         self._make_loggers()
         try:
@@ -444,12 +443,11 @@ class Run:
 
     # ---- results and logs
 
-    def _copy_origin(self) -> None:
-        """Copy the file that the run starts from into the run folder, from which it may be resumed elsewhere."""
-        origin, copy = self.prepared.origin, self.folder / ORIGIN
-        if self.writes and origin is not None and not copy.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(copy, origin.path.read_bytes())
+    def _record_origin(self) -> None:
+        """Write into the run folder where the run starts, so that it may be resumed elsewhere, and from there alone."""
+        origin, record, is_new = self.prepared.origin, self.folder / ORIGIN, self.config.resume is None
+        if self.writes and (is_new or (origin is not None and not record.is_file())):
+            record_origin(record, origin, self.network, self.prepared.notes)
 
     def _name_machine(self) -> None:
         """Note which machine works on the run from here on."""
