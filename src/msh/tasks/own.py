@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from msh.errors import described, invalid, one_of
+from msh.subnetworks.tensors import same_bits
 from msh.tasks.options import Kind
 from msh.tasks.task import METRICS, Loss, MetricSpec, Task
 
@@ -73,6 +74,9 @@ def _read_metric(key: str, block: Mapping[str, Any], task: Task) -> tuple[str, M
     except Exception as error:  # each metric raises its own types
         raise ValueError(f"{key} cannot be computed with {dict(block)}: {described(error)}") from error
     _check_score(key, built)
+    if not _resets(task, built, kind(**args)):
+        bound = "a metric whose reset() restores all that update() changes (add_state), as each epoch is scored alone"
+        raise invalid(f"{key}._target_", bound, block.get("_target_"))
     usual = None if higher is None else "max" if higher else "min"
     direction = block.get("direction", usual)
     if direction is None:
@@ -100,6 +104,23 @@ def _check_score(key: str, metric: Metric) -> None:
         raise invalid(key, bound, _form(score))
 
 
+def _resets(task: Task, used: Metric, fresh: Metric) -> bool:
+    """Tell whether a metric that was used and reset computes what a fresh one does."""
+    targets, scores = task.splits["train"].targets[:TRIED], []
+    fresh.distributed_available_fn = used.distributed_available_fn
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # of few examples
+        try:
+            used.reset()
+            for metric in (used, fresh):
+                torch.manual_seed(0)  # some draw
+                task.update(metric, _blank(task, targets), targets)
+                scores.append(torch.as_tensor(metric.compute()))
+        except Exception:  # few examples, with outputs of 0, may not suffice
+            return True
+    return same_bits(*scores)
+
+
 def _read_loss(key: str, block: Any) -> Loss:
     if not isinstance(block, Mapping):
         raise invalid(key, "a block with _target_ and arguments, such as {_target_: torch.nn.CrossEntropyLoss}", block)
@@ -122,7 +143,7 @@ def _try_loss(key: str, task: Task) -> None:
     targets = task.splits["train"].targets[:TRIED]
     outputs = _blank(task, targets).requires_grad_()
     try:
-        loss = task.loss(outputs, targets)
+        loss = task.with_fresh_loss().loss(outputs, targets)
     except Exception as error:  # a loss may raise any type
         raise ValueError(
             f"{key} cannot be computed from outputs {list(outputs.shape)} and targets {list(targets.shape)} of type "
@@ -130,6 +151,29 @@ def _try_loss(key: str, task: Task) -> None:
         ) from error
     if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
         raise invalid(key, "a loss that returns a scalar tensor, the batch's mean, with a gradient", _form(loss))
+    if isinstance(task.own_loss, nn.Module) and not _restores(task, outputs, targets):
+        bound = "a module that keeps what changes in buffers (register_buffer), which checkpoints hold"
+        raise invalid(f"{key}._target_", bound, f"{type(task.own_loss).__module__}.{type(task.own_loss).__qualname__}")
+
+
+def _restores(task: Task, outputs: Tensor, targets: Tensor) -> bool:
+    """Tell whether a fresh copy of an own loss with the state dict of one in use returns the same."""
+    used, restored = task.with_fresh_loss(), task.with_fresh_loss()
+    others = torch.linspace(0.1, 0.9, outputs.numel()).view_as(outputs).requires_grad_()
+    with torch.random.fork_rng(devices=[]):  # losses may draw
+        try:
+            used.loss(others, targets)
+        except Exception:  # outputs of 0 alone may be allowed
+            return True
+        try:
+            cast(nn.Module, restored.own_loss).load_state_dict(cast(nn.Module, used.own_loss).state_dict())
+        except RuntimeError:  # it has registered buffers in use
+            return False
+        scores = []
+        for each in (used, restored):
+            torch.manual_seed(0)
+            scores.append(each.loss(outputs, targets).detach())
+    return same_bits(*scores)
 
 
 def _form(value: Any) -> str:

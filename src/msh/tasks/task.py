@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -256,6 +257,10 @@ class Task:
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(outputs, targets)
         return F.mse_loss(outputs, self._scaled(outputs, targets))
+
+    def with_fresh_loss(self) -> Task:
+        """Copy the task with a copy of its own loss, whose buffers may change in use."""
+        return replace(self, own_loss=copy.deepcopy(self.own_loss)) if isinstance(self.own_loss, nn.Module) else self
 
     def _own_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         assert self.own_loss is not None

@@ -196,7 +196,7 @@ def evaluate_tasks(
     """
     if not tasks:
         return {}
-    module.evaluated = list(tasks)
+    module.begin_evaluation(tasks)
     trainer = build_trainer(config.trainer, folder, 1, (), loggers)
     run = trainer.test if split == "test" else trainer.validate
     run(module, dataloaders=_evaluation_loaders(module.tasks, tasks, split, config, trainer), verbose=False)

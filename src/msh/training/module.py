@@ -101,7 +101,9 @@ class TaskModule(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.network = network
-        self.tasks = dict(tasks)
+        self.unused_tasks = dict(tasks)
+        """The tasks, with their own losses as they were built."""
+        self.tasks = {name: task.with_fresh_loss() for name, task in tasks.items()}
         self.optimizer_factory = optimizer
         self.seed = seed
         self.context = FitContext()
@@ -124,7 +126,17 @@ class TaskModule(pl.LightningModule, ABC):
     def begin_fit(self, context: FitContext) -> None:
         """Set the context of the next fit, which starts at the run's present step."""
         self.context = replace(context, first_step=self.run_step)
-        self.evaluated = list(context.tasks)
+        self.begin_evaluation(context.tasks)
+
+    def begin_evaluation(self, tasks: Iterable[str]) -> None:
+        """Set the tasks of the next loaders; their own losses start as they were built, also in a resumed run."""
+        self.evaluated = list(tasks)
+        self.tasks |= {name: self.unused_tasks[name].with_fresh_loss() for name in self.evaluated}
+
+    def _own_losses(self) -> dict[str, nn.Module]:
+        """Map the fit's tasks to their own losses, those that are modules."""
+        losses = {name: self.tasks[name].own_loss for name in self.context.tasks}
+        return {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
 
     def stop(self, tasks: Iterable[str]) -> None:
         """Stop training tasks; the fit ends once all of its tasks have stopped."""
@@ -218,6 +230,8 @@ class TaskModule(pl.LightningModule, ABC):
             statistics = {name: buffer for name, buffer in named if name.endswith(RUNNING)}  # differ between ranks
             for name, tensor in from_rank_zero(self, statistics).items():
                 statistics[name].copy_(tensor)
+            for loss in self._own_losses().values():
+                loss.load_state_dict(from_rank_zero(self, loss.state_dict()))
 
     def on_test_start(self) -> None:
         """Take the signals back; log at the run's step."""
@@ -342,16 +356,20 @@ class TaskModule(pl.LightningModule, ABC):
             self.log("val/loss", torch.stack(present).sum(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's step, and whether a callback has ended the fit."""
+        """Save the run's step, whether a callback has ended the fit, and the states of the tasks' own losses."""
         step = self.context.first_step + self.trainer.global_step  # also before `on_train_batch_end` has counted it
         checkpoint["msh"] = {"fit": self.context.name, "run_step": step, "first_step": self.context.first_step}
         checkpoint["msh"]["should_stop"] = bool(self.trainer.should_stop)
+        checkpoint["msh"]["losses"] = {name: loss.state_dict() for name, loss in self._own_losses().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the run's step; checkpoints of earlier releases do not say whether the fit was ended."""
+        """Restore what was saved; checkpoints of earlier releases have the run's step alone."""
         self.run_step = int(checkpoint["msh"]["run_step"])
         self.context.first_step = int(checkpoint["msh"]["first_step"])
         self.trainer.should_stop = bool(checkpoint["msh"].get("should_stop", False))
+        for name, loss in self._own_losses().items():
+            if name in checkpoint["msh"].get("losses", {}):
+                loss.load_state_dict(checkpoint["msh"]["losses"][name])
 
 
 class SubnetworkModule(TaskModule):

@@ -144,3 +144,62 @@ WRONG_LOSSES = [
 def test_wrong_losses_are_refused_before_training(block, message):
     with pytest.raises(ValueError, match=message):
         with_own(make_task(), None, block)
+
+
+class Stateful(torch.nn.Module):
+    """A loss that counts its calls, in one place or another."""
+
+    def __init__(self, keep="buffer", matters=True):
+        super().__init__()
+        self.keep, self.matters, self.calls = keep, matters, 0
+        if keep != "late":
+            self.register_buffer("count", torch.zeros(()), persistent=keep != "lost")
+
+    def forward(self, outputs, targets):
+        if self.keep == "late" and not self.calls:
+            self.register_buffer("count", torch.zeros(()))
+        self.calls += 1
+        self.count += 1
+        seen = self.calls if self.keep == "attribute" else self.count
+        return functional.cross_entropy(outputs, targets) / (1 + seen * self.matters)
+
+
+@pytest.mark.parametrize(("keep", "matters"), [("buffer", True), ("attribute", False), ("lost", False)])
+def test_a_loss_may_change_where_checkpoints_hold_it_or_nothing_follows_from_it(keep, matters):
+    block = {"_target_": f"{__name__}.Stateful", "keep": keep, "matters": matters}
+    task = with_own(make_task(), None, block)
+    assert task.own_loss.calls == 0  # it was tried in a copy
+    task.with_fresh_loss().loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    assert task.own_loss.calls == 0
+
+
+@pytest.mark.parametrize("keep", ["attribute", "lost", "late"])
+def test_a_loss_whose_state_no_checkpoint_holds_is_refused(keep):
+    with pytest.raises(ValueError, match=says("tasks.a.loss._target_", value=f"{__name__}.Stateful")):
+        with_own(make_task(), None, {"_target_": f"{__name__}.Stateful", "keep": keep})
+
+
+class Counting(torchmetrics.MeanAbsoluteError):
+    """A metric that divides by the number of its updates, which only one kind resets."""
+
+    def __init__(self, resets=False):
+        super().__init__()
+        self.resets, self.calls = resets, 0
+
+    def update(self, outputs, targets):
+        self.calls += 1
+        super().update(outputs, targets)
+
+    def compute(self):
+        return super().compute() / self.calls
+
+    def reset(self):
+        super().reset()
+        self.calls = 0 if self.resets else self.calls
+
+
+def test_a_metric_that_reset_does_not_restore_is_refused():
+    block = {"_target_": f"{__name__}.Counting"}
+    assert with_own(make_task("regression"), block | {"resets": True}, None).metric == "counting"
+    with pytest.raises(ValueError, match=says("tasks.a.metric._target_", value=f"{__name__}.Counting")):
+        with_own(make_task("regression"), block, None)
