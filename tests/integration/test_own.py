@@ -1,7 +1,10 @@
 """The user's own module, metric, loss, optimizer and callback, by `_target_`, in runs; a module passed from Python."""
 
 import json
+import math
+import random
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -29,6 +32,34 @@ class Net(nn.Module):
 
     def forward(self, images):
         return self.rows(images.flatten(1).unflatten(1, (8, 8)))
+
+
+def draws():
+    """One number each from torch's, Python's and NumPy's global generator."""
+    return torch.tensor([torch.rand(()).item(), random.random(), np.random.rand()])
+
+
+class Drawing(nn.Module):
+    """Draws initial weights and what it multiplies in training from every global generator."""
+
+    def __init__(self, input_shape=(64,), output_shape=(32,)):
+        super().__init__()
+        self.linear = nn.Linear(math.prod(input_shape), math.prod(output_shape))
+        with torch.no_grad():
+            self.linear.weight += draws().sum() / 100
+
+    def forward(self, inputs):
+        outputs = self.linear(inputs.flatten(1)).relu()
+        return outputs * (1 + draws().sum()) if self.training else outputs
+
+
+class DrawingLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", 1 + draws().sum())
+
+    def forward(self, outputs, targets):
+        return self.weight * nn.functional.cross_entropy(outputs, targets)
 
 
 class Counting(pl.Callback):
@@ -290,3 +321,19 @@ def test_a_start_from_python_that_fails_leaves_no_folder_of_its_own(files, tmp_p
     assert (None if files is None else files) == (
         [path.name for path in (tmp_path / "run").iterdir()] if (tmp_path / "run").exists() else None
     )
+
+
+def test_a_seed_determines_what_own_code_draws_from_any_global_generator(tmp_path):
+    own = [
+        "backbone=module",
+        f"backbone.target={__name__}.Drawing",
+        "backbone.input_shape=[64]",
+        *DIGITS,
+        "trainer.accumulate_grad_batches=2",
+    ]
+    own += [f"tasks.digits.stem={{_target_: {__name__}.Drawing}}"]
+    own += [f"tasks.digits.loss={{_target_: {__name__}.DrawingLoss}}"]
+    for seed, name in enumerate(("once", "again")):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        here(train.main, *own, *SETTINGS, f"hydra.run.dir={tmp_path / name}", cwd=tmp_path)
+    assert (tmp_path / "once/network.safetensors").read_bytes() == (tmp_path / "again/network.safetensors").read_bytes()

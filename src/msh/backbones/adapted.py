@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from msh.draws import drawing_apart
 from msh.errors import Problems, at_least, invalid, one_of
 
 log = logging.getLogger(__name__)
@@ -153,8 +154,7 @@ class Adapted(nn.Module):
                     f"backbone {kind}: {name!r} has no shape yet, and a file is rebuilt without an input: use layers "
                     "with their sizes, such as nn.Linear(in_features, out_features) for nn.LazyLinear(out_features)"
                 )
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), _copied(self):
-            torch.manual_seed(0)
+        with drawing_apart(0), torch.enable_grad(), _copied(self):
             inputs = self._example()
             try:
                 features = self(inputs)

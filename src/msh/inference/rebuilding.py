@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from msh.draws import drawing_apart
 from msh.files.header import damages
 from msh.files.state_file import StateFile, fill_network, read_state
 from msh.recipes import Constructors, Recipe, rebuild
@@ -66,7 +66,7 @@ def backbone_of(path: Path, state: NetworkState, classes: Constructors | None = 
     Raises:
         ValueError: the file is damaged, or names code that was not passed in.
     """
-    with torch.random.fork_rng(devices=[]):
+    with drawing_apart():
         backbone = rebuild(state.recipe, f"{path}: the backbone", _numbers(state), classes)
     with damages(path):
         for name in state.shared:
@@ -94,7 +94,7 @@ def add_task_of(
         where = f"{path}: the {part} of task {task.name!r}"
         return None if recipe is None else rebuild(recipe, where, _numbers(state), classes)
 
-    with torch.random.fork_rng(devices=[]):
+    with drawing_apart():
         head, stem = built("head"), built("stem")
     network.add_task(task.name, head, stem)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msh.compat import ConvolutionBase, own_buffers
+from msh.draws import drawing_apart
 from msh.subnetworks.allocation import FREE
 from msh.subnetworks.description import Families, Family
 from msh.subnetworks.tensors import as_parameters, same_bits, selected, widened
@@ -147,14 +148,13 @@ class Initialisers:
                 if ".".join(filter(None, (path, below, key))) in self.parameters
             ]
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawing_apart(seed):
             reset: Any = _initialiser(type(layer))
             reset(layer)
         return widened(layer.get_parameter(leaf).detach())
 
     def _tried(self, name: str) -> Tensor | None:
-        """Draw a tensor by its layer's own initialiser; None if that does not draw it, or not by torch's generator."""
+        """Draw a tensor by its layer's own initialiser; None if it does not, or not by the seed."""
         try:
             drawn, again, other = (self._by_layer(name, seed) for seed in (0, 0, 1))
         except Exception as error:  # an initialiser may raise any type

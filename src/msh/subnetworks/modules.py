@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from msh.draws import drawing_apart
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.groups import Groups
 from msh.subnetworks.network import MultiSubnetwork
@@ -171,7 +172,7 @@ def _run(backbone: nn.Module, names: TensorNames) -> tuple[dict[str, int], set[s
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with evaluating(backbone), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with evaluating(backbone), drawing_apart(), torch.enable_grad():
             with counter:
                 features: Tensor = backbone(example)
             gradients = torch.autograd.grad(features.sum(), list(parameters.values()), allow_unused=True)

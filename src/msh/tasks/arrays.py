@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +21,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from msh.draws import drawing_apart
 from msh.errors import Problems, invalid, one_of
 from msh.tasks.build import RawData, check_test_fraction, hold_out
 from msh.tasks.checks import check_names, existing
@@ -104,7 +103,7 @@ def dataset(
         problems.check(check_names, "source.classes", classes)
         if test is not None and test_fraction is not None:
             problems.add(f"source.test_fraction = {test_fraction} cannot be set beside source.test: remove one")
-        with _seeded():
+        with drawing_apart(0):
             items = problems.check(_stacked, "source.train", train)
             test_items = None if test is None else problems.check(_stacked, "source.test", test)
     assert items is not None
@@ -141,9 +140,9 @@ def data_module(
                 problems.add(f"source.module: {name} would not be called; change items in the data set, or set augment")
         problems.check(check_test_fraction, test_fraction)
         problems.check(check_names, "source.classes", classes)
-    with _seeded():
+    with drawing_apart(0):
         _prepare(module)
-    with _seeded(), Problems() as problems:
+    with drawing_apart(0), Problems() as problems:
         pairs = _of_stage(problems, module, "fit", ("train", "val"))
         pairs |= _of_stage(problems, module, "test", ("test",))
         if "test" in pairs and test_fraction is not None:
@@ -152,21 +151,6 @@ def data_module(
             problems.add("source.module has no train_dataloader")
     origins = {part: f"source.module: {part}_dataloader" for part in pairs}
     return _raw_of_parts(pairs, origins, test_fraction, kind, classes)
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Let code of the user's draw the same numbers in every process and run; the program's own draws do not notice."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 def _prepare(module: Any) -> None:

@@ -20,6 +20,7 @@ from msh.backbones import Adapted
 from msh.backbones.libraries import Images, Tokens
 from msh.backbones.named import GIVEN, named
 from msh.compat import BatchNormBase
+from msh.draws import drawing_apart, seed_draws
 from msh.errors import Problems, ProblemsError, described, invalid
 from msh.inference.computing import Computing
 from msh.recipes import DTYPES, Recipe, build, freeze_base, outline, own_names
@@ -118,7 +119,8 @@ def build_tasks(config: RunConfig, only: Sequence[str] | None = None) -> dict[st
             stem=task.stem or None,
             augment=task.augment,
         )
-        tasks[name] = built[settings] = with_own(made, task.metric, task.loss)
+        with drawing_apart(derive_seed(config.seed, name, "own loss")):
+            tasks[name] = built[settings] = with_own(made, task.metric, task.loss)
     return tasks
 
 
@@ -363,7 +365,7 @@ def build_backbone(config: RunConfig, tasks: Mapping[str, Task], recipe: Recipe 
     """
     settings = dict(backbone_recipe(config, tasks) if recipe is None else recipe)
     kind = settings.pop("_dtype_", None)
-    torch.manual_seed(derive_seed(config.seed, "backbone"))
+    seed_draws(derive_seed(config.seed, "backbone"))
     chosen = named(config.backbone)
     with drawing_in(kind):
         backbone = _build_module(config, settings)
@@ -529,7 +531,7 @@ def check_outputs(backbone: nn.Module, per_token: bool) -> None:
     """
     name, features = type(backbone).__name__, cast(Any, backbone).features
     shape = list(cast(Any, backbone).input_shape)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with drawing_apart(), torch.no_grad():
         try:
             outputs = copy.deepcopy(backbone).eval()(_ones(backbone, 2))
         except Exception as error:  # a module may raise any type
@@ -557,7 +559,7 @@ def check_batch(backbone: nn.Module, task: Task) -> None:
         isinstance(m, BatchNormBase) for m in backbone.modules()
     ):
         return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with drawing_apart(), torch.no_grad():
         try:
             copy.deepcopy(backbone).train()(_ones(backbone, 1))
         except ValueError as error:  # of batch_norm
@@ -574,8 +576,7 @@ def check_rebuilt(backbone: nn.Module, settings: Recipe, build_again: Callable[[
         ValueError: it has random tensors or modules that the state dict lacks, or other tensors each time.
     """
     target = own_names(settings)[0]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(derive_seed(0, "built again"))
+    with drawing_apart(derive_seed(0, "built again")), torch.no_grad():
         again = build_again()
         types = {name: tensor.dtype for name, tensor in _named_tensors(backbone)}
         for name, tensor in _named_tensors(again):
@@ -615,8 +616,7 @@ def check_tokens(backbone: nn.Module, task: Task) -> None:
     """
     name = type(getattr(backbone, "model", backbone)).__name__
     tokens = task.input_shape[0]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with drawing_apart(0), torch.no_grad():
         copied: Any = copy.deepcopy(backbone).float().eval()
         for parameter in copied.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -642,7 +642,7 @@ def check_tokens(backbone: nn.Module, task: Task) -> None:
 
 def add_task(network: MultiSubnetwork | SharedNetwork, task: Task, config: RunConfig) -> None:
     """Add a task with a new head, and with a stem if its input has another shape than the backbone's."""
-    torch.manual_seed(derive_seed(config.seed, task.name, "head and stem"))
+    seed_draws(derive_seed(config.seed, task.name, "head and stem"))
     backbone: Any = network.backbone
     kind = true_type(config)
     with drawing_in(kind):

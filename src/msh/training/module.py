@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from msh.compat import log_again, set_log_step
+from msh.draws import seed_draws
 from msh.runs.objectives import skill_score
 from msh.subnetworks import MultiSubnetwork
 from msh.subnetworks.loading import completed, in_training
@@ -245,10 +246,7 @@ class TaskModule(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and other draws by (seed, fit, epoch, batch, rank): a resumed run draws the same."""
         seed = derive_seed(self.seed, self.context.key, self.current_epoch, batch_idx, self.global_rank)
-        if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # for absent devices, torch.manual_seed keeps a stack each time
-        else:
-            torch.manual_seed(seed)
+        seed_draws(seed, cpu_only=self.device.type == "cpu")
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Sum the weighted losses of the tasks that have not stopped, each on its own batch: a scalar."""

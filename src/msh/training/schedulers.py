@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from msh.draws import drawing_apart
 from msh.errors import Problems, described, invalid
 from msh.training.config import RunConfig
 
@@ -104,7 +105,7 @@ def _check_step(config: RunConfig) -> None:
         return loss
 
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with drawing_apart(), torch.enable_grad():
             optimizer.step(closure=closure)
     except Exception as error:  # a class may raise any type
         raise ValueError(f"optimizer._target_ = {target} cannot take a step: {described(error)}") from error
