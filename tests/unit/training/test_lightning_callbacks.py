@@ -51,7 +51,6 @@ def learn(folder, callbacks, **settings):
 WORKING = {
     "EMAWeightAveraging": {"decay": 0.9},
     "WeightAveraging": {},
-    "GradientAccumulationScheduler": {"scheduling": {0: 1, 1: 2}},
     "ModelCheckpoint": {"monitor": "val/loss", "save_top_k": 2},
     "LearningRateMonitor": {},
     "DeviceStatsMonitor": {},
@@ -68,6 +67,7 @@ REFUSED = {
     "StochasticWeightAveraging": ({"swa_lrs": 0.01}, "pytorch_lightning.callbacks.WeightAveraging"),
     "BatchSizeFinder": ({}, "tasks.TASK.batch_size"),
     "LearningRateFinder": ({}, "optimizer.lr"),
+    "GradientAccumulationScheduler": ({"scheduling": {0: 2}}, "trainer.accumulate_grad_batches"),
     "BackboneFinetuning": ({}, "pruning.start=backbone"),
     "OnExceptionCheckpoint": ({"dirpath": "saved"}, "resume=RUN_DIR"),
     "ModelPruning": ({"pruning_fn": "l1_unstructured"}, "settings under pruning"),

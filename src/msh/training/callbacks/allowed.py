@@ -25,6 +25,10 @@ REFUSED: dict[type[pl.Callback], str] = {
         "null; set tasks.TASK.batch_size, as the order of examples, and so a resumed run, follows from it"
     ),
     lightning.LearningRateFinder: "null; search for optimizer.lr with a sweep, as this one trains in between",
+    lightning.GradientAccumulationScheduler: (
+        "null; set trainer.accumulate_grad_batches, as learning-rate schedules and resumed runs count on the same "
+        "number of batches for each step, and this one changes it"
+    ),
     lightning.BaseFinetuning: (
         "null; use pruning.start=backbone, as this one freezes and adds whole layers, and tasks own single weights"
     ),
