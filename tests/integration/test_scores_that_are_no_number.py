@@ -1,4 +1,4 @@
-"""A metric may be undefined, such as the precision of a network that answers one class alone."""
+"""A metric may be undefined, such as the precision of a network that answers one class alone, or very large."""
 
 import json
 import math
@@ -46,3 +46,14 @@ def test_a_run_ends_without_the_score_and_says_so(tmp_path):
     here(evaluate.main, "run=run", "unsafe=true", cwd=tmp_path)
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert [row["score"] for row in rows] == [None]
+
+
+def test_a_run_with_targets_whose_squares_float32_cannot_hold_ends_with_scores(tmp_path):
+    rows = [f"{math.sin(i)},{math.cos(i)},{math.sin(i) * 1e22}" for i in range(200)]
+    (tmp_path / "large.csv").write_text("\n".join(["a,b,y", *rows]))
+    table = [f"tasks.table.source.path={tmp_path / 'large.csv'}", "tasks.table.source.target=y"]
+    here(train.main, *SMALL, "tasks=table", *table, "trainer.max_epochs=2", "hydra.run.dir=run", cwd=tmp_path)
+    results = Results.load(tmp_path / "run")
+    assert results.status == "finished"
+    scores = results.tasks["table"]
+    assert all(1e20 < score < 1e23 for score in (scores.test, scores.val, scores.val_constant))

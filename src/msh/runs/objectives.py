@@ -85,8 +85,8 @@ def skill_score(score: float, direction: str, constant: float | None) -> float:
         direction: "max" or "min"; "max" returns the score unchanged.
         constant: the error of a constant answer.
     Returns:
-        nan if the constant answer's error is unknown or 0.
+        nan if the constant answer's error is unknown, infinite or 0.
     """
     if direction == "max":
         return score
-    return 1.0 - score / constant if constant else math.nan
+    return 1.0 - score / constant if constant and math.isfinite(constant) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,6 +140,20 @@ class RouterResult(TypedDict):
     forms: list[RouterForm]
 
 
+def finite(number: float) -> float | None:
+    """Return a number that JSON can hold; None for infinity and NaN."""
+    return number if math.isfinite(number) else None
+
+
+def _all_finite(content: Any) -> Any:
+    """Replace infinity and NaN by None in dicts and lists of JSON."""
+    if isinstance(content, dict):
+        return {key: _all_finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_all_finite(value) for value in content]
+    return finite(content) if isinstance(content, float) else content
+
+
 def comparison(guarantee: Guarantee) -> str:
     """Say how frozen tasks were compared: "bitwise", unless some were on another machine than their record's."""
     if not (rounded := guarantee.get("rounded", 0)):
@@ -273,9 +288,9 @@ class Results:
         return forgetting / len(columns), bwt / len(columns)
 
     def save(self, folder: Path) -> None:
-        """Write results.json into a run folder, completely or not at all."""
-        first = {"schema_version": self.schema_version}
-        write_text(folder / FILE_NAME, json.dumps(first | asdict(self), indent=1, allow_nan=False) + "\n")
+        """Write results.json into a run folder, completely or not at all; numbers that are not finite become null."""
+        content = _all_finite({"schema_version": self.schema_version} | asdict(self))
+        write_text(folder / FILE_NAME, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Results:

@@ -395,7 +395,15 @@ def _with_scaled_targets(
 def _target_scale(targets: Tensor, kind: Kind, outputs: int) -> tuple[Tensor, Tensor]:
     if kind != "regression":
         return torch.zeros(outputs), torch.ones(outputs)
-    return targets.mean(0), _nonzero(targets.std(0, correction=0), targets.abs().amax(0))
+    largest = targets.abs().amax(0)
+    std = targets.std(0, correction=0)
+    if not bool((std.isfinite() & (std > 0)).all()):  # squares may leave the type's range
+        unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+        std = torch.where(std.isfinite() & (std > 0), std, (targets / unit).std(0, correction=0) * unit)
+    mean = targets.mean(0)
+    if not bool(mean.isfinite().all()):
+        mean = (targets / len(targets)).sum(0)
+    return mean, _nonzero(std, largest)
 
 
 def _scaling(inputs: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -102,7 +103,11 @@ class MetricSpec:
 
 CLASSES: tuple[Kind, ...] = ("classification", "token_classification")
 SUMS_OF_SQUARES = ExplainedVariance, R2Score, RelativeSquaredError
-"""Metrics that subtract a squared mean from a mean of squares, which is not exact for targets far from 0."""
+"""Metrics that subtract a squared mean from a mean of squares, which is not exact for targets far from 0; and take
+small differences for none."""
+LARGEST = 1e12
+"""Distance of targets from their mean whose square float32 holds, also of larger errors and summed over examples; and 1
+over it, of the smallest distance."""
 METRICS: dict[str, MetricSpec] = {
     "accuracy": MetricSpec(lambda n: MulticlassAccuracy(n, average="micro"), "max", CLASSES),
     "f1": MetricSpec(lambda n: MulticlassF1Score(n, average="macro"), "max", CLASSES),
@@ -213,8 +218,18 @@ class Task:
         return METRICS[self.metric] if self.own_metric is None else self.own_metric
 
     def build_metric(self) -> Metric:
-        """Build a metric, to be updated with `predictions` and targets."""
-        return self._metric.build(self.outputs)
+        """Build a metric, to be updated by `update`."""
+        metric = self._metric.build(self.outputs)
+        return metric.set_dtype(torch.float64) if self._leaves_float32 else metric
+
+    @cached_property
+    def _leaves_float32(self) -> bool:
+        """Return true if the squares of a regression's errors may be too large or too small for float32."""
+        if self.kind != "regression":
+            return False
+        mean = self.target_mean
+        largest = max(float((split.targets - mean.to(split.targets)).abs().max()) for split in self.splits.values())
+        return largest > LARGEST or 0.0 < largest < 1 / LARGEST
 
     def as_read(self, split: SplitName, rows: Tensor) -> Tensor | None:
         """Return examples as the preprocessing's first step returns them, within rounding and the range of quantiles.
@@ -303,9 +318,11 @@ class Task:
             targets: as in `Split`.
         """
         outputs, targets = self.counted(self.predictions(outputs), targets)
-        if self.kind == "regression" and isinstance(metric, SUMS_OF_SQUARES):  # no shift changes them
-            mean = self.target_mean.to(targets)
-            outputs, targets = outputs - mean.to(outputs), targets - mean
+        if self._leaves_float32:
+            outputs, targets = outputs.double(), targets.double()
+        if self.kind == "regression" and isinstance(metric, SUMS_OF_SQUARES):  # neither shift nor unit changes them
+            mean, unit = self.target_mean.to(targets), 2.0 ** round(math.log2(float(self.target_std.max())))
+            outputs, targets = (outputs - mean.to(outputs)) / unit, (targets - mean) / unit
         if self.kind == "lm":  # torchmetrics wants (texts, tokens, outputs)
             outputs, targets = outputs[None], targets[None]
         metric.update(outputs, targets)

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import CombinedLoader
 
 from msh.compat import end_when_done, skip_batches
 from msh.errors import invalid
+from msh.runs.results import finite
 from msh.subnetworks import MultiSubnetwork
 from msh.tasks import Task
 from msh.tasks.loaders import LENGTHS, count_batches, even_out, measuring_loader, train_loader
@@ -207,4 +208,4 @@ def evaluate_tasks(
     for name, score in scores.items():
         if not math.isfinite(score):
             log.warning("%s is %s, so that the task has no score on this split", keys[name], score)
-    return {name: score if math.isfinite(score) else None for name, score in scores.items()}
+    return {name: finite(score) for name, score in scores.items()}

@@ -28,7 +28,7 @@ from msh.inference.computing import flushes_denormal
 from msh.runs import words
 from msh.runs.metrics import read_rows
 from msh.runs.ownership import chosen_layers
-from msh.runs.results import FILE_NAME, Results, TaskResult
+from msh.runs.results import FILE_NAME, Results, TaskResult, finite
 from msh.subnetworks import Capacity
 from msh.subnetworks.modules import flops_share
 from msh.subnetworks.small import computes_small
@@ -431,7 +431,7 @@ class Run:
         result = self.results.tasks[task]
         result.val = val
         if result.direction == "min" and result.evaluated:
-            result.val_constant = self.tasks[task].constant_score("val")
+            result.val_constant = finite(self.tasks[task].constant_score("val"))
         result.weights = capacity.owned[task]
         result.density = result.weights / capacity.size
         result.weights_read = self.network.view(task).read_counts(task)

@@ -1,6 +1,7 @@
 """results.json: scores worked out by hand, and files that cannot be read."""
 
 import json
+import math
 
 import pytest
 
@@ -172,8 +173,18 @@ def test_saving_is_complete_or_changes_nothing(worked, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_a_score_that_is_not_a_number_is_not_written(worked, tmp_path):
-    worked.tasks["a"].test = float("nan")
-    with pytest.raises(ValueError, match="JSON"):
-        worked.save(tmp_path)
-    assert not (tmp_path / FILE_NAME).exists()
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_score_that_is_not_finite_is_written_as_none_so_that_the_run_can_be_resumed(value, worked, tmp_path):
+    scores = [name for name, hint in TaskResult.__annotations__.items() if hint == "float | None"]
+    assert {"test", "val", "val_constant", "dense"} <= set(scores)
+    for name in scores:
+        setattr(worked.tasks["a"], name, value)
+    worked.matrix[-1][0] = worked.forgetting = worked.bwt = value
+    worked.finetune = {"matrix": [[value] * len(worked.tasks)], "forgetting": value, "bwt": value}
+    worked.ensemble = {"both": {"metric": "mse", "direction": "min", "tasks": ["a"], "test": value, "val": value}}
+    worked.save(tmp_path)
+    loaded = Results.load(tmp_path)
+    assert {getattr(loaded.tasks["a"], name) for name in scores} == {None}
+    assert (loaded.matrix[-1][0], loaded.forgetting, loaded.bwt) == (None, None, None)
+    assert loaded.finetune == {"matrix": [[None] * len(worked.tasks)], "forgetting": None, "bwt": None}
+    assert (loaded.ensemble["both"]["test"], loaded.ensemble["both"]["val"]) == (None, None)

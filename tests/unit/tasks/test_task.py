@@ -128,6 +128,29 @@ def test_several_regression_outputs_have_one_score(outputs):
     assert metric.compute().item() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1e-4, 1.0, 1e15, 1e22, 1e37])
+@pytest.mark.parametrize("name", [name for name, spec in METRICS.items() if "regression" in spec.kinds])
+def test_scores_of_targets_whose_squares_leave_float32_are_right(name, scale, dtype):
+    targets = torch.randn(40, 1, generator=torch.Generator().manual_seed(0)).double()
+    usual = make_task("regression", 1, targets, metric=name)
+    scaled = make_task("regression", 1, (scale * targets).to(dtype), metric=name)
+    unit = {"rmse": scale, "mse": scale**2, "r2": 1.0}[name]
+    assert scaled.constant_score("val") == pytest.approx(usual.constant_score("val") * unit, rel=1e-4, abs=0.0)
+    scores = []
+    for task in (usual, scaled):  # as evaluated in a run: the module is moved to its device, and outputs are float32
+        metric = task.build_metric().to("cpu")
+        task.update(metric, torch.linspace(-1, 1, 40)[:, None], task.splits["test"].targets)
+        scores.append(float(metric.compute()))
+    assert scores[1] == pytest.approx(scores[0] * unit, rel=1e-4, abs=0.0)
+
+
+def test_scales_of_targets_that_are_constant_stay_1_and_metrics_float32():
+    task = make_task("regression", 1, torch.full((40, 1), 3e22))
+    assert float(task.target_std) == 1.0
+    assert task.build_metric().dtype == torch.float32
+
+
 def test_two_metrics_of_a_task_are_independent():
     task = make_task("classification", 3, CLASSES)
     one, other = task.build_metric(), task.build_metric()
