@@ -189,7 +189,7 @@ class Adapted(nn.Module):
         return torch.randn(2, *self.input_shape, dtype=weight.dtype, device=weight.device)
 
     def _freeze_unused(self, features: Tensor) -> None:
-        """Freeze the parameters that have no part in the features."""
+        """Freeze the parameters that have no part in the features in evaluation; training alone may read them."""
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not features.requires_grad or not trained:
             return
@@ -200,7 +200,9 @@ class Adapted(nn.Module):
         if unused:
             names = [name for name, _ in unused]
             some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            log.info("the backbone's forward pass never uses %s: tasks get no weights of them", some)
+            log.info(
+                "the backbone's answers do not depend on %s: they stay as they are, and tasks get none of them", some
+            )
 
 
 def _examples_of(part: Mapping[str, Any]) -> Tensor:

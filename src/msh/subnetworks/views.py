@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,8 @@ Place = tuple[nn.Module, str]
 Weight = Tensor | SparseForm
 LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 """Layers that may compute with a sparse weight."""
+KNOWN = ("builtins", "torch.", "msh.", "transformers.", "timm.")
+"""Modules of classes without checkpoints, or with a flag that turns them on."""
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
@@ -338,20 +341,28 @@ class TrainingNetwork(nn.Module):
 
 
 def uses_checkpoints(tree: nn.Module) -> bool:
-    """Find gradient checkpointing in a module tree's flags and code.
+    """Find gradient checkpointing in a module tree's flags and code, unless that lets its inputs require gradients.
 
-    Reentrant checkpoints pass no gradient where none of their inputs requires one.
+    Reentrant checkpoints pass no gradient where none of their inputs requires one. Libraries whose modules have a flag
+    name checkpoints in their code also where these are off.
     """
+    if any(_sets_requires_grad(type(module).forward) for module in tree.modules()):  # of leaves alone: not of ours
+        return False
     for module in tree.modules():
         if getattr(module, "gradient_checkpointing", False) or getattr(module, "grad_checkpointing", False):
             return True
-    classes = {cls for module in tree.modules() for cls in type(module).__mro__ if not _is_of_torch(cls)}
+    classes = {cls for module in tree.modules() for cls in type(module).__mro__ if not cls.__module__.startswith(KNOWN)}
     functions = (f for cls in classes for f in vars(cls).values() if inspect.isfunction(f))
     return any("checkpoint" in name for f in functions for name in f.__code__.co_names)
 
 
-def _is_of_torch(cls: type) -> bool:
-    return cls is object or cls.__module__.startswith(("torch.", "msh."))
+def _sets_requires_grad(function: Callable[..., Any]) -> bool:
+    """Tell whether a function sets a tensor's attribute `requires_grad`."""
+    if "requires_grad" not in getattr(function, "__code__", _sets_requires_grad.__code__).co_names:
+        return False
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == "requires_grad" for step in dis.get_instructions(function)
+    )
 
 
 class FrozenTasks:

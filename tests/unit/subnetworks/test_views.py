@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from msh.backbones import Adapted
 from msh.files.state_file import read_state, save_network, save_subnetwork
 from msh.subnetworks import Budget, MultiSubnetwork, prune, sparse
-from msh.subnetworks.views import TaskNetwork
+from msh.subnetworks.views import TaskNetwork, uses_checkpoints
 
 PHASES = ["masked", "compact"]
 
@@ -31,6 +32,16 @@ class Checkpointed(nn.Module):
             again = self.reentrant is not None
             inputs = checkpoint(block, inputs, use_reentrant=self.reentrant) if again else block(inputs)
         return inputs
+
+
+class Requiring(Checkpointed):
+    """Lets its inputs require gradients itself, as wav2vec2 does: torch allows that of leaves alone."""
+
+    def forward(self, inputs):
+        inputs = inputs * 1.0
+        if self.training:
+            inputs.requires_grad = True
+        return super().forward(inputs)
 
 
 class Constants(nn.Module):
@@ -287,6 +298,42 @@ def test_checkpoints_give_the_same_gradients(reentrant, phase, form, monkeypatch
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(checkpointed[name], gradient)
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_a_module_may_let_its_inputs_require_gradients_itself(reentrant):
+    network = MultiSubnetwork(Requiring(reentrant))
+    start(network, "t", 16, density=0.3)
+    network.train()(torch.randn(8, 16), "t").square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.subnetwork("t").parameters())
+
+
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_the_flags_of_libraries_say_whether_they_use_checkpoints(library, on):
+    if library == "timm":
+        model = pytest.importorskip("timm").create_model("test_vit", num_classes=0)
+        model.set_grad_checkpointing(on)
+    else:
+        transformers = pytest.importorskip("transformers")
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=30))
+        if on:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    assert uses_checkpoints(nn.Sequential(model)) == on
+
+
+def test_wav2vec2_trains():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    layers = {"conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 4], "num_feat_extract_layers": 2}
+    places = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0}
+    model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes, **layers, **places))
+    network = MultiSubnetwork(Adapted(model, [400]))
+    start(network, "t", 16, density=0.3)
+    network.train()(torch.randn(3, 400), "t").square().sum().backward()
+    missing = [name for name, value in network.subnetwork("t").named_parameters() if value.grad is None]
+    assert missing == []
 
 
 def old(wrap):
