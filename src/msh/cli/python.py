@@ -24,6 +24,7 @@ from msh.cli.inherited import drop_inherited
 from msh.cli.resume import compose_resumed, of_new_run, run_to_resume
 from msh.cli.train import USERS_FOLDER, checked, failed_start_removed, run_alone
 from msh.errors import invalid
+from msh.inference.computing import usual_defaults
 from msh.runs.results import Results
 
 
@@ -43,6 +44,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 @_plain_errors()
+@usual_defaults()
 def train(*overrides: str, backbone: nn.Module | None = None) -> tuple[Path, Results]:
     """Train a curriculum, as `msh train` does.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,8 +14,38 @@ from pydantic.dataclasses import dataclass
 
 def flushes_denormal() -> bool:
     """Return true if this thread computes 0 for subnormal results, below 2**-126 in float32."""
-    smallest = torch.tensor([2.0**-126])
-    return float((smallest * torch.tensor([0.5])).view(torch.int32)) == 0
+    smallest, half = torch.tensor([2.0**-126, 0.5], dtype=torch.float32, device="cpu")
+    return float((smallest * half).view(torch.int32)) == 0
+
+
+class _Defaults:
+    """How many calls in all threads compute with torch's usual type, and the type of the program around them."""
+
+    lock = Lock()
+    calls = 0
+    before = torch.float32
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Make new tensors float32 and on the CPU, also in a program that has set other defaults; these come back.
+
+    torch has one default type for all threads: where it is another one, other threads find float32 meanwhile.
+    """
+    with _Defaults.lock:
+        counts = _Defaults.calls > 0 or torch.get_default_dtype() != torch.float32
+        if counts and not _Defaults.calls:
+            _Defaults.before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _Defaults.calls += counts
+    try:
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        with _Defaults.lock:
+            _Defaults.calls -= counts
+            if counts and not _Defaults.calls:
+                torch.set_default_dtype(_Defaults.before)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from msh.errors import invalid
 from msh.files.atomic import write_bytes
 from msh.files.state_file import read_state
+from msh.inference.computing import usual_defaults
 from msh.inference.hub import source_file
 from msh.subnetworks import MultiSubnetwork, TaskNetwork, UnitGraph, trace_units
 from msh.subnetworks.small import SmallTensors, narrow
@@ -71,6 +72,7 @@ class ExportedTask(nn.Module):
         return (values,) if self.info.kind == "regression" else (outputs, values)
 
 
+@usual_defaults()
 def exported(predictor: Predictor, task: str) -> ExportedTask:
     """Build a task's module to export; a task of whole units becomes a small dense network.
 
@@ -209,6 +211,7 @@ def description(info: TaskInfo) -> dict[str, str]:
     }
 
 
+@usual_defaults()
 def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quantize: bool = False) -> dict[str, str]:
     """Write a task as an ONNX or PT2 file: inputs (batch, *shape) as the first step of preprocessing returns them.
 
@@ -227,6 +230,7 @@ def export_task(predictor: Predictor, task: str, out: Path, kind: Format, quanti
     return _write(module, description(module.info), module.info.steps, out, kind, quantize)
 
 
+@usual_defaults()
 def export_all(predictor: Predictor, out: Path, kind: Format) -> dict[str, str]:
     """Write all tasks as one ONNX or PT2 file, with the outputs of each: TASK_logits, TASK_probabilities, TASK_values.
 
@@ -302,6 +306,7 @@ def _cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+@usual_defaults()
 def export_file(source: str | os.PathLike[str], task: str | None, out: Path) -> None:
     """Write a network file with one task and those whose weights it reads, or with all; `load` opens it.
 

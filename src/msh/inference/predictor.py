@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from msh.errors import ProblemsError, at_least, invalid, one_of
 from msh.files.merging import merged
 from msh.files.state_file import read_state
-from msh.inference.computing import Computing, computing_from_data
+from msh.inference.computing import Computing, computing_from_data, usual_defaults
 from msh.inference.examples import as_examples, read_once
 from msh.inference.export import is_sliceable, sliced
 from msh.inference.hub import source_file
@@ -162,6 +162,7 @@ class Predictor:
             raise ValueError("the predictor has no network, but its tasks' modules alone: load it without lean=True")
         return self._modules
 
+    @usual_defaults()
     def module(self, task: str | None = None) -> nn.Module:
         """Return a task's module: prepared tensors (batch, *input shape) to the head's outputs (batch, outputs).
 
@@ -170,6 +171,7 @@ class Predictor:
         """
         return self._modules.module(self.task(task).name)
 
+    @usual_defaults()
     def prepare(self, task: str, inputs: Any) -> Tensor:
         """Prepare raw inputs as in training: (examples, *input shape).
 
@@ -181,6 +183,7 @@ class Predictor:
             prepared = prepare(info.steps[1:], _read_alone(info, inputs))
         return prepared.clone()
 
+    @usual_defaults()
     def read(self, task: str, inputs: Any) -> Any:
         """Do that part of preparing raw inputs which is as costly for several requests together: decode images.
 
@@ -195,6 +198,7 @@ class Predictor:
         with info.computing.applied(self._device):
             return ReadInputs(_read_alone(info, inputs))
 
+    @usual_defaults()
     def answer(self, task: str, requests: Sequence[Any]) -> list[Predictions | Exception]:
         """Answer the inputs of several requests together, in batches of the run's size.
 
@@ -249,6 +253,7 @@ class Predictor:
         names: Sequence[str] | None = None,
         among: Sequence[str] | None = None,
     ) -> AnyPredictions: ...
+    @usual_defaults()
     def predict(
         self,
         task: Any,
@@ -289,6 +294,7 @@ class Predictor:
         [found] = self._computed([info], examples, batch_size, None if skip_bad else names or ())
         return found.predictions()
 
+    @usual_defaults()
     def predict_all(
         self, inputs: Any, *, batch_size: int | None = None, skip_bad: bool = False, names: Sequence[str] | None = None
     ) -> dict[str, Predictions]:
@@ -476,6 +482,7 @@ class Predictor:
         words = tuple(map(step.words, good)) if isinstance(step, TaggedWords) else ()
         return Answers(info, raw, numbers, None, tuple(indices), errors, len(examples), words)
 
+    @usual_defaults()
     def generate(
         self,
         task: str | None,
@@ -535,6 +542,7 @@ class Predictor:
         return self.tasks[name]
 
 
+@usual_defaults()
 def load(
     source: str | os.PathLike[str],
     *,

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from msh.draws import drawing_apart
 from msh.files.header import damages
 from msh.files.state_file import StateFile, fill_network, read_state
+from msh.inference.computing import usual_defaults
 from msh.recipes import Constructors, Recipe, rebuild
 from msh.subnetworks import MultiSubnetwork, NetworkState, TaskState
 
 
+@usual_defaults()
 def rebuild_network(path: Path, classes: Constructors | None = None) -> MultiSubnetwork:
     """Build a network, with its tasks, from a network or subnetwork file.
 
