@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ from toys import make_run, make_split
 
 from messages import says
 from msh.tasks import RawData
-from msh.training.callbacks.allowed import build_callbacks
+from msh.training.callbacks.allowed import build_callbacks, check_monitors
 from msh.training.run import train
 
 LIGHTNING = "pytorch_lightning.callbacks"
@@ -151,6 +152,47 @@ def test_a_value_that_some_fit_does_not_log_cannot_be_monitored(monitor, setting
         learn(tmp_path / "run", block, **settings)
     assert "val/loss" in str(caught.value)
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+class LogsOwn(pl.Callback):
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/f1", 0.5)
+
+
+@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
+@pytest.mark.parametrize(
+    ("monitor", "own", "meant"),
+    [
+        ("val/los", False, "val/loss"),
+        ("val/los", True, "val/loss"),
+        ("vall/loss", True, "val/loss"),
+        ("loss", False, "val/loss"),
+        ("elsewhere", False, None),
+        ("val/f1", False, None),
+        ("a/val/acuracy", True, None),
+        ("val/f1", True, "works"),
+    ],
+)
+def test_a_misspelt_value_is_refused_before_training_unless_own_code_may_log_it(kind, monitor, own, meant, tmp_path):
+    blocks = {"mine": {"_target_": f"{LIGHTNING}.{kind}", "monitor": monitor}}
+    if own:
+        blocks["own"] = {"_target_": f"{__name__}.LogsOwn"}
+    if meant == "works":
+        config = config_of(tmp_path, blocks)
+        check_monitors(build_callbacks(config), dict.fromkeys("ab", SimpleNamespace(metric="accuracy")), [["a"], ["b"]])
+        return
+    with pytest.raises(ValueError, match=says("callbacks.mine.monitor", value=monitor)) as caught:
+        learn(tmp_path / "run", blocks)
+    if meant is not None:
+        assert f"did you mean '{meant}'?" in str(caught.value)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("monitor", ["epoch", "step", "val/loss", None])
+def test_a_checkpoint_may_follow_what_lightning_counts(monitor):
+    blocks = {"mine": {"_target_": f"{LIGHTNING}.ModelCheckpoint", "monitor": monitor}}
+    callbacks = build_callbacks(make_run(["digits"], callbacks=blocks))
+    check_monitors(callbacks, {"a": SimpleNamespace(metric="accuracy")}, [["a"]])
 
 
 def test_a_fit_that_a_callback_ends_early_is_pruned_to_its_budget(tmp_path, caplog):

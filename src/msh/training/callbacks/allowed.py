@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -40,6 +41,9 @@ REFUSED: dict[type[pl.Callback], str] = {
 """Lightning's callbacks that cannot work here, to what a config may have instead, and why."""
 UNIFIED = "lightning.pytorch."
 """Package that has Lightning's classes, too; they are others than those of pytorch_lightning."""
+MONITORING = (lightning.EarlyStopping, lightning.ModelCheckpoint)
+NEARLY = 0.85
+"""Similarity from which a name counts as misspelt, of at most 1."""
 NEED_LOGGER = (lightning.LearningRateMonitor, lightning.DeviceStatsMonitor)
 
 
@@ -120,7 +124,9 @@ def check_callbacks(callbacks: Mapping[str, pl.Callback], config: RunConfig) -> 
 def check_monitors(
     callbacks: Mapping[str, pl.Callback], tasks: Mapping[str, Task], fits: Iterable[Sequence[str]]
 ) -> None:
-    """Check that every fit logs the values that callbacks monitor; values that other code logs are not checked.
+    """Check that every fit logs the values that callbacks monitor.
+
+    Own callbacks may log values of other names: with one, only names that nearly are a logged value's are refused.
 
     Args:
         callbacks: key in the config's `callbacks` to the instance.
@@ -134,9 +140,20 @@ def check_monitors(
         for fit in fits
     ]
     some, every = set.union(*logged), set.intersection(*logged)
+    others = {"epoch", "step"} | {f"{task}/sparsity" for task in tasks}  # Lightning's, and those of pruning
+    similar = NEARLY if any(_may_log(callback) for callback in callbacks.values()) else 0.0
     with Problems() as problems:
         for name, callback in callbacks.items():
             monitor = getattr(callback, "monitor", None)
-            if monitor in some - every and not isinstance(callback, EarlyStoppingPerTask):
+            if isinstance(callback, EarlyStoppingPerTask) or monitor in every:
+                continue
+            unknown = isinstance(callback, MONITORING) and monitor is not None and monitor not in others
+            if monitor in some or (unknown and difflib.get_close_matches(str(monitor), some, 1, similar)):
                 bound = f"a value that every fit logs ({', '.join(sorted(every))})"
-                problems.add(invalid(f"callbacks.{name}.monitor", bound, monitor))
+                problems.add(invalid(f"callbacks.{name}.monitor", bound, monitor, () if monitor in some else every))
+
+
+def _may_log(callback: pl.Callback) -> bool:
+    """Tell whether a callback is of other code, or calls it."""
+    own = not type(callback).__module__.startswith(("pytorch_lightning.", "lightning_fabric.", "msh."))
+    return own or isinstance(callback, lightning.LambdaCallback)
