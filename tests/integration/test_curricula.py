@@ -174,3 +174,14 @@ def test_an_ensemble_reports_itself_and_its_members_and_is_evaluated_again(train
     assert "ensemble of 5" in printed
     again = {found["task"]: found["score"] for found in evaluate(folder, unsafe=True)}
     assert again == {name: results["tasks"][name]["test"] for name in members} | {"ensemble": row["test"]}
+
+
+def test_tasks_whose_densities_add_up_to_1_fill_the_network(train_here):
+    tasks = ["digits", "wine", "iris", "breast_cancer", "diabetes"]
+    settings = [*few_steps(*tasks), "pruning.density=0.2", "pruning.granularity=weight", "backbone.width=32"]
+    folder, _ = train_here(f"tasks=[{','.join(tasks)}]", *settings, "trainer.max_epochs=1", "logger=none")
+    results = results_of(folder)
+    weights = [task["weights"] for task in results["tasks"].values()]
+    assert len(set(weights[:4])) == 1
+    assert weights[4] < weights[0]  # 204.8 weights of a layer are 205 for all but the last
+    assert results["capacity"] == {"prunable": sum(weights), "owned": sum(weights), "free": 0}

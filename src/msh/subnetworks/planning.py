@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,8 @@ from msh.subnetworks.allocation import Budget, CapacityError, EmptyLayerError
 from msh.subnetworks.empty import ALLOW, decimals_from
 from msh.subnetworks.options import LAYERED
 
+ROUNDING = 1e-9
+"""Relative error of a sum of densities."""
 Counts = Mapping[str, int]
 Shapes = Mapping[str, Sequence[int]]
 
@@ -67,11 +70,13 @@ def plan_counts(
     free: Counts | None = None,
     shapes: Shapes | None = None,
     allow_empty: bool = False,
+    owning: int = 0,
 ) -> dict[str, dict[str, int]]:
     """Plan the tasks' budgets in order.
 
     With scopes "erk" and "epl", tasks divide a tensor that is too small for all of them in proportion to their
-    budgets, and take the remaining weights from other tensors.
+    budgets, and take the remaining weights from other tensors. Where densities fit, but not once each is rounded to
+    whole weights, a late task takes the weights that are left.
 
     Args:
         sizes: tensor name to its weight count.
@@ -79,6 +84,7 @@ def plan_counts(
         free: tensor name to its free weights; all weights when None.
         shapes: tensor name to its shape; only scopes "erk" and "epl" need them.
         allow_empty: allow a budget that gives a task no weight in some layers.
+        owning: number of other tasks that own the rest, and may have been rounded up.
     Returns:
         Task name to its `Budget.counts`.
     Raises:
@@ -86,7 +92,7 @@ def plan_counts(
         CapacityError: a task asks for more weights than earlier tasks leave free.
     """
     plan: dict[str, dict[str, int]] = {}
-    for task, wanted, remaining in _serve(sizes, budgets, sizes if free is None else free, shapes):
+    for task, wanted, remaining in _serve(sizes, budgets, sizes if free is None else free, shapes, owning):
         if problem := _find_empty(task, wanted, remaining, allow_empty):
             raise EmptyLayerError(f"{problem}: {_cure(sizes, budgets, task, free, shapes)}")
         _check_enough(task, wanted, remaining)
@@ -95,19 +101,43 @@ def plan_counts(
 
 
 def _serve(
-    sizes: Counts, budgets: Mapping[str, Budget], free: Counts, shapes: Shapes | None
+    sizes: Counts, budgets: Mapping[str, Budget], free: Counts, shapes: Shapes | None, owning: int = 0
 ) -> Iterator[tuple[str, dict[str, int], dict[str, int]]]:
     """Yield (task, its counts, the free counts before it); the caller checks them."""
-    remaining = dict(free)
+    remaining, densities = dict(free), 0.0
     for position, (task, budget) in enumerate(budgets.items()):
         most = remaining
+        densities += budget.density if budget.density is not None else math.inf
         if budget.scope in LAYERED:
-            coming = [each.total(sizes) for each in list(budgets.values())[position:]]
+            total = budget.total(sizes)
+            if 0 < (fitted := _fitted({"": total}, remaining, densities, sizes, free, owning)[""]) < total:
+                budget = replace(budget, density=None, weights=fitted)
+            coming = [budget.total(sizes), *(each.total(sizes) for each in list(budgets.values())[position + 1 :])]
             _check_enough(task, {"": coming[0]}, remaining)
             most = _fair_part(remaining, coming[0], sum(coming))
         wanted = budget.counts(sizes, most, len(budgets) - position, shapes)
+        wanted = _fitted(wanted, remaining, densities, sizes, free, owning)
         yield task, wanted, remaining
         remaining = _take(remaining, wanted)
+
+
+def _fitted(
+    wanted: Counts, remaining: Counts, densities: float, sizes: Counts, free: Counts, owning: int
+) -> dict[str, int]:
+    """Lower counts to the remaining weights where nothing but rounding makes them larger.
+
+    Args:
+        wanted, remaining: of one task.
+        densities: sum of those planned so far, the task's included; infinite where one has another budget.
+        sizes, free: before the first of these tasks.
+        owning: number of tasks before, each of which may own half a weight more than its density.
+    """
+    fitted = dict(wanted)
+    for name, count in wanted.items():
+        size = sum(sizes.values()) if name == "" else sizes[name]
+        if count > _free(remaining, name) and densities * size <= _free(free, name) + owning / 2 + ROUNDING * size:
+            fitted[name] = _free(remaining, name)
+    return fitted
 
 
 def _fair_part(free: Counts, wanted: int, by_all: int) -> dict[str, int]:

@@ -388,7 +388,8 @@ def plan_weights(
         elif isinstance(granularity, Blocks):
             wanted |= plan_blocks(sizes, sum(network.sizes().values()), budgets, free, allow_empty)
         else:
-            wanted |= plan_counts(sizes, budgets, free, shapes, allow_empty)
+            owning = sum(network.subnetwork(task).phase not in ("new", "masked") for task in network.tasks)
+            wanted |= plan_counts(sizes, budgets, free, shapes, allow_empty, owning if free is not sizes else 0)
     if stages and config.reuse_of_tasks == "none" and not allow_empty:
         _check_any_free(stages[0].tasks, wanted, free)
     return wanted

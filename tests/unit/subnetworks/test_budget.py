@@ -1,9 +1,12 @@
+import math
+
 import pytest
 
 from messages import says
 from msh.subnetworks import Budget, CapacityError, layer_counts, plan_counts
 
 SIZES = {"a": 100, "b": 50, "c": 7}
+WHOLE = {"a": (32, 32), "b": (111, 3), "c": (64, 3)}
 
 
 def test_a_density_gives_every_tensor_the_same_share():
@@ -96,6 +99,36 @@ def test_the_plan_fails_at_the_first_task_without_enough_weights():
     with pytest.raises(CapacityError) as caught:
         plan_counts({"a": 10, "b": 20}, budgets)
     assert str(caught.value).startswith("task 'z' wants 2 weights of layer 'a', but only 1 are free")
+
+
+@pytest.mark.parametrize("scope", ["tensor", "network", "erk", "epl"])
+@pytest.mark.parametrize("number", range(2, 12))
+def test_equal_densities_that_add_up_to_1_fit_and_only_late_tasks_get_less(scope, number):
+    budgets = {str(i): Budget(density=1 / number, scope=scope) for i in range(number)}
+    sizes = {name: math.prod(shape) for name, shape in WHOLE.items()}
+    plan = plan_counts(sizes, budgets, shapes=WHOLE)
+    total = sum(sizes.values())
+    assert total - len(sizes) * number / 2 <= sum(sum(counts.values()) for counts in plan.values()) <= total
+    if scope in ("tensor", "network"):
+        rounded = budgets["0"].counts(sizes, sizes)
+        assert all(plan[task] == rounded for task in list(plan)[: number // 2])
+        assert all(plan[task][name] <= count for task in plan for name, count in rounded.items())
+
+
+def test_a_late_task_gets_the_same_weights_when_it_is_planned_alone():
+    budgets = {str(i): Budget(density=0.2) for i in range(5)}
+    plan = plan_counts({"a": 1024}, budgets)
+    assert [counts["a"] for counts in plan.values()] == [205, 205, 205, 205, 204]
+    assert plan_counts({"a": 1024}, {"4": budgets["4"]}, {"a": 204}, owning=4) == {"4": {"a": 204}}
+    with pytest.raises(CapacityError, match="task '4' wants 205 weights of layer 'a', but only 204 are free"):
+        plan_counts({"a": 1024}, {"4": budgets["4"]}, {"a": 204})
+
+
+@pytest.mark.parametrize("scope", ["tensor", "network", "erk"])
+def test_densities_beyond_1_do_not_fit_by_rounding(scope):
+    budgets = {str(i): Budget(density=0.2005, scope=scope) for i in range(5)}
+    with pytest.raises(CapacityError, match="task '4' wants"):
+        plan_counts({name: math.prod(shape) for name, shape in WHOLE.items()}, budgets, shapes=WHOLE)
 
 
 def test_a_message_names_the_whole_network():
