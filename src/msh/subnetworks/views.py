@@ -346,7 +346,7 @@ def uses_checkpoints(tree: nn.Module) -> bool:
     Reentrant checkpoints pass no gradient where none of their inputs requires one. Libraries whose modules have a flag
     name checkpoints in their code also where these are off.
     """
-    if any(_sets_requires_grad(type(module).forward) for module in tree.modules()):  # of leaves alone: not of ours
+    if sets_requires_grad(tree):  # of leaves alone: not of ours
         return False
     for module in tree.modules():
         if getattr(module, "gradient_checkpointing", False) or getattr(module, "grad_checkpointing", False):
@@ -356,9 +356,14 @@ def uses_checkpoints(tree: nn.Module) -> bool:
     return any("checkpoint" in name for f in functions for name in f.__code__.co_names)
 
 
-def _sets_requires_grad(function: Callable[..., Any]) -> bool:
+def sets_requires_grad(tree: nn.Module) -> bool:
+    """Tell whether a forward pass sets `requires_grad` of a tensor, which torch allows of data alone."""
+    return any(_sets(type(module).forward) for module in tree.modules())
+
+
+def _sets(function: Callable[..., Any]) -> bool:
     """Tell whether a function sets a tensor's attribute `requires_grad`."""
-    if "requires_grad" not in getattr(function, "__code__", _sets_requires_grad.__code__).co_names:
+    if "requires_grad" not in getattr(function, "__code__", _sets.__code__).co_names:
         return False
     return any(
         step.opname == "STORE_ATTR" and step.argval == "requires_grad" for step in dis.get_instructions(function)

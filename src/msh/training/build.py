@@ -27,7 +27,7 @@ from msh.recipes import DTYPES, Recipe, build, freeze_base, outline, own_names
 from msh.subnetworks import WEIGHTS, Blocks, Granularity, Groups, MultiSubnetwork, NofM, Units, trace_units
 from msh.subnetworks.blocks import block_sizes
 from msh.subnetworks.tensors import name_tensors
-from msh.subnetworks.views import half_precision
+from msh.subnetworks.views import half_precision, sets_requires_grad
 from msh.tasks import RawData, Task, build_task
 from msh.tasks.checks import NoSuchPathError
 from msh.tasks.image_step import ReadImages
@@ -511,6 +511,13 @@ def check_inputs(backbone: nn.Module, task: Task) -> None:
         raise ValueError(
             f"task {task.name!r} has {task.input_shape[0]} tokens per text, but the backbone reads "
             f"{cast(Any, backbone).input_shape[0]}: set tasks.{task.name}.source.length to that"
+        )
+    if sets_requires_grad(backbone) and task.stem_recipe(tuple(cast(Any, backbone).input_shape)) is not None:
+        raise ValueError(
+            f"task {task.name!r} would have a stem before the backbone "
+            f"{type(getattr(backbone, 'model', backbone)).__name__}, which lets its inputs require gradients, and "
+            f"torch allows that of data alone: set backbone.input_shape={list(task.input_shape)} "
+            f"and tasks.{task.name}.stem=null"
         )
 
 

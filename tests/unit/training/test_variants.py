@@ -18,6 +18,22 @@ from msh.training.typed import convert
 LOADED = []
 
 
+class Requiring(MLP):
+    """Lets its inputs require gradients, as wav2vec2 does."""
+
+    def forward(self, inputs):
+        inputs.requires_grad = self.training
+        return super().forward(inputs)
+
+
+def test_no_stem_comes_before_a_backbone_that_lets_its_inputs_require_gradients():
+    data = Split(torch.zeros(20, 3), torch.arange(20) % 2)
+    task = build_task("t", RawData("classification", data, data, 2))
+    assert check_inputs(Requiring([3], 4, 1), task) is None
+    with pytest.raises(ValueError, match=r"task 't' would have a stem .* Requiring.* set backbone.input_shape=\[3\]"):
+        check_inputs(Requiring([5], 4, 1), task)
+
+
 def source(name="", examples=40):
     """Ten classes of 2x2 images; notes that it was called."""
     LOADED.append(name)
