@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -115,6 +115,9 @@ def message_of(error: BaseException) -> str:
         own = error.__cause__
         return message_of(own) if isinstance(own, (*EXPECTED, TypeError)) else described(own)
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, OverrideParseException):
+        text = text if error.override in text else f"{error.override}: {text}"
+        return text if "=" in error.override else _no_setting(error.override)
     if isinstance(error, MissingConfigException):
         return text + _nearest_option(text)
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -123,6 +126,17 @@ def message_of(error: BaseException) -> str:
         return text + _nearest_key(text)
     unknown = re.fullmatch(r"there is no setting ([^;\s]+);.*", text)
     return text + suggestion(unknown[1], _groups_in(_own_folders())) if unknown and NEAR not in text else text
+
+
+def _no_setting(word: str) -> str:
+    """Explain an argument that is no KEY=VALUE: a task's name, or a run's folder."""
+    if Path(word).is_dir():
+        example = f"resume={word} to resume a run, or run={word} in msh evaluate"
+    elif any((folder / "tasks" / f"{word}.yaml").is_file() for folder in (Path(config_folder()), *_own_folders())):
+        example = f"tasks={word}"
+    else:
+        example = "tasks=digits"
+    return f"{word} is no setting: arguments are KEY=VALUE, such as {example}"
 
 
 def _nearest_option(text: str) -> str:

@@ -46,6 +46,22 @@ def error_of(*overrides):
 
 
 @pytest.mark.parametrize(
+    ("word", "example"),
+    [("digits", "tasks=digits"), ("foo.bar", "tasks=digits"), ("+wine", "tasks=digits"), ("wine", "tasks=wine")],
+)
+def test_an_argument_without_a_value_is_explained(word, example):
+    assert error_of(word) == f"{word} is no setting: arguments are KEY=VALUE, such as {example}"
+
+
+def test_a_run_folder_among_the_arguments_is_explained(tmp_path):
+    assert f"such as resume={tmp_path} to resume a run, or run={tmp_path} in msh evaluate" in error_of(str(tmp_path))
+
+
+def test_a_value_that_is_no_value_is_named_with_its_key():
+    assert error_of("seed=1", "tasks=[digits").startswith("tasks=[digits: ")
+
+
+@pytest.mark.parametrize(
     ("override", "nearest"),
     [
         ("sede=1", "seed"),
