@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from msh.subnetworks.schedules import Schedule as Schedule
     from msh.subnetworks.state import NetworkState as NetworkState
     from msh.subnetworks.subnetwork import Subnetwork as Subnetwork
-    from msh.subnetworks.tracing import UnitGraph as UnitGraph
     from msh.subnetworks.tracing import trace_units as trace_units
+    from msh.subnetworks.unit_graph import UnitGraph as UnitGraph
     from msh.subnetworks.units import fit_units as fit_units
     from msh.subnetworks.units import plan_units as plan_units
     from msh.subnetworks.views import TaskNetwork as TaskNetwork
@@ -81,7 +81,8 @@ _MODULES = {
     "state": "NetworkState",
     "subnetwork": "Subnetwork",
     "options": "GRANULARITIES GranularityName Reuse ScoreStart",
-    "tracing": "UnitGraph trace_units",
+    "tracing": "trace_units",
+    "unit_graph": "UnitGraph",
     "units": "fit_units plan_units",
     "views": "TaskNetwork",
 }

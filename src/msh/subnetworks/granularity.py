@@ -26,7 +26,7 @@ from msh.subnetworks.groups import Groups
 from msh.subnetworks.initial import norm_of
 from msh.subnetworks.network import MultiSubnetwork
 from msh.subnetworks.tensors import count_true, widened
-from msh.subnetworks.tracing import UnitGraph
+from msh.subnetworks.unit_graph import UnitGraph
 from msh.subnetworks.units import candidate_units, choose_in_rectangles, unit_masks, unit_scores, units_in_use
 
 Masks = Mapping[str, Tensor]

@@ -44,7 +44,7 @@ from msh.subnetworks.tensors import (
     wide_enough,
     widened,
 )
-from msh.subnetworks.tracing import UnitGraph
+from msh.subnetworks.unit_graph import UnitGraph
 from msh.subnetworks.views import (
     FrozenTasks,
     ModuleCache,

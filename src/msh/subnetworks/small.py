@@ -15,7 +15,8 @@ from msh.subnetworks.forms import flat_index
 from msh.subnetworks.narrow_norm import NarrowBatchNorm2d
 from msh.subnetworks.sparse import LeanLinear, Pattern, SparseForm, SparseLinear, TrainedLinear, may_be_sparse
 from msh.subnetworks.tensors import buffer_of, sliced_weight
-from msh.subnetworks.tracing import UnitGraph, trace_units
+from msh.subnetworks.tracing import trace_units
+from msh.subnetworks.unit_graph import UnitGraph
 from msh.subnetworks.units import columns, units_in_use
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch import Tensor
 from msh.errors import invalid, requirement
 from msh.subnetworks.allocation import FREE, Budget, CapacityError, EmptyLayerError, choose
 from msh.subnetworks.empty import least_density
-from msh.subnetworks.tracing import Layer, UnitGraph, UnitSource
+from msh.subnetworks.unit_graph import Layer, UnitGraph, UnitSource
 
 
 def count_weights(graph: UnitGraph, counts: Mapping[str, int]) -> int:

@@ -9,7 +9,7 @@ from helpers import make_backbone
 from messages import says
 from msh.backbones import MLP, PaperConv
 from msh.subnetworks import MultiSubnetwork, trace_units
-from msh.subnetworks.tracing import UnitSource
+from msh.subnetworks.unit_graph import UnitSource
 
 
 def trace(backbone, granularity="channel", shape=(2, 4)):
