@@ -607,9 +607,9 @@ def test_a_half_precision_backbone_computes_in_its_type():
     assert torch.isfinite(network(inputs.bfloat16(), "a")).all()
 
 
-@pytest.mark.parametrize("backbone", ["linear", "conv"])
+@pytest.mark.parametrize("backbone", ["linear", "conv", "heads"])
 def test_mixed_precision_and_compilation_compute_the_same_task(backbone):
-    network = make(backbone, "unit", dtype=torch.float32)
+    network = make(backbone, "unit", dtype=torch.float32, overlap=backbone in BRANCHED)
     inputs = batch(network)[0].float()
     expected = network.eval()(inputs, "a")
     with torch.autocast("cpu", torch.bfloat16):
