@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from msh.compat import NormBase
 from msh.errors import one_of, requirement
 from msh.subnetworks.marks import Attribute, Marked, Origin, Size, is_torchs, marked_attributes
 from msh.subnetworks.options import GRANULARITIES, GranularityName
 from msh.subnetworks.roles import TABLES
-from msh.subnetworks.row_units import ALWAYS, Alike, Along, RowUnits, Still, lean, line, varies
+from msh.subnetworks.row_rules import (
+    ARRANGED,
+    BY_ENTRY,
+    CASTS,
+    ELEMENTWISE,
+    GIVEN_SIZES,
+    JOINED,
+    PIECES,
+    POOLS,
+    PRODUCTS,
+    REDUCED,
+    SELECTED,
+    Call,
+    RowRules,
+    UnknownEffectError,
+)
+from msh.subnetworks.row_units import Along, Still, lean, line, varies
 from msh.subnetworks.tensors import evaluating
 from msh.subnetworks.unit_graph import Layer, UnitGraph, UnitSource
 
@@ -28,43 +45,6 @@ if TYPE_CHECKING:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLVED = (F.conv1d, F.conv2d, F.conv3d)
 NORMALIZED = (F.batch_norm, F.instance_norm, F.group_norm)
-ELEMENTWISE = (
-    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
-    *("sigmoid", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "threshold", "dropout", "alpha_dropout"),
-    *("abs", "square", "exp", "neg", "clamp", "pow", "contiguous", "clone", "detach", "float", "half", "double"),
-    *("bfloat16", "rsqrt", "sqrt"),
-)
-"""Functions that treat every entry alike, by their names in torch and torch.nn.functional, or as a tensor's methods."""
-CASTS = ("to", "type_as")
-"""Those that may have a tensor as their other argument, whose values do not matter."""
-BY_ENTRY = (
-    *("add", "iadd", "sub", "subtract", "isub", "rsub", "mul", "multiply", "imul", "div", "divide", "true_divide"),
-    *("truediv", "where", "masked_fill", "maximum", "minimum"),
-)
-"""Those that combine tensors, or a tensor and numbers, entry by entry."""
-REDUCED = ("mean", "sum", "amax", "amin")
-"""Reductions of dimensions."""
-MIXED = {"softmax": -1, "log_softmax": -1, "normalize": 1}
-"""Functions that keep a shape and compute with all entries along a dimension, to that dimension if none is given."""
-NORMALIZED_LAST = ("layer_norm", "rms_norm")
-"""Those that do so along the last dimensions, whose sizes they are given."""
-POOLS = {f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
-"""Name of a pooling to its number of spatial dimensions."""
-PRODUCTS = ("matmul", "bmm")
-"""Products of matrices."""
-ARRANGED = (
-    *("flatten", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "movedim", "moveaxis", "repeat"),
-    *("repeat_interleave", "get"),
-)
-"""Functions that only arrange entries, whatever the number of units, and getters of attributes such as `mT`."""
-GIVEN_SIZES = ("reshape", "view", "expand", "broadcast_to", "unflatten")
-"""Those that are given sizes."""
-JOINED = ("cat", "concat", "concatenate", "stack")
-"""Those that join tensors."""
-PIECES = ("chunk", "split", "unbind")
-"""Those that split one."""
-SELECTED = ("getitem", "select", "narrow")
-"""Those that select entries along dimensions."""
 IN_CHAINS = frozenset((*ELEMENTWISE, *CASTS, *BY_ENTRY, *REDUCED, *POOLS, "flatten", "batch_norm", "instance_norm"))
 """Those that a chain of layers may have, of which each has units of its own."""
 OUTPUT = "its outputs"
@@ -124,11 +104,7 @@ def example_inputs(network: MultiSubnetwork, example: Tensor | None = None) -> T
     return weight.new_zeros(1, *shape)
 
 
-class _UnknownEffectError(Exception):
-    """An operation has an unknown effect on units; the message names it."""
-
-
-class _UnitTracer(TorchFunctionMode):
+class _UnitTracer(RowRules, TorchFunctionMode):
     """Record which rows each entry of an activation comes from while a backbone computes an example.
 
     Args:
@@ -142,7 +118,6 @@ class _UnitTracer(TorchFunctionMode):
         self.granularity, self.lenient = granularity, granularity == "unit"
         self.names = {id(weight): name for name, weight in network.weights()}
         self.tied = set(network.names.tied.values())
-        self.rows = RowUnits()
         self.layers: dict[str, tuple[int, ...]] = {}
         """Tensor to its shape, in computing order."""
         self.transposed: set[str] = set()
@@ -161,8 +136,6 @@ class _UnitTracer(TorchFunctionMode):
         name."""
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
         """Such a parameter, or a tensor computed from these alone, by its id, to its entries' rows."""
-        self.inside: list[tuple[str, nn.Module]] = []
-        """Modules whose forward pass is under way, with their dotted names."""
 
     @contextmanager
     def following(self, backbone: nn.Module) -> Iterator[None]:
@@ -187,48 +160,51 @@ class _UnitTracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute an operation, and its entries' rows from those of its inputs."""
-        kwargs = dict(kwargs or {})
-        before = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self.held]
+        name, kwargs = getattr(func, "__name__", str(func)), dict(kwargs or {})
+        call = Call(func, name.strip("_"), args, kwargs, None)
+        before = [leaf for leaf in call.tensors if id(leaf) in self.held]
         known = [self.held[id(leaf)][1] for leaf in before]
         shapes = [leaf.shape for leaf in before]
-        name = getattr(func, "__name__", str(func))
         discrete = self.discrete.issuperset(map(id, before))
         if before and name in VALUES and not discrete:
-            name = name.strip("_")
-            raise self._refused(f"{self._where(name)}: what it computes depends on the values of its inputs")
-        name = name.strip("_")
-        result = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            raise self._refused(f"{self.where(call.name)}: what it computes depends on the values of its inputs")
+        call = replace(call, result=func(*args, **kwargs))
         if self.private:
-            result = self._follow_own(func, name, args, kwargs, known, result, outputs)
-        if not before or (not outputs and name != "setitem"):
-            return result if not known or known[0] is None else self._size(name, known[0], args, kwargs, result)
-        found: Sequence[Tensor | None] = [None] * len(outputs)
+            call = replace(call, result=self._follow_own(call, known))
+        if not before or (not call.outputs and call.name != "setitem"):
+            return call.result if not known or known[0] is None else self._size(call, known[0])
+        found: Sequence[Tensor | None] = [None] * len(call.outputs)
         try:
-            if name == "setitem":
-                self._assign(known, *args)
-            elif func is F.multi_head_attention_forward and len(outputs) == 1:
-                found = [self._attention(known, outputs[0])]
-            elif name in PIECES and self.lenient:
-                found = found if known[0] is None else self._pieces(name, known[0], func, args, kwargs, outputs)
-            elif len(outputs) != 1 or outputs[0] is not result:
-                raise self._unknown(name)
-            else:
-                found = [self._after(func, name, args, kwargs, known, shapes, result)]
-        except _UnknownEffectError as error:
+            found = self._after_call(call, known, shapes)
+        except UnknownEffectError as error:
             if not self.lenient:
                 raise self._refused(str(error)) from None
             self._keep_whole(known, str(error))
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor) and id(leaf) in self.names:
+            for leaf in call.tensors:
+                if id(leaf) in self.names:
                     self.whole.setdefault(self.names[id(leaf)], str(error))
-        for leaf, rows in zip(outputs, found, strict=True):
+        for leaf, rows in zip(call.outputs, found, strict=True):
             self.held[id(leaf)] = (leaf, rows)
             if discrete and not leaf.is_floating_point():
                 self.discrete.add(id(leaf))
-        return result
+        return call.result
 
-    def _rows_of(self, tensor: Tensor) -> Tensor | None:
+    def _after_call(
+        self, call: Call, known: Sequence[Tensor | None], shapes: Sequence[torch.Size]
+    ) -> Sequence[Tensor | None]:
+        """Return the rows of each tensor that an operation returns."""
+        if call.name == "setitem":
+            self.assign(call)
+            return []
+        if call.func is F.multi_head_attention_forward and len(call.outputs) == 1:
+            return [self._attention(known, call.outputs[0])]
+        if call.name in PIECES and self.lenient:
+            return [None] * len(call.outputs) if known[0] is None else self.pieces(call, known[0])
+        if len(call.outputs) != 1 or call.outputs[0] is not call.result:
+            raise self.unknown(call.name)
+        return [self._after(call, known, shapes)]
+
+    def rows_of(self, tensor: Tensor) -> Tensor | None:
         """Return the rows of a tensor's entries; None if all are always there."""
         if id(tensor) in self.held:
             return self.held[id(tensor)][1]
@@ -236,62 +212,45 @@ class _UnitTracer(TorchFunctionMode):
             self.own[id(tensor)] = tensor, self.rows.add_other(self.private[id(tensor)], tensor.shape)
         return self.own[id(tensor)][1] if id(tensor) in self.own else None
 
-    def _follow_own(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        known: Sequence[Tensor | None],
-        result: Any,
-        outputs: Sequence[Tensor],
-    ) -> Any:
+    def _follow_own(self, call: Call, known: Sequence[Tensor | None]) -> Any:
         """Follow parameters that are no layer's through an operation, before they meet activations.
 
         Where an operation's effect on their entries is not known, or all entries of an activation are always there, so
         are theirs.
+
+        Returns:
+            The operation's result, in which sizes are marked.
         """
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        own = [leaf for leaf in leaves if id(leaf) in self.own or id(leaf) in self.private]
-        if not own:
-            return result
-        met = func is F.scaled_dot_product_attention or name in (*ELEMENTWISE, *BY_ENTRY, *JOINED, *PRODUCTS)
-        if any(rows is not None for rows in known) and met:
-            return result  # as activations
-        if not known and not outputs and len(own) == 1 and name in ("get", "size", "dim", "is_floating_point"):
-            rows = self._rows_of(own[0])
-            return result if rows is None else self._size(name, rows, args, kwargs, result)
+        own = [leaf for leaf in call.tensors if id(leaf) in self.own or id(leaf) in self.private]
+        met = call.func is F.scaled_dot_product_attention or call.name in (*ELEMENTWISE, *BY_ENTRY, *JOINED, *PRODUCTS)
+        if not own or (met and any(rows is not None for rows in known)):
+            return call.result  # in the latter case they are followed as activations
+        if not known and not call.outputs and len(own) == 1 and call.name in ("get", "size", "dim"):
+            rows = self.rows_of(own[0])
+            return call.result if rows is None else self._size(call, rows)
         try:
-            if known or len(outputs) != 1 or outputs[0] is not result:
-                raise self._unknown(name)
-            rows = self._after_own(func, name, args, kwargs, leaves, result)
-            self.own[id(result)] = (result, rows)
-        except _UnknownEffectError as error:
+            if known or len(call.outputs) != 1 or call.outputs[0] is not call.result:
+                raise self.unknown(call.name)
+            self.own[id(call.result)] = call.result, self._after_own(call)
+        except UnknownEffectError as error:
             for leaf in own:
                 if id(leaf) in self.own:
                     self.rows.needs.append(Still(self.own[id(leaf)][1].flatten(), str(error), 0))
                 self.private.pop(id(leaf), None)
-        return result
+        return call.result
 
-    def _after_own(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        leaves: Sequence[Tensor],
-        result: Tensor,
-    ) -> Tensor:
+    def _after_own(self, call: Call) -> Tensor:
         """Return the rows of a result that is computed from parameters alone."""
-        if name in (*ELEMENTWISE, *BY_ENTRY, *CASTS):
-            tensors = [(leaf.shape, self._rows_of(leaf)) for leaf in leaves[: 1 if name in CASTS else None]]
-            rows = self._by_entry(name, [each for each in tensors if each[0]], result.shape)
-        elif name in (*ARRANGED, *GIVEN_SIZES, *SELECTED, *JOINED):
-            rows = self._arrange(func, name, args, kwargs, result)
-        else:
-            raise self._unknown(name)
+        rows: Tensor | None = None
+        if call.name in CASTS:
+            rows = self.rows_of(call.tensors[0])
+        elif call.name in (*ELEMENTWISE, *BY_ENTRY):
+            tensors = [(leaf.shape, self.rows_of(leaf)) for leaf in call.tensors if leaf.dim() > 0]
+            rows = self.by_entry(call.name, tensors, call.result.shape)
+        elif call.name in (*ARRANGED, *GIVEN_SIZES, *SELECTED, *JOINED):
+            rows = self.arrange(call)
         if rows is None:
-            raise self._unknown(name)
+            raise self.unknown(call.name)
         return rows
 
     def report(self, origin: Origin) -> None:
@@ -310,301 +269,63 @@ class _UnitTracer(TorchFunctionMode):
         for name in self.rows.layers(*known):
             self.whole.setdefault(name, why)
 
-    def _size(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+    def _size(self, call: Call, rows: Tensor) -> Any:
         """Mark the sizes that code asks for, other than torch's, whose modules get their own sizes."""
         if is_torchs(self.inside[-1][1]):
-            return result
-        if isinstance(result, torch.Size):
-            sizes = (Marked(size, (Size(rows, dim),), self.report) for dim, size in enumerate(result))
+            return call.result
+        if isinstance(call.result, torch.Size):
+            sizes = (Marked(size, (Size(rows, dim),), self.report) for dim, size in enumerate(call.result))
             return torch.Size(sizes)
-        if name == "size":
-            dim = kwargs["dim"] if "dim" in kwargs else args[1]
-            return Marked(result, (Size(rows, dim),), self.report)
-        for dim in {"len": range(1), "numel": range(rows.dim())}.get(name, ()):
+        if call.name == "size":
+            return Marked(call.result, (Size(rows, call.given("dim", 1)),), self.report)
+        for dim in {"len": range(1), "numel": range(rows.dim())}.get(call.name, ()):
             self.report(Size(rows, dim))
-        return result
+        return call.result
 
-    def _after(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        known: Sequence[Tensor | None],
-        shapes: Sequence[torch.Size],
-        result: Tensor,
-    ) -> Tensor | None:
+    def _after(self, call: Call, known: Sequence[Tensor | None], shapes: Sequence[torch.Size]) -> Tensor | None:
         """Return the rows of an operation's result."""
-        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
-        if len(known) == 1 and (func is F.linear or func in CONVOLVED) and isinstance(weight, Tensor):
-            groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1)) if func in CONVOLVED else 1
-            spatial = None if func is F.linear else CONVOLVED.index(func) + 1
-            return self._layer(weight, groups, spatial, known[0], shapes[0], result)
-        if name == "addmm" and len(known) == 1 and id(args[2]) in self.names:
-            self.transposed.add(self.names[id(args[2])])
-            return self._layer(args[2], 1, None, known[0], shapes[0], result)
+        name, weight = call.name, call.given("weight", 1)
+        if len(known) == 1 and (call.func is F.linear or call.func in CONVOLVED) and isinstance(weight, Tensor):
+            groups = int(call.given("groups", 6, 1)) if call.func in CONVOLVED else 1
+            spatial = None if call.func is F.linear else CONVOLVED.index(call.func) + 1
+            return self._layer(weight, groups, spatial, known[0], shapes[0], call.result)
+        if name == "addmm" and len(known) == 1 and id(call.args[2]) in self.names:
+            self.transposed.add(self.names[id(call.args[2])])
+            return self._layer(call.args[2], 1, None, known[0], shapes[0], call.result)
         if all(rows is None for rows in known):  # the inputs are kept whole
             if not self.lenient and len(known) > 1:
-                raise self._unknown(name)
+                raise self.unknown(name)
             return None
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        tensors = [(leaf.shape, self._rows_of(leaf)) for leaf in leaves]
-        if not self.lenient and (len(known) > 1 or name not in IN_CHAINS):
-            raise self._unknown(name)
-        if name in CASTS:
-            return tensors[0][1]
-        if name in (*ELEMENTWISE, *BY_ENTRY):
-            if not self.lenient and len(tensors) > 1:
-                raise self._unknown(name)
-            return self._by_entry(name, tensors, result.shape)
-        if name in PRODUCTS:
-            return self._product(name, tensors, result)
-        if func is F.scaled_dot_product_attention:
-            return self._attended(name, kwargs, tensors, result)
-        if name in JOINED:
-            return self._arrange(func, name, args, kwargs, result)
+        tensors = [(leaf.shape, self.rows_of(leaf)) for leaf in call.tensors if leaf.dim() > 0]
         rows = tensors[0][1]
-        if rows is None or any(other is not None for _, other in tensors[1:]):
-            raise self._unknown(name)
-        if name in (*ARRANGED, *GIVEN_SIZES, *SELECTED):
-            return self._arrange(func, name, args, kwargs, result)
-        return self._mixed(func, name, rows, args, kwargs, result)
-
-    def _mixed(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        rows: Tensor,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Tensor,
-    ) -> Tensor:
-        """Return the rows of a result that is computed from all entries along dimensions of one activation."""
-
-        def given(key: str, place: int, default: Any = None) -> Any:
-            return kwargs.get(key, args[place] if len(args) > place else default)
-
-        if name in REDUCED:
-            dims, kept = given("dim", 1), given("keepdim", 2, False)
-            dims = [dims] if isinstance(dims, int) else dims
-            if not dims:
-                raise self._unknown(name)
-            each = self._mix(name, rows, dims)
-            each = each if kept else each.squeeze(tuple(dims))
-            return each.expand(result.shape)
-        if rows.dim() == POOLS.get(name, -1) + 2:
-            return self._mix(name, rows, range(2, rows.dim())).expand(result.shape)
-        if func in NORMALIZED and self._normalizes(rows, *self.inside[-1]):
+        entries = name in (*ELEMENTWISE, *BY_ENTRY)
+        if not self.lenient and (len(known) > 1 or name not in IN_CHAINS or (entries and len(tensors) > 1)):
+            raise self.unknown(name)
+        if name in CASTS:
             return rows
-        if name in MIXED:
-            dim = given("dim", 2 if name == "normalize" else 1, MIXED[name])
-            self._mix(name, rows, [dim])
+        if entries:
+            return self.by_entry(name, tensors, call.result.shape)
+        if name in PRODUCTS:
+            return self.product(call, tensors)
+        if call.func is F.scaled_dot_product_attention:
+            return self.attended(call, tensors)
+        if name not in JOINED and (rows is None or any(other is not None for _, other in tensors[1:])):
+            raise self.unknown(name)
+        if name in (*ARRANGED, *GIVEN_SIZES, *SELECTED, *JOINED):
+            return self.arrange(call)
+        assert rows is not None
+        if call.func in NORMALIZED and self._normalizes(rows, *self.inside[-1]):
             return rows
-        if name in NORMALIZED_LAST:
-            self._mix(name, rows, range(-len(given("normalized_shape", 1)), 0))
-            return rows
-        if name == "glu":
-            dim = given("dim", 1, -1)
-            one, other = rows.chunk(2, dim)
-            self.rows.needs.append(Alike(lean(rows), str(self._unknown(name)), dim, 2))
-            self.rows.unite(one, other)
-            return one
-        raise self._unknown(name)
-
-    def _mix(self, name: str, rows: Tensor, dims: Iterable[int]) -> Tensor:
-        """Unite rows along dimensions, whose sizes become 1; refuse it if that leaves a single unit."""
-        each, apart = self.rows.mix(rows, dims, self._where(name))
-        if not apart:
-            raise self._unknown(name)
-        return each
-
-    def _by_entry(
-        self, name: str, tensors: Sequence[tuple[torch.Size, Tensor | None]], shape: torch.Size
-    ) -> Tensor | None:
-        """Unite the rows of tensors that are combined entry by entry: gates, residual streams, numbers per unit.
-
-        Args:
-            name: of the operation.
-            tensors: the shape of each, and its rows; these broadcast to the shape.
-            shape: of the result.
-        """
-        sizes = [(1,) * (len(shape) - len(size)) + tuple(size) for size, _ in tensors]
-        tensors = self._met_by_entry(name, sizes, tensors)
-        first: Tensor | None = None
-        for index, (_, rows) in enumerate(tensors):
-            if rows is None:
-                continue
-            rows = rows.expand(sizes[index])
-            others = [(i, other) for i, (_, other) in enumerate(tensors) if i != index]
-            alone = [
-                dim
-                for dim in range(len(shape))
-                if varies(rows, dim) and any((sizes[i][dim] > 1) == (other is None) for i, other in others)
-            ]
-            rows = self._mix(name, rows, alone).expand(shape)
-            if first is None:
-                first = rows
-                continue
-            if not torch.equal(lean(first < 0), lean(rows < 0)):
-                raise self._unknown(name)
-            self.rows.unite(first, rows)
-        return first
-
-    def _met_by_entry(
-        self, name: str, sizes: Sequence[tuple[int, ...]], tensors: Sequence[tuple[torch.Size, Tensor | None]]
-    ) -> Sequence[tuple[torch.Size, Tensor | None]]:
-        """Let all of a parameter stay that has no entry per unit of the activation which it meets.
-
-        Units lie along the first of several dimensions: heads lie before the size of a head.
-        """
-        own = [rows is not None and not bool(self.rows.of_layers(lean(rows)).any()) for _, rows in tensors]
-        met = [(size, rows) for size, (_, rows), mine in zip(sizes, tensors, own, strict=True) if not mine]
-        dims = [dim for size, rows in met if rows is not None for dim in range(len(size)) if _along(rows, size, dim)]
-        found = []
-        for size, (shape, rows), mine in zip(sizes, tensors, own, strict=True):
-            if mine and rows is not None and dims and size[min(dims)] == 1:
-                self.rows.needs.append(Still(lean(rows).flatten(), str(self._unknown(name)), 0))
-                rows = None
-            found.append((shape, rows))
-        return found
-
-    def _product(self, name: str, tensors: Sequence[tuple[torch.Size, Tensor | None]], result: Tensor) -> Tensor | None:
-        """Unite the rows that a product of matrices adds up, and those of the matrices that it multiplies."""
-        if len(tensors) != 2 or min(len(size) for size, _ in tensors) < 2:
-            raise self._unknown(name)
-        summed = []
-        for dim, (size, rows) in zip((-1, -2), tensors, strict=True):
-            left = [*size]
-            left[dim] = 1
-            summed.append((torch.Size(left), None if rows is None else self._mix(name, rows, [dim]).expand(left)))
-        return self._by_entry(name, summed, result.shape)
-
-    def _attended(
-        self,
-        name: str,
-        kwargs: Mapping[str, Any],
-        tensors: Sequence[tuple[torch.Size, Tensor | None]],
-        result: Tensor,
-    ) -> Tensor | None:
-        """Unite the rows of each head's queries, keys and values, (batch, heads, tokens, size)."""
-        heads, left = result.shape[-3], []
-        for place, (size, rows) in enumerate(tensors):  # queries, keys, values and a mask, (.., tokens, keys)
-            summed = 2 if place in (1, 2) else 1  # dimensions that are added up, or lie along another tensor's
-            after = (*size[:-summed], *[1] * summed)
-            each = None if rows is None else self._mix(name, rows, range(-summed, 0)).expand(after)
-            if place in (1, 2) and size[-3] < heads and kwargs.get("enable_gqa", False):
-                after = (*after[:-3], heads, 1, 1)  # several queries' heads for each of keys and values
-                each = None if each is None else each.repeat_interleave(heads // size[-3], -3)
-            left.append((torch.Size(after), each))
-        rows = self._by_entry(name, left, torch.Size((*result.shape[:-1], 1)))
-        return None if rows is None else rows.expand(result.shape)
-
-    def _arrange(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
-    ) -> Tensor:
-        """Arrange rows as an operation arranges the entries."""
-        if name in SELECTED and (selected := self._rows_of(args[0])) is not None:
-            self._select(name, selected, args, kwargs)
-        rows = self._apply(name, func, args, kwargs)
-        if not isinstance(rows, Tensor) or rows.shape != result.shape:
-            raise self._unknown(name)
-        noted = self._noted(name, rows)
-        if name in GIVEN_SIZES:
-            self._sized(name, noted, args, kwargs)
-        return noted
-
-    def _noted(self, name: str, rows: Tensor) -> Tensor:
-        """Note an activation in which entries lie otherwise than in the one before."""
-        self.rows.needs.append(Along(lean(rows), str(self._unknown(name))))
-        return lean(rows).expand(rows.shape)
-
-    def _apply(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Apply an operation to rows in place of entries."""
-
-        def rows_of(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-                return leaf
-            rows = self._rows_of(leaf)
-            if rows is None and name in SELECTED:  # an index
-                return leaf
-            return torch.full((), ALWAYS).expand(leaf.shape) if rows is None else rows
-
-        replaced, named = tree_map(rows_of, (args, dict(kwargs)))
-        if any(isinstance(leaf, torch.dtype) for leaf in tree_leaves((args, kwargs))):
-            raise self._unknown(name)  # other numbers in the same memory
-        return torch.Tensor.reshape(*replaced, **named) if name == "view" else func(*replaced, **named)
-
-    def _sized(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the sizes that an operation is given."""
-        first, sizes = 0, [*args[1:], *kwargs.values()]
-        if name == "unflatten":
-            first, sizes = int(sizes[0]) % (rows.dim() - len(sizes[1]) + 1), sizes[1:]
-        flat = [size for each in sizes for size in (each if isinstance(each, tuple | list) else (each,))]
-        why = f"{self._where(name)}: it is given a size that does not follow from the number of units"
-        self.rows.sized(rows, flat, why, first)
-
-    def _select(self, name: str, rows: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the dimensions of which an operation selects entries."""
-        dims: list[int] = []
-        if name in ("getitem", "setitem"):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            used = [each for each in index if each is not None and each is not Ellipsis]
-            if any(isinstance(each, Tensor) and each.dtype == torch.bool for each in used):
-                raise self._unknown(name)
-            dim = 0
-            for each in index:
-                if each is Ellipsis:
-                    dim += rows.dim() - len(used)
-                elif each is not None:
-                    if each != slice(None):
-                        dims.append(dim)
-                    dim += 1
-        else:
-            dims.append(kwargs["dim"] if "dim" in kwargs else args[1])
-        self.rows.needs += [Still(lean(rows), str(self._unknown(name)), dim) for dim in dims]
-
-    def _assign(self, known: Sequence[Tensor | None], target: Tensor, index: Any, value: Any) -> None:
-        """Note the dimensions of which an assignment selects entries."""
-        rows = self.held.get(id(target), (None, None))[1]
-        if rows is not None and len(known) == 1 and not (isinstance(value, Tensor) and value.dim() > 0):
-            self._select("setitem", rows, (target, index), {})
-        elif any(rows is not None for rows in known):
-            raise self._unknown("setitem")
-
-    def _pieces(
-        self,
-        name: str,
-        rows: Tensor,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outputs: Sequence[Tensor],
-    ) -> list[Tensor | None]:
-        """Return the rows of the pieces of a tensor."""
-        found: Sequence[Tensor] = self._apply(name, func, args, kwargs)
-        given, why = [*args[1:], *kwargs.values()], str(self._unknown(name))
-        place = 0 if name == "unbind" else 1
-        dim = int(kwargs.get("dim", given[place] if len(given) > place else 0))
-        if [rows.shape for rows in found] != [leaf.shape for leaf in outputs]:
-            raise self._unknown(name)
-        if name == "unbind" or len({piece.shape for piece in found}) > 1:
-            self.rows.needs.append(Still(lean(rows), why, dim))
-        else:
-            self.rows.needs.append(Alike(lean(rows), why, dim, len(found)))
-            if name == "split":
-                sizes = given[0] if isinstance(given[0], tuple | list) else [given[0]] * len(found)
-                for piece, size in zip(found, sizes, strict=True):
-                    self.rows.sized(piece, [size], why, dim % rows.dim())
-        return [self._noted(name, piece) for piece in found]
+        return self.mixed(call, rows)
 
     def _normalizes(self, rows: Tensor, path: str, module: nn.Module) -> bool:
         """Note a normalization that computes with each channel alone, or with groups of channels; False for others."""
         channels = line(rows, 1)
         if isinstance(module, nn.GroupNorm) and self.lenient:
-            self.rows.mix(channels.view(module.num_groups, -1), [1], self._where("groups"))
+            self.rows.mix(channels.view(module.num_groups, -1), [1], self.where("groups"))
         elif not isinstance(module, NormBase):
             return False
-        self.rows.needs.append(Along(lean(rows), str(self._unknown("norm")), 1))
+        self.rows.needs.append(Along(lean(rows), str(self.unknown("norm")), 1))
         self.norms.append(path)
         self.columns[path] = channels
         return True
@@ -623,28 +344,28 @@ class _UnitTracer(TorchFunctionMode):
         expected = (spatial or 0) + 2
         dim = 1 if spatial is not None else len(before) - 1
         if spatial is not None and self.granularity == "neuron":
-            raise self._unknown(name, "a convolution's units are channels: use 'unit'")
+            raise self.unknown(name, "a convolution's units are channels: use 'unit'")
         if groups != 1 and not self.lenient:
-            raise self._unknown(name, requirement("groups", "1", groups))
+            raise self.unknown(name, requirement("groups", "1", groups))
         if len(before) != expected and not (self.lenient and spatial is None):
-            raise self._unknown(name, f"its input has {len(before)} dimensions, not {expected}")
+            raise self.unknown(name, f"its input has {len(before)} dimensions, not {expected}")
         self._check_module(name, weight, tensor in self.transposed)
         if not tensor or tensor in self.tied:
-            raise self._unknown(name, "its weight is tied, or is not shared between tasks")
+            raise self.unknown(name, "its weight is tied, or is not shared between tasks")
         if tensor in self.layers:
-            error = self._unknown(name, "it is used more than once in a forward pass")
+            error = self.unknown(name, "it is used more than once in a forward pass")
             self._keep_whole([self.columns.get(tensor)], str(error))
             raise error
         if groups != 1 and rows is None:
-            raise self._unknown(name)
+            raise self.unknown(name)
         own = self._add(tensor, tuple(weight.T.shape if tensor in self.transposed else weight.shape))
         if rows is not None:
-            self.rows.needs.append(Along(lean(rows), str(self._unknown(name)), dim))
+            self.rows.needs.append(Along(lean(rows), str(self.unknown(name)), dim))
             feeding = line(rows, dim)
             if groups == 1:
                 self.columns[tensor] = feeding
             else:
-                where = self._where("groups")
+                where = self.where("groups")
                 each = [self.rows.mix(part.view(groups, -1), [1], where)[0] for part in (feeding, own)]
                 self.rows.unite(*each)
         return own.view(-1, *[1] * (result.dim() - dim - 1)).expand(result.shape)
@@ -656,9 +377,9 @@ class _UnitTracer(TorchFunctionMode):
         bias, units = own.get("bias"), weight.shape[1 if transposed else 0]
         known = transposed or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if not known or own.get("weight") is not weight or (bias is not None and bias.shape != (units,)):
-            raise self._unknown(name)
+            raise self.unknown(name)
         if more := own.keys() - {"weight", "bias"}:
-            raise self._unknown(name, f"it has more tensors than a weight and a bias: {', '.join(sorted(more))}")
+            raise self.unknown(name, f"it has more tensors than a weight and a bias: {', '.join(sorted(more))}")
 
     def _add(self, tensor: str, shape: tuple[int, ...]) -> Tensor:
         self.layers[tensor] = shape
@@ -672,11 +393,11 @@ class _UnitTracer(TorchFunctionMode):
         plain = all(names) and not self.tied.intersection(names) and not self.layers.keys() & set(names)
         more = getattr(module, "bias_k", None) is not None or getattr(module, "add_zero_attn", False)
         if not self.lenient or any(rows is not None for rows in known) or not plain or more:
-            raise self._unknown("multi_head_attention_forward")
+            raise self.unknown("multi_head_attention_forward")
         assert isinstance(module, nn.MultiheadAttention)
         inner, outer = names
         heads = self._add(inner, tuple(module.in_proj_weight.shape)).view(3, module.num_heads, -1)
-        self.rows.mix(heads, (0, 2), self._where("attention"))
+        self.rows.mix(heads, (0, 2), self.where("attention"))
         self.columns[outer] = heads[2].flatten()
         return self._add(outer, tuple(module.out_proj.weight.shape)).expand(result.shape)
 
@@ -751,22 +472,6 @@ class _UnitTracer(TorchFunctionMode):
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"granularity {self.granularity!r} does not work for this backbone: {why}")
-
-    def _unknown(self, name: str, why: str = "its effect on units is not known") -> _UnknownEffectError:
-        return _UnknownEffectError(f"{self._where(name)}: {why}")
-
-    def _where(self, name: str) -> str:
-        """Name the module of torch's that computes, or else the operation."""
-        if self.inside:
-            path, module = self.inside[-1]
-            if is_torchs(module):
-                return f"module {path!r} ({type(module).__name__})"
-        return f"operation {name!r}"
-
-
-def _along(rows: Tensor, size: Sequence[int], dim: int) -> bool:
-    """Tell whether rows differ along a dimension of the shape that they broadcast to."""
-    return varies(rows.expand(size), dim)
 
 
 def _other_parameters(network: MultiSubnetwork) -> dict[int, str]:
