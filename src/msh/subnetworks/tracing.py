@@ -257,7 +257,7 @@ class _UnitTracer(RowRules, TorchFunctionMode):
         """Note that code computes with an attribute, or with a tensor's size, otherwise than as a size."""
         if isinstance(origin, Attribute):
             self.rows.fixed.add(origin)
-        else:
+        elif self.inside:  # else code has kept a size beyond the forward pass
             path, module = self.inside[-1]
             why = f"module {path!r} ({type(module).__name__}) computes with the number of units"
             self.rows.needs.append(Still(lean(origin.rows), why, origin.dim))

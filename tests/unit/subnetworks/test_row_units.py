@@ -158,6 +158,18 @@ def test_attributes_are_plain_numbers_again_after_tracing():
     assert backbone.heads == 4
 
 
+def test_sizes_that_a_module_keeps_are_of_use_after_tracing():
+    kept = []
+
+    def operation(own, hidden):
+        kept.append(hidden.shape[-1])
+        return hidden
+
+    trace_units(MultiSubnetwork(Between(operation)), "unit", torch.zeros(2, 5, 4))
+    assert kept[0] // 5 == 2
+    assert type(copy.deepcopy(kept)[0]) is int
+
+
 def test_marked_numbers_report_what_their_value_decides():
     seen = []
     width, heads = (Marked(value, (Attribute("", str(value), value),), seen.append) for value in (12, 3))
