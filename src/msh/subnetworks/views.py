@@ -8,6 +8,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import RLock
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -358,12 +359,13 @@ def uses_checkpoints(tree: nn.Module) -> bool:
 
 def sets_requires_grad(tree: nn.Module) -> bool:
     """Tell whether a forward pass sets `requires_grad` of a tensor, which torch allows of data alone."""
-    return any(_sets(type(module).forward) for module in tree.modules())
+    functions = (getattr(type(module), "forward", None) for module in tree.modules())  # TorchScript has none
+    return any(inspect.isfunction(function) and _sets(function) for function in functions)
 
 
-def _sets(function: Callable[..., Any]) -> bool:
+def _sets(function: FunctionType) -> bool:
     """Tell whether a function sets a tensor's attribute `requires_grad`."""
-    if "requires_grad" not in getattr(function, "__code__", _sets.__code__).co_names:
+    if "requires_grad" not in function.__code__.co_names:
         return False
     return any(
         step.opname == "STORE_ATTR" and step.argval == "requires_grad" for step in dis.get_instructions(function)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from msh.draws import drawing_apart, seed_draws
 from msh.errors import described, invalid, one_of
 from msh.subnetworks.tensors import same_bits
 from msh.tasks.options import Kind
@@ -108,12 +109,12 @@ def _resets(task: Task, used: Metric, fresh: Metric) -> bool:
     """Tell whether a metric that was used and reset computes what a fresh one does."""
     targets, scores = task.splits["train"].targets[:TRIED], []
     fresh.distributed_available_fn = used.distributed_available_fn
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), drawing_apart():
         warnings.simplefilter("ignore")  # of few examples
         try:
             used.reset()
             for metric in (used, fresh):
-                torch.manual_seed(0)  # some draw
+                seed_draws(0, cpu_only=True)  # some draw
                 task.update(metric, _blank(task, targets), targets)
                 scores.append(torch.as_tensor(metric.compute()))
         except Exception:  # few examples, with outputs of 0, may not suffice
@@ -160,7 +161,7 @@ def _restores(task: Task, outputs: Tensor, targets: Tensor) -> bool:
     """Tell whether a fresh copy of an own loss with the state dict of one in use returns the same."""
     used, restored = task.with_fresh_loss(), task.with_fresh_loss()
     others = torch.linspace(0.1, 0.9, outputs.numel()).view_as(outputs).requires_grad_()
-    with torch.random.fork_rng(devices=[]):  # losses may draw
+    with drawing_apart():  # losses may draw
         try:
             used.loss(others, targets)
         except Exception:  # outputs of 0 alone may be allowed
@@ -171,7 +172,7 @@ def _restores(task: Task, outputs: Tensor, targets: Tensor) -> bool:
             return False
         scores = []
         for each in (used, restored):
-            torch.manual_seed(0)
+            seed_draws(0, cpu_only=True)
             scores.append(each.loss(outputs, targets).detach())
     return same_bits(*scores)
 
