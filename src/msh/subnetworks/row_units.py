@@ -155,9 +155,8 @@ class RowUnits:
 
     def _owners(self, rows: Tensor) -> Tensor:
         """Look up the index of each row's layer."""
-        return (
-            torch.bucketize(rows.contiguous(), torch.tensor([*self.first.values()], dtype=torch.int64), right=True) - 1
-        )
+        starts = torch.tensor([*self.first.values()], dtype=torch.int64)
+        return torch.bucketize(rows.contiguous(), starts, right=True) - 1
 
     def unite(self, one: Tensor, other: Tensor) -> None:
         """Unite rows that stand at the same position of two tensors, which broadcast."""
@@ -217,9 +216,9 @@ class RowUnits:
         if not shapes:
             return Solution({}, {}, {}, {}, lambda rows: None)
         labels, leaders = self._labels(), self.leaders()
-        owners = self._owners(torch.arange(self.count))
-        of_layers = torch.tensor([name in shapes for name in self.first])[owners]
-        united = torch.zeros(self.count, dtype=torch.bool).index_fill(0, labels[of_layers], True)[labels]
+        rows = torch.arange(self.count)
+        owners, used = self._owners(rows), labels[self.of_layers(rows)]
+        united = torch.zeros(self.count, dtype=torch.bool).index_fill(0, used, True)[labels]
         while True:
             for name in [name for name in self.first if name in whole]:
                 for other in self.first:
