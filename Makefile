@@ -31,7 +31,7 @@ setup: $(READY) ##+ Create .venv with everything msh and its tests need: about a
 demo: $(READY) ## Train four bundled tasks into one network: about 30 s. Results are in outputs/sequential.
 	$(BIN)/python train.py +experiment=sequential
 
-test: $(READY) ## Run the tests, except slow ones: about 7 minutes on 2 cores.
+test: $(READY) ## Run the tests, except slow ones: about 12 minutes on 2 cores.
 	$(PYTEST)
 
 test-all: $(READY) ## Run all tests, except those that kill processes or start servers.
