@@ -38,6 +38,11 @@ def by_key(overrides: Iterable[str]) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in pairs}
 
 
+def is_unsafe(overrides: Iterable[str]) -> bool:
+    """Return true if `unsafe=true` is among overrides: stored configs may call any code."""
+    return by_key(overrides).get("unsafe", "false").lower() == "true"
+
+
 def flag_value(flags: Sequence[str], *names: str) -> str | None:
     """Return the value of a flag, `--flag VALUE` or `--flag=VALUE`; None where it is not given."""
     for flag, after in zip_longest(flags, flags[1:]):

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from msh.cli import train
 from msh.cli.app import show_help
-from msh.cli.arguments import by_key, flag_value, quoted, split_arguments
+from msh.cli.arguments import by_key, flag_value, is_unsafe, quoted, split_arguments
 from msh.cli.errors import user_errors
 from msh.cli.jobs import Jobs, Outcome, is_finished, without_hydra
 from msh.cli.memory import give_large_blocks_back
@@ -71,7 +71,7 @@ def main() -> None:
         launcher = _launcher(given, by_key(overrides))
         plan = read_plan(given.plan)
         stored = _made_with(given.plan, plan)
-        unsafe = by_key(overrides).get("unsafe", "false").lower() == "true"
+        unsafe = is_unsafe(overrides)
         overrides = [override for override in overrides if by_key([override]).keys() != {"unsafe"}]
         config, own = OmegaConf.create(stored["config"]), flag_value(flags, "--config-dir", "-cd")
         changes = register_stored("planned", config, given.plan, stored["overrides"], own, overrides, unsafe)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from msh.backbones.named import BY_CALLER
-from msh.cli.arguments import by_key, literal, quoted, unquoted
+from msh.cli.arguments import by_key, is_unsafe, literal, quoted, unquoted
 from msh.cli.composing import use_own_loader
 from msh.cli.configs import config_folder
 from msh.files.yaml_files import read_config, read_overrides
@@ -137,7 +137,7 @@ def compose_resumed(folder: Path, own: str | None, overrides: Sequence[str]) -> 
         HydraException: an override does not fit.
     """
     path = folder / ".hydra" / "config.yaml"
-    unsafe = by_key(overrides).get("unsafe", "false").lower() == "true"
+    unsafe = is_unsafe(overrides)
     ours = ("resume", "unsafe", "hydra.run.dir")
     overrides = [override for override in overrides if override.partition("=")[0] not in ours]
     started = read_overrides(folder / ".hydra" / "overrides.yaml")

@@ -19,7 +19,7 @@ def flushes_denormal() -> bool:
 
 
 class _Defaults:
-    """How many calls in all threads compute with torch's usual type, and the type of the program around them."""
+    """Count the calls in all threads that compute with torch's usual type; keep the type of the program around them."""
 
     lock = Lock()
     calls = 0

@@ -172,7 +172,7 @@ class Counts(TypedDict):
 
 @dataclass(frozen=True)
 class Holdings:
-    """How many weights each task of a network owns and reads, and how many private values it has.
+    """Count the weights that each task of a network owns and reads, and its private values.
 
     Attributes:
         tasks: by name; their tensors may be missing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,12 +74,12 @@ class Call:
     kwargs: Mapping[str, Any]
     result: Any
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Tensors among its arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         """Tensors of its result."""
         return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
@@ -175,7 +176,9 @@ class RowRules:
         """
         own = [rows is not None and not bool(self.rows.of_layers(lean(rows)).any()) for _, rows in tensors]
         met = [(size, rows) for size, (_, rows), mine in zip(sizes, tensors, own, strict=True) if not mine]
-        dims = [dim for size, rows in met if rows is not None for dim in range(len(size)) if _along(rows, size, dim)]
+        dims = [
+            dim for size, rows in met if rows is not None for dim in range(len(size)) if varies(rows.expand(size), dim)
+        ]
         found = []
         for size, (shape, rows), mine in zip(sizes, tensors, own, strict=True):
             if mine and rows is not None and dims and size[min(dims)] == 1:
@@ -310,8 +313,3 @@ class RowRules:
             if is_torchs(module):
                 return f"module {path!r} ({type(module).__name__})"
         return f"operation {name!r}"
-
-
-def _along(rows: Tensor, size: Sequence[int], dim: int) -> bool:
-    """Tell whether rows differ along a dimension of the shape that they broadcast to."""
-    return varies(rows.expand(size), dim)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from scipy.sparse import coo_array
@@ -215,7 +216,7 @@ class RowUnits:
         """
         if not shapes:
             return Solution({}, {}, {}, {}, lambda rows: None)
-        labels, leaders = self._labels(), self.leaders()
+        labels, leaders = self.labels, self.leaders
         rows = torch.arange(self.count)
         owners, used = self._owners(rows), labels[self.of_layers(rows)]
         united = torch.zeros(self.count, dtype=torch.bool).index_fill(0, used, True)[labels]
@@ -227,29 +228,30 @@ class RowUnits:
             before = len(whole)
             alive = torch.tensor([name not in whole for name in self.first])[owners]
             current = torch.where(alive & united, labels, ALWAYS)
-            structures = self._structures(shapes, labels, leaders, whole)
+            structures = self._structures(shapes, whole)
             if len(whole) == before:
                 some = current.clone()
                 for name in last:
                     some[self.first[name] : self.first[name] + shapes[name][0]] = ALWAYS
-                counts = self._check_needs(some, leaders, whole)
+                counts = self._check_needs(some, whole)
             if len(whole) == before:
-                self._check_columns(columns, structures, current, leaders, whole)
+                self._check_columns(columns, structures, current, whole)
             if len(whole) == before:
-                parameters = self._parameters(structures, some, leaders, whole)
+                parameters = self._parameters(structures, some, whole)
             if len(whole) == before:
-                return Solution(structures, leaders, counts, parameters, lambda rows: self._layer_of(rows, leaders))
+                return Solution(structures, leaders, counts, parameters, self._layer_of)
 
-    def _labels(self) -> Tensor:
-        """Label every row by the set that it is united to: (rows,)."""
+    @cached_property
+    def labels(self) -> Tensor:
+        """Label every row by the set that it is united to, (rows,), once all are united."""
         pairs = torch.cat(self.united, 1) if self.united else torch.empty(2, 0, dtype=torch.int64)
         return _components(pairs, self.count)
 
+    @cached_property
     def leaders(self) -> dict[str, str]:
-        """Map each layer to the first one that shares a unit with it, directly or through others."""
-        labels = self._labels()
+        """Map each layer to the first that shares a unit with it, directly or through others, once all are united."""
         names, owners = [*self.first], self._owners(torch.arange(self.count))
-        least = torch.full((self.count,), len(names)).scatter_reduce(0, labels, owners, "amin")[labels]
+        least = torch.full((self.count,), len(names)).scatter_reduce(0, self.labels, owners, "amin")[self.labels]
         pairs = (owners * len(names) + least).unique()  # far faster than of two columns
         groups = _components(torch.stack((pairs // len(names), pairs % len(names))), len(names)).tolist()
         leader: dict[int, str] = {}
@@ -257,13 +259,17 @@ class RowUnits:
             leader.setdefault(group, name)
         return {name: leader[group] for name, group in zip(names, groups, strict=True)}
 
-    def _layer_of(self, rows: Tensor, leaders: Mapping[str, str]) -> str | None:
+    def _leader(self, rows: Tensor) -> str:
+        """Name the first layer that has the units of these rows, of one unit or more."""
+        return self.leaders[self.layers(rows)[0]]
+
+    def _layer_of(self, rows: Tensor) -> str | None:
         """Name a layer that has the units of these rows."""
         names = self.layers(rows)
-        return None if not names else leaders[names[0]] if names[0] in self.others else names[0]
+        return None if not names else self.leaders[names[0]] if names[0] in self.others else names[0]
 
     def _parameters(
-        self, structures: Mapping[str, Structure], current: Tensor, leaders: Mapping[str, str], whole: dict[str, str]
+        self, structures: Mapping[str, Structure], current: Tensor, whole: dict[str, str]
     ) -> dict[str, Parameter]:
         """Find other parameters' entries per unit; units must lie along one of their dimensions."""
         found: dict[str, Parameter] = {}
@@ -275,29 +281,23 @@ class RowUnits:
             if len(dims) != 1:
                 whole[name] = f"parameter {name!r}: units do not lie along one of its dimensions"
                 continue
-            units = structures[leaders[name]].units
+            units = structures[self.leaders[name]].units
             index = torch.full((self.count,), ALWAYS).index_copy(0, units, torch.arange(len(units)))
-            found[name] = Parameter(leaders[name], dims[0], _labelled(index, line(labels, dims[0])))
+            found[name] = Parameter(self.leaders[name], dims[0], _labelled(index, line(labels, dims[0])))
         return found
 
-    def _structures(
-        self,
-        shapes: Mapping[str, Sequence[int]],
-        labels: Tensor,
-        leaders: Mapping[str, str],
-        whole: dict[str, str],
-    ) -> dict[str, Structure]:
+    def _structures(self, shapes: Mapping[str, Sequence[int]], whole: dict[str, str]) -> dict[str, Structure]:
         structures: dict[str, Structure] = {}
         for name, start in self.first.items():
             if name in whole or name in self.others:
                 continue
-            rows = labels[start : start + shapes[name][0]]
+            rows = self.labels[start : start + shapes[name][0]]
             found = _structure(rows)
             if found is None:
                 whole[name] = "its units lie in no regular order"
             elif len(found.units) == 1 < len(rows):
                 whole[name] = f"{self.mixers.get(name, 'an operation')}: it needs all units together"
-            elif not torch.equal(found.units, structures.get(leaders[name], found).units):
+            elif not torch.equal(found.units, structures.get(self.leaders[name], found).units):
                 whole[name] = "layers with the same units have them in different orders"
             else:
                 structures[name] = found
@@ -308,7 +308,6 @@ class RowUnits:
         columns: Mapping[str, Tensor],
         structures: Mapping[str, Structure],
         current: Tensor,
-        leaders: Mapping[str, str],
         whole: dict[str, str],
     ) -> None:
         """Let layers stay whole unless each of their units feeds as many columns, one unit after the other."""
@@ -316,38 +315,35 @@ class RowUnits:
             labels = _labelled(current, rows)
             if not bool((labels >= 0).any()):
                 continue
-            units = structures[leaders[self.layers(rows[labels >= 0])[0]]].units
+            units = structures[self._leader(rows[labels >= 0])].units
             block, rest = divmod(len(rows), len(units))
             if rest or not torch.equal(labels, units.repeat_interleave(block)):
                 for name in self.layers(rows[labels >= 0]):
                     whole.setdefault(name, f"{where}: the units that feed it lie in no regular order")
 
-    def _check_needs(self, current: Tensor, leaders: Mapping[str, str], whole: dict[str, str]) -> dict[Attribute, str]:
+    def _check_needs(self, current: Tensor, whole: dict[str, str]) -> dict[Attribute, str]:
         """Let layers stay whole whose activations do not meet a need; return the attributes that count units."""
         counts: dict[Attribute, str] = {}
-        varied: list[tuple[Sized, Tensor]] = []
+        sized: list[tuple[Sized, Tensor]] = []
         for need in self.needs:
             labels = _labelled(current, need.rows)
+            if isinstance(need, Sized):
+                sized.append((need, labels))
+                if varies(labels, need.dim) and len(need.factors) == 1 and isinstance(need.factors[0], Attribute):
+                    counts[need.factors[0]] = self._leader(need.rows[labels >= 0])
+                continue
             if isinstance(need, Along):
                 dims = [dim for dim in range(labels.dim()) if varies(labels, dim)]
                 met = len(dims) <= 1 if need.dim is None else set(dims) <= {need.dim}
             elif isinstance(need, Still):
                 met = not varies(labels, need.dim)
-            elif isinstance(need, Alike):
+            else:
                 pieces = labels.chunk(need.pieces, need.dim)
                 met = all(torch.equal(piece, pieces[0]) for piece in pieces)
-            else:
-                met = True
-                if varies(labels, need.dim):
-                    varied.append((need, labels))
             if not met:
                 self._stay(need, labels, whole)
-        for need, labels in varied:
-            match need.factors:
-                case (Attribute() as attribute,):
-                    counts[attribute] = leaders[self.layers(need.rows[labels >= 0])[0]]
-        for need, labels in ((need, _labelled(current, need.rows)) for need in self.needs if isinstance(need, Sized)):
-            if not self._follows(need, labels, current, counts, leaders):
+        for need, labels in sized:
+            if not self._follows(need, labels, current, counts):
                 self._stay(need, labels, whole)
                 for factor in need.factors:
                     if isinstance(factor, Attribute) and factor in counts:  # of layers that lie elsewhere
@@ -360,7 +356,6 @@ class RowUnits:
         labels: Tensor,
         current: Tensor,
         counts: Mapping[Attribute, str],
-        leaders: Mapping[str, str],
     ) -> bool:
         """Tell whether a size follows from the number of units along its dimension."""
         varying = varies(labels, need.dim)
@@ -372,7 +367,7 @@ class RowUnits:
                     continue
                 if factor in self.fixed or not varying or factor.value % len(found.unique()):
                     return False
-                if leaders[self.layers(need.rows[labels >= 0])[0]] != counts[factor]:
+                if self._leader(need.rows[labels >= 0]) != counts[factor]:
                     return False
                 changing += 1
             elif varies(others := _labelled(current, factor.rows), factor.dim):

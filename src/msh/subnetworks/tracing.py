@@ -407,7 +407,7 @@ class _UnitTracer(RowRules, TorchFunctionMode):
         if not isinstance(features, Tensor):
             held = [self.held[id(leaf)][1] for leaf in tree_leaves(features) if id(leaf) in self.held]
             self._keep_whole(held, "its outputs: they must be one tensor")
-        shapes, computing = dict(self.layers), [*self.layers]
+        shapes = dict(self.layers)
         for name, weight in network.weights():
             if name not in self.layers:
                 if not self.lenient:
@@ -437,7 +437,7 @@ class _UnitTracer(RowRules, TorchFunctionMode):
             layers[name] = Layer(
                 name.rpartition(".")[0],
                 shape,
-                source(name) if name in computing else None,
+                source(name),
                 self.whole.get(name, ""),
                 solution.leaders.get(name, name),
                 *((1, 1) if found is None else (found.parts, found.size)),
@@ -456,7 +456,7 @@ class _UnitTracer(RowRules, TorchFunctionMode):
         self.columns[OUTPUT] = line(output, along[-1] if along else -1)
         if not self.lenient:
             return names
-        leaders, kept = self.rows.leaders(), {}
+        leaders, kept = self.rows.leaders, {}
         for name in names:
             path = name.rpartition(".")[0]
             kind = type(network.backbone.get_submodule(path))
